@@ -1,0 +1,65 @@
+# obanrs: `make help` lists the targets.
+#
+# Everything that is built goes into target/, everything that is installed by `make setup` is listed in
+# tools/setup. Tests and the demo run their own servers from a private copy of the Postgres installation
+# (tests/support/installation.rs), so that a server which runs on this machine keeps its files.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+# Which Postgres: any of its pg_config programs.
+PG_CONFIG ?= $(shell tools/setup --which-pg-config)
+PG_MAJOR = $(shell $(PG_CONFIG) --version | sed -E 's/[^0-9]*([0-9]+).*/\1/')
+FEATURES = --no-default-features --features pg$(PG_MAJOR)
+
+export PGRX_HOME := $(CURDIR)/target/pgrx
+# Not from the environment: RUSTFLAGS would take pgrx's linker flags away, without which the extension
+# has no schema, and a backtrace would go into the DETAIL of every error.
+unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUST_BACKTRACE
+
+RELEASE_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-release
+TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
+
+.PHONY: help setup build package test-package demo test test-logic test-backend test-server check install clean
+
+help: ## lists the targets
+	@echo 'Usage: make TARGET [PG_CONFIG=/path/to/pg_config]'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+setup: ## installs what is missing to build and to test (Debian's packages, cargo-pgrx)
+	@tools/setup
+
+package: setup ## builds the release extension into target/package
+	@tools/package $(PG_CONFIG) $(RELEASE_PACKAGE)
+
+test-package: setup
+	@tools/package $(PG_CONFIG) $(TEST_PACKAGE) --debug --features pg_test
+
+demo: package ## shows the whole path on a server of its own: notify, elect, gossip, fail over
+	@export PGRX_PG_CONFIG_PATH=$(PG_CONFIG) OBANRS_PG_CONFIG=$(PG_CONFIG) OBANRS_PACKAGE=$(RELEASE_PACKAGE); \
+	cargo build --quiet $(FEATURES) --example demo; \
+	target/debug/examples/demo
+
+test: test-logic test-backend test-server ## every test
+	@echo 'All suites passed.'
+
+test-logic: setup ## the rules, without a server
+	PGRX_PG_CONFIG_PATH=$(PG_CONFIG) cargo test $(FEATURES) --lib logic::
+
+test-backend: test-package ## the functions, inside a backend
+	PGRX_PG_CONFIG_PATH=$(PG_CONFIG) OBANRS_PG_CONFIG=$(PG_CONFIG) OBANRS_PACKAGE=$(TEST_PACKAGE) \
+	cargo test $(FEATURES),real_server --test backend
+
+test-server: package ## real servers, real clients; kills and restarts
+	PGRX_PG_CONFIG_PATH=$(PG_CONFIG) OBANRS_PG_CONFIG=$(PG_CONFIG) OBANRS_PACKAGE=$(RELEASE_PACKAGE) \
+	cargo test $(FEATURES),real_server --test server
+
+check: setup ## formatting and lints
+	cargo fmt --check
+	PGRX_PG_CONFIG_PATH=$(PG_CONFIG) cargo clippy --all-targets $(FEATURES),real_server -- -D warnings
+
+install: package ## into the Postgres of PG_CONFIG; then set shared_preload_libraries and restart it
+	@tools/install $(PG_CONFIG) $(RELEASE_PACKAGE)
+
+clean: ## removes what was built
+	rm -rf target

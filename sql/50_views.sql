@@ -1,0 +1,31 @@
+-- Views over the set-returning functions. They show the caller's database, and of it the prefixes
+-- that the caller may read; they filter and don't raise for lack of a right.
+
+CREATE VIEW oban_members AS
+    SELECT prefix, name, node, member, kind, pid, leader, joined_at, expires_at
+    FROM obanrs_members();
+
+CREATE VIEW oban_leadership AS
+    SELECT prefix, name, node, term, started_at, expires_at
+    FROM obanrs_leadership();
+
+CREATE VIEW oban_gossip AS
+    SELECT
+        g.prefix, g.name, g.node, g.queue,
+        (g.state OPERATOR(pg_catalog.->>) 'paused')::pg_catalog.bool AS paused,
+        COALESCE(
+            g.state OPERATOR(pg_catalog.->>) 'local_limit',
+            g.state OPERATOR(pg_catalog.->>) 'limit'
+        )::pg_catalog.int4 AS local_limit,
+        pg_catalog.jsonb_array_length(g.state OPERATOR(pg_catalog.->) 'running') AS running,
+        g.state OPERATOR(pg_catalog.->>) 'uuid' AS uuid,
+        COALESCE(
+            (g.state OPERATOR(pg_catalog.->>) 'started_at')::pg_catalog.timestamptz, g.started_at
+        ) AS started_at,
+        g.updated_at, g.expires_at, g.state
+    FROM obanrs_gossip() g;
+
+CREATE VIEW oban_workers AS
+    SELECT w.kind, d.datname AS database, w.pid, w.state, w.started_at, w.restarts, w.last_error
+    FROM obanrs_workers() w
+    LEFT JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) w.database;

@@ -1,0 +1,3 @@
+CREATE TYPE {prefix}.oban_job_state AS ENUM (
+    'available', 'suspended', 'scheduled', 'executing', 'retryable', 'completed', 'discarded', 'cancelled'
+);

@@ -1,0 +1,114 @@
+//! Every setting.
+
+use std::time::Duration;
+
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+
+/// Databases with the extension that get a keeper. Eight: a server rarely has more than one
+/// application with jobs in each of a few databases, and a slot costs less than a kilobyte.
+static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(8);
+/// Members over all databases. A slot costs about a kilobyte, its leadership included.
+static MAX_MEMBERS: GucSetting<i32> = GucSetting::<i32>::new(1024);
+/// In kB. 8 MB hold about 12,000 queues with a state of ten keys.
+static GOSSIP_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
+/// In ms. Oban's nodes forget a silent node after 30 s.
+static GOSSIP_TTL: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+/// In ms. Oban's own lease.
+static LEASE: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+
+/// In `_PG_init`. Sizes of shared memory can only be defined while it is still being laid out.
+pub fn register(preloading: bool) {
+    GucRegistry::define_int_guc(
+        c"obanrs.lease",
+        c"How long a leadership holds without a renewal.",
+        c"The keeper renews at half of it, by the server's clock. Oban's own nodes use 30 s.",
+        &LEASE,
+        1_000,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"obanrs.gossip_ttl",
+        c"How long an entry of oban_gossip stays when oban_gossip_put is given no ttl.",
+        c"Oban's nodes forget a silent node after 30 s.",
+        &GOSSIP_TTL,
+        100,
+        86_400_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    if preloading {
+        let sizes: [(_, _, _, &'static GucSetting<i32>, _, _, _); 3] = [
+            (
+                c"obanrs.max_databases",
+                c"How many databases may have the extension's workers at a time.",
+                c"Each takes one slot of max_worker_processes.",
+                &MAX_DATABASES,
+                1,
+                10_000,
+                GucFlags::default(),
+            ),
+            (
+                c"obanrs.max_members",
+                c"How many members may have joined, over all databases.",
+                c"Each takes about a kilobyte of shared memory.",
+                &MAX_MEMBERS,
+                1,
+                1_000_000,
+                GucFlags::default(),
+            ),
+            (
+                c"obanrs.gossip_memory",
+                c"Shared memory for the entries of oban_gossip, over all databases.",
+                c"8 MB hold about 12,000 queues with a state of ten keys.",
+                &GOSSIP_MEMORY,
+                64,
+                1024 * 1024,
+                GucFlags::UNIT_KB,
+            ),
+        ];
+        for (name, short, long, setting, least, most, flags) in sizes {
+            GucRegistry::define_int_guc(
+                name,
+                short,
+                long,
+                setting,
+                least,
+                most,
+                GucContext::Postmaster,
+                flags,
+            );
+        }
+    }
+    reserve_prefix();
+}
+
+/// From here on `SET obanrs.typo` is an error instead of a placeholder that nobody reads.
+#[allow(unsafe_code)]
+fn reserve_prefix() {
+    // SAFETY: a literal, after all our settings were defined.
+    unsafe { pgrx::pg_sys::MarkGUCPrefixReserved(c"obanrs".as_ptr()) }
+}
+
+pub fn max_databases() -> usize {
+    MAX_DATABASES.get() as usize
+}
+
+pub fn max_members() -> usize {
+    MAX_MEMBERS.get() as usize
+}
+
+/// In bytes.
+pub fn gossip_memory() -> usize {
+    GOSSIP_MEMORY.get() as usize * 1024
+}
+
+pub fn gossip_ttl() -> Duration {
+    Duration::from_millis(GOSSIP_TTL.get() as u64)
+}
+
+/// In microseconds, as the rules count.
+pub fn lease() -> i64 {
+    i64::from(LEASE.get()) * 1_000
+}

@@ -1,0 +1,158 @@
+//! Every error that a user can get from us: SQLSTATE, what was wrong with which value, and a hint
+//! that names the call or the setting that helps.
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::PgSqlErrorCode;
+use thiserror::Error;
+
+use crate::logic::channel::{ChannelError, MAX_CHANNEL};
+use crate::logic::wire::{MAX_PAYLOAD, WireError};
+
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("argument \"{0}\" must not be null")]
+    NullArgument(&'static str),
+    #[error("{message}")]
+    BadArgument { message: String, hint: String },
+    #[error("node \"{node}\" has already joined \"{name}\"")]
+    NodeTaken { node: String, name: String, pid: i32 },
+    #[error("prefix \"{0}\" does not exist")]
+    NoSuchPrefix(String),
+    #[error("permission denied for prefix \"{prefix}\"")]
+    NotAllowed { prefix: String, needs: &'static str },
+    #[error("must be owner of table {table}")]
+    NotOwner { table: String },
+    #[error("permission denied: {0}")]
+    NotYours(String),
+    #[error("no room for {what}")]
+    TableFull { what: String, setting: &'static str },
+    #[error("payload too large: {0}")]
+    PayloadTooLarge(String),
+    #[error("obanrs is not loaded at server start")]
+    NotPreloaded,
+    #[error("cannot {0} during recovery")]
+    InRecovery(&'static str),
+    #[error("{0}")]
+    NotSupported(&'static str),
+}
+
+impl Error {
+    pub fn bad(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::BadArgument { message: message.into(), hint: hint.into() }
+    }
+
+    fn code(&self) -> PgSqlErrorCode {
+        use PgSqlErrorCode::*;
+        match self {
+            Self::NullArgument(_) => ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            Self::BadArgument { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
+            Self::NodeTaken { .. } => ERRCODE_UNIQUE_VIOLATION,
+            Self::NoSuchPrefix(_) => ERRCODE_INVALID_SCHEMA_NAME,
+            Self::NotAllowed { .. } | Self::NotOwner { .. } | Self::NotYours(_) => {
+                ERRCODE_INSUFFICIENT_PRIVILEGE
+            }
+            Self::TableFull { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            Self::PayloadTooLarge(_) => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Self::NotPreloaded | Self::InRecovery(_) => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Self::NotSupported(_) => ERRCODE_FEATURE_NOT_SUPPORTED,
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::NullArgument(name) => format!("Leave \"{name}\" out for its default, if it has one."),
+            Self::BadArgument { hint, .. } => hint.clone(),
+            Self::NodeTaken { pid, .. } => format!(
+                "The backend with PID {pid} is that member. Give this node another name, end that session, \
+                 or join with replace => true."
+            ),
+            Self::NoSuchPrefix(prefix) => {
+                format!("Create it and its tables with SELECT oban_install({}).", quote(prefix))
+            }
+            Self::NotAllowed { prefix, needs } => {
+                // Without that table the schema's privileges decide; then this hint leads to installing.
+                format!("It needs {needs} {}.", pgrx::spi::quote_qualified_identifier(&**prefix, "oban_jobs"))
+            }
+            Self::NotOwner { .. } => "Its owner, or a member of that role, has to do this.".into(),
+            Self::NotYours(_) => "Ask as that role, or as a member of it.".into(),
+            Self::TableFull { setting, .. } => {
+                format!("Raise {setting} and restart the server, or wait until entries end.")
+            }
+            Self::PayloadTooLarge(_) => {
+                "Put the data into a table and send its key: a notification is a hint.".into()
+            }
+            Self::NotPreloaded => "Add obanrs to shared_preload_libraries and restart the server.".into(),
+            Self::InRecovery(_) => "Connect to the primary.".into(),
+            Self::NotSupported(_) => "README says what this version does not do yet.".into(),
+        }
+    }
+}
+
+fn quote(value: &str) -> String {
+    pgrx::spi::quote_literal(value)
+}
+
+impl From<Error> for ErrorReport {
+    fn from(error: Error) -> Self {
+        ErrorReport::new(error.code(), error.to_string(), "obanrs").set_hint(error.hint())
+    }
+}
+
+impl From<ChannelError> for Error {
+    fn from(error: ChannelError) -> Self {
+        match error {
+            ChannelError::Name(channel) => Error::bad(
+                format!("channel \"{channel}\" is not a channel name"),
+                "A channel is lower-case letters, digits and underscores, and does not begin with a digit.",
+            ),
+            ChannelError::DottedPrefix(prefix) => Error::bad(
+                format!("prefix \"{prefix}\" contains a dot"),
+                "Oban's nodes split a channel's name at its first dot: rename the schema.",
+            ),
+            ChannelError::TooLong(full) => Error::bad(
+                format!("channel name \"{full}\" has {} bytes", full.len()),
+                format!("<prefix>.oban_<channel> may have {MAX_CHANNEL} bytes, as any channel in Postgres."),
+            ),
+        }
+    }
+}
+
+impl From<WireError> for Error {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::TooLong(bytes) => Error::PayloadTooLarge(format!(
+                "{bytes} bytes on the wire, compressed; a notification has at most {MAX_PAYLOAD}"
+            )),
+            WireError::Bomb => Error::PayloadTooLarge(format!(
+                "it unpacks to more than {} bytes",
+                crate::logic::wire::MAX_UNPACKED
+            )),
+            WireError::Malformed(why) => Error::bad(
+                format!("not a wire form of Oban's: {why}"),
+                "Oban sends JSON, base64 of gzip (H4sI...), or the latter behind \"Z:\".",
+            ),
+        }
+    }
+}
+
+/// An argument that must not be NULL. (Functions are not STRICT: a silent NULL would hide a mistake.)
+pub fn given<T>(name: &'static str, argument: Option<T>) -> Result<T, Error> {
+    argument.ok_or(Error::NullArgument(name))
+}
+
+/// A text argument for a slot of `N` bytes in shared memory: not empty and not longer.
+pub fn name<const N: usize>(
+    argument: &'static str,
+    value: Option<&str>,
+) -> Result<crate::logic::text::Text<N>, Error> {
+    let value = given(argument, value)?;
+    if value.is_empty() {
+        return Err(Error::bad(format!("argument \"{argument}\" is empty"), "Give it a name."));
+    }
+    crate::logic::text::Text::new(value).ok_or_else(|| {
+        Error::bad(
+            format!("argument \"{argument}\" has {} bytes: \"{value}\"", value.len()),
+            format!("At most {N} bytes fit."),
+        )
+    })
+}

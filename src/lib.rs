@@ -1,0 +1,63 @@
+//! obanrs: Oban's coordination layer inside Postgres.
+//!
+//! | where | what |
+//! | --- | --- |
+//! | `logic` | the rules, in pure Rust: wire format, elections, gossip table, life of a worker |
+//! | `pg` | Postgres, one concept a file |
+//! | `shmem` | the segment of shared memory and its locks |
+//! | `notifier`, `peer`, `gossip`, `trigger` | the SQL functions, one concern each |
+//! | `worker` | the background workers and the hooks that keep them out of the way |
+//! | `config`, `error` | every setting; every error |
+//!
+//! Dependencies point from the bottom of this table to its top; `logic` depends on nothing.
+
+use pgrx::prelude::*;
+
+mod config;
+mod error;
+mod gossip;
+mod logic;
+mod notifier;
+mod peer;
+mod pg;
+mod shmem;
+#[cfg(any(test, feature = "pg_test"))]
+mod tests;
+mod trigger;
+mod worker;
+
+#[cfg(not(panic = "unwind"))]
+compile_error!("a panic has to unwind: pgrx turns it into an ERROR, an abort would restart the server");
+
+pgrx::pg_module_magic!(name, version);
+
+extension_sql_file!("../sql/10_schema.sql", bootstrap);
+extension_sql_file!(
+    "../sql/50_views.sql",
+    name = "views",
+    requires =
+        [peer::obanrs_members, peer::obanrs_leadership, gossip::obanrs_gossip, worker::view::obanrs_workers]
+);
+extension_sql_file!("../sql/90_finish.sql", finalize);
+
+/// Loaded with the server: everything. Loaded by a session (CREATE EXTENSION without preload): the
+/// functions, of which those that need shared memory or workers raise 55000. Loaded by pg_upgrade:
+/// the functions, and nothing that starts by itself.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    if pg::session::is_binary_upgrade() {
+        return;
+    }
+    let preloading = pg::session::is_preloading();
+    config::register(preloading);
+    if preloading {
+        shmem::request();
+        worker::register();
+    }
+}
+
+/// The version of the library that this session runs.
+#[pg_extern(immutable, parallel_safe)]
+fn oban_version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}

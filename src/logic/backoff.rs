@@ -1,0 +1,41 @@
+//! How long to wait after the n-th failure in a row.
+
+const MILLISECOND: i64 = 1_000;
+
+/// The first retry of a worker that ended comes at once: one `pg_terminate_backend` should cost
+/// milliseconds. From the second failure in a row on the delay doubles, so that a worker that can't
+/// start burns two forks a minute, not thousands.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    pub first: i64,
+    pub most: i64,
+}
+
+/// Restarts of a keeper. A keeper that ran for `HEALTHY` starts again from no failures.
+pub const RESTART: Backoff = Backoff { first: 100 * MILLISECOND, most: 30_000 * MILLISECOND };
+pub const HEALTHY: i64 = 60_000 * MILLISECOND;
+
+/// Elections of one prefix whose table is locked, missing or broken.
+pub const ELECTION: Backoff = Backoff { first: 50 * MILLISECOND, most: 5_000 * MILLISECOND };
+
+impl Backoff {
+    /// The delay in microseconds after `failures` failures in a row.
+    pub fn delay(&self, failures: u32) -> i64 {
+        match failures {
+            0 => 0,
+            n => self.first.saturating_mul(1 << (n - 1).min(30)).min(self.most),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_once_then_doubling_up_to_the_most() {
+        let delays: Vec<i64> = (0..12).map(|n| RESTART.delay(n) / MILLISECOND).collect();
+        assert_eq!(delays, [0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
+        assert_eq!(RESTART.delay(u32::MAX), RESTART.most);
+    }
+}

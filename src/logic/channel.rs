@@ -1,0 +1,78 @@
+//! Channel names on the wire: `<prefix>.oban_<channel>`, as Oban's notifiers build them.
+
+/// NAMEDATALEN - 1: Postgres refuses a longer channel in NOTIFY and cuts it in LISTEN.
+pub const MAX_CHANNEL: usize = 63;
+
+/// The channels that every Oban node may listen to; a prefix whose names don't fit is refused at install.
+pub const STANDARD: [&str; 4] = ["gossip", "insert", "leader", "signal"];
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum ChannelError {
+    /// Not of the form [a-z_][a-z0-9_]*.
+    Name(String),
+    /// Oban splits a full name at its first dot, so a prefix can't have one.
+    DottedPrefix(String),
+    /// The full name, longer than `MAX_CHANNEL` bytes.
+    TooLong(String),
+}
+
+/// The full name of a prefix's channel; prefix `""` means that `channel` is the full name.
+pub fn full_name(prefix: &str, channel: &str) -> Result<String, ChannelError> {
+    let full = if prefix.is_empty() {
+        if channel.is_empty() {
+            return Err(ChannelError::Name(channel.to_owned()));
+        }
+        channel.to_owned()
+    } else {
+        if prefix.contains('.') {
+            return Err(ChannelError::DottedPrefix(prefix.to_owned()));
+        }
+        if !is_name(channel) {
+            return Err(ChannelError::Name(channel.to_owned()));
+        }
+        format!("{prefix}.oban_{channel}")
+    };
+    if full.len() > MAX_CHANNEL { Err(ChannelError::TooLong(full)) } else { Ok(full) }
+}
+
+fn is_name(channel: &str) -> bool {
+    let mut bytes = channel.bytes();
+    bytes.next().is_some_and(|b| b.is_ascii_lowercase() || b == b'_')
+        && bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_as_oban_builds_them() {
+        assert_eq!(full_name("public", "insert").as_deref(), Ok("public.oban_insert"));
+        assert_eq!(full_name("Größe", "signal").as_deref(), Ok("Größe.oban_signal"));
+        assert_eq!(full_name("", "orders").as_deref(), Ok("orders"));
+        assert_eq!(full_name("", ""), Err(ChannelError::Name("".into())));
+        assert_eq!(full_name("a.b", "insert"), Err(ChannelError::DottedPrefix("a.b".into())));
+        for bad in ["", "Insert", "1st", "a-b", "a b", "é"] {
+            assert_eq!(full_name("public", bad), Err(ChannelError::Name(bad.into())));
+        }
+    }
+
+    #[test]
+    fn the_limit_is_63_bytes() {
+        let prefix = "p".repeat(63 - ".oban_insert".len());
+        assert_eq!(full_name(&prefix, "insert").map(|n| n.len()), Ok(63));
+        assert!(matches!(full_name(&format!("{prefix}p"), "insert"), Err(ChannelError::TooLong(_))));
+    }
+
+    proptest! {
+        /// Oban's reverse mapping (split at the first dot, drop `oban_`) gives back what went in.
+        #[test]
+        fn a_full_name_splits_back(prefix in "[^.]{1,40}", channel in "[a-z_][a-z0-9_]{0,10}") {
+            if let Ok(full) = full_name(&prefix, &channel) {
+                let (p, c) = full.split_once('.').unwrap();
+                prop_assert_eq!((p, c.strip_prefix("oban_").unwrap()), (&*prefix, &*channel));
+            }
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The rules, without Postgres: no pgrx, no `unsafe`, no clock and no memory of their own.
+//!
+//! Everything here is a function of its arguments (times are microseconds since 2000-01-01 UTC, as
+//! in a `timestamptz`; shared memory arrives as slices), so that it can be read, tested and
+//! property-tested without a server. `shmem` holds the locks, `worker` and the SQL functions act.
+
+pub mod backoff;
+pub mod channel;
+pub mod check;
+pub mod gossip;
+pub mod lifecycle;
+pub mod peer;
+pub mod text;
+pub mod wire;

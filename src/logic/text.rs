@@ -1,0 +1,72 @@
+//! A string of bounded length as plain bytes: what shared memory can hold.
+
+/// At most `N` bytes of UTF-8. Any bit pattern is a valid value: `as_str` shows bytes that are no
+/// text as an empty string instead of trusting them, because other processes write this memory.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Text<const N: usize> {
+    len: u16,
+    bytes: [u8; N],
+}
+
+impl<const N: usize> Text<N> {
+    /// `None` when `s` is longer than `N` bytes.
+    pub fn new(s: &str) -> Option<Self> {
+        (s.len() <= N).then(|| Self::truncated(s))
+    }
+
+    /// As much of `s` as fits, cut between characters.
+    pub fn truncated(s: &str) -> Self {
+        let mut end = s.len().min(N).min(u16::MAX as usize);
+        while !s.is_char_boundary(end) {
+            end -= 1;
+        }
+        let mut bytes = [0; N];
+        bytes[..end].copy_from_slice(&s.as_bytes()[..end]);
+        Self { len: end as u16, bytes }
+    }
+
+    pub fn as_str(&self) -> &str {
+        let len = (self.len as usize).min(N);
+        std::str::from_utf8(&self.bytes[..len]).unwrap_or_default()
+    }
+}
+
+impl<const N: usize> Default for Text<N> {
+    fn default() -> Self {
+        Self { len: 0, bytes: [0; N] }
+    }
+}
+
+impl<const N: usize> PartialEq for Text<N> {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl<const N: usize> Eq for Text<N> {}
+
+impl<const N: usize> std::fmt::Debug for Text<N> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_what_does_not_fit_and_cuts_between_characters() {
+        assert_eq!(Text::<4>::new("abcd").map(|t| t.as_str().to_owned()), Some("abcd".into()));
+        assert!(Text::<4>::new("abcde").is_none());
+        assert_eq!(Text::<4>::truncated("aéé").as_str(), "aé");
+        assert_eq!(Text::<2>::truncated("\u{1F600}").as_str(), "");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_show_as_nothing() {
+        let torn = Text::<4> { len: 9, bytes: [0xff; 4] };
+        assert_eq!(torn.as_str(), "");
+    }
+}

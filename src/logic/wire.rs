@@ -1,0 +1,136 @@
+//! The wire form of a message. Oban has three: plain JSON, `H4sI…` (base64 of gzip, Oban 2.15 to
+//! 2.20 and Oban for Python) and `Z:H4sI…` (Oban 2.21 on). Plain JSON is understood by all of them,
+//! `H4sI…` by all since 2.15, `Z:` by new Elixir nodes only; so we write the first two and read all.
+
+use std::io::Read;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use flate2::{Compression, read::GzDecoder, read::GzEncoder};
+
+/// NOTIFY_PAYLOAD_MAX_LENGTH - 1: Postgres refuses a payload of 8,000 bytes.
+pub const MAX_PAYLOAD: usize = 7_999;
+
+/// What a wire form of at most a few kilobytes may unpack to; a real payload is far below.
+pub const MAX_UNPACKED: usize = 16 << 20;
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum WireError {
+    /// The packed form's length in bytes.
+    TooLong(usize),
+    /// What kept `decode` from reading the form.
+    Malformed(&'static str),
+    /// It unpacks to more than `MAX_UNPACKED` bytes.
+    Bomb,
+}
+
+/// The wire form of a JSON object given as text.
+pub fn encode(json: &str) -> Result<String, WireError> {
+    if json.len() <= MAX_PAYLOAD {
+        return Ok(json.to_owned());
+    }
+    let mut packed = Vec::new();
+    GzEncoder::new(json.as_bytes(), Compression::default())
+        .read_to_end(&mut packed)
+        .map_err(|_| WireError::Malformed("it can't be compressed"))?;
+    let wire = STANDARD.encode(packed);
+    if wire.len() <= MAX_PAYLOAD { Ok(wire) } else { Err(WireError::TooLong(wire.len())) }
+}
+
+/// The JSON text of a wire form; whether it is JSON is for the caller's parser to say.
+pub fn decode(wire: &str) -> Result<String, WireError> {
+    let packed = match wire.strip_prefix("Z:") {
+        Some(packed) => packed,
+        None if wire.starts_with("H4sI") => wire,
+        None => return Ok(wire.to_owned()),
+    };
+    let packed = STANDARD.decode(packed).map_err(|_| WireError::Malformed("it is not base64"))?;
+    let mut json = Vec::new();
+    GzDecoder::new(&*packed)
+        .take(MAX_UNPACKED as u64 + 1)
+        .read_to_end(&mut json)
+        .map_err(|_| WireError::Malformed("it is not gzip"))?;
+    if json.len() > MAX_UNPACKED {
+        return Err(WireError::Bomb);
+    }
+    String::from_utf8(json).map_err(|_| WireError::Malformed("it is not UTF-8"))
+}
+
+/// `{"<key>":"<value>"}` in the server's encoding. Byte by byte, because a trigger has to cope with
+/// every server encoding: all of them keep ASCII as it is and use only bytes above it for the rest.
+pub fn object_of_one(key: &str, value: &[u8]) -> Vec<u8> {
+    let mut json = Vec::with_capacity(key.len() + value.len() + 8);
+    json.extend_from_slice(b"{\"");
+    json.extend_from_slice(key.as_bytes());
+    json.extend_from_slice(b"\":\"");
+    for &byte in value {
+        match byte {
+            b'"' | b'\\' => json.extend_from_slice(&[b'\\', byte]),
+            0..0x20 => json.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+            _ => json.push(byte),
+        }
+    }
+    json.extend_from_slice(b"\"}");
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn golden_vectors_of_oban_2_15() {
+        let queue = "H4sIAAAAAAAAA6tWKixNLU1VslJKSU1LLM0pUaoFAJj2NkcTAAAA";
+        let down = "H4sIAAAAAAAAA6tWSskvz1OyUvJPSsxTqgUAnp/LGg8AAAA=";
+        assert_eq!(decode(queue).as_deref(), Ok(r#"{"queue":"default"}"#));
+        assert_eq!(decode(down).as_deref(), Ok(r#"{"down":"Oban"}"#));
+        assert_eq!(decode(&format!("Z:{down}")).as_deref(), Ok(r#"{"down":"Oban"}"#));
+    }
+
+    #[test]
+    fn malformed_forms_are_refused() {
+        assert_eq!(decode("Z:"), Err(WireError::Malformed("it is not gzip")));
+        assert_eq!(decode("Z:{}"), Err(WireError::Malformed("it is not base64")));
+        assert_eq!(decode("H4sIAAAA"), Err(WireError::Malformed("it is not gzip")));
+    }
+
+    #[test]
+    fn a_bomb_is_refused() {
+        let mut packed = Vec::new();
+        let zeros = std::io::repeat(b' ').take(MAX_UNPACKED as u64 + 1);
+        GzEncoder::new(zeros, Compression::best()).read_to_end(&mut packed).unwrap();
+        assert_eq!(decode(&STANDARD.encode(packed)), Err(WireError::Bomb));
+    }
+
+    #[test]
+    fn the_limit_is_7999_bytes() {
+        let plain = format!(r#"{{"a":"{}"}}"#, "x".repeat(MAX_PAYLOAD - 8));
+        assert_eq!(encode(&plain), Ok(plain.clone()));
+        let packed = encode(&format!("{plain} ")).unwrap();
+        assert!(packed.starts_with("H4sI") && packed.len() < 100);
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_encoded_is_read_back(body in "[ -~]{0,40}", times in 1usize..600) {
+            let json = serde_json::json!({ "body": body.repeat(times) }).to_string();
+            if let Ok(wire) = encode(&json) {
+                prop_assert!(wire.len() <= MAX_PAYLOAD);
+                prop_assert_eq!(decode(&wire), Ok(json));
+            }
+        }
+
+        #[test]
+        fn decode_never_panics(wire in "(Z:)?(H4sI)?[ -~]{0,60}") {
+            let _ = decode(&wire);
+        }
+
+        #[test]
+        fn one_key_objects_are_json(value in any::<String>()) {
+            let json = object_of_one("queue", value.as_bytes());
+            let read: serde_json::Value = serde_json::from_slice(&json).unwrap();
+            prop_assert_eq!(read, serde_json::json!({ "queue": value }));
+        }
+    }
+}

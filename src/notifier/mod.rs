@@ -1,0 +1,122 @@
+//! Notifications: the SQL functions, on native LISTEN and NOTIFY.
+
+use pgrx::datum::JsonB;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use serde_json::Value;
+
+use crate::error::{Error, given};
+use crate::logic::{channel, wire};
+use crate::pg::acl::{self, Right};
+use crate::pg::{notify, session};
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_notify(
+    channel: Option<&str>,
+    payload: Option<JsonB>,
+    prefix: default!(Option<&str>, "'public'"),
+) -> Result<(), ErrorReport> {
+    let payload = given("payload", payload)?;
+    Ok(publish(channel, &[payload.0], prefix)?)
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_notify_many(
+    channel: Option<&str>,
+    payloads: Option<Vec<Option<JsonB>>>,
+    prefix: default!(Option<&str>, "'public'"),
+) -> Result<(), ErrorReport> {
+    let payloads = given("payloads", payloads)?;
+    let payloads: Option<Vec<Value>> = payloads.into_iter().map(|p| p.map(|p| p.0)).collect();
+    Ok(publish(channel, &given("payloads", payloads)?, prefix)?)
+}
+
+/// Queues every payload, or none: all are tested before the first is queued.
+fn publish(channel: Option<&str>, payloads: &[Value], prefix: Option<&str>) -> Result<(), Error> {
+    let (channel, prefix) = (given("channel", channel)?, given("prefix", prefix)?);
+    let full = channel::full_name(prefix, channel)?;
+    let wires = payloads.iter().map(wire_form).collect::<Result<Vec<_>, _>>()?;
+    // A verbatim channel is nobody's: any role may NOTIFY it natively.
+    if !prefix.is_empty() {
+        acl::require(prefix, right_to_publish(channel))?;
+    }
+    notify::refuse_in_recovery(c"oban_notify()");
+    let full = notify::c_string(full);
+    for wire in wires {
+        notify::notify(&full, &notify::c_string(wire));
+    }
+    Ok(())
+}
+
+fn right_to_publish(channel: &str) -> Right {
+    match channel {
+        "signal" => Right::Signal,
+        "leader" => Right::Own,
+        _ => Right::Write,
+    }
+}
+
+fn wire_form(payload: &Value) -> Result<String, Error> {
+    if !payload.is_object() {
+        return Err(Error::bad(
+            format!("payload is no JSON object: {}", excerpt(&payload.to_string())),
+            "Oban's nodes crash on anything else: wrap it, as in {\"value\": 1}.",
+        ));
+    }
+    Ok(wire::encode(&payload.to_string())?)
+}
+
+fn excerpt(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
+#[pg_extern(immutable, parallel_safe)]
+fn oban_encode(payload: Option<JsonB>) -> Result<String, ErrorReport> {
+    Ok(wire_form(&given("payload", payload)?.0)?)
+}
+
+#[pg_extern(immutable, parallel_safe)]
+fn oban_decode(wire: Option<&str>) -> Result<JsonB, ErrorReport> {
+    let wire = given("wire", wire)?;
+    let json = wire::decode(wire).map_err(Error::from)?;
+    let value = serde_json::from_str(&json).map_err(|e| {
+        Error::bad(
+            format!("not a wire form of Oban's: \"{}\" is not JSON ({e})", excerpt(&json)),
+            "Oban sends JSON, base64 of gzip (H4sI...), or the latter behind \"Z:\".",
+        )
+    })?;
+    Ok(JsonB(value))
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_listen_channels(
+    channels: default!(Option<Vec<Option<String>>>, "'{gossip,insert,leader,signal}'"),
+    prefix: default!(Option<&str>, "'public'"),
+) -> Result<SetOfIterator<'static, String>, ErrorReport> {
+    let names = full_names(channels, prefix)?;
+    if let Some(prefix) = prefix.filter(|p| !p.is_empty()) {
+        acl::require(prefix, Right::Read)?;
+    }
+    if !session::is_client_backend() {
+        return Err(Error::NotSupported("a background process can't listen").into());
+    }
+    notify::refuse_in_recovery(c"oban_listen_channels()");
+    names.iter().for_each(|name| notify::listen(name));
+    Ok(SetOfIterator::new(names))
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_unlisten_channels(
+    channels: default!(Option<Vec<Option<String>>>, "'{gossip,insert,leader,signal}'"),
+    prefix: default!(Option<&str>, "'public'"),
+) -> Result<SetOfIterator<'static, String>, ErrorReport> {
+    let names = full_names(channels, prefix)?;
+    names.iter().for_each(|name| notify::unlisten(name));
+    Ok(SetOfIterator::new(names))
+}
+
+/// The full names of a prefix's channels.
+fn full_names(channels: Option<Vec<Option<String>>>, prefix: Option<&str>) -> Result<Vec<String>, Error> {
+    let (channels, prefix) = (given("channels", channels)?, given("prefix", prefix)?);
+    channels.into_iter().map(|c| Ok(channel::full_name(prefix, &given("channels", c)?)?)).collect()
+}

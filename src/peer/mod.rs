@@ -1,0 +1,333 @@
+//! Members and leaders: the SQL functions. What leading means is in `logic::peer`, who elects in
+//! `worker::election`.
+//!
+//! Joining and leaving act at once and survive a rollback, for they are about this process, not about
+//! data. A session's members end with it in whatever way it ends: the exit callback takes them out,
+//! with their gossip, and wakes the keeper, which elects the next.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use pgrx::datum::Interval;
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::spi::SpiResult;
+
+use crate::error::{self, Error, given};
+use crate::logic::gossip;
+use crate::logic::peer::{Electorate, JoinError, Leadership, Member, View};
+use crate::pg::acl::{self, Right};
+use crate::pg::{latch, session, spi, time};
+use crate::{shmem, worker};
+
+/// How long `oban_join` waits for the election: long enough for a keeper that is just starting.
+const JOIN_WAIT: Duration = Duration::from_secs(1);
+
+fn electorate(name: Option<&str>, prefix: Option<&str>) -> Result<Electorate, Error> {
+    Ok(Electorate {
+        database: session::database(),
+        prefix: error::name("prefix", prefix)?,
+        name: error::name("name", name)?,
+    })
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_join(
+    node: Option<&str>,
+    name: default!(Option<&str>, "'Oban'"),
+    lease: default!(Option<Interval>, "NULL"),
+    replace: default!(Option<bool>, "false"),
+    prefix: default!(Option<&str>, "'public'"),
+) -> Result<i64, ErrorReport> {
+    let electorate = electorate(name, prefix)?;
+    let node = error::name("node", node)?;
+    let replace = given("replace", replace)?;
+    if lease.is_some() {
+        return Err(Error::NotSupported("members with a lease are not supported yet").into());
+    }
+    acl::require(electorate.prefix.as_str(), Right::Write)?;
+    if session::in_recovery() {
+        return Err(Error::InRecovery("join").into());
+    }
+    let member = Member {
+        id: shmem::new_member_id()?,
+        electorate,
+        node,
+        role: session::role(),
+        pid: latch::my_pid(),
+        procno: latch::my_procno(),
+        considered: 0,
+        joined_at: time::now(),
+    };
+    leave_at_exit();
+
+    let mut instead_of = None;
+    let id = loop {
+        match shmem::peers(|p| p.join(member, instead_of))? {
+            Ok(id) => break id,
+            Err(JoinError::Full) => {
+                return Err(Error::TableFull {
+                    what: "another member".into(),
+                    setting: "obanrs.max_members",
+                }
+                .into());
+            }
+            Err(JoinError::Taken { member, pid, role }) => {
+                if !replace {
+                    let (node, name) = (node.as_str().to_owned(), electorate.name.as_str().to_owned());
+                    return Err(Error::NodeTaken { node, name, pid }.into());
+                }
+                if !session::acts_for(role) {
+                    return Err(not_yours(member).into());
+                }
+                instead_of = Some(member);
+            }
+        }
+    };
+    worker::ddl::start_keeper(electorate.database);
+    wait_for_election(id)?;
+    Ok(id)
+}
+
+/// Until the keeper has held an election with this member, at most for `JOIN_WAIT`.
+fn wait_for_election(id: i64) -> Result<(), Error> {
+    let since = Instant::now();
+    loop {
+        latch::reset();
+        let waiting = shmem::peers_view(|v| v.member(id).is_some_and(|m| m.considered == 0))?;
+        let left = JOIN_WAIT.saturating_sub(since.elapsed());
+        if !waiting || left.is_zero() {
+            return Ok(());
+        }
+        latch::wait(Some(left));
+    }
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_leave(member: Option<i64>) -> Result<bool, ErrorReport> {
+    let id = given("member", member)?;
+    let known = shmem::peers_view(|v| v.member(id).copied())?;
+    let Some(known) = known.filter(|m| m.electorate.database == session::database()) else {
+        return Ok(false);
+    };
+    if !session::acts_for(known.role) {
+        return Err(not_yours(id).into());
+    }
+    let left = shmem::peers(|p| p.leave(id))?;
+    if let Some(member) = &left {
+        ended(member);
+    }
+    Ok(left.is_some())
+}
+
+fn not_yours(member: i64) -> Error {
+    Error::NotYours(format!("member {member} was joined by another role"))
+}
+
+/// What ends with a member, once it is out of the table: its node's gossip, and its leadership.
+fn ended(member: &Member) {
+    let Electorate { database, prefix, name } = &member.electorate;
+    let key = gossip::Key {
+        database: *database,
+        prefix: prefix.as_str(),
+        name: name.as_str(),
+        node: member.node.as_str(),
+        queue: "",
+    };
+    let _ = shmem::gossip(|table, _| table.delete(&key, None, time::now()));
+    shmem::wake_keeper(*database);
+}
+
+/// Registers this backend's exit callback, once and before its first member: what it clears up is
+/// never there without it.
+fn leave_at_exit() {
+    static REGISTERED: AtomicBool = AtomicBool::new(false);
+    if !REGISTERED.swap(true, Ordering::Relaxed) {
+        session::before_exit(leave_all);
+    }
+}
+
+#[pg_guard]
+#[allow(unsafe_code)]
+unsafe extern "C-unwind" fn leave_all(_code: i32, _argument: pg_sys::Datum) {
+    let pid = latch::my_pid();
+    loop {
+        let own = |p: &mut crate::logic::peer::Peers<'_>| {
+            let id = p.members.iter().find(|m| m.id != 0 && m.pid == pid).map(|m| m.id)?;
+            p.leave(id)
+        };
+        match shmem::peers(own) {
+            Ok(Some(member)) => ended(&member),
+            _ => return,
+        }
+    }
+}
+
+/// The leadership that counts as "mine": of a member of this session, or of the named node.
+fn led_by<'a>(view: &View<'a>, electorate: &Electorate, node: Option<&str>) -> Option<Leadership> {
+    let held = view.held(electorate, time::now())?;
+    let mine = match node {
+        Some(node) => held.node.as_str() == node,
+        None => view.member(held.member).is_some_and(|m| m.pid == latch::my_pid()),
+    };
+    mine.then_some(*held)
+}
+
+fn leadership_of(
+    name: Option<&str>,
+    node: Option<&str>,
+    prefix: Option<&str>,
+) -> Result<Option<Leadership>, Error> {
+    let electorate = electorate(name, prefix)?;
+    acl::require(electorate.prefix.as_str(), Right::Read)?;
+    shmem::peers_view(|v| led_by(&v, &electorate, node))
+}
+
+#[pg_extern(volatile, parallel_restricted)]
+fn oban_is_leader(
+    name: default!(Option<&str>, "'Oban'"),
+    node: default!(Option<&str>, "NULL"),
+    prefix: default!(Option<&str>, "'public'"),
+) -> Result<bool, ErrorReport> {
+    Ok(leadership_of(name, node, prefix)?.is_some())
+}
+
+#[pg_extern(volatile, parallel_restricted)]
+fn oban_term(
+    name: default!(Option<&str>, "'Oban'"),
+    node: default!(Option<&str>, "NULL"),
+    prefix: default!(Option<&str>, "'public'"),
+) -> Result<Option<i64>, ErrorReport> {
+    Ok(leadership_of(name, node, prefix)?.map(|l| l.term))
+}
+
+/// A leader as its row in oban_peers has it.
+struct LeaderRow {
+    name: String,
+    node: String,
+    term: Option<i64>,
+    started_at: Option<TimestampWithTimeZone>,
+    expires_at: Option<TimestampWithTimeZone>,
+}
+
+/// The unexpired rows of a prefix's oban_peers, of one name or of all. The table, not shared memory:
+/// it knows foreign leaders of names that nobody of ours has joined, and it is there on a standby.
+fn leaders(prefix: &str, name: Option<&str>) -> Vec<LeaderRow> {
+    let Some(table) = spi::peers_table(prefix) else { return Vec::new() };
+    let sql = format!(
+        "SELECT name, node, {term}, pg_catalog.timezone('UTC', started_at), pg_catalog.timezone('UTC', expires_at)
+         FROM {peers}
+         WHERE (expires_at OPERATOR(pg_catalog.>) pg_catalog.timezone('UTC', pg_catalog.clock_timestamp()))
+           AND ($1 IS NULL OR name OPERATOR(pg_catalog.=) $1)
+         ORDER BY name",
+        term = if table.installed { "term" } else { "NULL::pg_catalog.int8" },
+        peers = spi::qualified(prefix, "oban_peers"),
+    );
+    let read = || {
+        Spi::connect(|client| {
+            let rows = client.select(&sql, None, &[name.into()])?;
+            rows.map(|row| {
+                Ok(LeaderRow {
+                    name: row.get(1)?.unwrap_or_default(),
+                    node: row.get(2)?.unwrap_or_default(),
+                    term: row.get(3)?,
+                    started_at: row.get(4)?,
+                    expires_at: row.get(5)?,
+                })
+            })
+            .collect::<SpiResult<Vec<_>>>()
+        })
+    };
+    spi::as_owner(table.owner, || read().unwrap_or_else(|e| pgrx::error!("{e}")))
+}
+
+#[pg_extern(volatile, parallel_restricted)]
+#[allow(clippy::type_complexity)]
+fn oban_leader(
+    name: default!(Option<&str>, "'Oban'"),
+    prefix: default!(Option<&str>, "'public'"),
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(node, String),
+            name!(term, Option<i64>),
+            name!(started_at, Option<TimestampWithTimeZone>),
+            name!(expires_at, Option<TimestampWithTimeZone>),
+        ),
+    >,
+    ErrorReport,
+> {
+    let (name, prefix) = (given("name", name)?, given("prefix", prefix)?);
+    acl::require(prefix, Right::Read)?;
+    let rows = leaders(prefix, Some(name));
+    Ok(TableIterator::new(rows.into_iter().map(|r| (r.node, r.term, r.started_at, r.expires_at))))
+}
+
+/// The rows of the view oban_leadership: of every prefix that the caller may read.
+#[pg_extern(volatile, parallel_restricted)]
+#[allow(clippy::type_complexity)]
+fn obanrs_leadership() -> TableIterator<
+    'static,
+    (
+        name!(prefix, String),
+        name!(name, String),
+        name!(node, String),
+        name!(term, Option<i64>),
+        name!(started_at, Option<TimestampWithTimeZone>),
+        name!(expires_at, Option<TimestampWithTimeZone>),
+    ),
+> {
+    let prefixes = spi::installed_prefixes().into_iter().filter(|p| acl::allows(p, Right::Read));
+    let rows: Vec<_> = prefixes
+        .flat_map(|prefix| {
+            let rows = leaders(&prefix, None).into_iter();
+            rows.map(move |r| (prefix.clone(), r.name, r.node, r.term, r.started_at, r.expires_at))
+        })
+        .collect();
+    TableIterator::new(rows)
+}
+
+/// The rows of the view oban_members: of this database and the prefixes that the caller may read.
+#[pg_extern(volatile, parallel_restricted)]
+#[allow(clippy::type_complexity)]
+fn obanrs_members() -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(prefix, String),
+            name!(name, String),
+            name!(node, String),
+            name!(member, i64),
+            name!(kind, &'static str),
+            name!(pid, i32),
+            name!(leader, bool),
+            name!(joined_at, Option<TimestampWithTimeZone>),
+            name!(expires_at, Option<TimestampWithTimeZone>),
+        ),
+    >,
+    ErrorReport,
+> {
+    let (database, now) = (session::database(), time::now());
+    let mut members: Vec<(Member, bool)> = shmem::peers_view(|v| {
+        let own = v.members.iter().filter(|m| m.id != 0 && m.electorate.database == database);
+        let leads = |m: &Member| v.held(&m.electorate, now).is_some_and(|l| l.member == m.id);
+        own.map(|m| (*m, leads(m))).collect()
+    })?;
+    members.retain(|(m, _)| acl::allows(m.electorate.prefix.as_str(), Right::Read));
+    members.sort_by_key(|(m, _)| m.id);
+    Ok(TableIterator::new(members.into_iter().map(|(m, leader)| {
+        (
+            m.electorate.prefix.as_str().to_owned(),
+            m.electorate.name.as_str().to_owned(),
+            m.node.as_str().to_owned(),
+            m.id,
+            "session",
+            m.pid,
+            leader,
+            time::timestamptz(m.joined_at),
+            None,
+        )
+    })))
+}

@@ -1,0 +1,134 @@
+//! Who may do what: rights on a prefix are rights on its `oban_jobs`.
+
+use pgrx::pg_sys;
+
+use super::{catalog, session};
+use crate::error::Error;
+
+/// What is asked for. Without a table `oban_jobs` in the prefix, `Read` is USAGE of the schema and
+/// the others are CREATE in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// Listens and sees: SELECT on the table or on any column of it.
+    Read,
+    /// Publishes, joins and gossips: INSERT.
+    Write,
+    /// Signals running queues: UPDATE.
+    Signal,
+    /// Announces leaders: ownership.
+    Own,
+}
+
+impl Right {
+    fn needs(self) -> &'static str {
+        match self {
+            Self::Read => "SELECT on",
+            Self::Write => "INSERT on",
+            Self::Signal => "UPDATE on",
+            Self::Own => "the ownership of",
+        }
+    }
+}
+
+/// 3F000 without such a prefix, 42501 without the right.
+pub fn require(prefix: &str, right: Right) -> Result<(), Error> {
+    let schema = catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))?;
+    if allowed(schema, right) {
+        Ok(())
+    } else {
+        Err(Error::NotAllowed { prefix: prefix.to_owned(), needs: right.needs() })
+    }
+}
+
+/// Whether the current role has the right; false without such a prefix.
+pub fn allows(prefix: &str, right: Right) -> bool {
+    catalog::namespace(prefix).is_some_and(|schema| allowed(schema, right))
+}
+
+fn allowed(schema: u32, right: Right) -> bool {
+    let (role, ok) = (pg_sys::Oid::from(session::role()), pg_sys::AclResult::ACLCHECK_OK);
+    let Some(table) = catalog::relation(schema, "oban_jobs") else {
+        let mode = if right == Right::Read { pg_sys::ACL_USAGE } else { pg_sys::ACL_CREATE };
+        return namespace_check(schema, role, mode) == ok;
+    };
+    let table = pg_sys::Oid::from(table);
+    // SAFETY: privilege lookups of a relation by its id.
+    unsafe {
+        match right {
+            Right::Read => {
+                let select = pg_sys::ACL_SELECT.into();
+                pg_sys::pg_class_aclcheck(table, role, select) == ok
+                    || pg_sys::pg_attribute_aclcheck_all(table, role, select, pg_sys::AclMaskHow::ACLMASK_ANY)
+                        == ok
+            }
+            Right::Write => pg_sys::pg_class_aclcheck(table, role, pg_sys::ACL_INSERT.into()) == ok,
+            Right::Signal => pg_sys::pg_class_aclcheck(table, role, pg_sys::ACL_UPDATE.into()) == ok,
+            Right::Own => owns_relation(table, role),
+        }
+    }
+}
+
+/// Whether the current role owns the relation.
+pub fn owns(relation: u32) -> bool {
+    owns_relation(pg_sys::Oid::from(relation), pg_sys::Oid::from(session::role()))
+}
+
+/// Whether the current role owns the database.
+pub fn owns_database(database: u32) -> bool {
+    let (database, role) = (pg_sys::Oid::from(database), pg_sys::Oid::from(session::role()));
+    #[cfg(feature = "pg15")]
+    // SAFETY: a privilege lookup.
+    unsafe {
+        pg_sys::pg_database_ownercheck(database, role)
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: a privilege lookup.
+    unsafe {
+        pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, database, role)
+    }
+}
+
+/// Whether the current role may create databases.
+pub fn creates_databases() -> bool {
+    // SAFETY: reads the role's row in pg_authid, if it is still there.
+    unsafe {
+        if pg_sys::superuser() {
+            return true;
+        }
+        let role = pg_sys::Datum::from(pg_sys::GetUserId());
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::AUTHOID as i32, role);
+        if tuple.is_null() {
+            return false;
+        }
+        let may = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_authid>()).rolcreatedb;
+        pg_sys::ReleaseSysCache(tuple);
+        may
+    }
+}
+
+fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    #[cfg(feature = "pg15")]
+    // SAFETY: a privilege lookup.
+    unsafe {
+        pg_sys::pg_class_ownercheck(relation, role)
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: a privilege lookup.
+    unsafe {
+        pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, role)
+    }
+}
+
+fn namespace_check(schema: u32, role: pg_sys::Oid, mode: u32) -> pg_sys::AclResult::Type {
+    let schema = pg_sys::Oid::from(schema);
+    #[cfg(feature = "pg15")]
+    // SAFETY: a privilege lookup.
+    unsafe {
+        pg_sys::pg_namespace_aclcheck(schema, role, mode.into())
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: a privilege lookup.
+    unsafe {
+        pg_sys::object_aclcheck(pg_sys::NamespaceRelationId, schema, role, mode.into())
+    }
+}

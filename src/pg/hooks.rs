@@ -1,0 +1,170 @@
+//! Hooks into other people's statements.
+//!
+//! Neither hook is `#[pg_guard]`ed: an error that passes a guarded frame loses its context, position
+//! and names (constraint, table, column), for every utility statement of every user. So no function
+//! here owns anything with a destructor (an error jumps over it), the next hook is called as a bare
+//! pointer, and our own work sits in a guarded function of its own. A test holds us to it.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+use pgrx::pg_sys;
+
+/// What a statement is about to do to a whole database.
+pub enum DatabaseCommand<'a> {
+    /// DROP, RENAME, or SET TABLESPACE of an existing database.
+    Alone(&'a CStr),
+    /// CREATE DATABASE with this template.
+    Copy(&'a CStr),
+    /// Any other CREATE or ALTER DATABASE.
+    Other,
+}
+
+/// Called before the statement runs; may raise.
+pub type BeforeDatabaseCommand = fn(DatabaseCommand<'_>);
+/// Called when an extension was created or is being dropped; does not raise.
+pub type OnExtension = fn();
+
+// Postgres' own, not pgrx's wrapper of it, which would guard it.
+unsafe extern "C-unwind" {
+    fn standard_ProcessUtility(
+        statement: *mut pg_sys::PlannedStmt,
+        query: *const c_char,
+        read_only: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        params: pg_sys::ParamListInfo,
+        env: *mut pg_sys::QueryEnvironment,
+        dest: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+}
+
+static mut NEXT_UTILITY: pg_sys::ProcessUtility_hook_type = None;
+static mut NEXT_ACCESS: pg_sys::object_access_hook_type = None;
+static mut BEFORE_DATABASE_COMMAND: Option<BeforeDatabaseCommand> = None;
+static mut ON_EXTENSION: Option<OnExtension> = None;
+
+/// Once, while preloading.
+pub fn install(before: BeforeDatabaseCommand, on_extension: OnExtension) {
+    // SAFETY: single-threaded start of the postmaster; later processes only read these.
+    unsafe {
+        BEFORE_DATABASE_COMMAND = Some(before);
+        ON_EXTENSION = Some(on_extension);
+        NEXT_UTILITY = pg_sys::ProcessUtility_hook;
+        pg_sys::ProcessUtility_hook = Some(utility);
+        NEXT_ACCESS = pg_sys::object_access_hook;
+        pg_sys::object_access_hook = Some(access);
+    }
+}
+
+unsafe extern "C-unwind" fn utility(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const c_char,
+    read_only: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    env: *mut pg_sys::QueryEnvironment,
+    dest: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: what Postgres gave is handed on as it came.
+    unsafe {
+        let node = (*statement).utilityStmt;
+        if matches!(
+            (*node).type_,
+            pg_sys::NodeTag::T_DropdbStmt
+                | pg_sys::NodeTag::T_CreatedbStmt
+                | pg_sys::NodeTag::T_RenameStmt
+                | pg_sys::NodeTag::T_AlterDatabaseStmt
+        ) {
+            before(node);
+        }
+        match NEXT_UTILITY {
+            Some(next) => next(statement, query, read_only, context, params, env, dest, completion),
+            None => {
+                standard_ProcessUtility(statement, query, read_only, context, params, env, dest, completion);
+            }
+        }
+    }
+}
+
+unsafe extern "C-unwind" fn access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub: c_int,
+    arg: *mut c_void,
+) {
+    use pg_sys::ObjectAccessType::{OAT_DROP, OAT_POST_CREATE};
+    // SAFETY: what Postgres gave is handed on as it came.
+    unsafe {
+        if class == pg_sys::ExtensionRelationId
+            && (access == OAT_POST_CREATE || access == OAT_DROP)
+            && let Some(on_extension) = ON_EXTENSION
+        {
+            on_extension();
+        }
+        if let Some(next) = NEXT_ACCESS {
+            next(access, class, object, sub, arg);
+        }
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) {
+    // SAFETY: the node's tag says what it is, and its strings live as long as the statement.
+    unsafe {
+        let Some(before) = BEFORE_DATABASE_COMMAND else { return };
+        match (*node).type_ {
+            pg_sys::NodeTag::T_DropdbStmt => {
+                before(DatabaseCommand::Alone(text((*node.cast::<pg_sys::DropdbStmt>()).dbname)));
+            }
+            pg_sys::NodeTag::T_RenameStmt => {
+                let rename = &*node.cast::<pg_sys::RenameStmt>();
+                if rename.renameType == pg_sys::ObjectType::OBJECT_DATABASE {
+                    before(DatabaseCommand::Alone(text(rename.subname)));
+                }
+            }
+            pg_sys::NodeTag::T_AlterDatabaseStmt => {
+                let alter = &*node.cast::<pg_sys::AlterDatabaseStmt>();
+                if option(alter.options, c"tablespace").is_null() {
+                    before(DatabaseCommand::Other);
+                } else {
+                    before(DatabaseCommand::Alone(text(alter.dbname)));
+                }
+            }
+            pg_sys::NodeTag::T_CreatedbStmt => {
+                let template = option((*node.cast::<pg_sys::CreatedbStmt>()).options, c"template");
+                if template.is_null() || (*template).arg.is_null() {
+                    before(DatabaseCommand::Copy(c"template1"));
+                } else {
+                    before(DatabaseCommand::Copy(text(pg_sys::defGetString(template))));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// # Safety
+/// `s` is null or a string that outlives the result.
+unsafe fn text<'a>(s: *const c_char) -> &'a CStr {
+    // SAFETY: the caller's promise.
+    if s.is_null() { c"" } else { unsafe { CStr::from_ptr(s) } }
+}
+
+/// The option of this name in a list of DefElem, or null.
+///
+/// # Safety
+/// `options` is null or such a list.
+unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> *mut pg_sys::DefElem {
+    if options.is_null() {
+        return std::ptr::null_mut();
+    }
+    // SAFETY: the list has `length` elements, all of them DefElem.
+    unsafe {
+        (0..(*options).length as usize)
+            .map(|i| (*(*options).elements.add(i)).ptr_value.cast::<pg_sys::DefElem>())
+            .find(|element| text((**element).defname) == name)
+            .unwrap_or(std::ptr::null_mut())
+    }
+}

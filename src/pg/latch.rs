@@ -1,0 +1,53 @@
+//! Waiting and waking. A process number belongs to its slot for the server's life, so waking a stale
+//! one wakes somebody in vain and nothing worse: every wait loop of Postgres takes that.
+
+use std::time::Duration;
+
+use pgrx::pg_sys;
+
+/// This process's number, what `wake` takes.
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+pub fn my_procno() -> i32 {
+    // SAFETY: MyProc is set in every process that runs our code (all of them have shared memory).
+    unsafe { (*pg_sys::MyProc).pgprocno }
+}
+
+#[cfg(any(feature = "pg17", feature = "pg18"))]
+pub fn my_procno() -> i32 {
+    // SAFETY: a plain global, set before any of our code runs.
+    unsafe { pg_sys::MyProcNumber }
+}
+
+pub fn my_pid() -> i32 {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::MyProcPid }
+}
+
+/// Sets the latch of a process. Callable after commit: it can't fail.
+pub fn wake(procno: i32) {
+    if procno >= 0 {
+        // SAFETY: procno came out of `my_procno` of some process of this server.
+        unsafe { pg_sys::ProcSendSignal(procno) }
+    }
+}
+
+/// Sleeps until the latch is set, or at most for `timeout` (None: for ever), then serves interrupts
+/// (cancel, terminate, barriers). Reset the latch *before* you test the condition you wait for.
+pub fn wait(timeout: Option<Duration>) {
+    let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
+    if timeout.is_some() {
+        events |= pg_sys::WL_TIMEOUT;
+    }
+    // Rounded up: waking a fraction of a millisecond early would mean to wake twice.
+    let millis = timeout.map_or(-1, |t| t.as_micros().div_ceil(1_000).min(i32::MAX as u128) as _);
+    // SAFETY: our own latch, which exists as long as the process.
+    unsafe {
+        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, millis, pg_sys::PG_WAIT_EXTENSION);
+    }
+    pgrx::check_for_interrupts!();
+}
+
+pub fn reset() {
+    // SAFETY: our own latch.
+    unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) }
+}

@@ -1,0 +1,52 @@
+//! Lightweight locks of our tranche. While one is held nothing may allocate much, wait, raise or
+//! call into Postgres: what is done under it is pure code over shared memory.
+
+use pgrx::pg_sys;
+
+pub const TRANCHE: &std::ffi::CStr = c"obanrs";
+
+/// Lock order: nobody holds two of them.
+#[derive(Clone, Copy)]
+pub enum Lock {
+    Registry = 0,
+    Peers = 1,
+    Gossip = 2,
+}
+
+pub const LOCKS: i32 = 3;
+
+#[derive(Clone, Copy)]
+pub enum Mode {
+    Shared,
+    Exclusive,
+}
+
+/// Released when dropped, in a panic too. (An ERROR releases all lightweight locks by itself; nothing
+/// under a lock of ours raises one.)
+pub struct Guard(*mut pg_sys::LWLock);
+
+/// Only after the segment was attached, that is with the library preloaded.
+pub fn acquire(lock: Lock, mode: Mode) -> Guard {
+    let mode = match mode {
+        Mode::Shared => pg_sys::LWLockMode::LW_SHARED,
+        Mode::Exclusive => pg_sys::LWLockMode::LW_EXCLUSIVE,
+    };
+    // SAFETY: the tranche was requested with LOCKS locks, and `lock` is one of them.
+    unsafe {
+        let base = pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr());
+        let lock = &raw mut (*base.add(lock as usize)).lock;
+        pg_sys::LWLockAcquire(lock, mode);
+        Guard(lock)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // SAFETY: acquired by this process and not released yet, unless an error's clean-up did it.
+        unsafe {
+            if pg_sys::LWLockHeldByMe(self.0) {
+                pg_sys::LWLockRelease(self.0);
+            }
+        }
+    }
+}

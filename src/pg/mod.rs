@@ -1,0 +1,42 @@
+//! Postgres, one concept a file: the smallest wrappers that let the rest of the crate be plain Rust.
+//! Every `cfg(pgNN)` of the crate is in this folder. Depends on pgrx, `error` and nothing else of ours.
+#![allow(unsafe_code)]
+
+pub mod acl;
+pub mod bgworker;
+pub mod catalog;
+pub mod hooks;
+pub mod latch;
+pub mod lwlock;
+pub mod notify;
+pub mod session;
+pub mod spi;
+pub mod time;
+pub mod transition;
+pub mod xact;
+
+/// The i-th attribute of a tuple descriptor, counting from 0.
+///
+/// # Safety
+/// `descriptor` is valid and has more than `i` attributes.
+#[cfg(not(feature = "pg18"))]
+unsafe fn catalog_attribute(
+    descriptor: pgrx::pg_sys::TupleDesc,
+    i: i32,
+) -> *const pgrx::pg_sys::FormData_pg_attribute {
+    // SAFETY: the caller's promise.
+    unsafe { (*descriptor).attrs.as_ptr().add(i as usize) }
+}
+
+/// As above: since 18 the attributes follow the compact ones.
+#[cfg(feature = "pg18")]
+unsafe fn catalog_attribute(
+    descriptor: pgrx::pg_sys::TupleDesc,
+    i: i32,
+) -> *const pgrx::pg_sys::FormData_pg_attribute {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let compact = (*descriptor).compact_attrs.as_ptr().add((*descriptor).natts as usize);
+        compact.cast::<pgrx::pg_sys::FormData_pg_attribute>().add(i as usize)
+    }
+}

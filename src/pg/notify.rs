@@ -1,0 +1,45 @@
+//! Native LISTEN and NOTIFY.
+
+use std::ffi::{CStr, CString, c_char};
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+
+// Not bound by pgrx. They may raise, so each call goes through the guard.
+unsafe extern "C-unwind" {
+    fn Async_Notify(channel: *const c_char, payload: *const c_char);
+    fn Async_Listen(channel: *const c_char);
+    fn Async_Unlisten(channel: *const c_char);
+}
+
+/// Queues a notification until the end of this transaction; an equal one in it is sent once.
+/// 22023 for a channel over 63 bytes or a payload over 7,999.
+pub fn notify(channel: &CStr, payload: &CStr) {
+    // SAFETY: both strings are copied.
+    unsafe { pg_guard_ffi_boundary(|| Async_Notify(channel.as_ptr(), payload.as_ptr())) }
+}
+
+/// Starts listening with the end of this transaction.
+pub fn listen(channel: &str) {
+    let channel = c_string(channel);
+    // SAFETY: the string is copied.
+    unsafe { pg_guard_ffi_boundary(|| Async_Listen(channel.as_ptr())) }
+}
+
+/// Stops listening with the end of this transaction.
+pub fn unlisten(channel: &str) {
+    let channel = c_string(channel);
+    // SAFETY: the string is copied.
+    unsafe { pg_guard_ffi_boundary(|| Async_Unlisten(channel.as_ptr())) }
+}
+
+/// 25006 on a standby, naming the command.
+pub fn refuse_in_recovery(command: &CStr) {
+    // SAFETY: raises or returns.
+    unsafe { pg_sys::PreventCommandDuringRecovery(command.as_ptr()) }
+}
+
+/// A string for Postgres; what comes out of SQL has no NUL bytes.
+pub fn c_string(s: impl Into<Vec<u8>>) -> CString {
+    CString::new(s).unwrap_or_default()
+}

@@ -1,0 +1,90 @@
+//! Facts about this process and its session, and what runs when it ends.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+
+pub fn database() -> u32 {
+    // SAFETY: a plain global; 0 without a database.
+    unsafe { pg_sys::MyDatabaseId }.to_u32()
+}
+
+pub fn role() -> u32 {
+    // SAFETY: reads the current user.
+    unsafe { pg_sys::GetUserId() }.to_u32()
+}
+
+/// Whether the current role has the privileges of `role`.
+pub fn acts_for(role: u32) -> bool {
+    // SAFETY: looks into the role caches; a role that was dropped has no members.
+    unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::Oid::from(role)) }
+}
+
+pub fn in_recovery() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
+/// Whether a client is at the other end (not a background worker, not a walsender).
+pub fn is_client_backend() -> bool {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::MyBackendType == pg_sys::BackendType::B_BACKEND }
+}
+
+pub fn is_preloading() -> bool {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+pub fn is_binary_upgrade() -> bool {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::IsBinaryUpgrade }
+}
+
+/// The timeline that this server writes; not in recovery.
+pub fn timeline() -> u32 {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::GetWALInsertionTimeLine() }
+}
+
+pub type ExitCallback = unsafe extern "C-unwind" fn(code: i32, arg: pg_sys::Datum);
+
+/// Runs `callback` when this process ends in any way but SIGKILL and its like (after which the server
+/// makes shared memory anew): while it still counts as running.
+pub fn before_exit(callback: ExitCallback) {
+    // SAFETY: a guarded function that lives as long as the library, which is never unloaded.
+    unsafe { pg_sys::before_shmem_exit(Some(callback), pg_sys::Datum::null()) }
+}
+
+/// The same, but after the process has left the list of running ones, provided that this is called
+/// before it connects to a database (callbacks run last in, first out).
+pub fn after_disconnect(callback: ExitCallback) {
+    // SAFETY: as above.
+    unsafe { pg_sys::on_shmem_exit(Some(callback), pg_sys::Datum::null()) }
+}
+
+/// Sets a setting for this process, over what the role's and the database's settings say.
+pub fn set(name: &CStr, value: &CStr) {
+    // SAFETY: both strings live for the call.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
+    }
+}
+
+/// Terminates another process of this server, as `pg_terminate_backend` does.
+pub fn terminate(pid: i32) {
+    unsafe extern "C" {
+        fn kill(pid: i32, signal: i32) -> i32;
+    }
+    if pid > 1 {
+        // SAFETY: a signal to a process; one that is gone already makes it fail harmlessly.
+        unsafe {
+            kill(pid, pg_sys::SIGTERM as i32);
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Transactions: running one in a worker, surviving its error, and hearing of every end of one.
+
+use std::ffi::CStr;
+use std::panic::{AssertUnwindSafe, UnwindSafe};
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
+use pgrx::prelude::*;
+
+/// Runs `body` in a transaction with a snapshot, in a worker that has none open. `activity` is what
+/// pg_stat_activity and log lines show meanwhile.
+pub fn run<R>(activity: &'static CStr, body: impl FnOnce() -> R) -> R {
+    // SAFETY: the calls of a worker's transaction in their prescribed order. An ERROR in `body` leaves
+    // it open: `contain` aborts it, or the worker ends.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::debug_query_string = activity.as_ptr();
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr());
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+    }
+    let result = body();
+    // SAFETY: as above.
+    unsafe {
+        pg_sys::PopActiveSnapshot();
+        pg_sys::CommitTransactionCommand();
+        // Without this autovacuum never hears of a worker's writes.
+        pg_sys::pgstat_report_stat(true);
+        idle();
+    }
+    result
+}
+
+/// Marks the worker as idle.
+///
+/// # Safety
+/// Outside of a transaction.
+unsafe fn idle() {
+    // SAFETY: plain globals and a report.
+    unsafe {
+        pg_sys::debug_query_string = std::ptr::null();
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
+    }
+}
+
+/// Runs `body`, which runs one transaction; an ERROR in it is given back, by its message, after the
+/// transaction was aborted (its locks and changes are gone). A panic of our own is no such error: the
+/// worker dies of it and starts anew.
+pub fn contain<R>(body: impl FnOnce() -> R) -> Result<R, String> {
+    let body = AssertUnwindSafe(body);
+    let outcome = PgTryBuilder::new(move || Ok({ body }.0()))
+        .catch_others(|error| match error {
+            CaughtError::PostgresError(e) | CaughtError::ErrorReport(e) => Err(e.message().to_owned()),
+            panic => panic.rethrow(),
+        })
+        .execute();
+    if outcome.is_err() {
+        // SAFETY: what Postgres' own worker loops do after an ERROR; pgrx has flushed its state.
+        unsafe {
+            pg_sys::AbortCurrentTransaction();
+            idle();
+        }
+    }
+    outcome
+}
+
+/// Runs `body`; when it raises `code`, raises that again with this hint.
+pub fn with_hint<R>(code: PgSqlErrorCode, hint: &str, body: impl FnOnce() -> R + UnwindSafe) -> R {
+    let hint = AssertUnwindSafe(hint.to_owned());
+    PgTryBuilder::new(body)
+        .catch_when(code, move |error| match error {
+            CaughtError::PostgresError(e) => {
+                ErrorReport::new(e.sql_error_code(), e.message().to_owned(), "obanrs")
+                    .set_hint(hint.0.clone())
+                    .report(PgLogLevel::ERROR);
+                unreachable!("an ERROR does not return")
+            }
+            other => other.rethrow(),
+        })
+        .execute()
+}
+
+pub type Callback = unsafe extern "C-unwind" fn(event: pg_sys::XactEvent::Type, arg: *mut std::ffi::c_void);
+
+/// Registers `callback` for every end of every transaction of this process and its children. After a
+/// commit it must not raise: that would be a PANIC of the whole server.
+pub fn on_end(callback: Callback) {
+    // SAFETY: a function that lives as long as the library, which is never unloaded.
+    unsafe { pg_sys::RegisterXactCallback(Some(callback), std::ptr::null_mut()) }
+}
+
+/// Whether an event is an end of the session's own transaction (not of a parallel worker's).
+pub fn is_end(event: pg_sys::XactEvent::Type) -> bool {
+    use pg_sys::XactEvent::*;
+    matches!(event, XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE)
+}

@@ -1,0 +1,324 @@
+//! The segment of shared memory: its layout, and the tables in it under their locks.
+//!
+//! ```text
+//! Root │ Database[] │ Hold[] │ Member[] │ Leadership[] │ gossip: buckets[] │ Entry[] │ Block[]
+//!      └── lock Registry ──┘  └───── lock Peers ──────┘  └────────── lock Gossip ──────────┘
+//! ```
+//!
+//! Sizes come from settings that only a restart changes. All of it is plain data for which zeroed
+//! memory is an empty table; whoever dies with SIGKILL takes the server through a crash restart, and
+//! the segment is made anew. A process that ends otherwise clears up in its exit callbacks (`peer`,
+//! `worker`).
+//!
+//! Under a lock runs pure code of `logic` only: nothing that raises, waits or calls Postgres. No two
+//! locks are held at a time.
+#![allow(unsafe_code)]
+
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, Ordering};
+
+use pgrx::pg_shmem_init;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use pgrx::shmem::PgSharedMemoryInitialization;
+
+use crate::config;
+use crate::error::Error;
+use crate::logic::gossip::{self, Block, Entry, Head};
+use crate::logic::lifecycle::{Database, Hold, Registry};
+use crate::logic::peer::{self, Leadership, Member, Peers};
+use crate::pg::lwlock::{self, Lock, Mode};
+
+const CACHE_LINE: usize = 128;
+
+/// What a session may hold at a time are the databases that its transaction drops or renames: few.
+/// Past that DROP DATABASE still works, it may just have to be repeated.
+const HOLDS: usize = 64;
+
+#[repr(C)]
+struct Root {
+    /// This start of the server: the time at which the segment was made. Rows of oban_peers carry it.
+    boot: i64,
+    /// Member ids, counting from `boot` so that none is given twice over restarts.
+    next_member: AtomicI64,
+    coordinator_pid: AtomicI32,
+    /// For `pg::latch::wake`; -1 without a coordinator.
+    coordinator: AtomicI32,
+    coordinator_since: AtomicI64,
+    coordinator_starts: AtomicI32,
+    /// What the coordinator shall look at again: one of `RESCAN_*`.
+    rescan: AtomicI32,
+    /// Under the lock Gossip.
+    gossip: Head,
+    /// When the coordinator will look for expired entries; 0 for never. Under the lock Gossip.
+    sweep_at: i64,
+}
+
+/// Offsets of the areas behind the root, in bytes, and their lengths in elements.
+struct Layout {
+    databases: usize,
+    holds: usize,
+    members: usize,
+    leaderships: usize,
+    buckets: usize,
+    entries: usize,
+    blocks: usize,
+    total: usize,
+    max_databases: usize,
+    max_members: usize,
+    max_entries: usize,
+}
+
+/// From settings that don't change while the server runs: the same in every process.
+fn layout() -> Layout {
+    let max_databases = config::max_databases();
+    let max_members = config::max_members();
+    let max_entries = gossip::capacity(config::gossip_memory());
+    let mut end = size_of::<Root>();
+    let mut area = |element: usize, count: usize| {
+        let start = end.next_multiple_of(CACHE_LINE);
+        end = start + element * count;
+        start
+    };
+    Layout {
+        databases: area(size_of::<Database>(), max_databases),
+        holds: area(size_of::<Hold>(), HOLDS),
+        members: area(size_of::<Member>(), max_members),
+        leaderships: area(size_of::<Leadership>(), max_members),
+        buckets: area(size_of::<u32>(), max_entries),
+        entries: area(size_of::<Entry>(), max_entries),
+        blocks: area(size_of::<Block>(), max_entries),
+        total: area(0, 0),
+        max_databases,
+        max_members,
+        max_entries,
+    }
+}
+
+struct Segment {
+    root: AtomicPtr<Root>,
+}
+
+static SEGMENT: Segment = Segment { root: AtomicPtr::new(null_mut()) };
+
+/// Asks for the segment; in `_PG_init` while preloading.
+#[allow(unexpected_cfgs)] // pgrx's macro asks for majors that we don't have
+pub fn request() {
+    pg_shmem_init!(SEGMENT = ());
+}
+
+impl PgSharedMemoryInitialization for Segment {
+    type Value = ();
+
+    unsafe fn on_shmem_request(&'static self) {
+        // SAFETY: called from shmem_request_hook, as the trait promises.
+        unsafe {
+            pg_sys::RequestAddinShmemSpace(layout().total);
+            pg_sys::RequestNamedLWLockTranche(lwlock::TRANCHE.as_ptr(), lwlock::LOCKS);
+        }
+    }
+
+    unsafe fn on_shmem_startup(&'static self, (): ()) {
+        // Index of AddinShmemInitLock, which has no name in pgrx; the same in 13 to 18.
+        const ADDIN_SHMEM_INIT_LOCK: usize = 21;
+        // SAFETY: called from shmem_startup_hook, as the trait promises. The area is as large as was
+        // asked for, and everything in it is plain data for which zeros are valid.
+        unsafe {
+            let lock = &raw mut (*pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK)).lock;
+            pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
+            let (total, mut found) = (layout().total, false);
+            let root = pg_sys::ShmemInitStruct(c"obanrs".as_ptr(), total, &mut found).cast::<Root>();
+            if !found {
+                root.cast::<u8>().write_bytes(0, total);
+                let boot = pg_sys::GetCurrentTimestamp();
+                (*root).boot = boot;
+                (*root).next_member.store(boot, Ordering::Relaxed);
+                (*root).coordinator.store(-1, Ordering::Relaxed);
+            }
+            self.root.store(root, Ordering::Relaxed);
+            pg_sys::LWLockRelease(lock);
+        }
+    }
+}
+
+pub fn is_attached() -> bool {
+    !SEGMENT.root.load(Ordering::Relaxed).is_null()
+}
+
+/// 55000 unless the library was preloaded.
+pub fn require() -> Result<(), Error> {
+    if is_attached() { Ok(()) } else { Err(Error::NotPreloaded) }
+}
+
+fn root() -> Result<*mut Root, Error> {
+    require()?;
+    Ok(SEGMENT.root.load(Ordering::Relaxed))
+}
+
+/// # Safety
+/// `offset` and `count` are of `layout` for elements of type `T`, and the area's lock is held in a
+/// mode that allows what is done with the slice.
+unsafe fn area<'a, T>(root: *mut Root, offset: usize, count: usize) -> &'a mut [T] {
+    // SAFETY: the caller's promise; the segment lives as long as the process.
+    unsafe { std::slice::from_raw_parts_mut(root.cast::<u8>().add(offset).cast(), count) }
+}
+
+/// This start of the server.
+pub fn boot() -> Result<i64, Error> {
+    // SAFETY: written once, before any other process existed.
+    Ok(unsafe { (*root()?).boot })
+}
+
+/// A member id that was never given before.
+pub fn new_member_id() -> Result<i64, Error> {
+    // SAFETY: an atomic in the segment.
+    Ok(unsafe { &(*root()?).next_member }.fetch_add(1, Ordering::Relaxed) + 1)
+}
+
+/// The keepers and the holds, under their lock.
+pub fn registry<R>(body: impl FnOnce(&mut Registry<'_>) -> R) -> Result<R, Error> {
+    let (root, l) = (root()?, layout());
+    let _guard = lwlock::acquire(Lock::Registry, Mode::Exclusive);
+    // SAFETY: the areas of the lock that is held exclusively until `body` has returned.
+    let mut registry = unsafe {
+        Registry { databases: area(root, l.databases, l.max_databases), holds: area(root, l.holds, HOLDS) }
+    };
+    Ok(body(&mut registry))
+}
+
+/// Members and leaderships, to change them.
+pub fn peers<R>(body: impl FnOnce(&mut Peers<'_>) -> R) -> Result<R, Error> {
+    let (root, l) = (root()?, layout());
+    let _guard = lwlock::acquire(Lock::Peers, Mode::Exclusive);
+    // SAFETY: the areas of the lock that is held exclusively until `body` has returned.
+    let mut peers = unsafe {
+        Peers {
+            members: area(root, l.members, l.max_members),
+            leaderships: area(root, l.leaderships, l.max_members),
+        }
+    };
+    Ok(body(&mut peers))
+}
+
+/// Members and leaderships, to read them.
+pub fn peers_view<R>(body: impl FnOnce(peer::View<'_>) -> R) -> Result<R, Error> {
+    let (root, l) = (root()?, layout());
+    let _guard = lwlock::acquire(Lock::Peers, Mode::Shared);
+    // SAFETY: the areas of the lock that is held shared until `body` has returned; nobody writes.
+    let view = unsafe {
+        peer::View {
+            members: &*area(root, l.members, l.max_members),
+            leaderships: &*area(root, l.leaderships, l.max_members),
+        }
+    };
+    Ok(body(view))
+}
+
+/// The gossip table, to change it. `sweep_at` is when the coordinator will next look for expired
+/// entries (0: never).
+pub fn gossip<R>(body: impl FnOnce(&mut gossip::Table<'_>, &mut i64) -> R) -> Result<R, Error> {
+    let (root, l) = (root()?, layout());
+    let _guard = lwlock::acquire(Lock::Gossip, Mode::Exclusive);
+    // SAFETY: the areas of the lock that is held exclusively until `body` has returned.
+    unsafe {
+        let mut table = gossip::Table {
+            head: &mut (*root).gossip,
+            buckets: area(root, l.buckets, l.max_entries),
+            entries: area(root, l.entries, l.max_entries),
+            blocks: area(root, l.blocks, l.max_entries),
+        };
+        Ok(body(&mut table, &mut (*root).sweep_at))
+    }
+}
+
+/// The gossip table, to read it.
+pub fn gossip_view<R>(body: impl FnOnce(gossip::View<'_>) -> R) -> Result<R, Error> {
+    let (root, l) = (root()?, layout());
+    let _guard = lwlock::acquire(Lock::Gossip, Mode::Shared);
+    // SAFETY: the areas of the lock that is held shared until `body` has returned; nobody writes.
+    let view = unsafe {
+        gossip::View {
+            entries: &*area(root, l.entries, l.max_entries),
+            blocks: &*area(root, l.blocks, l.max_entries),
+            touched: (*root).gossip.entries_touched(),
+        }
+    };
+    Ok(body(view))
+}
+
+/// The coordinator, as the view oban_workers shows it.
+pub struct Coordinator {
+    pub pid: i32,
+    pub started_at: i64,
+    pub restarts: i32,
+}
+
+/// The running coordinator, or the last one with pid 0.
+pub fn coordinator() -> Result<Coordinator, Error> {
+    // SAFETY: atomics in the segment.
+    let root = unsafe { &*root()? };
+    Ok(Coordinator {
+        pid: root.coordinator_pid.load(Ordering::Relaxed),
+        started_at: root.coordinator_since.load(Ordering::Relaxed),
+        restarts: (root.coordinator_starts.load(Ordering::Relaxed) - 1).max(0),
+    })
+}
+
+/// The coordinator's first act. Its exit callback must be registered before.
+pub fn coordinator_started(pid: i32, procno: i32, now: i64) -> Result<(), Error> {
+    // SAFETY: atomics in the segment.
+    let root = unsafe { &*root()? };
+    root.coordinator_since.store(now, Ordering::Relaxed);
+    root.coordinator_starts.fetch_add(1, Ordering::Relaxed);
+    root.coordinator_pid.store(pid, Ordering::Relaxed);
+    root.coordinator.store(procno, Ordering::Release);
+    Ok(())
+}
+
+/// Its last act.
+pub fn coordinator_exited() {
+    if let Ok(root) = root() {
+        // SAFETY: atomics in the segment.
+        let root = unsafe { &*root };
+        root.coordinator.store(-1, Ordering::Release);
+        root.coordinator_pid.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Wakes the coordinator; it looks at the tables by itself. Callable after commit.
+pub fn wake_coordinator() {
+    if let Ok(root) = root() {
+        // SAFETY: an atomic in the segment.
+        crate::pg::latch::wake(unsafe { &(*root).coordinator }.load(Ordering::Acquire));
+    }
+}
+
+pub const RESCAN_NOTHING: i32 = 0;
+/// pg_database changed.
+pub const RESCAN_DATABASES: i32 = 1;
+/// A database changed for which there was no slot: look into all that had no extension, too.
+pub const RESCAN_ALL: i32 = 2;
+
+/// Wakes the coordinator to look at databases again. Callable after commit.
+pub fn rescan(what: i32) {
+    if let Ok(root) = root() {
+        // SAFETY: an atomic in the segment.
+        unsafe { &(*root).rescan }.fetch_max(what, Ordering::AcqRel);
+    }
+    wake_coordinator();
+}
+
+/// What `rescan` was last asked for; asking takes it back.
+pub fn take_rescan() -> i32 {
+    // SAFETY: an atomic in the segment.
+    root().map_or(RESCAN_NOTHING, |root| unsafe { &(*root).rescan }.swap(RESCAN_NOTHING, Ordering::AcqRel))
+}
+
+/// Wakes the keeper of a database to plan its elections anew, or has one started. Callable after commit.
+pub fn wake_keeper(database: u32) {
+    let procno = registry(|r| r.find(database).filter(|d| d.pid != 0).map(|d| d.procno));
+    match procno {
+        Ok(Some(procno)) => crate::pg::latch::wake(procno),
+        _ => wake_coordinator(),
+    }
+}

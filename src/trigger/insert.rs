@@ -1,0 +1,80 @@
+//! The trigger that tells a queue's workers of new jobs: AFTER INSERT, once per statement.
+//!
+//! It sends `{"queue": …}` once for each distinct queue whose inserted rows are `available`, in the
+//! transaction of the INSERT, so that what is heard can be seen. It must never be the reason why a
+//! user's INSERT fails: what it can't make sense of, it lets pass.
+
+use std::collections::HashSet;
+
+use pgrx::AllocatedByRust;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::logic::{channel, wire};
+use crate::pg::notify;
+use crate::pg::transition::{self, Column, NewRows};
+
+/// How a row's state is told.
+enum Available {
+    /// The column is an enum, and this is its label's oid.
+    Label(Column, pg_sys::Oid),
+    Text(Column),
+}
+
+#[pg_trigger]
+fn obanrs_jobs_insert<'a>(
+    trigger: &'a PgTrigger<'a>,
+) -> Result<Option<PgHeapTuple<'a, AllocatedByRust>>, std::convert::Infallible> {
+    let rows = NewRows::of(trigger.trigger_data())
+        .filter(|_| trigger.event().fired_by_insert() && trigger.event().fired_for_statement());
+    match rows {
+        Some(rows) => wake_queues(&rows),
+        None => ereport!(
+            PgLogLevel::ERROR,
+            PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+            "obanrs_jobs_insert() is a trigger AFTER INSERT FOR EACH STATEMENT with REFERENCING NEW TABLE",
+            "Let oban_install() create it."
+        ),
+    }
+    Ok(None)
+}
+
+fn wake_queues(rows: &NewRows<'_>) {
+    let Some(queue) = rows.column("queue").filter(|c| transition::is_text(c.type_oid)) else { return };
+    let Some(available) = rows.column("state").and_then(available) else { return };
+
+    // The last queue seen is nearly always the next one's, too; the set is for the others.
+    let (mut last, mut queues) = (Vec::new(), HashSet::new());
+    rows.for_each(|row| {
+        let is_available = match available {
+            Available::Label(column, label) => row.oid(column) == Some(label),
+            Available::Text(column) => row.with_text(column, |s| s == b"available") == Some(true),
+        };
+        if is_available {
+            row.with_text(queue, |name| {
+                if queues.is_empty() || *last != *name {
+                    last = name.to_vec();
+                    queues.insert(name.to_vec());
+                }
+            });
+        }
+    });
+    if queues.is_empty() {
+        return;
+    }
+    let Ok(full) = channel::full_name(&rows.prefix(), "insert") else { return };
+    let full = notify::c_string(full);
+    for queue in queues {
+        let payload = wire::object_of_one("queue", &queue);
+        if payload.len() <= wire::MAX_PAYLOAD {
+            notify::notify(&full, &notify::c_string(payload));
+        }
+    }
+}
+
+fn available(state: Column) -> Option<Available> {
+    if transition::is_text(state.type_oid) {
+        return Some(Available::Text(state));
+    }
+    transition::enum_label(state.type_oid, c"available").map(|label| Available::Label(state, label))
+}

@@ -1,0 +1,167 @@
+//! `oban_install` and `oban_uninstall`.
+//!
+//! Installing looks first and then runs only the statements that something is missing for, so that a
+//! second run takes no lock. What it creates is what Oban's migration 14 creates; what it adds to
+//! tables has names that begin with `obanrs_`, except for two columns of oban_peers. A prefix is
+//! installed by one session at a time: the second waits for a lock of its schema and then finds
+//! everything there. (search_path and lock_timeout are set by the functions' own SET clauses.)
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::spi::SpiResult;
+
+use crate::error::{Error, given};
+use crate::logic::channel;
+use crate::pg::{acl, catalog, spi, xact};
+use crate::worker;
+
+const JOBS: &str = include_str!("../../sql/prefix/oban_jobs.sql");
+const STATES: &str = include_str!("../../sql/prefix/oban_job_state.sql");
+const PEERS: &str = include_str!("../../sql/prefix/oban_peers.sql");
+const PEERS_COLUMNS: &str = include_str!("../../sql/prefix/oban_peers_columns.sql");
+const TRIGGER: &str = include_str!("../../sql/prefix/jobs_trigger.sql");
+
+const LOCK_HINT: &str = "Another transaction holds a lock on the table for long. Find it in pg_locks or \
+                         pg_stat_activity, and install again when it has ended.";
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_install(
+    prefix: default!(Option<&str>, "'public'"),
+    stage: default!(Option<bool>, "NULL"),
+) -> Result<(), ErrorReport> {
+    let prefix = given("prefix", prefix)?;
+    if prefix.is_empty() {
+        return Err(Error::bad("prefix is empty", "Give the schema of the job tables.").into());
+    }
+    for name in channel::STANDARD {
+        channel::full_name(prefix, name).map_err(Error::from)?;
+    }
+    if stage == Some(true) {
+        return Err(Error::NotSupported("staging of scheduled jobs is not supported yet").into());
+    }
+    xact::with_hint(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, LOCK_HINT, || install(prefix))?;
+    Ok(())
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_uninstall(prefix: default!(Option<&str>, "'public'")) -> Result<(), ErrorReport> {
+    let prefix = given("prefix", prefix)?;
+    let schema = catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))?;
+    xact::with_hint(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, LOCK_HINT, || uninstall(prefix, schema))?;
+    Ok(())
+}
+
+fn install(prefix: &str) -> Result<(), Error> {
+    let mut changed = false;
+    let mut run = |sql: &str| {
+        spi::run(sql);
+        changed = true;
+    };
+    let schema = match catalog::namespace(prefix) {
+        Some(schema) => schema,
+        None => {
+            run(&format!("CREATE SCHEMA {}", pgrx::spi::quote_identifier(prefix)));
+            catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))?
+        }
+    };
+    if is_installed(schema, prefix) {
+        return Ok(());
+    }
+    catalog::lock_namespace(schema);
+    if catalog::relation(schema, "oban_jobs").is_none() {
+        if !catalog::type_exists(schema, "oban_job_state") {
+            run(&fill(STATES, prefix));
+        }
+        run(&fill(JOBS, prefix));
+    }
+    if catalog::relation(schema, "oban_peers").is_none() {
+        run(&fill(PEERS, prefix));
+    }
+    for table in ["oban_jobs", "oban_peers"] {
+        require_owner(schema, prefix, table)?;
+    }
+    if !has_peers_columns(prefix) {
+        run(&fill(PEERS_COLUMNS, prefix));
+    }
+    for table in tables_without_trigger(prefix) {
+        run(&TRIGGER
+            .replace("{table}", &table)
+            .replace("{function}", &spi::own_function("obanrs_jobs_insert")));
+    }
+    if changed {
+        worker::ddl::prefix_changed();
+    }
+    Ok(())
+}
+
+fn uninstall(prefix: &str, schema: u32) -> Result<(), Error> {
+    for table in ["oban_jobs", "oban_peers"] {
+        if catalog::relation(schema, table).is_some() {
+            require_owner(schema, prefix, table)?;
+        }
+    }
+    for table in tables_with_trigger(prefix) {
+        spi::run(&format!("DROP TRIGGER obanrs_jobs_insert ON {table}"));
+    }
+    if has_peers_columns(prefix) {
+        let peers = spi::qualified(prefix, "oban_peers");
+        spi::run(&format!("ALTER TABLE {peers} DROP COLUMN IF EXISTS term, DROP COLUMN IF EXISTS boot"));
+    }
+    worker::ddl::prefix_changed();
+    Ok(())
+}
+
+fn is_installed(schema: u32, prefix: &str) -> bool {
+    catalog::relation(schema, "oban_jobs").is_some()
+        && has_peers_columns(prefix)
+        && tables_without_trigger(prefix).is_empty()
+}
+
+fn has_peers_columns(prefix: &str) -> bool {
+    spi::peers_table(prefix).is_some_and(|t| t.installed)
+}
+
+fn require_owner(schema: u32, prefix: &str, table: &str) -> Result<(), Error> {
+    match catalog::relation(schema, table) {
+        Some(relation) if !acl::owns(relation) => {
+            Err(Error::NotOwner { table: spi::qualified(prefix, table) })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes the prefix into a template of sql/prefix.
+fn fill(template: &str, prefix: &str) -> String {
+    template.replace("{prefix}", &pgrx::spi::quote_identifier(prefix))
+}
+
+/// oban_jobs and, when it is partitioned, all partitions: an INSERT into one of them fires only its
+/// own triggers. Foreign tables can't have such a trigger.
+const JOB_TABLES: &str = "
+    WITH root AS (
+        SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = $1::name AND c.relname = 'oban_jobs'
+    ), tables AS (
+        SELECT oid FROM root UNION SELECT t.relid FROM root, pg_partition_tree(root.oid) t
+    )
+    SELECT t.oid::regclass::text FROM tables t JOIN pg_class c ON c.oid = t.oid
+    WHERE c.relkind IN ('r', 'p') AND $2 = EXISTS (
+        SELECT FROM pg_trigger g WHERE g.tgrelid = t.oid AND g.tgname = 'obanrs_jobs_insert'
+    )
+    ORDER BY t.oid";
+
+fn tables_without_trigger(prefix: &str) -> Vec<String> {
+    job_tables(prefix, false)
+}
+
+fn tables_with_trigger(prefix: &str) -> Vec<String> {
+    job_tables(prefix, true)
+}
+
+fn job_tables(prefix: &str, with_trigger: bool) -> Vec<String> {
+    Spi::connect(|client| {
+        let rows = client.select(JOB_TABLES, None, &[prefix.into(), with_trigger.into()])?;
+        rows.map(|row| Ok(row.get::<String>(1)?.unwrap_or_default())).collect::<SpiResult<Vec<_>>>()
+    })
+    .unwrap_or_else(|e| pgrx::error!("{e}"))
+}

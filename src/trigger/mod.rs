@@ -1,0 +1,4 @@
+//! What `oban_install` puts on the tables of a prefix.
+
+pub mod insert;
+mod install;

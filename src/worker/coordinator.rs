@@ -1,0 +1,171 @@
+//! The coordinator: one static worker that is connected to no database. It starts a keeper for each
+//! database that has the extension (`logic::lifecycle` is its state machine), clears up after
+//! databases that are gone, and lets entries of the gossip table expire.
+//!
+//! It sleeps until something is due or somebody sets its latch: a transaction that created, dropped
+//! or changed a database or the extension, a keeper that started or ended, an entry that expires
+//! earlier than all before it. If it dies, the postmaster starts another a second later; keepers run
+//! on, and their slots tell the new one about them.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::pg::bgworker::{self, Handle, Worker};
+use crate::pg::{catalog, latch, session, time, xact};
+use crate::shmem;
+
+/// How long the postmaster waits before it starts a coordinator that ended.
+const RESTART_SECONDS: i32 = 1;
+
+pub fn register() {
+    let worker = Worker {
+        name: "obanrs coordinator",
+        kind: "obanrs coordinator",
+        function: "obanrs_coordinator_main",
+        argument: 0,
+    };
+    bgworker::register(&worker, RESTART_SECONDS);
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn obanrs_coordinator_main(_argument: pg_sys::Datum) {
+    bgworker::take_signals();
+    session::before_exit(exited); // before the state that it clears up
+    let started = shmem::coordinator_started(latch::my_pid(), latch::my_procno(), time::now());
+    if started.is_err() {
+        return; // no segment: not this server's worker
+    }
+    bgworker::connect_to_none();
+    bgworker::report_name(c"obanrs coordinator");
+    let _ = shmem::registry(|r| r.adopt());
+    shmem::rescan(shmem::RESCAN_ALL);
+
+    let mut coordinator = Coordinator::default();
+    loop {
+        latch::reset();
+        bgworker::reload_config();
+        let due = coordinator.pass();
+        latch::wait(due.map(|at| Duration::from_micros((at - time::now()).max(0) as u64)));
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
+    shmem::coordinator_exited();
+}
+
+#[derive(Default)]
+struct Coordinator {
+    /// From the last look at pg_database.
+    databases: HashSet<u32>,
+    /// Those that were found to have no extension. A commit that creates it takes a slot by itself.
+    absent: HashSet<u32>,
+    /// Keepers that this coordinator launched and that have not ended.
+    launched: HashMap<u32, Handle>,
+    /// So that each trouble is logged once, not at each pass.
+    told_of_slots: bool,
+    told_of_workers: bool,
+}
+
+impl Coordinator {
+    /// Does all that is due now; when the next is, if ever.
+    fn pass(&mut self) -> Option<i64> {
+        match shmem::take_rescan() {
+            shmem::RESCAN_NOTHING => {}
+            what => {
+                if what == shmem::RESCAN_ALL {
+                    self.absent.clear();
+                }
+                let found = xact::run(c"obanrs: looking for databases", catalog::connectable_databases);
+                self.databases = found.into_iter().collect();
+                self.absent.retain(|oid| self.databases.contains(oid));
+            }
+        }
+        self.reap();
+        self.launch();
+        let next_launch = shmem::registry(|r| r.next_launch()).ok().flatten();
+        next_launch.into_iter().chain(self.sweep()).min()
+    }
+
+    /// Takes out keepers that ended and databases that need none, and what was kept for them.
+    fn reap(&mut self) {
+        let now = time::now();
+        let stopped: Vec<u32> =
+            self.launched.iter().filter(|(_, handle)| handle.has_stopped()).map(|(oid, _)| *oid).collect();
+        for oid in stopped {
+            self.launched.remove(&oid);
+            // Only of one that never claimed its slot: the others have told by themselves.
+            let _ = shmem::registry(|r| r.launch_failed(oid, now, "the keeper ended while it started"));
+        }
+        let gone = shmem::registry(|r| r.reap(|oid| self.databases.contains(&oid))).unwrap_or_default();
+        for oid in gone {
+            if self.databases.contains(&oid) {
+                self.absent.insert(oid);
+            }
+            let _ = shmem::peers(|p| p.forget_database(oid));
+            let _ = shmem::gossip(|table, _| table.forget_database(oid));
+        }
+    }
+
+    /// Starts the keepers that are wanted.
+    fn launch(&mut self) {
+        let wanted: Vec<u32> = self.databases.difference(&self.absent).copied().collect();
+        let placed = shmem::registry(|r| wanted.iter().all(|oid| r.add(*oid))).unwrap_or(true);
+        if !placed && !self.told_of_slots {
+            ereport!(
+                PgLogLevel::LOG,
+                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                "obanrs has more databases to look after than slots",
+                "Raise obanrs.max_databases and restart the server."
+            );
+        }
+        self.told_of_slots = !placed;
+
+        let now = time::now();
+        for oid in shmem::registry(|r| r.launch(now)).unwrap_or_default() {
+            let worker = Worker {
+                name: &format!("obanrs keeper for database {oid}"),
+                kind: "obanrs keeper",
+                function: "obanrs_keeper_main",
+                argument: oid,
+            };
+            match bgworker::launch(&worker) {
+                Some(handle) => {
+                    self.launched.insert(oid, handle);
+                    self.told_of_workers = false;
+                }
+                None => {
+                    let why = "no free worker slot: raise max_worker_processes and restart the server";
+                    let _ = shmem::registry(|r| r.launch_failed(oid, now, why));
+                    if !self.told_of_workers {
+                        ereport!(
+                            PgLogLevel::LOG,
+                            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                            "obanrs can't start a keeper: no free worker slot",
+                            "Raise max_worker_processes and restart the server."
+                        );
+                    }
+                    self.told_of_workers = true;
+                }
+            }
+        }
+    }
+
+    /// Lets gossip expire; when the next entry does, if any.
+    fn sweep(&mut self) -> Option<i64> {
+        let now = time::now();
+        shmem::gossip(|table, sweep_at| {
+            if table.head.next_expiry != 0 && table.head.next_expiry <= now {
+                table.expire(now);
+            }
+            *sweep_at = table.head.next_expiry;
+            (*sweep_at != 0).then_some(*sweep_at)
+        })
+        .ok()
+        .flatten()
+    }
+}

@@ -1,0 +1,389 @@
+//! Elections in `<prefix>.oban_peers`: what `logic::peer::View::plan` says, done.
+//!
+//! Each step is one short transaction, as the table's owner. The copy in shared memory is changed
+//! after its commit (see `logic::peer` for what that order guarantees, and for what a successor does
+//! with the row if this keeper dies in between).
+//!
+//! A prefix whose table can't be used stops only itself: a locked or broken one is tried again with
+//! a growing delay, a missing one when the next member joins or the prefix is installed. Each such
+//! state is logged once.
+
+use std::collections::HashMap;
+
+use pgrx::datum::DatumWithOid;
+use pgrx::prelude::*;
+use pgrx::spi::SpiResult;
+
+use crate::config;
+use crate::logic::backoff::ELECTION;
+use crate::logic::channel;
+use crate::logic::peer::{Electorate, Leadership, MAX_NODE, Plan, Verdict, judge, least_term};
+use crate::logic::text::Text;
+use crate::logic::wire;
+use crate::pg::{catalog, latch, notify, session, spi, time, xact};
+use crate::shmem;
+
+type Node = Text<MAX_NODE>;
+
+/// Why an electorate has no elections at the moment.
+enum Trouble {
+    /// No table, or not installed: nothing to wait for but somebody who changes that.
+    Missing,
+    Failed {
+        failures: u32,
+        retry_at: i64,
+        message: String,
+    },
+}
+
+pub struct Elections {
+    database: u32,
+    troubles: HashMap<Key, Trouble>,
+}
+
+type Key = (String, String);
+
+/// What a transaction found or did; shared memory gets to know it after the commit.
+enum Outcome {
+    /// The row is a member's of ours.
+    Ours(Leadership),
+    /// The row is another node's.
+    Foreign(Leadership),
+    /// There is no row, and no candidate for it.
+    Vacant,
+    /// Somebody was faster: look again.
+    Again,
+    Missing {
+        hint: String,
+    },
+}
+
+impl Elections {
+    pub fn new(database: u32) -> Self {
+        Self { database, troubles: HashMap::new() }
+    }
+
+    /// Does all that is due now; when the next is, if ever.
+    pub fn pass(&mut self) -> Option<i64> {
+        let electorates = shmem::peers_view(|v| v.electorates(self.database)).unwrap_or_default();
+        self.troubles.retain(|key, _| electorates.iter().any(|e| *key == names(e)));
+        electorates.iter().filter_map(|e| self.step(e)).min()
+    }
+
+    /// What is due for one electorate; when to come back.
+    fn step(&mut self, electorate: &Electorate) -> Option<i64> {
+        if let Some(Trouble::Failed { retry_at, .. }) = self.troubles.get(&names(electorate))
+            && time::now() < *retry_at
+        {
+            return Some(*retry_at);
+        }
+        // Twice is enough for every honest race; what is left comes with the next pass.
+        for _ in 0..2 {
+            let now = time::now();
+            let plan = shmem::peers_view(|v| v.plan(electorate, now, config::lease())).ok()?;
+            let outcome = match plan {
+                Plan::Forget => {
+                    let _ = shmem::peers(|p| p.vacate(electorate));
+                    return None;
+                }
+                Plan::Wait { until } => {
+                    wake_considered(electorate);
+                    return Some(until);
+                }
+                Plan::Renew { node, term } => xact::contain(|| {
+                    xact::run(c"obanrs: renewing a lease", || renew(electorate, &node, term))
+                }),
+                Plan::Elect { ended, candidate } => {
+                    xact::contain(|| xact::run(c"obanrs: election", || elect(electorate, ended, candidate)))
+                }
+            };
+            match outcome {
+                Ok(Outcome::Again) => {
+                    let _ = shmem::peers(|p| p.vacate(electorate));
+                }
+                Ok(outcome) => return self.publish(electorate, outcome),
+                Err(message) => return Some(self.failed(electorate, message)),
+            }
+        }
+        Some(time::now() + ELECTION.first)
+    }
+
+    /// Tells shared memory, and whoever waits for an election, what the table says now.
+    fn publish(&mut self, electorate: &Electorate, outcome: Outcome) -> Option<i64> {
+        let key = names(electorate);
+        match outcome {
+            Outcome::Missing { hint } => {
+                let _ = shmem::peers(|p| p.vacate(electorate));
+                wake_considered(electorate);
+                if !matches!(self.troubles.insert(key, Trouble::Missing), Some(Trouble::Missing)) {
+                    ereport!(
+                        PgLogLevel::WARNING,
+                        PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+                        format!("obanrs holds no elections in prefix \"{}\"", electorate.prefix.as_str()),
+                        hint
+                    );
+                }
+                return None;
+            }
+            Outcome::Ours(row) | Outcome::Foreign(row) => {
+                let before = shmem::peers(|p| {
+                    let before = p.view().leadership(electorate).copied();
+                    p.record(row);
+                    before
+                });
+                let new = before.ok().flatten().is_none_or(|b| (b.node, b.term) != (row.node, row.term));
+                if new && row.member != 0 {
+                    log!(
+                        "obanrs: node \"{}\" leads \"{}\" in prefix \"{}\" (term {})",
+                        row.node.as_str(),
+                        electorate.name.as_str(),
+                        electorate.prefix.as_str(),
+                        row.term
+                    );
+                }
+            }
+            Outcome::Vacant | Outcome::Again => {
+                let _ = shmem::peers(|p| p.vacate(electorate));
+            }
+        }
+        self.troubles.remove(&key);
+        wake_considered(electorate);
+        let (now, lease) = (time::now(), config::lease());
+        // Somebody may have come or gone meanwhile; the plan says so.
+        match shmem::peers_view(|v| v.plan(electorate, now, lease)).ok()? {
+            Plan::Wait { until } => Some(until),
+            Plan::Forget => {
+                let _ = shmem::peers(|p| p.vacate(electorate));
+                None
+            }
+            Plan::Renew { .. } | Plan::Elect { .. } => Some(now),
+        }
+    }
+
+    fn failed(&mut self, electorate: &Electorate, message: String) -> i64 {
+        let key = names(electorate);
+        let (failures, known) = match self.troubles.get(&key) {
+            Some(Trouble::Failed { failures, message: m, .. }) => (failures + 1, *m == message),
+            _ => (1, false),
+        };
+        if !known {
+            warning!(
+                "obanrs: election of \"{}\" in prefix \"{}\" failed, will try again: {message}",
+                electorate.name.as_str(),
+                electorate.prefix.as_str()
+            );
+        }
+        let retry_at = time::now() + ELECTION.delay(failures);
+        self.troubles.insert(key, Trouble::Failed { failures, retry_at, message });
+        retry_at
+    }
+}
+
+fn names(electorate: &Electorate) -> Key {
+    (electorate.prefix.as_str().to_owned(), electorate.name.as_str().to_owned())
+}
+
+fn wake_considered(electorate: &Electorate) {
+    for procno in shmem::peers(|p| p.mark_considered(electorate)).unwrap_or_default() {
+        latch::wake(procno);
+    }
+}
+
+/// The prefix's table by its quoted name and owner, or why there can be no election.
+fn table(electorate: &Electorate) -> Result<(String, u32), Outcome> {
+    let prefix = electorate.prefix.as_str();
+    let hint = format!("Run SELECT oban_install({}).", pgrx::spi::quote_literal(prefix));
+    match spi::peers_table(prefix) {
+        Some(t) if t.installed => Ok((spi::qualified(prefix, "oban_peers"), t.owner)),
+        _ => Err(Outcome::Missing { hint }),
+    }
+}
+
+/// Extends the lease of our own row, and of no other.
+fn renew(electorate: &Electorate, node: &Node, term: i64) -> Outcome {
+    let (table, owner) = match table(electorate) {
+        Ok(found) => found,
+        Err(missing) => return missing,
+    };
+    let expires_at = time::now() + config::lease();
+    let sql = format!(
+        "UPDATE {table} SET expires_at = $1 WHERE name = $2 AND node = $3 AND term = $4 RETURNING started_at"
+    );
+    let renewed = spi::as_owner(owner, || {
+        Spi::connect(|client| {
+            let args = [
+                time::utc_timestamp(expires_at).into(),
+                electorate.name.as_str().into(),
+                node.as_str().into(),
+                term.into(),
+            ];
+            let rows = spi::write(client, &sql, &args)?;
+            if rows.is_empty() { Ok(None) } else { rows.first().get_one::<Timestamp>() }
+        })
+    });
+    match or_raise(renewed) {
+        Some(started_at) => {
+            let member = shmem::peers_view(|v| v.leadership(electorate).map_or(0, |l| l.member)).unwrap_or(0);
+            Outcome::Ours(Leadership {
+                used: 1,
+                electorate: *electorate,
+                member,
+                node: *node,
+                term,
+                started_at: time::micros(started_at),
+                expires_at,
+            })
+        }
+        // Deleted, or another's by now: no leader of ours, and the next plan looks for one.
+        None => Outcome::Again,
+    }
+}
+
+/// One row of oban_peers.
+struct PeerRow {
+    node: Node,
+    term: i64,
+    boot: Option<i64>,
+    started_at: i64,
+    expires_at: i64,
+}
+
+/// Ends the leadership that is over and elects the candidate, in one transaction, which also
+/// announces the end (`down`), once.
+fn elect(electorate: &Electorate, ended: Option<(Node, i64)>, candidate: Option<(i64, Node)>) -> Outcome {
+    // The sequence of terms is the extension's: keep it from being dropped under us.
+    if catalog::lock_extension().is_none() {
+        return Outcome::Vacant;
+    }
+    let (table, owner) = match table(electorate) {
+        Ok(found) => found,
+        Err(missing) => return missing,
+    };
+    let (name, boot, now) = (electorate.name.as_str(), or_raise(shmem::boot()), time::now());
+    let mut down = false;
+
+    if let Some((node, term)) = ended {
+        let sql = format!("DELETE FROM {table} WHERE name = $1 AND node = $2 AND term = $3 RETURNING 1");
+        let args = [name.into(), node.as_str().into(), term.into()];
+        down |= changed(owner, &sql, &args);
+    }
+    let mut row = spi::as_owner(owner, || or_raise(read_row(&table, name)));
+    let mut adopted = None;
+    if let Some(found) = &row {
+        let live = shmem::peers_view(|v| v.member_of_node(electorate, found.node.as_str()).map(|m| m.id));
+        match judge(found.expires_at, found.boot, boot, live.ok().flatten(), now) {
+            Verdict::Foreign { .. } => {}
+            Verdict::Adopt { member } => adopted = Some(member),
+            Verdict::Void => {
+                // Only this very row: by now it may be renewed, or another's.
+                let sql = format!(
+                    "DELETE FROM {table} WHERE name = $1 AND node = $2 AND started_at = $3 AND expires_at = $4 RETURNING 1"
+                );
+                let args = [
+                    name.into(),
+                    found.node.as_str().into(),
+                    time::utc_timestamp(found.started_at).into(),
+                    time::utc_timestamp(found.expires_at).into(),
+                ];
+                if !changed(owner, &sql, &args) {
+                    return Outcome::Again;
+                }
+                down = true;
+                row = None;
+            }
+        }
+    }
+    if down {
+        announce_down(electorate);
+    }
+    let leadership = |member, node, term, started_at, expires_at| Leadership {
+        used: 1,
+        electorate: *electorate,
+        member,
+        node,
+        term,
+        started_at,
+        expires_at,
+    };
+    if let Some(row) = row {
+        let copy = leadership(adopted.unwrap_or(0), row.node, row.term, row.started_at, row.expires_at);
+        return if adopted.is_some() { Outcome::Ours(copy) } else { Outcome::Foreign(copy) };
+    }
+    let Some((member, node)) = candidate else { return Outcome::Vacant };
+    let (term, expires_at) = (or_raise(next_term()), now + config::lease());
+    let sql = format!(
+        "INSERT INTO {table} (name, node, started_at, expires_at, term, boot) VALUES ($1, $2, $3, $4, $5, $6)
+         ON CONFLICT (name) DO NOTHING RETURNING 1"
+    );
+    let args = [
+        name.into(),
+        node.as_str().into(),
+        time::utc_timestamp(now).into(),
+        time::utc_timestamp(expires_at).into(),
+        term.into(),
+        boot.into(),
+    ];
+    if changed(owner, &sql, &args) {
+        Outcome::Ours(leadership(member, node, term, now, expires_at))
+    } else {
+        Outcome::Again
+    }
+}
+
+/// Runs a statement with RETURNING as the table's owner; whether it changed anything.
+fn changed(owner: u32, sql: &str, args: &[DatumWithOid<'_>]) -> bool {
+    let run = || Spi::connect(|client| SpiResult::Ok(!spi::write(client, sql, args)?.is_empty()));
+    spi::as_owner(owner, || or_raise(run()))
+}
+
+fn read_row(table: &str, name: &str) -> SpiResult<Option<PeerRow>> {
+    let sql = format!("SELECT node, term, boot, started_at, expires_at FROM {table} WHERE name = $1");
+    Spi::connect(|client| {
+        let rows = client.select(&sql, Some(1), &[name.into()])?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let row = rows.first();
+        let time_at = |at| SpiResult::Ok(row.get::<Timestamp>(at)?.map_or(0, time::micros));
+        Ok(Some(PeerRow {
+            node: Text::truncated(&row.get::<String>(1)?.unwrap_or_default()),
+            term: row.get(2)?.unwrap_or(0),
+            boot: row.get(3)?,
+            started_at: time_at(4)?,
+            expires_at: time_at(5)?,
+        }))
+    })
+}
+
+/// The next term: above all before it, on this timeline and on earlier ones.
+fn next_term() -> SpiResult<i64> {
+    const SEQUENCE: &str = "
+        SELECT c.oid::pg_catalog.regclass FROM pg_catalog.pg_class c
+        JOIN pg_catalog.pg_extension e ON e.extnamespace = c.relnamespace
+        WHERE e.extname = 'obanrs' AND c.relname = 'obanrs_term'";
+    Spi::connect(|client| {
+        let next = spi::write(client, &format!("SELECT pg_catalog.nextval(({SEQUENCE}))"), &[])?;
+        let (term, least) = (next.first().get_one::<i64>()?.unwrap_or(0), least_term(session::timeline()));
+        if term >= least {
+            return Ok(term);
+        }
+        spi::write(client, &format!("SELECT pg_catalog.setval(({SEQUENCE}), $1)"), &[least.into()])?;
+        Ok(least)
+    })
+}
+
+/// Tells every node, foreign ones too, that a leadership ended: they hold an election.
+fn announce_down(electorate: &Electorate) {
+    // oban_install refuses a prefix whose channels don't fit; an adopted table may still have one.
+    if let Ok(channel) = channel::full_name(electorate.prefix.as_str(), "leader") {
+        let payload = wire::object_of_one("down", electorate.name.as_str().as_bytes());
+        if payload.len() <= wire::MAX_PAYLOAD {
+            notify::notify(&notify::c_string(channel), &notify::c_string(payload));
+        }
+    }
+}
+
+/// In a transaction of the keeper: an error of ours ends it as one of Postgres' does.
+fn or_raise<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
+    result.unwrap_or_else(|e| pgrx::error!("{e}"))
+}

@@ -1,0 +1,27 @@
+//! The background workers and the hooks that keep them out of the way.
+//!
+//! Races that the design has to survive, each with a test of this name in tests/lifecycle.rs:
+//!
+//! * `extension_created_and_dropped_in_any_order`: CREATE and DROP EXTENSION, committed or rolled back,
+//!   in quick succession. The end of each such transaction makes the keeper (or a new one) look again.
+//! * `a_terminated_keeper_comes_back`, `a_terminated_coordinator_comes_back`: a main that returns is
+//!   gone for ever, so SIGTERM ends both by FATAL; the postmaster restarts the coordinator, and the
+//!   coordinator the keepers, whose slots outlive it.
+//! * `databases_can_be_dropped_renamed_and_copied`: a keeper is a connection, which these commands
+//!   don't tolerate. See `ddl` and `logic::lifecycle` for holds.
+//! * `a_command_that_fails_gives_the_keeper_back`.
+//! * `a_database_made_from_a_template_gets_a_keeper`.
+//! * `a_restart_brings_everything_back`, `shutdown_is_fast`, `idle_means_idle`.
+#![allow(unsafe_code)] // the exported main functions
+
+pub mod coordinator;
+pub mod ddl;
+mod election;
+pub mod keeper;
+mod view;
+
+/// In `_PG_init` while preloading.
+pub fn register() {
+    ddl::install();
+    coordinator::register();
+}

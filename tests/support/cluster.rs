@@ -1,0 +1,205 @@
+//! A server of a test's own.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use postgres::{Client, NoTls};
+
+use super::installation::installation;
+use super::workspace::{output, workspace};
+
+pub struct Cluster {
+    folder: PathBuf,
+}
+
+/// Quick to start and to stop: what it loses in a crash of the machine nobody will miss.
+const SETTINGS: &str = "
+listen_addresses = ''
+fsync = off
+shared_buffers = 16MB
+max_connections = 60
+max_worker_processes = 16
+max_prepared_transactions = 10
+log_min_messages = warning
+log_line_prefix = '%m [%p] %b '
+autovacuum = off
+";
+
+impl Cluster {
+    /// A running server with obanrs preloaded and the extension in the database postgres.
+    pub fn with_extension() -> Self {
+        let cluster = Self::start(&["shared_preload_libraries = 'obanrs'"]);
+        cluster.client().batch_execute("CREATE EXTENSION obanrs").expect("the extension can be created");
+        cluster
+    }
+
+    /// The same with the tables of the prefix public.
+    pub fn installed() -> Self {
+        let cluster = Self::with_extension();
+        cluster.client().batch_execute("SELECT oban_install()").expect("the prefix can be installed");
+        cluster
+    }
+
+    /// A running server with these lines in its configuration.
+    pub fn start(settings: &[&str]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let cluster = Self { folder: workspace().folder.join(format!("c{number}")) };
+        let mut copy = workspace().command("cp".as_ref());
+        output(copy.arg("-a").arg(template()).arg(&cluster.folder));
+        cluster.configure(settings);
+        cluster.run(&["start", "-w", "-t", "60"]);
+        cluster
+    }
+
+    /// Adds lines to the configuration; a restart or a reload makes them count.
+    pub fn configure(&self, settings: &[&str]) {
+        let file = self.folder.join("data/postgresql.conf");
+        let mut text = fs::read_to_string(&file).expect("the configuration is there");
+        for line in settings {
+            text.push_str(line);
+            text.push('\n');
+        }
+        fs::write(file, text).expect("the configuration can be written");
+    }
+
+    pub fn restart(&self) {
+        self.run(&["restart", "-w", "-m", "fast", "-t", "60"]);
+    }
+
+    /// Stops it in pg_ctl's mode: smart, fast or immediate.
+    pub fn stop(&self, mode: &str) {
+        self.run(&["stop", "-w", "-m", mode, "-t", "60"]);
+    }
+
+    pub fn start_again(&self) {
+        self.run(&["start", "-w", "-t", "60"]);
+    }
+
+    fn run(&self, what: &[&str]) {
+        let mut command = workspace().command(&installation().bin.join("pg_ctl"));
+        command
+            .arg("-D")
+            .arg(self.folder.join("data"))
+            .arg("-l")
+            .arg(self.log_file())
+            .args(["-s"])
+            .args(what);
+        command.arg("-o").arg(format!("-c unix_socket_directories={}", self.folder.display()));
+        let result = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        assert!(result.expect("pg_ctl starts").success(), "pg_ctl {what:?} failed:\n{}", self.log());
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// For clients outside of this process: the folder of the server's socket.
+    pub fn socket_folder(&self) -> &str {
+        self.folder.to_str().expect("our path is text")
+    }
+
+    /// A connection as superuser to the database postgres.
+    pub fn client(&self) -> Client {
+        self.client_as("postgres", "postgres")
+    }
+
+    pub fn client_of(&self, database: &str) -> Client {
+        self.client_as(database, "postgres")
+    }
+
+    pub fn client_as(&self, database: &str, user: &str) -> Client {
+        self.try_client(database, user).unwrap_or_else(|e| panic!("can't connect: {e}\n{}", self.log()))
+    }
+
+    pub fn try_client(&self, database: &str, user: &str) -> Result<Client, postgres::Error> {
+        let mut config = postgres::Config::new();
+        config.host_path(&self.folder).user(user).dbname(database).connect(NoTls)
+    }
+
+    /// psql, as a process of its own that a test can kill.
+    pub fn shell(&self) -> Shell {
+        let mut command = workspace().command(&installation().bin.join("psql"));
+        command.args(["-X", "-q", "-A", "-t", "-U", "postgres", "-h", self.socket_folder(), "postgres"]);
+        Shell::start(&mut command)
+    }
+
+    /// Any program of the installation, with the connection's settings in its environment.
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = workspace().command(&installation().bin.join(name));
+        command.env("PGHOST", self.socket_folder()).env("PGUSER", "postgres");
+        command
+    }
+
+    /// Removes the workspace with all servers now, not when the process ends.
+    pub fn close_all() {
+        workspace().close();
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the server's log:\n{}", self.log());
+        }
+        if self.folder.join("data/postmaster.pid").exists() {
+            let mut command = workspace().command(&installation().bin.join("pg_ctl"));
+            command.arg("-D").arg(self.folder.join("data")).args(["stop", "-s", "-w", "-m", "immediate"]);
+            let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A server's folder as initdb makes it, once for the process.
+fn template() -> &'static PathBuf {
+    static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
+    TEMPLATE.get_or_init(|| {
+        let folder = workspace().folder.join("template");
+        let mut initdb = workspace().command(&installation().bin.join("initdb"));
+        initdb.arg("-D").arg(folder.join("data"));
+        output(initdb.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]));
+        let file = folder.join("data/postgresql.conf");
+        let text = fs::read_to_string(&file).expect("initdb writes it");
+        fs::write(file, text + SETTINGS).expect("the configuration can be written");
+        folder
+    })
+}
+
+/// A client process that takes statements and prints results.
+pub struct Shell {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Shell {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("psql starts");
+        let input = child.stdin.take().expect("a pipe");
+        let output = BufReader::new(child.stdout.take().expect("a pipe"));
+        Self { child, input, output }
+    }
+
+    /// Runs a statement that gives one row of one column.
+    pub fn ask(&mut self, sql: &str) -> String {
+        writeln!(self.input, "{sql};").and_then(|()| self.input.flush()).expect("psql reads");
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("psql answers");
+        line.trim().to_owned()
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it was ours");
+    }
+}

@@ -1,0 +1,89 @@
+//! A private copy of a Postgres installation with our extension in it.
+//!
+//! Tests must not write into the real one: a server may run from it, and one that has obanrs loaded
+//! would crash when its library changes. Postgres finds its files relative to its own binary, so the
+//! programs are copied into a tree of the same shape, and what is only read is linked.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use super::workspace::{output, workspace};
+
+pub struct Installation {
+    pub bin: PathBuf,
+}
+
+/// The copy of the Postgres that OBANRS_PG_CONFIG names, with the package that OBANRS_PACKAGE names.
+pub fn installation() -> &'static Installation {
+    static INSTALLATION: OnceLock<Installation> = OnceLock::new();
+    INSTALLATION.get_or_init(|| {
+        let wanted = |name: &str| {
+            std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run this with make"))
+        };
+        copy(Path::new(&wanted("OBANRS_PG_CONFIG")), Path::new(&wanted("OBANRS_PACKAGE")))
+    })
+}
+
+fn copy(pg_config: &Path, package: &Path) -> Installation {
+    let ask = |option: &str| PathBuf::from(output(Command::new(pg_config).arg(option)));
+    let (bin, lib, share) = (ask("--bindir"), ask("--pkglibdir"), ask("--sharedir"));
+    let common: PathBuf = bin
+        .components()
+        .zip(lib.components())
+        .zip(share.components())
+        .take_while(|((a, b), c)| a == b && b == c)
+        .map(|((a, _), _)| a)
+        .collect();
+    assert!(common.components().count() > 1, "this Postgres can't be moved: {bin:?}, {lib:?}, {share:?}");
+    let root = workspace().folder.join("postgres");
+    let new = |old: &Path| root.join(old.strip_prefix(&common).expect("they begin so"));
+
+    let (new_bin, new_lib, new_share) = (new(&bin), new(&lib), new(&share));
+    for folder in [&new_bin, &new_lib, &new_share.join("extension")] {
+        fs::create_dir_all(folder).expect("the workspace is ours");
+    }
+    for program in entries(&bin).iter().filter(|p| p.is_file()) {
+        fs::copy(program, new_bin.join(program.file_name().unwrap())).expect("a program can be copied");
+    }
+    // Where the programs' own libraries are beside them, they look for them relative to themselves.
+    let beside = ask("--libdir");
+    if lib.starts_with(&beside) && beside != common {
+        link_entries(&beside, &new(&beside));
+    }
+    link_entries(&lib, &new_lib);
+    link_entries(&share, &new_share);
+    link_entries(&share.join("extension"), &new_share.join("extension"));
+
+    let packaged =
+        |folder: &Path| package.join(folder.strip_prefix("/").expect("pg_config prints whole paths"));
+    for (from, to) in
+        [(packaged(&lib), &new_lib), (packaged(&share).join("extension"), &new_share.join("extension"))]
+    {
+        for file in entries(&from).iter().filter(|p| p.is_file()) {
+            fs::copy(file, to.join(file.file_name().unwrap())).expect("our files can be copied");
+        }
+    }
+    // For a checkout with a strict umask: the server's user reads all of it.
+    output(Command::new("chmod").arg("-R").arg("a+rX").arg(&root));
+    Installation { bin: new_bin }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let read = fs::read_dir(folder).unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+    read.map(|entry| entry.expect("a folder can be read").path()).collect()
+}
+
+/// Links what is in `from` into `to`, but for what is there already and for our own files: those of
+/// an installed version would hide the ones under test.
+fn link_entries(from: &Path, to: &Path) {
+    for entry in entries(from) {
+        let name = entry.file_name().unwrap();
+        let target = to.join(name);
+        if !target.exists() && !name.to_string_lossy().starts_with("obanrs") {
+            symlink(&entry, target).expect("the workspace is ours");
+        }
+    }
+}

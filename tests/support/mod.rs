@@ -1,0 +1,31 @@
+//! What the suites and the demo share: a private copy of the Postgres installation, servers on it, and
+//! waiting for conditions.
+#![allow(dead_code)] // each user takes a part
+
+mod cluster;
+mod installation;
+mod workspace;
+
+pub use cluster::{Cluster, Shell};
+
+use std::time::{Duration, Instant};
+
+/// The longest that a test waits for a condition that has to come true: far above what it takes.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` gives a value, and fails with what was waited for after `PATIENCE`.
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let since = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(since.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until `condition` holds.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    wait_for(what, || condition().then_some(()));
+}
