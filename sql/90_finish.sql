@@ -58,13 +58,3 @@ COMMENT ON FUNCTION obanrs_workers() IS 'The rows of the view oban_workers.';
 COMMENT ON FUNCTION obanrs_jobs_insert() IS
     'The trigger that oban_install puts on oban_jobs: tells each queue that got available jobs.';
 COMMENT ON SEQUENCE obanrs_term IS 'The last term given to a leadership in this database.';
-
--- Not preloaded is allowed, but nobody should have to find out by an error later.
-DO $$
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'obanrs.max_members') THEN
-        RAISE NOTICE 'obanrs is not loaded at server start: members, leaders and gossip are not available'
-            USING HINT = 'Add obanrs to shared_preload_libraries and restart the server.';
-    END IF;
-END
-$$;

@@ -2,7 +2,7 @@
 //! that names the call or the setting that helps.
 
 use pgrx::pg_sys::panic::ErrorReport;
-use pgrx::prelude::PgSqlErrorCode;
+use pgrx::prelude::{PgLogLevel, PgSqlErrorCode};
 use thiserror::Error;
 
 use crate::logic::channel::{ChannelError, MAX_CHANNEL};
@@ -34,6 +34,8 @@ pub enum Error {
     InRecovery(&'static str),
     #[error("{0}")]
     NotSupported(&'static str),
+    #[error("obanrs_jobs_insert() is a trigger AFTER INSERT FOR EACH STATEMENT with REFERENCING NEW TABLE")]
+    WrongTrigger,
 }
 
 impl Error {
@@ -55,6 +57,7 @@ impl Error {
             Self::PayloadTooLarge(_) => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             Self::NotPreloaded | Self::InRecovery(_) => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::NotSupported(_) => ERRCODE_FEATURE_NOT_SUPPORTED,
+            Self::WrongTrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
         }
     }
 
@@ -84,6 +87,7 @@ impl Error {
             Self::NotPreloaded => "Add obanrs to shared_preload_libraries and restart the server.".into(),
             Self::InRecovery(_) => "Connect to the primary.".into(),
             Self::NotSupported(_) => "README says what this version does not do yet.".into(),
+            Self::WrongTrigger => "Let oban_install() create it.".into(),
         }
     }
 }
@@ -133,6 +137,11 @@ impl From<WireError> for Error {
             ),
         }
     }
+}
+
+/// Writes a message with a hint into the server's log.
+pub fn log(level: PgLogLevel, code: PgSqlErrorCode, message: impl Into<String>, hint: impl Into<String>) {
+    ErrorReport::new(code, message.into(), "obanrs").set_hint(hint).report(level);
 }
 
 /// An argument that must not be NULL. (Functions are not STRICT: a silent NULL would hide a mistake.)

@@ -11,6 +11,9 @@
 //!
 //! Dependencies point from the bottom of this table to its top; `logic` depends on nothing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 mod config;
@@ -53,6 +56,28 @@ pub extern "C-unwind" fn _PG_init() {
     if preloading {
         shmem::request();
         worker::register();
+    } else if pg::session::is_creating_extension() {
+        pg::xact::on_event(say_not_preloaded);
+    }
+}
+
+/// With the commit of CREATE EXTENSION, for its script may not send notices: that this is allowed, but
+/// not all there is.
+#[pg_guard]
+#[allow(unsafe_code)]
+unsafe extern "C-unwind" fn say_not_preloaded(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut std::ffi::c_void,
+) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    let commits = pg::xact::is_before_commit(event);
+    if (commits || pg::xact::is_end(event)) && !SAID.swap(true, Ordering::Relaxed) && commits {
+        error::log(
+            PgLogLevel::NOTICE,
+            PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+            "obanrs is not loaded at server start: members, leaders and gossip are not available",
+            "Add obanrs to shared_preload_libraries and restart the server.",
+        );
     }
 }
 

@@ -2,7 +2,13 @@
 
 mod support;
 
+#[path = "server/gossip.rs"]
+mod gossip;
 #[path = "server/lifecycle.rs"]
 mod lifecycle;
-#[path = "server/path.rs"]
-mod path;
+#[path = "server/notify.rs"]
+mod notify;
+#[path = "server/peers.rs"]
+mod peers;
+#[path = "server/wakeups.rs"]
+mod wakeups;

@@ -74,7 +74,7 @@ pub fn launch(worker: &Worker<'_>) -> Option<Handle> {
         pg_sys::MemoryContextSwitchTo(before);
         launched
     };
-    launched.then_some(Handle(handle))
+    launched.then(|| Handle(handle)) // a handle of null must not even be dropped
 }
 
 impl Handle {

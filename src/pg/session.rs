@@ -36,6 +36,12 @@ pub fn is_preloading() -> bool {
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
 }
 
+/// Whether this is the session of a CREATE EXTENSION in the midst of its script.
+pub fn is_creating_extension() -> bool {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::creating_extension }
+}
+
 pub fn is_binary_upgrade() -> bool {
     // SAFETY: a plain global.
     unsafe { pg_sys::IsBinaryUpgrade }

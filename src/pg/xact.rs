@@ -82,9 +82,9 @@ pub fn with_hint<R>(code: PgSqlErrorCode, hint: &str, body: impl FnOnce() -> R +
 
 pub type Callback = unsafe extern "C-unwind" fn(event: pg_sys::XactEvent::Type, arg: *mut std::ffi::c_void);
 
-/// Registers `callback` for every end of every transaction of this process and its children. After a
+/// Registers `callback` for every event of every transaction of this process and its children. After a
 /// commit it must not raise: that would be a PANIC of the whole server.
-pub fn on_end(callback: Callback) {
+pub fn on_event(callback: Callback) {
     // SAFETY: a function that lives as long as the library, which is never unloaded.
     unsafe { pg_sys::RegisterXactCallback(Some(callback), std::ptr::null_mut()) }
 }
@@ -93,4 +93,9 @@ pub fn on_end(callback: Callback) {
 pub fn is_end(event: pg_sys::XactEvent::Type) -> bool {
     use pg_sys::XactEvent::*;
     matches!(event, XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE)
+}
+
+/// Whether an event comes right before a commit: the last chance to say something.
+pub fn is_before_commit(event: pg_sys::XactEvent::Type) -> bool {
+    event == pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT
 }

@@ -8,8 +8,10 @@ use std::collections::HashSet;
 
 use pgrx::AllocatedByRust;
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::error::Error;
 use crate::logic::{channel, wire};
 use crate::pg::notify;
 use crate::pg::transition::{self, Column, NewRows};
@@ -29,12 +31,7 @@ fn obanrs_jobs_insert<'a>(
         .filter(|_| trigger.event().fired_by_insert() && trigger.event().fired_for_statement());
     match rows {
         Some(rows) => wake_queues(&rows),
-        None => ereport!(
-            PgLogLevel::ERROR,
-            PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
-            "obanrs_jobs_insert() is a trigger AFTER INSERT FOR EACH STATEMENT with REFERENCING NEW TABLE",
-            "Let oban_install() create it."
-        ),
+        None => ErrorReport::from(Error::WrongTrigger).report(PgLogLevel::ERROR),
     }
     Ok(None)
 }

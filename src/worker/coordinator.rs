@@ -13,6 +13,7 @@ use std::time::Duration;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use crate::error;
 use crate::pg::bgworker::{self, Handle, Worker};
 use crate::pg::{catalog, latch, session, time, xact};
 use crate::shmem;
@@ -116,11 +117,11 @@ impl Coordinator {
         let wanted: Vec<u32> = self.databases.difference(&self.absent).copied().collect();
         let placed = shmem::registry(|r| wanted.iter().all(|oid| r.add(*oid))).unwrap_or(true);
         if !placed && !self.told_of_slots {
-            ereport!(
+            error::log(
                 PgLogLevel::LOG,
                 PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
                 "obanrs has more databases to look after than slots",
-                "Raise obanrs.max_databases and restart the server."
+                "Raise obanrs.max_databases and restart the server.",
             );
         }
         self.told_of_slots = !placed;
@@ -142,11 +143,11 @@ impl Coordinator {
                     let why = "no free worker slot: raise max_worker_processes and restart the server";
                     let _ = shmem::registry(|r| r.launch_failed(oid, now, why));
                     if !self.told_of_workers {
-                        ereport!(
+                        error::log(
                             PgLogLevel::LOG,
                             PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
                             "obanrs can't start a keeper: no free worker slot",
-                            "Raise max_worker_processes and restart the server."
+                            "Raise max_worker_processes and restart the server.",
                         );
                     }
                     self.told_of_workers = true;

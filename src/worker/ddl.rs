@@ -31,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 pub fn install() {
     hooks::install(before_database_command, || note(EXTENSION));
-    xact::on_end(transaction_ended);
+    xact::on_event(transaction_ended);
 }
 
 /// At the end of this transaction the keeper shall look at the prefixes' tables again.

@@ -15,6 +15,7 @@ use pgrx::prelude::*;
 use pgrx::spi::SpiResult;
 
 use crate::config;
+use crate::error;
 use crate::logic::backoff::ELECTION;
 use crate::logic::channel;
 use crate::logic::peer::{Electorate, Leadership, MAX_NODE, Plan, Verdict, judge, least_term};
@@ -116,11 +117,11 @@ impl Elections {
                 let _ = shmem::peers(|p| p.vacate(electorate));
                 wake_considered(electorate);
                 if !matches!(self.troubles.insert(key, Trouble::Missing), Some(Trouble::Missing)) {
-                    ereport!(
+                    error::log(
                         PgLogLevel::WARNING,
                         PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
                         format!("obanrs holds no elections in prefix \"{}\"", electorate.prefix.as_str()),
-                        hint
+                        hint,
                     );
                 }
                 return None;

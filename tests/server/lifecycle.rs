@@ -1,1 +1,283 @@
+//! The workers' life: the races that src/worker/mod.rs lists, each a test of that name.
 
+use std::time::{Duration, Instant};
+
+use postgres::Client;
+
+use crate::support::{Cluster, wait_for, wait_until};
+
+/// The keeper's pid in a database, from any session of the server.
+fn keeper(client: &mut Client, database: &str) -> Option<i32> {
+    let sql = "SELECT pid FROM oban_workers WHERE kind = 'keeper' AND state = 'running' AND database = $1";
+    client.query_opt(sql, &[&database]).unwrap().map(|row| row.get(0))
+}
+
+fn running_keeper(client: &mut Client, database: &str) -> i32 {
+    wait_for(&format!("the keeper of {database} runs"), || keeper(client, database))
+}
+
+fn coordinator(client: &mut Client) -> Option<i32> {
+    client.query_one("SELECT pid FROM oban_workers WHERE kind = 'coordinator'", &[]).unwrap().get(0)
+}
+
+/// All backends of ours as Postgres sees them, which must be what we say.
+fn keepers_in_activity(client: &mut Client, database: &str) -> i64 {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'obanrs keeper' AND datname = $1";
+    client.query_one(sql, &[&database]).unwrap().get(0)
+}
+
+#[test]
+fn extension_created_and_dropped_in_any_order() {
+    let cluster = Cluster::with_extension();
+    let mut watch = cluster.client();
+    watch.batch_execute("CREATE DATABASE other").unwrap();
+    let mut other = cluster.client_of("other");
+    assert_eq!(keeper(&mut watch, "other"), None);
+
+    other.batch_execute("BEGIN; CREATE EXTENSION obanrs; ROLLBACK").unwrap();
+    for _ in 0..20 {
+        other.batch_execute("CREATE EXTENSION obanrs").unwrap();
+        other.batch_execute("DROP EXTENSION obanrs").unwrap();
+    }
+    other.batch_execute("CREATE EXTENSION obanrs").unwrap();
+    running_keeper(&mut watch, "other");
+
+    other.batch_execute("BEGIN; DROP EXTENSION obanrs; ROLLBACK").unwrap();
+    other.batch_execute("BEGIN; SAVEPOINT a; DROP EXTENSION obanrs; ROLLBACK TO a; COMMIT").unwrap();
+    other.batch_execute("BEGIN; DROP EXTENSION obanrs; CREATE EXTENSION obanrs; COMMIT").unwrap();
+    running_keeper(&mut watch, "other");
+
+    other.batch_execute("DROP EXTENSION obanrs").unwrap();
+    wait_until("its keeper has gone", || keepers_in_activity(&mut watch, "other") == 0);
+    other.batch_execute("CREATE SCHEMA s; CREATE EXTENSION obanrs SCHEMA s").unwrap();
+    running_keeper(&mut watch, "other");
+    other.batch_execute("DROP SCHEMA s CASCADE").unwrap();
+    wait_until("it went with its schema", || keepers_in_activity(&mut watch, "other") == 0);
+    running_keeper(&mut watch, "postgres");
+}
+
+#[test]
+fn a_terminated_keeper_comes_back() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    for _ in 0..3 {
+        let pid = running_keeper(&mut client, "postgres");
+        assert!(client.query_one("SELECT pg_terminate_backend($1)", &[&pid]).unwrap().get::<_, bool>(0));
+        wait_until("another keeper runs", || keeper(&mut client, "postgres").is_some_and(|new| new != pid));
+    }
+    let restarts: i32 =
+        client.query_one("SELECT restarts FROM oban_workers WHERE kind = 'keeper'", &[]).unwrap().get(0);
+    assert_eq!(restarts, 3);
+    assert_eq!(keepers_in_activity(&mut client, "postgres"), 1);
+}
+
+#[test]
+fn a_terminated_coordinator_comes_back() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    let keeper_before = running_keeper(&mut client, "postgres");
+    let pid = coordinator(&mut client).unwrap();
+    client.query_one("SELECT pg_terminate_backend($1)", &[&pid]).unwrap();
+    wait_until("another coordinator runs", || coordinator(&mut client).is_some_and(|new| new != pid));
+    assert_eq!(keeper(&mut client, "postgres"), Some(keeper_before), "the keeper runs on");
+
+    // The new one knows the old one's keepers: it restarts one that ends.
+    client.query_one("SELECT pg_terminate_backend($1)", &[&keeper_before]).unwrap();
+    wait_until("another keeper runs", || {
+        keeper(&mut client, "postgres").is_some_and(|new| new != keeper_before)
+    });
+
+    // A database that came while there was none is found, too.
+    let pid = coordinator(&mut client).unwrap();
+    client.query_one("SELECT pg_terminate_backend($1)", &[&pid]).unwrap();
+    client.batch_execute("CREATE DATABASE other").unwrap();
+    cluster.client_of("other").batch_execute("CREATE EXTENSION obanrs").unwrap();
+    running_keeper(&mut client, "other");
+}
+
+#[test]
+fn databases_can_be_dropped_renamed_and_copied() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    client.batch_execute("CREATE DATABASE unrelated").unwrap();
+    client.batch_execute("ALTER DATABASE unrelated RENAME TO renamed").unwrap();
+    client.batch_execute("CREATE DATABASE copied TEMPLATE renamed").unwrap();
+    client.batch_execute("DROP DATABASE renamed").unwrap();
+    client.batch_execute("DROP DATABASE copied").unwrap();
+
+    for _ in 0..5 {
+        client.batch_execute("CREATE DATABASE ours").unwrap();
+        cluster.client_of("ours").batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+        running_keeper(&mut client, "ours");
+        client.batch_execute("ALTER DATABASE ours RENAME TO renamed").unwrap();
+        running_keeper(&mut client, "renamed");
+        client.batch_execute("CREATE DATABASE copied TEMPLATE renamed").unwrap();
+        running_keeper(&mut client, "renamed");
+        client.batch_execute("DROP DATABASE copied").unwrap();
+        client.batch_execute("ALTER DATABASE renamed SET TABLESPACE pg_default").unwrap();
+        running_keeper(&mut client, "renamed");
+        client.batch_execute("DROP DATABASE renamed WITH (FORCE)").unwrap();
+    }
+    wait_until("what is left is our own", || {
+        let slots = client.query_one("SELECT count(*) FROM oban_workers WHERE kind = 'keeper'", &[]).unwrap();
+        slots.get::<_, i64>(0) == 1
+    });
+}
+
+#[test]
+fn a_command_that_fails_gives_the_keeper_back() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    client.batch_execute("CREATE DATABASE other; ").unwrap();
+    let _in_use = cluster.client_of("other");
+    let mut other = cluster.client_of("other");
+    other.batch_execute("CREATE EXTENSION obanrs").unwrap();
+    running_keeper(&mut client, "other");
+
+    // Somebody else is connected.
+    let error = client.batch_execute("ALTER DATABASE other RENAME TO another").unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "55006");
+    running_keeper(&mut client, "other");
+    // A session that ends in the middle of it.
+    let mut doomed = cluster.client();
+    doomed.batch_execute("SET statement_timeout = '50ms'").unwrap();
+    assert!(doomed.batch_execute("DROP DATABASE other").is_err());
+    running_keeper(&mut client, "other");
+
+    // Who may not drop a database does not stop its keeper either.
+    client.batch_execute("CREATE ROLE mallory LOGIN").unwrap();
+    let before = running_keeper(&mut client, "other");
+    let mut mallory = cluster.client_as("postgres", "mallory");
+    for sql in
+        ["DROP DATABASE other", "ALTER DATABASE other RENAME TO mine", "CREATE DATABASE mine TEMPLATE other"]
+    {
+        assert_eq!(mallory.batch_execute(sql).unwrap_err().code().unwrap().code(), "42501", "{sql}");
+    }
+    assert_eq!(keeper(&mut client, "other"), Some(before));
+}
+
+#[test]
+fn a_database_made_from_a_template_gets_a_keeper() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    running_keeper(&mut client, "postgres");
+    client.batch_execute("CREATE DATABASE copy TEMPLATE postgres").unwrap();
+    running_keeper(&mut client, "copy");
+    running_keeper(&mut client, "postgres");
+}
+
+#[test]
+fn a_restart_brings_everything_back() {
+    let cluster = Cluster::installed();
+    let term = |client: &mut Client| -> i64 {
+        client.query_one("SELECT oban_join('a')", &[]).unwrap();
+        client.query_one("SELECT oban_term()", &[]).unwrap().get::<_, Option<i64>>(0).expect("it leads")
+    };
+    let mut client = cluster.client();
+    running_keeper(&mut client, "postgres");
+    let first = term(&mut client);
+    client.batch_execute("SELECT oban_gossip_put('a', 'default')").unwrap();
+
+    cluster.stop("fast");
+    cluster.start_again();
+    let mut client = cluster.client();
+    running_keeper(&mut client, "postgres");
+    let second = term(&mut client);
+    assert!(second > first, "the leadership from before the restart is void, and terms only rise");
+    assert_eq!(client.query_one("SELECT count(*) FROM oban_gossip", &[]).unwrap().get::<_, i64>(0), 0);
+
+    // A backend dies of SIGKILL: Postgres restarts everything, with new shared memory.
+    let mut doomed = cluster.client();
+    let pid: i32 = doomed.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    cluster.signal("KILL", pid);
+    wait_until("the crash was noticed", || client.batch_execute("SELECT 1").is_err());
+    let mut client =
+        wait_for("connections are taken again", || cluster.try_client("postgres", "postgres").ok());
+    running_keeper(&mut client, "postgres");
+    assert!(term(&mut client) > second);
+}
+
+/// What makes a shutdown slow is a worker that does not notice it: then pg_ctl gives up and fails.
+#[test]
+fn shutdown_is_fast() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    running_keeper(&mut client, "postgres");
+    client.query_one("SELECT oban_join('a')", &[]).unwrap();
+    // The keeper in the middle of an election that waits for a lock.
+    let mut locker = cluster.client();
+    locker.batch_execute("BEGIN; LOCK TABLE oban_peers").unwrap();
+    drop(client);
+    let since = Instant::now();
+    cluster.stop("fast");
+    println!("fast shutdown took {:?}", since.elapsed());
+}
+
+#[test]
+fn idle_means_idle() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION pg_walinspect").unwrap();
+    running_keeper(&mut client, "postgres");
+    client.query_one("SELECT oban_gossip_put('a', 'default', ttl => '1 hour')", &[]).unwrap();
+    client.batch_execute("CHECKPOINT").unwrap();
+    let mut look = || -> (String, String) {
+        let row = client.query_one(
+            "SELECT pg_snapshot_xmax(pg_current_snapshot())::text, pg_current_wal_insert_lsn()::text",
+            &[],
+        );
+        let row = row.unwrap();
+        (row.get(0), row.get(1))
+    };
+    let (xid, from) = look();
+    // Idleness has no event to wait for: this is the time for which it is observed.
+    std::thread::sleep(Duration::from_secs(3));
+    let (later, to) = look();
+    assert_eq!(xid, later, "transaction ids were taken");
+    // The background writer's own note of running transactions is not ours.
+    let sql = format!(
+        "SELECT count(*), string_agg(resource_manager || ' ' || record_type, ', ')
+         FROM pg_get_wal_records_info('{from}', '{to}') WHERE resource_manager <> 'Standby'"
+    );
+    if from != to {
+        let row = client.query_one(&sql, &[]).unwrap();
+        assert_eq!(row.get::<_, i64>(0), 0, "written: {:?}", row.get::<_, Option<String>>(1));
+    }
+}
+
+#[test]
+fn a_server_without_worker_slots_says_so_and_serves() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_worker_processes = 2"]);
+    // One slot is the logical replication launcher's, one the coordinator's.
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    let error = wait_for("the keeper is in backoff", || {
+        let sql = "SELECT last_error FROM oban_workers WHERE kind = 'keeper' AND state = 'backoff'";
+        client.query_opt(sql, &[]).unwrap().map(|row| row.get::<_, String>(0))
+    });
+    assert!(error.contains("max_worker_processes"), "{error}");
+    assert!(cluster.log().contains("Raise max_worker_processes"));
+    client.query_one("SELECT oban_join('a')", &[]).unwrap();
+    assert!(!client.query_one("SELECT oban_is_leader()", &[]).unwrap().get::<_, bool>(0));
+
+    cluster.configure(&["max_worker_processes = 8"]);
+    cluster.restart();
+    let mut client = cluster.client();
+    running_keeper(&mut client, "postgres");
+}
+
+#[test]
+fn more_databases_than_slots_are_logged_once() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.max_databases = 1"]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs").unwrap();
+    running_keeper(&mut client, "postgres");
+    client.batch_execute("CREATE DATABASE other").unwrap();
+    cluster.client_of("other").batch_execute("CREATE EXTENSION obanrs").unwrap();
+    wait_until("it is logged", || cluster.log().contains("Raise obanrs.max_databases"));
+    client.batch_execute("DROP EXTENSION obanrs").unwrap();
+    // The slot that this frees goes to the other database.
+    let mut other = cluster.client_of("other");
+    running_keeper(&mut other, "other");
+    assert_eq!(cluster.log().matches("Raise obanrs.max_databases").count(), 1);
+}

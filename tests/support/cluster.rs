@@ -139,6 +139,11 @@ impl Cluster {
         command
     }
 
+    /// Sends a signal to a process of this server.
+    pub fn signal(&self, signal: &str, pid: i32) {
+        output(Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()));
+    }
+
     /// Removes the workspace with all servers now, not when the process ends.
     pub fn close_all() {
         workspace().close();

@@ -6,7 +6,9 @@ mod cluster;
 mod installation;
 mod workspace;
 
-pub use cluster::{Cluster, Shell};
+pub use cluster::Cluster;
+#[allow(unused_imports)]
+pub use cluster::Shell;
 
 use std::time::{Duration, Instant};
 
@@ -28,4 +30,10 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 /// Waits until `condition` holds.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(what, || condition().then_some(()));
+}
+
+/// The SQLSTATE with which a statement fails.
+pub fn code(client: &mut postgres::Client, sql: &str) -> String {
+    let error = client.batch_execute(sql).expect_err(sql);
+    error.code().unwrap_or_else(|| panic!("{sql}: {error}")).code().to_owned()
 }

@@ -1,0 +1,280 @@
+//! The whole path on a throwaway server: `make demo`.
+//!
+//! This process starts the server and plays the application that inserts a job. Three workers are
+//! processes of their own (this program, started again with `worker NODE`), each with its own
+//! connection: they join, gossip about their queue, listen, and work. What they see they print, a line
+//! an event, and this process takes the time. It exits with 0 only if everything was seen.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use fallible_iterator::FallibleIterator;
+use postgres::{Client, NoTls};
+
+use support::Cluster;
+
+const NODES: [&str; 3] = ["worker-1", "worker-2", "worker-3"];
+const SOCKET: &str = "OBANRS_DEMO_SOCKET";
+
+/// The longest that the demo waits for one thing to be seen.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [_, "worker", node] => worker(node),
+        _ => demo(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("demo: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+// ---- the workers -----------------------------------------------------------------------------------
+
+/// What a worker of any language does, with nothing but SQL.
+fn worker(node: &str) -> Result<(), Failure> {
+    let mut client = connect(&std::env::var(SOCKET)?)?;
+    client.batch_execute("SELECT oban_listen_channels('{insert,leader}')")?;
+    client.query_one("SELECT oban_join($1)", &[&node])?;
+    let state = r#"{"local_limit": 10, "paused": false, "running": []}"#;
+    client.execute("SELECT oban_gossip_put($1, 'default', $2::text::jsonb)", &[&node, &state])?;
+    let leads: bool = client.query_one("SELECT oban_is_leader()", &[])?.get(0);
+    println!("joined {node} {leads}");
+
+    loop {
+        let heard = client.notifications().blocking_iter().next()?;
+        let Some(heard) = heard else { return Ok(()) };
+        println!("heard {node} {} {}", heard.channel(), heard.payload());
+        if heard.channel().ends_with(".oban_leader") {
+            // The row is committed; our own view of it follows within a moment, if it is for us.
+            let elected = "SELECT node = $1, oban_is_leader() FROM oban_leader()";
+            let since = Instant::now();
+            while let Some(row) = client.query_opt(elected, &[&node])? {
+                if !row.get::<_, bool>(0) || since.elapsed() > PATIENCE {
+                    break;
+                }
+                if row.get(1) {
+                    println!("leads {node}");
+                    break;
+                }
+            }
+        } else if let Some(job) = fetch(&mut client, node)? {
+            println!("fetched {node} {job}");
+            let done = "UPDATE oban_jobs SET state = 'completed', completed_at = timezone('UTC', now()) WHERE id = $1";
+            client.execute(done, &[&job])?;
+            println!("completed {node} {job}");
+        }
+    }
+}
+
+/// Takes one available job, as Oban's own engine does.
+fn fetch(client: &mut Client, node: &str) -> Result<Option<i64>, Failure> {
+    let taken = client.query_opt(
+        "WITH next AS (
+             SELECT id FROM oban_jobs WHERE state = 'available' AND queue = 'default'
+             ORDER BY priority, scheduled_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
+         )
+         UPDATE oban_jobs j
+         SET state = 'executing', attempted_at = timezone('UTC', now()), attempted_by = ARRAY[$1], attempt = attempt + 1
+         FROM next WHERE j.id = next.id AND j.attempt < j.max_attempts RETURNING j.id",
+        &[&node],
+    )?;
+    Ok(taken.map(|row| row.get(0)))
+}
+
+// ---- the demo --------------------------------------------------------------------------------------
+
+fn demo() -> Result<(), Failure> {
+    let begun = Instant::now();
+    println!("Starting a throwaway server with shared_preload_libraries = 'obanrs' ...");
+    let cluster = Cluster::installed();
+    println!("{} it is up, with CREATE EXTENSION obanrs; SELECT oban_install();\n", took(begun));
+    let result = show(&cluster);
+    drop(cluster);
+    Cluster::close_all();
+    result?;
+    println!("\nAll of it was seen, in {:.1} s. The server is gone again.", begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn show(cluster: &Cluster) -> Result<(), Failure> {
+    let mut client = connect(cluster.socket_folder())?;
+    let mut workers = Workers::start(cluster.socket_folder())?;
+
+    println!("1. Three workers join: each a process, each with a session of its own");
+    let mut leader = None;
+    for _ in NODES {
+        let (event, after) = workers.next(|e| e.starts_with("joined "))?;
+        let words: Vec<&str> = event.split(' ').collect();
+        let leads = words[2] == "true";
+        println!("{after} {} joined{}", words[1], if leads { " and was elected" } else { "" });
+        if leads && leader.replace(words[1].to_owned()).is_some() {
+            return Err("two workers lead".into());
+        }
+    }
+    let leader = leader.ok_or("no worker was elected")?;
+    let row = client.query_one("SELECT node, term FROM oban_leader()", &[])?;
+    if row.get::<_, String>(0) != leader {
+        return Err(format!("oban_leader() says {:?}", row.get::<_, String>(0)).into());
+    }
+    println!("          oban_leader(): {leader}, term {}", row.get::<_, i64>(1));
+
+    println!("\n2. A plain INSERT INTO oban_jobs from another connection");
+    workers.clock = Instant::now();
+    let insert =
+        "INSERT INTO oban_jobs (worker, args) VALUES ('Greeter', '{\"name\": \"world\"}') RETURNING id";
+    let job: i64 = client.query_one(insert, &[])?.get(0);
+    println!("{} job {job} is committed", took(workers.clock));
+    let mut listeners = HashSet::new();
+    let (mut fetched, mut completed) = (false, false);
+    while !(completed && fetched && listeners.len() == NODES.len()) {
+        let (event, after) = workers.next(|_| true)?;
+        let words: Vec<&str> = event.splitn(4, ' ').collect();
+        match words[0] {
+            "heard" if words[2] == "public.oban_insert" => {
+                println!("{after} {} heard {} on {}", words[1], words[3], words[2]);
+                listeners.insert(words[1].to_owned());
+            }
+            "fetched" => {
+                println!("{after} {} fetched job {} with FOR UPDATE SKIP LOCKED", words[1], words[2]);
+                fetched = true;
+            }
+            "completed" => {
+                println!("{after} {} completed it", words[1]);
+                completed = true;
+            }
+            _ => {}
+        }
+    }
+    let state: String = client.query_one("SELECT state::text FROM oban_jobs WHERE id = $1", &[&job])?.get(0);
+    if state != "completed" {
+        return Err(format!("job {job} is {state}").into());
+    }
+
+    println!("\n3. Who runs what: SELECT node, queue, local_limit, running FROM oban_gossip");
+    let asked = Instant::now();
+    let rows = gossip(&mut client)?;
+    for row in &rows {
+        println!("{} {row}", took(asked));
+    }
+    if rows.len() != NODES.len() {
+        return Err(format!("oban_gossip has {} rows", rows.len()).into());
+    }
+
+    println!("\n4. The leader's process is killed (SIGKILL)");
+    workers.clock = Instant::now();
+    workers.kill(&leader)?;
+    let (event, after) = workers.next(|e| e.starts_with("leads "))?;
+    let next = event.split(' ').nth(1).unwrap_or_default().to_owned();
+    println!("{after} {next} was elected and knows it");
+    if next == leader {
+        return Err("the dead worker was elected".into());
+    }
+    while gossip(&mut client)?.iter().any(|row| row.starts_with(&leader)) {
+        if workers.clock.elapsed() > PATIENCE {
+            return Err(format!("the queues of {leader} are still in oban_gossip").into());
+        }
+    }
+    println!("{} the queues of {leader} are gone from oban_gossip", took(workers.clock));
+    let row = client.query_one("SELECT node, term FROM oban_leader()", &[])?;
+    println!("          oban_leader(): {}, term {}", row.get::<_, String>(0), row.get::<_, i64>(1));
+    if row.get::<_, String>(0) != next {
+        return Err("oban_leader() does not agree".into());
+    }
+    Ok(())
+}
+
+fn gossip(client: &mut Client) -> Result<Vec<String>, Failure> {
+    let rows =
+        client.query("SELECT node, queue, local_limit, running FROM oban_gossip ORDER BY 1, 2", &[])?;
+    let line = |row: &postgres::Row| {
+        let (node, queue): (String, String) = (row.get(0), row.get(1));
+        let (limit, running): (i32, i32) = (row.get(2), row.get(3));
+        format!("{node} | {queue} | {limit} | {running}")
+    };
+    Ok(rows.iter().map(line).collect())
+}
+
+fn connect(socket: &str) -> Result<Client, Failure> {
+    let mut config = postgres::Config::new();
+    Ok(config.host_path(socket).user("postgres").dbname("postgres").connect(NoTls)?)
+}
+
+fn took(since: Instant) -> String {
+    milliseconds(since.elapsed())
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:>7.1} ms", time.as_secs_f64() * 1000.0)
+}
+
+/// The worker processes, and the lines that they print.
+struct Workers {
+    children: Vec<(&'static str, Child)>,
+    events: Receiver<(String, Instant)>,
+    /// What times are measured from.
+    clock: Instant,
+}
+
+impl Workers {
+    fn start(socket: &str) -> Result<Self, Failure> {
+        let (sender, events) = channel();
+        let clock = Instant::now();
+        let mut children = Vec::new();
+        for node in NODES {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.args(["worker", node]).env(SOCKET, socket).stdin(Stdio::null()).stdout(Stdio::piped());
+            let mut child = command.spawn()?;
+            let lines = BufReader::new(child.stdout.take().ok_or("the worker has no output")?).lines();
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                lines.map_while(Result::ok).all(|line| sender.send((line, Instant::now())).is_ok())
+            });
+            children.push((node, child));
+        }
+        Ok(Self { children, events, clock })
+    }
+
+    /// The next event that is wanted, and when it came.
+    fn next(&self, wanted: impl Fn(&str) -> bool) -> Result<(String, String), Failure> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok((event, at)) if wanted(&event) => return Ok((event, milliseconds(at - self.clock))),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => return Err("a worker's event did not come".into()),
+                Err(RecvTimeoutError::Disconnected) => return Err("all workers ended".into()),
+            }
+        }
+    }
+
+    fn kill(&mut self, node: &str) -> Result<(), Failure> {
+        let (_, child) = self.children.iter_mut().find(|(n, _)| *n == node).ok_or("no such worker")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.children {
+            // One may have been killed before; then there is nothing left to do.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Members and leaders: who leads, when not, and what other nodes see of it.
+
+use fallible_iterator::FallibleIterator;
+use postgres::Client;
+
+use crate::support::{Cluster, code, wait_for, wait_until};
+
+fn leads(client: &mut Client) -> bool {
+    client.query_one("SELECT oban_is_leader()", &[]).unwrap().get(0)
+}
+
+fn join(client: &mut Client, node: &str) -> i64 {
+    client.query_one("SELECT oban_join($1)", &[&node]).unwrap().get(0)
+}
+
+/// Node and term of the row in oban_peers, whoever wrote it.
+fn leader(client: &mut Client) -> Option<(String, Option<i64>)> {
+    let row = client.query_opt("SELECT node, term FROM oban_leader()", &[]).unwrap();
+    row.map(|r| (r.get(0), r.get(1)))
+}
+
+#[test]
+fn a_sole_member_leads_when_join_returns() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    join(&mut client, "a");
+    assert!(leads(&mut client));
+    let term: Option<i64> = client.query_one("SELECT oban_term()", &[]).unwrap().get(0);
+    assert_eq!(leader(&mut client), Some(("a".into(), term)));
+    assert!(term.is_some());
+    let views = client.query_one(
+        "SELECT m.node, m.kind, m.pid = pg_backend_pid(), m.leader, l.node, l.term
+         FROM oban_members m JOIN oban_leadership l USING (prefix, name)",
+        &[],
+    );
+    let row = views.unwrap();
+    assert_eq!((row.get(0), row.get(1), row.get(2), row.get(3)), ("a", "session", true, true));
+    assert_eq!((row.get(4), row.get(5)), ("a", term));
+    let mut other = cluster.client();
+    assert!(!leads(&mut other), "another session is no member");
+    let of_node = "SELECT oban_is_leader(node => 'a'), oban_term(node => 'a'), oban_is_leader(node => 'b')";
+    let row = other.query_one(of_node, &[]).unwrap();
+    assert_eq!((row.get(0), row.get(1), row.get(2)), (true, term, false));
+}
+
+#[test]
+fn a_member_whose_process_is_killed_is_replaced_at_once() {
+    let cluster = Cluster::installed();
+    let mut first = cluster.shell();
+    first.ask("SELECT oban_join('first')");
+    assert_eq!(first.ask("SELECT oban_is_leader()"), "t");
+    first.ask("SELECT oban_gossip_put('first', 'default') IS NULL");
+    let mut second = cluster.client();
+    join(&mut second, "second");
+    assert!(!leads(&mut second));
+    let before = leader(&mut second).unwrap().1;
+
+    second.batch_execute("LISTEN \"public.oban_leader\"").unwrap();
+    first.kill();
+    // No timer could do this: the lease has nearly 30 s to go.
+    wait_until("the second leads", || leads(&mut second));
+    assert!(leader(&mut second).unwrap().1 > before, "a later term");
+    let gossip = second.query_one("SELECT count(*) FROM oban_gossip", &[]).unwrap();
+    assert_eq!(gossip.get::<_, i64>(0), 0, "its queues went with it");
+    let heard: Vec<String> =
+        second.notifications().iter().map(|n| Ok(n.payload().to_owned())).collect().unwrap();
+    assert_eq!(heard, [r#"{"down":"Oban"}"#], "announced once");
+}
+
+#[test]
+fn leaving_ends_it_and_only_for_its_own_role() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE ROLE app LOGIN; CREATE ROLE other LOGIN;
+             GRANT SELECT, INSERT ON oban_jobs TO app, other",
+        )
+        .unwrap();
+    let (mut app, mut other) = (cluster.client_as("postgres", "app"), cluster.client_as("postgres", "other"));
+    let id = join(&mut app, "a");
+    assert_eq!(code(&mut other, &format!("SELECT oban_leave({id})")), "42501");
+    assert_eq!(code(&mut other, "SELECT oban_join('a')"), "23505");
+    assert_eq!(code(&mut other, "SELECT oban_join('a', replace => true)"), "42501");
+    assert!(leads(&mut app));
+
+    let leave = format!("SELECT oban_leave({id})");
+    assert!(app.query_one(&leave, &[]).unwrap().get::<_, bool>(0));
+    assert!(!app.query_one(&leave, &[]).unwrap().get::<_, bool>(0), "it is none any more");
+    assert!(!leads(&mut app));
+    wait_until("the row is gone", || leader(&mut client).is_none());
+    join(&mut other, "a");
+    wait_until("the next leads", || leads(&mut other));
+}
+
+#[test]
+fn joining_is_about_the_process_not_about_the_transaction() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    let id = {
+        let mut transaction = client.transaction().unwrap();
+        let id: i64 = transaction.query_one("SELECT oban_join('a')", &[]).unwrap().get(0);
+        assert!(transaction.query_one("SELECT oban_is_leader()", &[]).unwrap().get::<_, bool>(0));
+        transaction.rollback().unwrap();
+        id
+    };
+    assert!(leads(&mut client), "it survives the rollback");
+    assert_eq!(join(&mut client, "a"), id, "the same session: the same id");
+    let mut second = cluster.client();
+    let error = second.query_one("SELECT oban_join('a')", &[]).unwrap_err();
+    let error = error.as_db_error().unwrap();
+    assert_eq!(error.code().code(), "23505");
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    assert!(error.hint().unwrap().contains(&pid.to_string()), "{:?}", error.hint());
+
+    second.query_one("SELECT oban_join('a', replace => true)", &[]).unwrap();
+    wait_until("the replacement leads", || leads(&mut second));
+    assert!(!leads(&mut client), "the replaced one does not");
+}
+
+#[test]
+fn names_prefixes_and_databases_have_leaders_of_their_own() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_install('Größe \"1\"')").unwrap();
+    client.batch_execute("CREATE DATABASE other").unwrap();
+    let mut other = cluster.client_of("other");
+    other.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    let mut second = cluster.client();
+    join(&mut client, "a");
+    second.query_one("SELECT oban_join('a', 'Another')", &[]).unwrap();
+    second.query_one(r#"SELECT oban_join('a', prefix => 'Größe "1"')"#, &[]).unwrap();
+    join(&mut other, "a");
+    assert!(leads(&mut client) && !leads(&mut second));
+    wait_until("the other database's leads", || leads(&mut other));
+    for sql in ["SELECT oban_is_leader('Another')", r#"SELECT oban_is_leader(prefix => 'Größe "1"')"#] {
+        assert!(second.query_one(sql, &[]).unwrap().get::<_, bool>(0), "{sql}");
+    }
+    let count = |c: &mut Client, view: &str| -> i64 {
+        c.query_one(&format!("SELECT count(*) FROM {view}"), &[]).unwrap().get(0)
+    };
+    assert_eq!((count(&mut client, "oban_members"), count(&mut client, "oban_leadership")), (3, 3));
+    assert_eq!((count(&mut other, "oban_members"), count(&mut other, "oban_leadership")), (1, 1));
+}
+
+fn lease_of_a_second(client: &mut Client) {
+    client.batch_execute("ALTER SYSTEM SET obanrs.lease = '1s'").unwrap();
+    client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    wait_until("the setting is read", || {
+        client.query_one("SELECT current_setting('obanrs.lease')", &[]).unwrap().get::<_, &str>(0) == "1s"
+    });
+}
+
+#[test]
+fn a_lease_is_renewed_by_the_keeper_and_only_its_own() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    lease_of_a_second(&mut client);
+    join(&mut client, "a");
+    let row = |c: &mut Client| -> (String, String) {
+        let row = c.query_one("SELECT started_at::text, expires_at::text FROM oban_peers", &[]).unwrap();
+        (row.get(0), row.get(1))
+    };
+    let first = row(&mut client);
+    for _ in 0..2 {
+        let before = row(&mut client).1;
+        wait_until("it was renewed", || row(&mut client).1 > before);
+    }
+    assert_eq!(row(&mut client).0, first.0, "started_at stays");
+    assert!(leads(&mut client));
+
+    // Another node's row in its place: the renewal leaves it alone, and ours leads no more.
+    client
+        .batch_execute(
+            "BEGIN; DELETE FROM oban_peers; INSERT INTO oban_peers (name, node, started_at, expires_at)
+             VALUES ('Oban', 'elixir', timezone('UTC', now()), timezone('UTC', now()) + interval '1 hour'); COMMIT",
+        )
+        .unwrap();
+    wait_until("ours noticed", || !leads(&mut client));
+    assert_eq!(leader(&mut client), Some(("elixir".into(), None)));
+    let hour: bool = client
+        .query_one("SELECT expires_at > timezone('UTC', now()) + interval '50 minutes' FROM oban_peers", &[])
+        .unwrap()
+        .get(0);
+    assert!(hour, "its lease was not touched");
+}
+
+#[test]
+fn a_foreign_leader_is_respected_until_its_lease_ends() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "INSERT INTO oban_peers (name, node, started_at, expires_at)
+             VALUES ('Oban', 'elixir', timezone('UTC', now()), timezone('UTC', clock_timestamp()) + interval '1.5 seconds')",
+        )
+        .unwrap();
+    join(&mut client, "a");
+    assert_eq!(leader(&mut client), Some(("elixir".into(), None)));
+    assert!(!leads(&mut client));
+    client.batch_execute("LISTEN \"public.oban_leader\"").unwrap();
+    wait_until("ours takes over", || leads(&mut client));
+    let heard: Vec<String> =
+        client.notifications().iter().map(|n| Ok(n.payload().to_owned())).collect().unwrap();
+    assert_eq!(heard, [r#"{"down":"Oban"}"#]);
+}
+
+#[test]
+fn a_keeper_that_dies_does_not_cost_the_leader_its_place() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    join(&mut client, "a");
+    let before = leader(&mut client);
+    for _ in 0..5 {
+        let kill = "SELECT pid FROM oban_workers, pg_terminate_backend(pid) WHERE kind = 'keeper' AND pid IS NOT NULL";
+        wait_for("a keeper to kill", || client.query_opt(kill, &[]).unwrap());
+        assert!(leads(&mut client));
+    }
+    let mut second = cluster.client();
+    join(&mut second, "b");
+    assert!(leads(&mut client) && !leads(&mut second));
+    assert_eq!(leader(&mut client), before);
+    drop(client);
+    wait_until("the second leads", || leads(&mut second));
+}
+
+/// What a keeper leaves that died between its commit and telling shared memory: a row of this start of
+/// the server. If the row's session lives it leads, if not the row is void.
+#[test]
+fn a_row_that_nobody_knows_of_is_adopted_or_voided() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    lease_of_a_second(&mut client);
+    join(&mut client, "a");
+    let forget = |c: &mut Client, node: &str| {
+        // The row gets another identity than shared memory knows, so that the next renewal misses it.
+        let sql = "UPDATE oban_peers SET node = $1, term = term + 100";
+        assert_eq!(c.execute(sql, &[&node]).unwrap(), 1);
+    };
+    let term = leader(&mut client).unwrap().1.unwrap();
+    forget(&mut client, "a");
+    wait_until("the row's term is taken over", || {
+        client.query_one("SELECT oban_term()", &[]).unwrap().get::<_, Option<i64>>(0) == Some(term + 100)
+    });
+    forget(&mut client, "a session that is gone");
+    wait_until("the row is void and a new election held", || {
+        leader(&mut client).is_some_and(|(node, _)| node == "a") && leads(&mut client)
+    });
+}
+
+#[test]
+fn a_locked_table_delays_elections_and_nothing_else() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_install('second')").unwrap();
+    let mut locker = cluster.client();
+    locker.batch_execute("BEGIN; LOCK TABLE public.oban_peers").unwrap();
+    join(&mut client, "a");
+    assert!(!leads(&mut client));
+    let other = "SELECT oban_join('a', prefix => 'second')";
+    client.query_one(other, &[]).unwrap();
+    let sql = "SELECT oban_is_leader(prefix => 'second')";
+    wait_until("the other prefix has a leader", || client.query_one(sql, &[]).unwrap().get(0));
+    assert!(cluster.log().contains("failed, will try again"), "it is logged");
+    locker.batch_execute("COMMIT").unwrap();
+    wait_until("the first has one now", || leads(&mut client));
+}
+
+#[test]
+fn a_missing_table_turns_leadership_off_until_it_appears() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    for name in ["Oban", "Other"] {
+        client.query_one("SELECT oban_join('a', $1)", &[&name]).unwrap();
+    }
+    assert!(!leads(&mut client));
+    assert!(leader(&mut client).is_none());
+    let hints =
+        |cluster: &Cluster| cluster.log().matches("HINT:  Run SELECT oban_install('public').").count();
+    assert_eq!(hints(&cluster), 2, "one warning for each name:\n{}", cluster.log());
+    client.batch_execute("SELECT oban_install()").unwrap();
+    wait_until("it leads", || leads(&mut client));
+    assert_eq!(hints(&cluster), 2);
+}
+
+#[test]
+fn many_members_and_one_leader_at_a_time() {
+    let cluster = Cluster::installed();
+    let mut watch = cluster.client();
+    let mut sessions: Vec<Client> = (0..20).map(|_| cluster.client()).collect();
+    for (i, session) in sessions.iter_mut().enumerate() {
+        join(session, &format!("n{i}"));
+    }
+    let mut terms = Vec::new();
+    while let Some(at) = {
+        let leading: Vec<usize> = (0..sessions.len()).filter(|i| leads(&mut sessions[*i])).collect();
+        assert!(leading.len() <= 1, "{leading:?} lead");
+        if sessions.is_empty() {
+            None
+        } else {
+            Some(wait_for("somebody leads", || (0..sessions.len()).find(|i| leads(&mut sessions[*i]))))
+        }
+    } {
+        terms.push(leader(&mut watch).unwrap().1.unwrap());
+        drop(sessions.swap_remove(at));
+    }
+    assert_eq!(terms.len(), 20);
+    assert!(terms.is_sorted_by(|a, b| a < b), "{terms:?}");
+    wait_until("nobody leads", || leader(&mut watch).is_none());
+}
+
+#[test]
+fn a_full_table_of_members_is_an_error_that_names_the_setting() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.max_members = 2"]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    let a = join(&mut client, "a");
+    join(&mut client, "b");
+    let error = client.query_one("SELECT oban_join('c')", &[]).unwrap_err();
+    let error = error.as_db_error().unwrap();
+    assert_eq!(error.code().code(), "53400");
+    assert!(error.hint().unwrap().contains("obanrs.max_members"));
+    client.query_one("SELECT oban_leave($1)", &[&a]).unwrap();
+    join(&mut client, "c");
+}

@@ -1,0 +1,223 @@
+//! The insert trigger: who hears of which rows.
+
+use fallible_iterator::FallibleIterator;
+use postgres::Client;
+
+use crate::support::{Cluster, code};
+
+struct Listener {
+    client: Client,
+}
+
+impl Listener {
+    fn new(cluster: &Cluster) -> Self {
+        let mut client = cluster.client();
+        client.batch_execute("SELECT oban_listen_channels()").unwrap();
+        Self { client }
+    }
+
+    /// What was heard since the last time, sorted. A notification of our own comes last, so that
+    /// nothing has to be waited for.
+    fn heard(&mut self) -> Vec<String> {
+        self.client.batch_execute("LISTEN fence; NOTIFY fence").unwrap();
+        let mut heard: Vec<String> = self
+            .client
+            .notifications()
+            .blocking_iter()
+            .take_while(|n| Ok(n.channel() != "fence"))
+            .map(|n| Ok(format!("{} {}", n.channel(), n.payload())))
+            .collect()
+            .unwrap();
+        heard.sort();
+        heard
+    }
+}
+
+fn queues(names: &[&str]) -> Vec<String> {
+    names.iter().map(|n| format!("public.oban_insert {{\"queue\":\"{n}\"}}")).collect()
+}
+
+const INSERT: &str = "INSERT INTO oban_jobs (worker, queue, state)";
+
+#[test]
+fn one_wake_up_for_each_queue_with_available_rows() {
+    let cluster = Cluster::installed();
+    let mut listener = Listener::new(&cluster);
+    let mut client = cluster.client();
+    let mut run = |sql: &str| client.batch_execute(sql).unwrap();
+
+    run(&format!("{INSERT} VALUES ('w', 'a', 'available')"));
+    assert_eq!(listener.heard(), queues(&["a"]));
+    run(&format!(
+        "{INSERT} VALUES ('w', 'a', 'available'), ('w', 'b', 'available'), ('w', 'a', 'available')"
+    ));
+    assert_eq!(listener.heard(), queues(&["a", "b"]));
+    run(&format!(
+        "{INSERT} VALUES ('w', 'a', 'scheduled'), ('w', 'b', 'completed'), ('w', 'c', 'suspended')"
+    ));
+    run(&format!("{INSERT} SELECT 'w', 'a', 'available' WHERE false"));
+    assert_eq!(listener.heard(), queues(&[]));
+    run(&format!(
+        "{INSERT} SELECT 'w', 'q' || i % 7, CASE WHEN i % 7 < 3 THEN 'available' ELSE 'scheduled' END::oban_job_state FROM generate_series(1, 10000) i"
+    ));
+    assert_eq!(listener.heard(), queues(&["q0", "q1", "q2"]));
+    run(&format!("BEGIN; {INSERT} VALUES ('w', 'a', 'available'); ROLLBACK"));
+    run(&format!(
+        "BEGIN; SAVEPOINT s; {INSERT} VALUES ('w', 'a', 'available'); ROLLBACK TO s; {INSERT} VALUES ('w', 'b', 'available'); COMMIT"
+    ));
+    assert_eq!(listener.heard(), queues(&["b"]));
+    run(r#"INSERT INTO oban_jobs (worker, queue) VALUES ('w', E'quo"te\\back\ttab'), ('w', 'größe')"#);
+    assert_eq!(listener.heard(), queues(&[r#"größe"#, r#"quo\"te\\back\u0009tab"#]));
+    run("UPDATE oban_jobs SET state = 'available' WHERE state = 'scheduled'");
+    assert_eq!(listener.heard(), queues(&[]), "only inserts, so far");
+    run(
+        "SET work_mem = '64kB'; INSERT INTO oban_jobs (worker, queue, meta) SELECT 'w', 'disk', jsonb_build_object('pad', repeat('x', 200)) FROM generate_series(1, 5000)",
+    );
+    assert_eq!(listener.heard(), queues(&["disk"]), "a transition table that went to disk");
+}
+
+#[test]
+fn copy_and_on_conflict_and_with() {
+    let cluster = Cluster::installed();
+    let mut listener = Listener::new(&cluster);
+    let mut client = cluster.client();
+    let mut copy = client.copy_in("COPY oban_jobs (worker, queue, state) FROM STDIN").unwrap();
+    std::io::Write::write_all(&mut copy, b"w\tc1\tavailable\nw\tc2\tscheduled\nw\tc3\tavailable\n").unwrap();
+    copy.finish().unwrap();
+    assert_eq!(listener.heard(), queues(&["c1", "c3"]));
+
+    let mut run = |sql: &str| client.batch_execute(sql).unwrap();
+    run("INSERT INTO oban_jobs (id, worker, queue) VALUES (1000, 'w', 'old')");
+    listener.heard();
+    run(
+        "INSERT INTO oban_jobs (id, worker, queue) VALUES (1000, 'w', 'x'), (1001, 'w', 'new') ON CONFLICT (id) DO NOTHING",
+    );
+    assert_eq!(listener.heard(), queues(&["new"]));
+    run("INSERT INTO oban_jobs (id, worker, queue) VALUES (1000, 'w', 'x'), (1002, 'w', 'newer')
+         ON CONFLICT (id) DO UPDATE SET queue = 'updated'");
+    assert_eq!(listener.heard(), queues(&["newer"]), "the updated row is no insert");
+    run("WITH one AS (INSERT INTO oban_jobs (worker, queue) VALUES ('w', 'cte') RETURNING id)
+         INSERT INTO oban_jobs (worker, queue) SELECT 'w', 'main' FROM one");
+    assert_eq!(listener.heard(), queues(&["cte", "main"]));
+}
+
+#[test]
+fn columns_dropped_added_and_reordered() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE TYPE oban_job_state AS ENUM ('scheduled', 'available');
+             CREATE TABLE oban_jobs (junk int, queue text, gone text, worker text, state oban_job_state DEFAULT 'available');
+             ALTER TABLE oban_jobs DROP COLUMN gone; ALTER TABLE oban_jobs ADD COLUMN later int DEFAULT 7;
+             SELECT oban_install()",
+        )
+        .unwrap();
+    let mut listener = Listener::new(&cluster);
+    client
+        .batch_execute(&format!(
+            "{INSERT} VALUES ('w', 'a', 'available'), ('w', 'b', 'scheduled'), ('w', NULL, 'available')"
+        ))
+        .unwrap();
+    assert_eq!(listener.heard(), queues(&["a"]));
+    // A table that we can make nothing of still takes its rows.
+    client.batch_execute("ALTER TABLE oban_jobs RENAME COLUMN queue TO lane").unwrap();
+    client.batch_execute("INSERT INTO oban_jobs (lane) VALUES ('a')").unwrap();
+    client.batch_execute("ALTER TABLE oban_jobs RENAME COLUMN lane TO queue; ALTER TABLE oban_jobs ALTER COLUMN state TYPE text").unwrap();
+    client
+        .batch_execute("INSERT INTO oban_jobs (queue, state) VALUES ('t', 'available'), ('u', 'scheduled')")
+        .unwrap();
+    assert_eq!(listener.heard(), queues(&["t"]), "a state that is text");
+    // A queue that no notification can hold, and one of 5,000 bytes that is stored compressed.
+    client
+        .batch_execute("INSERT INTO oban_jobs (queue, state) VALUES (repeat('x', 9000), 'available')")
+        .unwrap();
+    client
+        .batch_execute("INSERT INTO oban_jobs (queue, state) VALUES (repeat('y', 5000), 'available')")
+        .unwrap();
+    assert_eq!(listener.heard(), queues(&[&"y".repeat(5000)]));
+}
+
+#[test]
+fn partitions_by_the_table_and_directly() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE SCHEMA elsewhere;
+             CREATE TABLE oban_jobs (id int, queue text, worker text, state text DEFAULT 'available') PARTITION BY LIST (queue);
+             CREATE TABLE jobs_a PARTITION OF oban_jobs FOR VALUES IN ('a');
+             CREATE TABLE elsewhere.jobs_b (state text DEFAULT 'available', worker text, id int, queue text);
+             ALTER TABLE oban_jobs ATTACH PARTITION elsewhere.jobs_b FOR VALUES IN ('b');
+             SELECT oban_install()",
+        )
+        .unwrap();
+    let mut listener = Listener::new(&cluster);
+    client.batch_execute("INSERT INTO oban_jobs (queue) VALUES ('a'), ('b'), ('a')").unwrap();
+    assert_eq!(listener.heard(), queues(&["a", "b"]));
+    client.batch_execute("INSERT INTO jobs_a (queue) VALUES ('a')").unwrap();
+    client.batch_execute("INSERT INTO elsewhere.jobs_b (queue) VALUES ('b')").unwrap();
+    assert_eq!(listener.heard(), queues(&["a", "b"]), "on the channel of the partitioned table's prefix");
+
+    client
+        .batch_execute(
+            "CREATE TABLE jobs_c PARTITION OF oban_jobs FOR VALUES IN ('c'); SELECT oban_install()",
+        )
+        .unwrap();
+    client.batch_execute("INSERT INTO jobs_c (queue) VALUES ('c')").unwrap();
+    assert_eq!(listener.heard(), queues(&["c"]), "a partition that came later");
+}
+
+#[test]
+fn install_twice_takes_no_lock_and_uninstall_leaves_tables() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("INSERT INTO oban_jobs (worker) VALUES ('w')").unwrap();
+    let mut locker = cluster.client();
+    locker.batch_execute("BEGIN; LOCK TABLE oban_jobs, oban_peers IN SHARE UPDATE EXCLUSIVE MODE").unwrap();
+    client.batch_execute("BEGIN; SELECT oban_install()").unwrap();
+    let strong = "SELECT count(*) FROM pg_locks l WHERE pid = pg_backend_pid() AND mode NOT LIKE 'Access%' AND mode <> 'ExclusiveLock'";
+    assert_eq!(client.query_one(strong, &[]).unwrap().get::<_, i64>(0), 0);
+    client.batch_execute("COMMIT").unwrap();
+
+    let error = client.batch_execute("SELECT oban_uninstall()").unwrap_err();
+    let error = error.as_db_error().unwrap();
+    assert_eq!(error.code().code(), "55P03");
+    assert!(error.hint().is_some());
+    locker.batch_execute("COMMIT").unwrap();
+    client.batch_execute("SELECT oban_uninstall()").unwrap();
+    let left = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'obanrs%'";
+    assert_eq!(client.query_one(left, &[]).unwrap().get::<_, i64>(0), 0);
+    assert_eq!(client.query_one("SELECT count(*) FROM oban_jobs", &[]).unwrap().get::<_, i64>(0), 1);
+    client
+        .batch_execute("SELECT oban_uninstall(); SELECT oban_install(); DROP EXTENSION obanrs CASCADE")
+        .unwrap();
+    client.batch_execute("INSERT INTO oban_jobs (worker) VALUES ('w')").unwrap();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+
+    client.batch_execute("CREATE ROLE app LOGIN; GRANT ALL ON oban_jobs, oban_peers TO app").unwrap();
+    let mut app = cluster.client_as("postgres", "app");
+    app.batch_execute("SELECT oban_install()").unwrap(); // nothing is missing: nothing to refuse
+    assert_eq!(code(&mut app, "SELECT oban_uninstall()"), "42501");
+    client.batch_execute("DROP TRIGGER obanrs_jobs_insert ON oban_jobs").unwrap();
+    assert_eq!(code(&mut app, "SELECT oban_install()"), "42501");
+    assert_eq!(code(&mut client, "SELECT oban_install('has.dot')"), "22023");
+    assert_eq!(code(&mut client, &format!("SELECT oban_install('{}')", "p".repeat(52))), "22023");
+    assert_eq!(code(&mut client, "SELECT oban_install(stage => true)"), "0A000");
+    assert_eq!(code(&mut client, "SELECT oban_uninstall('nowhere')"), "3F000");
+}
+
+#[test]
+fn two_sessions_install_at_once() {
+    let cluster = Cluster::with_extension();
+    let results: Vec<bool> = std::thread::scope(|scope| {
+        let sessions: Vec<_> = (0..4)
+            .map(|_| {
+                let cluster = &cluster;
+                scope.spawn(move || cluster.client().batch_execute("SELECT oban_install()").is_ok())
+            })
+            .collect();
+        sessions.into_iter().map(|s| s.join().unwrap()).collect()
+    });
+    assert_eq!(results, [true; 4]);
+}
