@@ -20,7 +20,7 @@ unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUST_BACKTRACE
 RELEASE_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-release
 TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 
-.PHONY: help setup build package test-package demo test test-logic test-backend test-server check install clean
+.PHONY: help setup build package test-package demo test test-logic test-structure test-backend test-server check install clean
 
 help: ## lists the targets
 	@echo 'Usage: make TARGET [PG_CONFIG=/path/to/pg_config]'
@@ -40,11 +40,14 @@ demo: package ## shows the whole path on a server of its own: notify, elect, gos
 	cargo build --quiet $(FEATURES) --example demo; \
 	target/debug/examples/demo
 
-test: test-logic test-backend test-server ## every test
+test: test-logic test-structure test-backend test-server ## every test
 	@echo 'All suites passed.'
 
 test-logic: setup ## the rules, without a server
 	PGRX_PG_CONFIG_PATH=$(PG_CONFIG) cargo test $(FEATURES) --lib logic::
+
+test-structure: setup ## who depends on whom in src
+	PGRX_PG_CONFIG_PATH=$(PG_CONFIG) cargo test $(FEATURES) --test structure
 
 test-backend: test-package ## the functions, inside a backend
 	PGRX_PG_CONFIG_PATH=$(PG_CONFIG) OBANRS_PG_CONFIG=$(PG_CONFIG) OBANRS_PACKAGE=$(TEST_PACKAGE) \

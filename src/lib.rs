@@ -29,6 +29,9 @@ mod tests;
 mod trigger;
 mod worker;
 
+#[cfg(test)]
+pub use tests::pg_test;
+
 #[cfg(not(panic = "unwind"))]
 compile_error!("a panic has to unwind: pgrx turns it into an ERROR, an abort would restart the server");
 
@@ -55,6 +58,7 @@ pub extern "C-unwind" fn _PG_init() {
     config::register(preloading);
     if preloading {
         shmem::request();
+        shmem::at_end::register();
         worker::register();
     } else if pg::session::is_creating_extension() {
         pg::xact::on_event(say_not_preloaded);
@@ -70,8 +74,11 @@ unsafe extern "C-unwind" fn say_not_preloaded(
     _argument: *mut std::ffi::c_void,
 ) {
     static SAID: AtomicBool = AtomicBool::new(false);
-    let commits = pg::xact::is_before_commit(event);
-    if (commits || pg::xact::is_end(event)) && !SAID.swap(true, Ordering::Relaxed) && commits {
+    let (commits, ends) = (pg::xact::is_before_commit(event), pg::xact::is_end(event));
+    if !(commits || ends) || SAID.swap(true, Ordering::Relaxed) {
+        return; // said, or CREATE EXTENSION was rolled back
+    }
+    if commits {
         error::log(
             PgLogLevel::NOTICE,
             PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,

@@ -1,11 +1,217 @@
+//! What needs a backend but no commit. Each test runs in a transaction that is rolled back; what needs
+//! commits, other sessions or workers is in tests/server.
+
 use pgrx::prelude::*;
+
+/// For `cargo pgrx test`, which looks for it at the root of the crate by this name.
+#[cfg(test)]
+pub mod pg_test {
+    pub fn setup(_options: Vec<&str>) {}
+
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec!["shared_preload_libraries = 'obanrs'"]
+    }
+}
 
 #[pg_schema]
 mod tests {
     use pgrx::prelude::*;
 
+    /// The first column of all rows.
+    fn texts(sql: &str) -> Vec<String> {
+        Spi::connect(|client| {
+            let rows = client.select(sql, None, &[]).expect("the query runs");
+            rows.map(|row| row.get::<String>(1).expect("a text").unwrap_or_default()).collect()
+        })
+    }
+
+    fn text(sql: &str) -> String {
+        texts(sql).pop().expect("one row")
+    }
+
     #[pg_test]
-    fn version_is_the_crates() {
-        assert_eq!(crate::oban_version(), env!("CARGO_PKG_VERSION"));
+    fn version_is_the_crates_and_the_extensions() {
+        assert_eq!(text("SELECT oban_version()"), env!("CARGO_PKG_VERSION"));
+        let extension = "SELECT extversion FROM pg_extension WHERE extname = 'obanrs'";
+        assert_eq!(text(extension), env!("CARGO_PKG_VERSION"));
+    }
+
+    /// Names, argument names, types and defaults are a contract: clients call by name.
+    #[pg_test]
+    fn functions_have_the_contracts_signatures() {
+        let signature = |name: &str| {
+            text(&format!(
+                "SELECT pg_get_function_arguments(oid) || ' -> ' || pg_get_function_result(oid)
+                 FROM pg_proc WHERE proname = '{name}'"
+            ))
+        };
+        let four = "'{gossip,insert,leader,signal}'::text[]";
+        let prefix = "prefix text DEFAULT 'public'::text";
+        let name = "name text DEFAULT 'Oban'::text";
+        for (function, expected) in [
+            ("oban_version", " -> text".to_owned()),
+            ("oban_install", format!("{prefix}, stage boolean DEFAULT NULL::boolean -> void")),
+            ("oban_uninstall", format!("{prefix} -> void")),
+            ("oban_notify", format!("channel text, payload jsonb, {prefix} -> void")),
+            ("oban_notify_many", format!("channel text, payloads jsonb[], {prefix} -> void")),
+            ("oban_listen_channels", format!("channels text[] DEFAULT {four}, {prefix} -> SETOF text")),
+            ("oban_unlisten_channels", format!("channels text[] DEFAULT {four}, {prefix} -> SETOF text")),
+            ("oban_encode", "payload jsonb -> text".to_owned()),
+            ("oban_decode", "wire text -> jsonb".to_owned()),
+            (
+                "oban_join",
+                format!(
+                    "node text, {name}, lease interval DEFAULT NULL::interval, replace boolean DEFAULT false, {prefix} -> bigint"
+                ),
+            ),
+            ("oban_leave", "member bigint -> boolean".to_owned()),
+            ("oban_is_leader", format!("{name}, node text DEFAULT NULL::text, {prefix} -> boolean")),
+            ("oban_term", format!("{name}, node text DEFAULT NULL::text, {prefix} -> bigint")),
+            (
+                "oban_leader",
+                format!(
+                    "{name}, {prefix} -> TABLE(node text, term bigint, started_at timestamp with time zone, expires_at timestamp with time zone)"
+                ),
+            ),
+            (
+                "oban_gossip_put",
+                format!(
+                    "node text, queue text, state jsonb DEFAULT '{{}}'::jsonb, {name}, ttl interval DEFAULT NULL::interval, {prefix} -> void"
+                ),
+            ),
+            (
+                "oban_gossip_delete",
+                format!("node text, queue text DEFAULT NULL::text, {name}, {prefix} -> integer"),
+            ),
+        ] {
+            assert_eq!(signature(function), expected, "{function}");
+        }
+    }
+
+    #[pg_test]
+    fn views_have_the_contracts_columns() {
+        for (view, expected) in [
+            ("oban_members", "prefix,name,node,member,kind,pid,leader,joined_at,expires_at"),
+            ("oban_leadership", "prefix,name,node,term,started_at,expires_at"),
+            (
+                "oban_gossip",
+                "prefix,name,node,queue,paused,local_limit,running,uuid,started_at,updated_at,expires_at,state",
+            ),
+            ("oban_workers", "kind,database,pid,state,started_at,restarts,last_error"),
+        ] {
+            let columns = text(&format!(
+                "SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute
+                 WHERE attrelid = '{view}'::regclass AND attnum > 0"
+            ));
+            assert_eq!(columns, expected, "{view}");
+        }
+    }
+
+    #[pg_test]
+    fn every_object_has_a_comment_and_a_name_of_ours() {
+        let members = "FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
+             WHERE d.refclassid = 'pg_extension'::regclass AND e.extname = 'obanrs' AND d.deptype = 'e'
+               AND (d.classid = 'pg_proc'::regclass OR d.classid = 'pg_class'::regclass)
+               AND NOT EXISTS (SELECT FROM pg_proc p WHERE p.oid = d.objid AND p.pronamespace = 'tests'::regnamespace)";
+        let without = format!(
+            "SELECT pg_describe_object(d.classid, d.objid, 0) {members} AND obj_description(d.objid, d.classid::regclass::name) IS NULL"
+        );
+        assert_eq!(texts(&without), Vec::<String>::new());
+        let foreign = format!(
+            "SELECT pg_describe_object(d.classid, d.objid, 0) {members}
+             AND NOT EXISTS (SELECT FROM pg_proc p WHERE p.oid = d.objid AND p.proname ~ '^oban(rs)?_')
+             AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = d.objid AND c.relname ~ '^oban(rs)?_')"
+        );
+        assert_eq!(texts(&foreign), Vec::<String>::new());
+        let taken = format!(
+            "SELECT pg_describe_object(d.classid, d.objid, 0) {members}
+             AND pg_describe_object(d.classid, d.objid, 0) ~ '\\m(oban_jobs_notify|oban_leaders|oban_producers)\\M'"
+        );
+        assert_eq!(texts(&taken), Vec::<String>::new(), "names that Oban's own migrations drop or create");
+    }
+
+    #[pg_test]
+    fn wire_forms_are_written_and_read() {
+        assert_eq!(
+            text(r#"SELECT oban_encode('{"b": [1, 2.50], "a": null}')"#),
+            r#"{"a":null,"b":[1,2.50]}"#
+        );
+        for wire in [
+            r#"{"queue":"default"}"#,
+            "H4sIAAAAAAAAA6tWKixNLU1VslJKSU1LLM0pUaoFAJj2NkcTAAAA",
+            "Z:H4sIAAAAAAAAA6tWKixNLU1VslJKSU1LLM0pUaoFAJj2NkcTAAAA",
+        ] {
+            assert_eq!(text(&format!("SELECT oban_decode('{wire}')::text")), r#"{"queue": "default"}"#);
+        }
+        let long = "jsonb_build_object('pad', repeat('x', 9000), 'n', 1e300)";
+        assert_eq!(text(&format!("SELECT left(oban_encode({long}), 4)")), "H4sI");
+        assert_eq!(text(&format!("SELECT (oban_decode(oban_encode({long})) = {long})::text")), "true");
+    }
+
+    /// What Oban's migration 14 leaves, by name (facts that a real Oban looks for).
+    #[pg_test]
+    fn install_makes_the_tables_of_migration_14() {
+        Spi::run("SELECT oban_install('jobs here')").expect("it installs");
+        let of = |what: &str| text(&what.replace("{t}", "'\"jobs here\".oban_jobs'::regclass"));
+        assert_eq!(of("SELECT obj_description({t})"), "14");
+        assert_eq!(
+            of("SELECT string_agg(conname, ',' ORDER BY conname) FROM pg_constraint WHERE conrelid = {t}"),
+            "attempt_range,non_negative_priority,oban_jobs_pkey,positive_max_attempts,queue_length,worker_length"
+        );
+        assert_eq!(
+            of("SELECT string_agg(indexrelid::regclass::text, ',' ORDER BY indexrelid::regclass::text COLLATE \"C\")
+                FROM pg_index WHERE indrelid = {t} AND NOT indisprimary"),
+            [
+                "oban_jobs_args_index",
+                "oban_jobs_meta_index",
+                "oban_jobs_state_cancelled_at_index",
+                "oban_jobs_state_discarded_at_index",
+                "oban_jobs_state_queue_priority_scheduled_at_id_index",
+            ]
+            .map(|i| format!("\"jobs here\".{i}"))
+            .join(",")
+        );
+        assert_eq!(
+            text(
+                "SELECT string_agg(enumlabel, ',' ORDER BY enumsortorder) FROM pg_enum
+                  WHERE enumtypid = '\"jobs here\".oban_job_state'::regtype"
+            ),
+            "available,suspended,scheduled,executing,retryable,completed,discarded,cancelled"
+        );
+        assert_eq!(
+            text(
+                "SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute
+                  WHERE attrelid = '\"jobs here\".oban_peers'::regclass AND attnum > 0"
+            ),
+            "name,node,started_at,expires_at,term,boot"
+        );
+        assert_eq!(
+            of("SELECT string_agg(tgname, ',') FROM pg_trigger WHERE tgrelid = {t}"),
+            "obanrs_jobs_insert"
+        );
+        assert_eq!(
+            text(
+                "SELECT relpersistence::text FROM pg_class WHERE oid = '\"jobs here\".oban_peers'::regclass"
+            ),
+            "p"
+        );
+    }
+
+    #[pg_test]
+    fn settings_are_there_with_their_units() {
+        let settings = texts(
+            "SELECT name || ' ' || setting || coalesce(unit, '') || ' ' || context FROM pg_settings
+             WHERE name LIKE 'obanrs.%' ORDER BY 1",
+        );
+        assert_eq!(
+            settings,
+            [
+                "obanrs.gossip_memory 8192kB postmaster",
+                "obanrs.gossip_ttl 30000ms sighup",
+                "obanrs.lease 30000ms sighup",
+                "obanrs.max_databases 8 postmaster",
+                "obanrs.max_members 1024 postmaster",
+            ]
+        );
     }
 }

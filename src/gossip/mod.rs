@@ -67,7 +67,13 @@ fn oban_gossip_put(
     let now = time::now();
     let expires_at = now + ttl;
     let put = shmem::gossip(|table, sweep_at| {
-        table.put(&names.key(queue.as_str()), state.as_bytes(), now, expires_at).map(|()| {
+        let key = names.key(queue.as_str());
+        let put = table.put(&key, state.as_bytes(), now, expires_at).or_else(|_| {
+            // The coordinator may be late, and on a standby there is none.
+            table.expire(now);
+            table.put(&key, state.as_bytes(), now, expires_at)
+        });
+        put.map(|()| {
             // Only an entry that expires before the coordinator looks again has to wake it.
             let sooner = *sweep_at == 0 || expires_at < *sweep_at;
             if sooner {
@@ -144,7 +150,6 @@ fn oban_gossip_delete(
 
 /// The rows of the view oban_gossip: of this database and the prefixes that the caller may read.
 #[pg_extern(volatile, parallel_restricted)]
-#[allow(clippy::type_complexity)]
 fn obanrs_gossip() -> Result<
     TableIterator<
         'static,

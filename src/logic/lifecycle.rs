@@ -357,7 +357,7 @@ mod tests {
     fn a_new_coordinator_takes_over() {
         let mut memory = Memory::new();
         let mut r = memory.registry();
-        (r.add(5), r.add(6));
+        assert!(r.add(5) && r.add(6));
         r.launch(0);
         r.claim(5, 100, 1, 0).unwrap();
         r.adopt();
@@ -377,7 +377,7 @@ mod tests {
             let (mut pid, mut now) = (100, 0);
             let mut launched: Vec<u32> = Vec::new();
             let mut running: Vec<(u32, i32)> = Vec::new();
-            (r.add(1), r.add(2));
+            assert!(r.add(1) && r.add(2));
             for (what, oid) in steps {
                 now += 1;
                 match what {
@@ -404,7 +404,7 @@ mod tests {
                     _ => { r.changed(oid); }
                 }
             }
-            (r.release(1), r.release(2));
+            [1, 2].into_iter().for_each(|pid| r.release(pid));
             for oid in launched {
                 r.launch_failed(oid, now, "lost");
             }

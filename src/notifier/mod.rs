@@ -40,7 +40,9 @@ fn publish(channel: Option<&str>, payloads: &[Value], prefix: Option<&str>) -> R
     if !prefix.is_empty() {
         acl::require(prefix, right_to_publish(channel))?;
     }
-    notify::refuse_in_recovery(c"oban_notify()");
+    if session::in_recovery() {
+        return Err(Error::InRecovery("notify"));
+    }
     let full = notify::c_string(full);
     for wire in wires {
         notify::notify(&full, &notify::c_string(wire));
@@ -100,7 +102,9 @@ fn oban_listen_channels(
     if !session::is_client_backend() {
         return Err(Error::NotSupported("a background process can't listen").into());
     }
-    notify::refuse_in_recovery(c"oban_listen_channels()");
+    if session::in_recovery() {
+        return Err(Error::InRecovery("listen").into());
+    }
     names.iter().for_each(|name| notify::listen(name));
     Ok(SetOfIterator::new(names))
 }

@@ -56,13 +56,17 @@ fn allowed(schema: u32, right: Right) -> bool {
     unsafe {
         match right {
             Right::Read => {
-                let select = pg_sys::ACL_SELECT.into();
+                let select = pg_sys::ACL_SELECT as pg_sys::AclMode;
                 pg_sys::pg_class_aclcheck(table, role, select) == ok
                     || pg_sys::pg_attribute_aclcheck_all(table, role, select, pg_sys::AclMaskHow::ACLMASK_ANY)
                         == ok
             }
-            Right::Write => pg_sys::pg_class_aclcheck(table, role, pg_sys::ACL_INSERT.into()) == ok,
-            Right::Signal => pg_sys::pg_class_aclcheck(table, role, pg_sys::ACL_UPDATE.into()) == ok,
+            Right::Write => {
+                pg_sys::pg_class_aclcheck(table, role, pg_sys::ACL_INSERT as pg_sys::AclMode) == ok
+            }
+            Right::Signal => {
+                pg_sys::pg_class_aclcheck(table, role, pg_sys::ACL_UPDATE as pg_sys::AclMode) == ok
+            }
             Right::Own => owns_relation(table, role),
         }
     }
@@ -88,24 +92,6 @@ pub fn owns_database(database: u32) -> bool {
     }
 }
 
-/// Whether the current role may create databases.
-pub fn creates_databases() -> bool {
-    // SAFETY: reads the role's row in pg_authid, if it is still there.
-    unsafe {
-        if pg_sys::superuser() {
-            return true;
-        }
-        let role = pg_sys::Datum::from(pg_sys::GetUserId());
-        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::AUTHOID as i32, role);
-        if tuple.is_null() {
-            return false;
-        }
-        let may = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_authid>()).rolcreatedb;
-        pg_sys::ReleaseSysCache(tuple);
-        may
-    }
-}
-
 fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     #[cfg(feature = "pg15")]
     // SAFETY: a privilege lookup.
@@ -124,11 +110,11 @@ fn namespace_check(schema: u32, role: pg_sys::Oid, mode: u32) -> pg_sys::AclResu
     #[cfg(feature = "pg15")]
     // SAFETY: a privilege lookup.
     unsafe {
-        pg_sys::pg_namespace_aclcheck(schema, role, mode.into())
+        pg_sys::pg_namespace_aclcheck(schema, role, mode as pg_sys::AclMode)
     }
     #[cfg(not(feature = "pg15"))]
     // SAFETY: a privilege lookup.
     unsafe {
-        pg_sys::object_aclcheck(pg_sys::NamespaceRelationId, schema, role, mode.into())
+        pg_sys::object_aclcheck(pg_sys::NamespaceRelationId, schema, role, mode as pg_sys::AclMode)
     }
 }

@@ -11,10 +11,8 @@ use pgrx::pg_sys;
 
 /// What a statement is about to do to a whole database.
 pub enum DatabaseCommand<'a> {
-    /// DROP, RENAME, or SET TABLESPACE of an existing database.
+    /// It needs this one alone: DROP, RENAME, SET TABLESPACE, or CREATE with it as template.
     Alone(&'a CStr),
-    /// CREATE DATABASE with this template.
-    Copy(&'a CStr),
     /// Any other CREATE or ALTER DATABASE.
     Other,
 }
@@ -135,9 +133,9 @@ unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) {
             pg_sys::NodeTag::T_CreatedbStmt => {
                 let template = option((*node.cast::<pg_sys::CreatedbStmt>()).options, c"template");
                 if template.is_null() || (*template).arg.is_null() {
-                    before(DatabaseCommand::Copy(c"template1"));
+                    before(DatabaseCommand::Alone(c"template1"));
                 } else {
-                    before(DatabaseCommand::Copy(text(pg_sys::defGetString(template))));
+                    before(DatabaseCommand::Alone(text(pg_sys::defGetString(template))));
                 }
             }
             _ => {}

@@ -2,7 +2,6 @@
 
 use std::ffi::{CStr, CString, c_char};
 
-use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 // Not bound by pgrx. They may raise, so each call goes through the guard.
@@ -31,12 +30,6 @@ pub fn unlisten(channel: &str) {
     let channel = c_string(channel);
     // SAFETY: the string is copied.
     unsafe { pg_guard_ffi_boundary(|| Async_Unlisten(channel.as_ptr())) }
-}
-
-/// 25006 on a standby, naming the command.
-pub fn refuse_in_recovery(command: &CStr) {
-    // SAFETY: raises or returns.
-    unsafe { pg_sys::PreventCommandDuringRecovery(command.as_ptr()) }
 }
 
 /// A string for Postgres; what comes out of SQL has no NUL bytes.

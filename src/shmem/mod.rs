@@ -14,6 +14,8 @@
 //! locks are held at a time.
 #![allow(unsafe_code)]
 
+pub mod at_end;
+
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, Ordering};
 
@@ -314,11 +316,22 @@ pub fn take_rescan() -> i32 {
     root().map_or(RESCAN_NOTHING, |root| unsafe { &(*root).rescan }.swap(RESCAN_NOTHING, Ordering::AcqRel))
 }
 
-/// Wakes the keeper of a database to plan its elections anew, or has one started. Callable after commit.
+/// Wakes the keeper of a database to plan its elections anew. Should there be none against expectation
+/// (the extension came with COMMIT PREPARED, which no hook of ours sees), one is started that looks.
+/// Callable after commit.
 pub fn wake_keeper(database: u32) {
-    let procno = registry(|r| r.find(database).filter(|d| d.pid != 0).map(|d| d.procno));
-    match procno {
+    match registry(|r| r.find(database).filter(|d| d.pid != 0).map(|d| d.procno)) {
         Ok(Some(procno)) => crate::pg::latch::wake(procno),
-        _ => wake_coordinator(),
+        _ => look_for_extension(database),
+    }
+}
+
+/// Makes the database's keeper look whether its extension is there, or has one started that will.
+/// Callable after commit.
+pub fn look_for_extension(database: u32) {
+    match registry(|r| r.changed(database)) {
+        Ok((Some(procno), _)) => crate::pg::latch::wake(procno),
+        Ok((None, true)) => wake_coordinator(),
+        _ => rescan(RESCAN_ALL),
     }
 }

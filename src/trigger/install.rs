@@ -13,7 +13,7 @@ use pgrx::spi::SpiResult;
 use crate::error::{Error, given};
 use crate::logic::channel;
 use crate::pg::{acl, catalog, spi, xact};
-use crate::worker;
+use crate::shmem::at_end::{Note, note};
 
 const JOBS: &str = include_str!("../../sql/prefix/oban_jobs.sql");
 const STATES: &str = include_str!("../../sql/prefix/oban_job_state.sql");
@@ -89,7 +89,7 @@ fn install(prefix: &str) -> Result<(), Error> {
             .replace("{function}", &spi::own_function("obanrs_jobs_insert")));
     }
     if changed {
-        worker::ddl::prefix_changed();
+        note(Note::Prefix);
     }
     Ok(())
 }
@@ -107,7 +107,7 @@ fn uninstall(prefix: &str, schema: u32) -> Result<(), Error> {
         let peers = spi::qualified(prefix, "oban_peers");
         spi::run(&format!("ALTER TABLE {peers} DROP COLUMN IF EXISTS term, DROP COLUMN IF EXISTS boot"));
     }
-    worker::ddl::prefix_changed();
+    note(Note::Prefix);
     Ok(())
 }
 

@@ -40,6 +40,8 @@ enum Trouble {
 pub struct Elections {
     database: u32,
     troubles: HashMap<Key, Trouble>,
+    /// An election found that the extension is gone: the keeper has to look, too.
+    pub dropped: bool,
 }
 
 type Key = (String, String);
@@ -57,11 +59,13 @@ enum Outcome {
     Missing {
         hint: String,
     },
+    /// The extension was dropped.
+    Dropped,
 }
 
 impl Elections {
     pub fn new(database: u32) -> Self {
-        Self { database, troubles: HashMap::new() }
+        Self { database, troubles: HashMap::new(), dropped: false }
     }
 
     /// Does all that is due now; when the next is, if ever.
@@ -142,6 +146,10 @@ impl Elections {
                         row.term
                     );
                 }
+            }
+            Outcome::Dropped => {
+                self.dropped = true;
+                return None;
             }
             Outcome::Vacant | Outcome::Again => {
                 let _ = shmem::peers(|p| p.vacate(electorate));
@@ -254,7 +262,7 @@ struct PeerRow {
 fn elect(electorate: &Electorate, ended: Option<(Node, i64)>, candidate: Option<(i64, Node)>) -> Outcome {
     // The sequence of terms is the extension's: keep it from being dropped under us.
     if catalog::lock_extension().is_none() {
-        return Outcome::Vacant;
+        return Outcome::Dropped;
     }
     let (table, owner) = match table(electorate) {
         Ok(found) => found,

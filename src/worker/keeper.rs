@@ -45,15 +45,18 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
         if held {
             return;
         }
-        if look || recheck {
+        if look || recheck || elections.dropped {
             let extension = xact::run(c"obanrs: looking for the extension", catalog::extension).is_some();
             let _ = shmem::registry(|r| r.found(database, pid, extension));
             if !extension {
                 return;
             }
-            look = false;
+            (look, elections.dropped) = (false, false);
         }
         let due = elections.pass();
+        if elections.dropped {
+            continue;
+        }
         latch::wait(due.map(|at| Duration::from_micros((at - time::now()).max(0) as u64)));
     }
 }

@@ -14,11 +14,11 @@
 //! * `a_restart_brings_everything_back`, `shutdown_is_fast`, `idle_means_idle`.
 #![allow(unsafe_code)] // the exported main functions
 
-pub mod coordinator;
-pub mod ddl;
+mod coordinator;
+mod ddl;
 mod election;
-pub mod keeper;
-mod view;
+mod keeper;
+pub mod view;
 
 /// In `_PG_init` while preloading.
 pub fn register() {

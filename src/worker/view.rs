@@ -9,7 +9,6 @@ use crate::pg::time;
 use crate::shmem;
 
 #[pg_extern(volatile, parallel_restricted)]
-#[allow(clippy::type_complexity)]
 fn obanrs_workers() -> Result<
     TableIterator<
         'static,

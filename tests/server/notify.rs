@@ -128,6 +128,7 @@ fn rights_on_a_prefix_are_rights_on_its_jobs() {
     for (sql, allowed) in [
         ("SELECT oban_listen_channels()", "reader peeper"),
         ("SELECT oban_is_leader(node => 'root')", "reader peeper"),
+        ("SELECT oban_is_leader(), oban_term()", "reader peeper writer steerer nobody"),
         ("SELECT * FROM oban_leader()", "reader peeper"),
         ("SELECT oban_notify('insert', '{}')", "writer"),
         ("SELECT oban_notify('gossip', '{}')", "writer"),

@@ -1,0 +1,62 @@
+//! What a transaction has to tell the workers when it ends, whichever way it ends.
+//!
+//! Notes are kept in the process and acted on by one transaction callback, registered once for all
+//! processes. After a commit it must not raise (that would be a PANIC of the whole server): it takes
+//! locks of ours, changes plain memory and sets latches. A backend that dies in between takes its notes
+//! with it; an exit aborts the transaction first, and that is an end as well.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::pg::{latch, session, xact};
+
+/// Per process: backends inherit it empty.
+static PENDING: AtomicU32 = AtomicU32::new(0);
+
+#[derive(Clone, Copy)]
+pub enum Note {
+    /// An extension was created or dropped in this database.
+    Extension = 1,
+    /// A database was created, changed or dropped.
+    Databases = 2,
+    /// This backend holds databases without workers.
+    Holding = 4,
+    /// The tables of a prefix changed.
+    Prefix = 8,
+}
+
+/// In `_PG_init` while preloading.
+pub fn register() {
+    xact::on_event(transaction_event);
+}
+
+pub fn note(what: Note) {
+    PENDING.fetch_or(what as u32, Ordering::Relaxed);
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn transaction_event(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut std::ffi::c_void,
+) {
+    if PENDING.load(Ordering::Relaxed) == 0 || !xact::is_end(event) {
+        return;
+    }
+    let pending = PENDING.swap(0, Ordering::Relaxed);
+    let noted = |what: Note| pending & what as u32 != 0;
+    if noted(Note::Holding) {
+        let _ = super::registry(|r| r.release(latch::my_pid()));
+        super::wake_coordinator();
+    }
+    if noted(Note::Databases) {
+        super::rescan(super::RESCAN_DATABASES);
+    }
+    if noted(Note::Extension) {
+        super::look_for_extension(session::database());
+    }
+    if noted(Note::Prefix) {
+        super::wake_keeper(session::database());
+    }
+}
