@@ -192,7 +192,7 @@ fn a_foreign_leader_is_respected_until_its_lease_ends() {
     client
         .batch_execute(
             "INSERT INTO oban_peers (name, node, started_at, expires_at)
-             VALUES ('Oban', 'elixir', timezone('UTC', now()), timezone('UTC', clock_timestamp()) + interval '1.5 seconds')",
+             VALUES ('Oban', 'elixir', timezone('UTC', now()), timezone('UTC', clock_timestamp()) + interval '4 seconds')",
         )
         .unwrap();
     join(&mut client, "a");

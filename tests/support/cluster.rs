@@ -141,7 +141,8 @@ impl Cluster {
 
     /// Sends a signal to a process of this server.
     pub fn signal(&self, signal: &str, pid: i32) {
-        output(Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()));
+        // The shell's own kill: a bare machine has no other.
+        output(Command::new("sh").arg("-c").arg(format!("kill -s {signal} {pid}")));
     }
 
     /// Removes the workspace with all servers now, not when the process ends.
