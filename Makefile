@@ -37,7 +37,7 @@ test-package: setup
 
 demo: package ## shows the whole path on a server of its own: notify, elect, gossip, fail over
 	@export PGRX_PG_CONFIG_PATH=$(PG_CONFIG) OBANRS_PG_CONFIG=$(PG_CONFIG) OBANRS_PACKAGE=$(RELEASE_PACKAGE); \
-	cargo build --quiet $(FEATURES) --example demo; \
+	cargo build $(FEATURES) --example demo; \
 	target/debug/examples/demo
 
 test: test-logic test-structure test-backend test-server ## every test

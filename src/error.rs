@@ -32,6 +32,8 @@ pub enum Error {
     NotPreloaded,
     #[error("cannot {0} during recovery")]
     InRecovery(&'static str),
+    #[error("cannot {0} within security-restricted operation")]
+    Restricted(&'static str),
     #[error("{0}")]
     NotSupported(&'static str),
     #[error("obanrs_jobs_insert() is a trigger AFTER INSERT FOR EACH STATEMENT with REFERENCING NEW TABLE")]
@@ -50,7 +52,7 @@ impl Error {
             Self::BadArgument { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
             Self::NodeTaken { .. } => ERRCODE_UNIQUE_VIOLATION,
             Self::NoSuchPrefix(_) => ERRCODE_INVALID_SCHEMA_NAME,
-            Self::NotAllowed { .. } | Self::NotOwner { .. } | Self::NotYours(_) => {
+            Self::NotAllowed { .. } | Self::NotOwner { .. } | Self::NotYours(_) | Self::Restricted(_) => {
                 ERRCODE_INSUFFICIENT_PRIVILEGE
             }
             Self::TableFull { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
@@ -86,6 +88,9 @@ impl Error {
             }
             Self::NotPreloaded => "Add obanrs to shared_preload_libraries and restart the server.".into(),
             Self::InRecovery(_) => "Connect to the primary.".into(),
+            Self::Restricted(_) => {
+                "Call it from the session itself, not from an index, a policy or the like.".into()
+            }
             Self::NotSupported(_) => "README says what this version does not do yet.".into(),
             Self::WrongTrigger => "Let oban_install() create it.".into(),
         }

@@ -10,5 +10,7 @@ mod lifecycle;
 mod notify;
 #[path = "server/peers.rs"]
 mod peers;
+#[path = "server/tenants.rs"]
+mod tenants;
 #[path = "server/wakeups.rs"]
 mod wakeups;

@@ -189,9 +189,9 @@ impl Table<'_> {
         removed
     }
 
-    /// Deletes the entries of a database that was dropped, or whose extension was.
-    pub fn forget_database(&mut self, database: u32) -> usize {
-        self.remove_where(|entry| entry.database == database)
+    /// Deletes the entries of a database that was dropped, or whose extension was, put before that time.
+    pub fn forget_database(&mut self, database: u32, before: i64) -> usize {
+        self.remove_where(|entry| entry.database == database && entry.updated_at < before)
     }
 
     fn remove_where(&mut self, mut wanted: impl FnMut(&Entry) -> bool) -> usize {
@@ -465,7 +465,8 @@ mod tests {
         assert_eq!(memory.table().delete(&key("a", ""), None, 0), 1);
         assert_eq!(memory.table().delete(&key("b", ""), None, 10), 0, "expired: gone already");
         assert!(memory.all(1, 0).is_empty());
-        assert_eq!(memory.table().forget_database(2), 3);
+        assert_eq!(memory.table().forget_database(2, 0), 0);
+        assert_eq!(memory.table().forget_database(2, 1), 3);
         assert_eq!(memory.head.blocks, 0);
     }
 

@@ -54,6 +54,15 @@ pub struct Database {
     pub retry_at: i64,
     /// 1: CREATE or DROP EXTENSION ended here; the keeper shall look whether it is still wanted.
     pub recheck: u32,
+    /// 1: the database takes no workers any more (it is a template now); the keeper shall go.
+    pub leave: u32,
+    /// 1: a keeper has found the extension here.
+    pub known: u32,
+    /// Counts the reasons to look again. A latch is not enough: a keeper that waits for a lock in the
+    /// middle of its work resets its latch there.
+    pub kicks: u32,
+    /// When the keeper that found no extension began to look.
+    pub absent_since: i64,
     pub last_error: Text<255>,
 }
 
@@ -73,10 +82,26 @@ pub struct Registry<'a> {
     pub holds: &'a mut [Hold],
 }
 
+/// What a keeper reads before each pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Orders {
+    /// Somebody needs the database alone, or it takes no workers any more.
+    pub leave: bool,
+    /// Look whether the extension is there.
+    pub recheck: bool,
+    /// Compare with a later reading: another number means to look again before sleeping.
+    pub kicks: u32,
+}
+
+/// How many keepers may be on their way into databases of which nobody knows yet whether they have the
+/// extension. A server with a thousand databases starts with a thousand of these, and worker slots are
+/// for those that have it.
+const PROBES: usize = 2;
+
 /// Why a keeper that has just started must go again, quietly.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// No slot: the database was dropped meanwhile.
+    /// The database was dropped meanwhile, or takes no workers any more.
     Unwanted,
     Held,
     /// The slot has another keeper.
@@ -98,18 +123,31 @@ impl Registry<'_> {
         }
     }
 
-    /// The databases whose keeper shall be launched at `now`. They count as Starting from here on.
-    pub fn launch(&mut self, now: i64) -> Vec<u32> {
+    /// The databases whose keeper shall be launched at `now`, of those that are `alive`. They count as
+    /// Starting from here on.
+    pub fn launch(&mut self, now: i64, alive: impl Fn(u32) -> bool) -> Vec<u32> {
         let holds = &*self.holds;
+        let probes = self.databases.iter().filter(|d| d.oid != 0 && d.state == STARTING && d.known == 0);
+        let mut probes = probes.count();
         self.databases
             .iter_mut()
-            .filter(|d| d.oid != 0 && d.pid == 0 && !holds.iter().any(|h| h.database == d.oid))
+            .filter(|d| d.oid != 0 && d.pid == 0 && alive(d.oid))
+            .filter(|d| !holds.iter().any(|h| h.database == d.oid))
             .filter(|d| d.state == UNKNOWN || (d.state == BACKOFF && d.retry_at <= now))
+            .filter(|d| {
+                probes += usize::from(d.known == 0);
+                d.known != 0 || probes <= PROBES
+            })
             .map(|d| {
-                d.state = STARTING;
+                (d.state, d.leave) = (STARTING, 0);
                 d.oid
             })
             .collect()
+    }
+
+    /// Whether every slot is taken by a database that is known to have the extension.
+    pub fn is_full(&self) -> bool {
+        self.databases.iter().all(|d| d.oid != 0 && d.known != 0)
     }
 
     /// When the next keeper in Backoff is due; `None` without one.
@@ -130,12 +168,12 @@ impl Registry<'_> {
     pub fn claim(&mut self, oid: u32, pid: i32, procno: i32, now: i64) -> Result<(), Refused> {
         let held = self.is_held(oid);
         let d = self.find(oid).ok_or(Refused::Unwanted)?;
-        if held {
+        if held || d.leave != 0 {
             // To be launched anew when the hold ends; that it had to go is no failure of its.
             if d.pid == 0 {
                 d.state = UNKNOWN;
             }
-            return Err(Refused::Held);
+            return Err(if held { Refused::Held } else { Refused::Unwanted });
         }
         if d.pid != 0 {
             return Err(Refused::Second);
@@ -144,10 +182,14 @@ impl Registry<'_> {
         Ok(())
     }
 
-    /// The keeper has found the extension (or not).
-    pub fn found(&mut self, oid: u32, pid: i32, extension: bool) {
+    /// The keeper began to look at `since` and has found the extension (or not).
+    pub fn found(&mut self, oid: u32, pid: i32, extension: bool, since: i64) {
         if let Some(d) = self.find(oid).filter(|d| d.pid == pid) {
-            d.state = if extension { RUNNING } else { ABSENT };
+            if extension {
+                (d.state, d.known) = (RUNNING, 1);
+            } else {
+                (d.state, d.absent_since) = (ABSENT, since);
+            }
         }
     }
 
@@ -160,7 +202,9 @@ impl Registry<'_> {
         (d.pid, d.procno) = (0, 0);
         match d.state {
             ABSENT if d.recheck == 0 => {}
-            _ if held || d.recheck != 0 => (d.state, d.recheck) = (UNKNOWN, 0),
+            _ if held || d.recheck != 0 || d.leave != 0 => {
+                (d.state, d.recheck, d.leave) = (UNKNOWN, 0, 0);
+            }
             _ => {
                 if now - d.started_at >= HEALTHY {
                     d.failures = 0;
@@ -181,6 +225,7 @@ impl Registry<'_> {
         let Some(d) = self.find(oid) else { return (None, false) };
         if d.pid != 0 {
             d.recheck = 1;
+            d.kicks = d.kicks.wrapping_add(1);
             return (Some(d.procno), true);
         }
         if d.state != STARTING {
@@ -189,23 +234,59 @@ impl Registry<'_> {
         (None, true)
     }
 
-    /// Whether the keeper shall look for its extension again; asking takes the wish back.
-    pub fn take_recheck(&mut self, oid: u32) -> bool {
-        self.find(oid).is_some_and(|d| std::mem::take(&mut d.recheck) != 0)
+    /// Something changed that the keeper has to plan for: the keeper to wake, if there is one.
+    pub fn kick(&mut self, oid: u32) -> Option<i32> {
+        let d = self.find(oid).filter(|d| d.pid != 0)?;
+        d.kicks = d.kicks.wrapping_add(1);
+        Some(d.procno)
+    }
+
+    /// What the keeper has to know before a pass; reading it takes the wish to look back.
+    pub fn orders(&mut self, oid: u32) -> Orders {
+        let held = self.is_held(oid);
+        match self.find(oid) {
+            Some(d) => {
+                let recheck = std::mem::take(&mut d.recheck) != 0;
+                Orders { leave: held || d.leave != 0, recheck, kicks: d.kicks }
+            }
+            None => Orders { leave: true, recheck: false, kicks: 0 },
+        }
+    }
+
+    pub fn kicks(&mut self, oid: u32) -> u32 {
+        self.find(oid).map_or(0, |d| d.kicks)
+    }
+
+    /// The databases for which nothing needs to be kept any more, each with the time before which it
+    /// was kept in vain: those that are not `alive`, and those that had the extension and lost it.
+    pub fn forgettable(&self, alive: impl Fn(u32) -> bool) -> Vec<(u32, i64)> {
+        let gone = self.databases.iter().filter(|d| d.oid != 0 && d.pid == 0 && d.state != STARTING);
+        gone.filter_map(|d| match d.state {
+            _ if !alive(d.oid) => Some((d.oid, i64::MAX)),
+            ABSENT if d.known != 0 => Some((d.oid, d.absent_since)),
+            _ => None,
+        })
+        .collect()
     }
 
     /// Frees the slots that nobody needs: keepers that found no extension, databases that are not
-    /// `alive` any more. Returns their oids.
-    pub fn reap(&mut self, alive: impl Fn(u32) -> bool) -> Vec<u32> {
-        let mut gone = Vec::new();
-        for d in self.databases.iter_mut().filter(|d| d.oid != 0 && d.pid == 0) {
+    /// `alive` any more. Returns their oids. Keepers that still run in the latter, or are on their way
+    /// there, are told to leave; the second list are those to be woken.
+    pub fn reap(&mut self, alive: impl Fn(u32) -> bool) -> (Vec<u32>, Vec<i32>) {
+        let (mut gone, mut leaving) = (Vec::new(), Vec::new());
+        for d in self.databases.iter_mut().filter(|d| d.oid != 0) {
             let absent = d.state == ABSENT && d.recheck == 0;
-            if absent || (d.state != STARTING && !alive(d.oid)) {
+            if d.pid != 0 || d.state == STARTING {
+                if !alive(d.oid) {
+                    (d.leave, d.kicks) = (1, d.kicks.wrapping_add(1));
+                    leaving.extend((d.pid != 0).then_some(d.procno));
+                }
+            } else if absent || !alive(d.oid) {
                 gone.push(d.oid);
                 *d = Database::default();
             }
         }
-        gone
+        (gone, leaving)
     }
 
     /// After a coordinator's restart: what the one before had launched and nobody claimed is launched
@@ -221,6 +302,7 @@ impl Registry<'_> {
         match self.holds.iter_mut().find(|h| h.database == 0) {
             Some(free) => {
                 *free = Hold { database, pid, procno };
+                self.kick(database);
                 true
             }
             None => false,
@@ -270,24 +352,24 @@ mod tests {
         let mut memory = Memory::new();
         let mut r = memory.registry();
         assert!(r.add(5) && r.add(5));
-        assert_eq!(r.launch(0), [5]);
-        assert_eq!(r.launch(0), [0u32; 0], "it counts as starting");
+        assert_eq!(r.launch(0, |_| true), [5]);
+        assert_eq!(r.launch(0, |_| true), [0u32; 0], "it counts as starting");
         assert_eq!(r.claim(5, 100, 7, 0), Ok(()));
         assert_eq!(r.claim(5, 101, 8, 0), Err(Refused::Second));
-        r.found(5, 100, true);
+        r.found(5, 100, true, 0);
         assert_eq!(r.find(5).unwrap().state, RUNNING);
         r.exited(5, 101, 1);
         assert_eq!(r.find(5).unwrap().pid, 100, "not that process's slot");
         r.exited(5, 100, 1);
-        assert_eq!(r.launch(1), [5], "the first restart comes at once");
+        assert_eq!(r.launch(1, |_| true), [5], "the first restart comes at once");
         r.launch_failed(5, 1, "no slot");
-        assert_eq!(r.launch(1), [0u32; 0]);
+        assert_eq!(r.launch(1, |_| true), [0u32; 0]);
         assert_eq!(r.next_launch(), Some(1 + RESTART.delay(1)));
-        assert_eq!(r.launch(1 + RESTART.delay(1)), [5]);
+        assert_eq!(r.launch(1 + RESTART.delay(1), |_| true), [5]);
         assert_eq!(r.find(5).unwrap().last_error.as_str(), "no slot");
         assert_eq!(r.claim(5, 102, 7, 2), Ok(()));
         r.exited(5, 102, 2 + HEALTHY);
-        assert_eq!(r.launch(2 + HEALTHY), [5], "after a healthy run, at once again");
+        assert_eq!(r.launch(2 + HEALTHY, |_| true), [5], "after a healthy run, at once again");
     }
 
     #[test]
@@ -295,12 +377,14 @@ mod tests {
         let mut memory = Memory::new();
         let mut r = memory.registry();
         assert!(r.add(5) && r.add(6) && !r.add(7));
-        r.launch(0);
+        r.launch(0, |_| true);
         r.claim(5, 100, 1, 0).unwrap();
-        r.found(5, 100, false);
-        assert!(r.reap(|_| true).is_empty(), "its keeper has not gone yet");
+        r.found(5, 100, false, 3);
+        assert!(r.reap(|_| true).0.is_empty(), "its keeper has not gone yet");
+        assert!(r.forgettable(|_| true).is_empty());
         r.exited(5, 100, 0);
-        assert_eq!(r.reap(|_| true), [5]);
+        assert!(r.forgettable(|_| true).is_empty(), "it never had any: whoever joins may be creating it");
+        assert_eq!(r.reap(|_| true).0, [5]);
         assert!(r.add(7));
         assert_eq!(r.claim(5, 103, 1, 0), Err(Refused::Unwanted));
     }
@@ -310,13 +394,13 @@ mod tests {
         let mut memory = Memory::new();
         let mut r = memory.registry();
         r.add(5);
-        r.launch(0);
+        r.launch(0, |_| true);
         r.claim(5, 100, 1, 0).unwrap();
-        r.found(5, 100, false);
+        r.found(5, 100, false, 3);
         assert_eq!(r.changed(5), (Some(1), true));
         r.exited(5, 100, 0);
-        assert!(r.reap(|_| true).is_empty());
-        assert_eq!(r.launch(0), [5]);
+        assert!(r.reap(|_| true).0.is_empty());
+        assert_eq!(r.launch(0, |_| true), [5]);
     }
 
     #[test]
@@ -324,11 +408,18 @@ mod tests {
         let mut memory = Memory::new();
         let mut r = memory.registry();
         r.add(5);
-        r.launch(0);
+        r.launch(0, |_| true);
         r.claim(5, 100, 1, 0).unwrap();
-        r.found(5, 100, true);
+        r.found(5, 100, true, 0);
         assert_eq!(r.changed(5), (Some(1), true));
-        assert!(r.take_recheck(5) && !r.take_recheck(5));
+        let before = r.orders(5);
+        assert!(before.recheck && !r.orders(5).recheck && !before.leave);
+        assert_eq!(r.kick(5), Some(1));
+        assert_ne!(r.orders(5).kicks, before.kicks, "not to be slept over");
+        r.found(5, 100, false, 7);
+        r.exited(5, 100, 8);
+        assert_eq!(r.forgettable(|_| true), [(5, 7)]);
+        assert_eq!(r.kick(5), None);
     }
 
     #[test]
@@ -337,16 +428,16 @@ mod tests {
         let mut r = memory.registry();
         r.add(5);
         assert!(r.hold(5, 40, 9));
-        assert_eq!(r.launch(0), [0u32; 0]);
+        assert_eq!(r.launch(0, |_| true), [0u32; 0]);
         r.release(41);
         assert!(r.is_held(5));
         r.release(40);
-        assert_eq!(r.launch(0), [5]);
+        assert_eq!(r.launch(0, |_| true), [5]);
         assert!(r.hold(5, 40, 9));
         assert_eq!(r.claim(5, 100, 1, 0), Err(Refused::Held), "held between launch and claim");
         r.launch_failed(5, 0, "it had to go");
         r.release(40);
-        assert_eq!(r.launch(0), [5]);
+        assert_eq!(r.launch(0, |_| true), [5]);
         r.claim(5, 101, 1, 0).unwrap();
         assert!(r.hold(5, 40, 9) && r.hold(6, 40, 9) && !r.hold(7, 40, 9));
         assert_eq!(r.exited(5, 101, 0), [9], "its holder is woken");
@@ -358,13 +449,35 @@ mod tests {
         let mut memory = Memory::new();
         let mut r = memory.registry();
         assert!(r.add(5) && r.add(6));
-        r.launch(0);
+        r.launch(0, |_| true);
         r.claim(5, 100, 1, 0).unwrap();
         r.adopt();
-        assert_eq!(r.launch(0), [6]);
-        assert_eq!(r.reap(|oid| oid != 5), [0u32; 0], "running: its keeper has to go first");
+        assert_eq!(r.launch(0, |_| true), [6]);
+        r.found(5, 100, true, 0);
+        assert_eq!(r.reap(|oid| oid != 5), (vec![], vec![1]), "its keeper has to go first, and is told");
+        assert!(r.orders(5).leave);
         r.exited(5, 100, 0);
-        assert_eq!(r.reap(|oid| oid != 5), [5]);
+        assert_eq!(r.forgettable(|oid| oid != 5), [(5, i64::MAX)]);
+        assert_eq!(r.launch(HEALTHY, |oid| oid != 5), [0u32; 0], "nor does another one come");
+        assert_eq!(r.reap(|oid| oid != 5), (vec![5], vec![]));
+        assert_eq!(r.reap(|oid| oid != 6), (vec![], vec![]));
+        assert_eq!(r.claim(6, 101, 1, 0), Err(Refused::Unwanted), "it was on its way");
+        assert_eq!(r.reap(|oid| oid != 6), (vec![6], vec![]));
+    }
+
+    #[test]
+    fn a_few_probes_at_a_time() {
+        let mut memory = Memory(vec![Database::default(); 5], vec![Hold::default(); 2]);
+        let mut r = memory.registry();
+        assert!((1..=5).all(|oid| r.add(oid)));
+        assert_eq!(r.launch(0, |_| true), [1, 2]);
+        assert_eq!(r.launch(0, |_| true), [0u32; 0]);
+        r.claim(1, 100, 1, 0).unwrap();
+        r.found(1, 100, true, 0);
+        assert_eq!(r.launch(0, |_| true), [3], "one of them is known now");
+        assert!(!r.is_full());
+        r.exited(1, 100, 0);
+        assert_eq!(r.launch(0, |_| true), [1], "what is known needs not wait for probes");
     }
 
     proptest! {
@@ -381,7 +494,7 @@ mod tests {
             for (what, oid) in steps {
                 now += 1;
                 match what {
-                    0 | 1 => launched.extend(r.launch(now + RESTART.most)),
+                    0 | 1 => launched.extend(r.launch(now + RESTART.most, |_| true)),
                     2 | 3 => if let Some(at) = launched.iter().position(|o| *o == oid) {
                         launched.remove(at);
                         pid += 1;
@@ -389,7 +502,7 @@ mod tests {
                             Ok(()) => {
                                 prop_assert!(!r.is_held(oid));
                                 prop_assert!(running.iter().all(|(o, _)| *o != oid));
-                                r.found(oid, pid, true);
+                                r.found(oid, pid, true, now);
                                 running.push((oid, pid));
                             }
                             Err(_) => r.launch_failed(oid, now, "refused"),
@@ -408,7 +521,7 @@ mod tests {
             for oid in launched {
                 r.launch_failed(oid, now, "lost");
             }
-            r.launch(now + RESTART.most);
+            r.launch(now + RESTART.most, |_| true);
             for d in r.databases.iter() {
                 prop_assert!(d.state == STARTING || (d.state == RUNNING && d.pid != 0), "{d:?}");
             }

@@ -65,6 +65,7 @@ pub struct Leadership {
     /// 0 when the row has none (a foreign node wrote it).
     pub term: i64,
     pub started_at: i64,
+    /// Of a foreign row: when to look at it again, at its end at the latest.
     pub expires_at: i64,
 }
 
@@ -163,9 +164,10 @@ impl Peers<'_> {
             .collect()
     }
 
-    /// Forgets everything of a database: it or its extension was dropped.
-    pub fn forget_database(&mut self, database: u32) {
-        for m in self.members.iter_mut().filter(|m| m.electorate.database == database) {
+    /// Forgets who joined in a database before that time: it or its extension was dropped.
+    pub fn forget_database(&mut self, database: u32, before: i64) {
+        let gone = |m: &&mut Member| m.electorate.database == database && m.joined_at < before;
+        for m in self.members.iter_mut().filter(gone) {
             *m = Member::default();
         }
         for l in self.leaderships.iter_mut().filter(|l| l.electorate.database == database) {
@@ -380,9 +382,10 @@ mod tests {
         let mut peers = memory.peers();
         peers.join(member(1, 10, "a"), None).unwrap();
         assert!(peers.view().electorates(6).is_empty());
-        peers.forget_database(6);
+        peers.forget_database(6, 1);
+        peers.forget_database(5, 0);
         assert_eq!(peers.view().electorates(5), [electorate("Oban")]);
-        peers.forget_database(5);
+        peers.forget_database(5, 1);
         assert!(peers.view().electorates(5).is_empty());
     }
 

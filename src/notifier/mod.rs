@@ -105,6 +105,9 @@ fn oban_listen_channels(
     if session::in_recovery() {
         return Err(Error::InRecovery("listen").into());
     }
+    if session::is_restricted() {
+        return Err(Error::Restricted("listen").into());
+    }
     names.iter().for_each(|name| notify::listen(name));
     Ok(SetOfIterator::new(names))
 }
@@ -115,6 +118,9 @@ fn oban_unlisten_channels(
     prefix: default!(Option<&str>, "'public'"),
 ) -> Result<SetOfIterator<'static, String>, ErrorReport> {
     let names = full_names(channels, prefix)?;
+    if session::is_restricted() {
+        return Err(Error::Restricted("unlisten").into());
+    }
     names.iter().for_each(|name| notify::unlisten(name));
     Ok(SetOfIterator::new(names))
 }

@@ -50,6 +50,9 @@ fn oban_join(
     if session::in_recovery() {
         return Err(Error::InRecovery("join").into());
     }
+    if session::is_restricted() {
+        return Err(Error::Restricted("join").into());
+    }
     let member = Member {
         id: shmem::new_member_id()?,
         electorate,
@@ -216,8 +219,7 @@ struct LeaderRow {
 
 /// The unexpired rows of a prefix's oban_peers, of one name or of all. The table, not shared memory:
 /// it knows foreign leaders of names that nobody of ours has joined, and it is there on a standby.
-fn leaders(prefix: &str, name: Option<&str>) -> Vec<LeaderRow> {
-    let Some(table) = spi::peers_table(prefix) else { return Vec::new() };
+fn leaders(table: &spi::PeersTable, name: Option<&str>) -> Vec<LeaderRow> {
     let sql = format!(
         "SELECT name, node, {term}, pg_catalog.timezone('UTC', started_at), pg_catalog.timezone('UTC', expires_at)
          FROM {peers}
@@ -225,7 +227,7 @@ fn leaders(prefix: &str, name: Option<&str>) -> Vec<LeaderRow> {
            AND ($1 IS NULL OR name OPERATOR(pg_catalog.=) $1)
          ORDER BY name",
         term = if table.installed { "term" } else { "NULL::pg_catalog.int8" },
-        peers = spi::qualified(prefix, "oban_peers"),
+        peers = spi::qualified(&table.prefix, "oban_peers"),
     );
     let read = || {
         Spi::connect(|client| {
@@ -263,7 +265,8 @@ fn oban_leader(
 > {
     let (name, prefix) = (given("name", name)?, given("prefix", prefix)?);
     acl::require(prefix, Right::Read)?;
-    let rows = leaders(prefix, Some(name));
+    let table = spi::peers_table(prefix);
+    let rows = table.map(|table| leaders(&table, Some(name))).unwrap_or_default();
     Ok(TableIterator::new(rows.into_iter().map(|r| (r.node, r.term, r.started_at, r.expires_at))))
 }
 
@@ -280,11 +283,11 @@ fn obanrs_leadership() -> TableIterator<
         name!(expires_at, Option<TimestampWithTimeZone>),
     ),
 > {
-    let prefixes = spi::installed_prefixes().into_iter().filter(|p| acl::allows(p, Right::Read));
-    let rows: Vec<_> = prefixes
-        .flat_map(|prefix| {
-            let rows = leaders(&prefix, None).into_iter();
-            rows.map(move |r| (prefix.clone(), r.name, r.node, r.term, r.started_at, r.expires_at))
+    let tables = spi::installed_peers_tables().into_iter().filter(|t| acl::allows(&t.prefix, Right::Read));
+    let rows: Vec<_> = tables
+        .flat_map(|table| {
+            let rows = leaders(&table, None).into_iter();
+            rows.map(move |r| (table.prefix.clone(), r.name, r.node, r.term, r.started_at, r.expires_at))
         })
         .collect();
     TableIterator::new(rows)

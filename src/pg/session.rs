@@ -25,6 +25,13 @@ pub fn in_recovery() -> bool {
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
+/// Whether somebody else's code runs in this session, such as an index function during a superuser's
+/// REINDEX: it must not change what the session listens to or takes part in.
+pub fn is_restricted() -> bool {
+    // SAFETY: reads the current security context.
+    unsafe { pg_sys::InSecurityRestrictedOperation() }
+}
+
 /// Whether a client is at the other end (not a background worker, not a walsender).
 pub fn is_client_backend() -> bool {
     // SAFETY: a plain global.

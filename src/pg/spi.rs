@@ -6,19 +6,25 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiResult, SpiTupleTable};
 
 /// Runs `body` as `owner`, so that nothing on its tables (triggers, defaults, policies) gets more
-/// rights than its owner has, and in a security-restricted context, so that none of it can change
-/// the session. An ERROR in `body` restores the role with its (sub)transaction's abort.
+/// rights than its owner has, in a security-restricted context, and with settings that change back
+/// afterwards: a trigger's `set_config('search_path', …)` would otherwise choose the operators of
+/// whatever this session runs next, which may be a superuser's. An ERROR in `body` restores all of it
+/// with its (sub)transaction's abort.
 pub fn as_owner<R>(owner: u32, body: impl FnOnce() -> R) -> R {
     let (mut role, mut context) = (pg_sys::InvalidOid, 0);
     // SAFETY: saved and restored in pairs.
-    unsafe {
+    let settings = unsafe {
         pg_sys::GetUserIdAndSecContext(&mut role, &mut context);
         let restricted = pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;
         pg_sys::SetUserIdAndSecContext(pg_sys::Oid::from(owner), context | restricted as i32);
-    }
+        pg_sys::NewGUCNestLevel()
+    };
     let result = body();
     // SAFETY: as above.
-    unsafe { pg_sys::SetUserIdAndSecContext(role, context) }
+    unsafe {
+        pg_sys::AtEOXact_GUC(false, settings);
+        pg_sys::SetUserIdAndSecContext(role, context);
+    }
     result
 }
 
@@ -39,54 +45,66 @@ pub fn qualified(schema: &str, name: &str) -> String {
     spi::quote_qualified_identifier(schema, name)
 }
 
-/// `oban_peers` of a prefix, if it is a table.
+/// `oban_peers` of a prefix.
 pub struct PeersTable {
+    pub prefix: String,
     pub owner: u32,
     /// Whether `oban_install` added its columns.
     pub installed: bool,
 }
 
-/// Looks `<prefix>.oban_peers` up; `None` without such a table. Needs a transaction.
-pub fn peers_table(prefix: &str) -> Option<PeersTable> {
-    const SQL: &str = "
-        SELECT c.relowner, (
-            SELECT pg_catalog.count(*) OPERATOR(pg_catalog.=) 2 FROM pg_catalog.pg_attribute a
-            WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid AND NOT a.attisdropped
-              AND a.attname OPERATOR(pg_catalog.=) ANY ('{term,boot}'::pg_catalog.name[])
-        )
-        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
-        WHERE n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name
-          AND c.relname OPERATOR(pg_catalog.=) 'oban_peers'
-          AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p}'::pg_catalog.\"char\"[])";
+/// Every table of that name with Oban's columns and their types. A table of another shape, or a
+/// temporary one of another session, must not make a query over all prefixes fail for everybody.
+/// (Every operator is qualified, here and wherever SQL of ours runs with a user's search_path.)
+const PEERS_TABLES: &str = "
+    SELECT p.prefix, p.owner, p.ours OPERATOR(pg_catalog.=) 2
+    FROM (
+        SELECT n.nspname::pg_catalog.text AS prefix, c.relowner AS owner,
+            pg_catalog.count(*) FILTER (WHERE
+                a.attname OPERATOR(pg_catalog.=) ANY ('{name,node}'::pg_catalog.name[])
+                AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.text'::pg_catalog.regtype::pg_catalog.oid
+                OR a.attname OPERATOR(pg_catalog.=) ANY ('{started_at,expires_at}'::pg_catalog.name[])
+                AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.timestamp'::pg_catalog.regtype::pg_catalog.oid
+            ) AS theirs,
+            pg_catalog.count(*) FILTER (WHERE
+                a.attname OPERATOR(pg_catalog.=) ANY ('{term,boot}'::pg_catalog.name[])
+                AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.int8'::pg_catalog.regtype::pg_catalog.oid
+            ) AS ours
+        FROM pg_catalog.pg_class c
+        JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+        JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.oid AND NOT a.attisdropped
+        WHERE c.relname OPERATOR(pg_catalog.=) 'oban_peers'
+          AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p}'::pg_catalog.\"char\"[])
+          AND c.relpersistence OPERATOR(pg_catalog.<>) 't'
+          AND ($1 IS NULL OR n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name)
+        GROUP BY n.nspname, c.relowner
+    ) p
+    WHERE p.theirs OPERATOR(pg_catalog.=) 4
+    ORDER BY p.prefix";
+
+fn peers_tables(prefix: Option<&str>) -> Vec<PeersTable> {
     Spi::connect(|client| {
-        let rows = client.select(SQL, Some(1), &[prefix.into()])?;
-        if rows.is_empty() {
-            return Ok(None);
-        }
-        let (owner, installed) = rows.first().get_two::<pg_sys::Oid, bool>()?;
-        let found = owner.map(|o| PeersTable { owner: o.to_u32(), installed: installed.unwrap_or(false) });
-        SpiResult::Ok(found)
+        let rows = client.select(PEERS_TABLES, None, &[prefix.into()])?;
+        rows.map(|row| {
+            Ok(PeersTable {
+                prefix: row.get(1)?.unwrap_or_default(),
+                owner: row.get::<pg_sys::Oid>(2)?.map_or(0, |o| o.to_u32()),
+                installed: row.get(3)?.unwrap_or(false),
+            })
+        })
+        .collect::<SpiResult<Vec<_>>>()
     })
     .unwrap_or_else(|e| pgrx::error!("{e}"))
 }
 
-/// The prefixes that `oban_install` made usable for elections, in order.
-pub fn installed_prefixes() -> Vec<String> {
-    const SQL: &str = "
-        SELECT n.nspname::pg_catalog.text
-        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
-        WHERE c.relname OPERATOR(pg_catalog.=) 'oban_peers'
-          AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p}'::pg_catalog.\"char\"[])
-          AND 2 OPERATOR(pg_catalog.=) (
-              SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute a
-              WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid AND NOT a.attisdropped
-                AND a.attname OPERATOR(pg_catalog.=) ANY ('{term,boot}'::pg_catalog.name[]))
-        ORDER BY 1";
-    Spi::connect(|client| {
-        let rows = client.select(SQL, None, &[])?;
-        rows.map(|row| Ok(row.get::<String>(1)?.unwrap_or_default())).collect::<SpiResult<Vec<_>>>()
-    })
-    .unwrap_or_else(|e| pgrx::error!("{e}"))
+/// Looks `<prefix>.oban_peers` up; `None` without such a table. Needs a transaction.
+pub fn peers_table(prefix: &str) -> Option<PeersTable> {
+    peers_tables(Some(prefix)).pop()
+}
+
+/// The tables of all prefixes that `oban_install` made usable for elections, in order.
+pub fn installed_peers_tables() -> Vec<PeersTable> {
+    peers_tables(None).into_iter().filter(|t| t.installed).collect()
 }
 
 /// Runs DDL as the current role.

@@ -1,9 +1,10 @@
 //! Transactions: running one in a worker, surviving its error, and hearing of every end of one.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_int};
 use std::panic::{AssertUnwindSafe, UnwindSafe};
 
 use pgrx::pg_sys;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::prelude::*;
 
@@ -43,6 +44,26 @@ unsafe fn idle() {
     }
 }
 
+// Not bound by pgrx. They may raise, so each call goes through the guard.
+unsafe extern "C-unwind" {
+    fn enable_timeout_after(id: c_int, delay_ms: c_int);
+    fn disable_timeout(id: c_int, keep_indicator: bool);
+}
+
+/// Its number in Postgres' enum of timeouts; the same in 15 to 18.
+const STATEMENT_TIMEOUT: c_int = 3;
+
+/// Runs `body` within a transaction, cancelled (57014) after that many milliseconds. The setting
+/// statement_timeout does nothing in a background worker, and what runs here may be users' triggers.
+pub fn limit<R>(milliseconds: i32, body: impl FnOnce() -> R) -> R {
+    // SAFETY: the timeout is registered in every process with a database; `contain` ends it on errors.
+    unsafe { pg_guard_ffi_boundary(|| enable_timeout_after(STATEMENT_TIMEOUT, milliseconds)) };
+    let result = body();
+    // SAFETY: as above.
+    unsafe { pg_guard_ffi_boundary(|| disable_timeout(STATEMENT_TIMEOUT, false)) };
+    result
+}
+
 /// Runs `body`, which runs one transaction; an ERROR in it is given back, by its message, after the
 /// transaction was aborted (its locks and changes are gone). A panic of our own is no such error: the
 /// worker dies of it and starts anew.
@@ -57,6 +78,7 @@ pub fn contain<R>(body: impl FnOnce() -> R) -> Result<R, String> {
     if outcome.is_err() {
         // SAFETY: what Postgres' own worker loops do after an ERROR; pgrx has flushed its state.
         unsafe {
+            pg_guard_ffi_boundary(|| disable_timeout(STATEMENT_TIMEOUT, false));
             pg_sys::AbortCurrentTransaction();
             idle();
         }

@@ -46,12 +46,13 @@ unsafe extern "C-unwind" fn transaction_event(
     }
     let pending = PENDING.swap(0, Ordering::Relaxed);
     let noted = |what: Note| pending & what as u32 != 0;
+    // Before the hold ends, or a keeper would be launched for a database that is gone.
+    if noted(Note::Databases) {
+        super::rescan(super::RESCAN_DATABASES);
+    }
     if noted(Note::Holding) {
         let _ = super::registry(|r| r.release(latch::my_pid()));
         super::wake_coordinator();
-    }
-    if noted(Note::Databases) {
-        super::rescan(super::RESCAN_DATABASES);
     }
     if noted(Note::Extension) {
         super::look_for_extension(session::database());

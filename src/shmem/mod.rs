@@ -320,7 +320,7 @@ pub fn take_rescan() -> i32 {
 /// (the extension came with COMMIT PREPARED, which no hook of ours sees), one is started that looks.
 /// Callable after commit.
 pub fn wake_keeper(database: u32) {
-    match registry(|r| r.find(database).filter(|d| d.pid != 0).map(|d| d.procno)) {
+    match registry(|r| r.kick(database)) {
         Ok(Some(procno)) => crate::pg::latch::wake(procno),
         _ => look_for_extension(database),
     }

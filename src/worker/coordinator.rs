@@ -14,6 +14,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::error;
+use crate::logic::lifecycle::Registry;
 use crate::pg::bgworker::{self, Handle, Worker};
 use crate::pg::{catalog, latch, session, time, xact};
 use crate::shmem;
@@ -75,21 +76,27 @@ struct Coordinator {
 impl Coordinator {
     /// Does all that is due now; when the next is, if ever.
     fn pass(&mut self) -> Option<i64> {
-        match shmem::take_rescan() {
-            shmem::RESCAN_NOTHING => {}
-            what => {
-                if what == shmem::RESCAN_ALL {
-                    self.absent.clear();
-                }
-                let found = xact::run(c"obanrs: looking for databases", catalog::connectable_databases);
-                self.databases = found.into_iter().collect();
-                self.absent.retain(|oid| self.databases.contains(oid));
+        // Until there is nothing new: the scan may wait for a lock, and whoever asks for another one
+        // meanwhile sets a latch that this wait resets.
+        loop {
+            match shmem::take_rescan() {
+                shmem::RESCAN_NOTHING => break,
+                what => self.scan(what),
             }
         }
         self.reap();
         self.launch();
         let next_launch = shmem::registry(|r| r.next_launch()).ok().flatten();
         next_launch.into_iter().chain(self.sweep()).min()
+    }
+
+    fn scan(&mut self, what: i32) {
+        if what == shmem::RESCAN_ALL {
+            self.absent.clear();
+        }
+        let found = xact::run(c"obanrs: looking for databases", catalog::connectable_databases);
+        self.databases = found.into_iter().collect();
+        self.absent.retain(|oid| self.databases.contains(oid));
     }
 
     /// Takes out keepers that ended and databases that need none, and what was kept for them.
@@ -102,20 +109,23 @@ impl Coordinator {
             // Only of one that never claimed its slot: the others have told by themselves.
             let _ = shmem::registry(|r| r.launch_failed(oid, now, "the keeper ended while it started"));
         }
-        let gone = shmem::registry(|r| r.reap(|oid| self.databases.contains(&oid))).unwrap_or_default();
-        for oid in gone {
-            if self.databases.contains(&oid) {
-                self.absent.insert(oid);
-            }
-            let _ = shmem::peers(|p| p.forget_database(oid));
-            let _ = shmem::gossip(|table, _| table.forget_database(oid));
+        // First what was kept for them, and only what is older than the look that found them gone:
+        // somebody may be creating the extension again, and join.
+        let alive = |oid: u32| self.databases.contains(&oid);
+        for (oid, before) in shmem::registry(|r| r.forgettable(alive)).unwrap_or_default() {
+            let _ = shmem::peers(|p| p.forget_database(oid, before));
+            let _ = shmem::gossip(|table, _| table.forget_database(oid, before));
         }
+        let (gone, leaving) = shmem::registry(|r| r.reap(alive)).unwrap_or_default();
+        self.absent.extend(gone.into_iter().filter(|oid| self.databases.contains(oid)));
+        leaving.into_iter().for_each(latch::wake);
     }
 
     /// Starts the keepers that are wanted.
     fn launch(&mut self) {
         let wanted: Vec<u32> = self.databases.difference(&self.absent).copied().collect();
-        let placed = shmem::registry(|r| wanted.iter().all(|oid| r.add(*oid))).unwrap_or(true);
+        let add = |r: &mut Registry<'_>| wanted.iter().all(|oid| r.add(*oid)) || !r.is_full();
+        let placed = shmem::registry(add).unwrap_or(true);
         if !placed && !self.told_of_slots {
             error::log(
                 PgLogLevel::LOG,
@@ -127,7 +137,8 @@ impl Coordinator {
         self.told_of_slots = !placed;
 
         let now = time::now();
-        for oid in shmem::registry(|r| r.launch(now)).unwrap_or_default() {
+        let alive = |oid: u32| self.databases.contains(&oid);
+        for oid in shmem::registry(|r| r.launch(now, alive)).unwrap_or_default() {
             let worker = Worker {
                 name: &format!("obanrs keeper for database {oid}"),
                 kind: "obanrs keeper",

@@ -9,6 +9,7 @@
 //! state is logged once.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
@@ -26,7 +27,18 @@ use crate::shmem;
 
 type Node = Text<MAX_NODE>;
 
-/// Why an electorate has no elections at the moment.
+/// How long a statement waits for a lock on a user's table: a prefix that is locked is not worth more
+/// of the others' time.
+pub const LOCK_TIMEOUT: &CStr = c"50ms";
+
+/// How long the commit waits. If it announces the end of a leadership, it queues with every other
+/// NOTIFY of the server, and the holder of that lock may be waiting for its disk or its standby.
+const COMMIT_LOCK_TIMEOUT: &CStr = c"5s";
+
+/// The longest that the statements of one step may take, in milliseconds: users' triggers run in them.
+const STEP_LIMIT: i32 = 1_000;
+
+/// Why a prefix has no elections at the moment.
 enum Trouble {
     /// No table, or not installed: nothing to wait for but somebody who changes that.
     Missing,
@@ -39,12 +51,11 @@ enum Trouble {
 
 pub struct Elections {
     database: u32,
-    troubles: HashMap<Key, Trouble>,
+    /// By prefix.
+    troubles: HashMap<String, Trouble>,
     /// An election found that the extension is gone: the keeper has to look, too.
     pub dropped: bool,
 }
-
-type Key = (String, String);
 
 /// What a transaction found or did; shared memory gets to know it after the commit.
 enum Outcome {
@@ -71,13 +82,13 @@ impl Elections {
     /// Does all that is due now; when the next is, if ever.
     pub fn pass(&mut self) -> Option<i64> {
         let electorates = shmem::peers_view(|v| v.electorates(self.database)).unwrap_or_default();
-        self.troubles.retain(|key, _| electorates.iter().any(|e| *key == names(e)));
+        self.troubles.retain(|prefix, _| electorates.iter().any(|e| prefix == e.prefix.as_str()));
         electorates.iter().filter_map(|e| self.step(e)).min()
     }
 
     /// What is due for one electorate; when to come back.
     fn step(&mut self, electorate: &Electorate) -> Option<i64> {
-        if let Some(Trouble::Failed { retry_at, .. }) = self.troubles.get(&names(electorate))
+        if let Some(Trouble::Failed { retry_at, .. }) = self.troubles.get(electorate.prefix.as_str())
             && time::now() < *retry_at
         {
             return Some(*retry_at);
@@ -95,11 +106,11 @@ impl Elections {
                     wake_considered(electorate);
                     return Some(until);
                 }
-                Plan::Renew { node, term } => xact::contain(|| {
-                    xact::run(c"obanrs: renewing a lease", || renew(electorate, &node, term))
-                }),
+                Plan::Renew { node, term } => {
+                    transaction(c"obanrs: renewing a lease", || renew(electorate, &node, term))
+                }
                 Plan::Elect { ended, candidate } => {
-                    xact::contain(|| xact::run(c"obanrs: election", || elect(electorate, ended, candidate)))
+                    transaction(c"obanrs: election", || elect(electorate, ended, candidate))
                 }
             };
             match outcome {
@@ -110,17 +121,21 @@ impl Elections {
                 Err(message) => return Some(self.failed(electorate, message)),
             }
         }
-        Some(time::now() + ELECTION.first)
+        // A trigger that suppresses our row, or the like: not worth the processor's whole time.
+        Some(self.failed(electorate, "its row keeps changing under us".into()))
     }
 
     /// Tells shared memory, and whoever waits for an election, what the table says now.
     fn publish(&mut self, electorate: &Electorate, outcome: Outcome) -> Option<i64> {
-        let key = names(electorate);
+        let prefix = electorate.prefix.as_str();
         match outcome {
             Outcome::Missing { hint } => {
                 let _ = shmem::peers(|p| p.vacate(electorate));
                 wake_considered(electorate);
-                if !matches!(self.troubles.insert(key, Trouble::Missing), Some(Trouble::Missing)) {
+                if !matches!(
+                    self.troubles.insert(prefix.to_owned(), Trouble::Missing),
+                    Some(Trouble::Missing)
+                ) {
                     error::log(
                         PgLogLevel::WARNING,
                         PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
@@ -155,12 +170,14 @@ impl Elections {
                 let _ = shmem::peers(|p| p.vacate(electorate));
             }
         }
-        self.troubles.remove(&key);
-        wake_considered(electorate);
+        self.troubles.remove(prefix);
         let (now, lease) = (time::now(), config::lease());
         // Somebody may have come or gone meanwhile; the plan says so.
         match shmem::peers_view(|v| v.plan(electorate, now, lease)).ok()? {
-            Plan::Wait { until } => Some(until),
+            Plan::Wait { until } => {
+                wake_considered(electorate);
+                Some(until)
+            }
             Plan::Forget => {
                 let _ = shmem::peers(|p| p.vacate(electorate));
                 None
@@ -170,8 +187,8 @@ impl Elections {
     }
 
     fn failed(&mut self, electorate: &Electorate, message: String) -> i64 {
-        let key = names(electorate);
-        let (failures, known) = match self.troubles.get(&key) {
+        let prefix = electorate.prefix.as_str();
+        let (failures, known) = match self.troubles.get(prefix) {
             Some(Trouble::Failed { failures, message: m, .. }) => (failures + 1, *m == message),
             _ => (1, false),
         };
@@ -183,13 +200,22 @@ impl Elections {
             );
         }
         let retry_at = time::now() + ELECTION.delay(failures);
-        self.troubles.insert(key, Trouble::Failed { failures, retry_at, message });
+        self.troubles.insert(prefix.to_owned(), Trouble::Failed { failures, retry_at, message });
         retry_at
     }
 }
 
-fn names(electorate: &Electorate) -> Key {
-    (electorate.prefix.as_str().to_owned(), electorate.name.as_str().to_owned())
+/// Runs one step in a transaction; an ERROR in it is given back by its message.
+fn transaction(activity: &'static CStr, step: impl FnOnce() -> Outcome) -> Result<Outcome, String> {
+    xact::contain(|| {
+        let outcome = xact::run(activity, || {
+            let outcome = xact::limit(STEP_LIMIT, step);
+            session::set(c"lock_timeout", COMMIT_LOCK_TIMEOUT);
+            outcome
+        });
+        session::set(c"lock_timeout", LOCK_TIMEOUT); // an abort takes it back by itself
+        outcome
+    })
 }
 
 fn wake_considered(electorate: &Electorate) {
@@ -270,6 +296,8 @@ fn elect(electorate: &Electorate, ended: Option<(Node, i64)>, candidate: Option<
     };
     let (name, boot, now) = (electorate.name.as_str(), or_raise(shmem::boot()), time::now());
     let mut down = false;
+    // The extension may have been dropped and created since, and its sequence with it.
+    let mut seen = ended.map_or(0, |(_, term)| term);
 
     if let Some((node, term)) = ended {
         let sql = format!("DELETE FROM {table} WHERE name = $1 AND node = $2 AND term = $3 RETURNING 1");
@@ -279,6 +307,7 @@ fn elect(electorate: &Electorate, ended: Option<(Node, i64)>, candidate: Option<
     let mut row = spi::as_owner(owner, || or_raise(read_row(&table, name)));
     let mut adopted = None;
     if let Some(found) = &row {
+        seen = seen.max(found.term);
         let live = shmem::peers_view(|v| v.member_of_node(electorate, found.node.as_str()).map(|m| m.id));
         match judge(found.expires_at, found.boot, boot, live.ok().flatten(), now) {
             Verdict::Foreign { .. } => {}
@@ -286,11 +315,10 @@ fn elect(electorate: &Electorate, ended: Option<(Node, i64)>, candidate: Option<
             Verdict::Void => {
                 // Only this very row: by now it may be renewed, or another's.
                 let sql = format!(
-                    "DELETE FROM {table} WHERE name = $1 AND node = $2 AND started_at = $3 AND expires_at = $4 RETURNING 1"
+                    "DELETE FROM {table} WHERE name = $1 AND started_at = $2 AND expires_at = $3 RETURNING 1"
                 );
                 let args = [
                     name.into(),
-                    found.node.as_str().into(),
                     time::utc_timestamp(found.started_at).into(),
                     time::utc_timestamp(found.expires_at).into(),
                 ];
@@ -315,11 +343,19 @@ fn elect(electorate: &Electorate, ended: Option<(Node, i64)>, candidate: Option<
         expires_at,
     };
     if let Some(row) = row {
-        let copy = leadership(adopted.unwrap_or(0), row.node, row.term, row.started_at, row.expires_at);
-        return if adopted.is_some() { Outcome::Ours(copy) } else { Outcome::Foreign(copy) };
+        return match adopted {
+            Some(member) => {
+                Outcome::Ours(leadership(member, row.node, row.term, row.started_at, row.expires_at))
+            }
+            None => {
+                // The copy of a foreign row says when to look again: its node may resign before.
+                let look_at = row.expires_at.min(now + config::lease() / 2);
+                Outcome::Foreign(leadership(0, row.node, row.term, row.started_at, look_at))
+            }
+        };
     }
     let Some((member, node)) = candidate else { return Outcome::Vacant };
-    let (term, expires_at) = (or_raise(next_term()), now + config::lease());
+    let (term, expires_at) = (or_raise(next_term(seen)), now + config::lease());
     let sql = format!(
         "INSERT INTO {table} (name, node, started_at, expires_at, term, boot) VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT (name) DO NOTHING RETURNING 1"
@@ -364,15 +400,16 @@ fn read_row(table: &str, name: &str) -> SpiResult<Option<PeerRow>> {
     })
 }
 
-/// The next term: above all before it, on this timeline and on earlier ones.
-fn next_term() -> SpiResult<i64> {
+/// The next term: above all before it, on this timeline and on earlier ones, and above `seen`.
+fn next_term(seen: i64) -> SpiResult<i64> {
     const SEQUENCE: &str = "
         SELECT c.oid::pg_catalog.regclass FROM pg_catalog.pg_class c
-        JOIN pg_catalog.pg_extension e ON e.extnamespace = c.relnamespace
-        WHERE e.extname = 'obanrs' AND c.relname = 'obanrs_term'";
+        JOIN pg_catalog.pg_extension e ON e.extnamespace OPERATOR(pg_catalog.=) c.relnamespace
+        WHERE e.extname OPERATOR(pg_catalog.=) 'obanrs' AND c.relname OPERATOR(pg_catalog.=) 'obanrs_term'";
+    let least = least_term(session::timeline()).max(seen.saturating_add(1));
     Spi::connect(|client| {
         let next = spi::write(client, &format!("SELECT pg_catalog.nextval(({SEQUENCE}))"), &[])?;
-        let (term, least) = (next.first().get_one::<i64>()?.unwrap_or(0), least_term(session::timeline()));
+        let term = next.first().get_one::<i64>()?.unwrap_or(0);
         if term >= least {
             return Ok(term);
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::election::Elections;
+use super::election::{self, Elections};
 use crate::pg::{bgworker, catalog, latch, session, time, xact};
 use crate::shmem;
 
@@ -40,21 +40,23 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
     loop {
         latch::reset();
         bgworker::reload_config();
-        let (held, recheck) =
-            shmem::registry(|r| (r.is_held(database), r.take_recheck(database))).unwrap_or((true, false));
-        if held {
+        let Ok(orders) = shmem::registry(|r| r.orders(database)) else { return };
+        if orders.leave {
             return;
         }
-        if look || recheck || elections.dropped {
+        if look || orders.recheck || elections.dropped {
+            let since = time::now();
             let extension = xact::run(c"obanrs: looking for the extension", catalog::extension).is_some();
-            let _ = shmem::registry(|r| r.found(database, pid, extension));
+            let _ = shmem::registry(|r| r.found(database, pid, extension, since));
             if !extension {
                 return;
             }
             (look, elections.dropped) = (false, false);
         }
         let due = elections.pass();
-        if elections.dropped {
+        // A lock that the pass waited for has eaten our latch; the kicks tell what it was set for.
+        let news = shmem::registry(|r| r.kicks(database) != orders.kicks).unwrap_or(true);
+        if news || elections.dropped {
             continue;
         }
         latch::wait(due.map(|at| Duration::from_micros((at - time::now()).max(0) as u64)));
@@ -65,8 +67,9 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
 /// that never wait long for a user's lock, and in which names mean what they say.
 fn take_settings() {
     for (name, value) in [
+        (c"role", c"none"),
         (c"search_path", c"pg_catalog, pg_temp"),
-        (c"lock_timeout", c"50ms"),
+        (c"lock_timeout", election::LOCK_TIMEOUT),
         (c"synchronous_commit", c"local"),
         (c"default_transaction_read_only", c"off"),
         (c"default_transaction_isolation", c"read committed"),

@@ -166,6 +166,42 @@ fn a_database_made_from_a_template_gets_a_keeper() {
     running_keeper(&mut client, "postgres");
 }
 
+/// A database that becomes a template takes no workers: else nobody but its owner could copy it.
+#[test]
+fn a_keeper_leaves_a_database_that_becomes_a_template() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    client.batch_execute("CREATE DATABASE tmpl").unwrap();
+    cluster.client_of("tmpl").batch_execute("CREATE EXTENSION obanrs").unwrap();
+    running_keeper(&mut client, "tmpl");
+    client.batch_execute("ALTER DATABASE tmpl IS_TEMPLATE true").unwrap();
+    wait_until("its keeper has gone", || keepers_in_activity(&mut client, "tmpl") == 0);
+    client.batch_execute("CREATE ROLE maker LOGIN CREATEDB").unwrap();
+    cluster.client_as("postgres", "maker").batch_execute("CREATE DATABASE copied TEMPLATE tmpl").unwrap();
+    running_keeper(&mut client, "copied");
+    client.batch_execute("ALTER DATABASE tmpl IS_TEMPLATE false").unwrap();
+    running_keeper(&mut client, "tmpl");
+}
+
+#[test]
+fn many_databases_without_the_extension_are_looked_into_quietly() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    for i in 0..12 {
+        client.batch_execute(&format!("CREATE DATABASE d{i} STRATEGY wal_log")).unwrap();
+    }
+    cluster.client_of("d7").batch_execute("CREATE EXTENSION obanrs").unwrap();
+    cluster.restart();
+    let mut client = cluster.client();
+    running_keeper(&mut client, "postgres");
+    running_keeper(&mut client, "d7");
+    wait_until("the others need no slot", || {
+        let sql = "SELECT count(*) FROM oban_workers WHERE kind = 'keeper'";
+        client.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 2
+    });
+    assert!(!cluster.log().contains("Raise "), "{}", cluster.log());
+}
+
 #[test]
 fn a_restart_brings_everything_back() {
     let cluster = Cluster::installed();

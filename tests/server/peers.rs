@@ -277,10 +277,10 @@ fn a_missing_table_turns_leadership_off_until_it_appears() {
     assert!(leader(&mut client).is_none());
     let hints =
         |cluster: &Cluster| cluster.log().matches("HINT:  Run SELECT oban_install('public').").count();
-    assert_eq!(hints(&cluster), 2, "one warning for each name:\n{}", cluster.log());
+    assert_eq!(hints(&cluster), 1, "one warning for the prefix:\n{}", cluster.log());
     client.batch_execute("SELECT oban_install()").unwrap();
     wait_until("it leads", || leads(&mut client));
-    assert_eq!(hints(&cluster), 2);
+    assert_eq!(hints(&cluster), 1);
 }
 
 #[test]
@@ -322,4 +322,115 @@ fn a_full_table_of_members_is_an_error_that_names_the_setting() {
     assert!(error.hint().unwrap().contains("obanrs.max_members"));
     client.query_one("SELECT oban_leave($1)", &[&a]).unwrap();
     join(&mut client, "c");
+}
+
+/// The row of a foreign node that resigns is not waited for until its lease ends.
+#[test]
+fn a_foreign_leader_that_resigns_is_noticed() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    lease_of_a_second(&mut client);
+    client
+        .batch_execute(
+            "INSERT INTO oban_peers (name, node, started_at, expires_at)
+             VALUES ('Oban', 'elixir', timezone('UTC', now()), 'infinity')",
+        )
+        .unwrap();
+    join(&mut client, "a");
+    assert!(!leads(&mut client));
+    client.batch_execute("DELETE FROM oban_peers").unwrap();
+    wait_until("ours takes over", || leads(&mut client));
+}
+
+#[test]
+fn terms_rise_over_a_new_extension() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    join(&mut client, "a");
+    let first = leader(&mut client).unwrap().1;
+    let again = "DROP EXTENSION obanrs CASCADE; CREATE EXTENSION obanrs; SELECT oban_install()";
+    client.batch_execute(again).unwrap();
+    join(&mut client, "a");
+    wait_until("it leads in the new extension, too", || leads(&mut client));
+    let mut second = cluster.client();
+    join(&mut second, "b");
+    drop(client);
+    wait_until("the second leads", || leads(&mut second));
+    assert!(leader(&mut second).unwrap().1 > first, "{first:?}, {:?}", leader(&mut second));
+}
+
+#[test]
+fn a_member_may_join_in_the_transaction_that_creates_the_extension() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
+    let mut client = cluster.client();
+    client
+        .batch_execute("BEGIN; CREATE EXTENSION obanrs; SELECT oban_install(); SELECT oban_join('a')")
+        .unwrap();
+    client.batch_execute("COMMIT").unwrap();
+    wait_until("it leads", || leads(&mut client));
+}
+
+/// A commit that waits for its standby holds the lock that every NOTIFY of the server queues for.
+#[test]
+fn a_failover_waits_for_other_peoples_notifications_and_is_not_rolled_back() {
+    let cluster = Cluster::installed();
+    let mut first = cluster.shell();
+    first.ask("SELECT oban_join('first')");
+    let mut second = cluster.client();
+    join(&mut second, "second");
+
+    second.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nowhere'").unwrap();
+    second.batch_execute("SELECT pg_reload_conf()").unwrap();
+    let mut stuck = cluster.client();
+    let pid: i32 = stuck.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    let waiter =
+        std::thread::spawn(move || stuck.batch_execute("INSERT INTO oban_jobs (worker) VALUES ('w')"));
+    wait_until("its commit waits for a standby", || {
+        let sql = "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = $1";
+        second.query_one(sql, &[&pid]).unwrap().get::<_, Option<bool>>(0) == Some(true)
+    });
+    first.kill();
+    wait_until("the keeper waits for that commit", || {
+        let sql = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                   WHERE NOT l.granted AND a.backend_type = 'obanrs keeper'";
+        second.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 1
+    });
+    // Longer than any lock of a user's table is waited for: only time can show that it goes on waiting.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    second.query_one("SELECT pg_cancel_backend($1)", &[&pid]).unwrap();
+    wait_until("the second leads", || leads(&mut second));
+    waiter.join().unwrap().unwrap();
+    assert!(!cluster.log().contains("will try again"), "{}", cluster.log());
+}
+
+/// What a latch alone would lose: a keeper that waits for a lock resets its latch there.
+#[test]
+fn nothing_is_slept_over_while_a_table_is_locked() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_install('locked')").unwrap();
+    for round in 0..10 {
+        let mut leader = cluster.client();
+        join(&mut leader, "leader");
+        wait_until("it leads", || leads(&mut leader));
+        let mut next = cluster.client();
+        join(&mut next, "next");
+        let mut locker = cluster.client();
+        locker.batch_execute("BEGIN; LOCK TABLE locked.oban_peers").unwrap();
+        // The keeper runs into that lock now, and meanwhile the leader of the other prefix goes.
+        let node = format!("n{round}");
+        let joiner = std::thread::spawn({
+            let mut session = cluster.client();
+            move || session.query_one("SELECT oban_join($1, prefix => 'locked')", &[&node]).map(|_| session)
+        });
+        wait_until("the keeper waits for the lock", || {
+            let sql = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                       WHERE NOT l.granted AND a.backend_type = 'obanrs keeper'";
+            client.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 1
+        });
+        drop(leader);
+        locker.batch_execute("COMMIT").unwrap();
+        wait_until("the next leads", || leads(&mut next));
+        joiner.join().unwrap().unwrap();
+    }
 }

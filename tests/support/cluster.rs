@@ -71,9 +71,10 @@ impl Cluster {
         self.run(&["restart", "-w", "-m", "fast", "-t", "60"]);
     }
 
-    /// Stops it in pg_ctl's mode: smart, fast or immediate.
+    /// Stops it in pg_ctl's mode: smart, fast or immediate. Ten seconds are far more than that takes;
+    /// a worker that does not go would take for ever.
     pub fn stop(&self, mode: &str) {
-        self.run(&["stop", "-w", "-m", mode, "-t", "60"]);
+        self.run(&["stop", "-w", "-m", mode, "-t", "10"]);
     }
 
     pub fn start_again(&self) {

@@ -1,0 +1,132 @@
+//! What one tenant of a server may do to the others: nothing.
+
+use crate::support::{Cluster, code, wait_until};
+
+/// A prefix of a role that is no superuser, with a trigger on its oban_peers that runs `body`.
+fn mallory(cluster: &Cluster, body: &str) -> postgres::Client {
+    let mut root = cluster.client();
+    root.batch_execute("CREATE ROLE mallory LOGIN; CREATE SCHEMA m AUTHORIZATION mallory; GRANT CREATE ON DATABASE postgres TO mallory").unwrap();
+    let mut mallory = cluster.client_as("postgres", "mallory");
+    mallory
+        .batch_execute(&format!(
+            "SELECT oban_install('m');
+             CREATE FUNCTION m.evil() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN NEW; END $$;
+             CREATE TRIGGER evil BEFORE INSERT ON m.oban_peers FOR EACH ROW EXECUTE FUNCTION m.evil()"
+        ))
+        .unwrap();
+    mallory
+}
+
+/// The keeper is a superuser. What runs on a table of a user's runs as its owner, and can't leave
+/// behind a setting that makes the keeper run the owner's operators later.
+#[test]
+fn a_tables_owner_gets_nothing_from_the_keeper() {
+    let cluster = Cluster::installed();
+    let mut owner = mallory(&cluster, "PERFORM set_config('search_path', 'm, pg_catalog', false)");
+    owner
+        .batch_execute(
+            "CREATE FUNCTION m.grab(a oid, b oid) RETURNS boolean LANGUAGE plpgsql AS $$
+             BEGIN EXECUTE 'ALTER ROLE mallory SUPERUSER'; RETURN a OPERATOR(pg_catalog.=) b; END $$;
+             CREATE FUNCTION m.grab(a name, b name) RETURNS boolean LANGUAGE plpgsql AS $$
+             BEGIN EXECUTE 'ALTER ROLE mallory SUPERUSER'; RETURN a OPERATOR(pg_catalog.=) b; END $$;
+             CREATE FUNCTION m.grab(a text, b text) RETURNS boolean LANGUAGE plpgsql AS $$
+             BEGIN EXECUTE 'ALTER ROLE mallory SUPERUSER'; RETURN a OPERATOR(pg_catalog.=) b; END $$;
+             CREATE OPERATOR m.= (LEFTARG = oid, RIGHTARG = oid, FUNCTION = m.grab);
+             CREATE OPERATOR m.= (LEFTARG = name, RIGHTARG = name, FUNCTION = m.grab);
+             CREATE OPERATOR m.= (LEFTARG = text, RIGHTARG = text, FUNCTION = m.grab);
+             SELECT oban_join('a', prefix => 'm'), oban_join('b', 'Other', prefix => 'm')",
+        )
+        .unwrap();
+    let leads = "SELECT oban_is_leader('Other', prefix => 'm')";
+    wait_until("both names have leaders", || owner.query_one(leads, &[]).unwrap().get(0));
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_join('x')").unwrap();
+    wait_until("another prefix has one, too", || {
+        client.query_one("SELECT oban_is_leader()", &[]).unwrap().get(0)
+    });
+    let superuser = "SELECT rolsuper FROM pg_roles WHERE rolname = 'mallory'";
+    assert!(!client.query_one(superuser, &[]).unwrap().get::<_, bool>(0));
+}
+
+#[test]
+fn reading_leaders_changes_nothing_in_the_readers_session() {
+    let cluster = Cluster::installed();
+    let mut owner = mallory(&cluster, "NULL");
+    owner
+        .batch_execute(
+            "CREATE FUNCTION m.policy() RETURNS boolean LANGUAGE plpgsql AS $$
+             BEGIN PERFORM set_config('search_path', 'm', false); RETURN true; END $$;
+             CREATE POLICY p ON m.oban_peers USING (m.policy());
+             INSERT INTO m.oban_peers VALUES ('Oban', 'n', timezone('UTC', now()), 'infinity');
+             ALTER TABLE m.oban_peers ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+        )
+        .unwrap();
+    let mut root = cluster.client();
+    let path = "SELECT current_setting('search_path')";
+    let before: String = root.query_one(path, &[]).unwrap().get(0);
+    assert_eq!(root.query("SELECT * FROM oban_leadership", &[]).unwrap().len(), 1);
+    assert_eq!(root.query_one(path, &[]).unwrap().get::<_, String>(0), before);
+}
+
+#[test]
+fn a_trigger_that_sleeps_costs_only_its_own_prefix() {
+    let cluster = Cluster::installed();
+    let mut owner = mallory(&cluster, "PERFORM pg_sleep(3600)");
+    owner.batch_execute("SELECT oban_join('a', prefix => 'm')").unwrap();
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_join('x')").unwrap();
+    wait_until("the other prefix has a leader", || {
+        client.query_one("SELECT oban_is_leader()", &[]).unwrap().get(0)
+    });
+    wait_until("it is logged", || cluster.log().contains("statement timeout"));
+}
+
+#[test]
+fn odd_tables_of_the_same_name_break_nobodys_view() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_join('a'); CREATE SCHEMA odd").unwrap();
+    client.batch_execute("CREATE TABLE odd.oban_peers (name int, node int, started_at int, expires_at int, term bigint, boot bigint)").unwrap();
+    let mut other = cluster.client();
+    other
+        .batch_execute(
+            "CREATE TEMP TABLE oban_peers (LIKE public.oban_peers);
+             INSERT INTO pg_temp.oban_peers VALUES ('Oban', 'n', now(), 'infinity', 1, 1)",
+        )
+        .unwrap();
+    let leaders = client.query("SELECT node FROM oban_leadership", &[]).unwrap();
+    assert_eq!(leaders.iter().map(|r| r.get(0)).collect::<Vec<String>>(), ["a"]);
+}
+
+#[test]
+fn settings_of_a_database_do_not_bind_its_keeper() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    client.batch_execute("CREATE ROLE app").unwrap();
+    for setting in
+        ["role = app", "default_transaction_read_only = on", "search_path = nowhere", "lock_timeout = 1"]
+    {
+        client.batch_execute(&format!("ALTER DATABASE postgres SET {setting}")).unwrap();
+    }
+    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'obanrs keeper'";
+    client.batch_execute(kill).unwrap();
+    client.batch_execute("SELECT oban_install(); SELECT oban_join('a')").unwrap();
+    wait_until("it leads", || client.query_one("SELECT oban_is_leader()", &[]).unwrap().get(0));
+}
+
+#[test]
+fn code_in_indexes_can_not_listen_or_join_for_a_session() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").unwrap();
+    for (i, call) in
+        ["oban_listen_channels()", "oban_unlisten_channels()", "oban_join('a')"].iter().enumerate()
+    {
+        client
+            .batch_execute(&format!(
+                "CREATE FUNCTION f{i}(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN PERFORM public.{call}; RETURN 1; END $$"
+            ))
+            .unwrap();
+        assert_eq!(code(&mut client, &format!("CREATE INDEX ON t (f{i}(id))")), "42501", "{call}");
+    }
+}
