@@ -18,10 +18,10 @@ use pgrx::spi::SpiResult;
 use crate::config;
 use crate::error;
 use crate::logic::backoff::ELECTION;
-use crate::logic::channel;
-use crate::logic::peer::{Electorate, Leadership, MAX_NODE, Plan, Verdict, judge, least_term};
+use crate::logic::peer::{Electorate, Leadership, MAX_NODE, Plan, Verdict, judge};
 use crate::logic::text::Text;
 use crate::logic::wire;
+use crate::logic::{channel, peer};
 use crate::pg::{catalog, latch, notify, session, spi, time, xact};
 use crate::shmem;
 
@@ -400,13 +400,13 @@ fn read_row(table: &str, name: &str) -> SpiResult<Option<PeerRow>> {
     })
 }
 
-/// The next term: above all before it, on this timeline and on earlier ones, and above `seen`.
+/// The next term: above all before it, on this timeline and on earlier ones, and above `seen` if it is one.
 fn next_term(seen: i64) -> SpiResult<i64> {
     const SEQUENCE: &str = "
         SELECT c.oid::pg_catalog.regclass FROM pg_catalog.pg_class c
         JOIN pg_catalog.pg_extension e ON e.extnamespace OPERATOR(pg_catalog.=) c.relnamespace
         WHERE e.extname OPERATOR(pg_catalog.=) 'obanrs' AND c.relname OPERATOR(pg_catalog.=) 'obanrs_term'";
-    let least = least_term(session::timeline()).max(seen.saturating_add(1));
+    let least = peer::next_term(session::timeline(), seen);
     Spi::connect(|client| {
         let next = spi::write(client, &format!("SELECT pg_catalog.nextval(({SEQUENCE}))"), &[])?;
         let term = next.first().get_one::<i64>()?.unwrap_or(0);

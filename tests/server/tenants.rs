@@ -130,3 +130,21 @@ fn code_in_indexes_can_not_listen_or_join_for_a_session() {
         assert_eq!(code(&mut client, &format!("CREATE INDEX ON t (f{i}(id))")), "42501", "{call}");
     }
 }
+
+#[test]
+fn a_forged_term_does_not_use_up_the_terms_of_the_database() {
+    let cluster = Cluster::installed();
+    let mut owner = mallory(&cluster, "NULL");
+    owner
+        .batch_execute(
+            "INSERT INTO m.oban_peers VALUES ('Oban', 'a', timezone('UTC', now()), '-infinity', 9223372036854775807, 1);
+             SELECT oban_join('a', prefix => 'm')",
+        )
+        .unwrap();
+    wait_until("it leads", || owner.query_one("SELECT oban_is_leader(prefix => 'm')", &[]).unwrap().get(0));
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_join('x')").unwrap();
+    wait_until("others do, too", || client.query_one("SELECT oban_is_leader()", &[]).unwrap().get(0));
+    let term: i64 = client.query_one("SELECT oban_term()", &[]).unwrap().get(0);
+    assert!(term < 2 << 40, "{term}");
+}
