@@ -49,7 +49,7 @@ COMMENT ON VIEW oban_leadership IS
 COMMENT ON VIEW oban_gossip IS
     'The queues that run, by node. running is the number of running jobs, state what was put.';
 COMMENT ON VIEW oban_workers IS
-    'The background workers: the coordinator of the server and a keeper for each database that has the extension. state: running, starting, waiting (to be started, or kept off by a DDL command), backoff (after a failure), stopping.';
+    'The background workers: the coordinator of the server and a keeper for each database that has the extension. state: running, starting, waiting (to be started, or kept off by a DDL command), backoff (after a failure), stopping. last_error: what went wrong last, also with elections of one prefix; it stays until something else does.';
 
 COMMENT ON FUNCTION obanrs_members() IS 'The rows of the view oban_members.';
 COMMENT ON FUNCTION obanrs_leadership() IS 'The rows of the view oban_leadership.';

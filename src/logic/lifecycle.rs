@@ -160,7 +160,7 @@ impl Registry<'_> {
     pub fn launch_failed(&mut self, oid: u32, now: i64, why: &str) {
         if let Some(d) = self.find(oid).filter(|d| d.state == STARTING && d.pid == 0) {
             back_off(d, now);
-            d.last_error = Text::truncated(why);
+            self.note_error(oid, why);
         }
     }
 
@@ -210,6 +210,7 @@ impl Registry<'_> {
                     d.failures = 0;
                 }
                 d.restarts += 1;
+                d.last_error = Text::truncated("the keeper ended: the server's log says why");
                 back_off(d, now);
             }
         }
@@ -239,6 +240,13 @@ impl Registry<'_> {
         let d = self.find(oid).filter(|d| d.pid != 0)?;
         d.kicks = d.kicks.wrapping_add(1);
         Some(d.procno)
+    }
+
+    /// Notes what went wrong, for the view oban_workers.
+    pub fn note_error(&mut self, oid: u32, what: &str) {
+        if let Some(d) = self.find(oid) {
+            d.last_error = Text::truncated(what);
+        }
     }
 
     /// What the keeper has to know before a pass; reading it takes the wish to look back.

@@ -136,12 +136,9 @@ impl Elections {
                     self.troubles.insert(prefix.to_owned(), Trouble::Missing),
                     Some(Trouble::Missing)
                 ) {
-                    error::log(
-                        PgLogLevel::WARNING,
-                        PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-                        format!("obanrs holds no elections in prefix \"{}\"", electorate.prefix.as_str()),
-                        hint,
-                    );
+                    let message = format!("obanrs holds no elections in prefix \"{prefix}\"");
+                    self.note(&format!("{message}: {hint}"));
+                    error::log(PgLogLevel::WARNING, PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, message, hint);
                 }
                 return None;
             }
@@ -186,6 +183,11 @@ impl Elections {
         }
     }
 
+    /// For the view oban_workers.
+    fn note(&self, what: &str) {
+        let _ = shmem::registry(|r| r.note_error(self.database, what));
+    }
+
     fn failed(&mut self, electorate: &Electorate, message: String) -> i64 {
         let prefix = electorate.prefix.as_str();
         let (failures, known) = match self.troubles.get(prefix) {
@@ -193,11 +195,11 @@ impl Elections {
             _ => (1, false),
         };
         if !known {
-            warning!(
-                "obanrs: election of \"{}\" in prefix \"{}\" failed, will try again: {message}",
-                electorate.name.as_str(),
-                electorate.prefix.as_str()
-            );
+            let name = electorate.name.as_str();
+            let what =
+                format!("election of \"{name}\" in prefix \"{prefix}\" failed, will try again: {message}");
+            self.note(&what);
+            warning!("obanrs: {what}");
         }
         let retry_at = time::now() + ELECTION.delay(failures);
         self.troubles.insert(prefix.to_owned(), Trouble::Failed { failures, retry_at, message });

@@ -262,6 +262,9 @@ fn a_locked_table_delays_elections_and_nothing_else() {
     let sql = "SELECT oban_is_leader(prefix => 'second')";
     wait_until("the other prefix has a leader", || client.query_one(sql, &[]).unwrap().get(0));
     assert!(cluster.log().contains("failed, will try again"), "it is logged");
+    let shown = "SELECT last_error FROM oban_workers WHERE kind = 'keeper'";
+    let shown: String = client.query_one(shown, &[]).unwrap().get(0);
+    assert!(shown.contains("\"public\"") && shown.contains("lock timeout"), "{shown}");
     locker.batch_execute("COMMIT").unwrap();
     wait_until("the first has one now", || leads(&mut client));
 }
