@@ -9,13 +9,15 @@ SHELL := /bin/bash
 
 # Which Postgres: any of its pg_config programs.
 PG_CONFIG ?= $(shell tools/setup --which-pg-config)
-PG_MAJOR = $(shell $(PG_CONFIG) --version | sed -E 's/[^0-9]*([0-9]+).*/\1/')
+PG_MAJOR = $(shell "$(PG_CONFIG)" --version | sed -E 's/[^0-9]*([0-9]+).*/\1/')
 FEATURES = --no-default-features --features pg$(PG_MAJOR)
 
 export PGRX_HOME := $(CURDIR)/target/pgrx
+# Where tools/setup puts a cargo-pgrx beside one of another version that is the user's own.
+export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 # Not from the environment: RUSTFLAGS would take pgrx's linker flags away, without which the extension
 # has no schema, and a backtrace would go into the DETAIL of every error.
-unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUST_BACKTRACE
+unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUST_BACKTRACE CARGO_TARGET_DIR CARGO_BUILD_TARGET
 
 RELEASE_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-release
 TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
@@ -30,13 +32,13 @@ setup: ## installs what is missing to build and to test (Debian's packages, carg
 	@tools/setup
 
 package: setup ## builds the release extension into target/package
-	@tools/package $(PG_CONFIG) $(RELEASE_PACKAGE)
+	@tools/package "$(PG_CONFIG)" "$(RELEASE_PACKAGE)"
 
 test-package: setup
-	@tools/package $(PG_CONFIG) $(TEST_PACKAGE) --debug --features pg_test
+	@tools/package "$(PG_CONFIG)" "$(TEST_PACKAGE)" --debug --features pg_test
 
 demo: package ## shows the whole path on a server of its own: notify, elect, gossip, fail over
-	@export PGRX_PG_CONFIG_PATH=$(PG_CONFIG) OBANRS_PG_CONFIG=$(PG_CONFIG) OBANRS_PACKAGE=$(RELEASE_PACKAGE); \
+	@export PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" OBANRS_PG_CONFIG="$(PG_CONFIG)" OBANRS_PACKAGE="$(RELEASE_PACKAGE)"; \
 	cargo build $(FEATURES) --example demo; \
 	target/debug/examples/demo
 
@@ -44,25 +46,25 @@ test: test-logic test-structure test-backend test-server ## every test
 	@echo 'All suites passed.'
 
 test-logic: setup ## the rules, without a server
-	PGRX_PG_CONFIG_PATH=$(PG_CONFIG) cargo test $(FEATURES) --lib logic::
+	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo test $(FEATURES) --lib logic::
 
 test-structure: setup ## who depends on whom in src
-	PGRX_PG_CONFIG_PATH=$(PG_CONFIG) cargo test $(FEATURES) --test structure
+	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo test $(FEATURES) --test structure
 
 test-backend: test-package ## the functions, inside a backend
-	PGRX_PG_CONFIG_PATH=$(PG_CONFIG) OBANRS_PG_CONFIG=$(PG_CONFIG) OBANRS_PACKAGE=$(TEST_PACKAGE) \
+	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" OBANRS_PG_CONFIG="$(PG_CONFIG)" OBANRS_PACKAGE="$(TEST_PACKAGE)" \
 	cargo test $(FEATURES),real_server --test backend
 
 test-server: package ## real servers, real clients; kills and restarts
-	PGRX_PG_CONFIG_PATH=$(PG_CONFIG) OBANRS_PG_CONFIG=$(PG_CONFIG) OBANRS_PACKAGE=$(RELEASE_PACKAGE) \
+	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" OBANRS_PG_CONFIG="$(PG_CONFIG)" OBANRS_PACKAGE="$(RELEASE_PACKAGE)" \
 	cargo test $(FEATURES),real_server --test server
 
 check: setup ## formatting and lints
 	cargo fmt --check
-	PGRX_PG_CONFIG_PATH=$(PG_CONFIG) cargo clippy --all-targets $(FEATURES),real_server -- -D warnings
+	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo clippy --all-targets $(FEATURES),real_server -- -D warnings
 
 install: package ## into the Postgres of PG_CONFIG; then set shared_preload_libraries and restart it
-	@tools/install $(PG_CONFIG) $(RELEASE_PACKAGE)
+	@tools/install "$(PG_CONFIG)" "$(RELEASE_PACKAGE)"
 
 clean: ## removes what was built
 	rm -rf target

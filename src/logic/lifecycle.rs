@@ -126,9 +126,8 @@ impl Registry<'_> {
     /// The databases whose keeper shall be launched at `now`, of those that are `alive`. They count as
     /// Starting from here on.
     pub fn launch(&mut self, now: i64, alive: impl Fn(u32) -> bool) -> Vec<u32> {
+        let mut probes = self.probes();
         let holds = &*self.holds;
-        let probes = self.databases.iter().filter(|d| d.oid != 0 && d.state == STARTING && d.known == 0);
-        let mut probes = probes.count();
         self.databases
             .iter_mut()
             .filter(|d| d.oid != 0 && d.pid == 0 && alive(d.oid))
@@ -145,6 +144,11 @@ impl Registry<'_> {
             .collect()
     }
 
+    /// Keepers on their way into databases of which nobody knows whether they have the extension.
+    fn probes(&self) -> usize {
+        self.databases.iter().filter(|d| d.oid != 0 && d.state == STARTING && d.known == 0).count()
+    }
+
     /// Whether every slot is taken by a database that is known to have the extension.
     pub fn is_full(&self) -> bool {
         self.databases.iter().all(|d| d.oid != 0 && d.known != 0)
@@ -152,8 +156,13 @@ impl Registry<'_> {
 
     /// When the next keeper in Backoff is due; `None` without one.
     pub fn next_launch(&self) -> Option<i64> {
+        // What waits for the place of a probe is launched when one ends, not by the clock.
+        let probes = self.probes();
         let waiting = self.databases.iter().filter(|d| d.oid != 0 && d.state == BACKOFF && d.pid == 0);
-        waiting.filter(|d| !self.is_held(d.oid)).map(|d| d.retry_at).min()
+        waiting
+            .filter(|d| !self.is_held(d.oid) && (d.known != 0 || probes < PROBES))
+            .map(|d| d.retry_at)
+            .min()
     }
 
     /// A keeper that was launched did not come up: no worker slot, no fork, or an early death.
@@ -182,7 +191,8 @@ impl Registry<'_> {
         Ok(())
     }
 
-    /// The keeper began to look at `since` and has found the extension (or not).
+    /// The keeper began to look at `since` and has found the extension (or not). The coordinator has to
+    /// be woken: the place of a probe may be free.
     pub fn found(&mut self, oid: u32, pid: i32, extension: bool, since: i64) {
         if let Some(d) = self.find(oid).filter(|d| d.pid == pid) {
             if extension {
@@ -259,6 +269,11 @@ impl Registry<'_> {
             }
             None => Orders { leave: true, recheck: false, kicks: 0 },
         }
+    }
+
+    /// Whether the keeper waits for its next start after a failure.
+    pub fn is_backing_off(&mut self, oid: u32) -> bool {
+        self.find(oid).is_some_and(|d| d.pid == 0 && d.state == BACKOFF)
     }
 
     pub fn kicks(&mut self, oid: u32) -> u32 {

@@ -59,8 +59,11 @@ pub fn limit<R>(milliseconds: i32, body: impl FnOnce() -> R) -> R {
     // SAFETY: the timeout is registered in every process with a database; `contain` ends it on errors.
     unsafe { pg_guard_ffi_boundary(|| enable_timeout_after(STATEMENT_TIMEOUT, milliseconds)) };
     let result = body();
-    // SAFETY: as above.
-    unsafe { pg_guard_ffi_boundary(|| disable_timeout(STATEMENT_TIMEOUT, false)) };
+    // SAFETY: as above. A cancel that came just too late must not hit what runs next.
+    unsafe {
+        pg_guard_ffi_boundary(|| disable_timeout(STATEMENT_TIMEOUT, false));
+        pg_sys::QueryCancelPending = 0;
+    }
     result
 }
 

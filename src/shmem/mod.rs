@@ -320,8 +320,10 @@ pub fn take_rescan() -> i32 {
 /// (the extension came with COMMIT PREPARED, which no hook of ours sees), one is started that looks.
 /// Callable after commit.
 pub fn wake_keeper(database: u32) {
-    match registry(|r| r.kick(database)) {
-        Ok(Some(procno)) => crate::pg::latch::wake(procno),
+    match registry(|r| (r.kick(database), r.is_backing_off(database))) {
+        Ok((Some(procno), _)) => crate::pg::latch::wake(procno),
+        // It will be started when its delay is over, not at each join.
+        Ok((None, true)) => {}
         _ => look_for_extension(database),
     }
 }
@@ -331,7 +333,9 @@ pub fn wake_keeper(database: u32) {
 pub fn look_for_extension(database: u32) {
     match registry(|r| r.changed(database)) {
         Ok((Some(procno), _)) => crate::pg::latch::wake(procno),
-        Ok((None, true)) => wake_coordinator(),
+        // With a look at pg_database: not every way in which a database comes to take workers is a
+        // command that our hook sees.
+        Ok((None, true)) => rescan(RESCAN_DATABASES),
         _ => rescan(RESCAN_ALL),
     }
 }

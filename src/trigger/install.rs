@@ -91,6 +91,13 @@ fn install(prefix: &str) -> Result<(), Error> {
     if changed {
         note(Note::Prefix);
     }
+    if !has_peers_columns(prefix) || tables_with_trigger(prefix).is_empty() {
+        return Err(Error::bad(
+            format!("prefix \"{prefix}\" has an oban_jobs or an oban_peers of another kind than Oban's"),
+            "oban_jobs has to be a table, and oban_peers a table with name and node (text), started_at and \
+             expires_at (timestamp without time zone), and neither term nor boot of another type than bigint.",
+        ));
+    }
     Ok(())
 }
 
@@ -115,6 +122,7 @@ fn is_installed(schema: u32, prefix: &str) -> bool {
     catalog::relation(schema, "oban_jobs").is_some()
         && has_peers_columns(prefix)
         && tables_without_trigger(prefix).is_empty()
+        && !tables_with_trigger(prefix).is_empty()
 }
 
 fn has_peers_columns(prefix: &str) -> bool {

@@ -5,10 +5,10 @@
 //! with the row if this keeper dies in between).
 //!
 //! A prefix whose table can't be used stops only itself: a locked or broken one is tried again with
-//! a growing delay, a missing one when the next member joins or the prefix is installed. Each such
-//! state is logged once.
+//! a growing delay, name by name, a missing one when the next member joins or the prefix is installed.
+//! Each such state is logged once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
 
 use pgrx::datum::DatumWithOid;
@@ -38,21 +38,21 @@ const COMMIT_LOCK_TIMEOUT: &CStr = c"5s";
 /// The longest that the statements of one step may take, in milliseconds: users' triggers run in them.
 const STEP_LIMIT: i32 = 1_000;
 
-/// Why a prefix has no elections at the moment.
-enum Trouble {
-    /// No table, or not installed: nothing to wait for but somebody who changes that.
-    Missing,
-    Failed {
-        failures: u32,
-        retry_at: i64,
-        message: String,
-    },
+/// Why a name of a prefix has no elections at the moment.
+struct Failure {
+    times: u32,
+    retry_at: i64,
+    message: String,
 }
+
+type Key = (String, String);
 
 pub struct Elections {
     database: u32,
-    /// By prefix.
-    troubles: HashMap<String, Trouble>,
+    /// By prefix and name.
+    failures: HashMap<Key, Failure>,
+    /// Prefixes without a table that can be used: nothing to wait for but somebody who changes that.
+    missing: HashSet<String>,
     /// An election found that the extension is gone: the keeper has to look, too.
     pub dropped: bool,
 }
@@ -76,53 +76,77 @@ enum Outcome {
 
 impl Elections {
     pub fn new(database: u32) -> Self {
-        Self { database, troubles: HashMap::new(), dropped: false }
+        Self { database, failures: HashMap::new(), missing: HashSet::new(), dropped: false }
     }
 
-    /// Does all that is due now; when the next is, if ever.
+    /// Does what is due now; when to come back, if ever.
+    ///
+    /// Renewals come first, and what failed before comes last. A step that fails has cost the time of a
+    /// lock or of somebody's trigger, so the pass ends with it: the next one begins with what has
+    /// become due meanwhile, and leaves out what failed until its delay is over.
     pub fn pass(&mut self) -> Option<i64> {
-        let electorates = shmem::peers_view(|v| v.electorates(self.database)).unwrap_or_default();
-        self.troubles.retain(|prefix, _| electorates.iter().any(|e| prefix == e.prefix.as_str()));
-        electorates.iter().filter_map(|e| self.step(e)).min()
+        let (now, lease) = (time::now(), config::lease());
+        let planned = |v: peer::View<'_>| -> Vec<(Electorate, bool)> {
+            let all = v.electorates(self.database).into_iter();
+            all.map(|e| (e, matches!(v.plan(&e, now, lease), Plan::Renew { .. }))).collect()
+        };
+        let mut electorates = shmem::peers_view(planned).unwrap_or_default();
+        self.failures.retain(|key, _| electorates.iter().any(|(e, _)| *key == names(e)));
+        self.missing.retain(|prefix| electorates.iter().any(|(e, _)| prefix == e.prefix.as_str()));
+        electorates.sort_by_cached_key(|(e, renewal)| {
+            (!renewal, self.failures.get(&names(e)).map_or(0, |f| f.times))
+        });
+        let mut due = None::<i64>;
+        for (electorate, _) in &electorates {
+            let waits =
+                self.failures.get(&names(electorate)).map(|f| f.retry_at).filter(|at| time::now() < *at);
+            let next = match waits {
+                Some(retry_at) => Some(retry_at),
+                None => match self.step(electorate) {
+                    Ok(next) => next,
+                    Err(message) => {
+                        self.failed(electorate, message);
+                        return Some(now);
+                    }
+                },
+            };
+            due = due.into_iter().chain(next).min();
+        }
+        due
     }
 
-    /// What is due for one electorate; when to come back.
-    fn step(&mut self, electorate: &Electorate) -> Option<i64> {
-        if let Some(Trouble::Failed { retry_at, .. }) = self.troubles.get(electorate.prefix.as_str())
-            && time::now() < *retry_at
-        {
-            return Some(*retry_at);
-        }
+    /// What is due for one electorate; when to come back, or why it failed.
+    fn step(&mut self, electorate: &Electorate) -> Result<Option<i64>, String> {
         // Twice is enough for every honest race; what is left comes with the next pass.
         for _ in 0..2 {
             let now = time::now();
-            let plan = shmem::peers_view(|v| v.plan(electorate, now, config::lease())).ok()?;
+            let planned = shmem::peers_view(|v| v.plan(electorate, now, config::lease()));
+            let Ok(plan) = planned else { return Ok(None) };
             let outcome = match plan {
                 Plan::Forget => {
                     let _ = shmem::peers(|p| p.vacate(electorate));
-                    return None;
+                    return Ok(None);
                 }
                 Plan::Wait { until } => {
                     wake_considered(electorate);
-                    return Some(until);
+                    return Ok(Some(until));
                 }
                 Plan::Renew { node, term } => {
-                    transaction(c"obanrs: renewing a lease", || renew(electorate, &node, term))
+                    transaction(c"obanrs: renewing a lease", || renew(electorate, &node, term))?
                 }
                 Plan::Elect { ended, candidate } => {
-                    transaction(c"obanrs: election", || elect(electorate, ended, candidate))
+                    transaction(c"obanrs: election", || elect(electorate, ended, candidate))?
                 }
             };
             match outcome {
-                Ok(Outcome::Again) => {
+                Outcome::Again => {
                     let _ = shmem::peers(|p| p.vacate(electorate));
                 }
-                Ok(outcome) => return self.publish(electorate, outcome),
-                Err(message) => return Some(self.failed(electorate, message)),
+                outcome => return Ok(self.publish(electorate, outcome)),
             }
         }
         // A trigger that suppresses our row, or the like: not worth the processor's whole time.
-        Some(self.failed(electorate, "its row keeps changing under us".into()))
+        Err("its row keeps changing under us".into())
     }
 
     /// Tells shared memory, and whoever waits for an election, what the table says now.
@@ -132,10 +156,7 @@ impl Elections {
             Outcome::Missing { hint } => {
                 let _ = shmem::peers(|p| p.vacate(electorate));
                 wake_considered(electorate);
-                if !matches!(
-                    self.troubles.insert(prefix.to_owned(), Trouble::Missing),
-                    Some(Trouble::Missing)
-                ) {
+                if self.missing.insert(prefix.to_owned()) {
                     let message = format!("obanrs holds no elections in prefix \"{prefix}\"");
                     self.note(&format!("{message}: {hint}"));
                     error::log(PgLogLevel::WARNING, PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, message, hint);
@@ -167,7 +188,8 @@ impl Elections {
                 let _ = shmem::peers(|p| p.vacate(electorate));
             }
         }
-        self.troubles.remove(prefix);
+        self.failures.remove(&names(electorate));
+        self.missing.remove(prefix);
         let (now, lease) = (time::now(), config::lease());
         // Somebody may have come or gone meanwhile; the plan says so.
         match shmem::peers_view(|v| v.plan(electorate, now, lease)).ok()? {
@@ -188,23 +210,26 @@ impl Elections {
         let _ = shmem::registry(|r| r.note_error(self.database, what));
     }
 
-    fn failed(&mut self, electorate: &Electorate, message: String) -> i64 {
-        let prefix = electorate.prefix.as_str();
-        let (failures, known) = match self.troubles.get(prefix) {
-            Some(Trouble::Failed { failures, message: m, .. }) => (failures + 1, *m == message),
-            _ => (1, false),
+    fn failed(&mut self, electorate: &Electorate, message: String) {
+        let key = names(electorate);
+        let (times, known) = match self.failures.get(&key) {
+            Some(before) => (before.times + 1, before.message == message),
+            None => (1, false),
         };
         if !known {
-            let name = electorate.name.as_str();
+            let (prefix, name) = &key;
             let what =
                 format!("election of \"{name}\" in prefix \"{prefix}\" failed, will try again: {message}");
             self.note(&what);
             warning!("obanrs: {what}");
         }
-        let retry_at = time::now() + ELECTION.delay(failures);
-        self.troubles.insert(prefix.to_owned(), Trouble::Failed { failures, retry_at, message });
-        retry_at
+        let retry_at = time::now() + ELECTION.delay(times);
+        self.failures.insert(key, Failure { times, retry_at, message });
     }
+}
+
+fn names(electorate: &Electorate) -> Key {
+    (electorate.prefix.as_str().to_owned(), electorate.name.as_str().to_owned())
 }
 
 /// Runs one step in a transaction; an ERROR in it is given back by its message.
@@ -313,7 +338,8 @@ fn elect(electorate: &Electorate, ended: Option<(Node, i64)>, candidate: Option<
         let live = shmem::peers_view(|v| v.member_of_node(electorate, found.node.as_str()).map(|m| m.id));
         match judge(found.expires_at, found.boot, boot, live.ok().flatten(), now) {
             Verdict::Foreign { .. } => {}
-            Verdict::Adopt { member } => adopted = Some(member),
+            Verdict::Adopt { member } if found.term != 0 => adopted = Some(member),
+            Verdict::Adopt { .. } => {} // no row that a keeper wrote: respected as any other
             Verdict::Void => {
                 // Only this very row: by now it may be renewed, or another's.
                 let sql = format!(
@@ -346,9 +372,11 @@ fn elect(electorate: &Electorate, ended: Option<(Node, i64)>, candidate: Option<
     };
     if let Some(row) = row {
         return match adopted {
-            Some(member) => {
-                Outcome::Ours(leadership(member, row.node, row.term, row.started_at, row.expires_at))
-            }
+            // Renewed at once: a row that can't be renewed must not be found here again and again.
+            Some(member) => match renew(electorate, &row.node, row.term) {
+                Outcome::Ours(renewed) => Outcome::Ours(Leadership { member, ..renewed }),
+                _ => or_raise(Err("its row can't be renewed")),
+            },
             None => {
                 // The copy of a foreign row says when to look again: its node may resign before.
                 let look_at = row.expires_at.min(now + config::lease() / 2);

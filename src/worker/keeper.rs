@@ -48,6 +48,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
             let since = time::now();
             let extension = xact::run(c"obanrs: looking for the extension", catalog::extension).is_some();
             let _ = shmem::registry(|r| r.found(database, pid, extension, since));
+            shmem::wake_coordinator();
             if !extension {
                 return;
             }

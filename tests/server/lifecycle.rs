@@ -203,6 +203,33 @@ fn many_databases_without_the_extension_are_looked_into_quietly() {
 }
 
 #[test]
+fn every_database_with_the_extension_has_a_keeper_after_a_restart() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    let names = ["a", "b", "c", "d"];
+    for name in names {
+        client.batch_execute(&format!("CREATE DATABASE {name} STRATEGY wal_log")).unwrap();
+        cluster.client_of(name).batch_execute("CREATE EXTENSION obanrs").unwrap();
+    }
+    cluster.restart();
+    let mut client = cluster.client();
+    for name in names {
+        running_keeper(&mut client, name);
+    }
+}
+
+/// What no hook of ours sees is found when somebody needs it.
+#[test]
+fn a_database_that_became_usable_behind_our_back_gets_a_keeper() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    client.batch_execute("CREATE DATABASE other IS_TEMPLATE true").unwrap();
+    client.batch_execute("UPDATE pg_database SET datistemplate = false WHERE datname = 'other'").unwrap();
+    cluster.client_of("other").batch_execute("CREATE EXTENSION obanrs").unwrap();
+    running_keeper(&mut client, "other");
+}
+
+#[test]
 fn a_restart_brings_everything_back() {
     let cluster = Cluster::installed();
     let term = |client: &mut Client| -> i64 {

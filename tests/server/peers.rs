@@ -1,5 +1,8 @@
 //! Members and leaders: who leads, when not, and what other nodes see of it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use fallible_iterator::FallibleIterator;
 use postgres::Client;
 
@@ -386,12 +389,19 @@ fn a_failover_waits_for_other_peoples_notifications_and_is_not_rolled_back() {
     second.batch_execute("SELECT pg_reload_conf()").unwrap();
     let mut stuck = cluster.client();
     let pid: i32 = stuck.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
-    let waiter =
-        std::thread::spawn(move || stuck.batch_execute("INSERT INTO oban_jobs (worker) VALUES ('w')"));
+    // The setting counts when the checkpointer has read it: until then commits don't wait.
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let waiter = std::thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            stuck.batch_execute("INSERT INTO oban_jobs (worker) VALUES ('w')").unwrap();
+        }
+    });
     wait_until("its commit waits for a standby", || {
         let sql = "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = $1";
         second.query_one(sql, &[&pid]).unwrap().get::<_, Option<bool>>(0) == Some(true)
     });
+    stop.store(true, Ordering::Relaxed);
     first.kill();
     wait_until("the keeper waits for that commit", || {
         let sql = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
@@ -402,7 +412,7 @@ fn a_failover_waits_for_other_peoples_notifications_and_is_not_rolled_back() {
     std::thread::sleep(std::time::Duration::from_millis(200));
     second.query_one("SELECT pg_cancel_backend($1)", &[&pid]).unwrap();
     wait_until("the second leads", || leads(&mut second));
-    waiter.join().unwrap().unwrap();
+    waiter.join().unwrap();
     assert!(!cluster.log().contains("will try again"), "{}", cluster.log());
 }
 
@@ -442,4 +452,51 @@ fn nothing_is_slept_over_while_a_table_is_locked() {
         wait_until("the next leads", || leads(&mut next));
         joiner.join().unwrap().unwrap();
     }
+}
+
+#[test]
+fn a_locked_row_costs_only_its_own_name() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    lease_of_a_second(&mut client);
+    // The one that will be locked comes first in every list.
+    client.query_one("SELECT oban_join('a', 'Locked')", &[]).unwrap();
+    join(&mut client, "a");
+    let mut locker = cluster.client();
+    locker.batch_execute("BEGIN; SELECT FROM oban_peers WHERE name = 'Locked' FOR UPDATE").unwrap();
+    let locked = "SELECT oban_is_leader('Locked')";
+    wait_until("its lease runs out", || !client.query_one(locked, &[]).unwrap().get::<_, bool>(0));
+    let expiry = |c: &mut Client| -> String {
+        c.query_one("SELECT expires_at::text FROM oban_peers WHERE name = 'Oban'", &[]).unwrap().get(0)
+    };
+    let term = leader(&mut client);
+    for _ in 0..4 {
+        let before = expiry(&mut client);
+        wait_until("the other name's lease is renewed", || expiry(&mut client) > before);
+        assert!(leads(&mut client));
+    }
+    assert_eq!(leader(&mut client), term, "without an interruption");
+    locker.batch_execute("COMMIT").unwrap();
+    wait_until("the locked one leads again", || client.query_one(locked, &[]).unwrap().get(0));
+}
+
+#[test]
+fn a_row_that_can_not_be_renewed_is_no_busy_loop() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    lease_of_a_second(&mut client);
+    client
+        .batch_execute(
+            "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+             CREATE TRIGGER no BEFORE UPDATE ON oban_peers FOR EACH ROW EXECUTE FUNCTION no()",
+        )
+        .unwrap();
+    join(&mut client, "a");
+    wait_until("it is noticed", || cluster.log().contains("can't be renewed"));
+    let first = leader(&mut client).unwrap().1;
+    wait_until("the lease runs out and another leadership begins", || {
+        leader(&mut client).is_some_and(|(_, term)| term > first)
+    });
+    let leads = cluster.log().matches(" leads ").count();
+    assert!(leads <= 4, "{leads} elections in two leases:\n{}", cluster.log());
 }

@@ -210,14 +210,31 @@ fn install_twice_takes_no_lock_and_uninstall_leaves_tables() {
 #[test]
 fn two_sessions_install_at_once() {
     let cluster = Cluster::with_extension();
+    assert_eq!(install_four_times_at_once(&cluster), [true; 4]);
+    for _ in 0..5 {
+        cluster.client().batch_execute("DROP TRIGGER obanrs_jobs_insert ON oban_jobs").unwrap();
+        assert_eq!(install_four_times_at_once(&cluster), [true; 4], "only the trigger was missing");
+    }
+}
+
+#[test]
+fn install_says_when_it_can_not_use_what_is_there() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    client.batch_execute("CREATE TABLE oban_peers (name text PRIMARY KEY, node text, started_at timestamptz, expires_at timestamptz)").unwrap();
+    assert_eq!(code(&mut client, "SELECT oban_install()"), "22023");
+    client.batch_execute("CREATE SCHEMA v; CREATE VIEW v.oban_jobs AS SELECT 1 AS id").unwrap();
+    assert_eq!(code(&mut client, "SELECT oban_install('v')"), "22023");
+    let left = "SELECT count(*) FROM pg_class WHERE relname = 'oban_jobs' AND relkind = 'r'";
+    assert_eq!(client.query_one(left, &[]).unwrap().get::<_, i64>(0), 0, "nothing half done");
+}
+
+fn install_four_times_at_once(cluster: &Cluster) -> Vec<bool> {
     let results: Vec<bool> = std::thread::scope(|scope| {
         let sessions: Vec<_> = (0..4)
-            .map(|_| {
-                let cluster = &cluster;
-                scope.spawn(move || cluster.client().batch_execute("SELECT oban_install()").is_ok())
-            })
+            .map(|_| scope.spawn(move || cluster.client().batch_execute("SELECT oban_install()").is_ok()))
             .collect();
         sessions.into_iter().map(|s| s.join().unwrap()).collect()
     });
-    assert_eq!(results, [true; 4]);
+    results
 }

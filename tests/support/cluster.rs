@@ -19,6 +19,7 @@ pub struct Cluster {
 /// Quick to start and to stop: what it loses in a crash of the machine nobody will miss.
 const SETTINGS: &str = "
 listen_addresses = ''
+port = 5432
 fsync = off
 shared_buffers = 16MB
 max_connections = 60
