@@ -403,13 +403,13 @@ fn a_failover_waits_for_other_peoples_notifications_and_is_not_rolled_back() {
     });
     stop.store(true, Ordering::Relaxed);
     first.kill();
-    wait_until("the keeper waits for that commit", || {
+    // Longer than any lock of a user's table is waited for.
+    wait_until("the keeper goes on waiting for that commit", || {
         let sql = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-                   WHERE NOT l.granted AND a.backend_type = 'obanrs keeper'";
+                   WHERE NOT l.granted AND a.backend_type = 'obanrs keeper'
+                     AND clock_timestamp() - l.waitstart > interval '150 milliseconds'";
         second.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 1
     });
-    // Longer than any lock of a user's table is waited for: only time can show that it goes on waiting.
-    std::thread::sleep(std::time::Duration::from_millis(200));
     second.query_one("SELECT pg_cancel_backend($1)", &[&pid]).unwrap();
     wait_until("the second leads", || leads(&mut second));
     waiter.join().unwrap();
