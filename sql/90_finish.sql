@@ -12,7 +12,7 @@ GRANT SELECT ON oban_members, oban_leadership, oban_gossip, oban_workers TO PUBL
 COMMENT ON FUNCTION oban_version() IS
     'The version of the library that this session runs.';
 COMMENT ON FUNCTION oban_install(text, boolean) IS
-    'Makes a prefix (schema) usable: creates what is missing of oban_jobs (as Oban''s migration 14 makes it) and oban_peers, adds the insert trigger to oban_jobs and the columns term and boot to oban_peers. Needs the ownership of tables that exist. Again without effect, and without a lock, when nothing is missing; waits at most 2 s for a lock (55P03). stage => true is not supported yet (0A000). Run it again after adding a partition to oban_jobs.';
+    'Makes a prefix (schema) usable: creates what is missing of oban_jobs (as Oban''s migration 14 makes it) and oban_peers, adds the insert trigger to oban_jobs and the columns term and boot to oban_peers. Needs the ownership of tables that exist. Again without effect, and without a lock, when nothing is missing; waits at most 2 s for a lock (55P03); 22023 when the tables that are there are of another kind than Oban''s. stage => true is not supported yet (0A000). Run it again after adding a partition to oban_jobs.';
 COMMENT ON FUNCTION oban_uninstall(text) IS
     'Removes what oban_install added to the tables of a prefix: the trigger and the columns. Never removes a table.';
 COMMENT ON FUNCTION oban_notify(text, jsonb, text) IS
@@ -32,11 +32,11 @@ COMMENT ON FUNCTION oban_join(text, text, interval, boolean, text) IS
 COMMENT ON FUNCTION oban_leave(bigint) IS
     'Ends a membership at once, with its leadership and its node''s gossip. False when there is no such member. Only for the role that joined it and members of that role.';
 COMMENT ON FUNCTION oban_is_leader(text, text, text) IS
-    'Whether a member of this session (or the member of the named node) leads now, within its lease. Reads shared memory only.';
+    'Whether a member of this session (or the member of the named node) leads now, within its lease. Reads shared memory only. With a node it needs SELECT on the prefix''s oban_jobs, or on a column of it.';
 COMMENT ON FUNCTION oban_term(text, text, text) IS
-    'The term of the leadership that a member of this session (or the member of the named node) holds now, else NULL. A later leadership of any name in this database has a greater term.';
+    'The term of the leadership that a member of this session (or the member of the named node) holds now, else NULL. With a node it needs SELECT on the prefix''s oban_jobs, or on a column of it. A later leadership of any name in this database has a greater term.';
 COMMENT ON FUNCTION oban_leader(text, text) IS
-    'Who leads a name, by the unexpired row of oban_peers: Oban''s own nodes included (their term is NULL). No row without a leader.';
+    'Who leads a name, by the unexpired row of oban_peers: Oban''s own nodes included (their term is NULL). No row without a leader. Needs SELECT on the prefix''s oban_jobs, or on a column of it.';
 COMMENT ON FUNCTION oban_gossip_put(text, text, jsonb, text, interval, text) IS
     'Inserts or replaces the entry of one queue on one node in shared memory. state is an object with the keys of Oban''s checks (uuid, limit or local_limit, paused, running, started_at, ...); others are kept, wrong types of these are 22023. The entry ends after ttl (default obanrs.gossip_ttl), by oban_gossip_delete, or with the node''s session-bound member. 53400 when obanrs.gossip_memory is full. Needs INSERT on the prefix''s oban_jobs.';
 COMMENT ON FUNCTION oban_gossip_delete(text, text, text, text) IS

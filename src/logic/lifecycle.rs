@@ -15,7 +15,8 @@
 //! TABLESPACE, or as the template of CREATE. It is set before the keeper is asked to go, and a keeper
 //! looks for holds in the same critical section in which it claims its slot, so that either the
 //! holder sees the keeper or the keeper sees the hold. A hold ends with its holder's transaction,
-//! whichever way that ends (the transaction callback in `worker::ddl`).
+//! whichever way that ends (`shmem::at_end`). A database that takes no workers any more, because it
+//! became a template, has its keeper told to leave; that is no failure either.
 
 use super::backoff::{HEALTHY, RESTART};
 use super::text::Text;

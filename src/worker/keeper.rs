@@ -1,7 +1,7 @@
 //! A keeper: the worker of one database that has the extension. It holds elections (`election`).
 //!
-//! It goes when it is not wanted any more: a command needs the database alone, or the extension was
-//! dropped. Otherwise the coordinator brings it back. It holds no transaction and no lock while it
+//! It goes when it is not wanted any more: a command needs the database alone, the database became a
+//! template, or the extension was dropped. Otherwise the coordinator brings it back. It holds no transaction and no lock while it
 //! waits, and it waits for its latch (somebody joined or left, a prefix was installed) or until the
 //! next lease is half over.
 
@@ -39,6 +39,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
     let mut look = true;
     loop {
         latch::reset();
+        pgrx::check_for_interrupts!(); // news can come faster than this ever waits
         bgworker::reload_config();
         let Ok(orders) = shmem::registry(|r| r.orders(database)) else { return };
         if orders.leave {

@@ -1,6 +1,6 @@
 //! The background workers and the hooks that keep them out of the way.
 //!
-//! Races that the design has to survive, each with a test of this name in tests/lifecycle.rs:
+//! Races that the design has to survive, each with a test of this name in tests/server/lifecycle.rs:
 //!
 //! * `extension_created_and_dropped_in_any_order`: CREATE and DROP EXTENSION, committed or rolled back,
 //!   in quick succession. The end of each such transaction makes the keeper (or a new one) look again.
@@ -10,7 +10,9 @@
 //! * `databases_can_be_dropped_renamed_and_copied`: a keeper is a connection, which these commands
 //!   don't tolerate. See `ddl` and `logic::lifecycle` for holds.
 //! * `a_command_that_fails_gives_the_keeper_back`.
-//! * `a_database_made_from_a_template_gets_a_keeper`.
+//! * `a_database_made_from_a_template_gets_a_keeper`, `a_keeper_leaves_a_database_that_becomes_a_template`,
+//!   `a_database_that_became_usable_behind_our_back_gets_a_keeper`.
+//! * `every_database_with_the_extension_has_a_keeper_after_a_restart`, with a few probes at a time.
 //! * `a_restart_brings_everything_back`, `shutdown_is_fast`, `idle_means_idle`.
 #![allow(unsafe_code)] // the exported main functions
 

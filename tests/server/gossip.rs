@@ -2,7 +2,7 @@
 
 use postgres::Client;
 
-use crate::support::{Cluster, code, wait_until};
+use crate::support::{Ask, Cluster, code, wait_until};
 
 fn queues(client: &mut Client) -> Vec<String> {
     let rows = client.query("SELECT node || '/' || queue FROM oban_gossip ORDER BY 1", &[]).unwrap();
@@ -46,7 +46,7 @@ fn entries_end_by_ttl_by_deletion_and_with_their_member() {
         client.query_one("SELECT oban_gossip_put('a', $1)", &[&queue]).unwrap();
     }
     wait_until("the short one expired", || queues(&mut client) == ["a/1", "a/2", "a/3"]);
-    let deleted = |c: &mut Client, sql: &str| -> i32 { c.query_one(sql, &[]).unwrap().get(0) };
+    let deleted = |c: &mut Client, sql: &str| -> i32 { c.one(sql) };
     assert_eq!(deleted(&mut client, "SELECT oban_gossip_delete('a', '1')"), 1);
     assert_eq!(deleted(&mut client, "SELECT oban_gossip_delete('a', '1')"), 0);
     assert_eq!(deleted(&mut client, "SELECT oban_gossip_delete('b')"), 0);
@@ -86,17 +86,14 @@ fn memory_is_bounded_and_comes_back() {
     let first = fill(&mut client);
     assert!(first > 20, "{first}");
     for _ in 0..20 {
-        assert_eq!(
-            client.query_one("SELECT oban_gossip_delete('a')", &[]).unwrap().get::<_, i32>(0),
-            first as i32
-        );
+        assert_eq!(client.one::<i32>("SELECT oban_gossip_delete('a')"), first as i32);
         assert_eq!(fill(&mut client), first);
     }
     // What can't be replaced by something larger keeps its old state.
     let large = "SELECT oban_gossip_put('a', 'q0', jsonb_build_object('pad', repeat('y', 60000)))";
     assert_eq!(code(&mut client, large), "53400");
     let kept = "SELECT length(state->>'pad') FROM oban_gossip WHERE queue = 'q0'";
-    assert_eq!(client.query_one(kept, &[]).unwrap().get::<_, i32>(0), 1000);
+    assert_eq!(client.one::<i32>(kept), 1000);
 }
 
 #[test]

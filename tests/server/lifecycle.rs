@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use postgres::Client;
 
-use crate::support::{Cluster, wait_for, wait_until};
+use crate::support::{Ask, Cluster, wait_for, wait_until};
 
 /// The keeper's pid in a database, from any session of the server.
 fn keeper(client: &mut Client, database: &str) -> Option<i32> {
@@ -17,7 +17,7 @@ fn running_keeper(client: &mut Client, database: &str) -> i32 {
 }
 
 fn coordinator(client: &mut Client) -> Option<i32> {
-    client.query_one("SELECT pid FROM oban_workers WHERE kind = 'coordinator'", &[]).unwrap().get(0)
+    client.one("SELECT pid FROM oban_workers WHERE kind = 'coordinator'")
 }
 
 /// All backends of ours as Postgres sees them, which must be what we say.
@@ -65,8 +65,7 @@ fn a_terminated_keeper_comes_back() {
         assert!(client.query_one("SELECT pg_terminate_backend($1)", &[&pid]).unwrap().get::<_, bool>(0));
         wait_until("another keeper runs", || keeper(&mut client, "postgres").is_some_and(|new| new != pid));
     }
-    let restarts: i32 =
-        client.query_one("SELECT restarts FROM oban_workers WHERE kind = 'keeper'", &[]).unwrap().get(0);
+    let restarts: i32 = client.one("SELECT restarts FROM oban_workers WHERE kind = 'keeper'");
     assert_eq!(restarts, 3);
     assert_eq!(keepers_in_activity(&mut client, "postgres"), 1);
 }
@@ -138,10 +137,19 @@ fn a_command_that_fails_gives_the_keeper_back() {
     let error = client.batch_execute("ALTER DATABASE other RENAME TO another").unwrap_err();
     assert_eq!(error.code().unwrap().code(), "55006");
     running_keeper(&mut client, "other");
-    // A session that ends in the middle of it.
+    // One that is cancelled while Postgres waits for that.
     let mut doomed = cluster.client();
     doomed.batch_execute("SET statement_timeout = '50ms'").unwrap();
     assert!(doomed.batch_execute("DROP DATABASE other").is_err());
+    running_keeper(&mut client, "other");
+
+    // A session that is ended in the middle of it.
+    let mut doomed = cluster.client();
+    let pid: i32 = doomed.one("SELECT pg_backend_pid()");
+    let dropping = std::thread::spawn(move || doomed.batch_execute("DROP DATABASE other").is_err());
+    wait_until("its keeper was sent away", || keepers_in_activity(&mut client, "other") == 0);
+    assert!(client.query_one("SELECT pg_terminate_backend($1)", &[&pid]).unwrap().get::<_, bool>(0));
+    assert!(dropping.join().unwrap());
     running_keeper(&mut client, "other");
 
     // Who may not drop a database does not stop its keeper either.
@@ -197,7 +205,7 @@ fn many_databases_without_the_extension_are_looked_into_quietly() {
     running_keeper(&mut client, "d7");
     wait_until("the others need no slot", || {
         let sql = "SELECT count(*) FROM oban_workers WHERE kind = 'keeper'";
-        client.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 2
+        client.one::<i64>(sql) == 2
     });
     assert!(!cluster.log().contains("Raise "), "{}", cluster.log());
 }
@@ -234,7 +242,7 @@ fn a_restart_brings_everything_back() {
     let cluster = Cluster::installed();
     let term = |client: &mut Client| -> i64 {
         client.query_one("SELECT oban_join('a')", &[]).unwrap();
-        client.query_one("SELECT oban_term()", &[]).unwrap().get::<_, Option<i64>>(0).expect("it leads")
+        client.one::<Option<i64>>("SELECT oban_term()").expect("it leads")
     };
     let mut client = cluster.client();
     running_keeper(&mut client, "postgres");
@@ -247,11 +255,11 @@ fn a_restart_brings_everything_back() {
     running_keeper(&mut client, "postgres");
     let second = term(&mut client);
     assert!(second > first, "the leadership from before the restart is void, and terms only rise");
-    assert_eq!(client.query_one("SELECT count(*) FROM oban_gossip", &[]).unwrap().get::<_, i64>(0), 0);
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_gossip"), 0);
 
     // A backend dies of SIGKILL: Postgres restarts everything, with new shared memory.
     let mut doomed = cluster.client();
-    let pid: i32 = doomed.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    let pid: i32 = doomed.one("SELECT pg_backend_pid()");
     cluster.signal("KILL", pid);
     wait_until("the crash was noticed", || client.batch_execute("SELECT 1").is_err());
     let mut client =
@@ -321,7 +329,7 @@ fn a_server_without_worker_slots_says_so_and_serves() {
     assert!(error.contains("max_worker_processes"), "{error}");
     assert!(cluster.log().contains("Raise max_worker_processes"));
     client.query_one("SELECT oban_join('a')", &[]).unwrap();
-    assert!(!client.query_one("SELECT oban_is_leader()", &[]).unwrap().get::<_, bool>(0));
+    assert!(!client.one::<bool>("SELECT oban_is_leader()"));
 
     cluster.configure(&["max_worker_processes = 8"]);
     cluster.restart();

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fallible_iterator::FallibleIterator;
 use postgres::Client;
 
-use crate::support::{Cluster, code, wait_for, wait_until};
+use crate::support::{Ask, Cluster, code, wait_for, wait_until};
 
 fn leads(client: &mut Client) -> bool {
-    client.query_one("SELECT oban_is_leader()", &[]).unwrap().get(0)
+    client.one("SELECT oban_is_leader()")
 }
 
 fn join(client: &mut Client, node: &str) -> i64 {
@@ -28,7 +28,7 @@ fn a_sole_member_leads_when_join_returns() {
     let mut client = cluster.client();
     join(&mut client, "a");
     assert!(leads(&mut client));
-    let term: Option<i64> = client.query_one("SELECT oban_term()", &[]).unwrap().get(0);
+    let term: Option<i64> = client.one("SELECT oban_term()");
     assert_eq!(leader(&mut client), Some(("a".into(), term)));
     assert!(term.is_some());
     let views = client.query_one(
@@ -88,8 +88,8 @@ fn leaving_ends_it_and_only_for_its_own_role() {
     assert!(leads(&mut app));
 
     let leave = format!("SELECT oban_leave({id})");
-    assert!(app.query_one(&leave, &[]).unwrap().get::<_, bool>(0));
-    assert!(!app.query_one(&leave, &[]).unwrap().get::<_, bool>(0), "it is none any more");
+    assert!(app.one::<bool>(&leave));
+    assert!(!app.one::<bool>(&leave), "it is none any more");
     assert!(!leads(&mut app));
     wait_until("the row is gone", || leader(&mut client).is_none());
     join(&mut other, "a");
@@ -102,8 +102,8 @@ fn joining_is_about_the_process_not_about_the_transaction() {
     let mut client = cluster.client();
     let id = {
         let mut transaction = client.transaction().unwrap();
-        let id: i64 = transaction.query_one("SELECT oban_join('a')", &[]).unwrap().get(0);
-        assert!(transaction.query_one("SELECT oban_is_leader()", &[]).unwrap().get::<_, bool>(0));
+        let id: i64 = transaction.one("SELECT oban_join('a')");
+        assert!(transaction.one::<bool>("SELECT oban_is_leader()"));
         transaction.rollback().unwrap();
         id
     };
@@ -113,7 +113,7 @@ fn joining_is_about_the_process_not_about_the_transaction() {
     let error = second.query_one("SELECT oban_join('a')", &[]).unwrap_err();
     let error = error.as_db_error().unwrap();
     assert_eq!(error.code().code(), "23505");
-    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    let pid: i32 = client.one("SELECT pg_backend_pid()");
     assert!(error.hint().unwrap().contains(&pid.to_string()), "{:?}", error.hint());
 
     second.query_one("SELECT oban_join('a', replace => true)", &[]).unwrap();
@@ -137,11 +137,9 @@ fn names_prefixes_and_databases_have_leaders_of_their_own() {
     assert!(leads(&mut client) && !leads(&mut second));
     wait_until("the other database's leads", || leads(&mut other));
     for sql in ["SELECT oban_is_leader('Another')", r#"SELECT oban_is_leader(prefix => 'Größe "1"')"#] {
-        assert!(second.query_one(sql, &[]).unwrap().get::<_, bool>(0), "{sql}");
+        assert!(second.one::<bool>(sql), "{sql}");
     }
-    let count = |c: &mut Client, view: &str| -> i64 {
-        c.query_one(&format!("SELECT count(*) FROM {view}"), &[]).unwrap().get(0)
-    };
+    let count = |c: &mut Client, view: &str| -> i64 { c.one(&format!("SELECT count(*) FROM {view}")) };
     assert_eq!((count(&mut client, "oban_members"), count(&mut client, "oban_leadership")), (3, 3));
     assert_eq!((count(&mut other, "oban_members"), count(&mut other, "oban_leadership")), (1, 1));
 }
@@ -150,7 +148,7 @@ fn lease_of_a_second(client: &mut Client) {
     client.batch_execute("ALTER SYSTEM SET obanrs.lease = '1s'").unwrap();
     client.batch_execute("SELECT pg_reload_conf()").unwrap();
     wait_until("the setting is read", || {
-        client.query_one("SELECT current_setting('obanrs.lease')", &[]).unwrap().get::<_, &str>(0) == "1s"
+        client.one::<String>("SELECT current_setting('obanrs.lease')") == "1s"
     });
 }
 
@@ -181,10 +179,8 @@ fn a_lease_is_renewed_by_the_keeper_and_only_its_own() {
         .unwrap();
     wait_until("ours noticed", || !leads(&mut client));
     assert_eq!(leader(&mut client), Some(("elixir".into(), None)));
-    let hour: bool = client
-        .query_one("SELECT expires_at > timezone('UTC', now()) + interval '50 minutes' FROM oban_peers", &[])
-        .unwrap()
-        .get(0);
+    let hour: bool =
+        client.one("SELECT expires_at > timezone('UTC', now()) + interval '50 minutes' FROM oban_peers");
     assert!(hour, "its lease was not touched");
 }
 
@@ -243,7 +239,7 @@ fn a_row_that_nobody_knows_of_is_adopted_or_voided() {
     let term = leader(&mut client).unwrap().1.unwrap();
     forget(&mut client, "a");
     wait_until("the row's term is taken over", || {
-        client.query_one("SELECT oban_term()", &[]).unwrap().get::<_, Option<i64>>(0) == Some(term + 100)
+        client.one::<Option<i64>>("SELECT oban_term()") == Some(term + 100)
     });
     forget(&mut client, "a session that is gone");
     wait_until("the row is void and a new election held", || {
@@ -263,10 +259,10 @@ fn a_locked_table_delays_elections_and_nothing_else() {
     let other = "SELECT oban_join('a', prefix => 'second')";
     client.query_one(other, &[]).unwrap();
     let sql = "SELECT oban_is_leader(prefix => 'second')";
-    wait_until("the other prefix has a leader", || client.query_one(sql, &[]).unwrap().get(0));
+    wait_until("the other prefix has a leader", || client.one(sql));
     assert!(cluster.log().contains("failed, will try again"), "it is logged");
     let shown = "SELECT last_error FROM oban_workers WHERE kind = 'keeper'";
-    let shown: String = client.query_one(shown, &[]).unwrap().get(0);
+    let shown: String = client.one(shown);
     assert!(shown.contains("\"public\"") && shown.contains("lock timeout"), "{shown}");
     locker.batch_execute("COMMIT").unwrap();
     wait_until("the first has one now", || leads(&mut client));
@@ -388,7 +384,7 @@ fn a_failover_waits_for_other_peoples_notifications_and_is_not_rolled_back() {
     second.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nowhere'").unwrap();
     second.batch_execute("SELECT pg_reload_conf()").unwrap();
     let mut stuck = cluster.client();
-    let pid: i32 = stuck.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    let pid: i32 = stuck.one("SELECT pg_backend_pid()");
     // The setting counts when the checkpointer has read it: until then commits don't wait.
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
@@ -408,7 +404,7 @@ fn a_failover_waits_for_other_peoples_notifications_and_is_not_rolled_back() {
         let sql = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
                    WHERE NOT l.granted AND a.backend_type = 'obanrs keeper'
                      AND clock_timestamp() - l.waitstart > interval '150 milliseconds'";
-        second.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 1
+        second.one::<i64>(sql) == 1
     });
     second.query_one("SELECT pg_cancel_backend($1)", &[&pid]).unwrap();
     wait_until("the second leads", || leads(&mut second));
@@ -441,12 +437,12 @@ fn nothing_is_slept_over_while_a_table_is_locked() {
         wait_until("the keeper waits for the lock", || {
             let sql = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
                        WHERE NOT l.granted AND a.backend_type = 'obanrs keeper'";
-            client.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 1
+            client.one::<i64>(sql) == 1
         });
         drop(leader);
         wait_until("the leader is gone", || {
             let sql = "SELECT count(*) FROM oban_members WHERE prefix = 'public'";
-            client.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 1
+            client.one::<i64>(sql) == 1
         });
         locker.batch_execute("COMMIT").unwrap();
         wait_until("the next leads", || leads(&mut next));
@@ -465,10 +461,9 @@ fn a_locked_row_costs_only_its_own_name() {
     let mut locker = cluster.client();
     locker.batch_execute("BEGIN; SELECT FROM oban_peers WHERE name = 'Locked' FOR UPDATE").unwrap();
     let locked = "SELECT oban_is_leader('Locked')";
-    wait_until("its lease runs out", || !client.query_one(locked, &[]).unwrap().get::<_, bool>(0));
-    let expiry = |c: &mut Client| -> String {
-        c.query_one("SELECT expires_at::text FROM oban_peers WHERE name = 'Oban'", &[]).unwrap().get(0)
-    };
+    wait_until("its lease runs out", || !client.one::<bool>(locked));
+    let expiry =
+        |c: &mut Client| -> String { c.one("SELECT expires_at::text FROM oban_peers WHERE name = 'Oban'") };
     let term = leader(&mut client);
     for _ in 0..4 {
         let before = expiry(&mut client);
@@ -477,7 +472,7 @@ fn a_locked_row_costs_only_its_own_name() {
     }
     assert_eq!(leader(&mut client), term, "without an interruption");
     locker.batch_execute("COMMIT").unwrap();
-    wait_until("the locked one leads again", || client.query_one(locked, &[]).unwrap().get(0));
+    wait_until("the locked one leads again", || client.one(locked));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What one tenant of a server may do to the others: nothing.
 
-use crate::support::{Cluster, code, wait_until};
+use crate::support::{Ask, Cluster, code, wait_until};
 
 /// A prefix of a role that is no superuser, with a trigger on its oban_peers that runs `body`.
 fn mallory(cluster: &Cluster, body: &str) -> postgres::Client {
@@ -38,14 +38,12 @@ fn a_tables_owner_gets_nothing_from_the_keeper() {
         )
         .unwrap();
     let leads = "SELECT oban_is_leader('Other', prefix => 'm')";
-    wait_until("both names have leaders", || owner.query_one(leads, &[]).unwrap().get(0));
+    wait_until("both names have leaders", || owner.one(leads));
     let mut client = cluster.client();
     client.batch_execute("SELECT oban_join('x')").unwrap();
-    wait_until("another prefix has one, too", || {
-        client.query_one("SELECT oban_is_leader()", &[]).unwrap().get(0)
-    });
+    wait_until("another prefix has one, too", || client.one("SELECT oban_is_leader()"));
     let superuser = "SELECT rolsuper FROM pg_roles WHERE rolname = 'mallory'";
-    assert!(!client.query_one(superuser, &[]).unwrap().get::<_, bool>(0));
+    assert!(!client.one::<bool>(superuser));
 }
 
 #[test]
@@ -63,9 +61,9 @@ fn reading_leaders_changes_nothing_in_the_readers_session() {
         .unwrap();
     let mut root = cluster.client();
     let path = "SELECT current_setting('search_path')";
-    let before: String = root.query_one(path, &[]).unwrap().get(0);
+    let before: String = root.one(path);
     assert_eq!(root.query("SELECT * FROM oban_leadership", &[]).unwrap().len(), 1);
-    assert_eq!(root.query_one(path, &[]).unwrap().get::<_, String>(0), before);
+    assert_eq!(root.one::<String>(path), before);
 }
 
 #[test]
@@ -75,9 +73,7 @@ fn a_trigger_that_sleeps_costs_only_its_own_prefix() {
     owner.batch_execute("SELECT oban_join('a', prefix => 'm')").unwrap();
     let mut client = cluster.client();
     client.batch_execute("SELECT oban_join('x')").unwrap();
-    wait_until("the other prefix has a leader", || {
-        client.query_one("SELECT oban_is_leader()", &[]).unwrap().get(0)
-    });
+    wait_until("the other prefix has a leader", || client.one("SELECT oban_is_leader()"));
     wait_until("it is logged", || cluster.log().contains("statement timeout"));
 }
 
@@ -111,7 +107,7 @@ fn settings_of_a_database_do_not_bind_its_keeper() {
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'obanrs keeper'";
     client.batch_execute(kill).unwrap();
     client.batch_execute("SELECT oban_install(); SELECT oban_join('a')").unwrap();
-    wait_until("it leads", || client.query_one("SELECT oban_is_leader()", &[]).unwrap().get(0));
+    wait_until("it leads", || client.one("SELECT oban_is_leader()"));
 }
 
 #[test]
@@ -141,10 +137,10 @@ fn a_forged_term_does_not_use_up_the_terms_of_the_database() {
              SELECT oban_join('a', prefix => 'm')",
         )
         .unwrap();
-    wait_until("it leads", || owner.query_one("SELECT oban_is_leader(prefix => 'm')", &[]).unwrap().get(0));
+    wait_until("it leads", || owner.one("SELECT oban_is_leader(prefix => 'm')"));
     let mut client = cluster.client();
     client.batch_execute("SELECT oban_join('x')").unwrap();
-    wait_until("others do, too", || client.query_one("SELECT oban_is_leader()", &[]).unwrap().get(0));
-    let term: i64 = client.query_one("SELECT oban_term()", &[]).unwrap().get(0);
+    wait_until("others do, too", || client.one("SELECT oban_is_leader()"));
+    let term: i64 = client.one("SELECT oban_term()");
     assert!(term < 2 << 40, "{term}");
 }

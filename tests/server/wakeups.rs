@@ -3,7 +3,7 @@
 use fallible_iterator::FallibleIterator;
 use postgres::Client;
 
-use crate::support::{Cluster, code};
+use crate::support::{Ask, Cluster, code};
 
 struct Listener {
     client: Client,
@@ -177,7 +177,7 @@ fn install_twice_takes_no_lock_and_uninstall_leaves_tables() {
     locker.batch_execute("BEGIN; LOCK TABLE oban_jobs, oban_peers IN SHARE UPDATE EXCLUSIVE MODE").unwrap();
     client.batch_execute("BEGIN; SELECT oban_install()").unwrap();
     let strong = "SELECT count(*) FROM pg_locks l WHERE pid = pg_backend_pid() AND mode NOT LIKE 'Access%' AND mode <> 'ExclusiveLock'";
-    assert_eq!(client.query_one(strong, &[]).unwrap().get::<_, i64>(0), 0);
+    assert_eq!(client.one::<i64>(strong), 0);
     client.batch_execute("COMMIT").unwrap();
 
     let error = client.batch_execute("SELECT oban_uninstall()").unwrap_err();
@@ -187,8 +187,8 @@ fn install_twice_takes_no_lock_and_uninstall_leaves_tables() {
     locker.batch_execute("COMMIT").unwrap();
     client.batch_execute("SELECT oban_uninstall()").unwrap();
     let left = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'obanrs%'";
-    assert_eq!(client.query_one(left, &[]).unwrap().get::<_, i64>(0), 0);
-    assert_eq!(client.query_one("SELECT count(*) FROM oban_jobs", &[]).unwrap().get::<_, i64>(0), 1);
+    assert_eq!(client.one::<i64>(left), 0);
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 1);
     client
         .batch_execute("SELECT oban_uninstall(); SELECT oban_install(); DROP EXTENSION obanrs CASCADE")
         .unwrap();
@@ -226,7 +226,7 @@ fn install_says_when_it_can_not_use_what_is_there() {
     client.batch_execute("CREATE SCHEMA v; CREATE VIEW v.oban_jobs AS SELECT 1 AS id").unwrap();
     assert_eq!(code(&mut client, "SELECT oban_install('v')"), "22023");
     let left = "SELECT count(*) FROM pg_class WHERE relname = 'oban_jobs' AND relkind = 'r'";
-    assert_eq!(client.query_one(left, &[]).unwrap().get::<_, i64>(0), 0, "nothing half done");
+    assert_eq!(client.one::<i64>(left), 0, "nothing half done");
 }
 
 fn install_four_times_at_once(cluster: &Cluster) -> Vec<bool> {

@@ -37,3 +37,15 @@ pub fn code(client: &mut postgres::Client, sql: &str) -> String {
     let error = client.batch_execute(sql).expect_err(sql);
     error.code().unwrap_or_else(|| panic!("{sql}: {error}")).code().to_owned()
 }
+
+/// For a question with one answer.
+pub trait Ask {
+    /// The first column of the one row that a query gives.
+    fn one<T: for<'a> postgres::types::FromSql<'a>>(&mut self, sql: &str) -> T;
+}
+
+impl<C: postgres::GenericClient> Ask for C {
+    fn one<T: for<'a> postgres::types::FromSql<'a>>(&mut self, sql: &str) -> T {
+        self.query_one(sql, &[]).unwrap_or_else(|e| panic!("{sql}: {e:?}")).get(0)
+    }
+}
