@@ -12,6 +12,14 @@ PG_CONFIG ?= $(shell tools/setup --which-pg-config)
 PG_MAJOR = $(shell "$(PG_CONFIG)" --version | sed -E 's/[^0-9]*([0-9]+).*/\1/')
 FEATURES = --no-default-features --features pg$(PG_MAJOR)
 
+# The suites and the demo speak with servers over sockets: built once, they test every major.
+HARNESS_PG_CONFIG ?= $(PG_CONFIG)
+HARNESS_MAJOR = $(shell "$(HARNESS_PG_CONFIG)" --version | sed -E 's/[^0-9]*([0-9]+).*/\1/')
+HARNESS_FEATURES = --no-default-features --features pg$(HARNESS_MAJOR),real_server
+harness = PGRX_PG_CONFIG_PATH="$(HARNESS_PG_CONFIG)" OBANRS_PG_CONFIG="$(PG_CONFIG)" OBANRS_PACKAGE="$(1)"
+# What `make test-all` tests besides the first.
+OTHER_MAJORS = 16 17 18
+
 export PGRX_HOME := $(CURDIR)/target/pgrx
 # Where tools/setup puts a cargo-pgrx beside one of another version that is the user's own.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
@@ -22,7 +30,7 @@ unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUST_BACKTRACE CARGO_TARGET_DIR CARGO
 RELEASE_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-release
 TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 
-.PHONY: help setup build package test-package demo test test-logic test-structure test-backend test-server check install clean
+.PHONY: help setup build package test-package demo test test-logic test-structure test-backend test-server test-all ci check install clean
 
 help: ## lists the targets
 	@echo 'Usage: make TARGET [PG_CONFIG=/path/to/pg_config]'
@@ -38,8 +46,8 @@ test-package: setup
 	@tools/package "$(PG_CONFIG)" "$(TEST_PACKAGE)" --debug --features pg_test
 
 demo: package ## shows the whole path on a server of its own: notify, elect, gossip, fail over
-	@export PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" OBANRS_PG_CONFIG="$(PG_CONFIG)" OBANRS_PACKAGE="$(RELEASE_PACKAGE)"; \
-	cargo build $(FEATURES) --example demo; \
+	@export $(call harness,$(RELEASE_PACKAGE)); \
+	cargo build $(HARNESS_FEATURES) --example demo; \
 	target/debug/examples/demo
 
 test: test-logic test-structure test-backend test-server ## every test
@@ -52,12 +60,26 @@ test-structure: setup ## who depends on whom in src
 	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo test $(FEATURES) --test structure
 
 test-backend: test-package ## the functions, inside a backend
-	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" OBANRS_PG_CONFIG="$(PG_CONFIG)" OBANRS_PACKAGE="$(TEST_PACKAGE)" \
-	cargo test $(FEATURES),real_server --test backend
+	$(call harness,$(TEST_PACKAGE)) cargo test $(HARNESS_FEATURES) --test backend
 
 test-server: package ## real servers, real clients; kills and restarts
-	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" OBANRS_PG_CONFIG="$(PG_CONFIG)" OBANRS_PACKAGE="$(RELEASE_PACKAGE)" \
-	cargo test $(FEATURES),real_server --test server
+	$(call harness,$(RELEASE_PACKAGE)) cargo test $(HARNESS_FEATURES) --test server
+
+test-all: ## every test and the demo on Postgres 15 to 18, which it gets if they are missing
+	@harness=$$(tools/postgres 15); \
+	$(MAKE) PG_CONFIG="$$harness" test demo; \
+	$(call on_others,test-backend test-server demo)
+
+ci: check test demo ## what CI runs: all on one major, the backend tests and the demo on the others
+	@$(call on_others,test-backend demo)
+
+# On each other major, the targets $(1).
+on_others = harness=$$(tools/postgres 15); \
+	for major in $(OTHER_MAJORS); do \
+		echo "Postgres $$major"; \
+		config=$$(tools/postgres $$major); \
+		$(MAKE) PG_CONFIG="$$config" HARNESS_PG_CONFIG="$$harness" $(1); \
+	done
 
 check: setup ## formatting and lints
 	cargo fmt --check

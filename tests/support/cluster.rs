@@ -141,6 +141,10 @@ impl Cluster {
         command
     }
 
+    pub fn data_folder(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
     /// Sends a signal to a process of this server.
     pub fn signal(&self, signal: &str, pid: i32) {
         // The shell's own kill: a bare machine has no other.

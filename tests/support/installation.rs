@@ -1,11 +1,11 @@
 //! A private copy of a Postgres installation with our extension in it.
 //!
 //! Tests must not write into the real one: a server may run from it, and one that has obanrs loaded
-//! would crash when its library changes. Postgres finds its files relative to its own binary, so the
-//! programs are copied into a tree of the same shape, and what is only read is linked.
+//! would crash when its library changes. Postgres finds its files relative to its own binary, so a tree
+//! of the same shape works anywhere. It is copied, not linked: the user that servers run as may not be
+//! able to read the original.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -38,24 +38,23 @@ fn copy(pg_config: &Path, package: &Path) -> Installation {
         .map(|((a, _), _)| a)
         .collect();
     assert!(common.components().count() > 1, "this Postgres can't be moved: {bin:?}, {lib:?}, {share:?}");
-    let root = workspace().folder.join("postgres");
+    // Programs look for libraries of their own relative to themselves, up to two folders above the
+    // installation (in a Python wheel the folder `*.libs` is there): so the copy is as deep.
+    let root = workspace().folder.join("postgres/a/b");
     let new = |old: &Path| root.join(old.strip_prefix(&common).expect("they begin so"));
-
     let (new_bin, new_lib, new_share) = (new(&bin), new(&lib), new(&share));
-    for folder in [&new_bin, &new_lib, &new_share.join("extension")] {
-        fs::create_dir_all(folder).expect("the workspace is ours");
-    }
-    for program in entries(&bin).iter().filter(|p| p.is_file()) {
-        fs::copy(program, new_bin.join(program.file_name().unwrap())).expect("a program can be copied");
-    }
-    // Where the programs' own libraries are beside them, they look for them relative to themselves.
+    copy_tree(&bin, &new_bin);
+    copy_tree(&lib, &new_lib);
+    copy_tree(&share, &new_share);
     let beside = ask("--libdir");
     if lib.starts_with(&beside) && beside != common {
-        link_entries(&beside, &new(&beside));
+        copy_tree(&beside, &new(&beside));
     }
-    link_entries(&lib, &new_lib);
-    link_entries(&share, &new_share);
-    link_entries(&share.join("extension"), &new_share.join("extension"));
+    if let Some(above) = common.parent().and_then(Path::parent) {
+        for folder in entries(above).iter().filter(|p| p.extension().is_some_and(|e| e == "libs")) {
+            copy_tree(folder, &workspace().folder.join("postgres").join(folder.file_name().unwrap()));
+        }
+    }
 
     let packaged =
         |folder: &Path| package.join(folder.strip_prefix("/").expect("pg_config prints whole paths"));
@@ -66,8 +65,8 @@ fn copy(pg_config: &Path, package: &Path) -> Installation {
             fs::copy(file, to.join(file.file_name().unwrap())).expect("our files can be copied");
         }
     }
-    // For a checkout with a strict umask: the server's user reads all of it.
-    output(Command::new("chmod").arg("-R").arg("a+rX").arg(&root));
+    // Whatever the umask: the server's user reads all of it.
+    output(Command::new("chmod").arg("-R").arg("a+rX").arg(workspace().folder.join("postgres")));
     Installation { bin: new_bin }
 }
 
@@ -76,14 +75,17 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     read.map(|entry| entry.expect("a folder can be read").path()).collect()
 }
 
-/// Links what is in `from` into `to`, but for what is there already and for our own files: those of
-/// an installed version would hide the ones under test.
-fn link_entries(from: &Path, to: &Path) {
+/// Copies what is in `from` into `to`, but for what is there already and for our own files: those of
+/// an installed version would hide the ones under test. Links become what they lead to, if anything.
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("the workspace is ours");
     for entry in entries(from) {
         let name = entry.file_name().unwrap();
         let target = to.join(name);
-        if !target.exists() && !name.to_string_lossy().starts_with("obanrs") {
-            symlink(&entry, target).expect("the workspace is ours");
+        if entry.is_dir() {
+            copy_tree(&entry, &target);
+        } else if entry.is_file() && !target.exists() && !name.to_string_lossy().starts_with("obanrs") {
+            fs::copy(&entry, &target).unwrap_or_else(|e| panic!("{entry:?} can't be copied: {e}"));
         }
     }
 }

@@ -1,0 +1,49 @@
+# What the tools share; to be sourced from the top of the checkout.
+
+say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
+
+# What is downloaded or built once for all checkouts. The user that servers run as reads it.
+if [ -n "${OBANRS_CACHE-}" ]; then cache=$OBANRS_CACHE
+elif [ "$(id -u)" = 0 ]; then cache=/var/cache/obanrs
+else cache=${XDG_CACHE_HOME:-$HOME/.cache}/obanrs; fi
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"
+    elif command -v sudo >/dev/null; then sudo "$@"
+    else say "\"$*\" needs root, and there is no sudo"; exit 1; fi
+}
+
+updated=
+apt_install() {
+    command -v apt-get >/dev/null || { say "missing here, and there is no apt-get to install it: $*"; exit 1; }
+    if [ -z "$updated" ]; then
+        say "reading the package lists"
+        as_root apt-get update -qq
+        updated=yes
+    fi
+    say "installing $*"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# need_commands COMMAND:PACKAGE... installs the packages of commands that are not there.
+need_commands() {
+    local missing=() pair
+    for pair in "$@"; do
+        command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+    done
+    [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
+}
+
+# The Python of the tests' own: a virtual environment in target/python with what
+# tools/requirements.txt lists.
+python=$PWD/target/python/bin/python
+need_python() {
+    if [ -e target/python/.complete ] && [ target/python/.complete -nt tools/requirements.txt ]; then return; fi
+    # Debian's python3 is there without the part that makes virtual environments.
+    python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install python3 python3-venv
+    say "making the tests' Python environment"
+    rm -rf target/python
+    python3 -m venv target/python
+    "$python" -m pip install --quiet --requirement tools/requirements.txt
+    touch target/python/.complete
+}
