@@ -5,12 +5,15 @@ ALTER FUNCTION oban_install(text, boolean) SET search_path = pg_catalog, pg_temp
 ALTER FUNCTION oban_install(text, boolean) SET lock_timeout = '2s';
 ALTER FUNCTION oban_uninstall(text) SET search_path = pg_catalog, pg_temp;
 ALTER FUNCTION oban_uninstall(text) SET lock_timeout = '2s';
+ALTER FUNCTION oban_check() SET search_path = pg_catalog, pg_temp;
 
 -- Functions test rights on the prefix themselves, views filter by them.
 GRANT SELECT ON oban_members, oban_leadership, oban_gossip, oban_workers TO PUBLIC;
 
 COMMENT ON FUNCTION oban_version() IS
     'The version of the library that this session runs.';
+COMMENT ON FUNCTION oban_check() IS
+    'What keeps obanrs from working here, one row a thing: ok, or detail says what to do. Looks at the preload, versions, workers, settings, and at each prefix that the caller has any right on: tables, columns, triggers, rights. Changes nothing.';
 COMMENT ON FUNCTION oban_install(text, boolean) IS
     'Makes a prefix (schema) usable: creates what is missing of oban_jobs (as Oban''s migration 14 makes it) and oban_peers, adds the insert trigger to oban_jobs and the columns term and boot to oban_peers. Needs the ownership of tables that exist. Again without effect, and without a lock, when nothing is missing; waits at most 2 s for a lock (55P03); 22023 when the tables that are there are of another kind than Oban''s. stage => true is not supported yet (0A000). Run it again after adding a partition to oban_jobs.';
 COMMENT ON FUNCTION oban_uninstall(text) IS

@@ -79,6 +79,7 @@ mod tests {
                     "node text, queue text, state jsonb DEFAULT '{{}}'::jsonb, {name}, ttl interval DEFAULT NULL::interval, {prefix} -> void"
                 ),
             ),
+            ("oban_check", " -> TABLE(item text, ok boolean, detail text)".to_owned()),
             (
                 "oban_gossip_delete",
                 format!("node text, queue text DEFAULT NULL::text, {name}, {prefix} -> integer"),
@@ -155,7 +156,9 @@ mod tests {
         let of = |what: &str| text(&what.replace("{t}", "'\"jobs here\".oban_jobs'::regclass"));
         assert_eq!(of("SELECT obj_description({t})"), "14");
         assert_eq!(
-            of("SELECT string_agg(conname, ',' ORDER BY conname) FROM pg_constraint WHERE conrelid = {t}"),
+            of(
+                "SELECT string_agg(conname, ',' ORDER BY conname) FROM pg_constraint WHERE conrelid = {t} AND contype <> 'n'"
+            ),
             "attempt_range,non_negative_priority,oban_jobs_pkey,positive_max_attempts,queue_length,worker_length"
         );
         assert_eq!(

@@ -10,6 +10,8 @@ mod lifecycle;
 mod notify;
 #[path = "server/peers.rs"]
 mod peers;
+#[path = "server/schema.rs"]
+mod schema;
 #[path = "server/tenants.rs"]
 mod tenants;
 #[path = "server/wakeups.rs"]

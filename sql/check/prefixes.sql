@@ -1,0 +1,75 @@
+-- What oban_check looks at in each schema with tables of Oban's names that the caller has any right on.
+-- Its search_path is pg_catalog.
+WITH prefixes AS (
+    SELECT n.oid, n.nspname, jobs.oid AS jobs, jobs.relkind AS jobs_kind,
+        peers.oid AS peers, peers.relpersistence AS persistence, peers.relowner AS owner
+    FROM pg_namespace n
+    LEFT JOIN pg_class jobs
+        ON jobs.relnamespace = n.oid AND jobs.relname = 'oban_jobs' AND jobs.relpersistence <> 't'
+    LEFT JOIN pg_class peers
+        ON peers.relnamespace = n.oid AND peers.relname = 'oban_peers' AND peers.relpersistence <> 't'
+    WHERE (jobs.oid IS NOT NULL OR peers.oid IS NOT NULL)
+      AND (
+        has_schema_privilege(n.oid, 'USAGE')
+        OR has_any_column_privilege(COALESCE(jobs.oid, peers.oid), 'SELECT, INSERT, UPDATE')
+      )
+), tables AS (
+    -- oban_jobs, and every partition that can be inserted into directly.
+    SELECT p.oid AS prefix, t.oid, g.tgenabled AS enabled
+    FROM prefixes p
+    CROSS JOIN LATERAL (
+        SELECT p.jobs AS oid UNION SELECT relid FROM pg_partition_tree(p.jobs)
+    ) t
+    JOIN pg_class c ON c.oid = t.oid AND c.relkind IN ('r', 'p')
+    LEFT JOIN pg_trigger g ON g.tgrelid = t.oid AND g.tgname = 'obanrs_jobs_insert'
+)
+SELECT
+    p.nspname::text AS prefix,
+    p.jobs::regclass::text AS jobs,
+    p.jobs_kind IN ('r', 'p') AS jobs_is_table,
+    EXISTS (
+        SELECT FROM pg_attribute a
+        WHERE a.attrelid = p.jobs AND a.attname = 'queue' AND NOT a.attisdropped
+          AND a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype)
+    ) AS queue_is_there,
+    EXISTS (
+        SELECT FROM pg_attribute a
+        WHERE a.attrelid = p.jobs AND a.attname = 'state' AND NOT a.attisdropped
+          AND (
+            a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype)
+            OR EXISTS (SELECT FROM pg_enum e WHERE e.enumtypid = a.atttypid AND e.enumlabel = 'available')
+          )
+    ) AS state_is_there,
+    ARRAY(
+        SELECT t.oid::regclass::text FROM tables t
+        WHERE t.prefix = p.oid AND t.enabled IS NULL ORDER BY t.oid
+    ) AS without_trigger,
+    ARRAY(
+        SELECT t.oid::regclass::text FROM tables t
+        WHERE t.prefix = p.oid AND t.enabled IN ('D', 'R') ORDER BY t.oid
+    ) AS disabled,
+    p.peers::regclass::text AS peers,
+    COALESCE(p.persistence = 'u', false) AS unlogged,
+    p.owner::regrole::text AS owner,
+    -- What the keeper needs, which elects as the owner of oban_peers.
+    array_remove(ARRAY[
+        CASE WHEN NOT has_schema_privilege(p.owner, p.oid, 'USAGE')
+            THEN format('GRANT USAGE ON SCHEMA %I TO %s', p.nspname, p.owner::regrole) END,
+        CASE WHEN NOT (
+            has_table_privilege(p.owner, p.peers, 'SELECT') AND has_table_privilege(p.owner, p.peers, 'INSERT')
+            AND has_table_privilege(p.owner, p.peers, 'UPDATE') AND has_table_privilege(p.owner, p.peers, 'DELETE')
+        ) THEN format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %s', p.peers::regclass, p.owner::regrole) END
+    ], NULL) AS owner_lacks,
+    -- What an application's role needs to use all of it.
+    array_remove(ARRAY[
+        CASE WHEN NOT has_schema_privilege(p.oid, 'USAGE')
+            THEN format('GRANT USAGE ON SCHEMA %I TO %I', p.nspname, current_user) END,
+        CASE WHEN NOT has_any_column_privilege(p.jobs, 'SELECT')
+            THEN format('GRANT SELECT ON %s TO %I', p.jobs::regclass, current_user) END,
+        CASE WHEN NOT has_table_privilege(p.jobs, 'INSERT')
+            THEN format('GRANT INSERT ON %s TO %I', p.jobs::regclass, current_user) END,
+        CASE WHEN NOT has_table_privilege(p.jobs, 'UPDATE')
+            THEN format('GRANT UPDATE ON %s TO %I', p.jobs::regclass, current_user) END
+    ], NULL) AS caller_lacks
+FROM prefixes p
+ORDER BY p.nspname

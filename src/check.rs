@@ -1,0 +1,304 @@
+//! `oban_check`: what keeps obanrs from working here, one row a thing, each with what to do about it.
+//!
+//! It only reads: settings, shared memory and catalogs. It shows the prefixes that the caller has any
+//! right on, and what the caller lacks there.
+
+use pgrx::prelude::*;
+use pgrx::spi::{SpiHeapTupleData, SpiResult};
+
+use crate::logic::channel;
+use crate::logic::lifecycle::{Database, RUNNING, STARTING, state_name};
+use crate::pg::{session, spi};
+use crate::shmem;
+
+const PREFIXES: &str = include_str!("../sql/check/prefixes.sql");
+
+type Finding = (String, bool, String);
+
+/// A finding is fine, or it says what to do.
+fn found(item: impl Into<String>, outcome: Result<String, String>) -> Finding {
+    let ok = outcome.is_ok();
+    let (Ok(detail) | Err(detail)) = outcome;
+    (item.into(), ok, detail)
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_check() -> TableIterator<'static, (name!(item, String), name!(ok, bool), name!(detail, String))> {
+    let mut findings =
+        vec![found("preload", preload()), found("version", version()), found("encoding", encoding())];
+    if shmem::is_attached() {
+        findings.push(found("coordinator", coordinator()));
+        findings.push(found("keeper", keeper()));
+        findings.push(found("max_worker_processes", worker_slots()));
+    }
+    findings.push(found("idle_session_timeout", idle_sessions()));
+    let prefixes = prefixes();
+    if prefixes.is_empty() {
+        let none = "no schema that this role may use has tables of Oban's: make them with SELECT \
+                    oban_install(), or have their owner GRANT USAGE ON SCHEMA to this role";
+        findings.push(found("prefix", Err(none.into())));
+    }
+    findings.extend(prefixes.iter().flat_map(Prefix::findings));
+    TableIterator::new(findings)
+}
+
+fn preload() -> Result<String, String> {
+    if shmem::is_attached() {
+        Ok("loaded at server start".into())
+    } else {
+        Err("not loaded at server start, so that there are no members, leaders, gossip and workers: add obanrs \
+             to shared_preload_libraries and restart the server"
+            .into())
+    }
+}
+
+fn version() -> Result<String, String> {
+    let library = env!("CARGO_PKG_VERSION");
+    let extension = setting("SELECT extversion::text FROM pg_extension WHERE extname = 'obanrs'");
+    if extension == library {
+        Ok(format!("library and extension are of version {library}"))
+    } else {
+        Err(format!(
+            "the server runs the library of version {library}, the extension in this database is of version \
+             {extension}: ALTER EXTENSION obanrs UPDATE, and restart the server if the library was replaced"
+        ))
+    }
+}
+
+fn encoding() -> Result<String, String> {
+    match setting("SELECT getdatabaseencoding()::text").as_str() {
+        "UTF8" => Ok("UTF8".into()),
+        other => Err(format!("the database's encoding is {other}, and obanrs supports UTF8 only")),
+    }
+}
+
+fn coordinator() -> Result<String, String> {
+    match shmem::coordinator() {
+        _ if session::in_recovery() => Ok("none during recovery: it starts with the promotion".into()),
+        Ok(c) if c.pid != 0 => Ok(format!("running with PID {}", c.pid)),
+        _ => Err(
+            "not running: the server's log says why; max_worker_processes must leave it a slot (raise it \
+                  and restart the server)"
+                .into(),
+        ),
+    }
+}
+
+/// The keeper of this database.
+fn keeper() -> Result<String, String> {
+    if session::in_recovery() {
+        return Ok("none during recovery: it starts with the promotion".into());
+    }
+    let own = session::database();
+    let (keeper, full) = shmem::registry(|r| (r.find(own).copied(), r.is_full())).unwrap_or_default();
+    match keeper {
+        Some(Database { state: RUNNING | STARTING, pid, last_error, .. }) if pid != 0 => {
+            let trouble = last_error.as_str();
+            let trouble =
+                if trouble.is_empty() { String::new() } else { format!("; last trouble: {trouble}") };
+            Ok(format!("running with PID {pid}{trouble}"))
+        }
+        Some(keeper) => Err(format!(
+            "{}, so that nobody elects leaders here: {}",
+            state_name(keeper.state),
+            match keeper.last_error.as_str() {
+                "" => "it is about to start; if that stays so, the server's log says why",
+                error => error,
+            }
+        )),
+        None if full => {
+            Err("none, so that nobody elects leaders here: all slots are taken by other databases; \
+                             raise obanrs.max_databases and restart the server"
+                .into())
+        }
+        None => Err("none yet: the next oban_join or oban_install has it started".into()),
+    }
+}
+
+/// Whether every database with the extension can have its keeper.
+fn worker_slots() -> Result<String, String> {
+    let most: usize = setting("SELECT current_setting('max_worker_processes')").parse().unwrap_or(0);
+    let keepers = shmem::registry(|r| r.databases.iter().filter(|d| d.oid != 0).count()).unwrap_or(0);
+    let needed = keepers + 1;
+    if needed <= most {
+        Ok(format!(
+            "{needed} of {most} slots are for obanrs: the coordinator's and one for each database with the extension"
+        ))
+    } else {
+        Err(format!(
+            "obanrs needs {needed} slots, the coordinator's and one for each database with the extension, but the \
+             server has {most}, which parallel queries and other extensions share: raise max_worker_processes and \
+             restart the server"
+        ))
+    }
+}
+
+/// Sessions that listen or lead are idle by nature.
+fn idle_sessions() -> Result<String, String> {
+    match setting("SELECT current_setting('idle_session_timeout')").as_str() {
+        "0" => Ok("0: sessions that listen or lead may be idle".into()),
+        limit => Err(format!(
+            "{limit}, after which sessions that only listen or lead are ended, and their leadership with them: SET \
+             idle_session_timeout = 0 in those sessions, or for their role"
+        )),
+    }
+}
+
+/// One text from a query with one row.
+fn setting(sql: &str) -> String {
+    let value = Spi::connect(|client| client.select(sql, Some(1), &[])?.first().get_one::<String>());
+    value.unwrap_or_else(|e| pgrx::error!("{e}")).unwrap_or_default()
+}
+
+/// A row of `PREFIXES`.
+struct Prefix {
+    name: String,
+    jobs: Option<String>,
+    jobs_is_table: bool,
+    queue_is_there: bool,
+    state_is_there: bool,
+    without_trigger: Vec<String>,
+    disabled: Vec<String>,
+    peers: Option<String>,
+    unlogged: bool,
+    owner: String,
+    owner_lacks: Vec<String>,
+    caller_lacks: Vec<String>,
+}
+
+fn prefixes() -> Vec<Prefix> {
+    let read = |row: SpiHeapTupleData<'_>| {
+        Ok(Prefix {
+            name: row.get_by_name("prefix")?.unwrap_or_default(),
+            jobs: row.get_by_name("jobs")?,
+            jobs_is_table: row.get_by_name("jobs_is_table")?.unwrap_or(false),
+            queue_is_there: row.get_by_name("queue_is_there")?.unwrap_or(false),
+            state_is_there: row.get_by_name("state_is_there")?.unwrap_or(false),
+            without_trigger: row.get_by_name("without_trigger")?.unwrap_or_default(),
+            disabled: row.get_by_name("disabled")?.unwrap_or_default(),
+            peers: row.get_by_name("peers")?,
+            unlogged: row.get_by_name("unlogged")?.unwrap_or(false),
+            owner: row.get_by_name("owner")?.unwrap_or_default(),
+            owner_lacks: row.get_by_name("owner_lacks")?.unwrap_or_default(),
+            caller_lacks: row.get_by_name("caller_lacks")?.unwrap_or_default(),
+        })
+    };
+    Spi::connect(|client| {
+        let rows = client.select(PREFIXES, None, &[])?;
+        rows.map(read).collect::<SpiResult<Vec<_>>>()
+    })
+    .unwrap_or_else(|e| pgrx::error!("{e}"))
+}
+
+impl Prefix {
+    fn findings(&self) -> Vec<Finding> {
+        let name = &self.name;
+        let mut findings = vec![found(format!("prefix {name}"), self.installed())];
+        if self.jobs.is_some() && self.jobs_is_table {
+            findings.push(found(format!("columns of {name}.oban_jobs"), self.columns()));
+            findings.extend(self.triggers());
+            findings.push(found(format!("rights on {name}"), self.rights()));
+        }
+        if self.peers.is_some() {
+            findings.push(found(format!("{name}.oban_peers"), self.persistence()));
+            findings.push(found(format!("owner of {name}.oban_peers"), self.owner()));
+        }
+        findings
+    }
+
+    fn installed(&self) -> Result<String, String> {
+        for standard in channel::STANDARD {
+            if let Err(e) = channel::full_name(&self.name, standard) {
+                return Err(format!("{}: Oban can't use this schema", crate::error::Error::from(e)));
+            }
+        }
+        if self.jobs.is_some() && !self.jobs_is_table {
+            return Err("oban_jobs is no table: Oban can't use this schema".into());
+        }
+        let mut missing = Vec::new();
+        if self.jobs.is_none() {
+            missing.push("the table oban_jobs".to_owned());
+        }
+        missing.extend(self.without_trigger.iter().map(|t| format!("the trigger on {t}")));
+        match &self.peers {
+            None => missing.push("the table oban_peers".into()),
+            Some(peers) if !spi::peers_table(&self.name).is_some_and(|t| t.installed) => {
+                missing.push(format!("the columns term and boot of {peers}, or Oban's own"));
+            }
+            Some(_) => {}
+        }
+        if missing.is_empty() {
+            return Ok("installed".into());
+        }
+        Err(format!(
+            "there is no {}: SELECT oban_install({})",
+            missing.join(", no "),
+            pgrx::spi::quote_literal(&*self.name)
+        ))
+    }
+
+    fn columns(&self) -> Result<String, String> {
+        let mut missing = Vec::new();
+        if !self.queue_is_there {
+            missing.push("queue (a text)");
+        }
+        if !self.state_is_there {
+            missing.push("state (a text, or an enum with the label available)");
+        }
+        if missing.is_empty() {
+            Ok("the trigger reads queue and state".into())
+        } else {
+            Err(format!(
+                "the trigger finds no column {}, so that an INSERT wakes nobody: name it as Oban does",
+                missing.join(" and ")
+            ))
+        }
+    }
+
+    /// One row for each table whose trigger is off, or one that says that none is.
+    fn triggers(&self) -> Vec<Finding> {
+        let off = |table: &String| {
+            let detail = format!(
+                "disabled, so that an INSERT into it wakes nobody: ALTER TABLE {table} ENABLE TRIGGER obanrs_jobs_insert"
+            );
+            found(format!("trigger on {table}"), Err(detail))
+        };
+        if !self.disabled.is_empty() {
+            return self.disabled.iter().map(off).collect();
+        }
+        if !self.without_trigger.is_empty() {
+            return Vec::new(); // said with the prefix
+        }
+        vec![found(format!("trigger on {}.oban_jobs", self.name), Ok("enabled".into()))]
+    }
+
+    fn persistence(&self) -> Result<String, String> {
+        let Some(peers) = self.peers.as_ref().filter(|_| self.unlogged) else {
+            return Ok("logged: it survives a crash, and a standby knows the leaders".into());
+        };
+        Err(format!(
+            "unlogged, as Oban's migrations make it: a crash empties it, a standby can't read it (oban_leader and \
+             oban_leadership fail there) and starts without any leader when it is promoted: ALTER TABLE {peers} SET LOGGED"
+        ))
+    }
+
+    fn owner(&self) -> Result<String, String> {
+        if self.owner_lacks.is_empty() {
+            Ok(format!("the keeper elects as {}", self.owner))
+        } else {
+            Err(format!(
+                "the keeper elects as {}, who may not do that: {}",
+                self.owner,
+                self.owner_lacks.join("; ")
+            ))
+        }
+    }
+
+    fn rights(&self) -> Result<String, String> {
+        if self.caller_lacks.is_empty() {
+            Ok("this role may listen and see, publish, join and gossip, and signal".into())
+        } else {
+            Err(format!("what this role lacks to use all of it: {}", self.caller_lacks.join("; ")))
+        }
+    }
+}
