@@ -81,9 +81,16 @@ on_others = harness=$$(tools/postgres 15); \
 		$(MAKE) PG_CONFIG="$$config" HARNESS_PG_CONFIG="$$harness" $(1); \
 	done
 
-check: setup ## formatting and lints
+check: package test-structure ## formatting, lints on every major, the install script, the dependencies
 	cargo fmt --check
-	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo clippy --all-targets $(FEATURES),real_server -- -D warnings
+	@PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo clippy --all-targets $(FEATURES),real_server -- -D warnings; \
+	for major in $(OTHER_MAJORS); do \
+		echo "clippy for Postgres $$major"; \
+		config=$$(tools/postgres $$major); \
+		PGRX_PG_CONFIG_PATH="$$config" cargo clippy --lib --no-default-features --features pg$$major,pg_test -- -D warnings; \
+	done
+	tools/pgspot "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql
+	tools/deny
 
 install: package ## into the Postgres of PG_CONFIG; then set shared_preload_libraries and restart it
 	@tools/install "$(PG_CONFIG)" "$(RELEASE_PACKAGE)"

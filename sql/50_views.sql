@@ -1,15 +1,15 @@
 -- Views over the set-returning functions. They show the caller's database, and of it the prefixes
 -- that the caller may read; they filter and don't raise for lack of a right.
 
-CREATE VIEW oban_members AS
+CREATE VIEW @extschema@.oban_members AS
     SELECT prefix, name, node, member, kind, pid, leader, joined_at, expires_at
-    FROM obanrs_members();
+    FROM @extschema@.obanrs_members();
 
-CREATE VIEW oban_leadership AS
+CREATE VIEW @extschema@.oban_leadership AS
     SELECT prefix, name, node, term, started_at, expires_at
-    FROM obanrs_leadership();
+    FROM @extschema@.obanrs_leadership();
 
-CREATE VIEW oban_gossip AS
+CREATE VIEW @extschema@.oban_gossip AS
     SELECT
         g.prefix, g.name, g.node, g.queue,
         (g.state OPERATOR(pg_catalog.->>) 'paused')::pg_catalog.bool AS paused,
@@ -23,9 +23,9 @@ CREATE VIEW oban_gossip AS
             (g.state OPERATOR(pg_catalog.->>) 'started_at')::pg_catalog.timestamptz, g.started_at
         ) AS started_at,
         g.updated_at, g.expires_at, g.state
-    FROM obanrs_gossip() g;
+    FROM @extschema@.obanrs_gossip() g;
 
-CREATE VIEW oban_workers AS
+CREATE VIEW @extschema@.oban_workers AS
     SELECT w.kind, d.datname AS database, w.pid, w.state, w.started_at, w.restarts, w.last_error
-    FROM obanrs_workers() w
+    FROM @extschema@.obanrs_workers() w
     LEFT JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) w.database;
