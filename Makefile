@@ -30,7 +30,7 @@ unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUST_BACKTRACE CARGO_TARGET_DIR CARGO
 RELEASE_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-release
 TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 
-.PHONY: help setup build package test-package demo test test-logic test-structure test-backend test-server test-all ci check install clean
+.PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check install clean
 
 help: ## lists the targets
 	@echo 'Usage: make TARGET [PG_CONFIG=/path/to/pg_config]'
@@ -62,7 +62,10 @@ test-structure: setup ## who depends on whom in src
 test-backend: test-package ## the functions, inside a backend
 	$(call harness,$(TEST_PACKAGE)) cargo test $(HARNESS_FEATURES) --test backend
 
-test-server: package ## real servers, real clients; kills and restarts
+drivers: setup
+	@tools/drivers
+
+test-server: package drivers ## real servers, real clients; kills and restarts
 	$(call harness,$(RELEASE_PACKAGE)) cargo test $(HARNESS_FEATURES) --test server
 
 test-all: ## every test and the demo on Postgres 15 to 18, which it gets if they are missing
@@ -96,4 +99,4 @@ install: package ## into the Postgres of PG_CONFIG; then set shared_preload_libr
 	@tools/install "$(PG_CONFIG)" "$(RELEASE_PACKAGE)"
 
 clean: ## removes what was built
-	rm -rf target
+	rm -rf target tests/drivers/node_modules

@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "server/drivers.rs"]
+mod drivers;
 #[path = "server/gossip.rs"]
 mod gossip;
 #[path = "server/lifecycle.rs"]
