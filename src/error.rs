@@ -32,6 +32,10 @@ pub enum Error {
     NotPreloaded,
     #[error("cannot {0} during recovery")]
     InRecovery(&'static str),
+    #[error("cannot {0} in a read-only transaction")]
+    ReadOnly(&'static str),
+    #[error("cannot read {table} during recovery: it is unlogged")]
+    UnloggedInRecovery { table: String },
     #[error("cannot {0} within security-restricted operation")]
     Restricted(&'static str),
     #[error("{0}")]
@@ -57,7 +61,10 @@ impl Error {
             }
             Self::TableFull { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
             Self::PayloadTooLarge(_) => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-            Self::NotPreloaded | Self::InRecovery(_) => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Self::ReadOnly(_) => ERRCODE_READ_ONLY_SQL_TRANSACTION,
+            Self::NotPreloaded | Self::InRecovery(_) | Self::UnloggedInRecovery { .. } => {
+                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
+            }
             Self::NotSupported(_) => ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::WrongTrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
         }
@@ -88,6 +95,12 @@ impl Error {
             }
             Self::NotPreloaded => "Add obanrs to shared_preload_libraries and restart the server.".into(),
             Self::InRecovery(_) => "Connect to the primary.".into(),
+            Self::ReadOnly(_) => {
+                "Begin it with READ WRITE, or SET default_transaction_read_only = off.".into()
+            }
+            Self::UnloggedInRecovery { table } => {
+                format!("Ask the primary, or have it run ALTER TABLE {table} SET LOGGED.")
+            }
             Self::Restricted(_) => {
                 "Call it from the session itself, not from an index, a policy or the like.".into()
             }
@@ -111,15 +124,15 @@ impl From<ChannelError> for Error {
     fn from(error: ChannelError) -> Self {
         match error {
             ChannelError::Name(channel) => Error::bad(
-                format!("channel \"{channel}\" is not a channel name"),
+                format!("channel \"{}\" is not a channel name", excerpt(&channel)),
                 "A channel is lower-case letters, digits and underscores, and does not begin with a digit.",
             ),
             ChannelError::DottedPrefix(prefix) => Error::bad(
-                format!("prefix \"{prefix}\" contains a dot"),
+                format!("prefix \"{}\" contains a dot", excerpt(&prefix)),
                 "Oban's nodes split a channel's name at its first dot: rename the schema.",
             ),
             ChannelError::TooLong(full) => Error::bad(
-                format!("channel name \"{full}\" has {} bytes", full.len()),
+                format!("channel name \"{}\" has {} bytes", excerpt(&full), full.len()),
                 format!("<prefix>.oban_<channel> may have {MAX_CHANNEL} bytes, as any channel in Postgres."),
             ),
         }
@@ -149,6 +162,16 @@ pub fn log(level: PgLogLevel, code: PgSqlErrorCode, message: impl Into<String>, 
     ErrorReport::new(code, message.into(), "obanrs").set_hint(hint).report(level);
 }
 
+/// As much of a value as a message shows.
+pub fn excerpt(text: &str) -> String {
+    const MOST: usize = 100;
+    let mut shown: String = text.chars().take(MOST).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
+}
+
 /// An argument that must not be NULL. (Functions are not STRICT: a silent NULL would hide a mistake.)
 pub fn given<T>(name: &'static str, argument: Option<T>) -> Result<T, Error> {
     argument.ok_or(Error::NullArgument(name))
@@ -165,7 +188,7 @@ pub fn name<const N: usize>(
     }
     crate::logic::text::Text::new(value).ok_or_else(|| {
         Error::bad(
-            format!("argument \"{argument}\" has {} bytes: \"{value}\"", value.len()),
+            format!("argument \"{argument}\" has {} bytes: \"{}\"", value.len(), excerpt(value)),
             format!("At most {N} bytes fit."),
         )
     })

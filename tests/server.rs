@@ -4,6 +4,8 @@ mod support;
 
 #[path = "server/drivers.rs"]
 mod drivers;
+#[path = "server/errors.rs"]
+mod errors;
 #[path = "server/gossip.rs"]
 mod gossip;
 #[path = "server/lifecycle.rs"]

@@ -63,6 +63,10 @@ fn oban_gossip_put(
     let state = validated(given("state", state)?)?;
     let ttl = lifetime(ttl)?;
     acl::require(names.prefix.as_str(), Right::Write)?;
+    // The coordinator, who lets entries expire, is not there either.
+    if session::in_recovery() {
+        return Err(Error::InRecovery("gossip").into());
+    }
 
     let now = time::now();
     let expires_at = now + ttl;
@@ -143,7 +147,9 @@ fn oban_gossip_delete(
     prefix: default!(Option<&str>, "'public'"),
 ) -> Result<i32, ErrorReport> {
     let names = Names::of(prefix, name, node)?;
+    let queue: Option<Text<MAX_QUEUE>> = queue.map(|q| error::name("queue", Some(q))).transpose()?;
     acl::require(names.prefix.as_str(), Right::Write)?;
+    let queue = queue.as_ref().map(Text::as_str);
     let deleted = shmem::gossip(|table, _| table.delete(&names.key(""), queue, time::now()))?;
     Ok(deleted as i32)
 }

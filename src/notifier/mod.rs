@@ -5,7 +5,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use serde_json::Value;
 
-use crate::error::{Error, given};
+use crate::error::{Error, excerpt, given};
 use crate::logic::{channel, wire};
 use crate::pg::acl::{self, Right};
 use crate::pg::{notify, session};
@@ -66,10 +66,6 @@ fn wire_form(payload: &Value) -> Result<String, Error> {
         ));
     }
     Ok(wire::encode(&payload.to_string())?)
-}
-
-fn excerpt(text: &str) -> String {
-    text.chars().take(60).collect()
 }
 
 #[pg_extern(immutable, parallel_safe)]

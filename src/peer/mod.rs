@@ -16,9 +16,10 @@ use pgrx::spi::SpiResult;
 
 use crate::error::{self, Error, given};
 use crate::logic::gossip;
-use crate::logic::peer::{Electorate, JoinError, Leadership, Member, View};
+use crate::logic::peer::{Electorate, JoinError, Leadership, MAX_NODE, Member, View};
+use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
-use crate::pg::{latch, session, spi, time};
+use crate::pg::{latch, session, spi, time, xact};
 use crate::shmem;
 
 /// How long `oban_join` waits for the election: long enough for a keeper that is just starting.
@@ -184,10 +185,11 @@ fn leadership_of(
     prefix: Option<&str>,
 ) -> Result<Option<Leadership>, Error> {
     let electorate = electorate(name, prefix)?;
+    let node: Option<Text<MAX_NODE>> = node.map(|n| error::name("node", Some(n))).transpose()?;
     if node.is_some() {
         acl::require(electorate.prefix.as_str(), Right::Read)?;
     }
-    shmem::peers_view(|v| led_by(&v, &electorate, node))
+    shmem::peers_view(|v| led_by(&v, &electorate, node.as_ref().map(Text::as_str)))
 }
 
 #[pg_extern(volatile, parallel_restricted)]
@@ -263,15 +265,20 @@ fn oban_leader(
     >,
     ErrorReport,
 > {
-    let (name, prefix) = (given("name", name)?, given("prefix", prefix)?);
+    let electorate = electorate(name, prefix)?;
+    let (name, prefix) = (electorate.name.as_str(), electorate.prefix.as_str());
     acl::require(prefix, Right::Read)?;
     let table = spi::peers_table(prefix);
+    if table.as_ref().is_some_and(|t| t.unlogged) && session::in_recovery() {
+        return Err(Error::UnloggedInRecovery { table: spi::qualified(prefix, "oban_peers") }.into());
+    }
     let rows = table.map(|table| leaders(&table, Some(name))).unwrap_or_default();
     Ok(TableIterator::new(rows.into_iter().map(|r| (r.node, r.term, r.started_at, r.expires_at))))
 }
 
-/// The rows of the view oban_leadership: of every prefix that the caller may read.
-#[pg_extern(volatile, parallel_restricted)]
+/// The rows of the view oban_leadership: of every prefix that the caller may read, and that can be
+/// read. A policy of one table's owner that raises must not break the view for all the others.
+#[pg_extern(volatile, parallel_unsafe)]
 fn obanrs_leadership() -> TableIterator<
     'static,
     (
@@ -286,7 +293,7 @@ fn obanrs_leadership() -> TableIterator<
     let tables = spi::installed_peers_tables().into_iter().filter(|t| acl::allows(&t.prefix, Right::Read));
     let rows: Vec<_> = tables
         .flat_map(|table| {
-            let rows = leaders(&table, None).into_iter();
+            let rows = xact::attempt(|| leaders(&table, None)).unwrap_or_default().into_iter();
             rows.map(move |r| (table.prefix.clone(), r.name, r.node, r.term, r.started_at, r.expires_at))
         })
         .collect();

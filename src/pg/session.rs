@@ -4,6 +4,8 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
+use crate::error::Error;
+
 pub fn database() -> u32 {
     // SAFETY: a plain global; 0 without a database.
     unsafe { pg_sys::MyDatabaseId }.to_u32()
@@ -23,6 +25,15 @@ pub fn acts_for(role: u32) -> bool {
 pub fn in_recovery() -> bool {
     // SAFETY: reads shared memory.
     unsafe { pg_sys::RecoveryInProgress() }
+}
+
+/// For what writes tables: 55000 in recovery, 25006 in another read-only transaction.
+pub fn require_writable(what: &'static str) -> Result<(), Error> {
+    if in_recovery() {
+        return Err(Error::InRecovery(what));
+    }
+    // SAFETY: a plain global.
+    if unsafe { pg_sys::XactReadOnly } { Err(Error::ReadOnly(what)) } else { Ok(()) }
 }
 
 /// Whether somebody else's code runs in this session, such as an index function during a superuser's

@@ -51,15 +51,17 @@ pub struct PeersTable {
     pub owner: u32,
     /// Whether `oban_install` added its columns.
     pub installed: bool,
+    pub unlogged: bool,
 }
 
 /// Every table of that name with Oban's columns and their types. A table of another shape, or a
 /// temporary one of another session, must not make a query over all prefixes fail for everybody.
 /// (Every operator is qualified, here and wherever SQL of ours runs with a user's search_path.)
 const PEERS_TABLES: &str = "
-    SELECT p.prefix, p.owner, p.ours OPERATOR(pg_catalog.=) 2
+    SELECT p.prefix, p.owner, p.ours OPERATOR(pg_catalog.=) 2, p.unlogged
     FROM (
         SELECT n.nspname::pg_catalog.text AS prefix, c.relowner AS owner,
+            c.relpersistence OPERATOR(pg_catalog.=) 'u' AS unlogged,
             pg_catalog.count(*) FILTER (WHERE
                 a.attname OPERATOR(pg_catalog.=) ANY ('{name,node}'::pg_catalog.name[])
                 AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.text'::pg_catalog.regtype::pg_catalog.oid
@@ -77,7 +79,7 @@ const PEERS_TABLES: &str = "
           AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p}'::pg_catalog.\"char\"[])
           AND c.relpersistence OPERATOR(pg_catalog.<>) 't'
           AND ($1 IS NULL OR n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name)
-        GROUP BY n.nspname, c.relowner
+        GROUP BY n.nspname, c.relowner, c.relpersistence
     ) p
     WHERE p.theirs OPERATOR(pg_catalog.=) 4
     ORDER BY p.prefix";
@@ -90,6 +92,7 @@ fn peers_tables(prefix: Option<&str>) -> Vec<PeersTable> {
                 prefix: row.get(1)?.unwrap_or_default(),
                 owner: row.get::<pg_sys::Oid>(2)?.map_or(0, |o| o.to_u32()),
                 installed: row.get(3)?.unwrap_or(false),
+                unlogged: row.get(4)?.unwrap_or(false),
             })
         })
         .collect::<SpiResult<Vec<_>>>()

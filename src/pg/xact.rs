@@ -89,6 +89,39 @@ pub fn contain<R>(body: impl FnOnce() -> R) -> Result<R, String> {
     outcome
 }
 
+/// Runs `body` in a subtransaction of the session's own; an ERROR in it is undone and given back by its
+/// message. What has to end the whole query does: a cancel, and a panic of our own.
+pub fn attempt<R>(body: impl FnOnce() -> R) -> Result<R, String> {
+    // SAFETY: saved here, restored below on both ways, as PL/pgSQL does around an exception block.
+    let (context, owner) = unsafe {
+        let saved = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(saved.0);
+        saved
+    };
+    let body = AssertUnwindSafe(body);
+    let outcome = PgTryBuilder::new(move || Ok({ body }.0()))
+        .catch_others(|error| match error {
+            CaughtError::PostgresError(e) | CaughtError::ErrorReport(e)
+                if e.sql_error_code() != PgSqlErrorCode::ERRCODE_QUERY_CANCELED =>
+            {
+                Err(e.message().to_owned())
+            }
+            other => other.rethrow(),
+        })
+        .execute();
+    // SAFETY: as above; the subtransaction is this function's own.
+    unsafe {
+        match outcome {
+            Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
+            Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
+        }
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::CurrentResourceOwner = owner;
+    }
+    outcome
+}
+
 /// Runs `body`; when it raises `code`, raises that again with this hint.
 pub fn with_hint<R>(code: PgSqlErrorCode, hint: &str, body: impl FnOnce() -> R + UnwindSafe) -> R {
     let hint = AssertUnwindSafe(hint.to_owned());

@@ -10,9 +10,11 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::spi::SpiResult;
 
-use crate::error::{Error, given};
+use crate::error::{self, Error, given};
 use crate::logic::channel;
-use crate::pg::{acl, catalog, spi, xact};
+use crate::logic::peer::MAX_PREFIX;
+use crate::logic::text::Text;
+use crate::pg::{acl, catalog, session, spi, xact};
 use crate::shmem::at_end::{Note, note};
 
 const JOBS: &str = include_str!("../../sql/prefix/oban_jobs.sql");
@@ -45,7 +47,8 @@ fn oban_install(
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_uninstall(prefix: default!(Option<&str>, "'public'")) -> Result<(), ErrorReport> {
-    let prefix = given("prefix", prefix)?;
+    let prefix: Text<MAX_PREFIX> = error::name("prefix", prefix)?;
+    let prefix = prefix.as_str();
     let schema = catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))?;
     xact::with_hint(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, LOCK_HINT, || uninstall(prefix, schema))?;
     Ok(())
@@ -60,6 +63,7 @@ fn install(prefix: &str) -> Result<(), Error> {
     let schema = match catalog::namespace(prefix) {
         Some(schema) => schema,
         None => {
+            session::require_writable("install")?;
             run(&format!("CREATE SCHEMA {}", pgrx::spi::quote_identifier(prefix)));
             catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))?
         }
@@ -67,6 +71,7 @@ fn install(prefix: &str) -> Result<(), Error> {
     if is_installed(schema, prefix) {
         return Ok(());
     }
+    session::require_writable("install")?;
     catalog::lock_namespace(schema);
     if catalog::relation(schema, "oban_jobs").is_none() {
         if !catalog::type_exists(schema, "oban_job_state") {
@@ -102,6 +107,7 @@ fn install(prefix: &str) -> Result<(), Error> {
 }
 
 fn uninstall(prefix: &str, schema: u32) -> Result<(), Error> {
+    session::require_writable("uninstall")?;
     for table in ["oban_jobs", "oban_peers"] {
         if catalog::relation(schema, table).is_some() {
             require_owner(schema, prefix, table)?;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use postgres::{Client, NoTls};
 
+use super::Ask;
 use super::installation::installation;
 use super::workspace::{output, workspace};
 
@@ -47,14 +48,17 @@ impl Cluster {
 
     /// A running server with these lines in its configuration.
     pub fn start(settings: &[&str]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let cluster = Self { folder: workspace().folder.join(format!("c{number}")) };
+        let cluster = Self { folder: Self::new_folder() };
         let mut copy = workspace().command("cp".as_ref());
         output(copy.arg("-a").arg(template()).arg(&cluster.folder));
         cluster.configure(settings);
         cluster.run(&["start", "-w", "-t", "60"]);
         cluster
+    }
+
+    fn new_folder() -> PathBuf {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        workspace().folder.join(format!("c{}", COUNT.fetch_add(1, Ordering::Relaxed)))
     }
 
     /// Adds lines to the configuration; a restart or a reload makes them count.
@@ -80,6 +84,35 @@ impl Cluster {
 
     pub fn start_again(&self) {
         self.run(&["start", "-w", "-t", "60"]);
+    }
+
+    /// A standby of this server, with its settings and these.
+    pub fn standby(&self, settings: &[&str]) -> Self {
+        let standby = Self { folder: Self::new_folder() };
+        let mut mkdir = workspace().command("mkdir".as_ref());
+        output(mkdir.arg(&standby.folder));
+        let mut basebackup = self.program("pg_basebackup");
+        output(
+            basebackup
+                .args(["--write-recovery-conf", "--checkpoint=fast", "--pgdata"])
+                .arg(standby.data_folder()),
+        );
+        standby.configure(settings);
+        standby.run(&["start", "-w", "-t", "60"]);
+        standby
+    }
+
+    /// Makes a standby a primary.
+    pub fn promote(&self) {
+        self.run(&["promote", "-w", "-t", "60"]);
+    }
+
+    /// Everything that was written so far can be read on the standby.
+    pub fn wait_for_standby(&self, standby: &Self) {
+        let written: String = self.client().one("SELECT pg_current_wal_flush_lsn()::text");
+        let mut client = standby.client();
+        let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+        super::wait_until("the standby has it", || client.one(&replayed));
     }
 
     fn run(&self, what: &[&str]) {

@@ -1,0 +1,299 @@
+//! Errors are an interface: the SQLSTATE, the value that was wrong, and a hint that helps. Over all
+//! functions that the extension has, as the catalog lists them, so that none is left out.
+
+use postgres::error::DbError;
+use postgres::{Client, SimpleQueryMessage};
+
+use crate::support::{Ask, Cluster};
+
+/// A function of the SQL surface and its arguments: name, type, default.
+struct Function {
+    name: String,
+    arguments: Vec<(String, String, Option<String>)>,
+}
+
+fn functions(client: &mut Client) -> Vec<Function> {
+    let sql = "
+        SELECT p.proname::text, a.name, format_type(a.type, NULL), pg_get_function_arg_default(p.oid, a.n::int)
+        FROM pg_depend d
+        JOIN pg_proc p ON p.oid = d.objid
+        JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'obanrs'
+        LEFT JOIN LATERAL unnest(p.proargnames[1:p.pronargs], p.proargtypes::oid[]) WITH ORDINALITY a (name, type, n)
+            ON a.type IS NOT NULL
+        WHERE d.classid = 'pg_proc'::regclass AND d.deptype = 'e' AND p.proname LIKE 'oban\\_%'
+        ORDER BY p.oid, a.n";
+    let mut found: Vec<Function> = Vec::new();
+    for row in client.query(sql, &[]).unwrap() {
+        let name: String = row.get(0);
+        if found.last().is_none_or(|f| f.name != name) {
+            found.push(Function { name, arguments: Vec::new() });
+        }
+        if let Some(argument) = row.get::<_, Option<String>>(1) {
+            found.last_mut().unwrap().arguments.push((argument, row.get(2), row.get(3)));
+        }
+    }
+    assert!(found.len() > 15, "{} functions were found", found.len());
+    found
+}
+
+/// What works for an argument of that name.
+fn valid(argument: &str) -> &'static str {
+    match argument {
+        "channel" => "'insert'",
+        "channels" => "'{insert}'",
+        "lease" | "stage" | "ttl" => "NULL",
+        "member" => "1",
+        "name" => "'Oban'",
+        "node" => "'web.1'",
+        "payload" => "'{}'",
+        "payloads" => "ARRAY['{}']::jsonb[]",
+        "prefix" => "'public'",
+        "queue" => "'default'",
+        "replace" => "false",
+        "state" => "'{}'",
+        "wire" => "'{}'",
+        other => panic!("what is a valid {other}? Say so here"),
+    }
+}
+
+impl Function {
+    /// A call with valid arguments but for these.
+    fn call(&self, but: &[(&str, &str)]) -> String {
+        let argument = |(name, kind, _): &(String, String, Option<String>)| {
+            let value = but.iter().find(|(n, _)| n == name).map_or(valid(name), |(_, value)| value);
+            format!("{name} => ({value})::{kind}")
+        };
+        let arguments: Vec<String> = self.arguments.iter().map(argument).collect();
+        format!("SELECT * FROM {}({})", self.name, arguments.join(", "))
+    }
+
+    fn has(&self, argument: &str) -> bool {
+        self.arguments.iter().any(|(name, ..)| name == argument)
+    }
+}
+
+fn outcome(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, DbError> {
+    client.simple_query(sql).map_err(|e| e.as_db_error().unwrap_or_else(|| panic!("{sql}: {e}")).clone())
+}
+
+/// The statement fails with this SQLSTATE; the message shows the value, the hint names what helps.
+fn refused(client: &mut Client, sql: &str, code: &str, shows: &str, helps: &str) {
+    let error = outcome(client, sql).expect_err(sql);
+    assert_eq!(error.code().code(), code, "{sql}: {error}");
+    assert!(error.message().contains(shows), "{sql}: the message does not show {shows}: {error}");
+    let hint = error.hint().unwrap_or_else(|| panic!("{sql}: no hint: {error}"));
+    assert!(hint.contains(helps), "{sql}: the hint does not name {helps}: {hint}");
+    assert!(error.detail().is_none_or(|d| !d.contains("backtrace")), "{sql}: {:?}", error.detail());
+}
+
+#[test]
+fn a_null_argument_is_an_error_that_names_it() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    let mut tried = 0;
+    for function in functions(&mut client) {
+        for (name, _, default) in &function.arguments {
+            let optional = default.as_ref().is_some_and(|d| d.starts_with("NULL"));
+            if !optional {
+                let call = function.call(&[(name, "NULL")]);
+                refused(&mut client, &call, "22004", &format!("\"{name}\""), name);
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 30, "only {tried} arguments were tried");
+    for call in [
+        "oban_notify_many('insert', ARRAY['{}', NULL]::jsonb[])",
+        "oban_listen_channels(ARRAY['insert', NULL])",
+    ] {
+        refused(&mut client, &format!("SELECT {call}"), "22004", "", "Leave");
+    }
+}
+
+/// Every text of every function: empty, and far too long. Nothing is cut in silence.
+#[test]
+fn empty_and_endless_texts_are_refused() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    for function in functions(&mut client) {
+        for (name, kind, _) in &function.arguments {
+            let (empty, endless) = match kind.as_str() {
+                "text" => ("''", "repeat('x', 3000)"),
+                "text[]" => ("ARRAY['']", "ARRAY[repeat('x', 3000)]"),
+                _ => continue,
+            };
+            // The empty prefix means the channel as it is named.
+            let verbatim = name == "prefix" && (function.has("channel") || function.has("channels"));
+            if !verbatim {
+                let call = function.call(&[(name, empty)]);
+                refused(&mut client, &call, "22023", "", "");
+            }
+            let call = function.call(&[(name, endless)]);
+            refused(&mut client, &call, "22023", "", "");
+            let error = outcome(&mut client, &call).unwrap_err();
+            assert!(error.message().len() < 500, "it shows an excerpt only: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_prefix_that_does_not_exist_is_named() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    for function in functions(&mut client).iter().filter(|f| f.has("prefix")) {
+        let call = function.call(&[("prefix", "'nowhere'")]);
+        match function.name.as_str() {
+            // One creates it, the other only takes names off this session's list.
+            "oban_install" | "oban_unlisten_channels" => {
+                assert!(outcome(&mut client, &call).is_ok(), "{call}")
+            }
+            _ => refused(&mut client, &call, "3F000", "\"nowhere\"", "oban_install('nowhere')"),
+        }
+        client.batch_execute("DROP SCHEMA IF EXISTS nowhere CASCADE").unwrap();
+    }
+}
+
+#[test]
+fn wrong_values_are_shown_with_what_helps() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.max_members = 1"]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install(), oban_join('taken')").unwrap();
+    let mut other = cluster.client();
+    let noise =
+        "(SELECT jsonb_build_object('x', string_agg(md5(i::text), '')) FROM generate_series(1, 2000) i)";
+    for (call, code, shows, helps) in [
+        ("oban_notify('insert', '[]')", "22023", "[]", "wrap it"),
+        ("oban_notify('insert', '1')", "22023", "1", "wrap it"),
+        ("oban_notify_many('insert', ARRAY['{}', '\"x\"']::jsonb[])", "22023", "\"x\"", "wrap it"),
+        ("oban_notify('Insert', '{}')", "22023", "\"Insert\"", "lower-case"),
+        ("oban_notify('insert', '{}', 'a.b')", "22023", "\"a.b\"", "rename"),
+        ("oban_notify(repeat('x', 60), '{}')", "22023", "72 bytes", "63 bytes"),
+        ("oban_listen_channels('{Insert}')", "22023", "\"Insert\"", "lower-case"),
+        ("oban_unlisten_channels('{a b}')", "22023", "\"a b\"", "lower-case"),
+        ("oban_install('a.b')", "22023", "\"a.b\"", "rename"),
+        ("oban_install(stage => true)", "0A000", "staging", "README"),
+        ("oban_encode('[1]')", "22023", "[1]", "wrap it"),
+        ("oban_decode('Z:nonsense')", "22023", "", "H4sI"),
+        ("oban_decode('{')", "22023", "\"{\"", "H4sI"),
+        ("oban_join('x', lease => '30s')", "0A000", "lease", "README"),
+        ("oban_join('x', repeat('n', 300))", "22023", "\"name\" has 300 bytes", "fit"),
+        ("oban_join('x')", "53400", "member", "obanrs.max_members"),
+        ("oban_gossip_put('a', 'q', '[]')", "22023", "", ""),
+        ("oban_gossip_put('a', 'q', '{\"running\": 1}')", "22023", "running", ""),
+        ("oban_gossip_put('a', 'q', ttl => '0s')", "22023", "ttl", ""),
+        ("oban_gossip_put('a', 'q', ttl => '2 years')", "22023", "ttl", ""),
+        ("oban_gossip_put('a', 'q', jsonb_build_object('x', repeat('x', 70000)))", "22023", "state", ""),
+    ] {
+        refused(&mut other, &format!("SELECT {call}"), code, shows, helps);
+    }
+    // Too long even when packed: random text does not compress.
+    for call in [format!("oban_notify('insert', {noise})"), format!("oban_encode({noise})")] {
+        refused(&mut other, &format!("SELECT {call}"), "54000", "7999", "table");
+    }
+    let pid: i32 = client.one("SELECT pg_backend_pid()");
+    refused(&mut other, "SELECT oban_join('taken')", "23505", "\"taken\"", &pid.to_string());
+    let read_only = "BEGIN READ ONLY; SELECT oban_install('new')";
+    refused(&mut other, read_only, "25006", "install", "READ WRITE");
+    other.batch_execute("ROLLBACK").unwrap();
+    let error = outcome(&mut other, "SET obanrs.no_such_setting = 1").unwrap_err();
+    assert_eq!(error.code().code(), "42602");
+    // None of it changed anything.
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_members"), 1);
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_gossip"), 0);
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM pg_namespace WHERE nspname IN ('a.b', 'new')"), 0);
+}
+
+/// Without preload, what needs no shared memory works, and all the rest says what is missing.
+#[test]
+fn without_preload_functions_work_or_say_why_not() {
+    let cluster = Cluster::start(&[]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE SCHEMA \"Odd_one\"").unwrap();
+    // The notice goes to the client, and with this setting to the log too.
+    client
+        .batch_execute("SET log_min_messages = notice; CREATE EXTENSION obanrs SCHEMA \"Odd_one\"")
+        .unwrap();
+    assert!(cluster.log().contains("obanrs is not loaded at server start"), "{}", cluster.log());
+    assert!(outcome(&mut client, "SELECT oban_version()").is_err(), "it is where the user wanted it");
+    client.batch_execute("SET search_path = \"Odd_one\", public; SELECT oban_install()").unwrap();
+    client
+        .batch_execute("SELECT oban_listen_channels(); INSERT INTO oban_jobs (worker) VALUES ('w')")
+        .unwrap();
+    let works = [
+        "oban_version",
+        "oban_check",
+        "oban_install",
+        "oban_uninstall",
+        "oban_notify",
+        "oban_notify_many",
+        "oban_listen_channels",
+        "oban_unlisten_channels",
+        "oban_encode",
+        "oban_decode",
+        "oban_leader",
+    ];
+    for function in functions(&mut client) {
+        let call = function.call(&[]);
+        if works.contains(&function.name.as_str()) {
+            outcome(&mut client, &call).unwrap_or_else(|e| panic!("{call}: {e}"));
+        } else {
+            refused(&mut client, &call, "55000", "not loaded", "shared_preload_libraries");
+        }
+    }
+    for view in ["oban_members", "oban_gossip", "oban_workers"] {
+        let sql = format!("SELECT * FROM {view}");
+        refused(&mut client, &sql, "55000", "not loaded", "shared_preload_libraries");
+    }
+    outcome(&mut client, "SELECT * FROM oban_leadership").unwrap();
+}
+
+/// On a standby what reads works, and what would write says where to go.
+#[test]
+fn in_recovery_functions_work_or_name_the_primary() {
+    let primary = Cluster::installed();
+    let mut client = primary.client();
+    client
+        .batch_execute("SELECT oban_install('unlogged'); ALTER TABLE unlogged.oban_peers SET UNLOGGED")
+        .unwrap();
+    client.batch_execute("CREATE SCHEMA bare; SELECT oban_join('web.1')").unwrap();
+    crate::support::wait_until("it leads", || client.one("SELECT oban_is_leader()"));
+    let standby = primary.standby(&[]);
+    primary.wait_for_standby(&standby);
+    let mut client = standby.client();
+    let works = [
+        "oban_version",
+        "oban_check",
+        "oban_install",
+        "oban_unlisten_channels",
+        "oban_encode",
+        "oban_decode",
+        "oban_leader",
+        "oban_is_leader",
+        "oban_term",
+        "oban_leave",
+        "oban_gossip_delete",
+    ];
+    for function in functions(&mut client) {
+        let call = function.call(&[]);
+        if works.contains(&function.name.as_str()) {
+            outcome(&mut client, &call).unwrap_or_else(|e| panic!("{call}: {e}"));
+        } else {
+            refused(&mut client, &call, "55000", "recovery", "primary");
+        }
+    }
+    refused(&mut client, "SELECT oban_install('bare')", "55000", "recovery", "primary");
+    refused(&mut client, "SELECT oban_install('new')", "55000", "recovery", "primary");
+    for view in ["oban_members", "oban_leadership", "oban_gossip", "oban_workers"] {
+        outcome(&mut client, &format!("SELECT * FROM {view}")).unwrap();
+    }
+    assert_eq!(client.one::<String>("SELECT node FROM oban_leader()"), "web.1");
+    assert_eq!(client.one::<String>("SELECT prefix FROM oban_leadership"), "public");
+    assert!(
+        !client.one::<bool>("SELECT oban_is_leader(node => 'web.1')"),
+        "it is a member over there, not here"
+    );
+    let unlogged = "SELECT * FROM oban_leader(prefix => 'unlogged')";
+    refused(&mut client, unlogged, "55000", "unlogged.oban_peers", "SET LOGGED");
+    let workers = "SELECT bool_and(ok) FROM oban_check() WHERE item IN ('preload', 'coordinator', 'keeper')";
+    assert!(client.one::<bool>(workers), "a standby needs no workers");
+}
