@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "server/check.rs"]
+mod check;
 #[path = "server/drivers.rs"]
 mod drivers;
 #[path = "server/errors.rs"]
@@ -10,10 +12,14 @@ mod errors;
 mod gossip;
 #[path = "server/lifecycle.rs"]
 mod lifecycle;
+#[path = "server/museum.rs"]
+mod museum;
 #[path = "server/notify.rs"]
 mod notify;
 #[path = "server/peers.rs"]
 mod peers;
+#[path = "server/rights.rs"]
+mod rights;
 #[path = "server/schema.rs"]
 mod schema;
 #[path = "server/tenants.rs"]

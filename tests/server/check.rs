@@ -1,0 +1,185 @@
+//! `oban_check` finds what is wrong, and what it says to do helps.
+
+use postgres::Client;
+
+use crate::support::{Ask, Cluster, wait_for, wait_until};
+
+/// What is not ok: item and detail.
+fn wrong(client: &mut Client) -> Vec<(String, String)> {
+    let rows = client.query("SELECT item, detail FROM oban_check() WHERE NOT ok", &[]).unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+/// The one thing that is wrong; its detail.
+fn only_wrong(client: &mut Client, item: &str) -> String {
+    let mut wrong = wrong(client);
+    assert_eq!(wrong.iter().map(|(item, _)| item.as_str()).collect::<Vec<_>>(), [item], "{wrong:?}");
+    wrong.pop().unwrap().1
+}
+
+/// A detail ends with the statement that helps.
+fn follow(client: &mut Client, detail: &str) {
+    let (_, statement) = detail.rsplit_once(": ").unwrap();
+    client.batch_execute(statement).unwrap_or_else(|e| panic!("{statement}: {e}"));
+}
+
+fn healthy(cluster: &Cluster) -> Client {
+    let mut client = cluster.client();
+    wait_until("all is well", || client.one("SELECT bool_and(ok) FROM oban_check()"));
+    client
+}
+
+#[test]
+fn a_healthy_prefix_has_a_row_a_thing_and_all_are_ok() {
+    let cluster = Cluster::installed();
+    let mut client = healthy(&cluster);
+    let items: Vec<String> =
+        client.query("SELECT item FROM oban_check()", &[]).unwrap().iter().map(|r| r.get(0)).collect();
+    assert_eq!(
+        items,
+        [
+            "preload",
+            "version",
+            "encoding",
+            "coordinator",
+            "keeper",
+            "max_worker_processes",
+            "idle_session_timeout",
+            "prefix public",
+            "columns of public.oban_jobs",
+            "trigger on public.oban_jobs",
+            "rights on public",
+            "public.oban_peers",
+            "owner of public.oban_peers",
+        ]
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_prefix_is_named_with_the_statement_that_helps() {
+    let cluster = Cluster::installed();
+    let mut client = healthy(&cluster);
+    for (breaks, item) in [
+        ("ALTER TABLE oban_jobs DISABLE TRIGGER obanrs_jobs_insert", "trigger on public.oban_jobs"),
+        ("ALTER TABLE oban_jobs ENABLE REPLICA TRIGGER obanrs_jobs_insert", "trigger on public.oban_jobs"),
+        ("DROP TRIGGER obanrs_jobs_insert ON oban_jobs", "prefix public"),
+        ("ALTER TABLE oban_peers DROP COLUMN term", "prefix public"),
+        ("DROP TABLE oban_peers", "prefix public"),
+        ("ALTER TABLE oban_peers SET UNLOGGED", "public.oban_peers"),
+        (
+            "CREATE ROLE app; ALTER TABLE oban_peers OWNER TO app; REVOKE INSERT ON oban_peers FROM app",
+            "owner of public.oban_peers",
+        ),
+        ("REVOKE USAGE ON SCHEMA public FROM PUBLIC", "owner of public.oban_peers"),
+    ] {
+        client.batch_execute(breaks).unwrap();
+        let detail = only_wrong(&mut client, item);
+        follow(&mut client, &detail);
+        assert_eq!(wrong(&mut client), [], "after {breaks}: {detail}");
+    }
+    for column in ["queue", "state"] {
+        client.batch_execute(&format!("ALTER TABLE oban_jobs RENAME COLUMN {column} TO renamed")).unwrap();
+        let detail = only_wrong(&mut client, "columns of public.oban_jobs");
+        assert!(detail.contains(column), "{detail}");
+        client.batch_execute(&format!("ALTER TABLE oban_jobs RENAME COLUMN renamed TO {column}")).unwrap();
+    }
+    client
+        .batch_execute("CREATE SCHEMA \"a.b\"; CREATE TABLE \"a.b\".oban_jobs (LIKE public.oban_jobs)")
+        .unwrap();
+    let detail = wrong(&mut client).into_iter().find(|(item, _)| item == "prefix a.b").unwrap().1;
+    assert!(detail.contains("contains a dot"), "{detail}");
+}
+
+#[test]
+fn a_partition_without_its_trigger_is_named() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE TABLE oban_jobs (queue text, state text) PARTITION BY LIST (queue);
+             SELECT oban_install();
+             CREATE TABLE jobs_a PARTITION OF oban_jobs FOR VALUES IN ('a')",
+        )
+        .unwrap();
+    wait_until("the keeper runs", || client.one("SELECT ok FROM oban_check() WHERE item = 'keeper'"));
+    let detail = only_wrong(&mut client, "prefix public");
+    assert!(detail.contains("jobs_a"), "{detail}");
+    follow(&mut client, &detail);
+    client.batch_execute("ALTER TABLE jobs_a DISABLE TRIGGER obanrs_jobs_insert").unwrap();
+    let detail = only_wrong(&mut client, "trigger on public.jobs_a");
+    follow(&mut client, &detail);
+    assert_eq!(wrong(&mut client), []);
+}
+
+#[test]
+fn what_a_role_lacks_is_named_with_its_grant() {
+    let cluster = Cluster::installed();
+    let mut client = healthy(&cluster);
+    client
+        .batch_execute("CREATE ROLE app LOGIN; CREATE SCHEMA hidden; SELECT oban_install('hidden')")
+        .unwrap();
+    client.batch_execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC; SELECT oban_uninstall()").unwrap();
+    client.batch_execute("DROP EXTENSION obanrs CASCADE; CREATE SCHEMA ext; GRANT USAGE ON SCHEMA ext TO PUBLIC; CREATE EXTENSION obanrs SCHEMA ext; SELECT ext.oban_install(), ext.oban_install('hidden')").unwrap();
+    let mut app = cluster.client_as("postgres", "app");
+    app.batch_execute("SET search_path = ext").unwrap();
+    wait_until("the keeper runs", || app.one("SELECT ok FROM oban_check() WHERE item = 'keeper'"));
+    assert!(only_wrong(&mut app, "prefix").contains("GRANT USAGE"), "it may see nothing at all");
+    client.batch_execute("GRANT USAGE ON SCHEMA public TO app").unwrap();
+    let detail = only_wrong(&mut app, "rights on public");
+    // All three grants, in one row.
+    follow(&mut client, &detail);
+    assert_eq!(detail.matches("GRANT").count(), 3, "{detail}");
+    assert_eq!(wrong(&mut app), [], "and of the prefix that is none of its business it hears nothing");
+}
+
+#[test]
+fn without_workers_it_says_why() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_worker_processes = 2"]);
+    // One slot is the logical replication launcher's, one the coordinator's.
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    let detail = wait_for("the keeper could not start", || {
+        let wrong = wrong(&mut client).into_iter();
+        wrong.filter(|(item, _)| item == "keeper").map(|(_, detail)| detail).find(|d| d.contains("backoff"))
+    });
+    assert!(detail.contains("max_worker_processes"), "{detail}");
+    cluster.configure(&["max_worker_processes = 1"]);
+    cluster.restart();
+    let mut client = cluster.client();
+    let wrong = wrong(&mut client);
+    let named = |item: &str| wrong.iter().any(|(i, d)| i == item && d.contains("max_worker_processes"));
+    assert!(named("coordinator"), "{wrong:?}");
+}
+
+#[test]
+fn more_databases_than_slots_and_worker_processes_are_shown() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.max_databases = 1"]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    client.batch_execute("CREATE DATABASE other").unwrap();
+    healthy(&cluster);
+    let mut other = cluster.client_of("other");
+    other.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    wait_until("it has no slot", || cluster.log().contains("Raise obanrs.max_databases"));
+    assert!(only_wrong(&mut other, "keeper").contains("obanrs.max_databases"));
+    client.batch_execute("SET idle_session_timeout = '1h'").unwrap();
+    assert!(only_wrong(&mut client, "idle_session_timeout").contains("1h"));
+}
+
+#[test]
+fn without_preload_it_says_so() {
+    let cluster = Cluster::start(&[]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs").unwrap();
+    let found = wrong(&mut client);
+    assert_eq!(found.iter().map(|(item, _)| item.as_str()).collect::<Vec<_>>(), ["preload", "prefix"]);
+    assert!(found[0].1.contains("shared_preload_libraries"));
+    follow(&mut client, "tables: SELECT oban_install()");
+    only_wrong(&mut client, "preload");
+    client.batch_execute("UPDATE pg_extension SET extversion = '0.0' WHERE extname = 'obanrs'").unwrap();
+    assert!(wrong(&mut client)[1].1.contains("0.0"));
+    client.batch_execute("CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'").unwrap();
+    let mut latin = cluster.client_of("latin");
+    latin.batch_execute("CREATE EXTENSION obanrs").unwrap();
+    assert!(wrong(&mut latin).iter().any(|(item, d)| item == "encoding" && d.contains("LATIN1")));
+}

@@ -1,0 +1,172 @@
+//! Who may do what: a role may do on a prefix what it may do on that prefix's oban_jobs.
+
+use crate::support::{Ask, Cluster, wait_until};
+
+/// Roles, and what the owner of the prefix `app` lets them do with its oban_jobs.
+const ROLES: [(&str, &str); 7] = [
+    ("owner", ""),
+    ("reader", "GRANT SELECT ON app.oban_jobs TO reader"),
+    ("peeper", "GRANT SELECT (queue) ON app.oban_jobs TO peeper"),
+    ("writer", "GRANT INSERT ON app.oban_jobs TO writer"),
+    ("steerer", "GRANT UPDATE ON app.oban_jobs TO steerer"),
+    ("nobody", ""),
+    ("neighbour", ""),
+];
+
+const EVERYBODY: &str = "owner reader peeper writer steerer nobody neighbour";
+const READERS: &str = "owner reader peeper";
+const WRITERS: &str = "owner writer";
+
+/// What a role does, and who may. `1 / count(*)`: a view that shows nothing is a division by zero.
+const ACTIONS: [(&str, &str); 41] = [
+    ("SELECT oban_version()", EVERYBODY),
+    ("SELECT oban_check()", EVERYBODY),
+    ("SELECT oban_encode('{}')", EVERYBODY),
+    ("SELECT oban_decode('{}')", EVERYBODY),
+    ("SELECT oban_listen_channels(prefix => 'app')", READERS),
+    ("SELECT oban_listen_channels('{own}', '')", EVERYBODY),
+    ("SELECT oban_unlisten_channels(prefix => 'app')", EVERYBODY),
+    ("SELECT oban_notify('insert', '{}', 'app')", WRITERS),
+    ("SELECT oban_notify('gossip', '{}', 'app')", WRITERS),
+    ("SELECT oban_notify('sonar', '{}', 'app')", WRITERS),
+    ("SELECT oban_notify('signal', '{}', 'app')", "owner steerer"),
+    ("SELECT oban_notify('leader', '{}', 'app')", "owner"),
+    ("SELECT oban_notify('own', '{}', '')", EVERYBODY),
+    ("SELECT oban_notify_many('insert', ARRAY['{}']::jsonb[], 'app')", WRITERS),
+    ("SELECT oban_notify_many('signal', ARRAY['{}']::jsonb[], 'app')", "owner steerer"),
+    ("SELECT oban_notify_many('leader', ARRAY['{}']::jsonb[], 'app')", "owner"),
+    ("SELECT oban_join(current_user::text, prefix => 'app')", WRITERS),
+    ("SELECT oban_join('root', replace => true, prefix => 'app')", ""),
+    ("SELECT oban_leave(member) FROM roots_member", ""),
+    ("SELECT oban_leave(1)", EVERYBODY),
+    ("SELECT oban_is_leader(prefix => 'app')", EVERYBODY),
+    ("SELECT oban_is_leader(node => 'root', prefix => 'app')", READERS),
+    ("SELECT oban_term(prefix => 'app')", EVERYBODY),
+    ("SELECT oban_term(node => 'root', prefix => 'app')", READERS),
+    ("SELECT oban_leader(prefix => 'app')", READERS),
+    ("SELECT oban_gossip_put('a', 'q', prefix => 'app')", WRITERS),
+    ("SELECT oban_gossip_delete('a', prefix => 'app')", WRITERS),
+    ("SELECT 1 / count(*) FROM oban_members WHERE prefix = 'app'", READERS),
+    ("SELECT 1 / count(*) FROM oban_leadership WHERE prefix = 'app'", READERS),
+    ("SELECT 1 / count(*) FROM oban_gossip WHERE prefix = 'app'", READERS),
+    ("SELECT 1 / count(*) FROM oban_workers", EVERYBODY),
+    ("SELECT 1 / count(*) FROM obanrs_members() WHERE prefix = 'app'", READERS),
+    ("SELECT 1 / count(*) FROM obanrs_leadership() WHERE prefix = 'app'", READERS),
+    ("SELECT 1 / count(*) FROM obanrs_gossip() WHERE prefix = 'app'", READERS),
+    ("SELECT 1 / count(*) FROM obanrs_workers()", EVERYBODY),
+    ("SELECT nextval('obanrs_term')", ""),
+    ("SELECT last_value FROM obanrs_term", ""),
+    ("SELECT oban_install('app')", "owner"), // its trigger is missing
+    ("SELECT oban_uninstall('app')", "owner"),
+    ("SELECT oban_listen_channels(prefix => 'bare')", "reader"), // no table: USAGE of the schema reads
+    ("SELECT oban_notify('insert', '{}', 'bare')", "writer"),    // and CREATE writes
+];
+
+#[test]
+fn rights_on_a_prefix_are_rights_on_its_jobs() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    let mut run = |sql: &str| client.batch_execute(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+    for (role, _) in ROLES {
+        run(&format!("CREATE ROLE {role} LOGIN"));
+    }
+    run(
+        "CREATE SCHEMA app AUTHORIZATION owner; CREATE SCHEMA next AUTHORIZATION neighbour; CREATE SCHEMA bare",
+    );
+    run(
+        "GRANT USAGE ON SCHEMA app TO PUBLIC; GRANT USAGE ON SCHEMA bare TO reader; GRANT CREATE ON SCHEMA bare TO writer",
+    );
+    cluster.client_as("postgres", "owner").batch_execute("SELECT oban_install('app')").unwrap();
+    cluster.client_as("postgres", "neighbour").batch_execute("SELECT oban_install('next')").unwrap();
+    ROLES.iter().for_each(|(_, grant)| run(grant));
+    run(
+        "CREATE TABLE roots_member AS SELECT oban_join('root', prefix => 'app') AS member; GRANT SELECT ON roots_member TO PUBLIC",
+    );
+    run("SELECT oban_gossip_put('root', 'default', prefix => 'app')");
+    wait_until("it leads", || client.one("SELECT oban_is_leader(prefix => 'app')"));
+
+    for (sql, allowed) in ACTIONS {
+        for (role, _) in ROLES {
+            client.batch_execute("DROP TRIGGER IF EXISTS obanrs_jobs_insert ON app.oban_jobs").unwrap();
+            let mut session = cluster.client_as("postgres", role);
+            // What it did to tables is undone, and its memberships end with the session.
+            let mut transaction = session.transaction().unwrap();
+            let outcome = transaction.batch_execute(sql);
+            transaction.rollback().unwrap();
+            let expected = allowed.split(' ').any(|r| r == role);
+            assert_eq!(outcome.is_ok(), expected, "{role}: {sql}: {outcome:?}");
+            if let Err(error) = outcome {
+                // Views show nothing, functions say what is missing.
+                let wanted = if sql.contains("1 /") { "22012" } else { "42501" };
+                assert_eq!(error.code().unwrap().code(), wanted, "{role}: {sql}: {error:?}");
+            }
+        }
+    }
+    assert!(client.one::<bool>("SELECT oban_is_leader(prefix => 'app')"), "and root still leads");
+
+    // None was left out.
+    let objects = "
+        SELECT COALESCE(p.proname, c.relname)::text FROM pg_depend d
+        JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'obanrs'
+        LEFT JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid AND p.prorettype <> 'trigger'::regtype
+        LEFT JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
+        WHERE d.deptype = 'e' AND (p.oid IS NOT NULL OR c.oid IS NOT NULL)";
+    let objects = client.query(objects, &[]).unwrap();
+    assert!(objects.len() > 20);
+    for object in objects.iter().map(|row| row.get::<_, String>(0)) {
+        let named =
+            |sql: &str| sql.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == object);
+        assert!(ACTIONS.iter().any(|(sql, _)| named(sql)), "the matrix does not know {object}");
+    }
+}
+
+/// A member answers to the role that joined it and to that role's members.
+#[test]
+fn members_of_a_role_act_for_it() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE ROLE app; CREATE ROLE ann LOGIN; CREATE ROLE bob LOGIN; GRANT app TO ann, bob;
+             GRANT INSERT ON oban_jobs TO app",
+        )
+        .unwrap();
+    let (mut ann, mut bob) = (cluster.client_as("postgres", "ann"), cluster.client_as("postgres", "bob"));
+    let own: i64 = ann.one("SELECT oban_join('anns')");
+    let shared: i64 = {
+        ann.batch_execute("SET ROLE app").unwrap();
+        ann.one("SELECT oban_join('apps')")
+    };
+    let error = bob.batch_execute(&format!("SELECT oban_leave({own})")).unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "42501");
+    assert!(bob.one::<bool>(&format!("SELECT oban_leave({shared})")));
+}
+
+/// A policy that raises stands for whatever an owner can do to a table that we read.
+#[test]
+fn views_filter_and_do_not_raise_whatever_a_tenant_does() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client
+        .batch_execute("CREATE ROLE mallory; CREATE SCHEMA m AUTHORIZATION mallory; SELECT oban_join('a')")
+        .unwrap();
+    wait_until("it leads", || client.one("SELECT oban_is_leader()"));
+    client
+        .batch_execute(
+            "SET ROLE mallory; SELECT oban_install('m');
+             CREATE FUNCTION m.raise() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'ha'; END $$;
+             CREATE POLICY p ON m.oban_peers USING (m.raise());
+             INSERT INTO m.oban_peers VALUES ('Oban', 'n', timezone('UTC', now()), 'infinity');
+             ALTER TABLE m.oban_peers ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+             RESET ROLE",
+        )
+        .unwrap();
+    assert_eq!(client.one::<String>("SELECT string_agg(prefix, ' ') FROM oban_leadership"), "public");
+    // In the middle of a transaction, too, which goes on.
+    let mut transaction = client.transaction().unwrap();
+    transaction.batch_execute("CREATE TABLE t (); SELECT * FROM oban_leadership").unwrap();
+    transaction.commit().unwrap();
+    assert!(client.one::<bool>("SELECT to_regclass('t') IS NOT NULL"));
+    // Asked about that prefix alone, it says so.
+    assert!(client.batch_execute("SELECT * FROM oban_leader(prefix => 'm')").is_err());
+}
