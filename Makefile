@@ -30,7 +30,7 @@ unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUST_BACKTRACE CARGO_TARGET_DIR CARGO
 RELEASE_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-release
 TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 
-.PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check install clean
+.PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check readme archive install clean
 
 help: ## lists the targets
 	@echo 'Usage: make TARGET [PG_CONFIG=/path/to/pg_config]'
@@ -94,6 +94,16 @@ check: package test-structure ## formatting, lints on every major, the install s
 	done
 	tools/pgspot "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql
 	tools/deny
+
+readme: package ## writes README's reference from the comments in the database
+	OBANRS_WRITE_README=1 $(call harness,$(RELEASE_PACKAGE)) \
+	cargo test $(HARNESS_FEATURES) --test server -- the_reference_is
+
+archive: package ## keeps the install script of this version, at its release, in sql/archive
+	@script=$$(ls "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql); \
+	kept=sql/archive/$$(basename "$$script"); \
+	if [ -e "$$kept" ]; then echo "$$kept is released: raise the version in Cargo.toml"; exit 1; fi; \
+	mkdir -p sql/archive; cp "$$script" "$$kept"
 
 install: package ## into the Postgres of PG_CONFIG; then set shared_preload_libraries and restart it
 	@tools/install "$(PG_CONFIG)" "$(RELEASE_PACKAGE)"

@@ -16,15 +16,15 @@ COMMENT ON FUNCTION @extschema@.oban_version() IS
 COMMENT ON FUNCTION @extschema@.oban_check() IS
     'What keeps obanrs from working here, one row a thing: ok, or detail says what to do. Looks at the preload, versions, workers, settings, and at each prefix that the caller has any right on: tables, columns, triggers, rights. Changes nothing.';
 COMMENT ON FUNCTION @extschema@.oban_install(text, boolean) IS
-    'Makes a prefix (schema) usable: creates what is missing of oban_jobs (as Oban''s migration 14 makes it) and oban_peers, adds the insert trigger to oban_jobs and the columns term and boot to oban_peers. Needs the ownership of tables that exist. Again without effect, and without a lock, when nothing is missing; waits at most 2 s for a lock (55P03); 22023 when the tables that are there are of another kind than Oban''s. stage => true is not supported yet (0A000). Run it again after adding a partition to oban_jobs.';
+    'Makes a prefix (schema) usable: creates what is missing of oban_jobs (as Oban''s migration 14 makes it) and oban_peers, adds the insert trigger to oban_jobs and the columns term and boot to oban_peers. Needs the ownership of tables that exist. Again without effect, and without a lock, when nothing is missing; waits at most 2 s for a lock (55P03); 22023 when the tables that are there are of another kind than Oban''s. stage => true is not supported yet (0A000). 25006 in a read-only transaction, 55000 in recovery. Run it again after adding a partition to oban_jobs.';
 COMMENT ON FUNCTION @extschema@.oban_uninstall(text) IS
-    'Removes what oban_install added to the tables of a prefix: the trigger and the columns. Never removes a table.';
+    'Removes what oban_install added to the tables of a prefix: the trigger and the columns. Never removes a table. Needs their ownership; waits at most 2 s for a lock (55P03); 3F000 without such a schema, 25006 in a read-only transaction, 55000 in recovery.';
 COMMENT ON FUNCTION @extschema@.oban_notify(text, jsonb, text) IS
-    'Sends a JSON object on <prefix>.oban_<channel> when this transaction commits. Equal messages of a transaction are sent once. Needs INSERT on the prefix''s oban_jobs (UPDATE for signal, ownership for leader); prefix '''' sends on the channel as it is named. 22023 for a channel that is no name or too long and for a payload that is no object, 54000 for one over 7,999 bytes after compression.';
+    'Sends a JSON object on <prefix>.oban_<channel> when this transaction commits. Equal messages of a transaction are sent once. Needs INSERT on the prefix''s oban_jobs (UPDATE for signal, ownership for leader); prefix '''' sends on the channel as it is named. 22023 for a channel that is no name or too long and for a payload that is no object, 54000 for one over 7,999 bytes after compression, 3F000 without such a prefix, 55000 in recovery.';
 COMMENT ON FUNCTION @extschema@.oban_notify_many(text, jsonb[], text) IS
     'As oban_notify, one message for each element: all of them or, if one is refused, none.';
 COMMENT ON FUNCTION @extschema@.oban_listen_channels(text[], text) IS
-    'LISTENs in this session to the channels of a prefix, from the end of this transaction on, and returns their full names. Needs SELECT on the prefix''s oban_jobs, or on a column of it.';
+    'LISTENs in this session to the channels of a prefix, from the end of this transaction on, and returns their full names. Needs SELECT on the prefix''s oban_jobs, or on a column of it; prefix '''' listens to the channels as they are named. 55000 in recovery.';
 COMMENT ON FUNCTION @extschema@.oban_unlisten_channels(text[], text) IS
     'Ends what oban_listen_channels began, for the channels of a prefix, and returns their full names.';
 COMMENT ON FUNCTION @extschema@.oban_encode(jsonb) IS
@@ -32,7 +32,7 @@ COMMENT ON FUNCTION @extschema@.oban_encode(jsonb) IS
 COMMENT ON FUNCTION @extschema@.oban_decode(text) IS
     'Reads all wire forms of Oban''s nodes: JSON, H4sI..., and Z:H4sI...; 22023 for anything else.';
 COMMENT ON FUNCTION @extschema@.oban_join(text, text, interval, boolean, text) IS
-    'Makes this session a member: the process that the node''s name stands for, in the instance name and prefix. Returns a member id. Takes part in elections from now on, whether or not this transaction commits, and until oban_leave or the end of the session. Waits up to 1 s for the election. 23505 when a live session is that member, unless replace; lease is not supported yet (0A000). Needs INSERT on the prefix''s oban_jobs.';
+    'Makes this session a member: the process that the node''s name stands for, in the instance name and prefix. Returns a member id. Takes part in elections from now on, whether or not this transaction commits, and until oban_leave or the end of the session. Waits up to 1 s for the election. 23505 when a live session is that member, unless replace; 53400 when obanrs.max_members have joined; 55000 without preload and in recovery; lease is not supported yet (0A000). Needs INSERT on the prefix''s oban_jobs.';
 COMMENT ON FUNCTION @extschema@.oban_leave(bigint) IS
     'Ends a membership at once, with its leadership and its node''s gossip. False when there is no such member. Only for the role that joined it and members of that role.';
 COMMENT ON FUNCTION @extschema@.oban_is_leader(text, text, text) IS
@@ -40,16 +40,16 @@ COMMENT ON FUNCTION @extschema@.oban_is_leader(text, text, text) IS
 COMMENT ON FUNCTION @extschema@.oban_term(text, text, text) IS
     'The term of the leadership that a member of this session (or the member of the named node) holds now, else NULL. With a node it needs SELECT on the prefix''s oban_jobs, or on a column of it. A later leadership of any name in this database has a greater term.';
 COMMENT ON FUNCTION @extschema@.oban_leader(text, text) IS
-    'Who leads a name, by the unexpired row of oban_peers: Oban''s own nodes included (their term is NULL). No row without a leader. Needs SELECT on the prefix''s oban_jobs, or on a column of it.';
+    'Who leads a name, by the unexpired row of oban_peers: Oban''s own nodes included (their term is NULL). No row without a leader. On a standby it answers from the replicated row, 55000 when the table is unlogged. Needs SELECT on the prefix''s oban_jobs, or on a column of it.';
 COMMENT ON FUNCTION @extschema@.oban_gossip_put(text, text, jsonb, text, interval, text) IS
-    'Inserts or replaces the entry of one queue on one node in shared memory. state is an object with the keys of Oban''s checks (uuid, limit or local_limit, paused, running, started_at, ...); others are kept, wrong types of these are 22023. The entry ends after ttl (default obanrs.gossip_ttl), by oban_gossip_delete, or with the node''s session-bound member. 53400 when obanrs.gossip_memory is full. Needs INSERT on the prefix''s oban_jobs.';
+    'Inserts or replaces the entry of one queue on one node in shared memory. state is an object with the keys of Oban''s checks (uuid, limit or local_limit, paused, running, started_at, ...); others are kept, wrong types of these are 22023. The entry ends after ttl (default obanrs.gossip_ttl), by oban_gossip_delete, or with the node''s session-bound member. 53400 when obanrs.gossip_memory is full, 55000 without preload and in recovery. Needs INSERT on the prefix''s oban_jobs.';
 COMMENT ON FUNCTION @extschema@.oban_gossip_delete(text, text, text, text) IS
-    'Deletes the entry of a node''s queue, or all entries of the node when queue is NULL; how many.';
+    'Deletes the entry of a node''s queue, or all entries of the node when queue is NULL; how many. Needs INSERT on the prefix''s oban_jobs.';
 
 COMMENT ON VIEW @extschema@.oban_members IS
     'The members that have joined. kind: session (bound to the backend pid). leader: whether it leads now.';
 COMMENT ON VIEW @extschema@.oban_leadership IS
-    'The unexpired leaderships of all installed prefixes, Oban''s own nodes included (term NULL).';
+    'The unexpired leaderships of all installed prefixes, Oban''s own nodes included (term NULL). A table that can''t be read is left out.';
 COMMENT ON VIEW @extschema@.oban_gossip IS
     'The queues that run, by node. running is the number of running jobs, state what was put.';
 COMMENT ON VIEW @extschema@.oban_workers IS

@@ -18,11 +18,15 @@ mod museum;
 mod notify;
 #[path = "server/peers.rs"]
 mod peers;
+#[path = "server/readme.rs"]
+mod readme;
 #[path = "server/rights.rs"]
 mod rights;
 #[path = "server/schema.rs"]
 mod schema;
 #[path = "server/tenants.rs"]
 mod tenants;
+#[path = "server/upgrade.rs"]
+mod upgrade;
 #[path = "server/wakeups.rs"]
 mod wakeups;

@@ -14,6 +14,8 @@ use super::workspace::{output, workspace};
 
 pub struct Installation {
     pub bin: PathBuf,
+    /// Where control files and scripts of extensions are.
+    pub extensions: PathBuf,
 }
 
 /// The copy of the Postgres that OBANRS_PG_CONFIG names, with the package that OBANRS_PACKAGE names.
@@ -67,7 +69,7 @@ fn copy(pg_config: &Path, package: &Path) -> Installation {
     }
     // Whatever the umask: the server's user reads all of it.
     output(Command::new("chmod").arg("-R").arg("a+rX").arg(workspace().folder.join("postgres")));
-    Installation { bin: new_bin }
+    Installation { bin: new_bin, extensions: new_share.join("extension") }
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {

@@ -12,6 +12,11 @@ pub use cluster::Shell;
 
 use std::time::{Duration, Instant};
 
+/// Where the servers under test find control files and scripts of extensions; a test may add some.
+pub fn extensions_folder() -> &'static std::path::Path {
+    &installation::installation().extensions
+}
+
 /// The longest that a test waits for a condition that has to come true: far above what it takes.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -1,0 +1,201 @@
+//! README is true: its SQL runs as it stands there, and its reference is what the database says.
+//! `make readme` writes the reference.
+
+use std::fmt::Write;
+use std::fs;
+
+use postgres::{Client, SimpleQueryMessage};
+
+use crate::support::{Ask, Cluster, wait_until};
+
+/// What README shows: a statement, and the header of its result where that is shown, too.
+struct Shown {
+    sql: String,
+    columns: Option<Vec<String>>,
+}
+
+/// The SQL of README, from top to bottom: blocks marked as such, and what is typed after `=> `.
+fn shown(readme: &str) -> Vec<Shown> {
+    let mut found = Vec::new();
+    for (i, block) in readme.split("```").enumerate().filter(|(i, _)| i % 2 == 1) {
+        let (language, text) = block.split_once('\n').unwrap_or_else(|| panic!("block {i} has no lines"));
+        if language == "sql" {
+            found.push(Shown { sql: text.to_owned(), columns: None });
+        }
+        for typed in text.split("=> ").skip(1) {
+            let (sql, output) = typed.split_once(";").unwrap_or_else(|| panic!("no end: {typed}"));
+            // A result is a header, a line below it, and rows; what follows a command is no result.
+            let mut lines = output.lines().skip(1);
+            let header = lines.next().filter(|_| lines.next().is_some_and(|l| l.starts_with("--")));
+            let columns = header.map(|h| h.split('|').map(|c| c.trim().to_owned()).collect());
+            found.push(Shown { sql: sql.to_owned(), columns });
+        }
+    }
+    found
+}
+
+fn columns(messages: &[SimpleQueryMessage]) -> Vec<String> {
+    let row = messages.iter().find_map(|m| match m {
+        SimpleQueryMessage::RowDescription(columns) => Some(columns),
+        _ => None,
+    });
+    row.map(|columns| columns.iter().map(|c| c.name().to_owned()).collect()).unwrap_or_default()
+}
+
+#[test]
+fn every_statement_in_readme_runs_as_it_stands_there() {
+    let readme = fs::read_to_string("README.md").unwrap();
+    let statements = shown(&readme);
+    assert!(statements.len() > 12, "{} statements were found", statements.len());
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
+    let mut client = cluster.client();
+    for Shown { sql, columns: header } in statements {
+        if sql.contains("oban_uninstall('billing')") {
+            grants_are_enough(&cluster); // what comes next removes it all
+        }
+        let messages = client.simple_query(&sql).unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+        if let Some(header) = header {
+            assert_eq!(columns(&messages), header, "{sql}");
+        }
+        if sql.contains("oban_join") {
+            wait_until("it leads", || client.one("SELECT oban_is_leader()"));
+        }
+    }
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM pg_extension WHERE extname = 'obanrs'"), 0);
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 2, "and the tables are there");
+}
+
+/// With README's grants a role does all that an application does, and another all that a dashboard does.
+fn grants_are_enough(cluster: &Cluster) {
+    let mut app = cluster.client_as("postgres", "app");
+    for sql in [
+        "SELECT oban_listen_channels()",
+        "SELECT oban_join('app.1', 'App')",
+        "SELECT oban_gossip_put('app.1', 'default')",
+        "INSERT INTO oban_jobs (worker) VALUES ('Mailer')",
+        "WITH next AS (SELECT id FROM oban_jobs WHERE state = 'available' LIMIT 1 FOR UPDATE SKIP LOCKED)
+         UPDATE oban_jobs SET state = 'executing' FROM next WHERE oban_jobs.id = next.id",
+        "SELECT oban_notify('signal', '{\"action\": \"pause\", \"queue\": \"default\"}')",
+        "SELECT oban_is_leader('App'), oban_term('App'), oban_is_leader(node => 'web.1')",
+        "SELECT * FROM oban_leader(), oban_members, oban_leadership, oban_gossip, oban_workers",
+        "SELECT oban_gossip_delete('app.1')",
+    ] {
+        app.batch_execute(sql).unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+    }
+    let wrong: Option<String> =
+        app.one("SELECT string_agg(item || ': ' || detail, '; ') FROM oban_check() WHERE NOT ok");
+    assert_eq!(wrong, None);
+
+    let mut dashboard = cluster.client_as("postgres", "dashboard");
+    dashboard.batch_execute("SELECT oban_listen_channels(); SELECT * FROM oban_leader()").unwrap();
+    assert!(dashboard.one::<i64>("SELECT count(*) FROM oban_members") > 0);
+    assert!(dashboard.batch_execute("SELECT oban_notify('insert', '{}')").is_err());
+    assert!(dashboard.batch_execute("SELECT args FROM oban_jobs").is_err());
+}
+
+/// The chapters of the reference, each with its functions and views.
+const REFERENCE: [(&str, &[&str]); 5] = [
+    ("Tables of a prefix", &["oban_install", "oban_uninstall"]),
+    (
+        "Notifications",
+        &[
+            "oban_notify",
+            "oban_notify_many",
+            "oban_listen_channels",
+            "oban_unlisten_channels",
+            "oban_encode",
+            "oban_decode",
+        ],
+    ),
+    (
+        "Members and leaders",
+        &[
+            "oban_join",
+            "oban_leave",
+            "oban_is_leader",
+            "oban_term",
+            "oban_leader",
+            "oban_members",
+            "oban_leadership",
+        ],
+    ),
+    ("Gossip", &["oban_gossip_put", "oban_gossip_delete", "oban_gossip"]),
+    ("Health", &["oban_version", "oban_check", "oban_workers"]),
+];
+
+/// The reference as the catalog has it.
+fn reference(client: &mut Client) -> String {
+    let objects = client
+        .query(
+            "SELECT p.proname::text,
+                format('%s(%s) → %s', p.proname,
+                    regexp_replace(pg_get_function_arguments(p.oid), '::[a-z ]+(\\[\\])?', '', 'g'),
+                    replace(pg_get_function_result(p.oid), 'timestamp with time zone', 'timestamptz')),
+                obj_description(p.oid, 'pg_proc')
+             FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+             JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'obanrs'
+             WHERE d.deptype = 'e' AND p.proname LIKE 'oban\\_%'
+             UNION ALL
+             SELECT c.relname::text,
+                format('view %s(%s)', c.relname,
+                    (SELECT string_agg(a.attname, ', ' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0)),
+                obj_description(c.oid, 'pg_class')
+             FROM pg_class c JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid
+             JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'obanrs'
+             WHERE d.deptype = 'e' AND c.relkind = 'v'",
+            &[],
+        )
+        .unwrap();
+    let mut text = String::new();
+    let mut listed = 0;
+    for (chapter, names) in REFERENCE {
+        write!(text, "**{chapter}**\n\n").unwrap();
+        for name in names {
+            let object =
+                objects.iter().find(|o| o.get::<_, &str>(0) == *name).unwrap_or_else(|| panic!("{name}"));
+            let comment = object.get::<_, Option<&str>>(2).unwrap_or_else(|| panic!("{name} has no comment"));
+            let comment = comment.replace('<', "&lt;");
+            writeln!(text, "* `{}`  \n  {comment}", object.get::<_, &str>(1)).unwrap();
+            listed += 1;
+        }
+        text.push('\n');
+    }
+    assert_eq!(listed, objects.len(), "an object is in no chapter");
+
+    text.push_str("**Settings**\n\n| setting | default | changes with | |\n| --- | --- | --- | --- |\n");
+    let settings = client
+        .query(
+            "SELECT name, current_setting(name), context, short_desc, extra_desc FROM pg_settings
+             WHERE name LIKE 'obanrs.%' ORDER BY name",
+            &[],
+        )
+        .unwrap();
+    for row in &settings {
+        let column = |i: usize| row.get::<_, String>(i);
+        let changes = match column(2).as_str() {
+            "postmaster" => "a restart",
+            "sighup" => "a reload",
+            other => panic!("say what {other} means"),
+        };
+        writeln!(text, "| `{}` | {} | {changes} | {} {} |", column(0), column(1), column(3), column(4))
+            .unwrap();
+    }
+    assert!(settings.len() >= 5);
+    text.push('\n');
+    text
+}
+
+#[test]
+fn the_reference_is_what_the_database_says() {
+    let cluster = Cluster::with_extension();
+    let reference = reference(&mut cluster.client());
+    let readme = fs::read_to_string("README.md").unwrap();
+    let begin = readme.find("<!-- Written by `make readme`").expect("the reference begins");
+    let begin = begin + readme[begin..].find('\n').unwrap() + 1;
+    let end = readme.find("<!-- end of the reference -->").expect("the reference ends");
+    if std::env::var("OBANRS_WRITE_README").is_ok() {
+        fs::write("README.md", format!("{}{reference}{}", &readme[..begin], &readme[end..])).unwrap();
+    } else {
+        assert_eq!(readme[begin..end], reference, "`make readme` writes it");
+    }
+}
