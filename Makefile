@@ -30,6 +30,8 @@ unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUST_BACKTRACE CARGO_TARGET_DIR CARGO
 RELEASE_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-release
 TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 
+# Several targets build in the same folders.
+.NOTPARALLEL:
 .PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check readme archive install clean
 
 help: ## lists the targets
@@ -92,7 +94,7 @@ check: package test-structure ## formatting, lints on every major, the install s
 		config=$$(tools/postgres $$major); \
 		PGRX_PG_CONFIG_PATH="$$config" cargo clippy --lib --no-default-features --features pg$$major,pg_test -- -D warnings; \
 	done
-	tools/pgspot "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql
+	tools/pgspot "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql sql/archive/*.sql
 	tools/deny
 
 readme: package ## writes README's reference from the comments in the database
