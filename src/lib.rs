@@ -5,7 +5,7 @@
 //! | `logic` | the rules, in pure Rust: wire format, elections, gossip table, life of a worker |
 //! | `pg` | Postgres, one concept a file |
 //! | `shmem` | the segment of shared memory and its locks |
-//! | `notifier`, `peer`, `gossip`, `trigger`, `check` | the SQL functions, one concern each |
+//! | `notifier`, `peer`, `gossip`, `trigger`, `health` | the SQL functions, one concern each |
 //! | `worker` | the background workers and the hooks that keep them out of the way |
 //! | `config`, `error` | every setting; every error |
 //!
@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-mod check;
 mod config;
 mod error;
 mod gossip;
+mod health;
 mod logic;
 mod notifier;
 mod peer;

@@ -2,14 +2,14 @@
 
 mod support;
 
-#[path = "server/check.rs"]
-mod check;
 #[path = "server/drivers.rs"]
 mod drivers;
 #[path = "server/errors.rs"]
 mod errors;
 #[path = "server/gossip.rs"]
 mod gossip;
+#[path = "server/health.rs"]
+mod health;
 #[path = "server/lifecycle.rs"]
 mod lifecycle;
 #[path = "server/museum.rs"]

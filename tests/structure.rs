@@ -52,7 +52,7 @@ fn dependencies_point_one_way() {
                 assert!(!used.is_empty(), "{path:?} imports several parts in one `use`: {line}");
                 let known = [
                     "logic", "pg", "shmem", "config", "error", "notifier", "peer", "gossip", "trigger",
-                    "worker", "check",
+                    "worker", "health",
                 ];
                 if known.contains(&used.as_str()) {
                     looked_at += 1;

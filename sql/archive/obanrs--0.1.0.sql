@@ -18,8 +18,8 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.obanrs_term', '');
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- src/check.rs:25
--- obanrs::check::oban_check
+-- src/health.rs:25
+-- obanrs::health::oban_check
 CREATE  FUNCTION "oban_check"() RETURNS TABLE (
 	"item" TEXT,  /* String */
 	"ok" bool,  /* bool */

@@ -11,7 +11,7 @@ use crate::logic::lifecycle::{Database, RUNNING, STARTING, state_name};
 use crate::pg::{session, spi};
 use crate::shmem;
 
-const PREFIXES: &str = include_str!("../sql/check/prefixes.sql");
+const PREFIXES: &str = include_str!("../sql/health/prefixes.sql");
 
 type Finding = (String, bool, String);
 
