@@ -10,6 +10,8 @@ ALTER FUNCTION @extschema@.oban_check() SET search_path = pg_catalog, pg_temp;
 -- Functions test rights on the prefix themselves, views filter by them.
 GRANT SELECT ON @extschema@.oban_members, @extschema@.oban_leadership, @extschema@.oban_gossip,
     @extschema@.oban_workers TO PUBLIC;
+-- Or pg_dump by another role than a superuser would fail on the whole database. Terms are no secret.
+GRANT SELECT ON SEQUENCE @extschema@.obanrs_term TO PUBLIC;
 
 COMMENT ON FUNCTION @extschema@.oban_version() IS
     'The version of the library that this session runs.';
@@ -40,7 +42,7 @@ COMMENT ON FUNCTION @extschema@.oban_is_leader(text, text, text) IS
 COMMENT ON FUNCTION @extschema@.oban_term(text, text, text) IS
     'The term of the leadership that a member of this session (or the member of the named node) holds now, else NULL. With a node it needs SELECT on the prefix''s oban_jobs, or on a column of it. A later leadership of any name in this database has a greater term.';
 COMMENT ON FUNCTION @extschema@.oban_leader(text, text) IS
-    'Who leads a name, by the unexpired row of oban_peers: Oban''s own nodes included (their term is NULL). No row without a leader. On a standby it answers from the replicated row, 55000 when the table is unlogged. Needs SELECT on the prefix''s oban_jobs, or on a column of it.';
+    'Who leads a name, by the unexpired row of oban_peers: nodes of Oban for Elixir included (their term is NULL; Oban for Python elects in a table of its own). No row without a leader. On a standby it answers from the replicated row, 55000 when the table is unlogged. Needs SELECT on the prefix''s oban_jobs, or on a column of it.';
 COMMENT ON FUNCTION @extschema@.oban_gossip_put(text, text, jsonb, text, interval, text) IS
     'Inserts or replaces the entry of one queue on one node in shared memory. state is an object with the keys of Oban''s checks (uuid, limit or local_limit, paused, running, started_at, ...); others are kept, wrong types of these are 22023. The entry ends after ttl (default obanrs.gossip_ttl), by oban_gossip_delete, or with the node''s session-bound member. 53400 when obanrs.gossip_memory is full, 55000 without preload and in recovery. Needs INSERT on the prefix''s oban_jobs.';
 COMMENT ON FUNCTION @extschema@.oban_gossip_delete(text, text, text, text) IS
@@ -49,11 +51,11 @@ COMMENT ON FUNCTION @extschema@.oban_gossip_delete(text, text, text, text) IS
 COMMENT ON VIEW @extschema@.oban_members IS
     'The members that have joined. kind: session (bound to the backend pid). leader: whether it leads now.';
 COMMENT ON VIEW @extschema@.oban_leadership IS
-    'The unexpired leaderships of all installed prefixes, Oban''s own nodes included (term NULL). A table that can''t be read is left out.';
+    'The unexpired leaderships of all installed prefixes, nodes of Oban for Elixir included (term NULL). A table that is locked, or unlogged on a standby, is left out.';
 COMMENT ON VIEW @extschema@.oban_gossip IS
     'The queues that run, by node. running is the number of running jobs, state what was put.';
 COMMENT ON VIEW @extschema@.oban_workers IS
-    'The background workers: the coordinator of the server and a keeper for each database that has the extension. state: running, starting, waiting (to be started, or kept off by a DDL command), backoff (after a failure), stopping. last_error: what went wrong last, also with elections of one prefix; it stays until something else does.';
+    'The background workers: the coordinator of the server and a keeper for each database that has the extension. state: running, starting, waiting (to be started, or kept off by a DDL command), backoff (after a failure), stopping. last_error: what went wrong last, also with elections of one prefix; it stays until something else does, and only superusers and members of pg_read_all_stats see it.';
 
 COMMENT ON FUNCTION @extschema@.obanrs_members() IS 'The rows of the view oban_members.';
 COMMENT ON FUNCTION @extschema@.obanrs_leadership() IS 'The rows of the view oban_leadership.';

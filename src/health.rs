@@ -6,9 +6,14 @@
 use pgrx::prelude::*;
 use pgrx::spi::{SpiHeapTupleData, SpiResult};
 
+use crate::config;
+use crate::error::Error;
 use crate::logic::channel;
 use crate::logic::lifecycle::{Database, RUNNING, STARTING, state_name};
-use crate::pg::{session, spi};
+use crate::logic::peer::Electorate;
+use crate::logic::text::Text;
+use crate::pg::acl::{self, Right};
+use crate::pg::{session, spi, time};
 use crate::shmem;
 
 const PREFIXES: &str = include_str!("../sql/health/prefixes.sql");
@@ -93,18 +98,17 @@ fn keeper() -> Result<String, String> {
     let (keeper, full) = shmem::registry(|r| (r.find(own).copied(), r.is_full())).unwrap_or_default();
     match keeper {
         Some(Database { state: RUNNING | STARTING, pid, last_error, .. }) if pid != 0 => {
-            let trouble = last_error.as_str();
-            let trouble =
-                if trouble.is_empty() { String::new() } else { format!("; last trouble: {trouble}") };
-            Ok(format!("running with PID {pid}{trouble}"))
+            Ok(match trouble(&last_error) {
+                Some(trouble) => format!("running with PID {pid}; last trouble: {trouble}"),
+                None => format!("running with PID {pid}"),
+            })
         }
         Some(keeper) => Err(format!(
             "{}, so that nobody elects leaders here: {}",
             state_name(keeper.state),
-            match keeper.last_error.as_str() {
-                "" => "it is about to start; if that stays so, the server's log says why",
-                error => error,
-            }
+            trouble(&keeper.last_error).unwrap_or(
+                "if it does not start in a moment, the server's log says why (or oban_workers, to pg_monitor)"
+            )
         )),
         None if full => {
             Err("none, so that nobody elects leaders here: all slots are taken by other databases; \
@@ -115,14 +119,23 @@ fn keeper() -> Result<String, String> {
     }
 }
 
+/// What went wrong last, for who may see it: it may quote what a prefix's owner wrote.
+fn trouble<const N: usize>(last_error: &Text<N>) -> Option<&str> {
+    Some(last_error.as_str()).filter(|error| !error.is_empty() && session::sees_all())
+}
+
 /// Whether every database with the extension can have its keeper.
 fn worker_slots() -> Result<String, String> {
     let most: usize = setting("SELECT current_setting('max_worker_processes')").parse().unwrap_or(0);
     let keepers = shmem::registry(|r| r.databases.iter().filter(|d| d.oid != 0).count()).unwrap_or(0);
     let needed = keepers + 1;
     if needed <= most {
+        let all = config::max_databases() + 1;
+        let more =
+            if all <= most { String::new() } else { format!(" (obanrs.max_databases allows for {all})") };
         Ok(format!(
-            "{needed} of {most} slots are for obanrs: the coordinator's and one for each database with the extension"
+            "{needed} of {most} slots are for obanrs: the coordinator's and one for each database with the \
+             extension{more}"
         ))
     } else {
         Err(format!(
@@ -164,6 +177,7 @@ struct Prefix {
     owner: String,
     owner_lacks: Vec<String>,
     caller_lacks: Vec<String>,
+    caller_reads_only: bool,
 }
 
 fn prefixes() -> Vec<Prefix> {
@@ -181,6 +195,7 @@ fn prefixes() -> Vec<Prefix> {
             owner: row.get_by_name("owner")?.unwrap_or_default(),
             owner_lacks: row.get_by_name("owner_lacks")?.unwrap_or_default(),
             caller_lacks: row.get_by_name("caller_lacks")?.unwrap_or_default(),
+            caller_reads_only: row.get_by_name("caller_reads_only")?.unwrap_or(false),
         })
     };
     Spi::connect(|client| {
@@ -199,7 +214,10 @@ impl Prefix {
             findings.extend(self.triggers());
             findings.push(found(format!("rights on {name}"), self.rights()));
         }
-        if self.peers.is_some() {
+        if let Some(leaders) = self.leaders() {
+            findings.push(found(format!("leaders of {name}"), leaders));
+        }
+        if spi::peers_table(name).is_some() {
             findings.push(found(format!("{name}.oban_peers"), self.persistence()));
             findings.push(found(format!("owner of {name}.oban_peers"), self.owner()));
         }
@@ -209,32 +227,64 @@ impl Prefix {
     fn installed(&self) -> Result<String, String> {
         for standard in channel::STANDARD {
             if let Err(e) = channel::full_name(&self.name, standard) {
-                return Err(format!("{}: Oban can't use this schema", crate::error::Error::from(e)));
+                return Err(format!("{}: Oban can't use this schema", Error::from(e)));
             }
         }
         if self.jobs.is_some() && !self.jobs_is_table {
             return Err("oban_jobs is no table: Oban can't use this schema".into());
         }
+        let peers = spi::peers_table(&self.name);
+        if self.peers.is_some() && peers.is_none() {
+            return Err(
+                "oban_peers is no table with Oban's columns (name and node of type text, started_at and \
+                        expires_at of type timestamp): obanrs can't use this schema"
+                    .into(),
+            );
+        }
         let mut missing = Vec::new();
         if self.jobs.is_none() {
-            missing.push("the table oban_jobs".to_owned());
+            missing.push("table oban_jobs".to_owned());
         }
-        missing.extend(self.without_trigger.iter().map(|t| format!("the trigger on {t}")));
-        match &self.peers {
-            None => missing.push("the table oban_peers".into()),
-            Some(peers) if !spi::peers_table(&self.name).is_some_and(|t| t.installed) => {
-                missing.push(format!("the columns term and boot of {peers}, or Oban's own"));
-            }
+        missing.extend(self.without_trigger.iter().map(|t| format!("trigger on {t}")));
+        match peers {
+            None => missing.push("table oban_peers".into()),
+            Some(peers) if !peers.installed => missing.push("columns term and boot of oban_peers".into()),
             Some(_) => {}
         }
         if missing.is_empty() {
             return Ok("installed".into());
         }
         Err(format!(
-            "there is no {}: SELECT oban_install({})",
-            missing.join(", no "),
+            "missing {}: SELECT oban_install({})",
+            missing.join(", "),
             pgrx::spi::quote_literal(&*self.name)
         ))
+    }
+
+    /// Whether somebody leads each name that has members, for who may see that. `None` without members.
+    fn leaders(&self) -> Option<Result<String, String>> {
+        if !acl::allows(&self.name, Right::Read) {
+            return None;
+        }
+        let (own, now) = (session::database(), time::now());
+        let names: Vec<(String, bool)> = shmem::peers_view(|view| {
+            let here = view.electorates(own).into_iter().filter(|e| e.prefix.as_str() == self.name);
+            let led = |e: &Electorate| view.leadership(e).is_some_and(|l| now < l.expires_at);
+            here.map(|e| (e.name.as_str().to_owned(), led(&e))).collect()
+        })
+        .ok()?;
+        let nobody: Vec<&str> = names.iter().filter(|(_, led)| !led).map(|(name, _)| name.as_str()).collect();
+        if names.is_empty() {
+            None
+        } else if nobody.is_empty() {
+            Some(Ok("every name that has members has a leader".into()))
+        } else {
+            Some(Err(format!(
+                "nobody leads {}, though members have joined: if that stays so, the server's log says why (or oban_workers, \
+                 to pg_monitor)",
+                nobody.join(", ")
+            )))
+        }
     }
 
     fn columns(&self) -> Result<String, String> {
@@ -277,8 +327,8 @@ impl Prefix {
             return Ok("logged: it survives a crash, and a standby knows the leaders".into());
         };
         Err(format!(
-            "unlogged, as Oban's migrations make it: a crash empties it, a standby can't read it (oban_leader and \
-             oban_leadership fail there) and starts without any leader when it is promoted: ALTER TABLE {peers} SET LOGGED"
+            "unlogged, as Oban's migrations make it: a crash empties it, a standby can't read it (oban_leader fails \
+             there, and oban_leadership leaves the prefix out) and starts without any leader when it is promoted: ALTER TABLE {peers} SET LOGGED"
         ))
     }
 
@@ -297,6 +347,11 @@ impl Prefix {
     fn rights(&self) -> Result<String, String> {
         if self.caller_lacks.is_empty() {
             Ok("this role may listen and see, publish, join and gossip, and signal".into())
+        } else if self.caller_reads_only {
+            Ok(format!(
+                "this role may listen and see; for more it would need: {}",
+                self.caller_lacks.join("; ")
+            ))
         } else {
             Err(format!("what this role lacks to use all of it: {}", self.caller_lacks.join("; ")))
         }

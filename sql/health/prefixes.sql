@@ -1,6 +1,7 @@
 -- What oban_check looks at in each schema with tables of Oban's names that the caller has any right on.
 -- Its search_path is pg_catalog.
-WITH prefixes AS (
+-- It takes no lock on users' tables (pg_partition_tree would), so that nobody's lock holds it up.
+WITH RECURSIVE prefixes AS (
     SELECT n.oid, n.nspname, jobs.oid AS jobs, jobs.relkind AS jobs_kind,
         peers.oid AS peers, peers.relpersistence AS persistence, peers.relowner AS owner
     FROM pg_namespace n
@@ -13,15 +14,23 @@ WITH prefixes AS (
         has_schema_privilege(n.oid, 'USAGE')
         OR has_any_column_privilege(COALESCE(jobs.oid, peers.oid), 'SELECT, INSERT, UPDATE')
       )
-), tables AS (
+), job_tables AS (
     -- oban_jobs, and every partition that can be inserted into directly.
-    SELECT p.oid AS prefix, t.oid, g.tgenabled AS enabled
-    FROM prefixes p
-    CROSS JOIN LATERAL (
-        SELECT p.jobs AS oid UNION SELECT relid FROM pg_partition_tree(p.jobs)
-    ) t
+    SELECT p.oid AS prefix, p.jobs AS oid FROM prefixes p
+    UNION
+    SELECT t.prefix, i.inhrelid
+    FROM job_tables t
+    JOIN pg_class c ON c.oid = t.oid AND c.relkind = 'p'
+    JOIN pg_inherits i ON i.inhparent = t.oid
+), tables AS (
+    SELECT t.prefix, t.oid, g.tgenabled AS enabled
+    FROM job_tables t
     JOIN pg_class c ON c.oid = t.oid AND c.relkind IN ('r', 'p')
-    LEFT JOIN pg_trigger g ON g.tgrelid = t.oid AND g.tgname = 'obanrs_jobs_insert'
+    LEFT JOIN pg_trigger g
+        ON g.tgrelid = t.oid AND g.tgname = 'obanrs_jobs_insert' AND g.tgfoid = (
+            SELECT f.oid FROM pg_proc f JOIN pg_extension e ON e.extnamespace = f.pronamespace
+            WHERE e.extname = 'obanrs' AND f.proname = 'obanrs_jobs_insert'
+        )
 )
 SELECT
     p.nspname::text AS prefix,
@@ -70,6 +79,9 @@ SELECT
             THEN format('GRANT INSERT ON %s TO %I', p.jobs::regclass, current_user) END,
         CASE WHEN NOT has_table_privilege(p.jobs, 'UPDATE')
             THEN format('GRANT UPDATE ON %s TO %I', p.jobs::regclass, current_user) END
-    ], NULL) AS caller_lacks
+    ], NULL) AS caller_lacks,
+    -- One that only reads is none that lacks the rest.
+    has_schema_privilege(p.oid, 'USAGE') AND has_any_column_privilege(p.jobs, 'SELECT')
+        AND NOT has_any_column_privilege(p.jobs, 'INSERT, UPDATE') AS caller_reads_only
 FROM prefixes p
 ORDER BY p.nspname

@@ -12,14 +12,15 @@ use pgrx::datum::Interval;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::spi::SpiResult;
 
 use crate::error::{self, Error, given};
 use crate::logic::gossip;
 use crate::logic::peer::{Electorate, JoinError, Leadership, MAX_NODE, Member, View};
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
-use crate::pg::{latch, session, spi, time, xact};
+use crate::pg::row::{Column, Row};
+use crate::pg::scan::{self, Locked};
+use crate::pg::{latch, session, spi, time};
 use crate::shmem;
 
 /// How long `oban_join` waits for the election: long enough for a keeper that is just starting.
@@ -219,34 +220,35 @@ struct LeaderRow {
     expires_at: Option<TimestampWithTimeZone>,
 }
 
-/// The unexpired rows of a prefix's oban_peers, of one name or of all. The table, not shared memory:
-/// it knows foreign leaders of names that nobody of ours has joined, and it is there on a standby.
-fn leaders(table: &spi::PeersTable, name: Option<&str>) -> Vec<LeaderRow> {
-    let sql = format!(
-        "SELECT name, node, {term}, pg_catalog.timezone('UTC', started_at), pg_catalog.timezone('UTC', expires_at)
-         FROM {peers}
-         WHERE (expires_at OPERATOR(pg_catalog.>) pg_catalog.timezone('UTC', pg_catalog.clock_timestamp()))
-           AND ($1 IS NULL OR name OPERATOR(pg_catalog.=) $1)
-         ORDER BY name",
-        term = if table.installed { "term" } else { "NULL::pg_catalog.int8" },
-        peers = spi::qualified(&table.prefix, "oban_peers"),
-    );
-    let read = || {
-        Spi::connect(|client| {
-            let rows = client.select(&sql, None, &[name.into()])?;
-            rows.map(|row| {
-                Ok(LeaderRow {
-                    name: row.get(1)?.unwrap_or_default(),
-                    node: row.get(2)?.unwrap_or_default(),
-                    term: row.get(3)?,
-                    started_at: row.get(4)?,
-                    expires_at: row.get(5)?,
-                })
-            })
-            .collect::<SpiResult<Vec<_>>>()
+/// The unexpired rows of a prefix's oban_peers, in the order of their names; `None` when the table can't
+/// be read. The table, not shared memory: it knows foreign leaders of names that nobody of ours has
+/// joined, and it is there on a standby. Who may ask was tested by our rules, so the table's own rights
+/// and policies are not, and its owner's code never runs in the asking session.
+fn leaders(table: &spi::PeersTable, locked: Locked) -> Option<Vec<LeaderRow>> {
+    let now = time::now();
+    type Columns = (Column, Column, Column, Column, Option<Column>);
+    let find = |column: &dyn Fn(&str) -> Option<Column>| {
+        let typed = |name: &str, kind: pg_sys::Oid| column(name).filter(|c| c.type_oid == kind);
+        let text = |name: &str| typed(name, pg_sys::TEXTOID);
+        let time = |name: &str| typed(name, pg_sys::TIMESTAMPOID);
+        let term = typed("term", pg_sys::INT8OID);
+        Some((text("name")?, text("node")?, time("started_at")?, time("expires_at")?, term))
+    };
+    let read = |row: &Row, columns: &Columns| {
+        let (name, node, started_at, expires_at, term) = columns;
+        let text = |column: &Column| row.with_text(*column, |t| String::from_utf8_lossy(t).into_owned());
+        let ends = row.i64(*expires_at).filter(|ends| *ends > now)?;
+        Some(LeaderRow {
+            name: text(name)?,
+            node: text(node)?,
+            term: term.and_then(|term| row.i64(term)),
+            started_at: row.i64(*started_at).and_then(time::timestamptz),
+            expires_at: time::timestamptz(ends),
         })
     };
-    spi::as_owner(table.owner, || read().unwrap_or_else(|e| pgrx::error!("{e}")))
+    let mut rows = scan::rows(table.oid, locked, find, read)?;
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    Some(rows)
 }
 
 #[pg_extern(volatile, parallel_restricted)]
@@ -272,13 +274,14 @@ fn oban_leader(
     if table.as_ref().is_some_and(|t| t.unlogged) && session::in_recovery() {
         return Err(Error::UnloggedInRecovery { table: spi::qualified(prefix, "oban_peers") }.into());
     }
-    let rows = table.map(|table| leaders(&table, Some(name))).unwrap_or_default();
+    let mut rows = table.and_then(|table| leaders(&table, Locked::Wait)).unwrap_or_default();
+    rows.retain(|row| row.name == name);
     Ok(TableIterator::new(rows.into_iter().map(|r| (r.node, r.term, r.started_at, r.expires_at))))
 }
 
-/// The rows of the view oban_leadership: of every prefix that the caller may read, and that can be
-/// read. A policy of one table's owner that raises must not break the view for all the others.
-#[pg_extern(volatile, parallel_unsafe)]
+/// The rows of the view oban_leadership: of every prefix that the caller may read, but those whose table
+/// can't be read at the moment. A tenant's lock must not hold up who asks about all.
+#[pg_extern(volatile, parallel_restricted)]
 fn obanrs_leadership() -> TableIterator<
     'static,
     (
@@ -290,10 +293,12 @@ fn obanrs_leadership() -> TableIterator<
         name!(expires_at, Option<TimestampWithTimeZone>),
     ),
 > {
-    let tables = spi::installed_peers_tables().into_iter().filter(|t| acl::allows(&t.prefix, Right::Read));
+    let recovery = session::in_recovery();
+    let tables = spi::installed_peers_tables().into_iter();
+    let tables = tables.filter(|t| acl::allows(&t.prefix, Right::Read) && !(t.unlogged && recovery));
     let rows: Vec<_> = tables
         .flat_map(|table| {
-            let rows = xact::attempt(|| leaders(&table, None)).unwrap_or_default().into_iter();
+            let rows = leaders(&table, Locked::Skip).unwrap_or_default().into_iter();
             rows.map(move |r| (table.prefix.clone(), r.name, r.node, r.term, r.started_at, r.expires_at))
         })
         .collect();

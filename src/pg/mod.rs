@@ -9,6 +9,8 @@ pub mod hooks;
 pub mod latch;
 pub mod lwlock;
 pub mod notify;
+pub mod row;
+pub mod scan;
 pub mod session;
 pub mod spi;
 pub mod time;

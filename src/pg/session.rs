@@ -22,6 +22,12 @@ pub fn acts_for(role: u32) -> bool {
     unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::Oid::from(role)) }
 }
 
+/// Whether the current role may see what concerns others: superusers and members of pg_read_all_stats
+/// (pg_monitor is one).
+pub fn sees_all() -> bool {
+    acts_for(pg_sys::ROLE_PG_READ_ALL_STATS)
+}
+
 pub fn in_recovery() -> bool {
     // SAFETY: reads shared memory.
     unsafe { pg_sys::RecoveryInProgress() }

@@ -47,6 +47,7 @@ pub fn qualified(schema: &str, name: &str) -> String {
 
 /// `oban_peers` of a prefix.
 pub struct PeersTable {
+    pub oid: u32,
     pub prefix: String,
     pub owner: u32,
     /// Whether `oban_install` added its columns.
@@ -54,14 +55,14 @@ pub struct PeersTable {
     pub unlogged: bool,
 }
 
-/// Every table of that name with Oban's columns and their types. A table of another shape, or a
+/// Every ordinary table of that name with Oban's columns and their types. A table of another shape, or a
 /// temporary one of another session, must not make a query over all prefixes fail for everybody.
 /// (Every operator is qualified, here and wherever SQL of ours runs with a user's search_path.)
 const PEERS_TABLES: &str = "
-    SELECT p.prefix, p.owner, p.ours OPERATOR(pg_catalog.=) 2, p.unlogged
+    SELECT p.prefix, p.owner, p.ours OPERATOR(pg_catalog.=) 2, p.unlogged, p.oid
     FROM (
         SELECT n.nspname::pg_catalog.text AS prefix, c.relowner AS owner,
-            c.relpersistence OPERATOR(pg_catalog.=) 'u' AS unlogged,
+            c.relpersistence OPERATOR(pg_catalog.=) 'u' AS unlogged, c.oid,
             pg_catalog.count(*) FILTER (WHERE
                 a.attname OPERATOR(pg_catalog.=) ANY ('{name,node}'::pg_catalog.name[])
                 AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.text'::pg_catalog.regtype::pg_catalog.oid
@@ -76,10 +77,10 @@ const PEERS_TABLES: &str = "
         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
         JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.oid AND NOT a.attisdropped
         WHERE c.relname OPERATOR(pg_catalog.=) 'oban_peers'
-          AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p}'::pg_catalog.\"char\"[])
+          AND c.relkind OPERATOR(pg_catalog.=) 'r'
           AND c.relpersistence OPERATOR(pg_catalog.<>) 't'
           AND ($1 IS NULL OR n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name)
-        GROUP BY n.nspname, c.relowner, c.relpersistence
+        GROUP BY n.nspname, c.oid, c.relowner, c.relpersistence
     ) p
     WHERE p.theirs OPERATOR(pg_catalog.=) 4
     ORDER BY p.prefix";
@@ -93,6 +94,7 @@ fn peers_tables(prefix: Option<&str>) -> Vec<PeersTable> {
                 owner: row.get::<pg_sys::Oid>(2)?.map_or(0, |o| o.to_u32()),
                 installed: row.get(3)?.unwrap_or(false),
                 unlogged: row.get(4)?.unwrap_or(false),
+                oid: row.get::<pg_sys::Oid>(5)?.map_or(0, |o| o.to_u32()),
             })
         })
         .collect::<SpiResult<Vec<_>>>()

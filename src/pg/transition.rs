@@ -4,16 +4,11 @@
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
+use super::row::{self, Column, Row};
+
 // Not bound by pgrx. It may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
     fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
-}
-
-/// A column of the table that a trigger fired on.
-#[derive(Clone, Copy)]
-pub struct Column {
-    number: i32,
-    pub type_oid: pg_sys::Oid,
 }
 
 /// The inserted rows of a statement trigger with REFERENCING NEW TABLE.
@@ -51,20 +46,10 @@ impl<'a> NewRows<'a> {
         }
     }
 
-    /// The column of this name as the table has it now: columns are dropped and reordered, and the
-    /// names are compared each time because that costs less than a lookup in any cache.
+    /// The column of this name.
     pub fn column(&self, name: &str) -> Option<Column> {
-        // SAFETY: the relation that fired the trigger is open, and its descriptor has natts attributes.
-        unsafe {
-            let descriptor = (*self.data.tg_relation).rd_att;
-            (0..(*descriptor).natts).find_map(|i| {
-                let attribute = super::catalog_attribute(descriptor, i);
-                let found = !(*attribute).attisdropped
-                    && std::ffi::CStr::from_ptr((*attribute).attname.data.as_ptr()).to_bytes()
-                        == name.as_bytes();
-                found.then(|| Column { number: i + 1, type_oid: (*attribute).atttypid })
-            })
-        }
+        // SAFETY: the relation that fired the trigger is open.
+        unsafe { row::column(self.data.tg_relation, name) }
     }
 
     /// Calls `row` for each inserted row with a way to read its columns.
@@ -82,80 +67,9 @@ impl<'a> NewRows<'a> {
                 &raw const pg_sys::TTSOpsMinimalTuple,
             );
             while pg_sys::tuplestore_gettupleslot(store, true, false, slot) {
-                row(&Row { slot });
+                row(&Row::in_slot(slot));
             }
             pg_sys::ExecDropSingleTupleTableSlot(slot);
         }
     }
-}
-
-pub struct Row {
-    slot: *mut pg_sys::TupleTableSlot,
-}
-
-impl Row {
-    /// The column's value; `None` for NULL.
-    fn datum(&self, column: Column) -> Option<pg_sys::Datum> {
-        let number = column.number;
-        // SAFETY: the slot holds a row with at least `number` columns.
-        unsafe {
-            if i32::from((*self.slot).tts_nvalid) < number {
-                pg_sys::slot_getsomeattrs_int(self.slot, number);
-            }
-            let at = number as usize - 1;
-            (!*(*self.slot).tts_isnull.add(at)).then(|| *(*self.slot).tts_values.add(at))
-        }
-    }
-
-    /// An enum's label by its oid.
-    pub fn oid(&self, column: Column) -> Option<pg_sys::Oid> {
-        self.datum(column).map(|d| pg_sys::Oid::from(d.value() as u32))
-    }
-
-    /// Calls `read` with the bytes of a text, varchar or the like.
-    pub fn with_text<R>(&self, column: Column, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        let datum = self.datum(column)?;
-        // SAFETY: the column's type is a varlena. A copy that detoasting made is freed again, or a
-        // statement of a million rows would hold a million of them.
-        unsafe {
-            let stored = datum.cast_mut_ptr::<pg_sys::varlena>();
-            let plain = if pgrx::varatt_is_1b(stored) && !pgrx::varatt_is_1b_e(stored)
-                || pgrx::varatt_is_4b_u(stored)
-            {
-                stored
-            } else {
-                pg_sys::pg_detoast_datum_packed(stored)
-            };
-            let bytes = std::slice::from_raw_parts(
-                pgrx::vardata_any(plain).cast::<u8>(),
-                pgrx::varsize_any_exhdr(plain),
-            );
-            let result = read(bytes);
-            if plain != stored {
-                pg_sys::pfree(plain.cast());
-            }
-            Some(result)
-        }
-    }
-}
-
-/// The label's oid in an enum type, if it has one.
-pub fn enum_label(type_oid: pg_sys::Oid, label: &std::ffi::CStr) -> Option<pg_sys::Oid> {
-    // SAFETY: a catalog lookup; `label` lives for the call.
-    let oid = unsafe {
-        pg_sys::GetSysCacheOid(
-            pg_sys::SysCacheIdentifier::ENUMTYPOIDNAME as i32,
-            pg_sys::Anum_pg_enum_oid as i16,
-            pg_sys::Datum::from(type_oid),
-            pg_sys::Datum::from(label.as_ptr()),
-            pg_sys::Datum::null(),
-            pg_sys::Datum::null(),
-        )
-    };
-    (oid != pg_sys::InvalidOid).then_some(oid)
-}
-
-/// Whether values of a type are texts.
-pub fn is_text(type_oid: pg_sys::Oid) -> bool {
-    [pg_sys::TEXTOID, pg_sys::VARCHAROID, pg_sys::BPCHAROID].contains(&type_oid)
 }

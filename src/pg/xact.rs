@@ -44,6 +44,17 @@ unsafe fn idle() {
     }
 }
 
+/// Runs `body` with a snapshot that shows everything committed by now, whatever the statement's own shows:
+/// for looking again after a lock was waited for.
+pub fn with_latest_snapshot<R>(body: impl FnOnce() -> R) -> R {
+    // SAFETY: pushed and popped in pairs; an ERROR in `body` pops it with its (sub)transaction.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let result = body();
+    // SAFETY: as above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    result
+}
+
 // Not bound by pgrx. They may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
     fn enable_timeout_after(id: c_int, delay_ms: c_int);
@@ -85,39 +96,6 @@ pub fn contain<R>(body: impl FnOnce() -> R) -> Result<R, String> {
             pg_sys::AbortCurrentTransaction();
             idle();
         }
-    }
-    outcome
-}
-
-/// Runs `body` in a subtransaction of the session's own; an ERROR in it is undone and given back by its
-/// message. What has to end the whole query does: a cancel, and a panic of our own.
-pub fn attempt<R>(body: impl FnOnce() -> R) -> Result<R, String> {
-    // SAFETY: saved here, restored below on both ways, as PL/pgSQL does around an exception block.
-    let (context, owner) = unsafe {
-        let saved = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
-        pg_sys::BeginInternalSubTransaction(std::ptr::null());
-        pg_sys::MemoryContextSwitchTo(saved.0);
-        saved
-    };
-    let body = AssertUnwindSafe(body);
-    let outcome = PgTryBuilder::new(move || Ok({ body }.0()))
-        .catch_others(|error| match error {
-            CaughtError::PostgresError(e) | CaughtError::ErrorReport(e)
-                if e.sql_error_code() != PgSqlErrorCode::ERRCODE_QUERY_CANCELED =>
-            {
-                Err(e.message().to_owned())
-            }
-            other => other.rethrow(),
-        })
-        .execute();
-    // SAFETY: as above; the subtransaction is this function's own.
-    unsafe {
-        match outcome {
-            Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
-            Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
-        }
-        pg_sys::MemoryContextSwitchTo(context);
-        pg_sys::CurrentResourceOwner = owner;
     }
     outcome
 }

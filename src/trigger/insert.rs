@@ -14,7 +14,8 @@ use pgrx::prelude::*;
 use crate::error::Error;
 use crate::logic::{channel, wire};
 use crate::pg::notify;
-use crate::pg::transition::{self, Column, NewRows};
+use crate::pg::row::{self, Column};
+use crate::pg::transition::NewRows;
 
 /// How a row's state is told.
 enum Available {
@@ -37,7 +38,7 @@ fn obanrs_jobs_insert<'a>(
 }
 
 fn wake_queues(rows: &NewRows<'_>) {
-    let Some(queue) = rows.column("queue").filter(|c| transition::is_text(c.type_oid)) else { return };
+    let Some(queue) = rows.column("queue").filter(|c| row::is_text(c.type_oid)) else { return };
     let Some(available) = rows.column("state").and_then(available) else { return };
 
     // The last queue seen is nearly always the next one's, too; the set is for the others.
@@ -70,8 +71,8 @@ fn wake_queues(rows: &NewRows<'_>) {
 }
 
 fn available(state: Column) -> Option<Available> {
-    if transition::is_text(state.type_oid) {
+    if row::is_text(state.type_oid) {
         return Some(Available::Text(state));
     }
-    transition::enum_label(state.type_oid, c"available").map(|label| Available::Label(state, label))
+    row::enum_label(state.type_oid, c"available").map(|label| Available::Label(state, label))
 }

@@ -55,16 +55,11 @@ fn oban_uninstall(prefix: default!(Option<&str>, "'public'")) -> Result<(), Erro
 }
 
 fn install(prefix: &str) -> Result<(), Error> {
-    let mut changed = false;
-    let mut run = |sql: &str| {
-        spi::run(sql);
-        changed = true;
-    };
     let schema = match catalog::namespace(prefix) {
         Some(schema) => schema,
         None => {
             session::require_writable("install")?;
-            run(&format!("CREATE SCHEMA {}", pgrx::spi::quote_identifier(prefix)));
+            spi::run(&format!("CREATE SCHEMA {}", pgrx::spi::quote_identifier(prefix)));
             catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))?
         }
     };
@@ -73,37 +68,51 @@ fn install(prefix: &str) -> Result<(), Error> {
     }
     session::require_writable("install")?;
     catalog::lock_namespace(schema);
+    // Another session may have installed it while this one waited.
+    xact::with_latest_snapshot(|| complete(schema, prefix))?;
+    note(Note::Prefix);
+    Ok(())
+}
+
+/// Makes what is missing, with the schema locked.
+fn complete(schema: u32, prefix: &str) -> Result<(), Error> {
     if catalog::relation(schema, "oban_jobs").is_none() {
         if !catalog::type_exists(schema, "oban_job_state") {
-            run(&fill(STATES, prefix));
+            spi::run(&fill(STATES, prefix));
         }
-        run(&fill(JOBS, prefix));
+        spi::run(&fill(JOBS, prefix));
     }
     if catalog::relation(schema, "oban_peers").is_none() {
-        run(&fill(PEERS, prefix));
+        spi::run(&fill(PEERS, prefix));
     }
     for table in ["oban_jobs", "oban_peers"] {
         require_owner(schema, prefix, table)?;
     }
+    if spi::peers_table(prefix).is_none() {
+        return Err(another_kind(prefix));
+    }
     if !has_peers_columns(prefix) {
-        run(&fill(PEERS_COLUMNS, prefix));
+        spi::run(&fill(PEERS_COLUMNS, prefix));
     }
     for table in tables_without_trigger(prefix) {
-        run(&TRIGGER
-            .replace("{table}", &table)
-            .replace("{function}", &spi::own_function("obanrs_jobs_insert")));
-    }
-    if changed {
-        note(Note::Prefix);
+        spi::run(
+            &TRIGGER
+                .replace("{table}", &table)
+                .replace("{function}", &spi::own_function("obanrs_jobs_insert")),
+        );
     }
     if !has_peers_columns(prefix) || tables_with_trigger(prefix).is_empty() {
-        return Err(Error::bad(
-            format!("prefix \"{prefix}\" has an oban_jobs or an oban_peers of another kind than Oban's"),
-            "oban_jobs has to be a table, and oban_peers a table with name and node (text), started_at and \
-             expires_at (timestamp without time zone), and neither term nor boot of another type than bigint.",
-        ));
+        return Err(another_kind(prefix));
     }
     Ok(())
+}
+
+fn another_kind(prefix: &str) -> Error {
+    Error::bad(
+        format!("prefix \"{prefix}\" has an oban_jobs or an oban_peers of another kind than Oban's"),
+        "oban_jobs has to be a table, and oban_peers a table with name and node (text), started_at and \
+         expires_at (timestamp without time zone), and neither term nor boot of another type than bigint.",
+    )
 }
 
 fn uninstall(prefix: &str, schema: u32) -> Result<(), Error> {
@@ -151,16 +160,22 @@ fn fill(template: &str, prefix: &str) -> String {
 
 /// oban_jobs and, when it is partitioned, all partitions: an INSERT into one of them fires only its
 /// own triggers. Foreign tables can't have such a trigger.
+/// (pg_partition_tree would lock them.)
 const JOB_TABLES: &str = "
-    WITH root AS (
-        SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WITH RECURSIVE tables AS (
+        SELECT c.oid, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = $1::name AND c.relname = 'oban_jobs'
-    ), tables AS (
-        SELECT oid FROM root UNION SELECT t.relid FROM root, pg_partition_tree(root.oid) t
+        UNION
+        SELECT c.oid, c.relkind FROM tables t
+        JOIN pg_inherits i ON i.inhparent = t.oid AND t.relkind = 'p'
+        JOIN pg_class c ON c.oid = i.inhrelid
     )
-    SELECT t.oid::regclass::text FROM tables t JOIN pg_class c ON c.oid = t.oid
-    WHERE c.relkind IN ('r', 'p') AND $2 = EXISTS (
-        SELECT FROM pg_trigger g WHERE g.tgrelid = t.oid AND g.tgname = 'obanrs_jobs_insert'
+    SELECT t.oid::regclass::text FROM tables t
+    WHERE t.relkind IN ('r', 'p') AND $2 = EXISTS (
+        SELECT FROM pg_trigger g WHERE g.tgrelid = t.oid AND g.tgname = 'obanrs_jobs_insert' AND g.tgfoid = (
+            SELECT f.oid FROM pg_proc f JOIN pg_extension e ON e.extnamespace = f.pronamespace
+            WHERE e.extname = 'obanrs' AND f.proname = 'obanrs_jobs_insert'
+        )
     )
     ORDER BY t.oid";
 

@@ -269,7 +269,7 @@ fn renew(electorate: &Electorate, node: &Node, term: i64) -> Outcome {
     };
     let expires_at = time::now() + config::lease();
     let sql = format!(
-        "UPDATE {table} SET expires_at = $1 WHERE name = $2 AND node = $3 AND term = $4 RETURNING started_at"
+        "UPDATE ONLY {table} SET expires_at = $1 WHERE name = $2 AND node = $3 AND term = $4 RETURNING started_at"
     );
     let renewed = spi::as_owner(owner, || {
         Spi::connect(|client| {
@@ -327,7 +327,7 @@ fn elect(electorate: &Electorate, ended: Option<(Node, i64)>, candidate: Option<
     let mut seen = ended.map_or(0, |(_, term)| term);
 
     if let Some((node, term)) = ended {
-        let sql = format!("DELETE FROM {table} WHERE name = $1 AND node = $2 AND term = $3 RETURNING 1");
+        let sql = format!("DELETE FROM ONLY {table} WHERE name = $1 AND node = $2 AND term = $3 RETURNING 1");
         let args = [name.into(), node.as_str().into(), term.into()];
         down |= changed(owner, &sql, &args);
     }
@@ -343,7 +343,7 @@ fn elect(electorate: &Electorate, ended: Option<(Node, i64)>, candidate: Option<
             Verdict::Void => {
                 // Only this very row: by now it may be renewed, or another's.
                 let sql = format!(
-                    "DELETE FROM {table} WHERE name = $1 AND started_at = $2 AND expires_at = $3 RETURNING 1"
+                    "DELETE FROM ONLY {table} WHERE name = $1 AND started_at = $2 AND expires_at = $3 RETURNING 1"
                 );
                 let args = [
                     name.into(),
@@ -412,7 +412,7 @@ fn changed(owner: u32, sql: &str, args: &[DatumWithOid<'_>]) -> bool {
 }
 
 fn read_row(table: &str, name: &str) -> SpiResult<Option<PeerRow>> {
-    let sql = format!("SELECT node, term, boot, started_at, expires_at FROM {table} WHERE name = $1");
+    let sql = format!("SELECT node, term, boot, started_at, expires_at FROM ONLY {table} WHERE name = $1");
     Spi::connect(|client| {
         let rows = client.select(&sql, Some(1), &[name.into()])?;
         if rows.is_empty() {

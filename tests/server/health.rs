@@ -2,7 +2,7 @@
 
 use postgres::Client;
 
-use crate::support::{Ask, Cluster, wait_for, wait_until};
+use crate::support::{Ask, Cluster, code, wait_for, wait_until};
 
 /// What is not ok: item and detail.
 fn wrong(client: &mut Client) -> Vec<(String, String)> {
@@ -63,6 +63,12 @@ fn what_is_wrong_with_a_prefix_is_named_with_the_statement_that_helps() {
         ("ALTER TABLE oban_jobs DISABLE TRIGGER obanrs_jobs_insert", "trigger on public.oban_jobs"),
         ("ALTER TABLE oban_jobs ENABLE REPLICA TRIGGER obanrs_jobs_insert", "trigger on public.oban_jobs"),
         ("DROP TRIGGER obanrs_jobs_insert ON oban_jobs", "prefix public"),
+        (
+            "CREATE FUNCTION other() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+             CREATE OR REPLACE TRIGGER obanrs_jobs_insert AFTER INSERT ON oban_jobs
+             REFERENCING NEW TABLE AS x FOR EACH STATEMENT EXECUTE FUNCTION other()",
+            "prefix public",
+        ),
         ("ALTER TABLE oban_peers DROP COLUMN term", "prefix public"),
         ("DROP TABLE oban_peers", "prefix public"),
         ("ALTER TABLE oban_peers SET UNLOGGED", "public.oban_peers"),
@@ -130,6 +136,11 @@ fn what_a_role_lacks_is_named_with_its_grant() {
     follow(&mut client, &detail);
     assert_eq!(detail.matches("GRANT").count(), 3, "{detail}");
     assert_eq!(wrong(&mut app), [], "and of the prefix that is none of its business it hears nothing");
+    // One that is meant to read lacks nothing; what else there is, it is told.
+    client.batch_execute("REVOKE INSERT, UPDATE ON public.oban_jobs FROM app").unwrap();
+    assert_eq!(wrong(&mut app), []);
+    let told: String = app.one("SELECT detail FROM oban_check() WHERE item = 'rights on public'");
+    assert!(told.contains("GRANT INSERT") && told.contains("GRANT UPDATE"), "{told}");
 }
 
 #[test]

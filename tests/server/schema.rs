@@ -202,6 +202,19 @@ fn dropping_the_extension_names_the_tables_that_depend_on_it() {
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 2);
 }
 
+/// The owner of a database dumps it, who is no superuser; restoring, which creates the extension, takes one.
+#[test]
+fn a_databases_owner_can_dump_it() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
+    cluster.client().batch_execute("CREATE ROLE dbo LOGIN").unwrap();
+    cluster.client().batch_execute("CREATE DATABASE app OWNER dbo").unwrap();
+    cluster.client_of("app").batch_execute("CREATE EXTENSION obanrs").unwrap();
+    cluster.client_as("app", "dbo").batch_execute("SELECT oban_install('jobs')").unwrap();
+    let mut pg_dump = cluster.program("pg_dump");
+    let dumped = pg_dump.args(["-U", "dbo", "app"]).output().unwrap();
+    assert!(dumped.status.success(), "{}", String::from_utf8_lossy(&dumped.stderr));
+}
+
 /// A database goes into a dump and comes back: tables, triggers, and terms that go on rising.
 #[test]
 fn dump_and_restore_keep_prefixes_and_terms() {

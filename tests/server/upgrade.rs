@@ -5,6 +5,7 @@
 //! raise the version and write the script.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use postgres::Client;
 
@@ -70,7 +71,10 @@ fn update_equals_fresh_install() {
         // The same version beside its own, under another name: what is archived is what is installed.
         let same = version == current;
         let name = if same { format!("{version}archived") } else { version.clone() };
-        fs::copy(&file, extensions_folder().join(format!("obanrs--{name}.sql"))).unwrap();
+        let script = extensions_folder().join(format!("obanrs--{name}.sql"));
+        fs::copy(&file, &script).unwrap();
+        // The server's user reads it, whatever the umask of the checkout was.
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o644)).unwrap();
         cluster.client().batch_execute(&format!("CREATE DATABASE \"from {version}\"")).unwrap();
         let mut client = cluster.client_of(&format!("from {version}"));
         client.batch_execute(&format!("CREATE EXTENSION obanrs VERSION '{name}'")).unwrap();

@@ -1,0 +1,111 @@
+//! Columns and rows of a user's table, read where they are: no SQL, no plan, no code of anybody's.
+
+use pgrx::pg_sys;
+
+/// A column of a table.
+#[derive(Clone, Copy)]
+pub struct Column {
+    number: i32,
+    pub type_oid: pg_sys::Oid,
+}
+
+/// The column of this name as the table has it now: columns are dropped and reordered, and the names
+/// are compared each time because that costs less than a lookup in any cache.
+///
+/// # Safety
+/// `relation` is open.
+pub(super) unsafe fn column(relation: pg_sys::Relation, name: &str) -> Option<Column> {
+    // SAFETY: the caller's promise; the descriptor has natts attributes.
+    unsafe {
+        let descriptor = (*relation).rd_att;
+        (0..(*descriptor).natts).find_map(|i| {
+            let attribute = super::catalog_attribute(descriptor, i);
+            let found = !(*attribute).attisdropped
+                && std::ffi::CStr::from_ptr((*attribute).attname.data.as_ptr()).to_bytes() == name.as_bytes();
+            found.then(|| Column { number: i + 1, type_oid: (*attribute).atttypid })
+        })
+    }
+}
+
+/// A row, in a slot that lives as long.
+pub struct Row {
+    slot: *mut pg_sys::TupleTableSlot,
+}
+
+impl Row {
+    /// # Safety
+    /// `slot` holds a row of the table whose columns will be read, for as long as this lives.
+    pub(super) unsafe fn in_slot(slot: *mut pg_sys::TupleTableSlot) -> Self {
+        Self { slot }
+    }
+
+    /// The column's value; `None` for NULL.
+    fn datum(&self, column: Column) -> Option<pg_sys::Datum> {
+        let number = column.number;
+        // SAFETY: the slot holds a row with at least `number` columns.
+        unsafe {
+            if i32::from((*self.slot).tts_nvalid) < number {
+                pg_sys::slot_getsomeattrs_int(self.slot, number);
+            }
+            let at = number as usize - 1;
+            (!*(*self.slot).tts_isnull.add(at)).then(|| *(*self.slot).tts_values.add(at))
+        }
+    }
+
+    /// An enum's label by its oid.
+    pub fn oid(&self, column: Column) -> Option<pg_sys::Oid> {
+        self.datum(column).map(|d| pg_sys::Oid::from(d.value() as u32))
+    }
+
+    /// A bigint, or a timestamp in microseconds since 2000.
+    pub fn i64(&self, column: Column) -> Option<i64> {
+        self.datum(column).map(|d| d.value() as i64)
+    }
+
+    /// Calls `read` with the bytes of a text, varchar or the like.
+    pub fn with_text<R>(&self, column: Column, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        let datum = self.datum(column)?;
+        // SAFETY: the column's type is a varlena. A copy that detoasting made is freed again, or a
+        // statement of a million rows would hold a million of them.
+        unsafe {
+            let stored = datum.cast_mut_ptr::<pg_sys::varlena>();
+            let plain = if pgrx::varatt_is_1b(stored) && !pgrx::varatt_is_1b_e(stored)
+                || pgrx::varatt_is_4b_u(stored)
+            {
+                stored
+            } else {
+                pg_sys::pg_detoast_datum_packed(stored)
+            };
+            let bytes = std::slice::from_raw_parts(
+                pgrx::vardata_any(plain).cast::<u8>(),
+                pgrx::varsize_any_exhdr(plain),
+            );
+            let result = read(bytes);
+            if plain != stored {
+                pg_sys::pfree(plain.cast());
+            }
+            Some(result)
+        }
+    }
+}
+
+/// The label's oid in an enum type, if it has one.
+pub fn enum_label(type_oid: pg_sys::Oid, label: &std::ffi::CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: a catalog lookup; `label` lives for the call.
+    let oid = unsafe {
+        pg_sys::GetSysCacheOid(
+            pg_sys::SysCacheIdentifier::ENUMTYPOIDNAME as i32,
+            pg_sys::Anum_pg_enum_oid as i16,
+            pg_sys::Datum::from(type_oid),
+            pg_sys::Datum::from(label.as_ptr()),
+            pg_sys::Datum::null(),
+            pg_sys::Datum::null(),
+        )
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// Whether values of a type are texts.
+pub fn is_text(type_oid: pg_sys::Oid) -> bool {
+    [pg_sys::TEXTOID, pg_sys::VARCHAROID, pg_sys::BPCHAROID].contains(&type_oid)
+}
