@@ -89,6 +89,17 @@ fn what_is_wrong_with_a_prefix_is_named_with_the_statement_that_helps() {
         assert!(detail.contains(column), "{detail}");
         client.batch_execute(&format!("ALTER TABLE oban_jobs RENAME COLUMN renamed TO {column}")).unwrap();
     }
+    for (prefix, odd) in [
+        ("a_view", "CREATE VIEW a_view.oban_jobs AS SELECT 1"),
+        ("a_sequence", "CREATE SEQUENCE a_sequence.oban_peers"),
+        ("a_shape", "CREATE TABLE a_shape.oban_peers (name text, node text)"),
+    ] {
+        client.batch_execute(&format!("CREATE SCHEMA {prefix}; {odd}")).unwrap();
+        let detail = only_wrong(&mut client, &format!("prefix {prefix}"));
+        assert!(detail.contains("can't use this schema"), "{detail}");
+        assert_eq!(code(&mut client, &format!("SELECT oban_install('{prefix}')")), "22023");
+        client.batch_execute(&format!("DROP SCHEMA {prefix} CASCADE")).unwrap();
+    }
     client
         .batch_execute("CREATE SCHEMA \"a.b\"; CREATE TABLE \"a.b\".oban_jobs (LIKE public.oban_jobs)")
         .unwrap();
