@@ -94,7 +94,7 @@ check: package test-structure ## formatting, lints on every major, the install s
 		config=$$(tools/postgres $$major); \
 		PGRX_PG_CONFIG_PATH="$$config" cargo clippy --lib --no-default-features --features pg$$major,pg_test -- -D warnings; \
 	done
-	tools/pgspot "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql sql/archive/*.sql
+	tools/pgspot "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql sql/archive/*.sql sql/obanrs--*.sql
 	tools/deny
 
 readme: package ## writes README's reference from the comments in the database
@@ -102,10 +102,9 @@ readme: package ## writes README's reference from the comments in the database
 	cargo test $(HARNESS_FEATURES) --test server -- the_reference_is
 
 archive: package ## keeps the install script of this version, at its release, in sql/archive
-	@script=$$(ls "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql); \
-	kept=sql/archive/$$(basename "$$script"); \
-	if [ -e "$$kept" ]; then echo "$$kept is released: raise the version in Cargo.toml"; exit 1; fi; \
-	mkdir -p sql/archive; cp "$$script" "$$kept"
+	@script=obanrs--$$(sed -nE 's/^version = "(.*)"/\1/p' Cargo.toml).sql; \
+	if [ -e "sql/archive/$$script" ]; then echo "$$script is released: raise the version in Cargo.toml"; exit 1; fi; \
+	cp "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)/extension/$$script" sql/archive/
 
 install: package ## into the Postgres of PG_CONFIG; then set shared_preload_libraries and restart it
 	@tools/install "$(PG_CONFIG)" "$(RELEASE_PACKAGE)"

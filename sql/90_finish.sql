@@ -22,7 +22,7 @@ COMMENT ON FUNCTION @extschema@.oban_install(text, boolean) IS
 COMMENT ON FUNCTION @extschema@.oban_uninstall(text) IS
     'Removes what oban_install added to the tables of a prefix: the trigger and the columns. Never removes a table. Needs their ownership; waits at most 2 s for a lock (55P03); 3F000 without such a schema, 25006 in a read-only transaction, 55000 in recovery.';
 COMMENT ON FUNCTION @extschema@.oban_notify(text, jsonb, text) IS
-    'Sends a JSON object on <prefix>.oban_<channel> when this transaction commits. Equal messages of a transaction are sent once. Needs INSERT on the prefix''s oban_jobs (UPDATE for signal, ownership for leader); prefix '''' sends on the channel as it is named. 22023 for a channel that is no name or too long and for a payload that is no object, 54000 for one over 7,999 bytes after compression, 3F000 without such a prefix, 55000 in recovery.';
+    'Sends a JSON object on <prefix>.oban_<channel> when this transaction commits; a transaction or savepoint that is rolled back sends nothing. Equal messages of a transaction are sent once. Needs INSERT on the prefix''s oban_jobs (UPDATE for signal, ownership for leader); prefix '''' sends on the channel as it is named. 22023 for a channel that is no name or too long and for a payload that is no object, 54000 for one over 7,999 bytes after compression and for more than obanrs.max_transaction_messages in a transaction, 0A000 at a PREPARE TRANSACTION after it, 3F000 without such a prefix, 55000 in recovery.';
 COMMENT ON FUNCTION @extschema@.oban_notify_many(text, jsonb[], text) IS
     'As oban_notify, one message for each element: all of them or, if one is refused, none.';
 COMMENT ON FUNCTION @extschema@.oban_listen_channels(text[], text) IS
@@ -62,5 +62,5 @@ COMMENT ON FUNCTION @extschema@.obanrs_leadership() IS 'The rows of the view oba
 COMMENT ON FUNCTION @extschema@.obanrs_gossip() IS 'The rows of the view oban_gossip.';
 COMMENT ON FUNCTION @extschema@.obanrs_workers() IS 'The rows of the view oban_workers.';
 COMMENT ON FUNCTION @extschema@.obanrs_jobs_insert() IS
-    'The trigger that oban_install puts on oban_jobs: tells each queue that got available jobs.';
+    'The trigger that oban_install puts on oban_jobs: tells each queue that got available jobs. It never fails the INSERT: a wake-up over obanrs.max_transaction_messages, or before a PREPARE TRANSACTION, is dropped.';
 COMMENT ON SEQUENCE @extschema@.obanrs_term IS 'The last term given to a leadership in this database.';

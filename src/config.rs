@@ -16,6 +16,10 @@ static GOSSIP_TTL: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 /// In ms. Oban's own lease.
 static LEASE: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 
+/// Messages that differ, of one transaction. Each is a kilobyte or less as a rule, so that a runaway loop
+/// ends at about 100 MB of the backend's memory.
+static MAX_TRANSACTION_MESSAGES: GucSetting<i32> = GucSetting::<i32>::new(100_000);
+
 /// In `_PG_init`. Sizes of shared memory can only be defined while it is still being laid out.
 pub fn register(preloading: bool) {
     GucRegistry::define_int_guc(
@@ -37,6 +41,16 @@ pub fn register(preloading: bool) {
         86_400_000,
         GucContext::Sighup,
         GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"obanrs.max_transaction_messages",
+        c"How many different messages one transaction may send.",
+        c"They are kept in the backend's memory until it commits. oban_notify fails beyond that; a trigger's wake-ups are dropped.",
+        &MAX_TRANSACTION_MESSAGES,
+        1,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::default(),
     );
     if preloading {
         let sizes: [(_, _, _, &'static GucSetting<i32>, _, _, _); 3] = [
@@ -106,6 +120,10 @@ pub fn gossip_memory() -> usize {
 
 pub fn gossip_ttl() -> Duration {
     Duration::from_millis(GOSSIP_TTL.get() as u64)
+}
+
+pub fn max_transaction_messages() -> usize {
+    MAX_TRANSACTION_MESSAGES.get() as usize
 }
 
 /// In microseconds, as the rules count.

@@ -28,6 +28,10 @@ pub enum Error {
     TableFull { what: String, setting: &'static str },
     #[error("payload too large: {0}")]
     PayloadTooLarge(String),
+    #[error("this transaction has {0} messages already")]
+    TooManyMessages(usize),
+    #[error("cannot PREPARE a transaction that has executed oban_notify")]
+    Prepared,
     #[error("obanrs is not loaded at server start")]
     NotPreloaded,
     #[error("cannot {0} during recovery")]
@@ -60,12 +64,12 @@ impl Error {
                 ERRCODE_INSUFFICIENT_PRIVILEGE
             }
             Self::TableFull { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-            Self::PayloadTooLarge(_) => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Self::PayloadTooLarge(_) | Self::TooManyMessages(_) => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             Self::ReadOnly(_) => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Self::NotPreloaded | Self::InRecovery(_) | Self::UnloggedInRecovery { .. } => {
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
             }
-            Self::NotSupported(_) => ERRCODE_FEATURE_NOT_SUPPORTED,
+            Self::NotSupported(_) | Self::Prepared => ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::WrongTrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
         }
     }
@@ -93,6 +97,10 @@ impl Error {
             Self::PayloadTooLarge(_) => {
                 "Put the data into a table and send its key: a notification is a hint.".into()
             }
+            Self::TooManyMessages(_) => {
+                "Commit in between, send fewer that differ, or raise obanrs.max_transaction_messages.".into()
+            }
+            Self::Prepared => "Send after COMMIT PREPARED, in a transaction of its own.".into(),
             Self::NotPreloaded => "Add obanrs to shared_preload_libraries and restart the server.".into(),
             Self::InRecovery(_) => "Connect to the primary.".into(),
             Self::ReadOnly(_) => {

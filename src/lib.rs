@@ -5,6 +5,7 @@
 //! | `logic` | the rules, in pure Rust: wire format, elections, gossip table, life of a worker |
 //! | `pg` | Postgres, one concept a file |
 //! | `shmem` | the segment of shared memory and its locks |
+//! | `bus` | the way of a message out of its transaction |
 //! | `notifier`, `peer`, `gossip`, `trigger`, `health` | the SQL functions, one concern each |
 //! | `worker` | the background workers and the hooks that keep them out of the way |
 //! | `config`, `error` | every setting; every error |
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+mod bus;
 mod config;
 mod error;
 mod gossip;
@@ -57,6 +59,7 @@ pub extern "C-unwind" fn _PG_init() {
     }
     let preloading = pg::session::is_preloading();
     config::register(preloading);
+    bus::register();
     if preloading {
         shmem::request();
         shmem::at_end::register();

@@ -26,6 +26,8 @@ mod rights;
 mod schema;
 #[path = "server/tenants.rs"]
 mod tenants;
+#[path = "server/transactions.rs"]
+mod transactions;
 #[path = "server/upgrade.rs"]
 mod upgrade;
 #[path = "server/wakeups.rs"]

@@ -9,6 +9,7 @@ pub mod channel;
 pub mod check;
 pub mod gossip;
 pub mod lifecycle;
+pub mod outbox;
 pub mod peer;
 pub mod text;
 pub mod wire;

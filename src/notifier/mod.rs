@@ -5,7 +5,9 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use serde_json::Value;
 
+use crate::bus;
 use crate::error::{Error, excerpt, given};
+use crate::logic::outbox::Origin;
 use crate::logic::{channel, wire};
 use crate::pg::acl::{self, Right};
 use crate::pg::{notify, session};
@@ -43,11 +45,7 @@ fn publish(channel: Option<&str>, payloads: &[Value], prefix: Option<&str>) -> R
     if session::in_recovery() {
         return Err(Error::InRecovery("notify"));
     }
-    let full = notify::c_string(full);
-    for wire in wires {
-        notify::notify(&full, &notify::c_string(wire));
-    }
-    Ok(())
+    wires.iter().try_for_each(|wire| bus::queue(full.as_bytes(), wire.as_bytes(), Origin::Call))
 }
 
 fn right_to_publish(channel: &str) -> Right {

@@ -125,6 +125,30 @@ pub fn on_event(callback: Callback) {
     unsafe { pg_sys::RegisterXactCallback(Some(callback), std::ptr::null_mut()) }
 }
 
+pub type SubCallback = unsafe extern "C-unwind" fn(
+    event: pg_sys::SubXactEvent::Type,
+    own: pg_sys::SubTransactionId,
+    parent: pg_sys::SubTransactionId,
+    arg: *mut std::ffi::c_void,
+);
+
+/// As `on_event`, for every subtransaction. The callback runs in it still: `level` is its own.
+pub fn on_subtransaction_event(callback: SubCallback) {
+    // SAFETY: a function that lives as long as the library, which is never unloaded.
+    unsafe { pg_sys::RegisterSubXactCallback(Some(callback), std::ptr::null_mut()) }
+}
+
+/// How deep in subtransactions this is: 1 in a transaction, 0 outside of one.
+pub fn level() -> u32 {
+    // SAFETY: reads the transaction's state.
+    unsafe { pg_sys::GetCurrentTransactionNestLevel() as u32 }
+}
+
+/// Whether an event comes right before PREPARE TRANSACTION, which can still be refused.
+pub fn is_before_prepare(event: pg_sys::XactEvent::Type) -> bool {
+    event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE
+}
+
 /// Whether an event is an end of the session's own transaction (not of a parallel worker's).
 pub fn is_end(event: pg_sys::XactEvent::Type) -> bool {
     use pg_sys::XactEvent::*;

@@ -11,9 +11,10 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::bus;
 use crate::error::Error;
+use crate::logic::outbox::Origin;
 use crate::logic::{channel, wire};
-use crate::pg::notify;
 use crate::pg::row::{self, Column};
 use crate::pg::transition::NewRows;
 
@@ -61,11 +62,11 @@ fn wake_queues(rows: &NewRows<'_>) {
         return;
     }
     let Ok(full) = channel::full_name(&rows.prefix(), "insert") else { return };
-    let full = notify::c_string(full);
     for queue in queues {
         let payload = wire::object_of_one("queue", &queue);
         if payload.len() <= wire::MAX_PAYLOAD {
-            notify::notify(&full, &notify::c_string(payload));
+            // Over the transaction's limit it is dropped: the row counts, not the hint.
+            let _ = bus::queue(full.as_bytes(), &payload, Origin::Trigger);
         }
     }
 }

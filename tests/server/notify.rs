@@ -1,15 +1,11 @@
 //! Notifications by function, and what works without preload.
 
-use fallible_iterator::FallibleIterator;
 use postgres::Client;
 
 use crate::support::{Cluster, code};
 
 fn heard(client: &mut Client) -> Vec<String> {
-    client.batch_execute("LISTEN fence; NOTIFY fence").unwrap();
-    let mut notifications = client.notifications();
-    let until_fence = notifications.blocking_iter().take_while(|n| Ok(n.channel() != "fence"));
-    until_fence.map(|n| Ok(format!("{} {}", n.channel(), n.payload()))).collect().unwrap()
+    crate::support::heard(client).iter().map(|n| format!("{} {}", n.channel(), n.payload())).collect()
 }
 
 #[test]

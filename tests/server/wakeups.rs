@@ -1,6 +1,5 @@
 //! The insert trigger: who hears of which rows.
 
-use fallible_iterator::FallibleIterator;
 use postgres::Client;
 
 use crate::support::{Ask, Cluster, code};
@@ -19,15 +18,9 @@ impl Listener {
     /// What was heard since the last time, sorted. A notification of our own comes last, so that
     /// nothing has to be waited for.
     fn heard(&mut self) -> Vec<String> {
-        self.client.batch_execute("LISTEN fence; NOTIFY fence").unwrap();
-        let mut heard: Vec<String> = self
-            .client
-            .notifications()
-            .blocking_iter()
-            .take_while(|n| Ok(n.channel() != "fence"))
-            .map(|n| Ok(format!("{} {}", n.channel(), n.payload())))
-            .collect()
-            .unwrap();
+        let heard = crate::support::heard(&mut self.client);
+        let mut heard: Vec<String> =
+            heard.iter().map(|n| format!("{} {}", n.channel(), n.payload())).collect();
         heard.sort();
         heard
     }

@@ -12,6 +12,8 @@ pub use cluster::Shell;
 
 use std::time::{Duration, Instant};
 
+use fallible_iterator::FallibleIterator;
+
 /// Where the servers under test find control files and scripts of extensions; a test may add some.
 pub fn extensions_folder() -> &'static std::path::Path {
     &installation::installation().extensions
@@ -41,6 +43,14 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 pub fn code(client: &mut postgres::Client, sql: &str) -> String {
     let error = client.batch_execute(sql).expect_err(sql);
     error.code().unwrap_or_else(|| panic!("{sql}: {error}")).code().to_owned()
+}
+
+/// What a session has heard since the last time, without waiting: a notification of its own comes last.
+pub fn heard(client: &mut postgres::Client) -> Vec<postgres::Notification> {
+    client.batch_execute("LISTEN fence; NOTIFY fence").expect("it listens");
+    let mut notifications = client.notifications();
+    let all = notifications.blocking_iter().take_while(|n| Ok(n.channel() != "fence"));
+    all.collect().expect("the fence comes")
 }
 
 /// For a question with one answer.

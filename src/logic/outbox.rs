@@ -1,0 +1,197 @@
+//! The messages of one transaction, from the call to its end.
+//!
+//! Each message belongs to the subtransaction (savepoint, exception block) in which it was queued, by
+//! its nesting level: 1 is the transaction itself. A subtransaction that commits hands its messages to
+//! the one around it; one that rolls back takes them along. Equal messages collapse into the first:
+//! where that one is in the same subtransaction or in one around it, it survives whenever the later one
+//! would, so that the later one need never be kept.
+//!
+//! Levels never fall from one message to the next, as an inner subtransaction ends before the outer one
+//! goes on: so both ends of a subtransaction touch only the tail of the list.
+
+use std::collections::HashSet;
+use std::rc::Rc;
+
+/// Why a message is sent, which says what becomes of it where the transaction can't send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// Somebody called for it: it is sent, or the caller hears that it can't be.
+    Call,
+    /// A trigger's wake-up: a hint, and never the reason why a user's statement fails.
+    Trigger,
+}
+
+/// In the server's encoding, which need not be UTF-8.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Message {
+    /// The full name of the channel.
+    pub channel: Vec<u8>,
+    /// The wire form.
+    pub payload: Vec<u8>,
+    pub origin: Origin,
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queued {
+    New,
+    /// An equal one is there already.
+    Merged,
+    /// The transaction has as many as it may.
+    Full,
+}
+
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// In the order of their calls, each with its level.
+    messages: Vec<(Rc<Message>, u32)>,
+    /// The same messages.
+    seen: HashSet<Rc<Message>>,
+}
+
+impl Outbox {
+    /// Queues a message in the subtransaction of this level, unless the transaction has `most` already.
+    pub fn queue(&mut self, message: Message, level: u32, most: usize) -> Queued {
+        debug_assert!(self.messages.last().is_none_or(|(_, last)| *last <= level));
+        if self.seen.contains(&message) {
+            return Queued::Merged;
+        }
+        if self.messages.len() >= most {
+            return Queued::Full;
+        }
+        let message = Rc::new(message);
+        self.seen.insert(message.clone());
+        self.messages.push((message, level));
+        Queued::New
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Whether somebody called for a message of this transaction.
+    pub fn has_calls(&self) -> bool {
+        self.messages.iter().any(|(m, _)| m.origin == Origin::Call)
+    }
+
+    /// The subtransaction of this level commits into the one around it.
+    pub fn commit_level(&mut self, level: u32) {
+        let inner = self.messages.iter_mut().rev().take_while(|(_, at)| *at >= level);
+        inner.for_each(|(_, at)| *at = level - 1);
+    }
+
+    /// The subtransaction of this level rolls back, with all that committed into it.
+    pub fn abort_level(&mut self, level: u32) {
+        while self.messages.last().is_some_and(|(_, at)| *at >= level) {
+            if let Some((message, _)) = self.messages.pop() {
+                self.seen.remove(&message);
+            }
+        }
+    }
+
+    /// Empties it; the messages in their order.
+    pub fn take(&mut self) -> Vec<Rc<Message>> {
+        self.seen = HashSet::new(); // gives the memory of a large transaction back
+        std::mem::take(&mut self.messages).into_iter().map(|(message, _)| message).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn message(n: u8) -> Message {
+        let origin = if n.is_multiple_of(2) { Origin::Call } else { Origin::Trigger };
+        Message { channel: b"public.oban_insert".to_vec(), payload: vec![n], origin }
+    }
+
+    fn sent(outbox: &mut Outbox) -> Vec<u8> {
+        outbox.take().iter().map(|m| m.payload[0]).collect()
+    }
+
+    #[test]
+    fn savepoints_as_native_notify_has_them() {
+        let mut outbox = Outbox::default();
+        outbox.queue(message(0), 1, 10);
+        outbox.queue(message(1), 2, 10);
+        assert_eq!(outbox.queue(message(0), 2, 10), Queued::Merged);
+        outbox.abort_level(2);
+        assert_eq!(outbox.queue(message(1), 2, 10), Queued::New, "the first one was rolled back");
+        outbox.commit_level(2);
+        assert_eq!(outbox.queue(message(1), 2, 10), Queued::Merged);
+        assert_eq!(sent(&mut outbox), [0, 1]);
+        assert!(outbox.is_empty() && outbox.seen.is_empty());
+    }
+
+    #[test]
+    fn what_is_over_the_limit_is_refused_and_changes_nothing() {
+        let mut outbox = Outbox::default();
+        assert_eq!(outbox.queue(message(1), 1, 2), Queued::New);
+        assert_eq!(outbox.queue(message(3), 1, 2), Queued::New);
+        assert!(!outbox.has_calls());
+        assert_eq!(outbox.queue(message(2), 1, 2), Queued::Full);
+        assert_eq!(outbox.queue(message(3), 1, 2), Queued::Merged, "an equal one needs no room");
+        assert!(!outbox.has_calls());
+        assert_eq!(sent(&mut outbox), [1, 3]);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Queue(u8),
+        Begin,
+        Commit,
+        Abort,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0u8..6).prop_map(Step::Queue),
+            2 => Just(Step::Begin),
+            1 => Just(Step::Commit),
+            1 => Just(Step::Abort),
+        ];
+        proptest::collection::vec(step, 0..60)
+    }
+
+    proptest! {
+        /// A list for each open subtransaction, joined at its commit and dropped at its rollback;
+        /// equal ones are taken out at the very end.
+        #[test]
+        fn it_is_a_stack_of_lists(steps in steps()) {
+            let mut outbox = Outbox::default();
+            let mut model: Vec<Vec<u8>> = vec![vec![]];
+            for step in steps {
+                let level = model.len() as u32;
+                match step {
+                    Step::Queue(n) => {
+                        let known = model.iter().flatten().any(|m| *m == n);
+                        let queued = outbox.queue(message(n), level, 1000);
+                        prop_assert_eq!(queued == Queued::Merged, known);
+                        model.last_mut().unwrap().push(n);
+                    }
+                    Step::Begin => model.push(vec![]),
+                    Step::Commit if level > 1 => {
+                        outbox.commit_level(level);
+                        let inner = model.pop().unwrap();
+                        model.last_mut().unwrap().extend(inner);
+                    }
+                    Step::Abort if level > 1 => {
+                        outbox.abort_level(level);
+                        model.pop();
+                    }
+                    Step::Commit | Step::Abort => {}
+                }
+                let calls = model.iter().flatten().any(|m| m.is_multiple_of(2));
+                prop_assert_eq!(outbox.has_calls(), calls);
+            }
+            let mut expected = Vec::new();
+            for n in model.into_iter().flatten() {
+                if !expected.contains(&n) {
+                    expected.push(n);
+                }
+            }
+            prop_assert_eq!(sent(&mut outbox), expected);
+        }
+    }
+}
