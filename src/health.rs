@@ -13,7 +13,7 @@ use crate::logic::lifecycle::{Database, RUNNING, STARTING, state_name};
 use crate::logic::peer::Electorate;
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
-use crate::pg::{session, spi, time};
+use crate::pg::{catalog, session, time};
 use crate::shmem;
 
 const PREFIXES: &str = include_str!("../sql/health/prefixes.sql");
@@ -217,7 +217,7 @@ impl Prefix {
         if let Some(leaders) = self.leaders() {
             findings.push(found(format!("leaders of {name}"), leaders));
         }
-        if spi::peers_table(name).is_some() {
+        if catalog::peers_table(name).is_some() {
             findings.push(found(format!("{name}.oban_peers"), self.persistence()));
             findings.push(found(format!("owner of {name}.oban_peers"), self.owner()));
         }
@@ -233,7 +233,7 @@ impl Prefix {
         if self.jobs.is_some() && !self.jobs_is_table {
             return Err("oban_jobs is no table: Oban can't use this schema".into());
         }
-        let peers = spi::peers_table(&self.name);
+        let peers = catalog::peers_table(&self.name);
         if self.peers.is_some() && peers.is_none() {
             return Err(
                 "oban_peers is no table with Oban's columns (name and node of type text, started_at and \
@@ -257,7 +257,7 @@ impl Prefix {
         Err(format!(
             "missing {}: SELECT oban_install({})",
             missing.join(", "),
-            pgrx::spi::quote_literal(&*self.name)
+            spi::quote_literal(&*self.name)
         ))
     }
 
@@ -266,11 +266,16 @@ impl Prefix {
         if !acl::allows(&self.name, Right::Read) {
             return None;
         }
+        // Elections take milliseconds, and the copy of a foreign leader's row is read again when it lapses.
+        const MOMENT: i64 = 2_000_000;
         let (own, now) = (session::database(), time::now());
         let names: Vec<(String, bool)> = shmem::peers_view(|view| {
+            let waiting = |e: &Electorate| {
+                view.members.iter().any(|m| m.id != 0 && m.electorate == *e && m.joined_at < now - MOMENT)
+            };
+            let led = |e: &Electorate| view.leadership(e).is_some_and(|l| now < l.expires_at + MOMENT);
             let here = view.electorates(own).into_iter().filter(|e| e.prefix.as_str() == self.name);
-            let led = |e: &Electorate| view.leadership(e).is_some_and(|l| now < l.expires_at);
-            here.map(|e| (e.name.as_str().to_owned(), led(&e))).collect()
+            here.map(|e| (e.name.as_str().to_owned(), led(&e) || !waiting(&e))).collect()
         })
         .ok()?;
         let nobody: Vec<&str> = names.iter().filter(|(_, led)| !led).map(|(name, _)| name.as_str()).collect();

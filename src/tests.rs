@@ -214,6 +214,7 @@ mod tests {
                 "obanrs.lease 30000ms sighup",
                 "obanrs.max_databases 8 postmaster",
                 "obanrs.max_members 1024 postmaster",
+                "obanrs.max_transaction_messages 100000 sighup",
             ]
         );
     }

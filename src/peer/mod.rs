@@ -20,7 +20,7 @@ use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
 use crate::pg::row::{Column, Row};
 use crate::pg::scan::{self, Locked};
-use crate::pg::{latch, session, spi, time};
+use crate::pg::{catalog, latch, session, spi, time};
 use crate::shmem;
 
 /// How long `oban_join` waits for the election: long enough for a keeper that is just starting.
@@ -220,14 +220,17 @@ struct LeaderRow {
     expires_at: Option<TimestampWithTimeZone>,
 }
 
-/// The unexpired rows of a prefix's oban_peers, in the order of their names; `None` when the table can't
-/// be read. The table, not shared memory: it knows foreign leaders of names that nobody of ours has
-/// joined, and it is there on a standby. Who may ask was tested by our rules, so the table's own rights
-/// and policies are not, and its owner's code never runs in the asking session.
-fn leaders(table: &spi::PeersTable, locked: Locked) -> Option<Vec<LeaderRow>> {
-    let now = time::now();
+/// The longest name of an instance or a node that is shown. Oban's own are host names and the like.
+const LONGEST_SHOWN: usize = 1_024;
+
+/// The unexpired rows of a prefix's oban_peers, of one name or of all in their order; `None` when the table
+/// can't be read. The table, not shared memory: it knows foreign leaders of names that nobody of ours has
+/// joined, and it is there on a standby. Who may ask is tested by our rules, so the table's own rights and
+/// policies are not, and its owner's code never runs in the asking session.
+fn leaders(prefix: &str, name: Option<&str>, locked: Locked) -> Result<Option<Vec<LeaderRow>>, Error> {
     type Columns = (Column, Column, Column, Column, Option<Column>);
-    let find = |column: &dyn Fn(&str) -> Option<Column>| {
+    let now = time::now();
+    let find = |column: &dyn Fn(&str) -> Option<Column>| -> Option<Columns> {
         let typed = |name: &str, kind: pg_sys::Oid| column(name).filter(|c| c.type_oid == kind);
         let text = |name: &str| typed(name, pg_sys::TEXTOID);
         let time = |name: &str| typed(name, pg_sys::TIMESTAMPOID);
@@ -235,20 +238,37 @@ fn leaders(table: &spi::PeersTable, locked: Locked) -> Option<Vec<LeaderRow>> {
         Some((text("name")?, text("node")?, time("started_at")?, time("expires_at")?, term))
     };
     let read = |row: &Row, columns: &Columns| {
-        let (name, node, started_at, expires_at, term) = columns;
-        let text = |column: &Column| row.with_text(*column, |t| String::from_utf8_lossy(t).into_owned());
+        let (of_name, node, started_at, expires_at, term) = columns;
         let ends = row.i64(*expires_at).filter(|ends| *ends > now)?;
+        let own =
+            row.short_text(*of_name, LONGEST_SHOWN).filter(|own| name.is_none_or(|name| own == name))?;
         Some(LeaderRow {
-            name: text(name)?,
-            node: text(node)?,
+            name: own,
+            node: row.short_text(*node, LONGEST_SHOWN)?,
             term: term.and_then(|term| row.i64(term)),
             started_at: row.i64(*started_at).and_then(time::timestamptz),
             expires_at: time::timestamptz(ends),
         })
     };
-    let mut rows = scan::rows(table.oid, locked, find, read)?;
-    rows.sort_by(|a, b| a.name.cmp(&b.name));
-    Some(rows)
+    // Again if the table was another one by the time of its lock; who keeps replacing it gets no answer.
+    for _ in 0..3 {
+        let Some(table) = catalog::peers_table(prefix) else { return Ok(None) };
+        let admit = |unlogged: bool| {
+            acl::require(prefix, Right::Read)?;
+            if unlogged && session::in_recovery() {
+                return Err(Error::UnloggedInRecovery { table: spi::qualified(prefix, "oban_peers") });
+            }
+            Ok(catalog::peers_table(prefix).is_some_and(|now| now.oid == table.oid))
+        };
+        if let Some(mut rows) = scan::rows(table.oid, locked, admit, find, read)? {
+            rows.sort_by(|a, b| a.name.cmp(&b.name));
+            return Ok(Some(rows));
+        }
+        if locked == Locked::Skip {
+            break;
+        }
+    }
+    Ok(None)
 }
 
 #[pg_extern(volatile, parallel_restricted)]
@@ -270,12 +290,7 @@ fn oban_leader(
     let electorate = electorate(name, prefix)?;
     let (name, prefix) = (electorate.name.as_str(), electorate.prefix.as_str());
     acl::require(prefix, Right::Read)?;
-    let table = spi::peers_table(prefix);
-    if table.as_ref().is_some_and(|t| t.unlogged) && session::in_recovery() {
-        return Err(Error::UnloggedInRecovery { table: spi::qualified(prefix, "oban_peers") }.into());
-    }
-    let mut rows = table.and_then(|table| leaders(&table, Locked::Wait)).unwrap_or_default();
-    rows.retain(|row| row.name == name);
+    let rows = leaders(prefix, Some(name), Locked::Wait)?.unwrap_or_default();
     Ok(TableIterator::new(rows.into_iter().map(|r| (r.node, r.term, r.started_at, r.expires_at))))
 }
 
@@ -293,13 +308,12 @@ fn obanrs_leadership() -> TableIterator<
         name!(expires_at, Option<TimestampWithTimeZone>),
     ),
 > {
-    let recovery = session::in_recovery();
-    let tables = spi::installed_peers_tables().into_iter();
-    let tables = tables.filter(|t| acl::allows(&t.prefix, Right::Read) && !(t.unlogged && recovery));
-    let rows: Vec<_> = tables
-        .flat_map(|table| {
-            let rows = leaders(&table, Locked::Skip).unwrap_or_default().into_iter();
-            rows.map(move |r| (table.prefix.clone(), r.name, r.node, r.term, r.started_at, r.expires_at))
+    let prefixes = spi::schemas_with_peers().into_iter().filter(|prefix| acl::allows(prefix, Right::Read));
+    let installed = prefixes.filter(|prefix| catalog::peers_table(prefix).is_some_and(|t| t.installed));
+    let rows: Vec<_> = installed
+        .flat_map(|prefix| {
+            let rows = leaders(&prefix, None, Locked::Skip).ok().flatten().unwrap_or_default().into_iter();
+            rows.map(move |r| (prefix.clone(), r.name, r.node, r.term, r.started_at, r.expires_at))
         })
         .collect();
     TableIterator::new(rows)

@@ -23,6 +23,68 @@ pub fn relation(namespace: u32, name: &str) -> Option<u32> {
     some(unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::Oid::from(namespace)) })
 }
 
+/// What pg_class says of a relation now, whatever the statement's snapshot shows.
+#[derive(Clone, Copy)]
+pub struct Class {
+    pub owner: u32,
+    kind: u8,
+    persistence: u8,
+}
+
+pub fn class(relation: u32) -> Option<Class> {
+    // SAFETY: a catalog lookup; what is needed of the tuple is copied before it is released.
+    unsafe {
+        let id = pg_sys::Datum::from(pg_sys::Oid::from(relation));
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, id);
+        if tuple.is_null() {
+            return None;
+        }
+        let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
+        let class = Class {
+            owner: (*form).relowner.to_u32(),
+            kind: (*form).relkind as u8,
+            persistence: (*form).relpersistence as u8,
+        };
+        pg_sys::ReleaseSysCache(tuple);
+        Some(class)
+    }
+}
+
+/// The type of a relation's column, if it has one of this name.
+fn column_type(relation: u32, name: &str) -> Option<pg_sys::Oid> {
+    let (relation, name) = (pg_sys::Oid::from(relation), c_string(name));
+    // SAFETY: catalog lookups; `name` lives for the call.
+    unsafe {
+        let number = pg_sys::get_attnum(relation, name.as_ptr());
+        (number > 0).then(|| pg_sys::get_atttype(relation, number))
+    }
+}
+
+/// `<prefix>.oban_peers`, of Oban's kind: an ordinary table with Oban's columns and their types.
+#[derive(Clone, Copy)]
+pub struct PeersTable {
+    pub oid: u32,
+    pub owner: u32,
+    /// Whether `oban_install` added its columns.
+    pub installed: bool,
+}
+
+/// As it is now. A table of another shape, or a temporary one of another session, is none.
+pub fn peers_table(prefix: &str) -> Option<PeersTable> {
+    let oid = relation(namespace(prefix)?, "oban_peers")?;
+    let class = class(oid).filter(|c| c.kind == b'r' && c.persistence != b't')?;
+    let typed = |names: [&str; 2], kind| names.iter().all(|name| column_type(oid, name) == Some(kind));
+    (typed(["name", "node"], pg_sys::TEXTOID) && typed(["started_at", "expires_at"], pg_sys::TIMESTAMPOID))
+        .then(|| PeersTable { oid, owner: class.owner, installed: typed(["term", "boot"], pg_sys::INT8OID) })
+}
+
+/// Locks a table against what changes its name, owner or shape, until the end of the transaction; reading
+/// and writing rows goes on.
+pub fn lock_for_writing(table: u32) {
+    // SAFETY: locks a relation by its id, which needs not exist.
+    unsafe { pg_sys::LockRelationOid(pg_sys::Oid::from(table), pg_sys::RowExclusiveLock as i32) }
+}
+
 /// A type by its name in a schema.
 pub fn type_exists(namespace: u32, name: &str) -> bool {
     let name = c_string(name);
@@ -57,6 +119,21 @@ pub fn lock_namespace(namespace: u32) {
 pub fn extension() -> Option<u32> {
     // SAFETY: a catalog lookup in a transaction.
     some(unsafe { pg_sys::get_extension_oid(c"obanrs".as_ptr(), true) })
+}
+
+/// Makes sessions that create a prefix at the same time do so one after the other.
+pub fn lock_creation_of_prefixes() {
+    if let Some(oid) = extension() {
+        // SAFETY: locks an object by its id.
+        unsafe {
+            pg_sys::LockDatabaseObject(
+                pg_sys::ExtensionRelationId,
+                pg_sys::Oid::from(oid),
+                0,
+                pg_sys::ShareUpdateExclusiveLock as i32,
+            );
+        }
+    }
 }
 
 /// Our extension, locked until the end of the transaction so that it can't be dropped meanwhile.

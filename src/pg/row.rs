@@ -57,6 +57,18 @@ impl Row {
         self.datum(column).map(|d| pg_sys::Oid::from(d.value() as u32))
     }
 
+    /// A text of at most `most` bytes, looked at before it is unpacked; `None` for a longer one.
+    pub fn short_text(&self, column: Column, most: usize) -> Option<String> {
+        let datum = self.datum(column)?;
+        // SAFETY: the column's type is a varlena, of which this reads the header, or the pointer to what is
+        // stored elsewhere.
+        let size = unsafe { pg_sys::toast_raw_datum_size(datum) };
+        if size > most + size_of::<i32>() {
+            return None;
+        }
+        self.with_text(column, |text| String::from_utf8_lossy(text).into_owned())
+    }
+
     /// A bigint, or a timestamp in microseconds since 2000.
     pub fn i64(&self, column: Column) -> Option<i64> {
         self.datum(column).map(|d| d.value() as i64)

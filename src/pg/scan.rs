@@ -12,30 +12,49 @@ pub enum Locked {
     Skip,
 }
 
-/// What `row` makes of each row that the statement's snapshot shows. It gets the columns that `find`
-/// found, which asks for them by name. `None` when there are no rows to be had: the table was dropped,
-/// is locked, or has not the columns.
-pub fn rows<C, T>(
+/// The most rows that are read of one table. Memory of ours that can't be had ends the server, where for
+/// Postgres' own it is an ERROR; see also `Row::short_text`.
+const MOST: usize = 10_000;
+
+/// What `row` makes of each row that the statement's snapshot shows, up to 10,000. `admit` is asked once
+/// the table is locked and can't change any more, with whether it is unlogged: whoever was allowed before,
+/// and whatever the table was called, may have changed while the lock was waited for. `find` asks for the
+/// columns by name. `None` when there are no rows to be had: the table was dropped, is locked, is no ordinary
+/// table any more, is not admitted or has not the columns.
+pub fn rows<C, T, E>(
     table: u32,
     locked: Locked,
+    admit: impl FnOnce(bool) -> Result<bool, E>,
     find: impl FnOnce(&dyn Fn(&str) -> Option<Column>) -> Option<C>,
     mut row: impl FnMut(&Row, &C) -> Option<T>,
-) -> Option<Vec<T>> {
+) -> Result<Option<Vec<T>>, E> {
     let (table, lock) = (pg_sys::Oid::from(table), pg_sys::AccessShareLock as i32);
     // SAFETY: the lock is had before the table is opened, so that it can't change in between, and is kept
-    // until the transaction ends, as a SELECT's is. What is opened here is closed here; on an ERROR in
-    // between the transaction's abort does.
+    // until the transaction ends, as a SELECT's is. Only what the opened relation itself says counts: a view
+    // has no rows to scan. What is opened here is closed here; on an ERROR in between the transaction's
+    // abort does.
     unsafe {
         match locked {
             Locked::Wait => pg_sys::LockRelationOid(table, lock),
-            Locked::Skip if !pg_sys::ConditionalLockRelationOid(table, lock) => return None,
+            Locked::Skip if !pg_sys::ConditionalLockRelationOid(table, lock) => return Ok(None),
             Locked::Skip => {}
         }
-        let relation = pg_sys::try_table_open(table, pg_sys::NoLock as i32);
+        let relation = pg_sys::try_relation_open(table, pg_sys::NoLock as i32);
         if relation.is_null() {
-            return None;
+            return Ok(None);
         }
-        let columns = find(&|name| row::column(relation, name));
+        let form = (*relation).rd_rel;
+        let is_heap = (*form).relkind as u8 == pg_sys::RELKIND_RELATION
+            && (*relation).rd_tableam == pg_sys::GetHeapamTableAmRoutine();
+        let admitted = if is_heap {
+            admit((*form).relpersistence as u8 == pg_sys::RELPERSISTENCE_UNLOGGED)
+        } else {
+            Ok(false)
+        };
+        let columns = match &admitted {
+            Ok(true) => find(&|name| row::column(relation, name)),
+            _ => None,
+        };
         let found = columns.map(|columns| {
             let mut found = Vec::new();
             let slot =
@@ -48,7 +67,8 @@ pub fn rows<C, T>(
                 0,
                 std::ptr::null_mut(),
             );
-            loop {
+            while found.len() < MOST {
+                pgrx::check_for_interrupts!();
                 let tuple = pg_sys::systable_getnext(scan);
                 if tuple.is_null() {
                     break;
@@ -60,7 +80,7 @@ pub fn rows<C, T>(
             pg_sys::ExecDropSingleTupleTableSlot(slot);
             found
         });
-        pg_sys::table_close(relation, pg_sys::NoLock as i32);
-        found
+        pg_sys::relation_close(relation, pg_sys::NoLock as i32);
+        admitted.map(|_| found)
     }
 }

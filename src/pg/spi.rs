@@ -45,71 +45,60 @@ pub fn qualified(schema: &str, name: &str) -> String {
     spi::quote_qualified_identifier(schema, name)
 }
 
-/// `oban_peers` of a prefix.
-pub struct PeersTable {
-    pub oid: u32,
-    pub prefix: String,
-    pub owner: u32,
-    /// Whether `oban_install` added its columns.
-    pub installed: bool,
-    pub unlogged: bool,
-}
-
-/// Every ordinary table of that name with Oban's columns and their types. A table of another shape, or a
-/// temporary one of another session, must not make a query over all prefixes fail for everybody.
-/// (Every operator is qualified, here and wherever SQL of ours runs with a user's search_path.)
-const PEERS_TABLES: &str = "
-    SELECT p.prefix, p.owner, p.ours OPERATOR(pg_catalog.=) 2, p.unlogged, p.oid
-    FROM (
-        SELECT n.nspname::pg_catalog.text AS prefix, c.relowner AS owner,
-            c.relpersistence OPERATOR(pg_catalog.=) 'u' AS unlogged, c.oid,
-            pg_catalog.count(*) FILTER (WHERE
-                a.attname OPERATOR(pg_catalog.=) ANY ('{name,node}'::pg_catalog.name[])
-                AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.text'::pg_catalog.regtype::pg_catalog.oid
-                OR a.attname OPERATOR(pg_catalog.=) ANY ('{started_at,expires_at}'::pg_catalog.name[])
-                AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.timestamp'::pg_catalog.regtype::pg_catalog.oid
-            ) AS theirs,
-            pg_catalog.count(*) FILTER (WHERE
-                a.attname OPERATOR(pg_catalog.=) ANY ('{term,boot}'::pg_catalog.name[])
-                AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.int8'::pg_catalog.regtype::pg_catalog.oid
-            ) AS ours
+/// The schemas that have a table oban_peers, of whatever shape, in order. (Every operator is qualified, here
+/// and wherever SQL of ours runs with a user's search_path.)
+pub fn schemas_with_peers() -> Vec<String> {
+    const SQL: &str = "
+        SELECT n.nspname::pg_catalog.text
         FROM pg_catalog.pg_class c
         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
-        JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.oid AND NOT a.attisdropped
-        WHERE c.relname OPERATOR(pg_catalog.=) 'oban_peers'
-          AND c.relkind OPERATOR(pg_catalog.=) 'r'
-          AND c.relpersistence OPERATOR(pg_catalog.<>) 't'
-          AND ($1 IS NULL OR n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name)
-        GROUP BY n.nspname, c.oid, c.relowner, c.relpersistence
-    ) p
-    WHERE p.theirs OPERATOR(pg_catalog.=) 4
-    ORDER BY p.prefix";
-
-fn peers_tables(prefix: Option<&str>) -> Vec<PeersTable> {
+        WHERE c.relname OPERATOR(pg_catalog.=) 'oban_peers' AND c.relkind OPERATOR(pg_catalog.=) 'r'
+        ORDER BY n.nspname";
     Spi::connect(|client| {
-        let rows = client.select(PEERS_TABLES, None, &[prefix.into()])?;
-        rows.map(|row| {
-            Ok(PeersTable {
-                prefix: row.get(1)?.unwrap_or_default(),
-                owner: row.get::<pg_sys::Oid>(2)?.map_or(0, |o| o.to_u32()),
-                installed: row.get(3)?.unwrap_or(false),
-                unlogged: row.get(4)?.unwrap_or(false),
-                oid: row.get::<pg_sys::Oid>(5)?.map_or(0, |o| o.to_u32()),
-            })
-        })
-        .collect::<SpiResult<Vec<_>>>()
+        let rows = client.select(SQL, None, &[])?;
+        rows.map(|row| Ok(row.get(1)?.unwrap_or_default())).collect::<SpiResult<Vec<_>>>()
     })
     .unwrap_or_else(|e| pgrx::error!("{e}"))
 }
 
-/// Looks `<prefix>.oban_peers` up; `None` without such a table. Needs a transaction.
-pub fn peers_table(prefix: &str) -> Option<PeersTable> {
-    peers_tables(Some(prefix)).pop()
-}
-
-/// The tables of all prefixes that `oban_install` made usable for elections, in order.
-pub fn installed_peers_tables() -> Vec<PeersTable> {
-    peers_tables(None).into_iter().filter(|t| t.installed).collect()
+/// The texts that a query with one text argument gives, by what is committed now: pgrx would show it
+/// what the transaction's own snapshot shows, and a lock that was waited for has made that old.
+pub fn look(sql: &str, argument: &str) -> Vec<String> {
+    let sql = super::notify::c_string(sql);
+    let Some(argument) = argument.into_datum() else { return Vec::new() };
+    let (mut types, mut values) = ([pg_sys::TEXTOID], [argument]);
+    // SAFETY: SPI's calls in their order, with a snapshot that is popped again; rows are copied before
+    // SPI_finish frees them. An ERROR leaves both to the (sub)transaction's abort.
+    unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+        pg_sys::SPI_connect();
+        let code = pg_sys::SPI_execute_with_args(
+            sql.as_ptr(),
+            1,
+            types.as_mut_ptr(),
+            values.as_mut_ptr(),
+            std::ptr::null(),
+            true,
+            0,
+        );
+        if code != pg_sys::SPI_OK_SELECT as i32 {
+            pgrx::error!("a query of obanrs' own failed: {code}");
+        }
+        let table = pg_sys::SPI_tuptable;
+        let found = (0..pg_sys::SPI_processed as usize)
+            .map(|i| {
+                let text = pg_sys::SPI_getvalue(*(*table).vals.add(i), (*table).tupdesc, 1);
+                if text.is_null() {
+                    String::new()
+                } else {
+                    std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
+                }
+            })
+            .collect();
+        pg_sys::SPI_finish();
+        pg_sys::PopActiveSnapshot();
+        found
+    }
 }
 
 /// Runs DDL as the current role.

@@ -44,17 +44,6 @@ unsafe fn idle() {
     }
 }
 
-/// Runs `body` with a snapshot that shows everything committed by now, whatever the statement's own shows:
-/// for looking again after a lock was waited for.
-pub fn with_latest_snapshot<R>(body: impl FnOnce() -> R) -> R {
-    // SAFETY: pushed and popped in pairs; an ERROR in `body` pops it with its (sub)transaction.
-    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
-    let result = body();
-    // SAFETY: as above.
-    unsafe { pg_sys::PopActiveSnapshot() };
-    result
-}
-
 // Not bound by pgrx. They may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
     fn enable_timeout_after(id: c_int, delay_ms: c_int);

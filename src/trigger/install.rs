@@ -8,7 +8,6 @@
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::spi::SpiResult;
 
 use crate::error::{self, Error, given};
 use crate::logic::channel;
@@ -59,7 +58,10 @@ fn install(prefix: &str) -> Result<(), Error> {
         Some(schema) => schema,
         None => {
             session::require_writable("install")?;
-            spi::run(&format!("CREATE SCHEMA {}", pgrx::spi::quote_identifier(prefix)));
+            catalog::lock_creation_of_prefixes();
+            if catalog::namespace(prefix).is_none() {
+                spi::run(&format!("CREATE SCHEMA {}", pgrx::spi::quote_identifier(prefix)));
+            }
             catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))?
         }
     };
@@ -68,8 +70,8 @@ fn install(prefix: &str) -> Result<(), Error> {
     }
     session::require_writable("install")?;
     catalog::lock_namespace(schema);
-    // Another session may have installed it while this one waited.
-    xact::with_latest_snapshot(|| complete(schema, prefix))?;
+    // Another session may have installed it while this one waited: every look from here on is a new one.
+    complete(schema, prefix)?;
     note(Note::Prefix);
     Ok(())
 }
@@ -88,18 +90,16 @@ fn complete(schema: u32, prefix: &str) -> Result<(), Error> {
     for table in ["oban_jobs", "oban_peers"] {
         require_owner(schema, prefix, table)?;
     }
-    if spi::peers_table(prefix).is_none() {
+    if catalog::peers_table(prefix).is_none() {
         return Err(another_kind(prefix));
     }
     if !has_peers_columns(prefix) {
         spi::run(&fill(PEERS_COLUMNS, prefix));
     }
     for table in tables_without_trigger(prefix) {
-        spi::run(
-            &TRIGGER
-                .replace("{table}", &table)
-                .replace("{function}", &spi::own_function("obanrs_jobs_insert")),
-        );
+        // The table last: its name may contain anything.
+        let trigger = TRIGGER.replace("{function}", &spi::own_function("obanrs_jobs_insert"));
+        spi::run(&trigger.replace("{table}", &table));
     }
     if !has_peers_columns(prefix) || tables_with_trigger(prefix).is_empty() {
         return Err(another_kind(prefix));
@@ -117,6 +117,7 @@ fn another_kind(prefix: &str) -> Error {
 
 fn uninstall(prefix: &str, schema: u32) -> Result<(), Error> {
     session::require_writable("uninstall")?;
+    catalog::lock_namespace(schema);
     for table in ["oban_jobs", "oban_peers"] {
         if catalog::relation(schema, table).is_some() {
             require_owner(schema, prefix, table)?;
@@ -141,7 +142,7 @@ fn is_installed(schema: u32, prefix: &str) -> bool {
 }
 
 fn has_peers_columns(prefix: &str) -> bool {
-    spi::peers_table(prefix).is_some_and(|t| t.installed)
+    catalog::peers_table(prefix).is_some_and(|t| t.installed)
 }
 
 fn require_owner(schema: u32, prefix: &str, table: &str) -> Result<(), Error> {
@@ -171,7 +172,7 @@ const JOB_TABLES: &str = "
         JOIN pg_class c ON c.oid = i.inhrelid
     )
     SELECT t.oid::regclass::text FROM tables t
-    WHERE t.relkind IN ('r', 'p') AND $2 = EXISTS (
+    WHERE t.relkind IN ('r', 'p') AND {with_trigger} = EXISTS (
         SELECT FROM pg_trigger g WHERE g.tgrelid = t.oid AND g.tgname = 'obanrs_jobs_insert' AND g.tgfoid = (
             SELECT f.oid FROM pg_proc f JOIN pg_extension e ON e.extnamespace = f.pronamespace
             WHERE e.extname = 'obanrs' AND f.proname = 'obanrs_jobs_insert'
@@ -188,9 +189,5 @@ fn tables_with_trigger(prefix: &str) -> Vec<String> {
 }
 
 fn job_tables(prefix: &str, with_trigger: bool) -> Vec<String> {
-    Spi::connect(|client| {
-        let rows = client.select(JOB_TABLES, None, &[prefix.into(), with_trigger.into()])?;
-        rows.map(|row| Ok(row.get::<String>(1)?.unwrap_or_default())).collect::<SpiResult<Vec<_>>>()
-    })
-    .unwrap_or_else(|e| pgrx::error!("{e}"))
+    spi::look(&JOB_TABLES.replace("{with_trigger}", if with_trigger { "true" } else { "false" }), prefix)
 }

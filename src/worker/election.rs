@@ -255,9 +255,14 @@ fn wake_considered(electorate: &Electorate) {
 fn table(electorate: &Electorate) -> Result<(String, u32), Outcome> {
     let prefix = electorate.prefix.as_str();
     let hint = format!("Run SELECT oban_install({}).", pgrx::spi::quote_literal(prefix));
-    match spi::peers_table(prefix) {
-        Some(t) if t.installed => Ok((spi::qualified(prefix, "oban_peers"), t.owner)),
-        _ => Err(Outcome::Missing { hint }),
+    let installed = || catalog::peers_table(prefix).filter(|t| t.installed);
+    let Some(table) = installed() else { return Err(Outcome::Missing { hint }) };
+    // What runs as its owner must run on the owner's table, not on one that somebody put in its place while
+    // its lock was waited for.
+    catalog::lock_for_writing(table.oid);
+    match installed() {
+        Some(now) if now.oid == table.oid => Ok((spi::qualified(prefix, "oban_peers"), now.owner)),
+        _ => Err(Outcome::Again),
     }
 }
 

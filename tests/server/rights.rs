@@ -204,6 +204,7 @@ fn troubles_of_a_prefix_are_shown_to_who_may_see_them() {
     wait_until("the election failed", || client.one(told));
     let check = "SELECT COALESCE(string_agg(detail, ''), '') LIKE '%SECRET%' FROM oban_check()";
     let leaders = "SELECT COALESCE(string_agg(detail, ''), '') FROM oban_check() WHERE item = 'leaders of public' AND NOT ok";
+    wait_until("nobody leads for a while", || client.one::<String>(leaders).contains("Oban"));
     for (role, sees_trouble, sees_prefix) in [
         ("postgres", true, true),
         ("monitor", true, false),

@@ -129,7 +129,17 @@ fn prefixes_of_every_spelling_are_created_and_served() {
     let cluster = Cluster::with_extension();
     let mut client = cluster.client();
     let longest = "p".repeat(63 - ".oban_gossip".len());
-    for prefix in ["Mixed", "two words", "größe", "日本", "quo\"te", "it's", "select", &longest] {
+    for prefix in [
+        "Mixed",
+        "two words",
+        "größe",
+        "日本",
+        "quo\"te",
+        "it's",
+        "select",
+        "{table}{function}{prefix}",
+        &longest,
+    ] {
         let name = postgres_quote(prefix);
         client.execute("SELECT oban_install($1), oban_install($1)", &[&prefix]).unwrap();
         client.execute("SELECT oban_listen_channels('{insert,leader}', $1)", &[&prefix]).unwrap();

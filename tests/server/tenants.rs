@@ -144,3 +144,103 @@ fn a_forged_term_does_not_use_up_the_terms_of_the_database() {
     let term: i64 = client.one("SELECT oban_term()");
     assert!(term < 2 << 40, "{term}");
 }
+
+/// What a role was allowed, and what a table was, may have changed by the time its lock is had.
+#[test]
+fn who_waited_for_a_lock_is_asked_again() {
+    let cluster = Cluster::installed();
+    let mut root = cluster.client();
+    root.batch_execute(
+        "CREATE ROLE poor LOGIN; GRANT SELECT (id) ON oban_jobs TO poor;
+         INSERT INTO oban_peers VALUES ('Oban', 'secret', now(), 'infinity')",
+    )
+    .unwrap();
+    let mut poor = cluster.client_as("postgres", "poor");
+    let pid: i32 = poor.one("SELECT pg_backend_pid()");
+    for (change, code) in [
+        ("ALTER TABLE oban_peers RENAME TO others", None),
+        ("REVOKE SELECT (id) ON oban_jobs FROM poor", Some("42501")),
+    ] {
+        root.batch_execute("BEGIN; LOCK TABLE oban_peers").unwrap();
+        let asked = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| poor.query("SELECT node FROM oban_leader()", &[]));
+            let waits = format!("SELECT count(*) = 1 FROM pg_locks WHERE pid = {pid} AND NOT granted");
+            let mut other = cluster.client();
+            wait_until("it waits for the lock", || other.one(&waits));
+            root.batch_execute(&format!("{change}; COMMIT")).unwrap();
+            asked.join().unwrap()
+        });
+        match code {
+            None => assert_eq!(asked.unwrap().len(), 0, "the table is not oban_peers any more"),
+            Some(code) => assert_eq!(asked.unwrap_err().code().unwrap().code(), code),
+        }
+        root.batch_execute("ALTER TABLE IF EXISTS others RENAME TO oban_peers").unwrap();
+    }
+}
+
+/// An old snapshot shows old names; rights are those of now.
+#[test]
+fn an_old_snapshot_gives_nobody_the_rows_of_others() {
+    let cluster = Cluster::with_extension();
+    let mut root = cluster.client();
+    root.batch_execute(
+        "CREATE ROLE landlord LOGIN; CREATE TABLE t (); GRANT SELECT ON t TO landlord; GRANT CREATE ON DATABASE postgres TO landlord; CREATE SCHEMA s; SELECT oban_install('s');
+         INSERT INTO s.oban_peers VALUES ('Oban', 'secret', now(), 'infinity'); ALTER SCHEMA s OWNER TO landlord",
+    )
+    .unwrap();
+    let mut landlord = cluster.client_as("postgres", "landlord");
+    assert_eq!(code(&mut landlord, "SELECT * FROM oban_leader(prefix => 's')"), "42501");
+    let mut other = cluster.client_as("postgres", "landlord");
+    for ask in ["SELECT node FROM oban_leader(prefix => 's')", "SELECT node FROM oban_leadership"] {
+        // Each way in which this session may come to know of the change, or not yet.
+        for look in ["SELECT count(*) FROM pg_class", "SELECT 's.oban_jobs'::regclass"] {
+            landlord.batch_execute(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {look}")).unwrap();
+            other
+                .batch_execute(
+                    "ALTER SCHEMA s RENAME TO hidden; CREATE SCHEMA s; CREATE TABLE s.oban_jobs (queue text)",
+                )
+                .unwrap();
+            landlord.batch_execute("SELECT FROM t").unwrap(); // a lock, with which it hears of changes
+            let asked = landlord.query(ask, &[]);
+            assert!(asked.as_ref().map_or(true, Vec::is_empty), "{ask}: {asked:?}");
+            landlord.batch_execute("ROLLBACK").unwrap();
+            other.batch_execute("DROP SCHEMA s CASCADE; ALTER SCHEMA hidden RENAME TO s").unwrap();
+        }
+    }
+}
+
+/// Until 15 a rule makes a view of an empty table. There is nothing in it to scan.
+#[test]
+fn a_table_that_becomes_a_view_harms_nobody() {
+    let cluster = Cluster::with_extension();
+    let mut owner = mallory(&cluster, "NULL");
+    let mut reader = cluster.client();
+    reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class").unwrap();
+    owner.batch_execute("DROP TRIGGER evil ON m.oban_peers; CREATE TABLE m.src (LIKE m.oban_peers)").unwrap();
+    owner.batch_execute("DROP TABLE m.oban_peers; CREATE TABLE m.oban_peers (LIKE m.src)").unwrap();
+    let rule = "CREATE RULE \"_RETURN\" AS ON SELECT TO m.oban_peers DO INSTEAD SELECT * FROM m.src";
+    let became = owner.batch_execute(rule).is_ok();
+    assert_eq!(became, owner.one::<bool>("SELECT current_setting('server_version_num')::int < 160000"));
+    assert_eq!(reader.query("SELECT * FROM oban_leader(prefix => 'm')", &[]).unwrap().len(), 0);
+    assert_eq!(reader.query("SELECT * FROM oban_leadership", &[]).unwrap().len(), 0);
+    assert!(reader.batch_execute("SELECT * FROM oban_check()").is_ok());
+}
+
+/// Rows are looked at before they are unpacked, and not all of them if there are very many.
+#[test]
+fn a_huge_row_is_not_read_for_anybody() {
+    let cluster = Cluster::with_extension();
+    let mut owner = mallory(&cluster, "NULL");
+    owner
+        .batch_execute(
+            "INSERT INTO m.oban_peers SELECT repeat('n', 2000) || i, 'a', now(), 'infinity' FROM generate_series(1, 3) i;
+             INSERT INTO m.oban_peers VALUES ('Oban', repeat('x', 4000000), now(), 'infinity'), ('Other', 'b', now(), 'infinity');
+             INSERT INTO m.oban_peers SELECT i::text, 'many', now(), 'infinity' FROM generate_series(1, 20000) i",
+        )
+        .unwrap();
+    let mut root = cluster.client();
+    assert_eq!(root.query("SELECT * FROM oban_leader(prefix => 'm')", &[]).unwrap().len(), 0);
+    assert_eq!(root.one::<String>("SELECT node FROM oban_leader('Other', 'm')"), "b");
+    let shown = "SELECT count(*) = 10000 AND max(octet_length(name)) < 2000 FROM oban_leadership";
+    assert!(root.one::<bool>(shown));
+}

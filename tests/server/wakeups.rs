@@ -203,11 +203,31 @@ fn install_twice_takes_no_lock_and_uninstall_leaves_tables() {
 #[test]
 fn two_sessions_install_at_once() {
     let cluster = Cluster::with_extension();
-    assert_eq!(install_four_times_at_once(&cluster), [true; 4]);
-    for _ in 0..5 {
+    assert_eq!(install_four_times_at_once(&cluster, "public"), [true; 4]);
+    for i in 0..5 {
         cluster.client().batch_execute("DROP TRIGGER obanrs_jobs_insert ON oban_jobs").unwrap();
-        assert_eq!(install_four_times_at_once(&cluster), [true; 4], "only the trigger was missing");
+        assert_eq!(install_four_times_at_once(&cluster, "public"), [true; 4], "only the trigger was missing");
+        assert_eq!(
+            install_four_times_at_once(&cluster, &format!("new {i}")),
+            [true; 4],
+            "not even the schema"
+        );
     }
+}
+
+/// A transaction with an old snapshot finds what others have installed since.
+#[test]
+fn install_looks_at_what_is_there_now() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    client.batch_execute("CREATE TABLE t (); CREATE SCHEMA a; CREATE SCHEMA b").unwrap();
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; INSERT INTO t DEFAULT VALUES").unwrap();
+    let mut other = cluster.client();
+    other.batch_execute("SELECT oban_install('a'); CREATE TABLE b.oban_peers (LIKE a.oban_peers)").unwrap();
+    client.batch_execute("SELECT oban_install('a'), oban_install('b'), oban_uninstall('a'); COMMIT").unwrap();
+    let triggers =
+        "SELECT string_agg(tgrelid::regclass::text, ' ') FROM pg_trigger WHERE tgname = 'obanrs_jobs_insert'";
+    assert_eq!(client.one::<String>(triggers), "b.oban_jobs");
 }
 
 #[test]
@@ -222,11 +242,10 @@ fn install_says_when_it_can_not_use_what_is_there() {
     assert_eq!(client.one::<i64>(left), 0, "nothing half done");
 }
 
-fn install_four_times_at_once(cluster: &Cluster) -> Vec<bool> {
+fn install_four_times_at_once(cluster: &Cluster, prefix: &str) -> Vec<bool> {
+    let install = |mut client: Client| client.execute("SELECT oban_install($1)", &[&prefix]).is_ok();
     let results: Vec<bool> = std::thread::scope(|scope| {
-        let sessions: Vec<_> = (0..4)
-            .map(|_| scope.spawn(move || cluster.client().batch_execute("SELECT oban_install()").is_ok()))
-            .collect();
+        let sessions: Vec<_> = (0..4).map(|_| scope.spawn(move || install(cluster.client()))).collect();
         sessions.into_iter().map(|s| s.join().unwrap()).collect()
     });
     results
