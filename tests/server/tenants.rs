@@ -145,6 +145,24 @@ fn a_forged_term_does_not_use_up_the_terms_of_the_database() {
     assert!(term < 2 << 40, "{term}");
 }
 
+/// What a query gives that waits for a lock, when `act` happens meanwhile and ends the wait.
+fn while_it_waits(
+    cluster: &Cluster,
+    client: &mut postgres::Client,
+    sql: &str,
+    act: impl FnOnce(),
+) -> Result<Vec<postgres::Row>, postgres::Error> {
+    let pid: i32 = client.one("SELECT pg_backend_pid()");
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| client.query(sql, &[]));
+        let waits = format!("SELECT count(*) = 1 FROM pg_locks WHERE pid = {pid} AND NOT granted");
+        let mut other = cluster.client();
+        wait_until("it waits for the lock", || other.one(&waits));
+        act();
+        asked.join().unwrap()
+    })
+}
+
 /// What a role was allowed, and what a table was, may have changed by the time its lock is had.
 #[test]
 fn who_waited_for_a_lock_is_asked_again() {
@@ -156,19 +174,13 @@ fn who_waited_for_a_lock_is_asked_again() {
     )
     .unwrap();
     let mut poor = cluster.client_as("postgres", "poor");
-    let pid: i32 = poor.one("SELECT pg_backend_pid()");
     for (change, code) in [
         ("ALTER TABLE oban_peers RENAME TO others", None),
         ("REVOKE SELECT (id) ON oban_jobs FROM poor", Some("42501")),
     ] {
         root.batch_execute("BEGIN; LOCK TABLE oban_peers").unwrap();
-        let asked = std::thread::scope(|scope| {
-            let asked = scope.spawn(|| poor.query("SELECT node FROM oban_leader()", &[]));
-            let waits = format!("SELECT count(*) = 1 FROM pg_locks WHERE pid = {pid} AND NOT granted");
-            let mut other = cluster.client();
-            wait_until("it waits for the lock", || other.one(&waits));
+        let asked = while_it_waits(&cluster, &mut poor, "SELECT node FROM oban_leader()", || {
             root.batch_execute(&format!("{change}; COMMIT")).unwrap();
-            asked.join().unwrap()
         });
         match code {
             None => assert_eq!(asked.unwrap().len(), 0, "the table is not oban_peers any more"),
@@ -219,7 +231,6 @@ fn a_table_that_becomes_a_view_harms_nobody() {
         return; // such a rule is refused
     }
     let mut reader = cluster.client();
-    let pid: i32 = reader.one("SELECT pg_backend_pid()");
     owner.batch_execute("CREATE TABLE m.src (LIKE m.oban_peers)").unwrap();
     for isolation in ["READ COMMITTED", "REPEATABLE READ"] {
         owner.batch_execute("DROP TABLE m.oban_peers; CREATE TABLE m.oban_peers (LIKE m.src)").unwrap();
@@ -230,15 +241,10 @@ fn a_table_that_becomes_a_view_harms_nobody() {
                 "BEGIN; CREATE RULE \"_RETURN\" AS ON SELECT TO m.oban_peers DO INSTEAD SELECT * FROM m.src",
             )
             .unwrap();
-        let rows = std::thread::scope(|scope| {
-            let rows = scope.spawn(|| reader.query("SELECT * FROM oban_leader(prefix => 'm')", &[]));
-            let waits = format!("SELECT count(*) = 1 FROM pg_locks WHERE pid = {pid} AND NOT granted");
-            let mut other = cluster.client();
-            wait_until("it waits for the lock", || other.one(&waits));
+        let rows = while_it_waits(&cluster, &mut reader, "SELECT * FROM oban_leader(prefix => 'm')", || {
             owner.batch_execute("COMMIT").unwrap();
-            rows.join().unwrap().unwrap()
         });
-        assert_eq!(rows.len(), 0);
+        assert_eq!(rows.unwrap().len(), 0);
         reader.batch_execute("SELECT * FROM oban_leadership; SELECT * FROM oban_check(); COMMIT").unwrap();
         owner.batch_execute("DROP VIEW m.oban_peers; CREATE TABLE m.oban_peers (LIKE m.src)").unwrap();
     }
