@@ -16,8 +16,8 @@ static GOSSIP_TTL: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 /// In ms. Oban's own lease.
 static LEASE: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 
-/// Messages that differ, of one transaction. Each is a kilobyte or less as a rule, so that a runaway loop
-/// ends at about 100 MB of the backend's memory.
+/// Messages that differ, of one transaction. Far more than anybody means to send; a runaway loop ends here, or
+/// at `logic::outbox::MOST_BYTES`.
 static MAX_TRANSACTION_MESSAGES: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 
 /// In `_PG_init`. Sizes of shared memory can only be defined while it is still being laid out.
@@ -45,7 +45,7 @@ pub fn register(preloading: bool) {
     GucRegistry::define_int_guc(
         c"obanrs.max_transaction_messages",
         c"How many different messages one transaction may send.",
-        c"They are kept in the backend's memory until it commits. oban_notify fails beyond that; a trigger's wake-ups are dropped.",
+        c"They are kept in the backend's memory until it commits, 64 MB of them at most. oban_notify fails beyond that; a trigger's wake-ups are dropped.",
         &MAX_TRANSACTION_MESSAGES,
         1,
         i32::MAX,

@@ -28,8 +28,10 @@ pub enum Error {
     TableFull { what: String, setting: &'static str },
     #[error("payload too large: {0}")]
     PayloadTooLarge(String),
-    #[error("this transaction has {0} messages already")]
+    #[error("this transaction has as many messages as it may: {0}, or 64 MB")]
     TooManyMessages(usize),
+    #[error("out of memory for another message")]
+    OutOfMemory,
     #[error("cannot PREPARE a transaction that has executed oban_notify")]
     Prepared,
     #[error("obanrs is not loaded at server start")]
@@ -69,6 +71,7 @@ impl Error {
             Self::NotPreloaded | Self::InRecovery(_) | Self::UnloggedInRecovery { .. } => {
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
             }
+            Self::OutOfMemory => ERRCODE_OUT_OF_MEMORY,
             Self::NotSupported(_) | Self::Prepared => ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::WrongTrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
         }
@@ -100,6 +103,7 @@ impl Error {
             Self::TooManyMessages(_) => {
                 "Commit in between, send fewer that differ, or raise obanrs.max_transaction_messages.".into()
             }
+            Self::OutOfMemory => "Commit in between.".into(),
             Self::Prepared => "Send after COMMIT PREPARED, in a transaction of its own.".into(),
             Self::NotPreloaded => "Add obanrs to shared_preload_libraries and restart the server.".into(),
             Self::InRecovery(_) => "Connect to the primary.".into(),

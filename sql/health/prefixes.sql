@@ -3,8 +3,16 @@
 -- It takes no lock on users' tables (pg_partition_tree would), so that nobody's lock holds it up.
 WITH RECURSIVE prefixes AS (
     SELECT n.oid, n.nspname, jobs.oid AS jobs, jobs.relkind AS jobs_kind,
-        peers.oid AS peers, peers.relpersistence AS persistence, peers.relowner AS owner
+        peers.oid AS peers, peers.relpersistence AS persistence, 
+        -- As whom the keeper elects: see elector() in src/pg/catalog.rs.
+        CASE WHEN NOT pg_has_role(schemas.owner, peers.relowner, 'USAGE')
+                AND pg_has_role(peers.relowner, schemas.owner, 'USAGE')
+            THEN schemas.owner ELSE peers.relowner END AS owner
     FROM pg_namespace n
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN n.nspowner = 'pg_database_owner'::regrole THEN d.datdba ELSE n.nspowner END AS owner
+        FROM pg_database d WHERE d.datname = current_database()
+    ) schemas
     LEFT JOIN pg_class jobs
         ON jobs.relnamespace = n.oid AND jobs.relname = 'oban_jobs' AND jobs.relpersistence <> 't'
     LEFT JOIN pg_class peers
@@ -60,7 +68,7 @@ SELECT
     p.peers::regclass::text AS peers,
     COALESCE(p.persistence = 'u', false) AS unlogged,
     p.owner::regrole::text AS owner,
-    -- What the keeper needs, which elects as the owner of oban_peers.
+    -- What the keeper needs, as the role that it elects as.
     array_remove(ARRAY[
         CASE WHEN NOT has_schema_privilege(p.owner, p.oid, 'USAGE')
             THEN format('GRANT USAGE ON SCHEMA %I TO %s', p.nspname, p.owner::regrole) END,

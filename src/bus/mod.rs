@@ -19,7 +19,7 @@ use pgrx::prelude::*;
 use crate::config;
 use crate::error::Error;
 use crate::logic::outbox::{Message, Origin, Outbox, Queued};
-use crate::pg::{notify, xact};
+use crate::pg::{notify, session, xact};
 
 thread_local! {
     static OUTBOX: RefCell<Outbox> = RefCell::default();
@@ -34,18 +34,21 @@ pub fn register() {
 }
 
 /// Queues a message until the end of this transaction. 54000 when somebody called for it and the
-/// transaction has as many as it may; a trigger's is dropped then.
+/// transaction has as many as it may, 53200 without memory; a trigger's is dropped then.
 pub fn queue(channel: &[u8], payload: &[u8], origin: Origin) -> Result<(), Error> {
-    if CLOSED.get() {
-        // Somebody else's PRE_COMMIT callback, after ours.
+    // Somebody else's PRE_COMMIT callback, after ours; or a parallel worker, which Postgres refuses.
+    if CLOSED.get() || session::is_parallel_worker() {
         notify::notify(&notify::c_string(channel), &notify::c_string(payload));
         return Ok(());
     }
-    let message = Message { channel: channel.to_vec(), payload: payload.to_vec(), origin };
     let most = config::max_transaction_messages();
-    let queued = OUTBOX.with_borrow_mut(|outbox| outbox.queue(message, xact::level(), most));
+    let queued = match Message::new(channel, payload, origin) {
+        Some(message) => OUTBOX.with_borrow_mut(|outbox| outbox.queue(message, xact::level(), most)),
+        None => Queued::OutOfMemory,
+    };
     match (queued, origin) {
         (Queued::Full, Origin::Call) => Err(Error::TooManyMessages(most)),
+        (Queued::OutOfMemory, Origin::Call) => Err(Error::OutOfMemory),
         _ => Ok(()),
     }
 }
@@ -61,8 +64,8 @@ unsafe extern "C-unwind" fn transaction_event(
         drop(take());
     } else if xact::is_before_commit(event) {
         CLOSED.set(true);
-        for message in take() {
-            notify::notify(&notify::c_string(&*message.channel), &notify::c_string(&*message.payload));
+        for message in take().into_iter().flatten() {
+            notify::notify(&notify::c_string(message.channel), &notify::c_string(message.payload));
         }
     } else if xact::is_before_prepare(event) && OUTBOX.with_borrow(Outbox::has_calls) {
         ErrorReport::from(Error::Prepared).report(PgLogLevel::ERROR);
@@ -70,8 +73,8 @@ unsafe extern "C-unwind" fn transaction_event(
 }
 
 /// The messages, in their order. Most transactions have none.
-fn take() -> Vec<std::rc::Rc<Message>> {
-    OUTBOX.with_borrow_mut(|outbox| if outbox.is_empty() { Vec::new() } else { outbox.take() })
+fn take() -> Option<impl Iterator<Item = Message>> {
+    OUTBOX.with_borrow_mut(|outbox| (!outbox.is_empty()).then(|| outbox.take()))
 }
 
 #[pg_guard]

@@ -9,8 +9,8 @@
 //! Levels never fall from one message to the next, as an inner subtransaction ends before the outer one
 //! goes on: so both ends of a subtransaction touch only the tail of the list.
 
-use std::collections::HashSet;
-use std::rc::Rc;
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Why a message is sent, which says what becomes of it where the transaction can't send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,36 +31,70 @@ pub struct Message {
     pub origin: Origin,
 }
 
+impl Message {
+    /// `None` when there is no memory for it. (A failed allocation of Rust's would end the whole server.)
+    pub fn new(channel: &[u8], payload: &[u8], origin: Origin) -> Option<Self> {
+        let copy = |bytes: &[u8]| {
+            let mut copy = Vec::new();
+            copy.try_reserve_exact(bytes.len()).ok()?;
+            copy.extend_from_slice(bytes);
+            Some(copy)
+        };
+        Some(Self { channel: copy(channel)?, payload: copy(payload)?, origin })
+    }
+
+    fn bytes(&self) -> usize {
+        self.channel.len() + self.payload.len()
+    }
+
+    fn hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        Hash::hash(self, &mut hasher);
+        hasher.finish()
+    }
+}
+
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queued {
     New,
     /// An equal one is there already.
     Merged,
-    /// The transaction has as many as it may.
+    /// The transaction has as many, or as many bytes, as it may.
     Full,
+    OutOfMemory,
 }
+
+/// The most bytes of a transaction's messages: 8,000 of the longest kind.
+pub const MOST_BYTES: usize = 64 << 20;
 
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// In the order of their calls, each with its level.
-    messages: Vec<(Rc<Message>, u32)>,
-    /// The same messages.
-    seen: HashSet<Rc<Message>>,
+    messages: Vec<(Message, u32)>,
+    /// Where the first message of each hash is. Should two that differ ever share one, equals of the second
+    /// are kept twice, and Postgres collapses them.
+    first: HashMap<u64, usize>,
+    bytes: usize,
 }
 
 impl Outbox {
     /// Queues a message in the subtransaction of this level, unless the transaction has `most` already.
     pub fn queue(&mut self, message: Message, level: u32, most: usize) -> Queued {
         debug_assert!(self.messages.last().is_none_or(|(_, last)| *last <= level));
-        if self.seen.contains(&message) {
+        let hash = message.hash();
+        let first = self.first.get(&hash).map(|at| &self.messages[*at].0);
+        if first == Some(&message) {
             return Queued::Merged;
         }
-        if self.messages.len() >= most {
+        if self.messages.len() >= most || self.bytes + message.bytes() > MOST_BYTES {
             return Queued::Full;
         }
-        let message = Rc::new(message);
-        self.seen.insert(message.clone());
+        if self.messages.try_reserve(1).is_err() || self.first.try_reserve(1).is_err() {
+            return Queued::OutOfMemory;
+        }
+        self.first.entry(hash).or_insert(self.messages.len());
+        self.bytes += message.bytes();
         self.messages.push((message, level));
         Queued::New
     }
@@ -82,17 +116,18 @@ impl Outbox {
 
     /// The subtransaction of this level rolls back, with all that committed into it.
     pub fn abort_level(&mut self, level: u32) {
-        while self.messages.last().is_some_and(|(_, at)| *at >= level) {
-            if let Some((message, _)) = self.messages.pop() {
-                self.seen.remove(&message);
+        while let Some((message, _)) = self.messages.pop_if(|(_, at)| *at >= level) {
+            self.bytes -= message.bytes();
+            let hash = message.hash();
+            if self.first.get(&hash) == Some(&self.messages.len()) {
+                self.first.remove(&hash);
             }
         }
     }
 
-    /// Empties it; the messages in their order.
-    pub fn take(&mut self) -> Vec<Rc<Message>> {
-        self.seen = HashSet::new(); // gives the memory of a large transaction back
-        std::mem::take(&mut self.messages).into_iter().map(|(message, _)| message).collect()
+    /// Empties it; the messages in their order. (Their memory goes with them.)
+    pub fn take(&mut self) -> impl Iterator<Item = Message> + use<> {
+        std::mem::take(self).messages.into_iter().map(|(message, _)| message)
     }
 }
 
@@ -107,7 +142,7 @@ mod tests {
     }
 
     fn sent(outbox: &mut Outbox) -> Vec<u8> {
-        outbox.take().iter().map(|m| m.payload[0]).collect()
+        outbox.take().map(|m| m.payload[0]).collect()
     }
 
     #[test]
@@ -121,7 +156,7 @@ mod tests {
         outbox.commit_level(2);
         assert_eq!(outbox.queue(message(1), 2, 10), Queued::Merged);
         assert_eq!(sent(&mut outbox), [0, 1]);
-        assert!(outbox.is_empty() && outbox.seen.is_empty());
+        assert!(outbox.is_empty() && outbox.first.is_empty() && outbox.bytes == 0);
     }
 
     #[test]
@@ -134,6 +169,19 @@ mod tests {
         assert_eq!(outbox.queue(message(3), 1, 2), Queued::Merged, "an equal one needs no room");
         assert!(!outbox.has_calls());
         assert_eq!(sent(&mut outbox), [1, 3]);
+    }
+
+    #[test]
+    fn bytes_are_limited_and_given_back() {
+        let mut outbox = Outbox::default();
+        let large = |n: u8| Message::new(b"c", &vec![n; MOST_BYTES / 2 - 1], Origin::Call).unwrap();
+        assert_eq!(outbox.queue(large(1), 1, 10), Queued::New);
+        assert_eq!(outbox.queue(large(2), 2, 10), Queued::New);
+        assert_eq!(outbox.queue(message(3), 2, 10), Queued::Full);
+        outbox.abort_level(2);
+        assert_eq!(outbox.queue(message(3), 1, 10), Queued::New);
+        assert_eq!(outbox.take().count(), 2);
+        assert_eq!(outbox.bytes, 0);
     }
 
     #[derive(Clone, Debug)]

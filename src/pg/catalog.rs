@@ -25,28 +25,23 @@ pub fn relation(namespace: u32, name: &str) -> Option<u32> {
 
 /// What pg_class says of a relation now, whatever the statement's snapshot shows.
 #[derive(Clone, Copy)]
-pub struct Class {
-    pub owner: u32,
+struct Class {
+    owner: u32,
     kind: u8,
     persistence: u8,
 }
 
-pub fn class(relation: u32) -> Option<Class> {
-    // SAFETY: a catalog lookup; what is needed of the tuple is copied before it is released.
+fn class(relation: u32) -> Option<Class> {
+    // SAFETY: a cache of pg_class by oid; the fields are copied.
     unsafe {
-        let id = pg_sys::Datum::from(pg_sys::Oid::from(relation));
-        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, id);
-        if tuple.is_null() {
-            return None;
-        }
-        let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
-        let class = Class {
-            owner: (*form).relowner.to_u32(),
-            kind: (*form).relkind as u8,
-            persistence: (*form).relpersistence as u8,
-        };
-        pg_sys::ReleaseSysCache(tuple);
-        Some(class)
+        field(pg_sys::SysCacheIdentifier::RELOID as i32, relation, |tuple| {
+            let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
+            Class {
+                owner: (*form).relowner.to_u32(),
+                kind: (*form).relkind as u8,
+                persistence: (*form).relpersistence as u8,
+            }
+        })
     }
 }
 
@@ -64,18 +59,75 @@ fn column_type(relation: u32, name: &str) -> Option<pg_sys::Oid> {
 #[derive(Clone, Copy)]
 pub struct PeersTable {
     pub oid: u32,
-    pub owner: u32,
+    /// The role that elections run as, see `elector`.
+    pub elector: u32,
     /// Whether `oban_install` added its columns.
     pub installed: bool,
 }
 
 /// As it is now. A table of another shape, or a temporary one of another session, is none.
 pub fn peers_table(prefix: &str) -> Option<PeersTable> {
-    let oid = relation(namespace(prefix)?, "oban_peers")?;
+    let schema = namespace(prefix)?;
+    let oid = relation(schema, "oban_peers")?;
     let class = class(oid).filter(|c| c.kind == b'r' && c.persistence != b't')?;
     let typed = |names: [&str; 2], kind| names.iter().all(|name| column_type(oid, name) == Some(kind));
     (typed(["name", "node"], pg_sys::TEXTOID) && typed(["started_at", "expires_at"], pg_sys::TIMESTAMPOID))
-        .then(|| PeersTable { oid, owner: class.owner, installed: typed(["term", "boot"], pg_sys::INT8OID) })
+        .then(|| PeersTable {
+            oid,
+            elector: elector(schema, class.owner),
+            installed: typed(["term", "boot"], pg_sys::INT8OID),
+        })
+}
+
+/// As whom to write a table that is found by its name: whoever owns the schema can put another table, with
+/// triggers, in its place at any moment, and whoever owns the table has its triggers run. So it is the
+/// weaker one of the two, for whom the other could act anyway; the table's owner where neither could.
+/// (sql/health/prefixes.sql says the same.)
+fn elector(schema: u32, table_owner: u32) -> u32 {
+    let Some(schema_owner) = schema_owner(schema) else { return table_owner };
+    let acts_for = |role: u32, other: u32| {
+        // SAFETY: looks into the role caches.
+        unsafe { pg_sys::has_privs_of_role(pg_sys::Oid::from(role), pg_sys::Oid::from(other)) }
+    };
+    if !acts_for(schema_owner, table_owner) && acts_for(table_owner, schema_owner) {
+        schema_owner
+    } else {
+        table_owner
+    }
+}
+
+/// The owner of a schema; of `public` that is by default the owner of the database.
+fn schema_owner(schema: u32) -> Option<u32> {
+    // SAFETY: catalog lookups; what is needed of each tuple is copied before it is released.
+    unsafe {
+        let owner = field(pg_sys::SysCacheIdentifier::NAMESPACEOID as i32, schema, |tuple| {
+            (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_namespace>()).nspowner
+        })?;
+        if owner.to_u32() != pg_sys::ROLE_PG_DATABASE_OWNER {
+            return Some(owner.to_u32());
+        }
+        let database = pg_sys::MyDatabaseId.to_u32();
+        field(pg_sys::SysCacheIdentifier::DATABASEOID as i32, database, |tuple| {
+            (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>()).datdba.to_u32()
+        })
+    }
+}
+
+/// What `read` takes out of the tuple that a catalog's cache has for this id.
+///
+/// # Safety
+/// `cache` is one that is keyed by an oid alone, and `read` returns nothing that points into the tuple.
+unsafe fn field<T>(cache: i32, id: u32, read: impl FnOnce(pg_sys::HeapTuple) -> T) -> Option<T> {
+    // SAFETY: the caller's promise; the tuple is released after it was read.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(pg_sys::Oid::from(id)));
+        if tuple.is_null() {
+            return None;
+        }
+        let value = read(tuple);
+        pg_sys::ReleaseSysCache(tuple);
+        Some(value)
+    }
 }
 
 /// Locks a table against what changes its name, owner or shape, until the end of the transaction; reading
@@ -121,19 +173,9 @@ pub fn extension() -> Option<u32> {
     some(unsafe { pg_sys::get_extension_oid(c"obanrs".as_ptr(), true) })
 }
 
-/// Makes sessions that create a prefix at the same time do so one after the other.
+/// Makes sessions that create a prefix at the same time do so one after the other: a lock of no schema.
 pub fn lock_creation_of_prefixes() {
-    if let Some(oid) = extension() {
-        // SAFETY: locks an object by its id.
-        unsafe {
-            pg_sys::LockDatabaseObject(
-                pg_sys::ExtensionRelationId,
-                pg_sys::Oid::from(oid),
-                0,
-                pg_sys::ShareUpdateExclusiveLock as i32,
-            );
-        }
-    }
+    lock_namespace(pg_sys::InvalidOid.to_u32());
 }
 
 /// Our extension, locked until the end of the transaction so that it can't be dropped meanwhile.

@@ -55,6 +55,11 @@ pub fn is_client_backend() -> bool {
     unsafe { pg_sys::MyBackendType == pg_sys::BackendType::B_BACKEND }
 }
 
+pub fn is_parallel_worker() -> bool {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::ParallelWorkerNumber >= 0 }
+}
+
 pub fn is_preloading() -> bool {
     // SAFETY: a plain global.
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }

@@ -4,7 +4,7 @@
 //! transaction of the INSERT, so that what is heard can be seen. It must never be the reason why a
 //! user's INSERT fails: what it can't make sense of, it lets pass.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use pgrx::AllocatedByRust;
 use pgrx::pg_sys;
@@ -43,7 +43,7 @@ fn wake_queues(rows: &NewRows<'_>) {
     let Some(available) = rows.column("state").and_then(available) else { return };
 
     // The last queue seen is nearly always the next one's, too; the set is for the others.
-    let (mut last, mut queues) = (Vec::new(), HashSet::new());
+    let (mut last, mut queues) = (Vec::new(), BTreeSet::new());
     rows.for_each(|row| {
         let is_available = match available {
             Available::Label(column, label) => row.oid(column) == Some(label),

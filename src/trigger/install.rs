@@ -69,6 +69,7 @@ fn install(prefix: &str) -> Result<(), Error> {
         return Ok(());
     }
     session::require_writable("install")?;
+    catalog::lock_extension(); // or what is made could depend on a function that is gone
     catalog::lock_namespace(schema);
     // Another session may have installed it while this one waited: every look from here on is a new one.
     complete(schema, prefix)?;

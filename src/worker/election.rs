@@ -1,6 +1,6 @@
 //! Elections in `<prefix>.oban_peers`: what `logic::peer::View::plan` says, done.
 //!
-//! Each step is one short transaction, as the table's owner. The copy in shared memory is changed
+//! Each step is one short transaction, as the table's owner or the schema's (`catalog::elector`). The copy in shared memory is changed
 //! after its commit (see `logic::peer` for what that order guarantees, and for what a successor does
 //! with the row if this keeper dies in between).
 //!
@@ -251,17 +251,17 @@ fn wake_considered(electorate: &Electorate) {
     }
 }
 
-/// The prefix's table by its quoted name and owner, or why there can be no election.
+/// The prefix's table by its quoted name, and as whom to write it, or why there can be no election.
 fn table(electorate: &Electorate) -> Result<(String, u32), Outcome> {
     let prefix = electorate.prefix.as_str();
     let hint = format!("Run SELECT oban_install({}).", pgrx::spi::quote_literal(prefix));
     let installed = || catalog::peers_table(prefix).filter(|t| t.installed);
     let Some(table) = installed() else { return Err(Outcome::Missing { hint }) };
-    // What runs as its owner must run on the owner's table, not on one that somebody put in its place while
-    // its lock was waited for.
+    // Not one that somebody put in its place while its lock was waited for. (A name can change hands later,
+    // too: whom that could harm is `catalog::elector`'s business.)
     catalog::lock_for_writing(table.oid);
     match installed() {
-        Some(now) if now.oid == table.oid => Ok((spi::qualified(prefix, "oban_peers"), now.owner)),
+        Some(now) if now.oid == table.oid => Ok((spi::qualified(prefix, "oban_peers"), now.elector)),
         _ => Err(Outcome::Again),
     }
 }

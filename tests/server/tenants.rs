@@ -268,3 +268,45 @@ fn a_huge_row_is_not_read_for_anybody() {
     let shown = "SELECT count(*) = 10000 AND max(octet_length(name)) < 2000 FROM oban_leadership";
     assert!(root.one::<bool>(shown));
 }
+
+/// Whoever owns a schema can put a table with triggers of their own in the place of another's: so elections
+/// never run as somebody who may do more than the schema's owner.
+#[test]
+fn elections_run_as_the_weaker_one_of_schemas_and_tables_owner() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
+    for sql in ["CREATE ROLE tenant LOGIN", "CREATE ROLE dbo", "CREATE DATABASE app OWNER dbo"] {
+        cluster.client().batch_execute(sql).unwrap();
+    }
+    let mut root = cluster.client_of("app");
+    root.batch_execute(
+        "CREATE EXTENSION obanrs; CREATE TABLE seen (prefix name, role name); GRANT ALL ON seen TO PUBLIC;
+         CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN INSERT INTO public.seen VALUES (TG_TABLE_SCHEMA, current_user); RETURN NEW; END $$;
+         CREATE SCHEMA supers; CREATE SCHEMA tenants AUTHORIZATION tenant; CREATE SCHEMA roots AUTHORIZATION tenant;
+         GRANT ALL ON SCHEMA supers TO tenant",
+    )
+    .unwrap();
+    root.batch_execute("SELECT oban_install('roots'), oban_install('public')").unwrap();
+    let mut tenant = cluster.client_as("app", "tenant");
+    tenant.batch_execute("SELECT oban_install('tenants'), oban_install('supers')").unwrap();
+    for (prefix, role) in
+        [("tenants", "tenant"), ("supers", "tenant"), ("roots", "tenant"), ("public", "dbo")]
+    {
+        root.batch_execute(&format!(
+            "CREATE TRIGGER see BEFORE INSERT ON {prefix}.oban_peers FOR EACH ROW EXECUTE FUNCTION see()"
+        ))
+        .unwrap();
+        // Of a superuser's table the weaker one needs to be told that it may write it.
+        let check =
+            format!("SELECT detail FROM oban_check() WHERE item = 'owner of {prefix}.oban_peers' AND NOT ok");
+        if let Some(row) = root.query_opt(&check, &[]).unwrap() {
+            let (_, grant) = row.get::<_, &str>(0).rsplit_once(": ").unwrap();
+            assert!(grant.ends_with(role) && ["roots", "public"].contains(&prefix), "{prefix}: {grant}");
+            root.batch_execute(grant).unwrap();
+        }
+        root.execute("SELECT oban_join('a', prefix => $1)", &[&prefix]).unwrap();
+        wait_until("it leads", || root.one(&format!("SELECT oban_is_leader(prefix => '{prefix}')")));
+        let seen = format!("SELECT string_agg(role, ' ') FROM seen WHERE prefix = '{prefix}'");
+        assert_eq!(root.one::<String>(&seen), role, "{prefix}");
+    }
+}

@@ -139,3 +139,21 @@ fn a_transaction_has_a_limit_which_wake_ups_never_fail_at() {
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 2, "the rows count, not the hints");
     assert_eq!(heard(&mut listener), ns(&[1, 2, 3]));
 }
+
+/// Postgres refuses to notify from a parallel worker; a function that claims otherwise is told so.
+#[test]
+fn a_parallel_worker_is_refused_as_natively() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE FUNCTION tell(i int) RETURNS int LANGUAGE plpgsql PARALLEL SAFE AS $$
+             BEGIN PERFORM oban_notify('gossip', '{}'); RETURN i; END $$;
+             CREATE TABLE t AS SELECT i FROM generate_series(1, 100000) i; ANALYZE t;
+             SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0;
+             SET max_parallel_workers_per_gather = 2; SET parallel_leader_participation = off",
+        )
+        .unwrap();
+    let error = client.batch_execute("SELECT count(*) FROM t WHERE i = 7 AND tell(i) > 0").unwrap_err();
+    assert!(error.as_db_error().unwrap().message().contains("parallel worker"), "{error:?}");
+}
