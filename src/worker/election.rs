@@ -1,8 +1,8 @@
 //! Elections in `<prefix>.oban_peers`: what `logic::peer::View::plan` says, done.
 //!
-//! Each step is one short transaction, as the table's owner or the schema's (`catalog::elector`). The copy in shared memory is changed
-//! after its commit (see `logic::peer` for what that order guarantees, and for what a successor does
-//! with the row if this keeper dies in between).
+//! Each step is one short transaction, as the table's owner or the schema's (`catalog::elector`). The copy in
+//! shared memory is changed after its commit (see `logic::peer` for what that order guarantees, and for
+//! what a successor does with the row if this keeper dies in between).
 //!
 //! A prefix whose table can't be used stops only itself: a locked or broken one is tried again with
 //! a growing delay, name by name, a missing one when the next member joins or the prefix is installed.
