@@ -94,7 +94,7 @@ check: package test-structure ## formatting, lints on every major, the install s
 		config=$$(tools/postgres $$major); \
 		PGRX_PG_CONFIG_PATH="$$config" cargo clippy --lib --no-default-features --features pg$$major,pg_test -- -D warnings; \
 	done
-	tools/pgspot "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql sql/archive/*.sql sql/obanrs--*.sql
+	tools/pgspot "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql sql/archive/*.sql
 	tools/deny
 
 readme: package ## writes README's reference from the comments in the database
