@@ -1,7 +1,7 @@
 # obanrs: `make help` lists the targets.
 #
-# Everything that is built goes into target/, everything that is installed by `make setup` is listed in
-# tools/setup. Tests and the demo run their own servers from a private copy of the Postgres installation
+# Everything that is built goes into target/ (the drivers under test into tests/drivers/node_modules). What is
+# installed or downloaded, tools/setup, drivers, postgres and deny say. Tests and the demo run their own servers from a private copy of the Postgres installation
 # (tests/support/installation.rs), so that a server which runs on this machine keeps its files.
 
 SHELL := /bin/bash

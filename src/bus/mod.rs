@@ -38,7 +38,7 @@ pub fn register() {
 pub fn queue(channel: &[u8], payload: &[u8], origin: Origin) -> Result<(), Error> {
     // Somebody else's PRE_COMMIT callback, after ours; or a parallel worker, which Postgres refuses.
     if CLOSED.get() || session::is_parallel_worker() {
-        notify::notify(&notify::c_string(channel), &notify::c_string(payload));
+        notify::notify(channel, payload);
         return Ok(());
     }
     let most = config::max_transaction_messages();
@@ -65,7 +65,7 @@ unsafe extern "C-unwind" fn transaction_event(
     } else if xact::is_before_commit(event) {
         CLOSED.set(true);
         for message in take().into_iter().flatten() {
-            notify::notify(&notify::c_string(message.channel), &notify::c_string(message.payload));
+            notify::notify(&message.channel, &message.payload);
         }
     } else if xact::is_before_prepare(event) && OUTBOX.with_borrow(Outbox::has_calls) {
         ErrorReport::from(Error::Prepared).report(PgLogLevel::ERROR);

@@ -1,14 +1,10 @@
 //! Lookups in the system catalogs.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
-/// A string for Postgres. Names come out of SQL, which has no NUL bytes; one with such a byte would
-/// name nothing.
-fn c_string(name: &str) -> CString {
-    CString::new(name).unwrap_or_default()
-}
+use super::c_string;
 
 pub fn namespace(name: &str) -> Option<u32> {
     let name = c_string(name);

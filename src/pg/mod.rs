@@ -17,6 +17,11 @@ pub mod time;
 pub mod transition;
 pub mod xact;
 
+/// A string for Postgres. What comes out of SQL has no NUL bytes; a name with one would name nothing.
+fn c_string(s: impl Into<Vec<u8>>) -> std::ffi::CString {
+    std::ffi::CString::new(s).unwrap_or_default()
+}
+
 /// The i-th attribute of a tuple descriptor, counting from 0.
 ///
 /// # Safety

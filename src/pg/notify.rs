@@ -1,8 +1,10 @@
 //! Native LISTEN and NOTIFY.
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::c_char;
 
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+
+use super::c_string;
 
 // Not bound by pgrx. They may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
@@ -13,7 +15,8 @@ unsafe extern "C-unwind" {
 
 /// Queues a notification until the end of this transaction; an equal one in it is sent once.
 /// 22023 for a channel over 63 bytes or a payload over 7,999.
-pub fn notify(channel: &CStr, payload: &CStr) {
+pub fn notify(channel: &[u8], payload: &[u8]) {
+    let (channel, payload) = (c_string(channel), c_string(payload));
     // SAFETY: both strings are copied.
     unsafe { pg_guard_ffi_boundary(|| Async_Notify(channel.as_ptr(), payload.as_ptr())) }
 }
@@ -30,9 +33,4 @@ pub fn unlisten(channel: &str) {
     let channel = c_string(channel);
     // SAFETY: the string is copied.
     unsafe { pg_guard_ffi_boundary(|| Async_Unlisten(channel.as_ptr())) }
-}
-
-/// A string for Postgres; what comes out of SQL has no NUL bytes.
-pub fn c_string(s: impl Into<Vec<u8>>) -> CString {
-    CString::new(s).unwrap_or_default()
 }

@@ -459,7 +459,7 @@ fn announce_down(electorate: &Electorate) {
     if let Ok(channel) = channel::full_name(electorate.prefix.as_str(), "leader") {
         let payload = wire::object_of_one("down", electorate.name.as_str().as_bytes());
         if payload.len() <= wire::MAX_PAYLOAD {
-            notify::notify(&notify::c_string(channel), &notify::c_string(payload));
+            notify::notify(channel.as_bytes(), &payload);
         }
     }
 }

@@ -58,6 +58,34 @@ fn savepoints_exception_blocks_and_rollbacks_take_their_messages_along() {
     assert_eq!(heard(&mut listener), ns(&[1, 2, 4, 3]));
 }
 
+/// The outbox goes with its session, whichever way that ends, and the next session begins with none.
+#[test]
+fn a_session_that_ends_in_the_middle_sends_nothing() {
+    let cluster = Cluster::installed();
+    let mut listener = listener(&cluster);
+    let mut other = cluster.client();
+    let begin = format!("BEGIN; INSERT INTO oban_jobs (worker) VALUES ('w'); SAVEPOINT s; {}", n(1));
+    cluster.client().batch_execute(&begin).unwrap(); // its connection is closed here
+    let mut client = cluster.client();
+    client.batch_execute(&begin).unwrap();
+    let pid: i32 = client.one("SELECT pg_backend_pid()");
+    other.batch_execute(&format!("SELECT pg_terminate_backend({pid}, 10000)")).unwrap();
+    other.batch_execute(&n(2)).unwrap();
+    assert_eq!(heard(&mut listener), ns(&[2]));
+
+    // One that is killed takes the server through a restart. What comes then has nothing old in it.
+    let mut client = cluster.client();
+    client.batch_execute(&begin).unwrap();
+    cluster.signal("KILL", client.one("SELECT pg_backend_pid()"));
+    let mut again = crate::support::wait_for("the server is back", || {
+        let mut client = cluster.try_client("postgres", "postgres").ok()?;
+        client.batch_execute("SELECT oban_listen_channels()").ok().map(|()| client)
+    });
+    again.batch_execute(&n(3)).unwrap();
+    assert_eq!(heard(&mut again), ns(&[3]));
+    assert_eq!(again.one::<i64>("SELECT count(*) FROM oban_jobs"), 0);
+}
+
 /// A deferred trigger runs within COMMIT, and is still in time.
 #[test]
 fn what_is_sent_at_the_very_end_is_sent() {
