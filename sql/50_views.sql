@@ -29,3 +29,7 @@ CREATE VIEW @extschema@.oban_workers AS
     SELECT w.kind, d.datname AS database, w.pid, w.state, w.started_at, w.restarts, w.last_error
     FROM @extschema@.obanrs_workers() w
     LEFT JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) w.database;
+
+CREATE VIEW @extschema@.oban_stats AS
+    SELECT counter, value
+    FROM @extschema@.obanrs_stats();

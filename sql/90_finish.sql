@@ -9,7 +9,7 @@ ALTER FUNCTION @extschema@.oban_check() SET search_path = pg_catalog, pg_temp;
 
 -- Functions test rights on the prefix themselves, views filter by them.
 GRANT SELECT ON @extschema@.oban_members, @extschema@.oban_leadership, @extschema@.oban_gossip,
-    @extschema@.oban_workers TO PUBLIC;
+    @extschema@.oban_workers, @extschema@.oban_stats TO PUBLIC;
 -- Or pg_dump by another role than a superuser would fail on the whole database. Terms are no secret.
 GRANT SELECT ON SEQUENCE @extschema@.obanrs_term TO PUBLIC;
 
@@ -29,6 +29,12 @@ COMMENT ON FUNCTION @extschema@.oban_listen_channels(text[], text) IS
     'LISTENs in this session to the channels of a prefix, from the end of this transaction on, and returns their full names. Needs SELECT on the prefix''s oban_jobs, or on a column of it; prefix '''' listens to the channels as they are named. 55000 in recovery.';
 COMMENT ON FUNCTION @extschema@.oban_unlisten_channels(text[], text) IS
     'Ends what oban_listen_channels began, for the channels of a prefix, and returns their full names.';
+COMMENT ON FUNCTION @extschema@.oban_poll(text[], bigint, integer, text) IS
+    'What was sent on these channels behind a position: always one row, with the position to go on from, how many of the database''s messages were passed over unread (0; after a gap an upper bound, as it counts all channels; NULL when nobody knows, as after a restart), and the messages as [{"seq", "channel", "payload", "sent_at"}], the oldest first. after NULL is from now on: nothing but the position. Through any pooler. Needs SELECT on the prefix''s oban_jobs, or on a column of it; prefix '''' reads channels as they are named. 22023 for a negative position, max_messages below 1 and what is no channel; 55000 without preload and in recovery; 53400 when the database has no place in obanrs.max_databases.';
+COMMENT ON PROCEDURE @extschema@.oban_wait(text[], bigint, interval, integer, text, bigint, bigint, jsonb) IS
+    'As oban_poll, waiting up to timeout (at most a day) for the first message, or for a gap. CALL it with autocommit: it commits before it waits, so that it holds no snapshot and no lock meanwhile; 25001 in a transaction block. It occupies its connection, behind a pooler one of the server''s, as long as it waits.';
+COMMENT ON FUNCTION @extschema@.oban_position() IS
+    'The position of this database''s last message, for oban_poll and oban_wait to go on from. It never goes back. 55000 without preload and in recovery, 53400 when the database has no place in obanrs.max_databases.';
 COMMENT ON FUNCTION @extschema@.oban_encode(jsonb) IS
     'The wire form of a JSON object: itself up to 7,999 bytes, base64 of gzip (H4sI...) above; 54000 when that is longer, too.';
 COMMENT ON FUNCTION @extschema@.oban_decode(text) IS
@@ -55,12 +61,15 @@ COMMENT ON VIEW @extschema@.oban_leadership IS
 COMMENT ON VIEW @extschema@.oban_gossip IS
     'The queues that run, by node. running is the number of running jobs, state what was put.';
 COMMENT ON VIEW @extschema@.oban_workers IS
-    'The background workers: the coordinator of the server and a keeper for each database that has the extension. state: running, starting, waiting (to be started, or kept off by a DDL command), backoff (after a failure), stopping. last_error: what went wrong last, also with elections of one prefix; it stays until something else does, and only superusers and members of pg_read_all_stats see it.';
+    'The background workers: the coordinator of the server, and for each database that has the extension a keeper, which holds elections, and a relay, which sends notifications. state: running, starting, waiting (to be started, or kept off by a DDL command), backoff (after a failure), stopping. last_error: what went wrong last, also with elections of one prefix; it stays until something else does, and only superusers and members of pg_read_all_stats see it.';
+COMMENT ON VIEW @extschema@.oban_stats IS
+    'What the notifications of this database have done since the server (or the extension) started. published: messages that were given a position. relayed: sent by the relay, in relay_transactions; merged: wake-ups that one of these stood for; unheard: not sent as no session LISTENs. native: sent by their own transactions; native_fallbacks: of these, for want of a relay or of room. gaps: transactions that found no room, so that readers are told they missed something. dropped: wake-ups of triggers over the limit or before PREPARE TRANSACTION. polls: calls of oban_poll and oban_wait. ring_waiting: messages that the relay has still to send. ring_bytes_used, ring_bytes: memory of the ring.';
 
 COMMENT ON FUNCTION @extschema@.obanrs_members() IS 'The rows of the view oban_members.';
 COMMENT ON FUNCTION @extschema@.obanrs_leadership() IS 'The rows of the view oban_leadership.';
 COMMENT ON FUNCTION @extschema@.obanrs_gossip() IS 'The rows of the view oban_gossip.';
 COMMENT ON FUNCTION @extschema@.obanrs_workers() IS 'The rows of the view oban_workers.';
+COMMENT ON FUNCTION @extschema@.obanrs_stats() IS 'The rows of the view oban_stats.';
 COMMENT ON FUNCTION @extschema@.obanrs_jobs_insert() IS
     'The trigger that oban_install puts on oban_jobs: tells each queue that got available jobs. It never fails the INSERT: a wake-up over obanrs.max_transaction_messages, or before a PREPARE TRANSACTION, is dropped.';
 COMMENT ON SEQUENCE @extschema@.obanrs_term IS 'The last term given to a leadership in this database.';

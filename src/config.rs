@@ -2,9 +2,26 @@
 
 use std::time::Duration;
 
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
-/// Databases with the extension that get a keeper. Eight: a server rarely has more than one
+/// How messages reach those who LISTEN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum Notifier {
+    /// Through shared memory and the relay.
+    #[name = c"bus"]
+    Bus,
+    /// By NOTIFY in their own transactions.
+    #[name = c"postgres"]
+    Postgres,
+}
+
+static NOTIFIER: GucSetting<Notifier> = GucSetting::<Notifier>::new(Notifier::Bus);
+/// In kB, for each database. 8 MB hold about 43,000 messages of 140 bytes.
+static RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
+/// In ms. What a wake-up may wait under load; five hundred transactions a second are a few percent of what a
+/// server commits.
+static RELAY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(2);
+/// Databases with the extension that get their workers. Eight: a server rarely has more than one
 /// application with jobs in each of a few databases, and a slot costs less than a kilobyte.
 static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(8);
 /// Members over all databases. A slot costs about a kilobyte, its leadership included.
@@ -52,12 +69,39 @@ pub fn register(preloading: bool) {
         GucContext::Sighup,
         GucFlags::default(),
     );
+    GucRegistry::define_enum_guc(
+        c"obanrs.notifier",
+        c"How messages reach the sessions that LISTEN.",
+        c"bus: through shared memory, and the relay's transactions. postgres: by NOTIFY in their own transactions, as always without preload.",
+        &NOTIFIER,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"obanrs.relay_interval",
+        c"The least time between two transactions of the relay under load.",
+        c"What is sent meanwhile goes into one transaction. A message after a quiet time goes at once.",
+        &RELAY_INTERVAL,
+        0,
+        1_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
     if preloading {
-        let sizes: [(_, _, _, &'static GucSetting<i32>, _, _, _); 3] = [
+        let sizes: [(_, _, _, &'static GucSetting<i32>, _, _, _); 4] = [
+            (
+                c"obanrs.ring_size",
+                c"Shared memory for the last messages of each database.",
+                c"As much for each of obanrs.max_databases. A reader that was away gets what is still there. 8 MB hold about 43,000 messages of 140 bytes.",
+                &RING_SIZE,
+                64,
+                1024 * 1024,
+                GucFlags::UNIT_KB,
+            ),
             (
                 c"obanrs.max_databases",
                 c"How many databases may have the extension's workers at a time.",
-                c"Each takes one slot of max_worker_processes.",
+                c"Each takes two slots of max_worker_processes.",
                 &MAX_DATABASES,
                 1,
                 10_000,
@@ -116,6 +160,19 @@ pub fn max_members() -> usize {
 /// In bytes.
 pub fn gossip_memory() -> usize {
     GOSSIP_MEMORY.get() as usize * 1024
+}
+
+pub fn notifier() -> Notifier {
+    NOTIFIER.get()
+}
+
+/// In bytes, for each database.
+pub fn ring_size() -> usize {
+    RING_SIZE.get() as usize * 1024
+}
+
+pub fn relay_interval() -> Duration {
+    Duration::from_millis(RELAY_INTERVAL.get() as u64)
 }
 
 pub fn gossip_ttl() -> Duration {

@@ -38,6 +38,8 @@ pub enum Error {
     NotPreloaded,
     #[error("cannot {0} during recovery")]
     InRecovery(&'static str),
+    #[error("cannot run {0} in a transaction block")]
+    InTransactionBlock(&'static str),
     #[error("cannot {0} in a read-only transaction")]
     ReadOnly(&'static str),
     #[error("cannot read {table} during recovery: it is unlogged")]
@@ -67,6 +69,7 @@ impl Error {
             }
             Self::TableFull { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
             Self::PayloadTooLarge(_) | Self::TooManyMessages(_) => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Self::InTransactionBlock(_) => ERRCODE_ACTIVE_SQL_TRANSACTION,
             Self::ReadOnly(_) => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Self::NotPreloaded | Self::InRecovery(_) | Self::UnloggedInRecovery { .. } => {
                 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
@@ -107,6 +110,11 @@ impl Error {
             Self::Prepared => "Send after COMMIT PREPARED, in a transaction of its own.".into(),
             Self::NotPreloaded => "Add obanrs to shared_preload_libraries and restart the server.".into(),
             Self::InRecovery(_) => "Connect to the primary.".into(),
+            Self::InTransactionBlock(_) => {
+                "CALL it as a statement of its own, with autocommit: it must not hold a snapshot while it waits. In a \
+                 transaction use oban_poll."
+                    .into()
+            }
             Self::ReadOnly(_) => {
                 "Begin it with READ WRITE, or SET default_transaction_read_only = off.".into()
             }

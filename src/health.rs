@@ -9,7 +9,7 @@ use pgrx::spi::{SpiHeapTupleData, SpiResult};
 use crate::config;
 use crate::error::Error;
 use crate::logic::channel;
-use crate::logic::lifecycle::{Database, RUNNING, STARTING, state_name};
+use crate::logic::lifecycle::{Kind, RUNNING, STARTING, Worker, state_name};
 use crate::logic::peer::Electorate;
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
@@ -33,7 +33,7 @@ fn oban_check() -> TableIterator<'static, (name!(item, String), name!(ok, bool),
         vec![found("preload", preload()), found("version", version()), found("encoding", encoding())];
     if shmem::is_attached() {
         findings.push(found("coordinator", coordinator()));
-        findings.push(found("keeper", keeper()));
+        findings.extend(Kind::ALL.map(|kind| found(kind.name(), worker(kind))));
         findings.push(found("max_worker_processes", worker_slots()));
     }
     findings.push(found("idle_session_timeout", idle_sessions()));
@@ -89,32 +89,37 @@ fn coordinator() -> Result<String, String> {
     }
 }
 
-/// The keeper of this database.
-fn keeper() -> Result<String, String> {
+/// This database's worker of a kind, and what there is not without it.
+fn worker(kind: Kind) -> Result<String, String> {
+    let without = match kind {
+        Kind::Keeper => "so that nobody elects leaders here",
+        Kind::Relay => {
+            "so that each transaction sends its notifications itself, behind one lock of the whole server"
+        }
+    };
     if session::in_recovery() {
         return Ok("none during recovery: it starts with the promotion".into());
     }
     let own = session::database();
-    let (keeper, full) = shmem::registry(|r| (r.find(own).copied(), r.is_full())).unwrap_or_default();
-    match keeper {
-        Some(Database { state: RUNNING | STARTING, pid, last_error, .. }) if pid != 0 => {
+    let (database, full) = shmem::registry(|r| (r.database(own).copied(), r.is_full())).unwrap_or_default();
+    match database.map(|d| *d.worker(kind)) {
+        Some(Worker { state: RUNNING | STARTING, pid, last_error, .. }) if pid != 0 => {
             Ok(match trouble(&last_error) {
                 Some(trouble) => format!("running with PID {pid}; last trouble: {trouble}"),
                 None => format!("running with PID {pid}"),
             })
         }
-        Some(keeper) => Err(format!(
-            "{}, so that nobody elects leaders here: {}",
-            state_name(keeper.state),
-            trouble(&keeper.last_error).unwrap_or(
+        Some(worker) => Err(format!(
+            "{}, {without}: {}",
+            state_name(worker.state),
+            trouble(&worker.last_error).unwrap_or(
                 "if it does not start in a moment, the server's log says why (or oban_workers, to pg_monitor)"
             )
         )),
-        None if full => {
-            Err("none, so that nobody elects leaders here: all slots are taken by other databases; \
-                             raise obanrs.max_databases and restart the server"
-                .into())
-        }
+        None if full => Err(format!(
+            "none, {without}: all slots are taken by other databases; raise obanrs.max_databases and restart the \
+             server"
+        )),
         None => Err("none yet: the next oban_join or oban_install has it started".into()),
     }
 }
@@ -124,22 +129,22 @@ fn trouble<const N: usize>(last_error: &Text<N>) -> Option<&str> {
     Some(last_error.as_str()).filter(|error| !error.is_empty() && session::sees_all())
 }
 
-/// Whether every database with the extension can have its keeper.
+/// Whether every database with the extension can have its workers.
 fn worker_slots() -> Result<String, String> {
     let most: usize = setting("SELECT current_setting('max_worker_processes')").parse().unwrap_or(0);
-    let keepers = shmem::registry(|r| r.databases.iter().filter(|d| d.oid != 0).count()).unwrap_or(0);
-    let needed = keepers + 1;
+    let databases = shmem::registry(|r| r.databases.iter().filter(|d| d.oid != 0).count()).unwrap_or(0);
+    let needed = 1 + Kind::ALL.len() * databases;
     if needed <= most {
-        let all = config::max_databases() + 1;
+        let all = 1 + Kind::ALL.len() * config::max_databases();
         let more =
             if all <= most { String::new() } else { format!(" (obanrs.max_databases allows for {all})") };
         Ok(format!(
-            "{needed} of {most} slots are for obanrs: the coordinator's and one for each database with the \
+            "{needed} of {most} slots are for obanrs: the coordinator's and two for each database with the \
              extension{more}"
         ))
     } else {
         Err(format!(
-            "obanrs needs {needed} slots, the coordinator's and one for each database with the extension, but the \
+            "obanrs needs {needed} slots, the coordinator's and two for each database with the extension, but the \
              server has {most}, which parallel queries and other extensions share: raise max_worker_processes and \
              restart the server"
         ))

@@ -44,9 +44,15 @@ extension_sql_file!("../sql/10_schema.sql", bootstrap);
 extension_sql_file!(
     "../sql/50_views.sql",
     name = "views",
-    requires =
-        [peer::obanrs_members, peer::obanrs_leadership, gossip::obanrs_gossip, worker::view::obanrs_workers]
+    requires = [
+        peer::obanrs_members,
+        peer::obanrs_leadership,
+        gossip::obanrs_gossip,
+        worker::view::obanrs_workers,
+        notifier::stats::obanrs_stats
+    ]
 );
+extension_sql_file!("../sql/60_procedures.sql", name = "procedures", requires = [notifier::poll::oban_wait]);
 extension_sql_file!("../sql/90_finish.sql", finalize);
 
 /// Loaded with the server: everything. Loaded by a session (CREATE EXTENSION without preload): the
@@ -63,6 +69,7 @@ pub extern "C-unwind" fn _PG_init() {
     if preloading {
         shmem::request();
         shmem::at_end::register();
+        shmem::listeners::register();
         worker::register();
     } else if pg::session::is_creating_extension() {
         pg::xact::on_event(say_not_preloaded);

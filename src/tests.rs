@@ -56,6 +56,13 @@ mod tests {
             ("oban_notify_many", format!("channel text, payloads jsonb[], {prefix} -> void")),
             ("oban_listen_channels", format!("channels text[] DEFAULT {four}, {prefix} -> SETOF text")),
             ("oban_unlisten_channels", format!("channels text[] DEFAULT {four}, {prefix} -> SETOF text")),
+            (
+                "oban_poll",
+                format!(
+                    "channels text[] DEFAULT {four}, after bigint DEFAULT NULL::bigint, max_messages integer DEFAULT 1000, {prefix} -> TABLE(\"position\" bigint, missed bigint, messages jsonb)"
+                ),
+            ),
+            ("oban_position", " -> bigint".to_owned()),
             ("oban_encode", "payload jsonb -> text".to_owned()),
             ("oban_decode", "wire text -> jsonb".to_owned()),
             (
@@ -90,6 +97,19 @@ mod tests {
     }
 
     #[pg_test]
+    fn oban_wait_has_the_contracts_signature() {
+        assert_eq!(
+            text(
+                "SELECT pg_get_function_arguments(oid) FROM pg_proc WHERE proname = 'oban_wait' AND prokind = 'p'"
+            ),
+            "IN channels text[] DEFAULT '{gossip,insert,leader,signal}'::text[], IN after bigint DEFAULT NULL::bigint, \
+             IN timeout interval DEFAULT '00:00:05'::interval, IN max_messages integer DEFAULT 1000, \
+             IN prefix text DEFAULT 'public'::text, INOUT \"position\" bigint DEFAULT NULL::bigint, \
+             INOUT missed bigint DEFAULT NULL::bigint, INOUT messages jsonb DEFAULT NULL::jsonb"
+        );
+    }
+
+    #[pg_test]
     fn views_have_the_contracts_columns() {
         for (view, expected) in [
             ("oban_members", "prefix,name,node,member,kind,pid,leader,joined_at,expires_at"),
@@ -98,6 +118,7 @@ mod tests {
                 "oban_gossip",
                 "prefix,name,node,queue,paused,local_limit,running,uuid,started_at,updated_at,expires_at,state",
             ),
+            ("oban_stats", "counter,value"),
             ("oban_workers", "kind,database,pid,state,started_at,restarts,last_error"),
         ] {
             let columns = text(&format!(
@@ -215,6 +236,9 @@ mod tests {
                 "obanrs.max_databases 8 postmaster",
                 "obanrs.max_members 1024 postmaster",
                 "obanrs.max_transaction_messages 100000 sighup",
+                "obanrs.notifier bus user",
+                "obanrs.relay_interval 2ms sighup",
+                "obanrs.ring_size 8192kB postmaster",
             ]
         );
     }

@@ -1,6 +1,6 @@
 //! How long to wait after the n-th failure in a row.
 
-const MILLISECOND: i64 = 1_000;
+pub const MILLISECOND: i64 = 1_000;
 
 /// The first retry of a worker that ended comes at once: one `pg_terminate_backend` should cost
 /// milliseconds. From the second failure in a row on the delay doubles, so that a worker that can't
@@ -11,12 +11,15 @@ pub struct Backoff {
     pub most: i64,
 }
 
-/// Restarts of a keeper. A keeper that ran for `HEALTHY` starts again from no failures.
+/// Restarts of a worker. One that ran for `HEALTHY` starts again from no failures.
 pub const RESTART: Backoff = Backoff { first: 100 * MILLISECOND, most: 30_000 * MILLISECOND };
 pub const HEALTHY: i64 = 60_000 * MILLISECOND;
 
 /// Elections of one prefix whose table is locked, missing or broken.
 pub const ELECTION: Backoff = Backoff { first: 50 * MILLISECOND, most: 5_000 * MILLISECOND };
+
+/// Transactions of a relay that fail, as NOTIFY's queue or the disk is full.
+pub const RELAY: Backoff = Backoff { first: 50 * MILLISECOND, most: 5_000 * MILLISECOND };
 
 impl Backoff {
     /// The delay in microseconds after `failures` failures in a row.

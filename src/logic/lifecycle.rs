@@ -1,4 +1,4 @@
-//! The life of a database's keeper, as the coordinator keeps it in shared memory.
+//! The life of a database's workers, as the coordinator keeps it in shared memory. Of the keeper:
 //!
 //! ```text
 //!            found                    launched              connected, extension there
@@ -8,15 +8,18 @@
 //!     │                 │                           │  ▼                                   │ dropped
 //!     │                 │   delay over              │ Absent ◀─────────────────────────────┤
 //!     │                 └──────────────── Backoff ◀─┴──── ended, for whatever reason ──────┘
-//!     └── Absent is taken out once its keeper has gone; so is every database that was dropped
+//!     └── Absent is taken out once both workers have gone; so is every database that was dropped
 //! ```
 //!
+//! The relay has the same states but Absent: it is launched where a keeper has found the extension, and
+//! goes when the keeper finds it gone. Neither one's failure concerns the other.
+//!
 //! A *hold* keeps a database without workers while a command needs it alone: DROP, RENAME, SET
-//! TABLESPACE, or as the template of CREATE. It is set before the keeper is asked to go, and a keeper
+//! TABLESPACE, or as the template of CREATE. It is set before the workers are asked to go, and a worker
 //! looks for holds in the same critical section in which it claims its slot, so that either the
-//! holder sees the keeper or the keeper sees the hold. A hold ends with its holder's transaction,
+//! holder sees the worker or the worker sees the hold. A hold ends with its holder's transaction,
 //! whichever way that ends (`shmem::at_end`). A database that takes no workers any more, because it
-//! became a template, has its keeper told to leave; that is no failure either.
+//! became a template, has its workers told to leave; that is no failure either.
 
 use super::backoff::{HEALTHY, RESTART};
 use super::text::Text;
@@ -38,33 +41,103 @@ pub fn state_name(state: u32) -> &'static str {
     }
 }
 
+/// The workers that each database with the extension has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Touches the tables: elections. Finds out whether the extension is there.
+    Keeper,
+    /// Sends what is in the ring to those who LISTEN.
+    Relay,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 2] = [Kind::Keeper, Kind::Relay];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Keeper => "keeper",
+            Kind::Relay => "relay",
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Worker {
+    pub state: u32,
+    /// From its claim until it has left the server's list of processes; else 0.
+    pub pid: i32,
+    pub procno: i32,
+    pub restarts: u32,
+    pub started_at: i64,
+    /// In a row.
+    failures: u32,
+    /// Counts the reasons to look again. A latch is not enough: a worker that waits for a lock in the
+    /// middle of its work resets its latch there.
+    kicks: u32,
+    /// When a worker in Backoff is due.
+    retry_at: i64,
+    pub last_error: Text<255>,
+}
+
+impl Worker {
+    fn back_off(&mut self, now: i64) {
+        self.state = BACKOFF;
+        self.retry_at = now + RESTART.delay(self.failures);
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// Something changed that it has to look at: whom to wake.
+    fn kick(&mut self) -> Option<i32> {
+        (self.pid != 0).then(|| {
+            self.kicks = self.kicks.wrapping_add(1);
+            self.procno
+        })
+    }
+
+    /// Whether it may be launched, as far as it is up to itself.
+    fn is_due(&self, now: i64) -> bool {
+        self.pid == 0 && (self.state == UNKNOWN || (self.state == BACKOFF && self.retry_at <= now))
+    }
+
+    /// Whether there is a process of it, or one on its way.
+    fn is_up(&self) -> bool {
+        self.pid != 0 || self.state == STARTING
+    }
+}
+
 /// One database that has, or may have, the extension. `oid` 0 is a free slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Database {
     pub oid: u32,
-    pub state: u32,
-    /// The keeper's, from its claim until it has left the server's list of processes; else 0.
-    pub pid: i32,
-    pub procno: i32,
-    pub started_at: i64,
-    pub restarts: u32,
-    /// In a row.
-    pub failures: u32,
-    /// When a keeper in Backoff is due.
-    pub retry_at: i64,
     /// 1: CREATE or DROP EXTENSION ended here; the keeper shall look whether it is still wanted.
-    pub recheck: u32,
-    /// 1: the database takes no workers any more (it is a template now); the keeper shall go.
-    pub leave: u32,
+    recheck: u32,
+    /// 1: the database takes no workers any more (it is a template now); they shall go.
+    leave: u32,
     /// 1: a keeper has found the extension here.
     pub known: u32,
-    /// Counts the reasons to look again. A latch is not enough: a keeper that waits for a lock in the
-    /// middle of its work resets its latch there.
-    pub kicks: u32,
+    /// Tells this use of the slot from all others.
+    pub birth: u64,
     /// When the keeper that found no extension began to look.
-    pub absent_since: i64,
-    pub last_error: Text<255>,
+    absent_since: i64,
+    workers: [Worker; 2],
+}
+
+impl Database {
+    pub fn worker(&self, kind: Kind) -> &Worker {
+        &self.workers[kind as usize]
+    }
+
+    fn keeper(&mut self) -> &mut Worker {
+        &mut self.workers[Kind::Keeper as usize]
+    }
+
+    /// Whether there shall be no worker of this kind.
+    fn is_unwanted(&self, kind: Kind) -> bool {
+        let absent = self.worker(Kind::Keeper).state == ABSENT;
+        self.leave != 0 || (kind == Kind::Relay && (self.known == 0 || absent))
+    }
 }
 
 /// A database that shall have no workers, and the backend that wants it so. `database` 0 is free.
@@ -73,7 +146,7 @@ pub struct Database {
 pub struct Hold {
     pub database: u32,
     pub pid: i32,
-    /// To wake when the keeper has gone.
+    /// To wake when a worker has gone.
     pub procno: i32,
 }
 
@@ -81,12 +154,14 @@ pub struct Hold {
 pub struct Registry<'a> {
     pub databases: &'a mut [Database],
     pub holds: &'a mut [Hold],
+    /// The last `birth` of a slot.
+    pub births: &'a mut u64,
 }
 
-/// What a keeper reads before each pass.
+/// What a worker reads before each pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Orders {
-    /// Somebody needs the database alone, or it takes no workers any more.
+    /// Somebody needs the database alone, it takes no workers any more, or this one is not wanted.
     pub leave: bool,
     /// Look whether the extension is there.
     pub recheck: bool,
@@ -99,14 +174,22 @@ pub struct Orders {
 /// for those that have it.
 const PROBES: usize = 2;
 
-/// Why a keeper that has just started must go again, quietly.
+/// Why a worker that has just started must go again, quietly.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// The database was dropped meanwhile, or takes no workers any more.
+    /// The database was dropped meanwhile, takes no workers any more, or not this one.
     Unwanted,
     Held,
-    /// The slot has another keeper.
+    /// The slot has another worker.
     Second,
+}
+
+/// A slot that was freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freed {
+    pub oid: u32,
+    pub slot: usize,
+    pub birth: u64,
 }
 
 impl Registry<'_> {
@@ -117,37 +200,49 @@ impl Registry<'_> {
         }
         match self.databases.iter_mut().find(|d| d.oid == 0) {
             Some(slot) => {
-                *slot = Database { oid, ..Database::default() };
+                *self.births += 1;
+                *slot = Database { oid, birth: *self.births, ..Database::default() };
                 true
             }
             None => false,
         }
     }
 
-    /// The databases whose keeper shall be launched at `now`, of those that are `alive`. They count as
+    /// The slot of a database and its birth.
+    pub fn slot(&self, oid: u32) -> Option<(usize, u64)> {
+        let slot = self.databases.iter().position(|d| oid != 0 && d.oid == oid)?;
+        Some((slot, self.databases[slot].birth))
+    }
+
+    /// The workers that shall be launched at `now`, in those databases that are `alive`. They count as
     /// Starting from here on.
-    pub fn launch(&mut self, now: i64, alive: impl Fn(u32) -> bool) -> Vec<u32> {
+    pub fn launch(&mut self, now: i64, alive: impl Fn(u32) -> bool) -> Vec<(Kind, u32)> {
         let mut probes = self.probes();
+        let mut launched = Vec::new();
         let holds = &*self.holds;
-        self.databases
-            .iter_mut()
-            .filter(|d| d.oid != 0 && d.pid == 0 && alive(d.oid))
-            .filter(|d| !holds.iter().any(|h| h.database == d.oid))
-            .filter(|d| d.state == UNKNOWN || (d.state == BACKOFF && d.retry_at <= now))
-            .filter(|d| {
+        for d in self.databases.iter_mut().filter(|d| d.oid != 0 && alive(d.oid)) {
+            if holds.iter().any(|h| h.database == d.oid) {
+                continue;
+            }
+            if d.keeper().is_due(now) {
                 probes += usize::from(d.known == 0);
-                d.known != 0 || probes <= PROBES
-            })
-            .map(|d| {
-                (d.state, d.leave) = (STARTING, 0);
-                d.oid
-            })
-            .collect()
+                if d.known != 0 || probes <= PROBES {
+                    (d.keeper().state, d.leave) = (STARTING, 0);
+                    launched.push((Kind::Keeper, d.oid));
+                }
+            }
+            if d.worker(Kind::Relay).is_due(now) && !d.is_unwanted(Kind::Relay) {
+                d.workers[Kind::Relay as usize].state = STARTING;
+                launched.push((Kind::Relay, d.oid));
+            }
+        }
+        launched
     }
 
     /// Keepers on their way into databases of which nobody knows whether they have the extension.
     fn probes(&self) -> usize {
-        self.databases.iter().filter(|d| d.oid != 0 && d.state == STARTING && d.known == 0).count()
+        let probing = |d: &&Database| d.oid != 0 && d.worker(Kind::Keeper).state == STARTING && d.known == 0;
+        self.databases.iter().filter(probing).count()
     }
 
     /// Whether every slot is taken by a database that is known to have the extension.
@@ -155,76 +250,103 @@ impl Registry<'_> {
         self.databases.iter().all(|d| d.oid != 0 && d.known != 0)
     }
 
-    /// When the next keeper in Backoff is due; `None` without one.
+    /// When the next worker in Backoff is due; `None` without one.
     pub fn next_launch(&self) -> Option<i64> {
         // What waits for the place of a probe is launched when one ends, not by the clock.
         let probes = self.probes();
-        let waiting = self.databases.iter().filter(|d| d.oid != 0 && d.state == BACKOFF && d.pid == 0);
-        waiting
-            .filter(|d| !self.is_held(d.oid) && (d.known != 0 || probes < PROBES))
-            .map(|d| d.retry_at)
-            .min()
+        let open = self.databases.iter().filter(|d| d.oid != 0 && !self.is_held(d.oid));
+        open.flat_map(|d| {
+            let waiting = move |kind: &Kind| {
+                let worker = d.worker(*kind);
+                let wanted = match kind {
+                    Kind::Keeper => d.known != 0 || probes < PROBES,
+                    Kind::Relay => !d.is_unwanted(Kind::Relay),
+                };
+                worker.state == BACKOFF && worker.pid == 0 && wanted
+            };
+            Kind::ALL.into_iter().filter(waiting).map(|kind| d.worker(kind).retry_at)
+        })
+        .min()
     }
 
-    /// A keeper that was launched did not come up: no worker slot, no fork, or an early death.
-    pub fn launch_failed(&mut self, oid: u32, now: i64, why: &str) {
-        if let Some(d) = self.find(oid).filter(|d| d.state == STARTING && d.pid == 0) {
-            back_off(d, now);
-            self.note_error(oid, why);
+    /// A worker that was launched did not come up: no worker slot, no fork, or an early death.
+    pub fn launch_failed(&mut self, kind: Kind, oid: u32, now: i64, why: &str) {
+        let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
+        if let Some(worker) = worker.filter(|w| w.state == STARTING && w.pid == 0) {
+            worker.back_off(now);
+            worker.last_error = Text::truncated(why);
         }
     }
 
-    /// A keeper's first act, before it connects: its slot, if it may have it.
-    pub fn claim(&mut self, oid: u32, pid: i32, procno: i32, now: i64) -> Result<(), Refused> {
+    /// A worker's first act, before it connects: its slot, if it may have it.
+    pub fn claim(&mut self, kind: Kind, oid: u32, pid: i32, procno: i32, now: i64) -> Result<(), Refused> {
         let held = self.is_held(oid);
         let d = self.find(oid).ok_or(Refused::Unwanted)?;
-        if held || d.leave != 0 {
-            // To be launched anew when the hold ends; that it had to go is no failure of its.
-            if d.pid == 0 {
-                d.state = UNKNOWN;
+        let unwanted = d.is_unwanted(kind);
+        let worker = &mut d.workers[kind as usize];
+        if held || unwanted {
+            // To be launched anew when that ends; that it had to go is no failure of its.
+            if worker.pid == 0 {
+                worker.state = UNKNOWN;
             }
             return Err(if held { Refused::Held } else { Refused::Unwanted });
         }
-        if d.pid != 0 {
+        if worker.pid != 0 {
             return Err(Refused::Second);
         }
-        (d.pid, d.procno, d.state, d.started_at) = (pid, procno, STARTING, now);
+        (worker.pid, worker.procno, worker.state, worker.started_at) = (pid, procno, STARTING, now);
         Ok(())
     }
 
     /// The keeper began to look at `since` and has found the extension (or not). The coordinator has to
-    /// be woken: the place of a probe may be free.
-    pub fn found(&mut self, oid: u32, pid: i32, extension: bool, since: i64) {
-        if let Some(d) = self.find(oid).filter(|d| d.pid == pid) {
-            if extension {
-                (d.state, d.known) = (RUNNING, 1);
-            } else {
-                (d.state, d.absent_since) = (ABSENT, since);
-            }
+    /// be woken: the place of a probe may be free, and a relay may be wanted. The relay to wake, if it has
+    /// to go.
+    pub fn found(&mut self, oid: u32, pid: i32, extension: bool, since: i64) -> Option<i32> {
+        let d = self.find(oid).filter(|d| d.worker(Kind::Keeper).pid == pid)?;
+        if extension {
+            (d.keeper().state, d.known) = (RUNNING, 1);
+            return None;
+        }
+        (d.keeper().state, d.absent_since) = (ABSENT, since);
+        d.workers[Kind::Relay as usize].kick()
+    }
+
+    /// The relay is connected.
+    pub fn running(&mut self, kind: Kind, oid: u32, pid: i32) {
+        let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
+        if let Some(worker) = worker.filter(|w| w.pid == pid) {
+            worker.state = RUNNING;
         }
     }
 
-    /// The keeper's last act: it has left the list of processes. Returns the holders to wake.
-    pub fn exited(&mut self, oid: u32, pid: i32, now: i64) -> Vec<i32> {
+    /// The worker's last act: it has left the list of processes. Returns the holders to wake.
+    pub fn exited(&mut self, kind: Kind, oid: u32, pid: i32, now: i64) -> Vec<i32> {
         let holders: Vec<i32> =
             self.holds.iter().filter(|h| h.database == oid && oid != 0).map(|h| h.procno).collect();
         let held = !holders.is_empty();
-        let Some(d) = self.find(oid).filter(|d| d.pid == pid) else { return holders };
-        (d.pid, d.procno) = (0, 0);
-        match d.state {
-            ABSENT if d.recheck == 0 => {}
-            _ if held || d.recheck != 0 || d.leave != 0 => {
-                (d.state, d.recheck, d.leave) = (UNKNOWN, 0, 0);
-            }
-            _ => {
-                if now - d.started_at >= HEALTHY {
-                    d.failures = 0;
-                }
-                d.restarts += 1;
-                d.last_error = Text::truncated("the keeper ended: the server's log says why");
-                back_off(d, now);
-            }
+        let Some(d) = self.find(oid).filter(|d| d.worker(kind).pid == pid) else { return holders };
+        let told = d.is_unwanted(kind) || (kind == Kind::Keeper && d.recheck != 0);
+        let worker = &mut d.workers[kind as usize];
+        (worker.pid, worker.procno) = (0, 0);
+        if worker.state == ABSENT && d.recheck == 0 {
+            return holders;
         }
+        if held || told {
+            worker.state = UNKNOWN;
+            if kind == Kind::Keeper {
+                d.recheck = 0;
+            }
+            if d.workers.iter().all(|w| w.pid == 0) {
+                d.leave = 0;
+            }
+            return holders;
+        }
+        if now - worker.started_at >= HEALTHY {
+            worker.failures = 0;
+        }
+        worker.restarts += 1;
+        worker.last_error = Text::truncated("the worker ended: the server's log says why");
+        worker.back_off(now);
         holders
     }
 
@@ -235,57 +357,60 @@ impl Registry<'_> {
             return (None, false);
         }
         let Some(d) = self.find(oid) else { return (None, false) };
-        if d.pid != 0 {
+        if d.keeper().pid != 0 {
             d.recheck = 1;
-            d.kicks = d.kicks.wrapping_add(1);
-            return (Some(d.procno), true);
+            return (d.keeper().kick(), true);
         }
-        if d.state != STARTING {
-            d.state = UNKNOWN;
+        if d.keeper().state != STARTING {
+            d.keeper().state = UNKNOWN;
         }
         (None, true)
     }
 
     /// Something changed that the keeper has to plan for: the keeper to wake, if there is one.
     pub fn kick(&mut self, oid: u32) -> Option<i32> {
-        let d = self.find(oid).filter(|d| d.pid != 0)?;
-        d.kicks = d.kicks.wrapping_add(1);
-        Some(d.procno)
+        self.find(oid)?.keeper().kick()
     }
 
     /// Notes what went wrong, for the view oban_workers.
-    pub fn note_error(&mut self, oid: u32, what: &str) {
+    pub fn note_error(&mut self, kind: Kind, oid: u32, what: &str) {
         if let Some(d) = self.find(oid) {
-            d.last_error = Text::truncated(what);
+            d.workers[kind as usize].last_error = Text::truncated(what);
         }
     }
 
-    /// What the keeper has to know before a pass; reading it takes the wish to look back.
-    pub fn orders(&mut self, oid: u32) -> Orders {
+    /// What a worker has to know before a pass. The keeper's reading takes the wish to look back.
+    pub fn orders(&mut self, kind: Kind, oid: u32) -> Orders {
         let held = self.is_held(oid);
         match self.find(oid) {
-            Some(d) => {
-                let recheck = std::mem::take(&mut d.recheck) != 0;
-                Orders { leave: held || d.leave != 0, recheck, kicks: d.kicks }
-            }
+            Some(d) => Orders {
+                leave: held || d.is_unwanted(kind),
+                recheck: kind == Kind::Keeper && std::mem::take(&mut d.recheck) != 0,
+                kicks: d.worker(kind).kicks,
+            },
             None => Orders { leave: true, recheck: false, kicks: 0 },
         }
     }
 
     /// Whether the keeper waits for its next start after a failure.
     pub fn is_backing_off(&mut self, oid: u32) -> bool {
-        self.find(oid).is_some_and(|d| d.pid == 0 && d.state == BACKOFF)
+        self.find(oid).is_some_and(|d| d.keeper().pid == 0 && d.keeper().state == BACKOFF)
     }
 
-    pub fn kicks(&mut self, oid: u32) -> u32 {
-        self.find(oid).map_or(0, |d| d.kicks)
+    pub fn kicks(&mut self, kind: Kind, oid: u32) -> u32 {
+        self.find(oid).map_or(0, |d| d.worker(kind).kicks)
+    }
+
+    /// The processes of a database's workers, each with its number.
+    pub fn processes(&mut self, oid: u32) -> [(i32, i32); 2] {
+        self.find(oid).map_or([(0, 0); 2], |d| d.workers.map(|w| (w.pid, w.procno)))
     }
 
     /// The databases for which nothing needs to be kept any more, each with the time before which it
     /// was kept in vain: those that are not `alive`, and those that had the extension and lost it.
     pub fn forgettable(&self, alive: impl Fn(u32) -> bool) -> Vec<(u32, i64)> {
-        let gone = self.databases.iter().filter(|d| d.oid != 0 && d.pid == 0 && d.state != STARTING);
-        gone.filter_map(|d| match d.state {
+        let gone = self.databases.iter().filter(|d| d.oid != 0 && !d.workers.iter().any(Worker::is_up));
+        gone.filter_map(|d| match d.worker(Kind::Keeper).state {
             _ if !alive(d.oid) => Some((d.oid, i64::MAX)),
             ABSENT if d.known != 0 => Some((d.oid, d.absent_since)),
             _ => None,
@@ -294,43 +419,42 @@ impl Registry<'_> {
     }
 
     /// Frees the slots that nobody needs: keepers that found no extension, databases that are not
-    /// `alive` any more. Returns their oids. Keepers that still run in the latter, or are on their way
-    /// there, are told to leave; the second list are those to be woken.
-    pub fn reap(&mut self, alive: impl Fn(u32) -> bool) -> (Vec<u32>, Vec<i32>) {
-        let (mut gone, mut leaving) = (Vec::new(), Vec::new());
-        for d in self.databases.iter_mut().filter(|d| d.oid != 0) {
-            let absent = d.state == ABSENT && d.recheck == 0;
-            if d.pid != 0 || d.state == STARTING {
+    /// `alive` any more. Workers that still run in the latter, or are on their way there, are told to
+    /// leave; the second list are those to be woken.
+    pub fn reap(&mut self, alive: impl Fn(u32) -> bool) -> (Vec<Freed>, Vec<i32>) {
+        let (mut freed, mut leaving) = (Vec::new(), Vec::new());
+        for (slot, d) in self.databases.iter_mut().enumerate().filter(|(_, d)| d.oid != 0) {
+            let absent = d.keeper().state == ABSENT && d.recheck == 0;
+            if d.workers.iter().any(Worker::is_up) {
                 if !alive(d.oid) {
-                    (d.leave, d.kicks) = (1, d.kicks.wrapping_add(1));
-                    leaving.extend((d.pid != 0).then_some(d.procno));
+                    d.leave = 1;
+                    leaving.extend(d.workers.iter_mut().filter_map(Worker::kick));
                 }
             } else if absent || !alive(d.oid) {
-                gone.push(d.oid);
+                freed.push(Freed { oid: d.oid, slot, birth: d.birth });
                 *d = Database::default();
             }
         }
-        (gone, leaving)
+        (freed, leaving)
     }
 
     /// After a coordinator's restart: what the one before had launched and nobody claimed is launched
-    /// again. (Should both keepers come up, the second is refused.)
+    /// again. (Should both come up, the second is refused.)
     pub fn adopt(&mut self) {
-        for d in self.databases.iter_mut().filter(|d| d.oid != 0 && d.pid == 0 && d.state == STARTING) {
-            d.state = UNKNOWN;
-        }
+        let workers = self.databases.iter_mut().filter(|d| d.oid != 0).flat_map(|d| &mut d.workers);
+        workers.filter(|w| w.pid == 0 && w.state == STARTING).for_each(|w| w.state = UNKNOWN);
     }
 
     /// Keeps workers off a database; false when the table of holds is full.
     pub fn hold(&mut self, database: u32, pid: i32, procno: i32) -> bool {
-        match self.holds.iter_mut().find(|h| h.database == 0) {
-            Some(free) => {
-                *free = Hold { database, pid, procno };
-                self.kick(database);
-                true
-            }
-            None => false,
+        let Some(free) = self.holds.iter_mut().find(|h| h.database == 0) else { return false };
+        *free = Hold { database, pid, procno };
+        if let Some(d) = self.find(database) {
+            d.workers.iter_mut().for_each(|w| {
+                w.kick();
+            });
         }
+        true
     }
 
     /// Ends all holds of a backend.
@@ -344,31 +468,45 @@ impl Registry<'_> {
         database != 0 && self.holds.iter().any(|h| h.database == database)
     }
 
-    pub fn find(&mut self, oid: u32) -> Option<&mut Database> {
+    fn find(&mut self, oid: u32) -> Option<&mut Database> {
         self.databases.iter_mut().find(|d| oid != 0 && d.oid == oid)
     }
-}
 
-fn back_off(d: &mut Database, now: i64) {
-    d.state = BACKOFF;
-    d.retry_at = now + RESTART.delay(d.failures);
-    d.failures = d.failures.saturating_add(1);
+    /// What is known of a database.
+    pub fn database(&self, oid: u32) -> Option<&Database> {
+        self.databases.iter().find(|d| oid != 0 && d.oid == oid)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::Kind::{Keeper, Relay};
     use super::*;
     use proptest::prelude::*;
 
-    struct Memory(Vec<Database>, Vec<Hold>);
+    struct Memory(Vec<Database>, Vec<Hold>, u64);
 
     impl Memory {
         fn new() -> Self {
-            Self(vec![Database::default(); 2], vec![Hold::default(); 2])
+            Self(vec![Database::default(); 2], vec![Hold::default(); 2], 0)
         }
         fn registry(&mut self) -> Registry<'_> {
-            Registry { databases: &mut self.0, holds: &mut self.1 }
+            Registry { databases: &mut self.0, holds: &mut self.1, births: &mut self.2 }
         }
+    }
+
+    /// The keepers that are launched.
+    fn keepers(r: &mut Registry<'_>, now: i64, alive: impl Fn(u32) -> bool) -> Vec<u32> {
+        let launched = r.launch(now, alive).into_iter();
+        launched.filter(|(kind, _)| *kind == Keeper).map(|(_, oid)| oid).collect()
+    }
+
+    fn keeper(r: &Registry<'_>, oid: u32) -> Worker {
+        *r.database(oid).unwrap().worker(Keeper)
+    }
+
+    fn oids(freed: &[Freed]) -> Vec<u32> {
+        freed.iter().map(|f| f.oid).collect()
     }
 
     #[test]
@@ -376,24 +514,24 @@ mod tests {
         let mut memory = Memory::new();
         let mut r = memory.registry();
         assert!(r.add(5) && r.add(5));
-        assert_eq!(r.launch(0, |_| true), [5]);
-        assert_eq!(r.launch(0, |_| true), [0u32; 0], "it counts as starting");
-        assert_eq!(r.claim(5, 100, 7, 0), Ok(()));
-        assert_eq!(r.claim(5, 101, 8, 0), Err(Refused::Second));
+        assert_eq!(keepers(&mut r, 0, |_| true), [5]);
+        assert_eq!(keepers(&mut r, 0, |_| true), [0u32; 0], "it counts as starting");
+        assert_eq!(r.claim(Keeper, 5, 100, 7, 0), Ok(()));
+        assert_eq!(r.claim(Keeper, 5, 101, 8, 0), Err(Refused::Second));
         r.found(5, 100, true, 0);
-        assert_eq!(r.find(5).unwrap().state, RUNNING);
-        r.exited(5, 101, 1);
-        assert_eq!(r.find(5).unwrap().pid, 100, "not that process's slot");
-        r.exited(5, 100, 1);
-        assert_eq!(r.launch(1, |_| true), [5], "the first restart comes at once");
-        r.launch_failed(5, 1, "no slot");
-        assert_eq!(r.launch(1, |_| true), [0u32; 0]);
+        assert_eq!(keeper(&r, 5).state, RUNNING);
+        r.exited(Keeper, 5, 101, 1);
+        assert_eq!(keeper(&r, 5).pid, 100, "not that process's slot");
+        r.exited(Keeper, 5, 100, 1);
+        assert_eq!(keepers(&mut r, 1, |_| true), [5], "the first restart comes at once");
+        r.launch_failed(Keeper, 5, 1, "no slot");
+        assert_eq!(keepers(&mut r, 1, |_| true), [0u32; 0]);
         assert_eq!(r.next_launch(), Some(1 + RESTART.delay(1)));
-        assert_eq!(r.launch(1 + RESTART.delay(1), |_| true), [5]);
-        assert_eq!(r.find(5).unwrap().last_error.as_str(), "no slot");
-        assert_eq!(r.claim(5, 102, 7, 2), Ok(()));
-        r.exited(5, 102, 2 + HEALTHY);
-        assert_eq!(r.launch(2 + HEALTHY, |_| true), [5], "after a healthy run, at once again");
+        assert_eq!(keepers(&mut r, 1 + RESTART.delay(1), |_| true), [5]);
+        assert_eq!(keeper(&r, 5).last_error.as_str(), "no slot");
+        assert_eq!(r.claim(Keeper, 5, 102, 7, 2), Ok(()));
+        r.exited(Keeper, 5, 102, 2 + HEALTHY);
+        assert_eq!(keepers(&mut r, 2 + HEALTHY, |_| true), [5], "after a healthy run, at once again");
     }
 
     #[test]
@@ -401,16 +539,16 @@ mod tests {
         let mut memory = Memory::new();
         let mut r = memory.registry();
         assert!(r.add(5) && r.add(6) && !r.add(7));
-        r.launch(0, |_| true);
-        r.claim(5, 100, 1, 0).unwrap();
+        keepers(&mut r, 0, |_| true);
+        r.claim(Keeper, 5, 100, 1, 0).unwrap();
         r.found(5, 100, false, 3);
         assert!(r.reap(|_| true).0.is_empty(), "its keeper has not gone yet");
         assert!(r.forgettable(|_| true).is_empty());
-        r.exited(5, 100, 0);
+        r.exited(Keeper, 5, 100, 0);
         assert!(r.forgettable(|_| true).is_empty(), "it never had any: whoever joins may be creating it");
-        assert_eq!(r.reap(|_| true).0, [5]);
+        assert_eq!(oids(&r.reap(|_| true).0), [5]);
         assert!(r.add(7));
-        assert_eq!(r.claim(5, 103, 1, 0), Err(Refused::Unwanted));
+        assert_eq!(r.claim(Keeper, 5, 103, 1, 0), Err(Refused::Unwanted));
     }
 
     #[test]
@@ -418,13 +556,13 @@ mod tests {
         let mut memory = Memory::new();
         let mut r = memory.registry();
         r.add(5);
-        r.launch(0, |_| true);
-        r.claim(5, 100, 1, 0).unwrap();
+        keepers(&mut r, 0, |_| true);
+        r.claim(Keeper, 5, 100, 1, 0).unwrap();
         r.found(5, 100, false, 3);
         assert_eq!(r.changed(5), (Some(1), true));
-        r.exited(5, 100, 0);
+        r.exited(Keeper, 5, 100, 0);
         assert!(r.reap(|_| true).0.is_empty());
-        assert_eq!(r.launch(0, |_| true), [5]);
+        assert_eq!(keepers(&mut r, 0, |_| true), [5]);
     }
 
     #[test]
@@ -432,16 +570,16 @@ mod tests {
         let mut memory = Memory::new();
         let mut r = memory.registry();
         r.add(5);
-        r.launch(0, |_| true);
-        r.claim(5, 100, 1, 0).unwrap();
+        keepers(&mut r, 0, |_| true);
+        r.claim(Keeper, 5, 100, 1, 0).unwrap();
         r.found(5, 100, true, 0);
         assert_eq!(r.changed(5), (Some(1), true));
-        let before = r.orders(5);
-        assert!(before.recheck && !r.orders(5).recheck && !before.leave);
+        let before = r.orders(Keeper, 5);
+        assert!(before.recheck && !r.orders(Keeper, 5).recheck && !before.leave);
         assert_eq!(r.kick(5), Some(1));
-        assert_ne!(r.orders(5).kicks, before.kicks, "not to be slept over");
+        assert_ne!(r.orders(Keeper, 5).kicks, before.kicks, "not to be slept over");
         r.found(5, 100, false, 7);
-        r.exited(5, 100, 8);
+        r.exited(Keeper, 5, 100, 8);
         assert_eq!(r.forgettable(|_| true), [(5, 7)]);
         assert_eq!(r.kick(5), None);
     }
@@ -452,20 +590,20 @@ mod tests {
         let mut r = memory.registry();
         r.add(5);
         assert!(r.hold(5, 40, 9));
-        assert_eq!(r.launch(0, |_| true), [0u32; 0]);
+        assert_eq!(keepers(&mut r, 0, |_| true), [0u32; 0]);
         r.release(41);
         assert!(r.is_held(5));
         r.release(40);
-        assert_eq!(r.launch(0, |_| true), [5]);
+        assert_eq!(keepers(&mut r, 0, |_| true), [5]);
         assert!(r.hold(5, 40, 9));
-        assert_eq!(r.claim(5, 100, 1, 0), Err(Refused::Held), "held between launch and claim");
-        r.launch_failed(5, 0, "it had to go");
+        assert_eq!(r.claim(Keeper, 5, 100, 1, 0), Err(Refused::Held), "held between launch and claim");
+        r.launch_failed(Keeper, 5, 0, "it had to go");
         r.release(40);
-        assert_eq!(r.launch(0, |_| true), [5]);
-        r.claim(5, 101, 1, 0).unwrap();
+        assert_eq!(keepers(&mut r, 0, |_| true), [5]);
+        r.claim(Keeper, 5, 101, 1, 0).unwrap();
         assert!(r.hold(5, 40, 9) && r.hold(6, 40, 9) && !r.hold(7, 40, 9));
-        assert_eq!(r.exited(5, 101, 0), [9], "its holder is woken");
-        assert_eq!(r.find(5).map(|d| (d.state, d.failures)), Some((UNKNOWN, 0)), "no failure of its own");
+        assert_eq!(r.exited(Keeper, 5, 101, 0), [9], "its holder is woken");
+        assert_eq!((keeper(&r, 5).state, keeper(&r, 5).failures), (UNKNOWN, 0), "no failure of its own");
     }
 
     #[test]
@@ -473,68 +611,132 @@ mod tests {
         let mut memory = Memory::new();
         let mut r = memory.registry();
         assert!(r.add(5) && r.add(6));
-        r.launch(0, |_| true);
-        r.claim(5, 100, 1, 0).unwrap();
+        keepers(&mut r, 0, |_| true);
+        r.claim(Keeper, 5, 100, 1, 0).unwrap();
         r.adopt();
-        assert_eq!(r.launch(0, |_| true), [6]);
+        assert_eq!(keepers(&mut r, 0, |_| true), [6]);
         r.found(5, 100, true, 0);
         assert_eq!(r.reap(|oid| oid != 5), (vec![], vec![1]), "its keeper has to go first, and is told");
-        assert!(r.orders(5).leave);
-        r.exited(5, 100, 0);
+        assert!(r.orders(Keeper, 5).leave);
+        r.exited(Keeper, 5, 100, 0);
         assert_eq!(r.forgettable(|oid| oid != 5), [(5, i64::MAX)]);
-        assert_eq!(r.launch(HEALTHY, |oid| oid != 5), [0u32; 0], "nor does another one come");
-        assert_eq!(r.reap(|oid| oid != 5), (vec![5], vec![]));
+        assert_eq!(keepers(&mut r, HEALTHY, |oid| oid != 5), [0u32; 0], "nor does another one come");
+        assert_eq!(r.reap(|oid| oid != 5), (vec![Freed { oid: 5, slot: 0, birth: 1 }], vec![]));
         assert_eq!(r.reap(|oid| oid != 6), (vec![], vec![]));
-        assert_eq!(r.claim(6, 101, 1, 0), Err(Refused::Unwanted), "it was on its way");
-        assert_eq!(r.reap(|oid| oid != 6), (vec![6], vec![]));
+        assert_eq!(r.claim(Keeper, 6, 101, 1, 0), Err(Refused::Unwanted), "it was on its way");
+        assert_eq!(oids(&r.reap(|oid| oid != 6).0), [6]);
     }
 
     #[test]
     fn a_few_probes_at_a_time() {
-        let mut memory = Memory(vec![Database::default(); 5], vec![Hold::default(); 2]);
+        let mut memory = Memory(vec![Database::default(); 5], vec![Hold::default(); 2], 0);
         let mut r = memory.registry();
         assert!((1..=5).all(|oid| r.add(oid)));
-        assert_eq!(r.launch(0, |_| true), [1, 2]);
-        assert_eq!(r.launch(0, |_| true), [0u32; 0]);
-        r.claim(1, 100, 1, 0).unwrap();
+        assert_eq!(keepers(&mut r, 0, |_| true), [1, 2]);
+        assert_eq!(keepers(&mut r, 0, |_| true), [0u32; 0]);
+        r.claim(Keeper, 1, 100, 1, 0).unwrap();
         r.found(1, 100, true, 0);
-        assert_eq!(r.launch(0, |_| true), [3], "one of them is known now");
+        assert_eq!(keepers(&mut r, 0, |_| true), [3], "one of them is known now");
         assert!(!r.is_full());
-        r.exited(1, 100, 0);
-        assert_eq!(r.launch(0, |_| true), [1], "what is known needs not wait for probes");
+        r.exited(Keeper, 1, 100, 0);
+        assert_eq!(keepers(&mut r, 0, |_| true), [1], "what is known needs not wait for probes");
+    }
+
+    #[test]
+    fn a_relay_runs_where_a_keeper_found_the_extension() {
+        let mut memory = Memory::new();
+        let mut r = memory.registry();
+        r.add(5);
+        assert_eq!(r.launch(0, |_| true), [(Keeper, 5)]);
+        assert_eq!(r.claim(Relay, 5, 99, 3, 0), Err(Refused::Unwanted));
+        r.claim(Keeper, 5, 100, 1, 0).unwrap();
+        assert_eq!(r.found(5, 100, true, 0), None);
+        assert_eq!(r.launch(0, |_| true), [(Relay, 5)]);
+        r.claim(Relay, 5, 101, 2, 0).unwrap();
+        r.running(Relay, 5, 101);
+        assert_eq!(r.processes(5), [(100, 1), (101, 2)]);
+
+        // Either one's end is its own affair.
+        r.exited(Relay, 5, 101, 1);
+        assert_eq!((keeper(&r, 5).state, keeper(&r, 5).restarts), (RUNNING, 0));
+        assert_eq!(r.next_launch(), Some(1 + RESTART.delay(0)));
+        assert_eq!(r.launch(1 + RESTART.delay(0), |_| true), [(Relay, 5)]);
+        r.launch_failed(Relay, 5, 1, "no slot");
+        assert_eq!(r.database(5).unwrap().worker(Relay).last_error.as_str(), "no slot");
+        assert_eq!(r.launch(HEALTHY, |_| true), [(Relay, 5)]);
+        r.claim(Relay, 5, 102, 2, 1).unwrap();
+
+        // The extension is dropped: the relay goes first or last, and then the slot is free.
+        let kicks = r.orders(Relay, 5).kicks;
+        assert_eq!(r.found(5, 100, false, 7), Some(2));
+        let orders = r.orders(Relay, 5);
+        assert!(orders.leave && orders.kicks != kicks);
+        r.exited(Keeper, 5, 100, 8);
+        assert!(r.reap(|_| true).0.is_empty() && r.forgettable(|_| true).is_empty());
+        r.exited(Relay, 5, 102, 8);
+        assert_eq!(r.launch(HEALTHY * 9, |_| true), []);
+        assert_eq!(r.forgettable(|_| true), [(5, 7)]);
+        assert_eq!(oids(&r.reap(|_| true).0), [5]);
+        assert!(r.add(5));
+        assert_eq!(r.slot(5), Some((0, 2)), "another life of the slot");
+    }
+
+    #[test]
+    fn a_hold_sends_both_away() {
+        let mut memory = Memory::new();
+        let mut r = memory.registry();
+        r.add(5);
+        r.launch(0, |_| true);
+        r.claim(Keeper, 5, 100, 1, 0).unwrap();
+        r.found(5, 100, true, 0);
+        r.launch(0, |_| true);
+        r.claim(Relay, 5, 101, 2, 0).unwrap();
+        assert!(r.hold(5, 40, 9));
+        assert!(r.orders(Keeper, 5).leave && r.orders(Relay, 5).leave);
+        assert_eq!(r.exited(Relay, 5, 101, 0), [9]);
+        assert_eq!(r.exited(Keeper, 5, 100, 0), [9]);
+        assert_eq!(r.launch(0, |_| true), []);
+        r.release(40);
+        assert_eq!(r.launch(0, |_| true), [(Keeper, 5), (Relay, 5)]);
     }
 
     proptest! {
-        /// Whatever happens: never two keepers of one database, none claims while it is held, and
-        /// once nothing is held any more everything wanted is launched sooner or later.
+        /// Whatever happens: never two workers of a kind in one database, none claims while it is held,
+        /// and once nothing is held any more everything wanted is launched sooner or later.
         #[test]
-        fn one_keeper_each_and_nothing_is_forgotten(steps in prop::collection::vec((0u8..8, 1u32..3), 1..120)) {
+        fn one_of_each_and_nothing_is_forgotten(
+            steps in prop::collection::vec((0u8..8, 1u32..3, prop::bool::ANY), 1..160)
+        ) {
             let mut memory = Memory::new();
             let mut r = memory.registry();
             let (mut pid, mut now) = (100, 0);
-            let mut launched: Vec<u32> = Vec::new();
-            let mut running: Vec<(u32, i32)> = Vec::new();
+            let mut launched: Vec<(Kind, u32)> = Vec::new();
+            let mut running: Vec<(Kind, u32, i32)> = Vec::new();
             assert!(r.add(1) && r.add(2));
-            for (what, oid) in steps {
+            for (what, oid, is_keeper) in steps {
+                let kind = if is_keeper { Keeper } else { Relay };
                 now += 1;
                 match what {
                     0 | 1 => launched.extend(r.launch(now + RESTART.most, |_| true)),
-                    2 | 3 => if let Some(at) = launched.iter().position(|o| *o == oid) {
+                    2 | 3 => if let Some(at) = launched.iter().position(|l| *l == (kind, oid)) {
                         launched.remove(at);
                         pid += 1;
-                        match r.claim(oid, pid, 1, now) {
+                        match r.claim(kind, oid, pid, 1, now) {
                             Ok(()) => {
                                 prop_assert!(!r.is_held(oid));
-                                prop_assert!(running.iter().all(|(o, _)| *o != oid));
-                                r.found(oid, pid, true, now);
-                                running.push((oid, pid));
+                                prop_assert!(running.iter().all(|(k, o, _)| (*k, *o) != (kind, oid)));
+                                match kind {
+                                    Keeper => { r.found(oid, pid, true, now); }
+                                    Relay => r.running(kind, oid, pid),
+                                }
+                                running.push((kind, oid, pid));
                             }
-                            Err(_) => r.launch_failed(oid, now, "refused"),
+                            Err(_) => r.launch_failed(kind, oid, now, "refused"),
                         }
                     },
-                    4 => if let Some(at) = running.iter().position(|(o, _)| *o == oid) {
-                        let (_, pid) = running.remove(at);
-                        r.exited(oid, pid, now);
+                    4 => if let Some(at) = running.iter().position(|(k, o, _)| (*k, *o) == (kind, oid)) {
+                        let (_, _, pid) = running.remove(at);
+                        r.exited(kind, oid, pid, now);
                     },
                     5 => { r.hold(oid, oid as i32, 9); }
                     6 => r.release(oid as i32),
@@ -542,12 +744,16 @@ mod tests {
                 }
             }
             [1, 2].into_iter().for_each(|pid| r.release(pid));
-            for oid in launched {
-                r.launch_failed(oid, now, "lost");
+            for (kind, oid) in launched {
+                r.launch_failed(kind, oid, now, "lost");
             }
             r.launch(now + RESTART.most, |_| true);
             for d in r.databases.iter() {
-                prop_assert!(d.state == STARTING || (d.state == RUNNING && d.pid != 0), "{d:?}");
+                for kind in Kind::ALL {
+                    let worker = d.worker(kind);
+                    let up = worker.state == STARTING || (worker.state == RUNNING && worker.pid != 0);
+                    prop_assert!(up || (kind == Relay && d.known == 0), "{d:?}");
+                }
             }
         }
     }

@@ -11,5 +11,7 @@ pub mod gossip;
 pub mod lifecycle;
 pub mod outbox;
 pub mod peer;
+pub mod relay;
+pub mod ring;
 pub mod text;
 pub mod wire;

@@ -21,29 +21,44 @@ pub enum Origin {
     Trigger,
 }
 
+/// How a message reaches its listeners. Readers of the ring get them all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// Through the relay, which may merge it with an equal one of another transaction.
+    Merged,
+    /// Through the relay, each for itself.
+    Single,
+    /// Natively, in its own transaction.
+    Natively,
+}
+
 /// In the server's encoding, which need not be UTF-8.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Message {
     /// The full name of the channel.
     pub channel: Vec<u8>,
+    /// The length of the channel's prefix; 0 for a verbatim channel.
+    pub prefix: u8,
     /// The wire form.
     pub payload: Vec<u8>,
     pub origin: Origin,
+    pub way: Way,
 }
 
 impl Message {
     /// `None` when there is no memory for it. (A failed allocation of Rust's would end the whole server.)
-    pub fn new(channel: &[u8], payload: &[u8], origin: Origin) -> Option<Self> {
+    pub fn new(channel: &[u8], prefix: u8, payload: &[u8], origin: Origin, way: Way) -> Option<Self> {
         let copy = |bytes: &[u8]| {
             let mut copy = Vec::new();
             copy.try_reserve_exact(bytes.len()).ok()?;
             copy.extend_from_slice(bytes);
             Some(copy)
         };
-        Some(Self { channel: copy(channel)?, payload: copy(payload)?, origin })
+        Some(Self { channel: copy(channel)?, prefix, payload: copy(payload)?, origin, way })
     }
 
-    fn bytes(&self) -> usize {
+    /// Of channel and payload.
+    pub fn bytes(&self) -> usize {
         self.channel.len() + self.payload.len()
     }
 
@@ -126,8 +141,8 @@ impl Outbox {
     }
 
     /// Empties it; the messages in their order. (Their memory goes with them.)
-    pub fn take(&mut self) -> impl Iterator<Item = Message> + use<> {
-        std::mem::take(self).messages.into_iter().map(|(message, _)| message)
+    pub fn take(&mut self) -> Vec<Message> {
+        std::mem::take(self).messages.into_iter().map(|(message, _)| message).collect()
     }
 }
 
@@ -138,11 +153,17 @@ mod tests {
 
     fn message(n: u8) -> Message {
         let origin = if n.is_multiple_of(2) { Origin::Call } else { Origin::Trigger };
-        Message { channel: b"public.oban_insert".to_vec(), payload: vec![n], origin }
+        Message {
+            channel: b"public.oban_insert".to_vec(),
+            prefix: 6,
+            payload: vec![n],
+            origin,
+            way: Way::Merged,
+        }
     }
 
     fn sent(outbox: &mut Outbox) -> Vec<u8> {
-        outbox.take().map(|m| m.payload[0]).collect()
+        outbox.take().iter().map(|m| m.payload[0]).collect()
     }
 
     #[test]
@@ -174,13 +195,14 @@ mod tests {
     #[test]
     fn bytes_are_limited_and_given_back() {
         let mut outbox = Outbox::default();
-        let large = |n: u8| Message::new(b"c", &vec![n; MOST_BYTES / 2 - 1], Origin::Call).unwrap();
+        let large =
+            |n: u8| Message::new(b"c", 0, &vec![n; MOST_BYTES / 2 - 1], Origin::Call, Way::Single).unwrap();
         assert_eq!(outbox.queue(large(1), 1, 10), Queued::New);
         assert_eq!(outbox.queue(large(2), 2, 10), Queued::New);
         assert_eq!(outbox.queue(message(3), 2, 10), Queued::Full);
         outbox.abort_level(2);
         assert_eq!(outbox.queue(message(3), 1, 10), Queued::New);
-        assert_eq!(outbox.take().count(), 2);
+        assert_eq!(outbox.take().len(), 2);
         assert_eq!(outbox.bytes, 0);
     }
 

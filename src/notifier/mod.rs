@@ -1,16 +1,20 @@
-//! Notifications: the SQL functions, on native LISTEN and NOTIFY.
+//! Notifications: the SQL functions.
+
+pub mod poll;
+pub mod stats;
 
 use pgrx::datum::JsonB;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use serde_json::Value;
 
-use crate::bus;
+use crate::bus::{self, Target};
 use crate::error::{Error, excerpt, given};
 use crate::logic::outbox::Origin;
 use crate::logic::{channel, wire};
 use crate::pg::acl::{self, Right};
-use crate::pg::{notify, session};
+use crate::pg::{encoding, notify, session};
+use crate::shmem::listeners;
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_notify(
@@ -36,7 +40,7 @@ fn oban_notify_many(
 /// Queues every payload, or none: all are tested before the first is queued.
 fn publish(channel: Option<&str>, payloads: &[Value], prefix: Option<&str>) -> Result<(), Error> {
     let (channel, prefix) = (given("channel", channel)?, given("prefix", prefix)?);
-    let full = channel::full_name(prefix, channel)?;
+    let target = Target::new(prefix, channel)?;
     let wires = payloads.iter().map(wire_form).collect::<Result<Vec<_>, _>>()?;
     // A verbatim channel is nobody's: any role may NOTIFY it natively.
     if !prefix.is_empty() {
@@ -45,7 +49,7 @@ fn publish(channel: Option<&str>, payloads: &[Value], prefix: Option<&str>) -> R
     if session::in_recovery() {
         return Err(Error::InRecovery("notify"));
     }
-    wires.iter().try_for_each(|wire| bus::queue(full.as_bytes(), wire.as_bytes(), Origin::Call))
+    wires.iter().try_for_each(|wire| bus::queue(&target, &encoding::to_server(wire), Origin::Call))
 }
 
 fn right_to_publish(channel: &str) -> Right {
@@ -102,6 +106,7 @@ fn oban_listen_channels(
     if session::is_restricted() {
         return Err(Error::Restricted("listen").into());
     }
+    listeners::listen();
     names.iter().for_each(|name| notify::listen(name));
     Ok(SetOfIterator::new(names))
 }

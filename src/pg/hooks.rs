@@ -17,8 +17,18 @@ pub enum DatabaseCommand<'a> {
     Other,
 }
 
+/// What a statement is about to do to what this session LISTENs to.
+pub enum Listening {
+    /// LISTEN.
+    Begins,
+    /// UNLISTEN *, DISCARD ALL.
+    Ends,
+}
+
 /// Called before the statement runs; may raise.
 pub type BeforeDatabaseCommand = fn(DatabaseCommand<'_>);
+/// The same.
+pub type BeforeListening = fn(Listening);
 /// Called when an extension was created or is being dropped; does not raise.
 pub type OnExtension = fn();
 
@@ -39,13 +49,15 @@ unsafe extern "C-unwind" {
 static mut NEXT_UTILITY: pg_sys::ProcessUtility_hook_type = None;
 static mut NEXT_ACCESS: pg_sys::object_access_hook_type = None;
 static mut BEFORE_DATABASE_COMMAND: Option<BeforeDatabaseCommand> = None;
+static mut BEFORE_LISTENING: Option<BeforeListening> = None;
 static mut ON_EXTENSION: Option<OnExtension> = None;
 
 /// Once, while preloading.
-pub fn install(before: BeforeDatabaseCommand, on_extension: OnExtension) {
+pub fn install(before: BeforeDatabaseCommand, listening: BeforeListening, on_extension: OnExtension) {
     // SAFETY: single-threaded start of the postmaster; later processes only read these.
     unsafe {
         BEFORE_DATABASE_COMMAND = Some(before);
+        BEFORE_LISTENING = Some(listening);
         ON_EXTENSION = Some(on_extension);
         NEXT_UTILITY = pg_sys::ProcessUtility_hook;
         pg_sys::ProcessUtility_hook = Some(utility);
@@ -73,6 +85,9 @@ unsafe extern "C-unwind" fn utility(
                 | pg_sys::NodeTag::T_CreatedbStmt
                 | pg_sys::NodeTag::T_RenameStmt
                 | pg_sys::NodeTag::T_AlterDatabaseStmt
+                | pg_sys::NodeTag::T_ListenStmt
+                | pg_sys::NodeTag::T_UnlistenStmt
+                | pg_sys::NodeTag::T_DiscardStmt
         ) {
             before(node);
         }
@@ -111,8 +126,19 @@ unsafe extern "C-unwind" fn access(
 unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) {
     // SAFETY: the node's tag says what it is, and its strings live as long as the statement.
     unsafe {
-        let Some(before) = BEFORE_DATABASE_COMMAND else { return };
+        let (Some(before), Some(listening)) = (BEFORE_DATABASE_COMMAND, BEFORE_LISTENING) else { return };
         match (*node).type_ {
+            pg_sys::NodeTag::T_ListenStmt => listening(Listening::Begins),
+            pg_sys::NodeTag::T_UnlistenStmt
+                if (*node.cast::<pg_sys::UnlistenStmt>()).conditionname.is_null() =>
+            {
+                listening(Listening::Ends);
+            }
+            pg_sys::NodeTag::T_DiscardStmt
+                if (*node.cast::<pg_sys::DiscardStmt>()).target == pg_sys::DiscardMode::DISCARD_ALL =>
+            {
+                listening(Listening::Ends);
+            }
             pg_sys::NodeTag::T_DropdbStmt => {
                 before(DatabaseCommand::Alone(text((*node.cast::<pg_sys::DropdbStmt>()).dbname)));
             }

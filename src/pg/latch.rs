@@ -47,6 +47,33 @@ pub fn wait(timeout: Option<Duration>) {
     pgrx::check_for_interrupts!();
 }
 
+/// As `wait`, on behalf of a client that waits with us: should it go away, this session ends (FATAL).
+pub fn wait_with_client(timeout: Duration) {
+    // SAFETY: our own latch and our client's socket, which is the first field of its struct in 15 to 18; a
+    // background worker has none. The flags are what Postgres' own check of the client sets.
+    unsafe {
+        let can_tell = pg_sys::WaitEventSetCanReportClosed();
+        let Some(socket) = super::session::socket().filter(|_| can_tell) else { return wait(Some(timeout)) };
+        let events = pg_sys::WL_LATCH_SET
+            | pg_sys::WL_EXIT_ON_PM_DEATH
+            | pg_sys::WL_TIMEOUT
+            | pg_sys::WL_SOCKET_CLOSED;
+        let millis = timeout.as_micros().div_ceil(1_000).min(i32::MAX as u128) as _;
+        let happened = pg_sys::WaitLatchOrSocket(
+            pg_sys::MyLatch,
+            events as i32,
+            socket,
+            millis,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        if happened as u32 & pg_sys::WL_SOCKET_CLOSED != 0 {
+            pg_sys::ClientConnectionLost = 1;
+            pg_sys::InterruptPending = 1;
+        }
+    }
+    pgrx::check_for_interrupts!();
+}
+
 pub fn reset() {
     // SAFETY: our own latch.
     unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) }

@@ -8,12 +8,28 @@ pub const TRANCHE: &std::ffi::CStr = c"obanrs";
 /// Lock order: nobody holds two of them.
 #[derive(Clone, Copy)]
 pub enum Lock {
-    Registry = 0,
-    Peers = 1,
-    Gossip = 2,
+    Registry,
+    Peers,
+    Gossip,
+    /// That of the ring in a database's slot.
+    Ring(usize),
 }
 
-pub const LOCKS: i32 = 3;
+impl Lock {
+    fn index(self) -> usize {
+        match self {
+            Lock::Registry => 0,
+            Lock::Peers => 1,
+            Lock::Gossip => 2,
+            Lock::Ring(slot) => 3 + slot,
+        }
+    }
+
+    /// How many there are with so many rings.
+    pub fn count(rings: usize) -> usize {
+        Lock::Ring(rings).index()
+    }
+}
 
 #[derive(Clone, Copy)]
 pub enum Mode {
@@ -31,10 +47,10 @@ pub fn acquire(lock: Lock, mode: Mode) -> Guard {
         Mode::Shared => pg_sys::LWLockMode::LW_SHARED,
         Mode::Exclusive => pg_sys::LWLockMode::LW_EXCLUSIVE,
     };
-    // SAFETY: the tranche was requested with LOCKS locks, and `lock` is one of them.
+    // SAFETY: the tranche was requested with `Lock::count` locks, and `lock` is one of them.
     unsafe {
         let base = pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr());
-        let lock = &raw mut (*base.add(lock as usize)).lock;
+        let lock = &raw mut (*base.add(lock.index())).lock;
         pg_sys::LWLockAcquire(lock, mode);
         Guard(lock)
     }

@@ -5,10 +5,12 @@
 pub mod acl;
 pub mod bgworker;
 pub mod catalog;
+pub mod encoding;
 pub mod hooks;
 pub mod latch;
 pub mod lwlock;
 pub mod notify;
+pub mod procedure;
 pub mod row;
 pub mod scan;
 pub mod session;

@@ -11,6 +11,12 @@ pub fn database() -> u32 {
     unsafe { pg_sys::MyDatabaseId }.to_u32()
 }
 
+/// How many processes with a number (`latch::my_procno`) there can be: those of clients and workers.
+pub fn max_processes() -> usize {
+    // SAFETY: a plain global, set before shared memory is requested.
+    unsafe { pg_sys::MaxBackends as usize }
+}
+
 pub fn role() -> u32 {
     // SAFETY: reads the current user.
     unsafe { pg_sys::GetUserId() }.to_u32()
@@ -53,6 +59,15 @@ pub fn is_restricted() -> bool {
 pub fn is_client_backend() -> bool {
     // SAFETY: a plain global.
     unsafe { pg_sys::MyBackendType == pg_sys::BackendType::B_BACKEND }
+}
+
+/// The socket of this session's client, if it has one.
+pub fn socket() -> Option<i32> {
+    // SAFETY: null, or a struct whose first field is the socket (`pgsocket sock`) in 15 to 18.
+    unsafe {
+        let port = (&raw const pg_sys::MyProcPort).read().cast::<i32>();
+        (!port.is_null()).then(|| *port)
+    }
 }
 
 pub fn is_parallel_worker() -> bool {

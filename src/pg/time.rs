@@ -9,6 +9,15 @@ pub fn now() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
+/// When the control file was last written: in the postmaster at its start, a time of the server's last
+/// life. 0 when that can't be told.
+pub fn control_file_written() -> i64 {
+    const UNIX_EPOCH_TO_POSTGRES: i64 = 946_684_800_000_000;
+    let written = std::fs::metadata("global/pg_control").and_then(|file| file.modified());
+    let since = written.ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    since.map_or(0, |since| since.as_micros() as i64 - UNIX_EPOCH_TO_POSTGRES)
+}
+
 /// `None` for a value outside of what a timestamptz can hold.
 pub fn timestamptz(micros: i64) -> Option<TimestampWithTimeZone> {
     TimestampWithTimeZone::try_from(micros).ok()

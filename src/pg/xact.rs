@@ -138,6 +138,16 @@ pub fn is_before_prepare(event: pg_sys::XactEvent::Type) -> bool {
     event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE
 }
 
+/// Whether an event comes right after a commit, which can't be taken back any more.
+pub fn is_commit(event: pg_sys::XactEvent::Type) -> bool {
+    event == pg_sys::XactEvent::XACT_EVENT_COMMIT
+}
+
+/// Whether an event is PREPARE TRANSACTION.
+pub fn is_prepare(event: pg_sys::XactEvent::Type) -> bool {
+    event == pg_sys::XactEvent::XACT_EVENT_PREPARE
+}
+
 /// Whether an event is an end of the session's own transaction (not of a parallel worker's).
 pub fn is_end(event: pg_sys::XactEvent::Type) -> bool {
     use pg_sys::XactEvent::*;

@@ -3,10 +3,12 @@
 //! ```text
 //! Root │ Database[] │ Hold[] │ Member[] │ Leadership[] │ gossip: buckets[] │ Entry[] │ Block[]
 //!      └── lock Registry ──┘  └───── lock Peers ──────┘  └────────── lock Gossip ──────────┘
+//!      │ Sleeper[] │ ring::Head[] │ Counters[] │ for each database's slot: ring::Entry[] │ bytes
+//!      └─────────────── a lock Ring for each database's slot (rings.rs) ────────────────────────┘
 //! ```
 //!
 //! Sizes come from settings that only a restart changes. All of it is plain data for which zeroed
-//! memory is an empty table; whoever dies with SIGKILL takes the server through a crash restart, and
+//! memory is an empty table (the rings' messages need not even be zeroed); whoever dies with SIGKILL takes the server through a crash restart, and
 //! the segment is made anew. A process that ends otherwise clears up in its exit callbacks (`peer`,
 //! `worker`).
 //!
@@ -15,21 +17,26 @@
 #![allow(unsafe_code)]
 
 pub mod at_end;
+pub mod listeners;
+pub mod rings;
 
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering};
 
 use pgrx::pg_shmem_init;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::shmem::PgSharedMemoryInitialization;
 
+use self::rings::{Counters, Padded};
 use crate::config;
 use crate::error::Error;
-use crate::logic::gossip::{self, Block, Entry, Head};
+use crate::logic::gossip::{self, Block, Entry};
 use crate::logic::lifecycle::{Database, Hold, Registry};
 use crate::logic::peer::{self, Leadership, Member, Peers};
+use crate::logic::ring::{self, Head, Sleeper};
 use crate::pg::lwlock::{self, Lock, Mode};
+use crate::pg::{session, time};
 
 const CACHE_LINE: usize = 128;
 
@@ -51,9 +58,16 @@ struct Root {
     /// What the coordinator shall look at again: one of `RESCAN_*`.
     rescan: AtomicI32,
     /// Under the lock Gossip.
-    gossip: Head,
+    gossip: gossip::Head,
     /// When the coordinator will look for expired entries; 0 for never. Under the lock Gossip.
     sweep_at: i64,
+    /// The last birth of a database's slot. Under the lock Registry.
+    births: u64,
+    /// The first position of a ring that begins is above it.
+    floor: AtomicI64,
+    /// How many sessions LISTEN, by their database's oid modulo the length: databases that share a counter
+    /// have each other's listeners counted, which costs and loses nothing.
+    listeners: [AtomicU32; listeners::COUNTERS],
 }
 
 /// Offsets of the areas behind the root, in bytes, and their lengths in elements.
@@ -65,7 +79,15 @@ struct Layout {
     buckets: usize,
     entries: usize,
     blocks: usize,
+    sleepers: usize,
+    rings: usize,
+    counters: usize,
+    /// What begins here need not be zero.
+    ring_entries: usize,
+    ring_bytes: usize,
     total: usize,
+    ring_capacity: (usize, usize),
+    max_processes: usize,
     max_databases: usize,
     max_members: usize,
     max_entries: usize,
@@ -76,6 +98,8 @@ fn layout() -> Layout {
     let max_databases = config::max_databases();
     let max_members = config::max_members();
     let max_entries = gossip::capacity(config::gossip_memory());
+    let max_processes = session::max_processes();
+    let ring_capacity = ring::capacity(config::ring_size());
     let mut end = size_of::<Root>();
     let mut area = |element: usize, count: usize| {
         let start = end.next_multiple_of(CACHE_LINE);
@@ -90,7 +114,14 @@ fn layout() -> Layout {
         buckets: area(size_of::<u32>(), max_entries),
         entries: area(size_of::<Entry>(), max_entries),
         blocks: area(size_of::<Block>(), max_entries),
+        sleepers: area(size_of::<Sleeper>(), max_processes),
+        rings: area(size_of::<Padded<Head>>(), max_databases),
+        counters: area(size_of::<Padded<Counters>>(), max_databases),
+        ring_entries: area(size_of::<ring::Entry>(), ring_capacity.0 * max_databases),
+        ring_bytes: area(1, ring_capacity.1 * max_databases),
         total: area(0, 0),
+        ring_capacity,
+        max_processes,
         max_databases,
         max_members,
         max_entries,
@@ -116,7 +147,8 @@ impl PgSharedMemoryInitialization for Segment {
         // SAFETY: called from shmem_request_hook, as the trait promises.
         unsafe {
             pg_sys::RequestAddinShmemSpace(layout().total);
-            pg_sys::RequestNamedLWLockTranche(lwlock::TRANCHE.as_ptr(), lwlock::LOCKS);
+            let locks = Lock::count(config::max_databases());
+            pg_sys::RequestNamedLWLockTranche(lwlock::TRANCHE.as_ptr(), locks as i32);
         }
     }
 
@@ -131,11 +163,12 @@ impl PgSharedMemoryInitialization for Segment {
             let (total, mut found) = (layout().total, false);
             let root = pg_sys::ShmemInitStruct(c"obanrs".as_ptr(), total, &mut found).cast::<Root>();
             if !found {
-                root.cast::<u8>().write_bytes(0, total);
+                root.cast::<u8>().write_bytes(0, layout().ring_entries);
                 let boot = pg_sys::GetCurrentTimestamp();
                 (*root).boot = boot;
                 (*root).next_member.store(boot, Ordering::Relaxed);
                 (*root).coordinator.store(-1, Ordering::Relaxed);
+                (*root).floor.store(boot.max(time::control_file_written()), Ordering::Relaxed);
             }
             self.root.store(root, Ordering::Relaxed);
             pg_sys::LWLockRelease(lock);
@@ -183,7 +216,11 @@ pub fn registry<R>(body: impl FnOnce(&mut Registry<'_>) -> R) -> Result<R, Error
     let _guard = lwlock::acquire(Lock::Registry, Mode::Exclusive);
     // SAFETY: the areas of the lock that is held exclusively until `body` has returned.
     let mut registry = unsafe {
-        Registry { databases: area(root, l.databases, l.max_databases), holds: area(root, l.holds, HOLDS) }
+        Registry {
+            databases: area(root, l.databases, l.max_databases),
+            holds: area(root, l.holds, HOLDS),
+            births: &mut (*root).births,
+        }
     };
     Ok(body(&mut registry))
 }

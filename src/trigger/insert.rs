@@ -11,10 +11,10 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::bus;
+use crate::bus::{self, Target};
 use crate::error::Error;
 use crate::logic::outbox::Origin;
-use crate::logic::{channel, wire};
+use crate::logic::wire;
 use crate::pg::row::{self, Column};
 use crate::pg::transition::NewRows;
 
@@ -61,12 +61,12 @@ fn wake_queues(rows: &NewRows<'_>) {
     if queues.is_empty() {
         return;
     }
-    let Ok(full) = channel::full_name(&rows.prefix(), "insert") else { return };
+    let Ok(target) = Target::new(&rows.prefix(), "insert") else { return };
     for queue in queues {
         let payload = wire::object_of_one("queue", &queue);
         if payload.len() <= wire::MAX_PAYLOAD {
             // Over the transaction's limit it is dropped: the row counts, not the hint.
-            let _ = bus::queue(full.as_bytes(), &payload, Origin::Trigger);
+            let _ = bus::queue(&target, &payload, Origin::Trigger);
         }
     }
 }

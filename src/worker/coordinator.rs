@@ -1,9 +1,9 @@
-//! The coordinator: one static worker that is connected to no database. It starts a keeper for each
+//! The coordinator: one static worker that is connected to no database. It starts a keeper and a relay for each
 //! database that has the extension (`logic::lifecycle` is its state machine), clears up after
 //! databases that are gone, and lets entries of the gossip table expire.
 //!
 //! It sleeps until something is due or somebody sets its latch: a transaction that created, dropped
-//! or changed a database or the extension, a keeper that started or ended, an entry that expires
+//! or changed a database or the extension, a worker that started or ended, an entry that expires
 //! earlier than all before it. If it dies, the postmaster starts another a second later; keepers run
 //! on, and their slots tell the new one about them.
 
@@ -14,7 +14,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::error;
-use crate::logic::lifecycle::Registry;
+use crate::logic::lifecycle::{Kind, Registry};
 use crate::pg::bgworker::{self, Handle, Worker};
 use crate::pg::{catalog, latch, session, time, xact};
 use crate::shmem;
@@ -66,8 +66,8 @@ struct Coordinator {
     databases: HashSet<u32>,
     /// Those that were found to have no extension. A commit that creates it takes a slot by itself.
     absent: HashSet<u32>,
-    /// Keepers that this coordinator launched and that have not ended.
-    launched: HashMap<u32, Handle>,
+    /// Workers that this coordinator launched and that have not ended.
+    launched: HashMap<(Kind, u32), Handle>,
     /// So that each trouble is logged once, not at each pass.
     told_of_slots: bool,
     told_of_workers: bool,
@@ -99,16 +99,18 @@ impl Coordinator {
         self.absent.retain(|oid| self.databases.contains(oid));
     }
 
-    /// Takes out keepers that ended and databases that need none, and what was kept for them.
+    /// Takes out workers that ended and databases that need none, and what was kept for them.
     fn reap(&mut self) {
         let now = time::now();
-        let stopped: Vec<u32> =
-            self.launched.iter().filter(|(_, handle)| handle.has_stopped()).map(|(oid, _)| *oid).collect();
-        for oid in stopped {
-            self.launched.remove(&oid);
-            // Only of one that never claimed its slot: the others have told by themselves.
-            let _ = shmem::registry(|r| r.launch_failed(oid, now, "the keeper ended while it started"));
-        }
+        self.launched.retain(|(kind, oid), handle| {
+            let stopped = handle.has_stopped();
+            if stopped {
+                // Only of one that never claimed its slot: the others have told by themselves.
+                let why = "the worker ended while it started";
+                let _ = shmem::registry(|r| r.launch_failed(*kind, *oid, now, why));
+            }
+            !stopped
+        });
         // First what was kept for them, and only what is older than the look that found them gone:
         // somebody may be creating the extension again, and join.
         let alive = |oid: u32| self.databases.contains(&oid);
@@ -116,12 +118,13 @@ impl Coordinator {
             let _ = shmem::peers(|p| p.forget_database(oid, before));
             let _ = shmem::gossip(|table, _| table.forget_database(oid, before));
         }
-        let (gone, leaving) = shmem::registry(|r| r.reap(alive)).unwrap_or_default();
-        self.absent.extend(gone.into_iter().filter(|oid| self.databases.contains(oid)));
+        let (freed, leaving) = shmem::registry(|r| r.reap(alive)).unwrap_or_default();
+        freed.iter().for_each(|f| shmem::rings::close(f.slot, f.birth));
+        self.absent.extend(freed.into_iter().map(|f| f.oid).filter(|oid| self.databases.contains(oid)));
         leaving.into_iter().for_each(latch::wake);
     }
 
-    /// Starts the keepers that are wanted.
+    /// Starts the workers that are wanted.
     fn launch(&mut self) {
         let wanted: Vec<u32> = self.databases.difference(&self.absent).copied().collect();
         let add = |r: &mut Registry<'_>| wanted.iter().all(|oid| r.add(*oid)) || !r.is_full();
@@ -138,26 +141,27 @@ impl Coordinator {
 
         let now = time::now();
         let alive = |oid: u32| self.databases.contains(&oid);
-        for oid in shmem::registry(|r| r.launch(now, alive)).unwrap_or_default() {
+        for (kind, oid) in shmem::registry(|r| r.launch(now, alive)).unwrap_or_default() {
+            let name = kind.name();
             let worker = Worker {
-                name: &format!("obanrs keeper for database {oid}"),
-                kind: "obanrs keeper",
-                function: "obanrs_keeper_main",
+                name: &format!("obanrs {name} for database {oid}"),
+                kind: &format!("obanrs {name}"),
+                function: &format!("obanrs_{name}_main"),
                 argument: oid,
             };
             match bgworker::launch(&worker) {
                 Some(handle) => {
-                    self.launched.insert(oid, handle);
+                    self.launched.insert((kind, oid), handle);
                     self.told_of_workers = false;
                 }
                 None => {
                     let why = "no free worker slot: raise max_worker_processes and restart the server";
-                    let _ = shmem::registry(|r| r.launch_failed(oid, now, why));
+                    let _ = shmem::registry(|r| r.launch_failed(kind, oid, now, why));
                     if !self.told_of_workers {
                         error::log(
                             PgLogLevel::LOG,
                             PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-                            "obanrs can't start a keeper: no free worker slot",
+                            format!("obanrs can't start a {name}: no free worker slot"),
                             "Raise max_worker_processes and restart the server.",
                         );
                     }

@@ -3,24 +3,29 @@
 
 use std::time::{Duration, Instant};
 
-use crate::pg::hooks::{self, DatabaseCommand};
+use crate::pg::hooks::{self, DatabaseCommand, Listening};
 use crate::pg::{acl, catalog, latch, session};
 use crate::shmem;
 use crate::shmem::at_end::{Note, note};
+use crate::shmem::listeners;
 
-/// A keeper that is idle goes at once. One in the middle of a transaction (50 ms for each lock) is
+/// A worker that is idle goes at once. One in the middle of a transaction (50 ms for each lock) is
 /// terminated after the first time; after the second, which is as long as Postgres itself would wait
 /// for it, the command is left to fail with Postgres' own error.
 const PATIENCE: Duration = Duration::from_millis(100);
 const LIMIT: Duration = Duration::from_secs(5);
 
 pub fn install() {
-    hooks::install(before_database_command, || note(Note::Extension));
+    let listening = |listening| match listening {
+        Listening::Begins => listeners::listen(),
+        Listening::Ends => listeners::unlisten_all(),
+    };
+    hooks::install(before_database_command, listening, || note(Note::Extension));
 }
 
 /// Holds the database that the command needs alone. Only for its owner, as any other role will be
-/// refused: else anybody could stop the keeper of any database. (Whoever may create databases may copy
-/// those marked as templates, too, but they have no keeper.)
+/// refused: else anybody could stop the workers of any database. (Whoever may create databases may copy
+/// those marked as templates, too, but they have no workers.)
 fn before_database_command(command: DatabaseCommand<'_>) {
     note(Note::Databases);
     if let DatabaseCommand::Alone(name) = command
@@ -35,27 +40,29 @@ fn before_database_command(command: DatabaseCommand<'_>) {
 fn hold(database: u32) {
     note(Note::Holding); // before the hold, so that it is released even if the wait is cancelled
     let (pid, procno) = (latch::my_pid(), latch::my_procno());
-    let keeper = |then_hold: bool| {
-        shmem::registry(|r| {
+    let workers = |then_hold: bool| {
+        let look = shmem::registry(|r| {
             if then_hold {
                 r.hold(database, pid, procno);
             }
-            r.find(database).filter(|d| d.pid != 0).map(|d| (d.pid, d.procno))
-        })
-        .ok()
-        .flatten()
+            r.processes(database)
+        });
+        look.unwrap_or_default().into_iter().filter(|(pid, _)| *pid != 0)
     };
     let since = Instant::now();
-    let Some((keeper_pid, keeper_procno)) = keeper(true) else { return };
-    latch::wake(keeper_procno);
+    // A worker that comes up from here on sees the hold and goes by itself.
+    let there: Vec<(i32, i32)> = workers(true).collect();
+    there.iter().for_each(|(_, procno)| latch::wake(*procno));
     let mut terminated = false;
     loop {
         latch::reset();
-        if keeper(false).is_none_or(|(pid, _)| pid != keeper_pid) || since.elapsed() >= LIMIT {
+        let left: Vec<i32> =
+            workers(false).map(|(pid, _)| pid).filter(|p| there.iter().any(|t| t.0 == *p)).collect();
+        if left.is_empty() || since.elapsed() >= LIMIT {
             return;
         }
         if !terminated && since.elapsed() >= PATIENCE {
-            session::terminate(keeper_pid);
+            left.into_iter().for_each(session::terminate);
             terminated = true;
         }
         let next = if terminated { LIMIT } else { PATIENCE };

@@ -15,14 +15,17 @@ use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiResult;
 
+use crate::bus::{self, Target};
 use crate::config;
 use crate::error;
 use crate::logic::backoff::ELECTION;
+use crate::logic::lifecycle::Kind;
+use crate::logic::outbox::Origin;
+use crate::logic::peer;
 use crate::logic::peer::{Electorate, Leadership, MAX_NODE, Plan, Verdict, judge};
 use crate::logic::text::Text;
 use crate::logic::wire;
-use crate::logic::{channel, peer};
-use crate::pg::{catalog, latch, notify, session, spi, time, xact};
+use crate::pg::{catalog, encoding, latch, session, spi, time, xact};
 use crate::shmem;
 
 type Node = Text<MAX_NODE>;
@@ -207,7 +210,7 @@ impl Elections {
 
     /// For the view oban_workers.
     fn note(&self, what: &str) {
-        let _ = shmem::registry(|r| r.note_error(self.database, what));
+        let _ = shmem::registry(|r| r.note_error(Kind::Keeper, self.database, what));
     }
 
     fn failed(&mut self, electorate: &Electorate, message: String) {
@@ -456,10 +459,10 @@ fn next_term(seen: i64) -> SpiResult<i64> {
 /// Tells every node, foreign ones too, that a leadership ended: they hold an election.
 fn announce_down(electorate: &Electorate) {
     // oban_install refuses a prefix whose channels don't fit; an adopted table may still have one.
-    if let Ok(channel) = channel::full_name(electorate.prefix.as_str(), "leader") {
-        let payload = wire::object_of_one("down", electorate.name.as_str().as_bytes());
+    if let Ok(target) = Target::new(electorate.prefix.as_str(), "leader") {
+        let payload = wire::object_of_one("down", &encoding::to_server(electorate.name.as_str()));
         if payload.len() <= wire::MAX_PAYLOAD {
-            notify::notify(channel.as_bytes(), &payload);
+            or_raise(bus::queue(&target, &payload, Origin::Call));
         }
     }
 }

@@ -20,6 +20,8 @@ mod coordinator;
 mod ddl;
 mod election;
 mod keeper;
+mod life;
+mod relay;
 pub mod view;
 
 /// In `_PG_init` while preloading.

@@ -4,7 +4,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::logic::lifecycle::{Database, state_name};
+use crate::logic::lifecycle::{Database, Kind, state_name};
 use crate::pg::{session, time};
 use crate::shmem;
 
@@ -25,7 +25,7 @@ fn obanrs_workers() -> Result<
     ErrorReport,
 > {
     let coordinator = shmem::coordinator()?;
-    let keepers: Vec<Database> =
+    let databases: Vec<Database> =
         shmem::registry(|r| r.databases.iter().filter(|d| d.oid != 0).copied().collect())?;
     let sees_all = session::sees_all();
     let running = |pid: i32| (pid != 0).then_some(pid);
@@ -41,16 +41,17 @@ fn obanrs_workers() -> Result<
         coordinator.restarts,
         None,
     );
-    let others = keepers.into_iter().map(move |d| {
+    let workers = databases.into_iter().flat_map(|d| Kind::ALL.map(|kind| (d.oid, kind, *d.worker(kind))));
+    let others = workers.map(move |(database, kind, w)| {
         // It may quote what a prefix's owner wrote.
-        let error = if sees_all { d.last_error.as_str() } else { "" };
+        let error = if sees_all { w.last_error.as_str() } else { "" };
         (
-            "keeper",
-            Some(pg_sys::Oid::from(d.oid)),
-            running(d.pid),
-            state_name(d.state),
-            since(d.pid, d.started_at),
-            d.restarts as i32,
+            kind.name(),
+            Some(pg_sys::Oid::from(database)),
+            running(w.pid),
+            state_name(w.state),
+            since(w.pid, w.started_at),
+            w.restarts as i32,
             (!error.is_empty()).then(|| error.to_owned()),
         )
     });

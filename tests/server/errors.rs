@@ -9,12 +9,14 @@ use crate::support::{Ask, Cluster};
 /// A function of the SQL surface and its arguments: name, type, default.
 struct Function {
     name: String,
+    is_procedure: bool,
     arguments: Vec<(String, String, Option<String>)>,
 }
 
 fn functions(client: &mut Client) -> Vec<Function> {
     let sql = "
-        SELECT p.proname::text, a.name, format_type(a.type, NULL), pg_get_function_arg_default(p.oid, a.n::int)
+        SELECT p.proname::text, a.name, format_type(a.type, NULL), pg_get_function_arg_default(p.oid, a.n::int),
+               p.prokind = 'p'
         FROM pg_depend d
         JOIN pg_proc p ON p.oid = d.objid
         JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'obanrs'
@@ -26,7 +28,7 @@ fn functions(client: &mut Client) -> Vec<Function> {
     for row in client.query(sql, &[]).unwrap() {
         let name: String = row.get(0);
         if found.last().is_none_or(|f| f.name != name) {
-            found.push(Function { name, arguments: Vec::new() });
+            found.push(Function { name, is_procedure: row.get(4), arguments: Vec::new() });
         }
         if let Some(argument) = row.get::<_, Option<String>>(1) {
             found.last_mut().unwrap().arguments.push((argument, row.get(2), row.get(3)));
@@ -39,9 +41,11 @@ fn functions(client: &mut Client) -> Vec<Function> {
 /// What works for an argument of that name.
 fn valid(argument: &str) -> &'static str {
     match argument {
+        "after" | "position" | "missed" | "messages" => "NULL",
         "channel" => "'insert'",
         "channels" => "'{insert}'",
         "lease" | "stage" | "ttl" => "NULL",
+        "max_messages" => "10",
         "member" => "1",
         "name" => "'Oban'",
         "node" => "'web.1'",
@@ -51,6 +55,7 @@ fn valid(argument: &str) -> &'static str {
         "queue" => "'default'",
         "replace" => "false",
         "state" => "'{}'",
+        "timeout" => "'1 millisecond'",
         "wire" => "'{}'",
         other => panic!("what is a valid {other}? Say so here"),
     }
@@ -61,10 +66,11 @@ impl Function {
     fn call(&self, but: &[(&str, &str)]) -> String {
         let argument = |(name, kind, _): &(String, String, Option<String>)| {
             let value = but.iter().find(|(n, _)| n == name).map_or(valid(name), |(_, value)| value);
-            format!("{name} => ({value})::{kind}")
+            format!("\"{name}\" => ({value})::{kind}")
         };
         let arguments: Vec<String> = self.arguments.iter().map(argument).collect();
-        format!("SELECT * FROM {}({})", self.name, arguments.join(", "))
+        let verb = if self.is_procedure { "CALL" } else { "SELECT * FROM" };
+        format!("{verb} {}({})", self.name, arguments.join(", "))
     }
 
     fn has(&self, argument: &str) -> bool {
@@ -178,6 +184,9 @@ fn wrong_values_are_shown_with_what_helps() {
         ("oban_join('x', lease => '30s')", "0A000", "lease", "README"),
         ("oban_join('x', repeat('n', 300))", "22023", "\"name\" has 300 bytes", "fit"),
         ("oban_join('x')", "53400", "member", "obanrs.max_members"),
+        ("oban_poll(after => -1)", "22023", "-1", "last answer"),
+        ("oban_poll(max_messages => 0)", "22023", "max_messages is 0", "at least 1"),
+        ("oban_poll('{Insert}')", "22023", "\"Insert\"", "lower-case"),
         ("oban_gossip_put('a', 'q', '[]')", "22023", "", ""),
         ("oban_gossip_put('a', 'q', '{\"running\": 1}')", "22023", "running", ""),
         ("oban_gossip_put('a', 'q', ttl => '0s')", "22023", "ttl", ""),
@@ -197,6 +206,20 @@ fn wrong_values_are_shown_with_what_helps() {
     other.batch_execute("ROLLBACK").unwrap();
     let error = outcome(&mut other, "SET obanrs.no_such_setting = 1").unwrap_err();
     assert_eq!(error.code().code(), "42602");
+    for (call, code, shows, helps) in [
+        ("oban_wait(timeout => '-1s')", "22023", "timeout is -1000000", "at most a day"),
+        ("oban_wait(timeout => '25h')", "22023", "timeout is 90000000000", "at most a day"),
+        ("oban_wait(after => -7)", "22023", "-7", "last answer"),
+    ] {
+        refused(&mut other, &format!("CALL {call}"), code, shows, helps);
+    }
+    for block in [
+        "BEGIN; CALL oban_wait()",
+        "BEGIN; DO $$ DECLARE p bigint; m bigint; j jsonb; BEGIN CALL oban_wait(\"position\" => p, missed => m, messages => j); END $$",
+    ] {
+        refused(&mut other, block, "25001", "oban_wait", "oban_poll");
+        other.batch_execute("ROLLBACK").unwrap();
+    }
     // None of it changed anything.
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_members"), 1);
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_gossip"), 0);
@@ -249,7 +272,7 @@ fn without_preload_functions_work_or_say_why_not() {
         "oban_leader",
     ];
     works_or_says_why_not(&mut client, &works, "not loaded", "shared_preload_libraries");
-    for view in ["oban_members", "oban_gossip", "oban_workers"] {
+    for view in ["oban_members", "oban_gossip", "oban_workers", "oban_stats"] {
         let sql = format!("SELECT * FROM {view}");
         refused(&mut client, &sql, "55000", "not loaded", "shared_preload_libraries");
     }
@@ -285,7 +308,7 @@ fn in_recovery_functions_work_or_name_the_primary() {
     works_or_says_why_not(&mut client, &works, "recovery", "primary");
     refused(&mut client, "SELECT oban_install('bare')", "55000", "recovery", "primary");
     refused(&mut client, "SELECT oban_install('new')", "55000", "recovery", "primary");
-    for view in ["oban_members", "oban_leadership", "oban_gossip", "oban_workers"] {
+    for view in ["oban_members", "oban_leadership", "oban_gossip", "oban_workers", "oban_stats"] {
         outcome(&mut client, &format!("SELECT * FROM {view}")).unwrap();
     }
     assert_eq!(client.one::<String>("SELECT node FROM oban_leader()"), "web.1");
@@ -296,6 +319,7 @@ fn in_recovery_functions_work_or_name_the_primary() {
     );
     let unlogged = "SELECT * FROM oban_leader(prefix => 'unlogged')";
     refused(&mut client, unlogged, "55000", "unlogged.oban_peers", "SET LOGGED");
-    let workers = "SELECT bool_and(ok) FROM oban_check() WHERE item IN ('preload', 'coordinator', 'keeper')";
+    let workers =
+        "SELECT bool_and(ok) FROM oban_check() WHERE item IN ('preload', 'coordinator', 'keeper', 'relay')";
     assert!(client.one::<bool>(workers), "a standby needs no workers");
 }

@@ -43,6 +43,7 @@ fn a_healthy_prefix_has_a_row_a_thing_and_all_are_ok() {
             "encoding",
             "coordinator",
             "keeper",
+            "relay",
             "max_worker_processes",
             "idle_session_timeout",
             "prefix public",
@@ -183,7 +184,10 @@ fn more_databases_than_slots_and_worker_processes_are_shown() {
     let mut other = cluster.client_of("other");
     other.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
     wait_until("it has no slot", || cluster.log().contains("Raise obanrs.max_databases"));
-    assert!(only_wrong(&mut other, "keeper").contains("obanrs.max_databases"));
+    let found = wrong(&mut other);
+    let items: Vec<&str> = found.iter().map(|(item, _)| item.as_str()).collect();
+    assert_eq!(items, ["keeper", "relay"]);
+    assert!(found.iter().all(|(_, detail)| detail.contains("obanrs.max_databases")), "{found:?}");
     client.batch_execute("SET idle_session_timeout = '1h'").unwrap();
     assert!(only_wrong(&mut client, "idle_session_timeout").contains("1h"));
 }

@@ -384,6 +384,7 @@ fn a_failover_waits_for_other_peoples_notifications_and_is_not_rolled_back() {
     second.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nowhere'").unwrap();
     second.batch_execute("SELECT pg_reload_conf()").unwrap();
     let mut stuck = cluster.client();
+    stuck.batch_execute("SET obanrs.notifier = postgres").unwrap();
     let pid: i32 = stuck.one("SELECT pg_backend_pid()");
     // The setting counts when the checkpointer has read it: until then commits don't wait.
     let stop = Arc::new(AtomicBool::new(false));

@@ -103,6 +103,9 @@ const REFERENCE: [(&str, &[&str]); 5] = [
             "oban_notify_many",
             "oban_listen_channels",
             "oban_unlisten_channels",
+            "oban_poll",
+            "oban_wait",
+            "oban_position",
             "oban_encode",
             "oban_decode",
         ],
@@ -120,7 +123,7 @@ const REFERENCE: [(&str, &[&str]); 5] = [
         ],
     ),
     ("Gossip", &["oban_gossip_put", "oban_gossip_delete", "oban_gossip"]),
-    ("Health", &["oban_version", "oban_check", "oban_workers"]),
+    ("Health", &["oban_version", "oban_check", "oban_workers", "oban_stats"]),
 ];
 
 /// The reference as the catalog has it.
@@ -128,9 +131,9 @@ fn reference(client: &mut Client) -> String {
     let objects = client
         .query(
             "SELECT p.proname::text,
-                format('%s(%s) → %s', p.proname,
-                    regexp_replace(pg_get_function_arguments(p.oid), '::[a-z ]+(\\[\\])?', '', 'g'),
-                    replace(pg_get_function_result(p.oid), 'timestamp with time zone', 'timestamptz')),
+                format('%s%s(%s)%s', CASE p.prokind WHEN 'p' THEN 'CALL ' END, p.proname,
+                    regexp_replace(replace(pg_get_function_arguments(p.oid), 'IN ', ''), '::[a-z ]+(\\[\\])?', '', 'g'),
+                    ' → ' || replace(pg_get_function_result(p.oid), 'timestamp with time zone', 'timestamptz')),
                 obj_description(p.oid, 'pg_proc')
              FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
              JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'obanrs'
@@ -175,6 +178,7 @@ fn reference(client: &mut Client) -> String {
         let changes = match column(2).as_str() {
             "postmaster" => "a restart",
             "sighup" => "a reload",
+            "user" => "SET, ALTER ROLE or DATABASE",
             other => panic!("say what {other} means"),
         };
         writeln!(text, "| `{}` | {} | {changes} | {} {} |", column(0), column(1), column(3), column(4))

@@ -18,7 +18,7 @@ const READERS: &str = "owner reader peeper";
 const WRITERS: &str = "owner writer";
 
 /// What a role does, and who may. `1 / count(*)`: a view that shows nothing is a division by zero.
-const ACTIONS: [(&str, &str); 41] = [
+const ACTIONS: [(&str, &str); 50] = [
     ("SELECT oban_version()", EVERYBODY),
     ("SELECT oban_check()", EVERYBODY),
     ("SELECT oban_encode('{}')", EVERYBODY),
@@ -32,6 +32,13 @@ const ACTIONS: [(&str, &str); 41] = [
     ("SELECT oban_notify('signal', '{}', 'app')", "owner steerer"),
     ("SELECT oban_notify('leader', '{}', 'app')", "owner"),
     ("SELECT oban_notify('own', '{}', '')", EVERYBODY),
+    ("SELECT oban_poll(after => 0, prefix => 'app')", READERS),
+    ("SELECT oban_poll('{own}', 0, prefix => '')", EVERYBODY),
+    ("CALL oban_wait(timeout => '0s', prefix => 'app')", READERS),
+    ("CALL oban_wait('{own}', timeout => '0s', prefix => '')", EVERYBODY),
+    ("SELECT oban_position()", EVERYBODY),
+    ("SELECT 1 / count(*) FROM oban_stats", EVERYBODY),
+    ("SELECT 1 / count(*) FROM obanrs_stats()", EVERYBODY),
     ("SELECT oban_notify_many('insert', ARRAY['{}']::jsonb[], 'app')", WRITERS),
     ("SELECT oban_notify_many('signal', ARRAY['{}']::jsonb[], 'app')", "owner steerer"),
     ("SELECT oban_notify_many('leader', ARRAY['{}']::jsonb[], 'app')", "owner"),
@@ -59,7 +66,9 @@ const ACTIONS: [(&str, &str); 41] = [
     ("SELECT oban_install('app')", "owner"),           // its trigger is missing
     ("SELECT oban_uninstall('app')", "owner"),
     ("SELECT oban_listen_channels(prefix => 'bare')", "reader"), // no table: USAGE of the schema reads
-    ("SELECT oban_notify('insert', '{}', 'bare')", "writer"),    // and CREATE writes
+    ("SELECT oban_poll(prefix => 'bare')", "reader"),
+    ("CALL oban_wait(timeout => '0s', prefix => 'bare')", "reader"),
+    ("SELECT oban_notify('insert', '{}', 'bare')", "writer"), // and CREATE writes
 ];
 
 #[test]
@@ -90,9 +99,14 @@ fn rights_on_a_prefix_are_rights_on_its_jobs() {
             client.batch_execute("DROP TRIGGER IF EXISTS obanrs_jobs_insert ON app.oban_jobs").unwrap();
             let mut session = cluster.client_as("postgres", role);
             // What it did to tables is undone, and its memberships end with the session.
-            let mut transaction = session.transaction().unwrap();
-            let outcome = transaction.batch_execute(sql);
-            transaction.rollback().unwrap();
+            let outcome = if sql.starts_with("CALL") {
+                session.batch_execute(sql)
+            } else {
+                let mut transaction = session.transaction().unwrap();
+                let outcome = transaction.batch_execute(sql);
+                transaction.rollback().unwrap();
+                outcome
+            };
             let expected = allowed.split(' ').any(|r| r == role);
             assert_eq!(outcome.is_ok(), expected, "{role}: {sql}: {outcome:?}");
             if let Err(error) = outcome {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use fallible_iterator::FallibleIterator;
 use postgres::Client;
 
 use crate::support::{Ask, Cluster, code, wait_until};
@@ -42,9 +41,9 @@ fn database(cluster: &Cluster, name: &str) -> Client {
     client
 }
 
-/// What arrived with the last statement's own answer.
+/// The one thing that was heard.
 fn heard(client: &mut Client) -> Option<postgres::Notification> {
-    client.notifications().iter().next().unwrap()
+    crate::support::heard(client).pop()
 }
 
 fn trigger(prefix: &str) -> String {
@@ -111,7 +110,7 @@ fn what_real_obans_made_is_adopted_as_it_is() {
         wait_until("it leads", || client.one(&format!("SELECT oban_is_leader(prefix => '{prefix}')")));
         client.execute("SELECT oban_listen_channels('{insert}', $1)", &[&prefix]).unwrap();
         client.batch_execute("INSERT INTO oban_jobs (worker, queue) VALUES ('w', 'q')").unwrap();
-        let heard = heard(&mut client).expect("it is heard with the INSERT's own answer");
+        let heard = heard(&mut client).expect("it is heard");
         assert!(heard.payload().replace(' ', "") == r#"{"queue":"q"}"#, "{}", heard.payload());
 
         client.execute("SELECT oban_install($1)", &[&prefix]).unwrap();
@@ -144,7 +143,7 @@ fn prefixes_of_every_spelling_are_created_and_served() {
         client.execute("SELECT oban_install($1), oban_install($1)", &[&prefix]).unwrap();
         client.execute("SELECT oban_listen_channels('{insert,leader}', $1)", &[&prefix]).unwrap();
         client.batch_execute(&format!("INSERT INTO {name}.oban_jobs (worker) VALUES ('w')")).unwrap();
-        let heard = heard(&mut client).expect("it is heard with the INSERT's own answer");
+        let heard = heard(&mut client).expect("it is heard");
         assert_eq!(heard.channel(), format!("{prefix}.oban_insert"));
         client.execute("SELECT oban_join('a', prefix => $1)", &[&prefix]).unwrap();
         let leads = client.query_one("SELECT oban_is_leader(prefix => $1)", &[&prefix]).unwrap();

@@ -10,6 +10,7 @@ pub use cluster::Cluster;
 #[allow(unused_imports)]
 pub use cluster::Shell;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fallible_iterator::FallibleIterator;
@@ -45,12 +46,24 @@ pub fn code(client: &mut postgres::Client, sql: &str) -> String {
     error.code().unwrap_or_else(|| panic!("{sql}: {error}")).code().to_owned()
 }
 
-/// What a session has heard since the last time, without waiting: a notification of its own comes last.
+/// What a session has heard since the last time of what was committed before: a message of its own comes last,
+/// on the same way as the others.
 pub fn heard(client: &mut postgres::Client) -> Vec<postgres::Notification> {
-    client.batch_execute("LISTEN fence; NOTIFY fence").expect("it listens");
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let last = format!("{{\"n\":{}}}", COUNT.fetch_add(1, Ordering::Relaxed));
+    let fence = format!("LISTEN fence; SELECT oban_notify('fence', '{last}', '')");
+    client.batch_execute(&fence).expect("it listens");
     let mut notifications = client.notifications();
-    let all = notifications.blocking_iter().take_while(|n| Ok(n.channel() != "fence"));
-    all.collect().expect("the fence comes")
+    let mut iter = notifications.timeout_iter(PATIENCE);
+    let mut heard = Vec::new();
+    loop {
+        match iter.next().expect("the connection is open") {
+            Some(n) if n.channel() == "fence" && n.payload() == last => return heard,
+            Some(n) if n.channel() == "fence" => {}
+            Some(n) => heard.push(n),
+            None => panic!("waited {PATIENCE:?} in vain for the last message"),
+        }
+    }
 }
 
 /// For a question with one answer.

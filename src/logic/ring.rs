@@ -1,0 +1,907 @@
+//! The ring of one database: its last messages, which any number of readers read at their own pace.
+//!
+//! ```text
+//!                 first            relayed                    next
+//!   entries ────────┼─────────────────┼─────────────────────────┼──────────▶ by ordinal, modulo their number
+//!                   │ may be          │ wait for the relay,     │ reserved by transactions
+//!                   │ overwritten     │ may not be overwritten  │ that are about to commit
+//!   bytes   ────────┼─────────────────┼─────────────────────────┼──────────▶ by offset, modulo their number
+//! ```
+//!
+//! **Positions** number the messages of a database, also those that found no room and were sent natively
+//! only; they never go back. So what a reader at `after` missed is the number of positions that it passes
+//! over less the number of entries it finds there, whatever happened in between.
+//!
+//! **Room**: a transaction reserves before its commit, when it can still choose another way, and fills
+//! what it reserved after it, when nothing may fail any more. What the relay has not sent yet is not
+//! overwritten; everything else is, oldest first, whoever may not have read it.
+//!
+//! **Waking**: whoever finds nothing to do says so under the same lock under which messages come in, and
+//! then sleeps on its latch. So the one that brings a message knows exactly whom to wake, and each sleeper
+//! is woken once. (tests/loom.rs tries every order of the steps.)
+//!
+//! Whoever has a `Ring` holds its lock exclusively, whoever has a `View` at least shared. Nothing here
+//! allocates, so that nothing fails under the lock.
+
+use std::hash::{DefaultHasher, Hasher};
+
+use super::backoff::MILLISECOND;
+
+/// How long messages wait for a relay that has ended, for their order's sake; a new one comes within a
+/// second. After that each transaction sends its own natively.
+const RELAY_MAY_BE_AWAY: i64 = 10_000 * MILLISECOND;
+
+/// The most entries that are looked at while the lock is held once.
+const SCAN: u64 = 2048;
+
+/// What the entries take of a ring's memory: for messages of about 140 bytes both parts fill up alike.
+const BYTES_PER_ENTRY: usize = 192;
+
+/// How many entries and how many bytes fit in that much memory.
+pub fn capacity(memory: usize) -> (usize, usize) {
+    let entries = (memory / BYTES_PER_ENTRY).max(1);
+    (entries, memory.saturating_sub(entries * size_of::<Entry>()))
+}
+
+/// Everything about a ring but its messages. Zeroed memory is a ring that was never used.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Head {
+    /// The use of the database slot that this ring serves.
+    birth: u64,
+    /// 1: the database has no slot any more.
+    closed: u32,
+    /// The relay's process number plus 1; 0 without a relay.
+    relay: u32,
+    /// 1: the relay sleeps and wants to be woken.
+    asleep: u32,
+    /// The first sleeping reader's process number plus 1.
+    sleepers: u32,
+    /// When the relay ended.
+    relay_lost_at: i64,
+    /// The position before the first message of this life.
+    start: i64,
+    /// The last position that was given.
+    position: i64,
+    /// Ordinals of entries.
+    first: u64,
+    relayed: u64,
+    next: u64,
+    /// Offsets of bytes: the first entry's, and behind the last one's.
+    begin: u64,
+    end: u64,
+    reserved_entries: u64,
+    reserved_bytes: u64,
+}
+
+/// One message. Its channel and payload are in the bytes, one behind the other.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Entry {
+    position: i64,
+    sent_at: i64,
+    at: u64,
+    key: u32,
+    payload: u16,
+    channel: u8,
+    /// The length of the channel's prefix; 0 for a verbatim channel.
+    prefix: u8,
+    /// 1: equal ones may be merged.
+    wakeup: u8,
+    /// 1: its listeners have heard it, or there are none.
+    sent: u8,
+}
+
+impl Entry {
+    fn len(&self) -> u64 {
+        u64::from(self.channel) + u64::from(self.payload)
+    }
+}
+
+/// A channel as readers ask for it. Under the same full name a verbatim channel is another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Channel {
+    pub name: Vec<u8>,
+    /// The length of the prefix; 0 for a verbatim channel.
+    pub prefix: u8,
+    key: u32,
+}
+
+impl Channel {
+    pub fn new(name: Vec<u8>, prefix: u8) -> Self {
+        let key = key(&name, prefix);
+        Self { name, prefix, key }
+    }
+}
+
+fn key(name: &[u8], prefix: u8) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(name);
+    hasher.write_u8(prefix);
+    hasher.finish() as u32
+}
+
+/// One message on its way into a ring.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming<'a> {
+    pub channel: &'a [u8],
+    pub prefix: u8,
+    pub payload: &'a [u8],
+    pub wakeup: bool,
+    pub sent: bool,
+}
+
+/// How a transaction that is about to commit shall send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Room is reserved, and the relay will send.
+    Relay,
+    /// Room is reserved, but there is no relay: the transaction sends.
+    Both,
+    /// There is no room: the transaction sends, and readers are told of a gap.
+    Natively,
+}
+
+/// A reader that sleeps, in the slot of its process. Zeroed memory is one that does not.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sleeper {
+    linked: u32,
+    /// Process numbers plus 1.
+    before: u32,
+    after: u32,
+    /// The number of channels that it sleeps for; more than fit means any.
+    count: u32,
+    keys: [u32; SLEEPER_KEYS],
+}
+
+/// Oban's nodes listen to four channels.
+const SLEEPER_KEYS: usize = 8;
+
+/// What a sleeper is woken by.
+#[derive(Clone, Copy, Debug)]
+pub enum News<'a> {
+    /// Messages with these keys (`keys`).
+    Keys(&'a [u32]),
+    /// A gap, or the end of the ring.
+    All,
+}
+
+/// How far a reader got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    pub position: i64,
+    /// How many messages were passed over unread; `None` when it came from another life of the ring.
+    pub missed: Option<i64>,
+    /// Whether there may be more to read now.
+    pub more: bool,
+}
+
+/// Room for what a reader copies out, allocated beforehand.
+#[derive(Debug, Default)]
+pub struct Batch {
+    items: Vec<Item>,
+    bytes: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    entry: Entry,
+    at: usize,
+}
+
+/// A message that was copied out of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    pub position: i64,
+    pub sent_at: i64,
+    pub channel: &'a [u8],
+    pub prefix: u8,
+    pub payload: &'a [u8],
+    pub wakeup: bool,
+}
+
+/// The longest channel and payload.
+const MOST_BYTES: usize = super::channel::MAX_CHANNEL + super::wire::MAX_PAYLOAD;
+
+impl Batch {
+    /// For at most so many messages and bytes; but one message always fits.
+    pub fn new(messages: usize, bytes: usize) -> Self {
+        Self { items: Vec::with_capacity(messages.max(1)), bytes: Vec::with_capacity(bytes.max(MOST_BYTES)) }
+    }
+
+    pub fn clear(&mut self) {
+        self.items.clear();
+        self.bytes.clear();
+    }
+
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub fn messages(&self) -> impl Iterator<Item = Message<'_>> {
+        self.items.iter().map(|Item { entry, at }| {
+            let (channel, payload) = (usize::from(entry.channel), usize::from(entry.payload));
+            Message {
+                position: entry.position,
+                sent_at: entry.sent_at,
+                channel: &self.bytes[*at..at + channel],
+                prefix: entry.prefix,
+                payload: &self.bytes[at + channel..at + channel + payload],
+                wakeup: entry.wakeup != 0,
+            }
+        })
+    }
+
+    fn fits(&self, entry: &Entry) -> bool {
+        self.items.len() < self.items.capacity()
+            && self.bytes.len() + entry.len() as usize <= self.bytes.capacity()
+    }
+}
+
+/// To read.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    pub head: &'a Head,
+    pub entries: &'a [Entry],
+    pub bytes: &'a [u8],
+}
+
+impl View<'_> {
+    pub fn position(&self) -> i64 {
+        self.head.position
+    }
+
+    pub fn is_of(&self, birth: u64) -> bool {
+        self.head.birth == birth && self.head.closed == 0
+    }
+
+    /// Bytes of messages that are in the ring, and those that it can hold.
+    pub fn used(&self) -> (u64, u64) {
+        (self.head.end - self.head.begin, self.bytes.len() as u64)
+    }
+
+    /// How many entries wait for the relay.
+    pub fn backlog(&self) -> u64 {
+        self.head.next - self.head.relayed
+    }
+
+    fn entry(&self, ordinal: u64) -> &Entry {
+        &self.entries[(ordinal % self.entries.len() as u64) as usize]
+    }
+
+    /// The part of the bytes from an offset on, which ends at the end of the area at the latest.
+    fn part(&self, at: u64, len: usize) -> &[u8] {
+        let start = (at % self.bytes.len() as u64) as usize;
+        &self.bytes[start..self.bytes.len().min(start + len)]
+    }
+
+    fn is_on(&self, entry: &Entry, channel: &Channel) -> bool {
+        if entry.key != channel.key
+            || entry.prefix != channel.prefix
+            || usize::from(entry.channel) != channel.name.len()
+        {
+            return false;
+        }
+        let part = self.part(entry.at, channel.name.len());
+        let (one, other) = channel.name.split_at(part.len());
+        one == part && other == self.part(entry.at + part.len() as u64, other.len())
+    }
+
+    fn copy(&self, entry: &Entry, batch: &mut Batch) {
+        let (at, len) = (batch.bytes.len(), entry.len() as usize);
+        batch.items.push(Item { entry: *entry, at });
+        let part = self.part(entry.at, len);
+        batch.bytes.extend_from_slice(part);
+        batch.bytes.extend_from_slice(self.part(entry.at + part.len() as u64, len - part.len()));
+    }
+
+    /// Copies messages behind `after` that are on one of the channels, until the batch is full.
+    pub fn read(&self, after: i64, channels: &[Channel], batch: &mut Batch) -> Progress {
+        let head = self.head;
+        if after == head.position {
+            return Progress { position: after, missed: Some(0), more: false };
+        }
+        let known = (head.start..head.position).contains(&after);
+        let from = if known { self.first_behind(after) } else { head.first };
+        let mut passed = 0;
+        let mut position = after;
+        let mut more = false;
+        for ordinal in from..head.next {
+            let entry = self.entry(ordinal);
+            if channels.iter().any(|c| self.is_on(entry, c)) {
+                if !batch.fits(entry) {
+                    more = true;
+                    break;
+                }
+                self.copy(entry, batch);
+            }
+            (position, passed) = (entry.position, passed + 1);
+            if passed as u64 == SCAN {
+                more = true;
+                break;
+            }
+        }
+        if !more {
+            position = head.position; // past a gap at the end, too
+        } else if passed == 0 && !known {
+            position = self.entry(from).position - 1;
+        }
+        Progress { position, missed: known.then(|| position - after - passed), more }
+    }
+
+    /// The ordinal of the first entry behind a position.
+    fn first_behind(&self, position: i64) -> u64 {
+        let (mut low, mut high) = (self.head.first, self.head.next);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.entry(middle).position <= position {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
+    /// Copies what the relay has to send, until the batch is full; the ordinal behind the last.
+    pub fn unsent(&self, batch: &mut Batch) -> u64 {
+        let mut ordinal = self.head.relayed;
+        while ordinal < self.head.next {
+            let entry = self.entry(ordinal);
+            if entry.sent == 0 {
+                if !batch.fits(entry) {
+                    break;
+                }
+                self.copy(entry, batch);
+            }
+            ordinal += 1;
+        }
+        ordinal
+    }
+}
+
+/// To change.
+pub struct Ring<'a> {
+    pub head: &'a mut Head,
+    pub entries: &'a mut [Entry],
+    pub bytes: &'a mut [u8],
+    /// One for each process.
+    pub sleepers: &'a mut [Sleeper],
+}
+
+impl Ring<'_> {
+    pub fn view(&self) -> View<'_> {
+        View { head: self.head, entries: self.entries, bytes: self.bytes }
+    }
+
+    /// Begins a new life unless this one, or a later one, has begun: whether it is this one's. The first
+    /// position will be above `start`, and above what the ring's earlier lives have given.
+    pub fn open(&mut self, birth: u64, start: i64) -> bool {
+        if self.head.birth < birth {
+            let start = start.max(self.head.position + 1);
+            let sleepers = self.head.sleepers;
+            *self.head = Head { birth, start, position: start, sleepers, ..Head::default() };
+        }
+        self.view().is_of(birth)
+    }
+
+    /// Ends this life, unless a later one has begun. The last position.
+    pub fn close(&mut self, birth: u64) -> i64 {
+        if self.head.birth <= birth {
+            (self.head.birth, self.head.closed) = (birth, 1);
+        }
+        self.head.position
+    }
+
+    /// Reserves room for a transaction's messages, if there is any.
+    pub fn reserve(&mut self, entries: usize, bytes: usize, now: i64) -> Way {
+        let head = &mut *self.head;
+        let (entries, bytes) = (entries as u64, bytes as u64);
+        let unsent = head.next - head.relayed;
+        let unsent_bytes = if unsent == 0 {
+            0
+        } else {
+            head.end - self.entries[(head.relayed % self.entries.len() as u64) as usize].at
+        };
+        if unsent + head.reserved_entries + entries > self.entries.len() as u64
+            || unsent_bytes + head.reserved_bytes + bytes > self.bytes.len() as u64
+        {
+            return Way::Natively;
+        }
+        head.reserved_entries += entries;
+        head.reserved_bytes += bytes;
+        // What waits for a relay would be overtaken by what is sent now.
+        let wait = unsent > 0 && now - head.relay_lost_at < RELAY_MAY_BE_AWAY;
+        if head.relay != 0 || wait { Way::Relay } else { Way::Both }
+    }
+
+    /// Gives room back: what was not used at an abort, what was just filled at a commit.
+    pub fn give_back(&mut self, entries: usize, bytes: usize) {
+        self.head.reserved_entries -= entries as u64;
+        self.head.reserved_bytes -= bytes as u64;
+    }
+
+    /// Adds a message in room that was reserved, and that it gives back.
+    pub fn append(&mut self, message: &Incoming<'_>, now: i64) {
+        let len = message.channel.len() + message.payload.len();
+        let (slots, space) = (self.entries.len() as u64, self.bytes.len() as u64);
+        while self.head.next - self.head.first >= slots
+            || self.head.end + len as u64 - self.head.begin > space
+        {
+            self.head.first += 1;
+            self.head.begin = if self.head.first < self.head.next {
+                self.entries[(self.head.first % slots) as usize].at
+            } else {
+                self.head.end
+            };
+        }
+        debug_assert!(self.head.first <= self.head.relayed, "what was not sent is overwritten");
+        let at = self.head.end;
+        self.write(at, message.channel);
+        self.write(at + message.channel.len() as u64, message.payload);
+        self.head.position += 1;
+        self.entries[(self.head.next % slots) as usize] = Entry {
+            position: self.head.position,
+            sent_at: now,
+            at,
+            key: key(message.channel, message.prefix),
+            payload: message.payload.len() as u16,
+            channel: message.channel.len() as u8,
+            prefix: message.prefix,
+            wakeup: message.wakeup.into(),
+            sent: message.sent.into(),
+        };
+        if message.sent && self.head.relayed == self.head.next {
+            self.head.relayed += 1;
+        }
+        self.head.next += 1;
+        self.head.end += len as u64;
+        self.give_back(1, len);
+    }
+
+    fn write(&mut self, at: u64, what: &[u8]) {
+        let start = (at % self.bytes.len() as u64) as usize;
+        let (one, other) = what.split_at(what.len().min(self.bytes.len() - start));
+        self.bytes[start..start + one.len()].copy_from_slice(one);
+        self.bytes[..other.len()].copy_from_slice(other);
+    }
+
+    /// So many messages are not in the ring: readers will be told.
+    pub fn skip(&mut self, messages: usize) {
+        self.head.position += messages as i64;
+    }
+
+    /// The relay sent everything before this ordinal.
+    pub fn relayed(&mut self, ordinal: u64) {
+        self.head.relayed = self.head.relayed.max(ordinal.min(self.head.next));
+    }
+
+    pub fn relay_came(&mut self, procno: i32) {
+        (self.head.relay, self.head.asleep) = (procno as u32 + 1, 0);
+    }
+
+    pub fn relay_left(&mut self, procno: i32, now: i64) {
+        if self.head.relay == procno as u32 + 1 {
+            (self.head.relay, self.head.asleep, self.head.relay_lost_at) = (0, 0, now);
+        }
+    }
+
+    /// Notes that the relay will sleep on its latch, unless there is something to send.
+    pub fn relay_sleeps(&mut self) -> bool {
+        self.head.asleep = u32::from(self.head.relayed == self.head.next);
+        self.head.asleep != 0
+    }
+
+    /// The relay to wake, if it sleeps and there is something to send.
+    pub fn wake_relay(&mut self) -> Option<i32> {
+        let wake = self.head.asleep != 0 && self.head.relayed < self.head.next;
+        wake.then(|| {
+            self.head.asleep = 0;
+            self.head.relay as i32 - 1
+        })
+    }
+
+    /// Notes that a reader will sleep on its latch until a message comes on one of the channels, or a gap.
+    pub fn sleep(&mut self, procno: i32, channels: &[Channel]) {
+        self.stop_sleeping(procno);
+        let own = procno as u32 + 1;
+        let first = self.head.sleepers;
+        let mut keys = [0; SLEEPER_KEYS];
+        for (key, channel) in keys.iter_mut().zip(channels) {
+            *key = channel.key;
+        }
+        self.sleepers[procno as usize] =
+            Sleeper { linked: 1, before: 0, after: first, count: channels.len() as u32, keys };
+        if first != 0 {
+            self.sleepers[first as usize - 1].before = own;
+        }
+        self.head.sleepers = own;
+    }
+
+    pub fn stop_sleeping(&mut self, procno: i32) {
+        let sleeper = std::mem::take(&mut self.sleepers[procno as usize]);
+        if sleeper.linked == 0 {
+            return;
+        }
+        match sleeper.before {
+            0 => self.head.sleepers = sleeper.after,
+            before => self.sleepers[before as usize - 1].after = sleeper.after,
+        }
+        if sleeper.after != 0 {
+            self.sleepers[sleeper.after as usize - 1].before = sleeper.before;
+        }
+    }
+
+    /// Takes sleepers whom this concerns, as many as `woken` has room for: how many. Whoever takes them has
+    /// to set their latches. Repeat while it comes back full.
+    pub fn wake(&mut self, news: News<'_>, woken: &mut [i32]) -> usize {
+        let (mut count, mut at) = (0, self.head.sleepers);
+        while at != 0 && count < woken.len() {
+            let sleeper = self.sleepers[at as usize - 1];
+            let concerns = match news {
+                News::All => true,
+                News::Keys(keys) => {
+                    let own = sleeper.keys.get(..sleeper.count as usize);
+                    own.is_none_or(|own| own.iter().any(|key| keys.contains(key)))
+                }
+            };
+            if concerns {
+                woken[count] = at as i32 - 1;
+                count += 1;
+                self.stop_sleeping(at as i32 - 1);
+            }
+            at = sleeper.after;
+        }
+        count
+    }
+
+    /// The keys of the channels of the last `messages` entries, each once, as many as fit; `None` when they
+    /// don't.
+    pub fn keys<'k>(&self, messages: usize, keys: &'k mut [u32]) -> Option<&'k [u32]> {
+        let mut count = 0;
+        for ordinal in self.head.next.saturating_sub(messages as u64)..self.head.next {
+            let key = self.view().entry(ordinal).key;
+            if !keys[..count].contains(&key) {
+                *keys.get_mut(count)? = key;
+                count += 1;
+            }
+        }
+        Some(&keys[..count])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    struct Memory {
+        head: Head,
+        entries: Vec<Entry>,
+        bytes: Vec<u8>,
+        sleepers: Vec<Sleeper>,
+    }
+
+    impl Memory {
+        fn new(entries: usize, bytes: usize) -> Self {
+            let mut memory = Self {
+                head: Head::default(),
+                entries: vec![Entry::default(); entries],
+                bytes: vec![0; bytes],
+                sleepers: vec![Sleeper::default(); 4],
+            };
+            assert!(memory.ring().open(1, 1000));
+            memory
+        }
+        fn ring(&mut self) -> Ring<'_> {
+            let Self { head, entries, bytes, sleepers } = self;
+            Ring { head, entries, bytes, sleepers }
+        }
+        fn view(&self) -> View<'_> {
+            View { head: &self.head, entries: &self.entries, bytes: &self.bytes }
+        }
+        /// A transaction of one message, which the relay is to send unless there is none.
+        fn send(&mut self, channel: &str, payload: &str) -> Way {
+            let mut ring = self.ring();
+            let way = ring.reserve(1, channel.len() + payload.len(), 0);
+            if way == Way::Natively {
+                ring.skip(1);
+            } else {
+                let (channel, payload) = (channel.as_bytes(), payload.as_bytes());
+                let sent = way == Way::Both;
+                ring.append(&Incoming { channel, prefix: 1, payload, wakeup: false, sent }, 7);
+            }
+            way
+        }
+        fn read(&self, after: i64, channels: &[&str], most: usize) -> (Vec<String>, Progress) {
+            let channels: Vec<Channel> = channels.iter().map(|c| on(c)).collect();
+            let mut batch = Batch::new(most, 0);
+            let progress = self.view().read(after, &channels, &mut batch);
+            (payloads(&batch), progress)
+        }
+    }
+
+    fn on(channel: &str) -> Channel {
+        Channel::new(channel.into(), 1)
+    }
+
+    fn payloads(batch: &Batch) -> Vec<String> {
+        batch.messages().map(|m| String::from_utf8(m.payload.to_vec()).unwrap()).collect()
+    }
+
+    fn at(position: i64) -> Progress {
+        Progress { position, missed: Some(0), more: false }
+    }
+
+    #[test]
+    fn readers_go_on_where_they_were_and_hear_their_channels_only() {
+        let mut memory = Memory::new(8, 100);
+        assert_eq!(memory.read(1000, &["a"], 9), (vec![], at(1000)));
+        for (channel, payload) in [("a", "1"), ("b", "2"), ("a", "3")] {
+            assert_eq!(memory.send(channel, payload), Way::Both);
+        }
+        assert_eq!(memory.read(1000, &["a"], 9), (vec!["1".into(), "3".into()], at(1003)));
+        assert_eq!(
+            memory.read(1000, &["a", "b"], 2),
+            (vec!["1".into(), "2".into()], Progress { more: true, ..at(1002) })
+        );
+        assert_eq!(memory.read(1002, &["b"], 9), (vec![], at(1003)));
+        let verbatim = [Channel::new(b"a".to_vec(), 0)];
+        let mut batch = Batch::new(9, 0);
+        memory.view().read(1000, &verbatim, &mut batch);
+        assert_eq!(batch.len(), 0, "a verbatim channel is another one");
+    }
+
+    #[test]
+    fn readers_are_told_what_they_missed() {
+        let mut memory = Memory::new(3, 100);
+        for n in 1..=5 {
+            memory.send("a", &n.to_string());
+        }
+        let three: Vec<String> = ["3", "4", "5"].map(Into::into).into();
+        assert_eq!(memory.read(1000, &["a"], 9), (three.clone(), Progress { missed: Some(2), ..at(1005) }));
+        // From before a restart, or from a server that was ahead: nobody knows, and all there is comes.
+        for after in [0, 999, 1006, i64::MAX] {
+            assert_eq!(memory.read(after, &["a"], 9), (three.clone(), Progress { missed: None, ..at(1005) }));
+        }
+        memory.ring().skip(4);
+        assert_eq!(
+            memory.read(1004, &["a"], 9),
+            (vec!["5".into()], Progress { missed: Some(4), ..at(1009) })
+        );
+        memory.send("a", "6");
+        assert_eq!(
+            memory.read(1005, &["a"], 9),
+            (vec!["6".into()], Progress { missed: Some(4), ..at(1010) })
+        );
+        assert_eq!(memory.read(1010, &["a"], 9), (vec![], at(1010)));
+    }
+
+    #[test]
+    fn what_the_relay_has_not_sent_is_not_overwritten() {
+        let mut memory = Memory::new(3, 100);
+        memory.ring().relay_came(5);
+        for n in 1..=3 {
+            assert_eq!(memory.send("a", &n.to_string()), Way::Relay);
+        }
+        assert_eq!(memory.send("a", "4"), Way::Natively);
+        let mut batch = Batch::new(2, 0);
+        assert_eq!((memory.view().unsent(&mut batch), payloads(&batch)), (2, vec!["1".into(), "2".into()]));
+        memory.ring().relayed(2);
+        assert_eq!(memory.send("a", "5"), Way::Relay);
+        // The relay is away for a moment: its messages are not overtaken. Then each sends its own.
+        memory.ring().relay_left(5, 1_000);
+        assert_eq!(memory.send("a", "6"), Way::Relay);
+        assert_eq!(memory.send("a", "7"), Way::Natively);
+        memory.ring().relayed(4);
+        assert_eq!(memory.ring().reserve(1, 2, 1_000 + RELAY_MAY_BE_AWAY), Way::Both);
+        memory.ring().give_back(1, 2);
+        batch.clear();
+        assert_eq!((memory.view().unsent(&mut batch), payloads(&batch)), (5, vec!["6".into()]));
+        memory.ring().relayed(5);
+        assert_eq!(memory.send("a", "8"), Way::Both, "nothing waits, nobody comes");
+        assert_eq!(memory.view().backlog(), 0);
+    }
+
+    #[test]
+    fn what_is_reserved_is_kept_and_given_back() {
+        let mut memory = Memory::new(3, 10);
+        memory.ring().relay_came(5);
+        let mut ring = memory.ring();
+        assert_eq!(ring.reserve(2, 4, 0), Way::Relay);
+        assert_eq!(ring.reserve(2, 4, 0), Way::Natively, "three entries");
+        assert_eq!(ring.reserve(1, 7, 0), Way::Natively, "ten bytes");
+        ring.give_back(2, 4);
+        assert_eq!(ring.reserve(3, 10, 0), Way::Relay);
+        assert_eq!(ring.reserve(1, 11, 0), Way::Natively);
+    }
+
+    #[test]
+    fn the_relay_is_woken_once_and_only_for_something_to_send() {
+        let mut memory = Memory::new(9, 100);
+        memory.ring().relay_came(5);
+        assert!(memory.ring().relay_sleeps());
+        memory.ring().skip(1);
+        assert_eq!(memory.ring().wake_relay(), None);
+        memory.send("a", "1");
+        assert_eq!(memory.ring().wake_relay(), Some(5));
+        memory.send("a", "2");
+        assert_eq!(memory.ring().wake_relay(), None, "it is on its way");
+        assert!(!memory.ring().relay_sleeps(), "there is something to do");
+        memory.ring().relayed(2);
+        assert!(memory.ring().relay_sleeps());
+        memory.ring().relay_left(4, 0);
+        assert_eq!(memory.head.relay, 6, "that was another one");
+        memory.ring().relay_left(5, 0);
+        memory.send("a", "3");
+        assert_eq!(memory.ring().wake_relay(), None);
+    }
+
+    #[test]
+    fn sleepers_are_woken_once_and_for_their_channels_only() {
+        let mut memory = Memory::new(9, 100);
+        let mut ring = memory.ring();
+        ring.sleep(0, &[on("a")]);
+        ring.sleep(1, &[on("b"), on("c")]);
+        let many: Vec<Channel> = (0..9).map(|n| on(&n.to_string())).collect();
+        ring.sleep(2, &many);
+        ring.sleep(3, &[on("a")]);
+        ring.stop_sleeping(3);
+        ring.stop_sleeping(3);
+        let mut woken = [0; 4];
+        let taken = |memory: &mut Memory, news: News<'_>, woken: &mut [i32]| {
+            let count = memory.ring().wake(news, woken);
+            woken[..count].sort();
+            woken[..count].to_vec()
+        };
+        memory.send("a", "1");
+        let mut keys = [0; 2];
+        let keys = memory.ring().keys(1, &mut keys).unwrap().to_vec();
+        assert_eq!(taken(&mut memory, News::Keys(&keys), &mut woken), [0, 2], "too many channels are any");
+        assert_eq!(taken(&mut memory, News::Keys(&keys), &mut woken), [0; 0]);
+        memory.ring().sleep(0, &[on("a")]);
+        assert_eq!(taken(&mut memory, News::All, &mut woken[..1]), [0], "as many as there is room for");
+        assert_eq!(taken(&mut memory, News::All, &mut woken), [1]);
+        assert_eq!(memory.head.sleepers, 0);
+        memory.send("b", "2");
+        memory.send("a", "3");
+        assert_eq!(memory.ring().keys(3, &mut [0; 1]), None);
+        assert_eq!(memory.ring().keys(3, &mut [0; 2]).map(<[u32]>::len), Some(2));
+    }
+
+    #[test]
+    fn lives_of_a_ring() {
+        let mut memory = Memory::new(4, 100);
+        memory.send("a", "1");
+        assert!(memory.ring().open(1, 5000), "the same life goes on");
+        assert_eq!(memory.view().position(), 1001);
+        memory.ring().sleep(2, &[on("a")]);
+        assert_eq!(memory.ring().close(1), 1001);
+        assert!(!memory.ring().open(1, 5000) && !memory.view().is_of(1), "who comes late is told");
+        assert!(memory.ring().open(2, 500));
+        assert!(memory.view().position() > 1001, "positions never go back");
+        assert_eq!(memory.read(1001, &["a"], 9).0, [""; 0]);
+        assert!(!memory.ring().open(1, 5000));
+        memory.ring().close(1);
+        assert!(memory.view().is_of(2), "a later life is not ended");
+        memory.ring().close(4);
+        assert!(!memory.ring().open(3, 0), "nor begun by who comes late");
+        memory.ring().stop_sleeping(2);
+        assert_eq!(memory.head.sleepers, 0);
+    }
+
+    #[test]
+    fn capacity_uses_the_memory() {
+        let (entries, bytes) = capacity(8 << 20);
+        assert_eq!(entries * size_of::<Entry>() + bytes, 8 << 20);
+        assert!(entries > 40_000 && bytes > 6 << 20);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// A transaction with messages of these lengths on channel `a` or `b`.
+        Commit(Vec<(bool, usize)>),
+        Abort(usize, usize),
+        Relay(usize),
+        RelayComes(bool),
+        /// From so far behind the last position.
+        Read(i64, usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            6 => prop::collection::vec((any::<bool>(), 0usize..40), 1..4).prop_map(Step::Commit),
+            1 => (1usize..5, 0usize..80).prop_map(|(e, b)| Step::Abort(e, b)),
+            4 => (1usize..6).prop_map(Step::Relay),
+            1 => any::<bool>().prop_map(Step::RelayComes),
+            4 => (-2i64..40, 1usize..9).prop_map(|(b, m)| Step::Read(b, m)),
+        ];
+        prop::collection::vec(step, 0..120)
+    }
+
+    proptest! {
+        /// The model keeps every message for ever. What is in the ring is its tail, each message whole;
+        /// what is not read is counted; what the relay did not send is always there.
+        #[test]
+        fn it_is_the_tail_of_everything_sent(steps in steps(), slots in 1usize..12, space in 42usize..200) {
+            let mut memory = Memory::new(slots, space);
+            memory.ring().relay_came(1);
+            // (position, channel, payload), and what the relay still has to send.
+            let mut sent: Vec<(i64, bool, String)> = Vec::new();
+            let mut unsent: Vec<String> = Vec::new();
+            let mut relay = true;
+            for (n, step) in steps.into_iter().enumerate() {
+                match step {
+                    Step::Commit(messages) => {
+                        let payload = |len: usize, i: usize| format!("{n}.{i}.{}", "x".repeat(len)).chars().take(len.max(1)).collect::<String>();
+                        let messages: Vec<(bool, String)> =
+                            messages.into_iter().enumerate().map(|(i, (b, len))| (b, payload(len, i))).collect();
+                        let bytes = messages.iter().map(|(_, p)| p.len() + 1).sum();
+                        let way = memory.ring().reserve(messages.len(), bytes, 0);
+                        for (b, payload) in messages {
+                            let position = memory.view().position() + 1;
+                            if way == Way::Natively {
+                                memory.ring().skip(1);
+                                continue;
+                            }
+                            let channel: &[u8] = if b { b"b" } else { b"a" };
+                            let is_sent = way == Way::Both;
+                            memory.ring().append(&Incoming { channel, prefix: 1, payload: payload.as_bytes(), wakeup: b, sent: is_sent }, 7);
+                            if !is_sent {
+                                unsent.push(payload.clone());
+                            }
+                            sent.push((position, b, payload));
+                        }
+                    }
+                    Step::Abort(entries, bytes) => {
+                        if memory.ring().reserve(entries, bytes, 0) != Way::Natively {
+                            memory.ring().give_back(entries, bytes);
+                        }
+                    }
+                    Step::RelayComes(comes) => {
+                        if comes { memory.ring().relay_came(1) } else { memory.ring().relay_left(1, 0) }
+                        relay = comes;
+                    }
+                    Step::Relay(most) if relay => {
+                        let mut batch = Batch::new(most, 0);
+                        let upto = memory.view().unsent(&mut batch);
+                        let taken = payloads(&batch);
+                        prop_assert!(unsent.starts_with(&taken));
+                        unsent.drain(..taken.len());
+                        memory.ring().relayed(upto);
+                    }
+                    Step::Relay(_) => {}
+                    Step::Read(behind, most) => {
+                        let head = memory.view().position();
+                        let after = head - behind;
+                        let (read, progress) = memory.read(after, &["a"], most);
+                        let known = (1000..=head).contains(&after);
+                        prop_assert_eq!(progress.missed.is_some(), known);
+                        if !known { continue; }
+                        let passed: Vec<_> = sent.iter().filter(|(p, ..)| *p > after && *p <= progress.position).collect();
+                        let heard: Vec<&String> = passed.iter().filter(|(_, b, _)| !b).map(|(.., payload)| payload).collect();
+                        prop_assert!(heard.ends_with(&read.iter().collect::<Vec<_>>()), "{heard:?} {read:?}");
+                        let lost = heard.len() - read.len();
+                        let missed = progress.missed.unwrap();
+                        let gaps = progress.position - after - passed.len() as i64;
+                        prop_assert!(missed >= gaps + lost as i64 && missed <= progress.position - after - read.len() as i64);
+                        prop_assert!(progress.more || progress.position == head);
+                        prop_assert!(!progress.more || read.len() == most, "it stops only when it is full");
+                    }
+                }
+                let Memory { head, .. } = &memory;
+                prop_assert!(head.first <= head.relayed && head.relayed <= head.next);
+                prop_assert!(head.next - head.first <= slots as u64 && head.end - head.begin <= space as u64);
+                prop_assert_eq!((head.reserved_entries, head.reserved_bytes), (0, 0));
+            }
+            let mut batch = Batch::new(1000, 100_000);
+            memory.view().unsent(&mut batch);
+            prop_assert_eq!(payloads(&batch), unsent);
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The server's encoding, which need not be UTF-8.
+
+use std::borrow::Cow;
+use std::ffi::{CStr, c_char};
+
+use pgrx::pg_sys;
+
+const UTF8: i32 = pg_sys::pg_enc::PG_UTF8 as i32;
+const SQL_ASCII: i32 = pg_sys::pg_enc::PG_SQL_ASCII as i32;
+
+/// Whether texts are bytes of UTF-8 already (or nobody knows what, which is given on as it is).
+fn is_native(bytes: &[u8]) -> bool {
+    // SAFETY: reads a global.
+    let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
+    encoding == UTF8 || encoding == SQL_ASCII || bytes.is_ascii()
+}
+
+/// Text of ours in the server's encoding. 22P05 for a character that it does not have.
+pub fn to_server(text: &str) -> Cow<'_, [u8]> {
+    if is_native(text.as_bytes()) {
+        return Cow::Borrowed(text.as_bytes());
+    }
+    // SAFETY: a conversion of so many bytes; the result is a new string, as nothing else was native.
+    Cow::Owned(unsafe {
+        let len = text.len() as i32;
+        copied(pg_sys::pg_any_to_server(text.as_ptr().cast::<c_char>(), len, UTF8))
+    })
+}
+
+/// Text of the server's as UTF-8.
+pub fn to_utf8(bytes: &[u8]) -> Cow<'_, str> {
+    if is_native(bytes) {
+        return String::from_utf8_lossy(bytes);
+    }
+    // SAFETY: as above.
+    let utf8 = unsafe {
+        copied(pg_sys::pg_server_to_any(bytes.as_ptr().cast::<c_char>(), bytes.len() as i32, UTF8))
+    };
+    Cow::Owned(String::from_utf8(utf8).unwrap_or_default())
+}
+
+/// # Safety
+/// `converted` was allocated by a conversion, and is used by nobody else.
+unsafe fn copied(converted: *mut c_char) -> Vec<u8> {
+    // SAFETY: the caller's promise; conversions end with a zero.
+    unsafe {
+        let bytes = CStr::from_ptr(converted).to_bytes().to_vec();
+        pg_sys::pfree(converted.cast());
+        bytes
+    }
+}

@@ -1,0 +1,315 @@
+//! The rings, one for each database's slot: this process's way to its own, publishing, and sleeping.
+//!
+//! A process remembers its database's slot with the slot's birth; a ring that serves another life of the
+//! slot refuses it, and it looks again. A database without a slot (more databases than
+//! obanrs.max_databases, or the extension was just dropped) has no ring: its transactions send natively.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::logic::ring::{Batch, Channel, Incoming, News, Progress, Ring, View, Way};
+use crate::pg::lwlock::{self, Lock, Mode};
+use crate::pg::{latch, session, time};
+
+use super::{area, layout, registry, root};
+
+/// What oban_stats shows of a database. Counted since its ring began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Messages that were given a position.
+    Published,
+    /// Messages that the relay sent.
+    Relayed,
+    /// Wake-ups that the relay did not send, as an equal one was in the same transaction of its.
+    Merged,
+    /// Messages that nobody was there to LISTEN to.
+    Unheard,
+    RelayTransactions,
+    /// Messages that their own transactions sent natively: signals, leaders, and what follows.
+    Native,
+    /// Of those, the ones for which there was no relay or no room.
+    NativeFallbacks,
+    /// Transactions whose messages found no room in the ring.
+    Gaps,
+    /// Wake-ups that triggers dropped.
+    Dropped,
+    /// Calls of oban_poll and oban_wait.
+    Polls,
+}
+
+impl Counter {
+    pub const ALL: [Counter; 10] = [
+        Counter::Published,
+        Counter::Relayed,
+        Counter::Merged,
+        Counter::Unheard,
+        Counter::RelayTransactions,
+        Counter::Native,
+        Counter::NativeFallbacks,
+        Counter::Gaps,
+        Counter::Dropped,
+        Counter::Polls,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Counter::Published => "published",
+            Counter::Relayed => "relayed",
+            Counter::Merged => "merged",
+            Counter::Unheard => "unheard",
+            Counter::RelayTransactions => "relay_transactions",
+            Counter::Native => "native",
+            Counter::NativeFallbacks => "native_fallbacks",
+            Counter::Gaps => "gaps",
+            Counter::Dropped => "dropped",
+            Counter::Polls => "polls",
+        }
+    }
+}
+
+pub type Counters = [AtomicU64; Counter::ALL.len()];
+
+/// On cache lines of its own: what one database writes does not slow another.
+#[repr(C, align(128))]
+pub struct Padded<T>(pub T);
+
+/// A ring in one of its lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handle {
+    slot: usize,
+    birth: u64,
+}
+
+/// How many messages are published, and how many sleepers are taken, while the lock is held once.
+const CHUNK: usize = 64;
+
+thread_local! {
+    static OWN: Cell<Option<Handle>> = const { Cell::new(None) };
+    /// The slot of the ring in which this process sleeps.
+    static SLEEPING: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// Runs `body` on the ring in a slot.
+fn locked<R>(slot: usize, mode: Mode, body: impl FnOnce(&mut Ring<'_>) -> R) -> Option<R> {
+    let (root, l) = (root().ok()?, layout());
+    let (entries, bytes) = l.ring_capacity;
+    let _guard = lwlock::acquire(Lock::Ring(slot), mode);
+    // SAFETY: the areas of the lock that is held until `body` has returned. Held in shared mode, `body` is one
+    // of this file's that read only.
+    let mut ring = unsafe {
+        Ring {
+            head: &mut area::<Padded<_>>(root, l.rings, l.max_databases)[slot].0,
+            entries: &mut area(root, l.ring_entries, entries * l.max_databases)
+                [entries * slot..entries * (slot + 1)],
+            bytes: &mut area(root, l.ring_bytes, bytes * l.max_databases)[bytes * slot..bytes * (slot + 1)],
+            sleepers: area(root, l.sleepers, l.max_processes),
+        }
+    };
+    Some(body(&mut ring))
+}
+
+/// The same, for this life of it; `None` when that is over.
+fn of<R>(handle: Handle, body: impl FnOnce(&mut Ring<'_>) -> R) -> Option<R> {
+    locked(handle.slot, Mode::Exclusive, |ring| ring.view().is_of(handle.birth).then(|| body(ring))).flatten()
+}
+
+/// Reads this life of a ring; `None` when that is over.
+fn view<R>(handle: Handle, body: impl FnOnce(View<'_>) -> R) -> Option<R> {
+    let read = |ring: &mut Ring<'_>| ring.view().is_of(handle.birth).then(|| body(ring.view()));
+    locked(handle.slot, Mode::Shared, read).flatten()
+}
+
+/// The ring of this process's database, if there is one.
+fn own() -> Option<Handle> {
+    if let Some(handle) = OWN.get() {
+        return Some(handle);
+    }
+    let (slot, birth) = registry(|r| r.slot(session::database())).ok().flatten()?;
+    let root = root().ok()?;
+    // SAFETY: an atomic in the segment.
+    let floor = unsafe { &(*root).floor }.load(Ordering::SeqCst);
+    let handle = Handle { slot, birth };
+    let (opened, begins) = locked(slot, Mode::Exclusive, |ring| {
+        let before = ring.view().position();
+        (ring.open(birth, time::now().max(floor)), ring.view().position() != before)
+    })?;
+    if begins {
+        counters(slot)?.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
+    }
+    OWN.set(opened.then_some(handle));
+    OWN.get()
+}
+
+/// Runs `body` with the ring of this process's database. Twice at most: the slot may have changed since this
+/// process last looked.
+fn with_own<R>(mut body: impl FnMut(Handle) -> Option<R>) -> Option<R> {
+    for _ in 0..2 {
+        match body(own()?) {
+            None => OWN.set(None),
+            found => return found,
+        }
+    }
+    None
+}
+
+/// Ends a life of a ring, when its database's slot was freed: readers go and look for another.
+pub fn close(slot: usize, birth: u64) {
+    let Some(position) = locked(slot, Mode::Exclusive, |ring| ring.close(birth)) else { return };
+    if let Ok(root) = root() {
+        // SAFETY: an atomic in the segment.
+        unsafe { &(*root).floor }.fetch_max(position, Ordering::SeqCst);
+    }
+    wake_sleepers(slot, News::All);
+}
+
+/// Reserves room for the messages of a transaction that is about to commit; where there is a ring.
+pub fn reserve(entries: usize, bytes: usize) -> Option<(Handle, Way)> {
+    let now = time::now();
+    with_own(|handle| Some((handle, of(handle, |ring| ring.reserve(entries, bytes, now))?)))
+}
+
+/// Gives back what `reserve` gave, at the transaction's abort.
+pub fn give_back(handle: Handle, entries: usize, bytes: usize) {
+    of(handle, |ring| ring.give_back(entries, bytes));
+}
+
+/// Publishes messages for which room was reserved, and tells of `gap` more that are not in the ring. Wakes
+/// whom it concerns. After commit: nothing here fails. (If the database lost its slot meanwhile, so that the
+/// extension is gone, nobody is there to read them.)
+pub fn publish<'m>(handle: Handle, messages: impl ExactSizeIterator<Item = Incoming<'m>>, gap: usize) {
+    let (now, mut messages) = (time::now(), messages);
+    loop {
+        let chunk = messages.len().min(CHUNK);
+        let (mut keys, mut woken) = ([0; CHUNK], [0; CHUNK]);
+        let published = of(handle, |ring| {
+            messages.by_ref().take(chunk).for_each(|message| ring.append(&message, now));
+            let last = messages.len() == 0;
+            let count = ring.keys(chunk, &mut keys).map_or(0, <[u32]>::len);
+            let tell_all = last && gap > 0;
+            if last {
+                ring.skip(gap);
+            }
+            let news = if tell_all { News::All } else { News::Keys(&keys[..count]) };
+            (ring.wake_relay(), ring.wake(news, &mut woken), count, tell_all)
+        });
+        let Some((relay, sleepers, count, tell_all)) = published else { return };
+        relay.into_iter().for_each(latch::wake);
+        woken[..sleepers].iter().for_each(|procno| latch::wake(*procno));
+        if sleepers == CHUNK {
+            wake_sleepers(handle.slot, if tell_all { News::All } else { News::Keys(&keys[..count]) });
+        }
+        if messages.len() == 0 {
+            return;
+        }
+    }
+}
+
+fn wake_sleepers(slot: usize, news: News<'_>) {
+    loop {
+        let mut woken = [0; CHUNK];
+        let count = locked(slot, Mode::Exclusive, |ring| ring.wake(news, &mut woken)).unwrap_or(0);
+        woken[..count].iter().for_each(|procno| latch::wake(*procno));
+        if count < CHUNK {
+            return;
+        }
+    }
+}
+
+/// The last position of this database.
+pub fn position() -> Option<i64> {
+    with_own(|handle| view(handle, |ring| ring.position()))
+}
+
+/// Copies messages behind `after`; `None` without a ring.
+pub fn read(after: i64, channels: &[Channel], batch: &mut Batch) -> Option<Progress> {
+    with_own(|handle| view(handle, |ring| ring.read(after, channels, batch)))
+}
+
+/// The same; where there is nothing to read, this process is a sleeper from then on, whose latch is set by the
+/// next message that concerns it. `stop_sleeping` has to follow.
+pub fn read_or_sleep(after: i64, channels: &[Channel], batch: &mut Batch) -> Option<Progress> {
+    static REGISTERED: std::sync::Once = std::sync::Once::new();
+    REGISTERED.call_once(|| session::before_exit(exited));
+    stop_sleeping();
+    with_own(|handle| {
+        of(handle, |ring| {
+            let progress = ring.view().read(after, channels, batch);
+            if batch.len() == 0 && progress.missed == Some(0) && !progress.more {
+                SLEEPING.set(Some(handle.slot));
+                ring.sleep(latch::my_procno(), channels);
+            }
+            progress
+        })
+    })
+}
+
+/// This process is no sleeper any more.
+pub fn stop_sleeping() {
+    if let Some(slot) = SLEEPING.take() {
+        locked(slot, Mode::Exclusive, |ring| ring.stop_sleeping(latch::my_procno()));
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
+    stop_sleeping();
+}
+
+/// The relay's side of a ring.
+pub mod relay {
+    use super::*;
+
+    /// This process is the relay of its database: the ring, if there is one.
+    pub fn came() -> Option<Handle> {
+        with_own(|handle| of(handle, |ring| ring.relay_came(latch::my_procno())).map(|()| handle))
+    }
+
+    /// It is no more.
+    pub fn left(handle: Handle) {
+        of(handle, |ring| ring.relay_left(latch::my_procno(), time::now()));
+    }
+
+    /// Copies what is to be sent, until the batch is full: how far that is, for `sent`.
+    pub fn unsent(handle: Handle, batch: &mut Batch) -> Option<u64> {
+        view(handle, |ring| ring.unsent(batch))
+    }
+
+    /// Everything before was sent.
+    pub fn sent(handle: Handle, ordinal: u64) {
+        of(handle, |ring| ring.relayed(ordinal));
+    }
+
+    /// The next message will set this process's latch; false when there is something to send.
+    pub fn sleeps(handle: Handle) -> bool {
+        of(handle, |ring| ring.relay_sleeps()).unwrap_or(true)
+    }
+}
+
+fn counters(slot: usize) -> Option<&'static Counters> {
+    let (root, l) = (root().ok()?, layout());
+    // SAFETY: atomics in the segment.
+    let all: &[Padded<Counters>] = unsafe { area(root, l.counters, l.max_databases) };
+    all.get(slot).map(|padded| &padded.0)
+}
+
+/// Adds to a counter of this process's database. Callable after commit.
+pub fn count(counter: Counter, more: usize) {
+    if more > 0
+        && let Some(counters) = own().and_then(|handle| counters(handle.slot))
+    {
+        counters[counter as usize].fetch_add(more as u64, Ordering::Relaxed);
+    }
+}
+
+/// All counters of this database, and what of its ring is used and waits for the relay: (bytes in use, bytes
+/// in all, messages that wait).
+pub fn stats() -> Option<([u64; Counter::ALL.len()], (u64, u64, u64))> {
+    with_own(|handle| {
+        let ring = view(handle, |ring| (ring.used(), ring.backlog()))?;
+        let counters = counters(handle.slot)?.each_ref().map(|counter| counter.load(Ordering::Relaxed));
+        Some((counters, (ring.0.0, ring.0.1, ring.1)))
+    })
+}

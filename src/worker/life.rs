@@ -1,0 +1,54 @@
+//! The first and the last steps of a database's worker, of whatever kind.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::logic::lifecycle::Kind;
+use crate::pg::{bgworker, latch, session, time};
+use crate::shmem;
+
+/// This worker's database and kind, for its exit callback.
+static DATABASE: AtomicU32 = AtomicU32::new(0);
+static KIND: AtomicU32 = AtomicU32::new(0);
+
+/// Claims the slot and connects: the database. `None` when this worker is not wanted: the database is held
+/// or gone, or there is another. Whoever knows better starts one again.
+pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<u32> {
+    let database = argument.value() as u32;
+    DATABASE.store(database, Ordering::Relaxed);
+    KIND.store(kind as u32, Ordering::Relaxed);
+    bgworker::take_signals();
+    // Before it connects, so that it runs after the process has left the list of processes: whoever
+    // waits for this worker to go can then go on at once. And before the claim, which it takes back.
+    session::after_disconnect(exited);
+    let (pid, procno) = (latch::my_pid(), latch::my_procno());
+    if !matches!(shmem::registry(|r| r.claim(kind, database, pid, procno, time::now())), Ok(Ok(()))) {
+        return None;
+    }
+    bgworker::connect_to(database);
+    // Over whatever the database's or the role's settings say: what it runs writes, and names in it mean
+    // what they say.
+    for (name, value) in [
+        (c"role", c"none"),
+        (c"search_path", c"pg_catalog, pg_temp"),
+        (c"default_transaction_read_only", c"off"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"session_replication_role", c"origin"),
+    ] {
+        session::set(name, value);
+    }
+    Some(database)
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
+    let database = DATABASE.load(Ordering::Relaxed);
+    let kind = if KIND.load(Ordering::Relaxed) == Kind::Relay as u32 { Kind::Relay } else { Kind::Keeper };
+    let holders = shmem::registry(|r| r.exited(kind, database, latch::my_pid(), time::now()));
+    for procno in holders.unwrap_or_default() {
+        latch::wake(procno);
+    }
+    shmem::wake_coordinator();
+}

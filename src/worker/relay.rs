@@ -1,0 +1,167 @@
+//! A relay: the worker of one database that sends what is in its ring to those who LISTEN, by native NOTIFY.
+//!
+//! Its transactions write nothing but their notifications (a commit record that nobody waits for), and touch
+//! no table, so that no lock of a user's can hold it up. What comes in while one of them runs goes into the
+//! next; after one it lets `obanrs.relay_interval` pass, so that under load many messages share a
+//! transaction and the one lock that NOTIFY takes for the whole server. A message after a quiet time goes
+//! at once.
+//!
+//! If it dies, what it has not sent stays in the ring, and is not overwritten; the next one sends it. What was
+//! sent in its last transaction may then come twice. It goes as the keeper does, and sends what there is
+//! before.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::life;
+use crate::config;
+use crate::error;
+use crate::logic::backoff::RELAY;
+use crate::logic::lifecycle::Kind;
+use crate::logic::relay::plan;
+use crate::logic::ring::Batch;
+use crate::pg::{bgworker, latch, notify, session, xact};
+use crate::shmem;
+use crate::shmem::listeners;
+use crate::shmem::rings::{self, Counter, Handle};
+
+/// What is taken out of the ring at a time, while its lock is held.
+const MESSAGES: usize = 1024;
+const BYTES: usize = 256 * 1024;
+
+/// More than any ring holds: what is sent before it leaves.
+const LAST_BATCHES: usize = 1024;
+
+thread_local! {
+    static RING: Cell<Option<Handle>> = const { Cell::new(None) };
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
+    let Some(database) = life::begin(Kind::Relay, argument) else { return };
+    // What is lost in a crash has no listener any more.
+    session::set(c"synchronous_commit", c"off");
+    bgworker::report_name(c"obanrs relay");
+    let Some(ring) = rings::relay::came() else { return };
+    RING.set(Some(ring));
+    session::before_exit(left);
+    let _ = shmem::registry(|r| r.running(Kind::Relay, database, latch::my_pid()));
+
+    let batch = Batch::new(MESSAGES, BYTES);
+    let mut relay = Relay { database, ring, batch, upto: 0, left: VecDeque::new(), failures: 0 };
+    loop {
+        latch::reset();
+        pgrx::check_for_interrupts!(); // news can come faster than this ever waits
+        bgworker::reload_config();
+        let Ok(orders) = shmem::registry(|r| r.orders(Kind::Relay, database)) else { return };
+        if orders.leave {
+            let _ = (0..LAST_BATCHES).find(|_| relay.pass() != Pass::Sent);
+            return;
+        }
+        match relay.pass() {
+            Pass::Gone => return,
+            Pass::Sent => latch::wait(Some(config::relay_interval())),
+            Pass::Failed(delay) => latch::wait(Some(delay)),
+            Pass::Nothing => {
+                if rings::relay::sleeps(ring)
+                    && shmem::registry(|r| r.kicks(Kind::Relay, database) == orders.kicks).unwrap_or(false)
+                {
+                    latch::wait(None);
+                }
+            }
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn left(_code: i32, _argument: pg_sys::Datum) {
+    if let Some(ring) = RING.get() {
+        rings::relay::left(ring);
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Pass {
+    /// The ring has nothing to send.
+    Nothing,
+    /// Something was sent; there may be more by now.
+    Sent,
+    /// To be tried again after this long.
+    Failed(Duration),
+    /// The database has another ring by now, or none.
+    Gone,
+}
+
+struct Relay {
+    database: u32,
+    ring: Handle,
+    batch: Batch,
+    /// How far the batch reaches.
+    upto: u64,
+    /// The transactions of the batch that have not been committed.
+    left: VecDeque<Vec<usize>>,
+    failures: u32,
+}
+
+impl Relay {
+    /// Sends one batch, in as many transactions as it takes, or what is left of the last one.
+    fn pass(&mut self) -> Pass {
+        if self.left.is_empty() {
+            self.batch.clear();
+            let Some(upto) = rings::relay::unsent(self.ring, &mut self.batch) else { return Pass::Gone };
+            self.upto = upto;
+            if self.batch.len() > 0 && listeners::any() {
+                let plan = plan(self.batch.messages());
+                self.left = plan.transactions.into();
+                rings::count(Counter::Merged, plan.merged);
+            } else {
+                rings::count(Counter::Unheard, self.batch.len());
+                rings::relay::sent(self.ring, upto); // by their own transactions, or to nobody
+                return Pass::Nothing;
+            }
+        }
+        match self.send() {
+            Ok(()) => {
+                rings::relay::sent(self.ring, self.upto);
+                self.failures = 0;
+                Pass::Sent
+            }
+            // NOTIFY's queue is full, or the disk is: nothing that is up to a message.
+            Err(why) => {
+                if self.failures == 0 {
+                    let _ = shmem::registry(|r| r.note_error(Kind::Relay, self.database, &why));
+                    error::log(
+                        PgLogLevel::WARNING,
+                        PgSqlErrorCode::ERRCODE_WARNING,
+                        format!("obanrs can't relay notifications: {why}"),
+                        "They wait in shared memory, and are tried again every few seconds at the latest.",
+                    );
+                }
+                self.failures = self.failures.saturating_add(1);
+                Pass::Failed(Duration::from_micros(RELAY.delay(self.failures) as u64))
+            }
+        }
+    }
+
+    fn send(&mut self) -> Result<(), String> {
+        let messages: Vec<_> = self.batch.messages().collect();
+        while let Some(transaction) = self.left.front() {
+            xact::contain(|| {
+                xact::run(c"obanrs: relaying", || {
+                    for message in transaction.iter().map(|number| &messages[*number]) {
+                        notify::notify(message.channel, message.payload);
+                    }
+                });
+            })?;
+            rings::count(Counter::Relayed, transaction.len());
+            rings::count(Counter::RelayTransactions, 1);
+            self.left.pop_front();
+        }
+        Ok(())
+    }
+}
