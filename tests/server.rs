@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "server/bus.rs"]
+mod bus;
 #[path = "server/drivers.rs"]
 mod drivers;
 #[path = "server/errors.rs"]
@@ -18,6 +20,8 @@ mod museum;
 mod notify;
 #[path = "server/peers.rs"]
 mod peers;
+#[path = "server/pooler.rs"]
+mod pooler;
 #[path = "server/readme.rs"]
 mod readme;
 #[path = "server/rights.rs"]

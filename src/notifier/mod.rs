@@ -3,7 +3,6 @@
 pub mod poll;
 pub mod stats;
 
-use pgrx::datum::JsonB;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use serde_json::Value;
@@ -13,28 +12,29 @@ use crate::error::{Error, excerpt, given};
 use crate::logic::outbox::Origin;
 use crate::logic::{channel, wire};
 use crate::pg::acl::{self, Right};
+use crate::pg::datum::{Jsonb, Text};
 use crate::pg::{encoding, notify, session};
 use crate::shmem::listeners;
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_notify(
-    channel: Option<&str>,
-    payload: Option<JsonB>,
-    prefix: default!(Option<&str>, "'public'"),
+    channel: Option<Text>,
+    payload: Option<Jsonb>,
+    prefix: default!(Option<Text>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let payload = given("payload", payload)?;
-    Ok(publish(channel, &[payload.0], prefix)?)
+    Ok(publish(channel.as_deref(), &[payload.0], prefix.as_deref())?)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_notify_many(
-    channel: Option<&str>,
-    payloads: Option<Vec<Option<JsonB>>>,
-    prefix: default!(Option<&str>, "'public'"),
+    channel: Option<Text>,
+    payloads: Option<Vec<Option<Jsonb>>>,
+    prefix: default!(Option<Text>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let payloads = given("payloads", payloads)?;
     let payloads: Option<Vec<Value>> = payloads.into_iter().map(|p| p.map(|p| p.0)).collect();
-    Ok(publish(channel, &given("payloads", payloads)?, prefix)?)
+    Ok(publish(channel.as_deref(), &given("payloads", payloads)?, prefix.as_deref())?)
 }
 
 /// Queues every payload, or none: all are tested before the first is queued.
@@ -71,30 +71,30 @@ fn wire_form(payload: &Value) -> Result<String, Error> {
 }
 
 #[pg_extern(immutable, parallel_safe)]
-fn oban_encode(payload: Option<JsonB>) -> Result<String, ErrorReport> {
-    Ok(wire_form(&given("payload", payload)?.0)?)
+fn oban_encode(payload: Option<Jsonb>) -> Result<Text, ErrorReport> {
+    Ok(Text(wire_form(&given("payload", payload)?.0)?))
 }
 
 #[pg_extern(immutable, parallel_safe)]
-fn oban_decode(wire: Option<&str>) -> Result<JsonB, ErrorReport> {
+fn oban_decode(wire: Option<Text>) -> Result<Jsonb, ErrorReport> {
     let wire = given("wire", wire)?;
-    let json = wire::decode(wire).map_err(Error::from)?;
+    let json = wire::decode(&wire).map_err(Error::from)?;
     let value = serde_json::from_str(&json).map_err(|e| {
         Error::bad(
             format!("not a wire form of Oban's: \"{}\" is not JSON ({e})", excerpt(&json)),
             "Oban sends JSON, base64 of gzip (H4sI...), or the latter behind \"Z:\".",
         )
     })?;
-    Ok(JsonB(value))
+    Ok(Jsonb(value))
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_listen_channels(
-    channels: default!(Option<Vec<Option<String>>>, "'{gossip,insert,leader,signal}'"),
-    prefix: default!(Option<&str>, "'public'"),
-) -> Result<SetOfIterator<'static, String>, ErrorReport> {
-    let names = full_names(channels, prefix)?;
-    if let Some(prefix) = prefix.filter(|p| !p.is_empty()) {
+    channels: default!(Option<Vec<Option<Text>>>, "'{gossip,insert,leader,signal}'"),
+    prefix: default!(Option<Text>, "'public'"),
+) -> Result<SetOfIterator<'static, Text>, ErrorReport> {
+    let names = full_names(channels, prefix.as_deref())?;
+    if let Some(prefix) = prefix.as_deref().filter(|p| !p.is_empty()) {
         acl::require(prefix, Right::Read)?;
     }
     if !session::is_client_backend() {
@@ -108,24 +108,24 @@ fn oban_listen_channels(
     }
     listeners::listen();
     names.iter().for_each(|name| notify::listen(name));
-    Ok(SetOfIterator::new(names))
+    Ok(SetOfIterator::new(names.into_iter().map(Text)))
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_unlisten_channels(
-    channels: default!(Option<Vec<Option<String>>>, "'{gossip,insert,leader,signal}'"),
-    prefix: default!(Option<&str>, "'public'"),
-) -> Result<SetOfIterator<'static, String>, ErrorReport> {
-    let names = full_names(channels, prefix)?;
+    channels: default!(Option<Vec<Option<Text>>>, "'{gossip,insert,leader,signal}'"),
+    prefix: default!(Option<Text>, "'public'"),
+) -> Result<SetOfIterator<'static, Text>, ErrorReport> {
+    let names = full_names(channels, prefix.as_deref())?;
     if session::is_restricted() {
         return Err(Error::Restricted("unlisten").into());
     }
     names.iter().for_each(|name| notify::unlisten(name));
-    Ok(SetOfIterator::new(names))
+    Ok(SetOfIterator::new(names.into_iter().map(Text)))
 }
 
 /// The full names of a prefix's channels.
-fn full_names(channels: Option<Vec<Option<String>>>, prefix: Option<&str>) -> Result<Vec<String>, Error> {
+fn full_names(channels: Option<Vec<Option<Text>>>, prefix: Option<&str>) -> Result<Vec<String>, Error> {
     let (channels, prefix) = (given("channels", channels)?, given("prefix", prefix)?);
     channels.into_iter().map(|c| Ok(channel::full_name(prefix, &given("channels", c)?)?)).collect()
 }

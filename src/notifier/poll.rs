@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pgrx::datum::{Interval, JsonB, ToIsoString};
+use pgrx::datum::{Interval, ToIsoString};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -14,6 +14,7 @@ use crate::error::{Error, given};
 use crate::logic::ring::{Batch, Channel, Message, Progress};
 use crate::logic::wire;
 use crate::pg::acl::{self, Right};
+use crate::pg::datum::{Jsonb, Text};
 use crate::pg::procedure::{self, Call};
 use crate::pg::{encoding, latch, session, time};
 use crate::shmem;
@@ -39,7 +40,7 @@ struct Question<'a> {
 
 impl<'a> Question<'a> {
     fn new(
-        channels: Option<Vec<Option<String>>>,
+        channels: Option<Vec<Option<Text>>>,
         after: Option<i64>,
         max_messages: Option<i32>,
         prefix: Option<&'a str>,
@@ -104,8 +105,8 @@ impl Answer {
         self.messages.is_empty() && self.missed == Some(0)
     }
 
-    fn messages(self) -> JsonB {
-        JsonB(Value::Array(self.messages))
+    fn messages(self) -> Jsonb {
+        Jsonb(Value::Array(self.messages))
     }
 }
 
@@ -162,15 +163,15 @@ fn read(question: &Question<'_>) -> Result<Answer, Error> {
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_poll(
-    channels: default!(Option<Vec<Option<String>>>, "'{gossip,insert,leader,signal}'"),
+    channels: default!(Option<Vec<Option<Text>>>, "'{gossip,insert,leader,signal}'"),
     after: default!(Option<i64>, "NULL"),
     max_messages: default!(Option<i32>, "1000"),
-    prefix: default!(Option<&str>, "'public'"),
+    prefix: default!(Option<Text>, "'public'"),
 ) -> Result<
-    TableIterator<'static, (name!(position, i64), name!(missed, Option<i64>), name!(messages, JsonB))>,
+    TableIterator<'static, (name!(position, i64), name!(missed, Option<i64>), name!(messages, Jsonb))>,
     ErrorReport,
 > {
-    let answer = read(&Question::new(channels, after, max_messages, prefix)?)?;
+    let answer = read(&Question::new(channels, after, max_messages, prefix.as_deref())?)?;
     Ok(TableIterator::once((answer.position, answer.missed, answer.messages())))
 }
 
@@ -185,14 +186,14 @@ fn oban_position() -> Result<i64, ErrorReport> {
 #[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)] // they are the contract's
 pub fn oban_wait(
-    channels: Option<Vec<Option<String>>>,
+    channels: Option<Vec<Option<Text>>>,
     after: Option<i64>,
     timeout: Option<Interval>,
     max_messages: Option<i32>,
-    prefix: Option<String>,
+    prefix: Option<Text>,
     _position: Option<i64>,
     _missed: Option<i64>,
-    _messages: Option<JsonB>,
+    _messages: Option<Jsonb>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<pgrx::composite_type!('static, "record"), ErrorReport> {
     let timeout = waiting_time(given("timeout", timeout)?)?;

@@ -4,17 +4,17 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
-use super::c_string;
+use super::c_name;
 
 pub fn namespace(name: &str) -> Option<u32> {
-    let name = c_string(name);
+    let name = c_name(name);
     // SAFETY: `name` lives for the call.
     some(unsafe { pg_sys::get_namespace_oid(name.as_ptr(), true) })
 }
 
 /// A relation of any kind by its name in a schema.
 pub fn relation(namespace: u32, name: &str) -> Option<u32> {
-    let name = c_string(name);
+    let name = c_name(name);
     // SAFETY: `name` lives for the call.
     some(unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::Oid::from(namespace)) })
 }
@@ -43,7 +43,7 @@ fn class(relation: u32) -> Option<Class> {
 
 /// The type of a relation's column, if it has one of this name.
 fn column_type(relation: u32, name: &str) -> Option<pg_sys::Oid> {
-    let (relation, name) = (pg_sys::Oid::from(relation), c_string(name));
+    let (relation, name) = (pg_sys::Oid::from(relation), c_name(name));
     // SAFETY: catalog lookups; `name` lives for the call.
     unsafe {
         let number = pg_sys::get_attnum(relation, name.as_ptr());
@@ -135,7 +135,7 @@ pub fn lock_for_writing(table: u32) {
 
 /// A type by its name in a schema.
 pub fn type_exists(namespace: u32, name: &str) -> bool {
-    let name = c_string(name);
+    let name = c_name(name);
     // SAFETY: a catalog lookup; `name` lives for the call.
     unsafe {
         pg_sys::GetSysCacheOid(

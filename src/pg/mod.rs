@@ -5,6 +5,7 @@
 pub mod acl;
 pub mod bgworker;
 pub mod catalog;
+pub mod datum;
 pub mod encoding;
 pub mod hooks;
 pub mod latch;
@@ -22,6 +23,11 @@ pub mod xact;
 /// A string for Postgres. What comes out of SQL has no NUL bytes; a name with one would name nothing.
 fn c_string(s: impl Into<Vec<u8>>) -> std::ffi::CString {
     std::ffi::CString::new(s).unwrap_or_default()
+}
+
+/// A name of ours for Postgres.
+fn c_name(name: &str) -> std::ffi::CString {
+    c_string(encoding::to_server(name))
 }
 
 /// The i-th attribute of a tuple descriptor, counting from 0.

@@ -4,7 +4,7 @@ use std::ffi::c_char;
 
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
-use super::c_string;
+use super::{c_name, c_string};
 
 // Not bound by pgrx. They may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
@@ -23,14 +23,14 @@ pub fn notify(channel: &[u8], payload: &[u8]) {
 
 /// Starts listening with the end of this transaction.
 pub fn listen(channel: &str) {
-    let channel = c_string(channel);
+    let channel = c_name(channel);
     // SAFETY: the string is copied.
     unsafe { pg_guard_ffi_boundary(|| Async_Listen(channel.as_ptr())) }
 }
 
 /// Stops listening with the end of this transaction.
 pub fn unlisten(channel: &str) {
-    let channel = c_string(channel);
+    let channel = c_name(channel);
     // SAFETY: the string is copied.
     unsafe { pg_guard_ffi_boundary(|| Async_Unlisten(channel.as_ptr())) }
 }

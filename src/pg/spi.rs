@@ -64,7 +64,7 @@ pub fn schemas_with_peers() -> Vec<String> {
 /// The texts that a query with one text argument gives, by what is committed now: pgrx would show it
 /// what the transaction's own snapshot shows, and a lock that was waited for has made that old.
 pub fn look(sql: &str, argument: &str) -> Vec<String> {
-    let sql = super::c_string(sql);
+    let sql = super::c_name(sql);
     let Some(argument) = argument.into_datum() else { return Vec::new() };
     let (mut types, mut values) = ([pg_sys::TEXTOID], [argument]);
     // SAFETY: SPI's calls in their order, with a snapshot that is popped again; rows are copied before

@@ -4,6 +4,7 @@
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
+use super::encoding::to_utf8;
 use super::row::{self, Column, Row};
 
 // Not bound by pgrx. It may raise, so each call goes through the guard.
@@ -40,7 +41,7 @@ impl<'a> NewRows<'a> {
             if name.is_null() {
                 return String::new();
             }
-            let copy = std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned();
+            let copy = to_utf8(std::ffi::CStr::from_ptr(name).to_bytes()).into_owned();
             pg_sys::pfree(name.cast());
             copy
         }

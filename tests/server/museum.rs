@@ -1,7 +1,8 @@
 //! Bugs that other job systems had, by their numbers in our collection, each as a test that this one
 //! does not have it.
 
-use crate::support::{Ask, Cluster, wait_until};
+use crate::bus::{installed_with, poll, stat, wait, wait_for_relay};
+use crate::support::{Ask, Cluster, code, heard, wait_for, wait_until};
 
 /// Graphile Worker filled the log of a hot standby: its worker failed there, and was started again.
 #[test]
@@ -47,4 +48,220 @@ fn museum_10_enabling_a_trigger_is_idempotent_and_takes_no_access_exclusive_when
     client.batch_execute("COMMIT").unwrap();
     assert_eq!(client.one::<i64>(trigger), before, "it is the same trigger");
     worker.batch_execute("COMMIT").unwrap();
+}
+
+/// River lost what was sent while its notifier reconnected, and found out an hour later.
+#[test]
+fn museum_6_what_is_sent_while_a_listener_is_away_is_received_on_resume() {
+    let cluster = installed_with(&[]);
+    let mut client = cluster.client();
+    let mut position = poll(&mut client, "").position;
+    for round in 0..5 {
+        let mut listener = cluster.client();
+        listener.batch_execute("SELECT oban_listen_channels()").unwrap();
+        drop(listener); // it has lost its connection
+        for n in 0..3 {
+            let cancel = format!("SELECT oban_notify('signal', '{{\"job\": {}}}')", round * 3 + n);
+            client.batch_execute(&cancel).unwrap();
+        }
+        let mut again = cluster.client();
+        let answer = poll(&mut again, &format!("'{{signal}}', {position}"));
+        let jobs: Vec<i64> = answer.payloads.iter().map(|p| p["job"].as_i64().unwrap()).collect();
+        assert_eq!((jobs, answer.missed), ((round * 3..round * 3 + 3).collect(), Some(0)));
+        position = answer.position;
+    }
+}
+
+/// PGMQ's throttle of notifications was an unlogged table: empty after a crash, and with it every queue's
+/// notifications off until somebody turned them on again.
+#[test]
+fn museum_9_after_a_server_crash_the_bus_works_without_enabling_anything() {
+    let cluster = installed_with(&[]);
+    let pid: i32 = cluster.client().one("SELECT pg_backend_pid()");
+    let mut victim = cluster.client();
+    let victims: i32 = victim.one("SELECT pg_backend_pid()");
+    assert_ne!(pid, victims);
+    cluster.signal("KILL", victims);
+    let mut client = wait_for("the server is back", || {
+        let mut client = cluster.try_client("postgres", "postgres").ok()?;
+        client.query_one("SELECT oban_position()", &[]).ok()?;
+        Some(client)
+    });
+    client.batch_execute("SELECT oban_listen_channels()").unwrap();
+    client.batch_execute("INSERT INTO oban_jobs (worker, queue) VALUES ('w', 'q')").unwrap();
+    assert_eq!(heard(&mut client).len(), 1);
+    assert_eq!(poll(&mut client, "after => 0").payloads, [serde_json::json!({"queue": "q"})]);
+    wait_until("the relay sends again", || {
+        client.batch_execute("SELECT oban_notify('gossip', '{}')").unwrap();
+        heard(&mut client);
+        stat(&mut client, "relayed") > 0
+    });
+}
+
+/// PGMQ built names of channels out of names of queues as they were.
+#[test]
+fn museum_11_prefixes_and_channels_in_mixed_case_quoted_of_63_bytes_and_unicode() {
+    let cluster = installed_with(&[]);
+    let mut client = cluster.client();
+    let longest = "L".repeat(63 - ".oban_gossip".len());
+    for prefix in ["MixedCase", "with \"quotes\"", "with spaces", "ümläut", &longest] {
+        client.execute("SELECT oban_install($1)", &[&prefix]).unwrap();
+        client.execute("SELECT oban_listen_channels(prefix => $1)", &[&prefix]).unwrap();
+        let after: i64 = client.one("SELECT oban_position()");
+        let table = format!("\"{}\".oban_jobs", prefix.replace('"', "\"\""));
+        client
+            .batch_execute(&format!("INSERT INTO {table} (worker, queue) VALUES ('w', 'Q \"ü\"')"))
+            .unwrap();
+        let heard = heard(&mut client);
+        assert_eq!(heard.len(), 1, "{prefix}");
+        assert_eq!(heard[0].channel(), format!("{prefix}.oban_insert"));
+        let queue: serde_json::Value = client
+            .query_one("SELECT messages->0 FROM oban_poll(after => $1, prefix => $2)", &[&after, &prefix])
+            .unwrap()
+            .get(0);
+        assert_eq!((&queue["channel"], &queue["payload"]["queue"]), (&"insert".into(), &"Q \"ü\"".into()));
+    }
+    let too_long = format!("{longest}L");
+    assert!(client.execute("SELECT oban_install($1)", &[&too_long]).is_err(), "one byte more");
+}
+
+/// Graphile Worker's channel is `jobs:insert` for everybody in the database.
+#[test]
+fn museum_12_prefix_a_never_hears_prefix_b() {
+    let cluster = installed_with(&[]);
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_install('a'), oban_install('b'), oban_install('ab')").unwrap();
+    let mut listener = cluster.client();
+    listener.batch_execute("SELECT oban_listen_channels(prefix => 'a')").unwrap();
+    let after: i64 = client.one("SELECT oban_position()");
+    let mut waiter = cluster.client();
+    let waiting = std::thread::spawn(move || wait(&mut waiter, &format!("after => {after}, prefix => 'a'")));
+    for (prefix, n) in [("b", 1), ("ab", 2), ("public", 3), ("a", 4)] {
+        let sql = format!("INSERT INTO {prefix}.oban_jobs (worker, queue) VALUES ('w', 'q{n}')");
+        client.batch_execute(&sql).unwrap();
+    }
+    // Nor what calls itself so.
+    client.batch_execute("SELECT oban_notify('a.oban_gossip', '{\"forged\": true}', '')").unwrap();
+    let own = [serde_json::json!({"queue": "q4"})];
+    assert_eq!(waiting.join().unwrap().payloads, own);
+    assert_eq!(poll(&mut client, &format!("after => {after}, prefix => 'a'")).payloads, own);
+    let heard = heard(&mut listener);
+    let heard: Vec<&str> = heard.iter().map(|n| n.channel()).collect();
+    // Natively a channel is its name, and anybody may send there; README says so.
+    assert_eq!(heard, ["a.oban_insert", "a.oban_gossip"]);
+}
+
+/// In DBOS a message that was too long stopped all that waited with it.
+#[test]
+fn museum_13_large_payloads_and_poison_that_affects_only_itself() {
+    let cluster = installed_with(&[]);
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_listen_channels()").unwrap();
+    let after: i64 = client.one("SELECT oban_position()");
+    let mut sent = Vec::new();
+    let noise =
+        "(SELECT jsonb_build_object('x', string_agg(md5(i::text), '')) FROM generate_series(1, 2000) i)";
+    for size in [100, 7_989, 7_990, 7_991, 8_192, 100_000, 1_000_000] {
+        let payload = serde_json::json!({ "pad": "x".repeat(size) });
+        client.execute("SELECT oban_notify('gossip', $1)", &[&payload]).unwrap();
+        sent.push(payload);
+        assert_eq!(code(&mut client, &format!("SELECT oban_notify('gossip', {noise})")), "54000");
+        assert_eq!(code(&mut client, "SELECT oban_notify('gossip', '[]')"), "22023");
+        assert_eq!(
+            code(&mut client, "SELECT oban_notify_many('gossip', ARRAY['{}', '1']::jsonb[])"),
+            "22023"
+        );
+    }
+    for odd in ["{\"a\": 1e400}", "{\"\": \"\\\"\\\\ \u{1}\"}", "{\"a\": {\"a\": [[[[]]]]}}", "{}"] {
+        let payload: serde_json::Value =
+            client.one(&format!("SELECT $j${}$j$::jsonb", odd.replace('\u{1}', "\\u0001")));
+        client.execute("SELECT oban_notify('gossip', $1)", &[&payload]).unwrap();
+        sent.push(payload);
+    }
+    let answer = poll(&mut client, &format!("'{{gossip}}', {after}"));
+    assert_eq!(answer.missed, Some(0));
+    assert!(answer.payloads == sent, "each as it was sent");
+    let heard = heard(&mut client);
+    assert_eq!(heard.len(), sent.len());
+    for (n, payload) in heard.iter().zip(&sent) {
+        assert!(n.payload().len() < 8_000);
+        let read: serde_json::Value =
+            client.query_one("SELECT oban_decode($1)", &[&n.payload()]).unwrap().get(0);
+        assert!(read == *payload);
+    }
+}
+
+/// pg_net forgot its wake-up under PREPARE TRANSACTION, and what a savepoint takes back must not be sent.
+#[test]
+fn museum_14_prepare_transaction_and_rollback_to_savepoint() {
+    let cluster = installed_with(&[]);
+    let mut client = cluster.client();
+    let after: i64 = client.one("SELECT oban_position()");
+    let notify = "SELECT oban_notify('gossip', '{\"n\": 1}')";
+    assert_eq!(code(&mut client, &format!("BEGIN; {notify}; PREPARE TRANSACTION 'p'")), "0A000");
+    client.batch_execute(&format!("BEGIN; SAVEPOINT s; {notify}; ROLLBACK TO s; COMMIT")).unwrap();
+    let insert = "INSERT INTO oban_jobs (worker) VALUES ('w')";
+    client.batch_execute(&format!("BEGIN; {insert}; PREPARE TRANSACTION 'p'")).unwrap();
+    client.batch_execute("COMMIT PREPARED 'p'").unwrap();
+    assert_eq!(stat(&mut client, "dropped"), 1, "a wake-up is, and it is counted");
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 1, "the row is not");
+    client.batch_execute("SELECT oban_notify('gossip', '{\"n\": 2}')").unwrap();
+    assert_eq!(poll(&mut client, &format!("after => {after}")).payloads, [serde_json::json!({"n": 2})]);
+}
+
+/// pg_net sets its worker's latch without a look whether there is a worker.
+#[test]
+fn museum_15_a_worker_that_dies_between_publish_and_wake_loses_no_wake_up() {
+    let cluster = installed_with(&[]);
+    let mut listener = cluster.client();
+    listener.batch_execute("SELECT oban_listen_channels()").unwrap();
+    let mut client = cluster.client();
+    let mut expected = Vec::new();
+    for round in 0..4 {
+        let relay = wait_for_relay(&cluster);
+        // It stands still: what is published now wakes it, and it dies before it can look.
+        cluster.signal("STOP", relay);
+        for n in 0..5 {
+            client
+                .batch_execute(&format!("SELECT oban_notify('gossip', '{{\"n\": {}}}')", round * 10 + n))
+                .unwrap();
+            expected.push(format!("{{\"n\":{}}}", round * 10 + n));
+        }
+        client.execute("SELECT pg_terminate_backend($1)", &[&relay]).unwrap();
+        cluster.signal("CONT", relay);
+        for n in 5..10 {
+            client
+                .batch_execute(&format!("SELECT oban_notify('gossip', '{{\"n\": {}}}')", round * 10 + n))
+                .unwrap();
+            expected.push(format!("{{\"n\":{}}}", round * 10 + n));
+        }
+    }
+    let heard = heard(&mut listener);
+    let mut heard: Vec<&str> = heard.iter().map(|n| n.payload()).collect();
+    // What was sent in the transaction in which it died may come twice; the first time is in order.
+    let mut seen = std::collections::BTreeSet::new();
+    heard.retain(|payload| seen.insert(*payload));
+    assert_eq!(heard, expected);
+    let restarts = "SELECT restarts FROM oban_workers WHERE kind = 'relay'";
+    assert_eq!(client.one::<i32>(restarts), 4);
+}
+
+/// A full buffer of notifications blocked writes in Flyte.
+#[test]
+fn museum_18_a_slow_consumer_never_blocks_a_writer_and_is_told_it_lagged() {
+    let cluster = installed_with(&["obanrs.ring_size = '64kB'"]);
+    let mut slow = cluster.client();
+    slow.batch_execute("SELECT oban_listen_channels()").unwrap();
+    slow.batch_execute("BEGIN").unwrap(); // it hears nothing until it ends
+    let mut client = cluster.client();
+    let start: i64 = client.one("SELECT oban_position()");
+    client.batch_execute("SET statement_timeout = '20s'").unwrap();
+    for n in 0..5_000 {
+        client.batch_execute(&format!("SELECT oban_notify('gossip', '{{\"n\": {n}}}')")).unwrap();
+    }
+    let answer = poll(&mut client, &format!("'{{gossip}}', {start}, 10000"));
+    assert_eq!(answer.missed.unwrap() + answer.payloads.len() as i64, 5_000);
+    assert!(answer.missed.unwrap() > 4_000, "{:?}", answer.missed);
+    slow.batch_execute("COMMIT").unwrap();
+    assert_eq!(heard(&mut slow).len(), 5_000);
 }

@@ -236,10 +236,15 @@ impl Shell {
 
     /// Runs a statement that gives one row of one column.
     pub fn ask(&mut self, sql: &str) -> String {
-        writeln!(self.input, "{sql};").and_then(|()| self.input.flush()).expect("psql reads");
+        self.tell(sql);
         let mut line = String::new();
         self.output.read_line(&mut line).expect("psql answers");
         line.trim().to_owned()
+    }
+
+    /// Begins a statement and does not wait for its end.
+    pub fn tell(&mut self, sql: &str) {
+        writeln!(self.input, "{sql};").and_then(|()| self.input.flush()).expect("psql reads");
     }
 
     /// SIGKILL.

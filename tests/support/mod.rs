@@ -20,6 +20,11 @@ pub fn extensions_folder() -> &'static std::path::Path {
     &installation::installation().extensions
 }
 
+/// A program that runs as the user whom the servers run as.
+pub fn program_as_server(program: &std::path::Path) -> std::process::Command {
+    workspace::workspace().command(program)
+}
+
 /// The longest that a test waits for a condition that has to come true: far above what it takes.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -1,0 +1,140 @@
+//! Arguments and results of SQL functions as Rust has them, whatever the server's encoding is. (pgrx's own
+//! types are for databases in UTF-8.)
+
+use std::ffi::CStr;
+use std::ops::Deref;
+
+use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
+use pgrx::datum::{Datum, UnboxDatum};
+use pgrx::nullable::Nullable;
+use pgrx::pg_sys;
+use pgrx::pgrx_sql_entity_graph::metadata::{
+    ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
+};
+use pgrx::prelude::*;
+use serde_json::Value;
+
+use super::encoding::{to_server, to_utf8};
+
+/// A `text`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text(pub String);
+
+impl Deref for Text {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A `jsonb`.
+#[derive(Clone, Debug)]
+pub struct Jsonb(pub Value);
+
+impl FromDatum for Text {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _type: pg_sys::Oid,
+    ) -> Option<Self> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: a text, says whoever calls this.
+        let bytes =
+            unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr())) };
+        Some(Self(to_utf8(bytes).into_owned()))
+    }
+}
+
+impl IntoDatum for Text {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        let bytes = to_server(&self.0);
+        // SAFETY: the bytes are copied.
+        unsafe { Some(pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32).into()) }
+    }
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::TEXTOID
+    }
+}
+
+impl FromDatum for Jsonb {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _type: pg_sys::Oid,
+    ) -> Option<Self> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: a jsonb, says whoever calls this; its text is read and freed.
+        let value = unsafe {
+            let text: &CStr = pgrx::direct_function_call(pg_sys::jsonb_out, &[Some(datum)])?;
+            let value = serde_json::from_str(&to_utf8(text.to_bytes()));
+            pg_sys::pfree(text.as_ptr().cast_mut().cast());
+            value
+        };
+        Some(Self(value.unwrap_or_else(|e| pgrx::error!("a jsonb is no JSON: {e}"))))
+    }
+}
+
+impl IntoDatum for Jsonb {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        let text = super::c_string(to_server(&self.0.to_string()));
+        // SAFETY: the text lives for the call.
+        unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[text.as_c_str().into_datum()]) }
+    }
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::JSONBOID
+    }
+}
+
+macro_rules! sql_type {
+    ($rust:ty, $sql:literal) => {
+        // SAFETY: by FromDatum, which copies.
+        unsafe impl UnboxDatum for $rust {
+            type As<'src> = Self;
+            unsafe fn unbox<'src>(datum: Datum<'src>) -> Self
+            where
+                Self: 'src,
+            {
+                // SAFETY: a datum of this type that is not null, as the trait promises.
+                unsafe { Self::from_datum(std::mem::transmute::<Datum<'src>, pg_sys::Datum>(datum), false) }
+                    .unwrap_or_else(|| pgrx::error!("an element is null"))
+            }
+        }
+        // SAFETY: as pgrx does for its own types of this kind.
+        unsafe impl<'fcx> ArgAbi<'fcx> for $rust {
+            unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+                // SAFETY: an argument of this type.
+                unsafe { arg.unbox_arg_using_from_datum() }
+                    .unwrap_or_else(|| pgrx::error!("an argument is null"))
+            }
+            unsafe fn unbox_nullable_arg(arg: Arg<'_, 'fcx>) -> Nullable<Self> {
+                // SAFETY: as above.
+                unsafe { arg.unbox_arg_using_from_datum::<Self>() }.into()
+            }
+        }
+        // SAFETY: as above.
+        unsafe impl BoxRet for $rust {
+            unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+                match self.into_datum() {
+                    // SAFETY: a datum of the function's type.
+                    Some(datum) => unsafe { fcinfo.return_raw_datum(datum) },
+                    None => fcinfo.return_null(),
+                }
+            }
+        }
+        // SAFETY: this is its type in SQL.
+        unsafe impl SqlTranslatable for $rust {
+            const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!($rust);
+            const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+            const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal($sql));
+            const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
+                Ok(ReturnsRef::One(SqlMappingRef::literal($sql)));
+        }
+    };
+}
+
+sql_type!(Text, "text");
+sql_type!(Jsonb, "jsonb");

@@ -1,0 +1,114 @@
+//! Through a real PgBouncer that gives each transaction another connection.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+
+use fallible_iterator::FallibleIterator;
+use postgres::{Client, NoTls, SimpleQueryMessage};
+use serde_json::Value;
+
+use crate::bus::installed_with;
+use crate::support::{Ask, Cluster, program_as_server, wait_for};
+
+const POOL: usize = 20;
+
+struct PgBouncer {
+    folder: String,
+    /// A shell that ends PgBouncer when its input ends: with us, however we do.
+    shell: Child,
+}
+
+impl PgBouncer {
+    fn start(cluster: &Cluster) -> Self {
+        let folder = cluster.socket_folder().to_owned();
+        let file = Path::new(&folder).join("pgbouncer.ini");
+        let settings = format!(
+            "[databases]\npostgres = host={folder} user=postgres\n\
+             [pgbouncer]\nlisten_addr =\nunix_socket_dir = {folder}\nlisten_port = 6432\nauth_type = any\n\
+             pool_mode = transaction\ndefault_pool_size = {POOL}\nmax_client_conn = 500\nlogfile = {folder}/pgbouncer.log\n"
+        );
+        fs::write(&file, settings).unwrap();
+        let mut sh = program_as_server("/bin/sh".as_ref());
+        let program = fs::canonicalize("target/tools/bin/pgbouncer").expect("make drivers gets it");
+        sh.args(["-c", r#""$1" -q "$2" & pid=$!; read -r end; kill "$pid"; wait"#, "sh"])
+            .arg(program)
+            .arg(file);
+        let shell = sh.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let pooler = Self { folder, shell };
+        wait_for("PgBouncer takes connections", || pooler.try_client());
+        pooler
+    }
+
+    fn try_client(&self) -> Option<Client> {
+        let mut config = postgres::Config::new();
+        config.host_path(&self.folder).port(6432).user("postgres").dbname("postgres").connect(NoTls).ok()
+    }
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        drop(self.shell.stdin.take());
+        let _ = self.shell.wait();
+    }
+}
+
+/// By the simple protocol: named statements, which the driver would make, are of one connection.
+fn ask(client: &mut Client, sql: &str) -> Vec<Option<String>> {
+    let messages = client.simple_query(sql).unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+    let row = messages.iter().find_map(|m| match m {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    let row = row.unwrap_or_else(|| panic!("{sql}: no row"));
+    (0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()
+}
+
+#[test]
+fn two_hundred_clients_on_twenty_connections_publish_poll_and_wait() {
+    const CLIENTS: usize = 200;
+    let cluster = installed_with(&[]);
+    let pooler = Arc::new(PgBouncer::start(&cluster));
+    let mut listener = pooler.try_client().unwrap();
+    listener.batch_execute("LISTEN \"public.oban_sonar\"").unwrap();
+    let mut direct = cluster.client();
+    direct.batch_execute("LISTEN \"public.oban_sonar\"").unwrap();
+    let start: i64 = direct.one("SELECT oban_position()");
+
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|own| {
+            let mut client = pooler.try_client().expect("it takes this many");
+            std::thread::spawn(move || {
+                ask(&mut client, &format!("SELECT oban_notify('sonar', '{{\"n\": {own}}}')"));
+                let (mut after, mut heard) = (start, Vec::new());
+                while heard.len() < CLIENTS {
+                    let answer = if own % 2 == 0 {
+                        ask(&mut client, &format!("SELECT * FROM oban_poll('{{sonar}}', {after})"))
+                    } else {
+                        ask(&mut client, &format!("CALL oban_wait('{{sonar}}', {after}, '50 milliseconds')"))
+                    };
+                    let [Some(position), Some(missed), Some(messages)] = &answer[..] else {
+                        panic!("{answer:?}")
+                    };
+                    assert_eq!(missed, "0");
+                    after = position.parse().unwrap();
+                    let Value::Array(messages) = serde_json::from_str(messages).unwrap() else {
+                        panic!("{messages}")
+                    };
+                    heard.extend(messages.iter().map(|m| m["payload"]["n"].as_u64().unwrap() as usize));
+                }
+                heard.sort();
+                heard
+            })
+        })
+        .collect();
+    for client in clients {
+        assert_eq!(client.join().unwrap(), (0..CLIENTS).collect::<Vec<_>>());
+    }
+    let connections = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
+    assert!(direct.one::<i64>(connections) <= POOL as i64 + 2);
+    // The relay has sent it all, and who listens through the pooler has heard nothing of it.
+    assert_eq!(crate::support::heard(&mut direct).len(), CLIENTS);
+    assert_eq!(listener.notifications().iter().next().unwrap().map(|n| n.payload().to_owned()), None);
+}
