@@ -27,12 +27,13 @@ export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 # has no schema, and a backtrace would go into the DETAIL of every error.
 unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUST_BACKTRACE CARGO_TARGET_DIR CARGO_BUILD_TARGET
 
+BENCH_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-bench
 RELEASE_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-release
 TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 
 # Several targets build in the same folders.
 .NOTPARALLEL:
-.PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check readme archive install clean
+.PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check bench soak readme archive install clean
 
 help: ## lists the targets
 	@echo 'Usage: make TARGET [PG_CONFIG=/path/to/pg_config]'
@@ -96,6 +97,13 @@ check: package test-structure ## formatting, lints on every major, the install s
 	done
 	tools/pgspot "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql sql/archive/*.sql
 	tools/deny
+
+bench: setup ## what a wake-up costs, into benches/results (an hour); BENCH=quick shows whether it runs
+	@tools/package "$(PG_CONFIG)" "$(BENCH_PACKAGE)" --features bench
+	$(call harness,$(BENCH_PACKAGE)) cargo test $(HARNESS_FEATURES) --bench bus -- $(BENCH)
+
+soak: package drivers ## the tests that take minutes
+	$(call harness,$(RELEASE_PACKAGE)) cargo test $(HARNESS_FEATURES) --test server -- --ignored soak
 
 readme: package ## writes README's reference from the comments in the database
 	OBANRS_WRITE_README=1 $(call harness,$(RELEASE_PACKAGE)) \

@@ -36,6 +36,8 @@ pub enum Error {
     Prepared,
     #[error("obanrs is not loaded at server start")]
     NotPreloaded,
+    #[error("the extension obanrs is not in this database")]
+    NoExtension,
     #[error("cannot {0} during recovery")]
     InRecovery(&'static str),
     #[error("cannot run {0} in a transaction block")]
@@ -71,9 +73,10 @@ impl Error {
             Self::PayloadTooLarge(_) | Self::TooManyMessages(_) => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             Self::InTransactionBlock(_) => ERRCODE_ACTIVE_SQL_TRANSACTION,
             Self::ReadOnly(_) => ERRCODE_READ_ONLY_SQL_TRANSACTION,
-            Self::NotPreloaded | Self::InRecovery(_) | Self::UnloggedInRecovery { .. } => {
-                ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
-            }
+            Self::NotPreloaded
+            | Self::NoExtension
+            | Self::InRecovery(_)
+            | Self::UnloggedInRecovery { .. } => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::OutOfMemory => ERRCODE_OUT_OF_MEMORY,
             Self::NotSupported(_) | Self::Prepared => ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::WrongTrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
@@ -109,10 +112,12 @@ impl Error {
             Self::OutOfMemory => "Commit in between.".into(),
             Self::Prepared => "Send after COMMIT PREPARED, in a transaction of its own.".into(),
             Self::NotPreloaded => "Add obanrs to shared_preload_libraries and restart the server.".into(),
+            Self::NoExtension => "It was dropped, or its CREATE EXTENSION is not committed yet.".into(),
             Self::InRecovery(_) => "Connect to the primary.".into(),
             Self::InTransactionBlock(_) => {
-                "CALL it as a statement of its own, with autocommit: it must not hold a snapshot while it waits. In a \
-                 transaction use oban_poll."
+                "CALL it as a statement of its own, with autocommit, and not from a function, an exception block or a \
+                 procedure with SET or SECURITY DEFINER: it must not hold a snapshot while it waits. In a transaction use \
+                 oban_poll."
                     .into()
             }
             Self::ReadOnly(_) => {

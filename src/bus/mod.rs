@@ -15,6 +15,9 @@
 //! latches are set, and memory is freed, nothing else. Only there positions are given, so that whoever
 //! reads a message sees the rows of its transaction.
 //!
+//! A relay that has ended is waited for; one that does not come is done without: then each transaction sends
+//! what waits in the ring before its own.
+//!
 //! The outbox and what follows it are plain memory of this process, empty whenever no transaction is open.
 //! An error, a cancel or the end of the process between PRE_COMMIT and COMMIT is an abort, and that gives the
 //! reserved room back; a process that dies without one (SIGKILL) takes shared memory along.
@@ -29,28 +32,35 @@ use crate::config::{self, Notifier};
 use crate::error::Error;
 use crate::logic::channel;
 use crate::logic::outbox::{Message, Origin, Outbox, Queued, Way};
-use crate::logic::ring::{self, Incoming};
+use crate::logic::ring::{self, Batch, Incoming};
 use crate::pg::{encoding, notify, session, xact};
 use crate::shmem::listeners;
-use crate::shmem::rings::{self, Counter, Handle};
+use crate::shmem::rings::{self, Counter, Handle, Reserved};
 
 thread_local! {
     static OUTBOX: RefCell<Outbox> = RefCell::default();
     /// Between PRE_COMMIT, when the outbox was emptied, and the end of the transaction.
     static CLOSED: Cell<bool> = const { Cell::new(false) };
+    /// Room in the ring that an abort has to give back: entries and bytes.
+    static RESERVED: Cell<Option<(Handle, usize, usize)>> = const { Cell::new(None) };
     /// What is published with the commit.
     static PUBLICATION: RefCell<Option<Publication>> = const { RefCell::new(None) };
 }
+
+// No borrow of these is held while Postgres is called: it may end the process there, and the end of its
+// transaction comes back to us.
 
 /// Messages of a transaction that is about to commit.
 struct Publication {
     ring: Handle,
     messages: Vec<Message>,
-    /// What is reserved for them in the ring: entries and bytes. Without room they are not in it.
-    reserved: Option<(usize, usize)>,
+    /// Whether there is room for them in the ring.
+    room: bool,
     /// Whether all of them were sent natively.
     sent: bool,
-    /// How many more there are, not in the ring.
+    /// How far the transaction has sent what waited for a relay.
+    relayed: Option<u64>,
+    /// How many more messages there are, not in the ring.
     late: usize,
 }
 
@@ -106,9 +116,9 @@ pub fn queue(target: &Target, payload: &[u8], origin: Origin) -> Result<(), Erro
         return Ok(());
     }
     let way = if config::notifier() == Notifier::Postgres { Way::Natively } else { target.way };
-    let most = config::max_transaction_messages();
+    let (most, level) = (config::max_transaction_messages(), xact::level());
     let queued = match Message::new(&target.name, target.prefix, payload, origin, way) {
-        Some(message) => OUTBOX.with_borrow_mut(|outbox| outbox.queue(message, xact::level(), most)),
+        Some(message) => OUTBOX.with_borrow_mut(|outbox| outbox.queue(message, level, most)),
         None => Queued::OutOfMemory,
     };
     match (queued, origin) {
@@ -123,9 +133,9 @@ pub fn queue(target: &Target, payload: &[u8], origin: Origin) -> Result<(), Erro
 /// A message that came too late for the ring: readers are told of a gap.
 fn count_late() {
     let ring = PUBLICATION.with_borrow(|p| p.as_ref().map(|p| p.ring));
-    let Some(ring) = ring.or_else(|| rings::reserve(0, 0).map(|(ring, _)| ring)) else { return };
+    let Some(ring) = ring.or_else(|| rings::reserve(0, 0).map(|r| r.ring)) else { return };
     PUBLICATION.with_borrow_mut(|publication| {
-        let none = Publication { ring, messages: Vec::new(), reserved: None, sent: true, late: 0 };
+        let none = Publication { ring, messages: Vec::new(), room: true, sent: true, relayed: None, late: 0 };
         publication.get_or_insert(none).late += 1;
     });
 }
@@ -138,13 +148,11 @@ unsafe extern "C-unwind" fn transaction_event(
 ) {
     if xact::is_end(event) {
         CLOSED.set(false);
-        let publication = PUBLICATION.take();
-        match publication {
-            Some(publication) if xact::is_commit(event) => publish(publication),
-            Some(Publication { ring, reserved: Some((entries, bytes)), .. }) => {
-                rings::give_back(ring, entries, bytes);
-            }
-            _ => {}
+        let (reserved, publication) = (RESERVED.take(), PUBLICATION.take());
+        if xact::is_commit(event) {
+            publication.into_iter().for_each(publish);
+        } else if let Some((ring, entries, bytes)) = reserved {
+            rings::give_back(ring, entries, bytes);
         }
         // Of a transaction that was rolled back, or prepared.
         if let Some(left) = take() {
@@ -165,44 +173,65 @@ fn take() -> Option<Vec<Message>> {
     OUTBOX.with_borrow_mut(|outbox| (!outbox.is_empty()).then(|| outbox.take()))
 }
 
-/// Before the commit: finds the way for the messages, and reserves it.
+/// Before the commit: finds the way for the messages, reserves it, and sends natively what has to be.
 fn prepare(messages: Vec<Message>) {
     let bytes = messages.iter().map(Message::bytes).sum();
-    let Some((ring, way)) = rings::reserve(messages.len(), bytes) else {
-        messages.iter().for_each(|m| notify::notify(&m.channel, &m.payload));
+    let Some(Reserved { ring, way, orphaned }) = rings::reserve(messages.len(), bytes) else {
+        send(&messages, true);
         return;
     };
+    // From here on an abort gives the room back. Native NOTIFY may raise, or end the process.
+    let room = way != ring::Way::Natively;
+    RESERVED.set(room.then_some((ring, messages.len(), bytes)));
+    let relayed = if orphaned { send_orphans(ring) } else { None };
     // Where nobody listens, nothing need be sent: should somebody begin to before the commit, the relay will
-    // find it. But it finds only what is in the ring.
-    let all = match way {
-        ring::Way::Relay => false,
+    // find it. But it finds only what is in the ring. And what is in one transaction with a signal is not
+    // overtaken by it.
+    let sent = match way {
+        ring::Way::Relay => messages.iter().any(|m| m.way == Way::Natively),
         ring::Way::Both => listeners::any(),
         ring::Way::Natively => true,
     };
-    let reserved = (way != ring::Way::Natively).then_some((messages.len(), bytes));
-    // From here on an abort gives the room back. Native NOTIFY may raise.
-    PUBLICATION.set(Some(Publication { ring, messages, reserved, sent: all, late: 0 }));
-    let mut natively = 0;
-    PUBLICATION.with_borrow(|publication| {
-        for message in publication.iter().flat_map(|p| &p.messages) {
-            if all || message.way == Way::Natively {
-                notify::notify(&message.channel, &message.payload);
-                natively += 1;
-            }
-        }
-    });
+    let natively = send(&messages, sent);
+    PUBLICATION.set(Some(Publication { ring, messages, room, sent, relayed, late: 0 }));
     rings::count(Counter::Native, natively);
-    rings::count(Counter::NativeFallbacks, if all { natively } else { 0 });
+    rings::count(Counter::NativeFallbacks, if way == ring::Way::Relay { 0 } else { natively });
+}
+
+/// Sends all messages natively, or those that have to be; how many. A full queue of NOTIFY would fail the
+/// commit: for wake-ups it does not, they are dropped.
+fn send(messages: &[Message], all: bool) -> usize {
+    let mut sent = 0;
+    let mut full = None;
+    for message in messages.iter().filter(|m| all || m.way == Way::Natively) {
+        if message.origin == Origin::Trigger && *full.get_or_insert_with(notify::is_queue_full) {
+            rings::count(Counter::Dropped, 1);
+            continue;
+        }
+        notify::notify(&message.channel, &message.payload);
+        sent += 1;
+    }
+    sent
+}
+
+/// Sends what waits for a relay that does not come, as far as a batch goes: how far that is. Another
+/// transaction may do the same; then it comes twice.
+fn send_orphans(ring: Handle) -> Option<u64> {
+    let mut batch = Batch::new(1024, 256 * 1024);
+    let upto = rings::relay::unsent(ring, &mut batch)?;
+    if listeners::any() {
+        batch.messages().for_each(|m| notify::notify(m.channel, m.payload));
+        rings::count(Counter::NativeFallbacks, batch.len());
+    }
+    Some(upto)
 }
 
 /// After the commit.
 fn publish(publication: Publication) {
-    let Publication { ring, messages, reserved, sent, late } = publication;
-    let nobody = !listeners::any();
-    let (in_ring, gap) = match reserved {
-        Some(_) => (&messages[..], late),
-        None => (&[][..], late + messages.len()),
-    };
+    let Publication { ring, messages, room, sent, relayed, late } = publication;
+    relayed.into_iter().for_each(|upto| rings::relay::sent(ring, upto));
+    let nobody = !sent && !listeners::any();
+    let (in_ring, gap) = if room { (&messages[..], late) } else { (&[][..], late + messages.len()) };
     let incoming = in_ring.iter().map(|message| Incoming {
         channel: &message.channel,
         prefix: message.prefix,
@@ -210,10 +239,14 @@ fn publish(publication: Publication) {
         wakeup: message.way == Way::Merged,
         sent: sent || nobody || message.way == Way::Natively,
     });
-    rings::publish(ring, incoming, gap);
+    if !rings::publish(ring, incoming, gap) {
+        rings::count(Counter::Dropped, messages.len());
+        return;
+    }
     rings::count(Counter::Published, in_ring.len() + gap);
     rings::count(Counter::Gaps, usize::from(gap > 0));
-    rings::count(Counter::Unheard, if nobody { in_ring.len() } else { 0 });
+    let unheard = in_ring.iter().filter(|m| nobody && m.way != Way::Natively).count();
+    rings::count(Counter::Unheard, unheard);
 }
 
 #[pg_guard]
@@ -224,14 +257,10 @@ unsafe extern "C-unwind" fn subtransaction_event(
     _parent: pg_sys::SubTransactionId,
     _argument: *mut std::ffi::c_void,
 ) {
-    OUTBOX.with_borrow_mut(|outbox| {
-        if outbox.is_empty() {
-            return;
-        }
-        match event {
-            pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => outbox.commit_level(xact::level()),
-            pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => outbox.abort_level(xact::level()),
-            _ => {}
-        }
+    let level = xact::level();
+    OUTBOX.with_borrow_mut(|outbox| match event {
+        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => outbox.commit_level(level),
+        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => outbox.abort_level(level),
+        _ => {}
     });
 }

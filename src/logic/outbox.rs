@@ -33,7 +33,7 @@ pub enum Way {
 }
 
 /// In the server's encoding, which need not be UTF-8.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     /// The full name of the channel.
     pub channel: Vec<u8>,
@@ -62,9 +62,14 @@ impl Message {
         self.channel.len() + self.payload.len()
     }
 
+    /// Whether it says the same, whoever wanted it and however it is sent.
+    fn is_equal(&self, other: &Self) -> bool {
+        (&self.channel, self.prefix, &self.payload) == (&other.channel, other.prefix, &other.payload)
+    }
+
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        Hash::hash(self, &mut hasher);
+        (&self.channel, self.prefix, &self.payload).hash(&mut hasher);
         hasher.finish()
     }
 }
@@ -98,8 +103,16 @@ impl Outbox {
     pub fn queue(&mut self, message: Message, level: u32, most: usize) -> Queued {
         debug_assert!(self.messages.last().is_none_or(|(_, last)| *last <= level));
         let hash = message.hash();
-        let first = self.first.get(&hash).map(|at| &self.messages[*at].0);
-        if first == Some(&message) {
+        if let Some((first, _)) = self.first.get(&hash).and_then(|at| self.messages.get_mut(*at))
+            && first.is_equal(&message)
+        {
+            // The stronger wish counts, also if the later one should be rolled back.
+            if message.origin == Origin::Call {
+                first.origin = Origin::Call;
+            }
+            if message.way == Way::Natively {
+                first.way = Way::Natively;
+            }
             return Queued::Merged;
         }
         if self.messages.len() >= most || self.bytes + message.bytes() > MOST_BYTES {
@@ -190,6 +203,19 @@ mod tests {
         assert_eq!(outbox.queue(message(3), 1, 2), Queued::Merged, "an equal one needs no room");
         assert!(!outbox.has_calls());
         assert_eq!(sent(&mut outbox), [1, 3]);
+    }
+
+    #[test]
+    fn equal_is_what_says_the_same() {
+        let mut outbox = Outbox::default();
+        let with = |origin, way| Message { origin, way, ..message(1) };
+        outbox.queue(with(Origin::Trigger, Way::Merged), 1, 10);
+        assert_eq!(outbox.queue(with(Origin::Trigger, Way::Natively), 1, 10), Queued::Merged);
+        assert!(!outbox.has_calls());
+        assert_eq!(outbox.queue(with(Origin::Call, Way::Merged), 1, 10), Queued::Merged);
+        assert!(outbox.has_calls());
+        assert_eq!(outbox.queue(Message { prefix: 0, ..message(1) }, 1, 10), Queued::New, "verbatim");
+        assert_eq!(outbox.take()[0], with(Origin::Call, Way::Natively));
     }
 
     #[test]

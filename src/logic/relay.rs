@@ -52,6 +52,7 @@ mod tests {
             prefix: 6,
             payload: std::slice::from_ref(&n.1),
             wakeup: n.0,
+            missed: 0,
         }
     }
 

@@ -28,11 +28,11 @@ use std::hash::{DefaultHasher, Hasher};
 use super::backoff::MILLISECOND;
 
 /// How long messages wait for a relay that has ended, for their order's sake; a new one comes within a
-/// second. After that each transaction sends its own natively.
+/// second. After that each transaction sends what waits, and its own, natively.
 const RELAY_MAY_BE_AWAY: i64 = 10_000 * MILLISECOND;
 
 /// The most entries that are looked at while the lock is held once.
-const SCAN: u64 = 2048;
+const SCAN: u64 = 1024;
 
 /// What the entries take of a ring's memory: for messages of about 140 bytes both parts fill up alike.
 const BYTES_PER_ENTRY: usize = 192;
@@ -90,6 +90,14 @@ pub struct Entry {
     wakeup: u8,
     /// 1: its listeners have heard it, or there are none.
     sent: u8,
+}
+
+impl Head {
+    /// Whether there is no relay, and none to be expected soon.
+    fn is_orphaned(&self, now: i64) -> bool {
+        // A clock that was set back must not make anybody wait.
+        self.relay == 0 && !(0..RELAY_MAY_BE_AWAY).contains(&(now - self.relay_lost_at))
+    }
 }
 
 impl Entry {
@@ -188,6 +196,7 @@ pub struct Batch {
 struct Item {
     entry: Entry,
     at: usize,
+    missed: i64,
 }
 
 /// A message that was copied out of a ring.
@@ -199,6 +208,8 @@ pub struct Message<'a> {
     pub prefix: u8,
     pub payload: &'a [u8],
     pub wakeup: bool,
+    /// How many messages the reader passed over unread before this one, in this read.
+    pub missed: i64,
 }
 
 /// The longest channel and payload.
@@ -219,12 +230,8 @@ impl Batch {
         self.items.len()
     }
 
-    pub fn bytes(&self) -> usize {
-        self.bytes.len()
-    }
-
     pub fn messages(&self) -> impl Iterator<Item = Message<'_>> {
-        self.items.iter().map(|Item { entry, at }| {
+        self.items.iter().map(|Item { entry, at, missed }| {
             let (channel, payload) = (usize::from(entry.channel), usize::from(entry.payload));
             Message {
                 position: entry.position,
@@ -233,6 +240,7 @@ impl Batch {
                 prefix: entry.prefix,
                 payload: &self.bytes[at + channel..at + channel + payload],
                 wakeup: entry.wakeup != 0,
+                missed: *missed,
             }
         })
     }
@@ -265,6 +273,11 @@ impl View<'_> {
         (self.head.end - self.head.begin, self.bytes.len() as u64)
     }
 
+    /// Whether entries wait for a relay that is not to be expected.
+    pub fn is_orphaned(&self, now: i64) -> bool {
+        self.backlog() > 0 && self.head.is_orphaned(now)
+    }
+
     /// How many entries wait for the relay.
     pub fn backlog(&self) -> u64 {
         self.head.next - self.head.relayed
@@ -292,9 +305,9 @@ impl View<'_> {
         one == part && other == self.part(entry.at + part.len() as u64, other.len())
     }
 
-    fn copy(&self, entry: &Entry, batch: &mut Batch) {
+    fn copy(&self, entry: &Entry, missed: i64, batch: &mut Batch) {
         let (at, len) = (batch.bytes.len(), entry.len() as usize);
-        batch.items.push(Item { entry: *entry, at });
+        batch.items.push(Item { entry: *entry, at, missed });
         let part = self.part(entry.at, len);
         batch.bytes.extend_from_slice(part);
         batch.bytes.extend_from_slice(self.part(entry.at + part.len() as u64, len - part.len()));
@@ -314,11 +327,11 @@ impl View<'_> {
         for ordinal in from..head.next {
             let entry = self.entry(ordinal);
             if channels.iter().any(|c| self.is_on(entry, c)) {
-                if !batch.fits(entry) {
+                if !batch.fits(entry) && batch.len() > 0 {
                     more = true;
                     break;
                 }
-                self.copy(entry, batch);
+                self.copy(entry, entry.position - after - passed - 1, batch);
             }
             (position, passed) = (entry.position, passed + 1);
             if passed as u64 == SCAN {
@@ -354,10 +367,10 @@ impl View<'_> {
         while ordinal < self.head.next {
             let entry = self.entry(ordinal);
             if entry.sent == 0 {
-                if !batch.fits(entry) {
+                if !batch.fits(entry) && batch.len() > 0 {
                     break;
                 }
-                self.copy(entry, batch);
+                self.copy(entry, 0, batch);
             }
             ordinal += 1;
         }
@@ -416,8 +429,7 @@ impl Ring<'_> {
         head.reserved_entries += entries;
         head.reserved_bytes += bytes;
         // What waits for a relay would be overtaken by what is sent now.
-        let wait = unsent > 0 && now - head.relay_lost_at < RELAY_MAY_BE_AWAY;
-        if head.relay != 0 || wait { Way::Relay } else { Way::Both }
+        if head.relay != 0 || (unsent > 0 && !head.is_orphaned(now)) { Way::Relay } else { Way::Both }
     }
 
     /// Gives room back: what was not used at an abort, what was just filled at a commit.
@@ -680,6 +692,9 @@ mod tests {
             (vec!["6".into()], Progress { missed: Some(4), ..at(1010) })
         );
         assert_eq!(memory.read(1010, &["a"], 9), (vec![], at(1010)));
+        let mut batch = Batch::new(9, 0);
+        memory.view().read(1002, &[on("a")], &mut batch);
+        assert_eq!(batch.messages().map(|m| m.missed).collect::<Vec<_>>(), [1, 1, 5]);
     }
 
     #[test]
@@ -699,8 +714,12 @@ mod tests {
         assert_eq!(memory.send("a", "6"), Way::Relay);
         assert_eq!(memory.send("a", "7"), Way::Natively);
         memory.ring().relayed(4);
-        assert_eq!(memory.ring().reserve(1, 2, 1_000 + RELAY_MAY_BE_AWAY), Way::Both);
-        memory.ring().give_back(1, 2);
+        assert!(!memory.view().is_orphaned(1_000));
+        for later in [1_000 + RELAY_MAY_BE_AWAY, 999] {
+            assert!(memory.view().is_orphaned(later));
+            assert_eq!(memory.ring().reserve(1, 2, later), Way::Both);
+            memory.ring().give_back(1, 2);
+        }
         batch.clear();
         assert_eq!((memory.view().unsent(&mut batch), payloads(&batch)), (5, vec!["6".into()]));
         memory.ring().relayed(5);

@@ -29,6 +29,9 @@ pub fn encode(json: &str) -> Result<String, WireError> {
     if json.len() <= MAX_PAYLOAD {
         return Ok(json.to_owned());
     }
+    if json.len() > MAX_UNPACKED {
+        return Err(WireError::Bomb); // nobody would read it
+    }
     let mut packed = Vec::new();
     GzEncoder::new(json.as_bytes(), Compression::default())
         .read_to_end(&mut packed)
@@ -56,22 +59,47 @@ pub fn decode(wire: &str) -> Result<String, WireError> {
     String::from_utf8(json).map_err(|_| WireError::Malformed("it is not UTF-8"))
 }
 
+/// JSON as Postgres prints it, without the spaces that it puts between tokens.
+pub fn compact(json: &str) -> String {
+    let (mut compact, mut quoted, mut escaped) = (String::with_capacity(json.len()), false, false);
+    for c in json.chars() {
+        if !quoted && c == ' ' {
+            continue;
+        }
+        if escaped {
+            escaped = false;
+        } else {
+            escaped = quoted && c == '\\';
+            quoted ^= c == '"';
+        }
+        compact.push(c);
+    }
+    compact
+}
+
 /// `{"<key>":"<value>"}` in the server's encoding. Byte by byte, because a trigger has to cope with
 /// every server encoding: all of them keep ASCII as it is and use only bytes above it for the rest.
 pub fn object_of_one(key: &str, value: &[u8]) -> Vec<u8> {
     let mut json = Vec::with_capacity(key.len() + value.len() + 8);
     json.extend_from_slice(b"{\"");
     json.extend_from_slice(key.as_bytes());
-    json.extend_from_slice(b"\":\"");
-    for &byte in value {
+    json.extend_from_slice(b"\":");
+    push_string(&mut json, value);
+    json.push(b'}');
+    json
+}
+
+/// Adds a text as a JSON string, in the server's encoding as well.
+pub fn push_string(json: &mut Vec<u8>, text: &[u8]) {
+    json.push(b'"');
+    for &byte in text {
         match byte {
             b'"' | b'\\' => json.extend_from_slice(&[b'\\', byte]),
             0..0x20 => json.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
             _ => json.push(byte),
         }
     }
-    json.extend_from_slice(b"\"}");
-    json
+    json.push(b'"');
 }
 
 #[cfg(test)]
@@ -119,6 +147,15 @@ mod tests {
                 prop_assert!(wire.len() <= MAX_PAYLOAD);
                 prop_assert_eq!(decode(&wire), Ok(json));
             }
+        }
+
+        #[test]
+        fn compacting_changes_nothing_but_spaces(key in any::<String>(), value in any::<String>(), n in any::<i32>()) {
+            let object = serde_json::json!({ key: [n, value], "x": { "y": null, "z": "a \\\" b: , " } });
+            let printed = object.to_string().replace("\":", "\": ").replace("\",", "\", ");
+            // What the replacement has done inside of strings stays.
+            let read: serde_json::Value = serde_json::from_str(&printed).unwrap();
+            prop_assert_eq!(compact(&printed), read.to_string());
         }
 
         #[test]

@@ -5,11 +5,12 @@ pub mod stats;
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use serde_json::Value;
+use serde::de::IgnoredAny;
 
 use crate::bus::{self, Target};
 use crate::error::{Error, excerpt, given};
 use crate::logic::outbox::Origin;
+use crate::logic::wire::WireError;
 use crate::logic::{channel, wire};
 use crate::pg::acl::{self, Right};
 use crate::pg::datum::{Jsonb, Text};
@@ -33,15 +34,15 @@ fn oban_notify_many(
     prefix: default!(Option<Text>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let payloads = given("payloads", payloads)?;
-    let payloads: Option<Vec<Value>> = payloads.into_iter().map(|p| p.map(|p| p.0)).collect();
+    let payloads: Option<Vec<String>> = payloads.into_iter().map(|p| p.map(|p| p.0)).collect();
     Ok(publish(channel.as_deref(), &given("payloads", payloads)?, prefix.as_deref())?)
 }
 
 /// Queues every payload, or none: all are tested before the first is queued.
-fn publish(channel: Option<&str>, payloads: &[Value], prefix: Option<&str>) -> Result<(), Error> {
+fn publish(channel: Option<&str>, payloads: &[String], prefix: Option<&str>) -> Result<(), Error> {
     let (channel, prefix) = (given("channel", channel)?, given("prefix", prefix)?);
     let target = Target::new(prefix, channel)?;
-    let wires = payloads.iter().map(wire_form).collect::<Result<Vec<_>, _>>()?;
+    let wires = payloads.iter().map(|p| server_form(p)).collect::<Result<Vec<_>, _>>()?;
     // A verbatim channel is nobody's: any role may NOTIFY it natively.
     if !prefix.is_empty() {
         acl::require(prefix, right_to_publish(channel))?;
@@ -49,7 +50,7 @@ fn publish(channel: Option<&str>, payloads: &[Value], prefix: Option<&str>) -> R
     if session::in_recovery() {
         return Err(Error::InRecovery("notify"));
     }
-    wires.iter().try_for_each(|wire| bus::queue(&target, &encoding::to_server(wire), Origin::Call))
+    wires.iter().try_for_each(|wire| bus::queue(&target, wire, Origin::Call))
 }
 
 fn right_to_publish(channel: &str) -> Right {
@@ -60,14 +61,21 @@ fn right_to_publish(channel: &str) -> Right {
     }
 }
 
-fn wire_form(payload: &Value) -> Result<String, Error> {
-    if !payload.is_object() {
+/// The wire form in the server's encoding, in which it may be longer.
+fn server_form(payload: &str) -> Result<Vec<u8>, Error> {
+    let form = encoding::to_server(&wire_form(payload)?).into_owned();
+    if form.len() <= wire::MAX_PAYLOAD { Ok(form) } else { Err(WireError::TooLong(form.len()).into()) }
+}
+
+fn wire_form(payload: &str) -> Result<String, Error> {
+    let json = wire::compact(payload);
+    if !json.starts_with('{') {
         return Err(Error::bad(
-            format!("payload is no JSON object: {}", excerpt(&payload.to_string())),
+            format!("payload is no JSON object: {}", excerpt(&json)),
             "Oban's nodes crash on anything else: wrap it, as in {\"value\": 1}.",
         ));
     }
-    Ok(wire::encode(&payload.to_string())?)
+    Ok(wire::encode(&json)?)
 }
 
 #[pg_extern(immutable, parallel_safe)]
@@ -79,13 +87,13 @@ fn oban_encode(payload: Option<Jsonb>) -> Result<Text, ErrorReport> {
 fn oban_decode(wire: Option<Text>) -> Result<Jsonb, ErrorReport> {
     let wire = given("wire", wire)?;
     let json = wire::decode(&wire).map_err(Error::from)?;
-    let value = serde_json::from_str(&json).map_err(|e| {
+    serde_json::from_str::<IgnoredAny>(&json).map_err(|e| {
         Error::bad(
             format!("not a wire form of Oban's: \"{}\" is not JSON ({e})", excerpt(&json)),
             "Oban sends JSON, base64 of gzip (H4sI...), or the latter behind \"Z:\".",
         )
     })?;
-    Ok(Jsonb(value))
+    Ok(Jsonb(json))
 }
 
 #[pg_extern(volatile, parallel_unsafe)]

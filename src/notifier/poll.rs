@@ -3,19 +3,18 @@
 
 use std::time::Duration;
 
-use pgrx::datum::{Interval, ToIsoString};
+use pgrx::datum::Interval;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use serde_json::Value;
 
 use crate::bus::Target;
 use crate::error::{Error, given};
 use crate::logic::ring::{Batch, Channel, Message, Progress};
 use crate::logic::wire;
 use crate::pg::acl::{self, Right};
-use crate::pg::datum::{Jsonb, Text};
-use crate::pg::procedure::{self, Call};
+use crate::pg::datum::{Jsonb, ServerJson, Text};
+use crate::pg::procedure::{Call, Row};
 use crate::pg::{encoding, latch, session, time};
 use crate::shmem;
 use crate::shmem::rings::{self, Counter};
@@ -24,8 +23,11 @@ use crate::shmem::rings::{self, Counter};
 const MESSAGES: usize = 256;
 const BYTES: usize = 64 * 1024;
 
-/// Where one answer ends, in bytes on the wire: a jsonb has its limits, and so has a client.
+/// Where one answer ends, in bytes: a jsonb has its limits, and so have memory and a client.
 const MOST_BYTES: usize = 16 << 20;
+
+/// Each is compared with each message, while the ring's lock is held.
+const MOST_CHANNELS: usize = 64;
 
 /// A day: what is longer is a mistake in the unit.
 const MAX_TIMEOUT: i128 = 86_400_000_000;
@@ -47,6 +49,12 @@ impl<'a> Question<'a> {
     ) -> Result<Self, Error> {
         let (channels, prefix) = (given("channels", channels)?, given("prefix", prefix)?);
         let max_messages = given("max_messages", max_messages)?;
+        if channels.len() > MOST_CHANNELS {
+            return Err(Error::bad(
+                format!("channels has {} elements", channels.len()),
+                format!("At most {MOST_CHANNELS} channels can be read at a time."),
+            ));
+        }
         let channels = channels
             .into_iter()
             .map(|c| Ok(Target::new(prefix, &given("channels", c)?)?.channel()))
@@ -78,87 +86,115 @@ fn require_ring(what: &'static str) -> Result<(), Error> {
     if session::in_recovery() { Err(Error::InRecovery(what)) } else { Ok(()) }
 }
 
-/// Every slot is taken by other databases.
+/// Why this database has no ring.
 fn no_ring() -> Error {
-    Error::TableFull { what: "this database's messages".into(), setting: "obanrs.max_databases" }
+    if shmem::registry(|r| r.is_full()).unwrap_or(false) {
+        let what = "this database's messages".into();
+        return Error::TableFull { what, setting: "obanrs.max_databases" };
+    }
+    Error::NoExtension
 }
 
 #[derive(Debug)]
 struct Answer {
     position: i64,
     missed: Option<i64>,
-    messages: Vec<Value>,
+    count: usize,
+    /// The elements of the array, each behind a comma.
+    json: Vec<u8>,
 }
 
 impl Answer {
     fn new(position: i64) -> Self {
-        Self { position, missed: Some(0), messages: Vec::new() }
+        Self { position, missed: Some(0), count: 0, json: Vec::new() }
     }
 
-    fn add(&mut self, progress: Progress, batch: &Batch) {
+    fn pass(&mut self, progress: Progress) {
         self.position = progress.position;
         self.missed = self.missed.zip(progress.missed).map(|(a, b)| a + b);
-        self.messages.extend(batch.messages().map(|m| shown(&m)));
     }
 
     fn is_empty(&self) -> bool {
-        self.messages.is_empty() && self.missed == Some(0)
+        self.count == 0 && self.missed == Some(0)
     }
 
-    fn messages(self) -> Jsonb {
-        Jsonb(Value::Array(self.messages))
+    /// Adds messages until it has as many bytes as an answer may; but a first one always. How many.
+    fn add(&mut self, batch: &Batch) -> Result<usize, Error> {
+        for (added, message) in batch.messages().enumerate() {
+            let json = shown(&message);
+            if self.count > 0 && self.json.len() + json.len() > MOST_BYTES {
+                return Ok(added);
+            }
+            self.json.try_reserve(json.len() + 1).map_err(|_| Error::OutOfMemory)?;
+            self.json.push(b',');
+            self.json.extend_from_slice(&json);
+            self.count += 1;
+        }
+        Ok(batch.len())
+    }
+
+    fn messages(mut self) -> ServerJson {
+        match self.json.first_mut() {
+            Some(comma) => *comma = b'[',
+            None => self.json.push(b'['),
+        }
+        self.json.push(b']');
+        ServerJson(self.json)
     }
 }
 
-fn shown(message: &Message<'_>) -> Value {
-    let channel = encoding::to_utf8(message.channel);
+/// A message as JSON, in the server's encoding.
+fn shown(message: &Message<'_>) -> Vec<u8> {
     let short = match message.prefix {
-        0 => &*channel,
-        _ => channel.split_once(".oban_").map_or(&*channel, |(_, short)| short),
+        0 => message.channel,
+        prefix => message.channel.get(usize::from(prefix) + ".oban_".len()..).unwrap_or_default(),
     };
-    let text = encoding::to_utf8(message.payload);
-    let json = wire::decode(&text).unwrap_or_default();
-    let payload = serde_json::from_str(&json).unwrap_or_else(|_| Value::String(text.into_owned()));
-    let sent_at = time::timestamptz(message.sent_at).map(|at| at.to_iso_string());
-    serde_json::json!({ "seq": message.position, "channel": short, "payload": payload, "sent_at": sent_at })
+    let mut json = format!("{{\"seq\":{},\"channel\":", message.position).into_bytes();
+    wire::push_string(&mut json, short);
+    json.extend_from_slice(b",\"payload\":");
+    // Only what is packed is ASCII, and has to be unpacked; it was UTF-8 then.
+    match std::str::from_utf8(message.payload).map(|text| (text, wire::decode(text))) {
+        Ok((text, Ok(unpacked))) if text != unpacked => {
+            json.extend_from_slice(&encoding::to_server(&unpacked));
+        }
+        _ => json.extend_from_slice(message.payload),
+    }
+    json.extend_from_slice(format!(",\"sent_at\":\"{}\"}}", time::iso(message.sent_at)).as_bytes());
+    json
 }
 
 /// What there is to read now.
 fn read(question: &Question<'_>) -> Result<Answer, Error> {
     rings::count(Counter::Polls, 1);
-    let Some(after) = question.after else {
-        return Ok(Answer::new(rings::position().ok_or_else(no_ring)?));
-    };
+    let position = rings::position().ok_or_else(no_ring)?;
+    let Some(after) = question.after else { return Ok(Answer::new(position)) };
     let mut answer = Answer::new(after);
-    let (mut batch, mut bytes) = (None, 0);
-    while answer.messages.len() < question.most && bytes < MOST_BYTES {
-        let left = question.most - answer.messages.len();
-        // Most polls find nothing, and need no room for it.
-        let progress = match &mut batch {
-            None => {
-                if rings::position() == Some(answer.position) {
-                    break;
-                }
-                batch = Some(Batch::new(MESSAGES.min(left), BYTES));
-                continue;
+    if after == position {
+        return Ok(answer); // most polls find nothing, and need no room for it
+    }
+    let mut batch = Batch::new(MESSAGES.min(question.most), BYTES);
+    loop {
+        let left = question.most - answer.count;
+        if left < MESSAGES {
+            batch = Batch::new(left, BYTES);
+        }
+        batch.clear();
+        let progress = rings::read(answer.position, &question.channels, &mut batch).ok_or_else(no_ring)?;
+        let added = answer.add(&batch)?;
+        if added < batch.len() {
+            // Up to the last one that was added, and no further.
+            if let Some(last) = added.checked_sub(1).and_then(|last| batch.messages().nth(last)) {
+                let missed = progress.missed.map(|_| last.missed);
+                answer.pass(Progress { position: last.position, missed, more: true });
             }
-            Some(batch) => {
-                if left < MESSAGES {
-                    *batch = Batch::new(left, BYTES);
-                }
-                batch.clear();
-                let progress = rings::read(answer.position, &question.channels, batch).ok_or_else(no_ring)?;
-                bytes += batch.bytes();
-                answer.add(progress, batch);
-                progress
-            }
-        };
-        if !progress.more {
-            break;
+            return Ok(answer);
+        }
+        answer.pass(progress);
+        if !progress.more || answer.count == question.most {
+            return Ok(answer);
         }
         pgrx::check_for_interrupts!();
     }
-    Ok(answer)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -168,11 +204,26 @@ fn oban_poll(
     max_messages: default!(Option<i32>, "1000"),
     prefix: default!(Option<Text>, "'public'"),
 ) -> Result<
-    TableIterator<'static, (name!(position, i64), name!(missed, Option<i64>), name!(messages, Jsonb))>,
+    TableIterator<'static, (name!(position, i64), name!(missed, Option<i64>), name!(messages, ServerJson))>,
     ErrorReport,
 > {
     let answer = read(&Question::new(channels, after, max_messages, prefix.as_deref())?)?;
     Ok(TableIterator::once((answer.position, answer.missed, answer.messages())))
+}
+
+/// The signature of oban_poll and nothing else: what it is compared with.
+#[cfg(feature = "bench")]
+#[pg_extern(volatile, parallel_unsafe)]
+fn obanrs_bench_poll(
+    _channels: default!(Option<Vec<Option<Text>>>, "'{gossip,insert,leader,signal}'"),
+    after: default!(Option<i64>, "NULL"),
+    _max_messages: default!(Option<i32>, "1000"),
+    _prefix: default!(Option<Text>, "'public'"),
+) -> Result<
+    TableIterator<'static, (name!(position, i64), name!(missed, Option<i64>), name!(messages, ServerJson))>,
+    ErrorReport,
+> {
+    Ok(TableIterator::once((after.unwrap_or_default(), Some(0), ServerJson(b"[]".to_vec()))))
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -202,14 +253,13 @@ pub fn oban_wait(
     if call.is_atomic() {
         return Err(Error::InTransactionBlock("oban_wait").into());
     }
+    let row = Row::of(fcinfo);
     // From here on: what comes between this and the sleep is not missed.
     let mut answer = read(&question)?;
     question.after = Some(answer.position);
-    call.commit(|| wait(&question, &mut answer, timeout))?;
-    Ok(procedure::row(
-        fcinfo,
-        [answer.position.into_datum(), answer.missed.into_datum(), answer.messages().into_datum()],
-    ))
+    call.commit(|| wait(&mut question, &mut answer, timeout))?;
+    let (position, missed) = (answer.position.into_datum(), answer.missed.into_datum());
+    Ok(row.with([position, missed, answer.messages().into_datum()]))
 }
 
 fn waiting_time(timeout: Interval) -> Result<Duration, Error> {
@@ -218,14 +268,14 @@ fn waiting_time(timeout: Interval) -> Result<Duration, Error> {
         return Ok(Duration::from_micros(micros as u64));
     }
     Err(Error::bad(
-        format!("timeout is {micros} microseconds"),
+        format!("timeout is {} s", micros as f64 / 1e6),
         "It has to be at least 0 and at most a day; 5 to 10 seconds suit most poolers.",
     ))
 }
 
 /// Waits until there is something to read, or a gap, and reads it. Nothing that this session registers
 /// outlives it, whether it returns, raises or ends the session.
-fn wait(question: &Question<'_>, answer: &mut Answer, timeout: Duration) -> Result<(), Error> {
+fn wait(question: &mut Question<'_>, answer: &mut Answer, timeout: Duration) -> Result<(), Error> {
     struct Awake;
     impl Drop for Awake {
         fn drop(&mut self) {
@@ -242,23 +292,20 @@ fn wait(question: &Question<'_>, answer: &mut Answer, timeout: Duration) -> Resu
             rings::read_or_sleep(answer.position, &question.channels, &mut batch).ok_or_else(no_ring)?;
         if batch.len() > 0 || progress.missed != Some(0) {
             rings::stop_sleeping();
-            question.require_right()?; // it may have been revoked meanwhile
-            *answer = read(&Question {
-                after: Some(answer.position),
-                channels: question.channels.clone(),
-                ..*question
-            })?;
-            return Ok(());
+            question.after = Some(answer.position);
+            *answer = read(question)?;
+            break;
         }
         answer.position = progress.position;
         let left = timeout.saturating_sub(since.elapsed());
         if left.is_zero() {
-            return Ok(());
+            break;
         }
         if !progress.more {
             latch::wait_with_client(left);
         }
-        pgrx::check_for_interrupts!();
     }
-    Ok(())
+    // The right may have been revoked, the prefix dropped, meanwhile.
+    session::see_changes();
+    question.require_right()
 }

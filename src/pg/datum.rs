@@ -12,7 +12,6 @@ use pgrx::pgrx_sql_entity_graph::metadata::{
     ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
 };
 use pgrx::prelude::*;
-use serde_json::Value;
 
 use super::encoding::{to_server, to_utf8};
 
@@ -27,9 +26,9 @@ impl Deref for Text {
     }
 }
 
-/// A `jsonb`.
+/// A `jsonb` as Postgres prints it. As a result any JSON text will do.
 #[derive(Clone, Debug)]
-pub struct Jsonb(pub Value);
+pub struct Jsonb(pub String);
 
 impl FromDatum for Text {
     unsafe fn from_polymorphic_datum(
@@ -67,20 +66,32 @@ impl FromDatum for Jsonb {
         if is_null {
             return None;
         }
-        // SAFETY: a jsonb, says whoever calls this; its text is read and freed.
-        let value = unsafe {
+        // SAFETY: a jsonb, says whoever calls this; its text is copied and freed.
+        unsafe {
             let text: &CStr = pgrx::direct_function_call(pg_sys::jsonb_out, &[Some(datum)])?;
-            let value = serde_json::from_str(&to_utf8(text.to_bytes()));
+            let copy = to_utf8(text.to_bytes()).into_owned();
             pg_sys::pfree(text.as_ptr().cast_mut().cast());
-            value
-        };
-        Some(Self(value.unwrap_or_else(|e| pgrx::error!("a jsonb is no JSON: {e}"))))
+            Some(Self(copy))
+        }
     }
 }
 
 impl IntoDatum for Jsonb {
     fn into_datum(self) -> Option<pg_sys::Datum> {
-        let text = super::c_string(to_server(&self.0.to_string()));
+        ServerJson(to_server(&self.0).into_owned()).into_datum()
+    }
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::JSONBOID
+    }
+}
+
+/// A `jsonb` that is given as JSON text in the server's encoding.
+#[derive(Clone, Debug)]
+pub struct ServerJson(pub Vec<u8>);
+
+impl IntoDatum for ServerJson {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        let text = super::c_string(self.0);
         // SAFETY: the text lives for the call.
         unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[text.as_c_str().into_datum()]) }
     }
@@ -115,7 +126,13 @@ macro_rules! sql_type {
                 unsafe { arg.unbox_arg_using_from_datum::<Self>() }.into()
             }
         }
-        // SAFETY: as above.
+        sql_result!($rust, $sql);
+    };
+}
+
+macro_rules! sql_result {
+    ($rust:ty, $sql:literal) => {
+        // SAFETY: as pgrx does for its own types of this kind.
         unsafe impl BoxRet for $rust {
             unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
                 match self.into_datum() {
@@ -138,3 +155,4 @@ macro_rules! sql_type {
 
 sql_type!(Text, "text");
 sql_type!(Jsonb, "jsonb");
+sql_result!(ServerJson, "jsonb");

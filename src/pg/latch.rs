@@ -74,7 +74,10 @@ pub fn wait_with_client(timeout: Duration) {
     pgrx::check_for_interrupts!();
 }
 
+/// Before the condition is tested. A signal that came before set the latch, too: it is served now, as nobody
+/// will be woken by it any more.
 pub fn reset() {
     // SAFETY: our own latch.
     unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) }
+    pgrx::check_for_interrupts!();
 }

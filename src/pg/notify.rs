@@ -21,6 +21,14 @@ pub fn notify(channel: &[u8], payload: &[u8]) {
     unsafe { pg_guard_ffi_boundary(|| Async_Notify(channel.as_ptr(), payload.as_ptr())) }
 }
 
+/// Whether the next NOTIFY might find its queue full, which fails a commit. (A session that LISTENs and does
+/// not end its transaction lets it fill: 8 GB by default.)
+pub fn is_queue_full() -> bool {
+    // SAFETY: a function without arguments that reads shared memory.
+    let usage = unsafe { pgrx::direct_function_call::<f64>(pgrx::pg_sys::pg_notification_queue_usage, &[]) };
+    usage.is_some_and(|usage| usage > 0.95)
+}
+
 /// Starts listening with the end of this transaction.
 pub fn listen(channel: &str) {
     let channel = c_name(channel);

@@ -41,17 +41,27 @@ impl Call {
     }
 }
 
-/// The row of a procedure's INOUT arguments.
-pub fn row<const N: usize>(
-    fcinfo: pg_sys::FunctionCallInfo,
-    values: [Option<pg_sys::Datum>; N],
-) -> PgHeapTuple<'static, pgrx::AllocatedByRust> {
-    // SAFETY: the descriptor is what the catalog says of this procedure, which has N such arguments.
-    let tuple = unsafe {
-        let mut descriptor = std::ptr::null_mut();
-        pg_sys::get_call_result_type(fcinfo, std::ptr::null_mut(), &mut descriptor);
-        let descriptor = PgTupleDesc::from_pg_unchecked(pg_sys::BlessTupleDesc(descriptor));
-        PgHeapTuple::from_datums(descriptor, values)
-    };
-    tuple.unwrap_or_else(|e| pgrx::error!("{e}"))
+/// What the row of a procedure's INOUT arguments looks like. To be asked for before a wait: the procedure may
+/// have been dropped after it.
+pub struct Row(PgTupleDesc<'static>);
+
+impl Row {
+    pub fn of(fcinfo: pg_sys::FunctionCallInfo) -> Self {
+        // SAFETY: the descriptor is what the catalog says of this procedure, copied into the call's memory, which
+        // outlives the transactions that it ends.
+        unsafe {
+            let mut descriptor = std::ptr::null_mut();
+            pg_sys::get_call_result_type(fcinfo, std::ptr::null_mut(), &mut descriptor);
+            Self(PgTupleDesc::from_pg_unchecked(pg_sys::BlessTupleDesc(descriptor)))
+        }
+    }
+
+    pub fn with<const N: usize>(
+        self,
+        values: [Option<pg_sys::Datum>; N],
+    ) -> PgHeapTuple<'static, pgrx::AllocatedByRust> {
+        // SAFETY: as many values as the procedure has such arguments, of their types.
+        let tuple = unsafe { PgHeapTuple::from_datums(self.0, values) };
+        tuple.unwrap_or_else(|e| pgrx::error!("{e}"))
+    }
 }

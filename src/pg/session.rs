@@ -48,6 +48,12 @@ pub fn require_writable(what: &'static str) -> Result<(), Error> {
     if unsafe { pg_sys::XactReadOnly } { Err(Error::ReadOnly(what)) } else { Ok(()) }
 }
 
+/// Catches up with what others have committed to the catalogs: nothing else does between two statements.
+pub fn see_changes() {
+    // SAFETY: in a transaction.
+    unsafe { pg_sys::AcceptInvalidationMessages() }
+}
+
 /// Whether somebody else's code runs in this session, such as an index function during a superuser's
 /// REINDEX: it must not change what the session listens to or takes part in.
 pub fn is_restricted() -> bool {
@@ -123,6 +129,15 @@ pub fn set(name: &CStr, value: &CStr) {
             pg_sys::GucContext::PGC_SUSET,
             pg_sys::GucSource::PGC_S_OVERRIDE,
         );
+    }
+}
+
+/// The same for a setting that not every major has.
+pub fn set_if_known(name: &CStr, value: &CStr) {
+    // SAFETY: a lookup by name; null if there is none.
+    let known = unsafe { !pg_sys::GetConfigOption(name.as_ptr(), true, false).is_null() };
+    if known {
+        set(name, value);
     }
 }
 

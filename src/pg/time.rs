@@ -18,6 +18,18 @@ pub fn control_file_written() -> i64 {
     since.map_or(0, |since| since.as_micros() as i64 - UNIX_EPOCH_TO_POSTGRES)
 }
 
+/// As JSON shows it, in UTC.
+pub fn iso(micros: i64) -> String {
+    let mut buffer = [0 as std::ffi::c_char; 128]; // MAXDATELEN
+    let utc = 0;
+    // SAFETY: the buffer is as large as Postgres' own are; what is written ends with a zero.
+    unsafe {
+        let micros = pg_sys::Datum::from(micros);
+        pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), micros, pg_sys::TIMESTAMPTZOID, &utc);
+        std::ffi::CStr::from_ptr(buffer.as_ptr()).to_string_lossy().into_owned()
+    }
+}
+
 /// `None` for a value outside of what a timestamptz can hold.
 pub fn timestamptz(micros: i64) -> Option<TimestampWithTimeZone> {
     TimestampWithTimeZone::try_from(micros).ok()

@@ -67,14 +67,22 @@ pub fn limit<R>(milliseconds: i32, body: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Runs `body`, which runs one transaction; an ERROR in it is given back, by its message, after the
+/// An ERROR that was contained.
+pub struct Caught {
+    pub message: String,
+    pub code: PgSqlErrorCode,
+}
+
+/// Runs `body`, which runs one transaction; an ERROR in it is given back after the
 /// transaction was aborted (its locks and changes are gone). A panic of our own is no such error: the
 /// worker dies of it and starts anew.
-pub fn contain<R>(body: impl FnOnce() -> R) -> Result<R, String> {
+pub fn contain<R>(body: impl FnOnce() -> R) -> Result<R, Caught> {
     let body = AssertUnwindSafe(body);
     let outcome = PgTryBuilder::new(move || Ok({ body }.0()))
         .catch_others(|error| match error {
-            CaughtError::PostgresError(e) | CaughtError::ErrorReport(e) => Err(e.message().to_owned()),
+            CaughtError::PostgresError(e) | CaughtError::ErrorReport(e) => {
+                Err(Caught { message: e.message().to_owned(), code: e.sql_error_code() })
+            }
             panic => panic.rethrow(),
         })
         .execute();

@@ -83,6 +83,15 @@ pub struct Handle {
     birth: u64,
 }
 
+/// The way of a transaction that is about to commit.
+#[derive(Clone, Copy)]
+pub struct Reserved {
+    pub ring: Handle,
+    pub way: Way,
+    /// Whether messages wait for a relay that does not come: this transaction sends them.
+    pub orphaned: bool,
+}
+
 /// How many messages are published, and how many sleepers are taken, while the lock is held once.
 const CHUNK: usize = 64;
 
@@ -166,9 +175,12 @@ pub fn close(slot: usize, birth: u64) {
 }
 
 /// Reserves room for the messages of a transaction that is about to commit; where there is a ring.
-pub fn reserve(entries: usize, bytes: usize) -> Option<(Handle, Way)> {
+pub fn reserve(entries: usize, bytes: usize) -> Option<Reserved> {
     let now = time::now();
-    with_own(|handle| Some((handle, of(handle, |ring| ring.reserve(entries, bytes, now))?)))
+    with_own(|ring| {
+        let (orphaned, way) = of(ring, |r| (r.view().is_orphaned(now), r.reserve(entries, bytes, now)))?;
+        Some(Reserved { ring, way, orphaned })
+    })
 }
 
 /// Gives back what `reserve` gave, at the transaction's abort.
@@ -177,9 +189,13 @@ pub fn give_back(handle: Handle, entries: usize, bytes: usize) {
 }
 
 /// Publishes messages for which room was reserved, and tells of `gap` more that are not in the ring. Wakes
-/// whom it concerns. After commit: nothing here fails. (If the database lost its slot meanwhile, so that the
-/// extension is gone, nobody is there to read them.)
-pub fn publish<'m>(handle: Handle, messages: impl ExactSizeIterator<Item = Incoming<'m>>, gap: usize) {
+/// whom it concerns. After commit: nothing here fails. False if the database lost its slot meanwhile, as the
+/// extension was dropped: then nothing is published any more.
+pub fn publish<'m>(
+    handle: Handle,
+    messages: impl ExactSizeIterator<Item = Incoming<'m>>,
+    gap: usize,
+) -> bool {
     let (now, mut messages) = (time::now(), messages);
     loop {
         let chunk = messages.len().min(CHUNK);
@@ -195,14 +211,14 @@ pub fn publish<'m>(handle: Handle, messages: impl ExactSizeIterator<Item = Incom
             let news = if tell_all { News::All } else { News::Keys(&keys[..count]) };
             (ring.wake_relay(), ring.wake(news, &mut woken), count, tell_all)
         });
-        let Some((relay, sleepers, count, tell_all)) = published else { return };
+        let Some((relay, sleepers, count, tell_all)) = published else { return false };
         relay.into_iter().for_each(latch::wake);
         woken[..sleepers].iter().for_each(|procno| latch::wake(*procno));
         if sleepers == CHUNK {
             wake_sleepers(handle.slot, if tell_all { News::All } else { News::Keys(&keys[..count]) });
         }
         if messages.len() == 0 {
-            return;
+            return true;
         }
     }
 }

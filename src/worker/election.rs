@@ -246,6 +246,7 @@ fn transaction(activity: &'static CStr, step: impl FnOnce() -> Outcome) -> Resul
         session::set(c"lock_timeout", LOCK_TIMEOUT); // an abort takes it back by itself
         outcome
     })
+    .map_err(|caught| caught.message)
 }
 
 fn wake_considered(electorate: &Electorate) {

@@ -39,6 +39,10 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<u32> {
     ] {
         session::set(name, value);
     }
+    // The user's patience is not for the locks of ours; the last one is not known before 17.
+    for name in [c"lock_timeout", c"transaction_timeout"] {
+        session::set_if_known(name, c"0");
+    }
     Some(database)
 }
 

@@ -12,7 +12,7 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -24,6 +24,7 @@ use crate::logic::backoff::RELAY;
 use crate::logic::lifecycle::Kind;
 use crate::logic::relay::plan;
 use crate::logic::ring::Batch;
+use crate::pg::xact::Caught;
 use crate::pg::{bgworker, latch, notify, session, xact};
 use crate::shmem;
 use crate::shmem::listeners;
@@ -33,8 +34,8 @@ use crate::shmem::rings::{self, Counter, Handle};
 const MESSAGES: usize = 1024;
 const BYTES: usize = 256 * 1024;
 
-/// More than any ring holds: what is sent before it leaves.
-const LAST_BATCHES: usize = 1024;
+/// How long it goes on sending when it has to leave: somebody waits for that.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 thread_local! {
     static RING: Cell<Option<Handle>> = const { Cell::new(None) };
@@ -60,7 +61,10 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
         bgworker::reload_config();
         let Ok(orders) = shmem::registry(|r| r.orders(Kind::Relay, database)) else { return };
         if orders.leave {
-            let _ = (0..LAST_BATCHES).find(|_| relay.pass() != Pass::Sent);
+            let until = Instant::now() + FAREWELL;
+            while Instant::now() < until && relay.pass() == Pass::Sent {
+                pgrx::check_for_interrupts!();
+            }
             return;
         }
         match relay.pass() {
@@ -132,7 +136,7 @@ impl Relay {
                 Pass::Sent
             }
             // NOTIFY's queue is full, or the disk is: nothing that is up to a message.
-            Err(why) => {
+            Err(Caught { message: why, .. }) => {
                 if self.failures == 0 {
                     let _ = shmem::registry(|r| r.note_error(Kind::Relay, self.database, &why));
                     error::log(
@@ -148,19 +152,41 @@ impl Relay {
         }
     }
 
-    fn send(&mut self) -> Result<(), String> {
+    fn send(&mut self) -> Result<(), Caught> {
         let messages: Vec<_> = self.batch.messages().collect();
-        while let Some(transaction) = self.left.front() {
-            xact::contain(|| {
+        while let Some(transaction) = self.left.pop_front() {
+            let sent = xact::contain(|| {
                 xact::run(c"obanrs: relaying", || {
                     for message in transaction.iter().map(|number| &messages[*number]) {
                         notify::notify(message.channel, message.payload);
                     }
                 });
-            })?;
-            rings::count(Counter::Relayed, transaction.len());
-            rings::count(Counter::RelayTransactions, 1);
-            self.left.pop_front();
+            });
+            match sent {
+                Ok(()) => {
+                    rings::count(Counter::Relayed, transaction.len());
+                    rings::count(Counter::RelayTransactions, 1);
+                }
+                // What Postgres refuses was to be refused at the call. Should one have come through, it must not
+                // keep the others from being sent.
+                Err(Caught { code: PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message }) => {
+                    if transaction.len() > 1 {
+                        transaction.into_iter().rev().for_each(|one| self.left.push_front(vec![one]));
+                        continue;
+                    }
+                    rings::count(Counter::Dropped, 1);
+                    error::log(
+                        PgLogLevel::WARNING,
+                        PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                        format!("obanrs drops a notification that Postgres refuses: {message}"),
+                        "Please report this.",
+                    );
+                }
+                Err(other) => {
+                    self.left.push_front(transaction);
+                    return Err(other);
+                }
+            }
         }
         Ok(())
     }

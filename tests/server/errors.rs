@@ -186,6 +186,7 @@ fn wrong_values_are_shown_with_what_helps() {
         ("oban_join('x')", "53400", "member", "obanrs.max_members"),
         ("oban_poll(after => -1)", "22023", "-1", "last answer"),
         ("oban_poll(max_messages => 0)", "22023", "max_messages is 0", "at least 1"),
+        ("oban_poll(array_fill('a'::text, ARRAY[65]))", "22023", "channels has 65", "64"),
         ("oban_poll('{Insert}')", "22023", "\"Insert\"", "lower-case"),
         ("oban_gossip_put('a', 'q', '[]')", "22023", "", ""),
         ("oban_gossip_put('a', 'q', '{\"running\": 1}')", "22023", "running", ""),
@@ -207,8 +208,8 @@ fn wrong_values_are_shown_with_what_helps() {
     let error = outcome(&mut other, "SET obanrs.no_such_setting = 1").unwrap_err();
     assert_eq!(error.code().code(), "42602");
     for (call, code, shows, helps) in [
-        ("oban_wait(timeout => '-1s')", "22023", "timeout is -1000000", "at most a day"),
-        ("oban_wait(timeout => '25h')", "22023", "timeout is 90000000000", "at most a day"),
+        ("oban_wait(timeout => '-1s')", "22023", "timeout is -1 s", "at most a day"),
+        ("oban_wait(timeout => '25h')", "22023", "timeout is 90000 s", "at most a day"),
         ("oban_wait(after => -7)", "22023", "-7", "last answer"),
     ] {
         refused(&mut other, &format!("CALL {call}"), code, shows, helps);

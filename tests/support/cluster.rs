@@ -15,6 +15,8 @@ use super::workspace::{output, workspace};
 
 pub struct Cluster {
     folder: PathBuf,
+    /// What is added to the environment of the server.
+    environment: Vec<(String, String)>,
 }
 
 /// Quick to start and to stop: what it loses in a crash of the machine nobody will miss.
@@ -48,7 +50,13 @@ impl Cluster {
 
     /// A running server with these lines in its configuration.
     pub fn start(settings: &[&str]) -> Self {
-        let cluster = Self { folder: Self::new_folder() };
+        Self::start_in(settings, &[])
+    }
+
+    /// The same in another environment.
+    pub fn start_in(settings: &[&str], environment: &[(&str, &str)]) -> Self {
+        let environment = environment.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        let cluster = Self { folder: Self::new_folder(), environment: environment.collect() };
         let mut copy = workspace().command("cp".as_ref());
         output(copy.arg("-a").arg(template()).arg(&cluster.folder));
         cluster.configure(settings);
@@ -88,7 +96,7 @@ impl Cluster {
 
     /// A standby of this server, with its settings and these.
     pub fn standby(&self, settings: &[&str]) -> Self {
-        let standby = Self { folder: Self::new_folder() };
+        let standby = Self { folder: Self::new_folder(), environment: self.environment.clone() };
         let mut mkdir = workspace().command("mkdir".as_ref());
         output(mkdir.arg(&standby.folder));
         let mut basebackup = self.program("pg_basebackup");
@@ -124,6 +132,7 @@ impl Cluster {
             .arg(self.log_file())
             .args(["-s"])
             .args(what);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("-o").arg(format!("-c unix_socket_directories={}", self.folder.display()));
         let result = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
         assert!(result.expect("pg_ctl starts").success(), "pg_ctl {what:?} failed:\n{}", self.log());

@@ -20,6 +20,14 @@ pub fn extensions_folder() -> &'static std::path::Path {
     &installation::installation().extensions
 }
 
+/// A copy of a file that the servers can read, as long as this process lives.
+pub fn readable_copy(file: &std::path::Path) -> std::path::PathBuf {
+    let copy = workspace::workspace().folder.join(file.file_name().expect("it is a file"));
+    std::fs::copy(file, &copy).expect("it can be copied");
+    workspace::output(std::process::Command::new("chmod").arg("a+r").arg(&copy));
+    copy
+}
+
 /// A program that runs as the user whom the servers run as.
 pub fn program_as_server(program: &std::path::Path) -> std::process::Command {
     workspace::workspace().command(program)

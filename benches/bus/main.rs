@@ -1,0 +1,173 @@
+//! What a wake-up costs: obanrs' trigger on the bus beside no trigger, a statement trigger with native NOTIFY
+//! and Oban's old row trigger, on the same tables, on one server, in turns.
+//!
+//!     make bench                  everything, into benches/results (about an hour)
+//!     make bench BENCH=quick      one short round each: to see whether it runs; writes nothing
+//!
+//! Only ratios within one run mean anything: the arms take turns within each round, and a cell is the median of
+//! the rounds' ratios to the arm without a trigger. Receipts are counted: the arms that are compared have
+//! delivered the same, or what the relay merged is the difference.
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+mod latency;
+mod listener;
+mod report;
+mod throughput;
+
+use std::process::Command;
+use std::time::Duration;
+
+use support::Cluster;
+
+/// How a table tells of its new jobs. Each has a prefix of its own by this name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arm {
+    Bare,
+    Bus,
+    Statement,
+    Row,
+}
+
+impl Arm {
+    pub const ALL: [Arm; 4] = [Arm::Bare, Arm::Bus, Arm::Statement, Arm::Row];
+
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Arm::Bare => "bare",
+            Arm::Bus => "bus",
+            Arm::Statement => "statement",
+            Arm::Row => "row",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Arm::Bare => "no trigger",
+            Arm::Bus => "obanrs on the bus",
+            Arm::Statement => "statement trigger, native NOTIFY",
+            Arm::Row => "Oban's old row trigger",
+        }
+    }
+}
+
+/// The length of everything.
+pub struct Plan {
+    pub rounds: usize,
+    pub cell: Duration,
+    pub latencies: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disk {
+    This,
+    Slow,
+}
+
+fn main() {
+    let quick = std::env::args().any(|a| a == "quick");
+    let plan = if quick {
+        Plan { rounds: 1, cell: Duration::from_millis(700), latencies: 50 }
+    } else {
+        Plan { rounds: 5, cell: Duration::from_secs(3), latencies: 1_000 }
+    };
+    let slow_disk = slow_disk();
+    let mut report = report::Report::default();
+    for disk in [Disk::This, Disk::Slow] {
+        let environment: Vec<(&str, &str)> = match disk {
+            Disk::This => vec![],
+            Disk::Slow => vec![("LD_PRELOAD", slow_disk.as_str())],
+        };
+        let cluster = server(&environment);
+        if disk == Disk::This {
+            report.about(&cluster);
+            report.calls(throughput::calls(&cluster, &plan));
+        }
+        report.latencies(disk, latency::measure(&cluster, &plan));
+        throughput::measure(&cluster, disk, &plan, &mut report);
+    }
+    let text = report.text();
+    println!("{text}");
+    if !quick {
+        std::fs::create_dir_all("benches/results").expect("it can be made");
+        std::fs::write("benches/results/bus.md", text).expect("it can be written");
+        std::fs::write("benches/results/bus.svg", report.plot()).expect("it can be written");
+    }
+}
+
+/// The library that makes the disk slower.
+fn slow_disk() -> String {
+    let library = std::fs::canonicalize("target").expect("cargo made it").join("slow_disk.so");
+    let built =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg("benches/slow_disk.c").status();
+    assert!(built.is_ok_and(|s| s.success()), "cc builds benches/slow_disk.c");
+    // The server's user has to read it, wherever the checkout is.
+    let copy = support::readable_copy(&library);
+    copy.to_str().expect("our paths are text").to_owned()
+}
+
+/// A server that keeps what it commits, with a prefix for each arm.
+fn server(environment: &[(&str, &str)]) -> Cluster {
+    let settings = [
+        "shared_preload_libraries = 'obanrs'",
+        "fsync = on",
+        "shared_buffers = 256MB",
+        "max_wal_size = 4GB",
+        "checkpoint_timeout = 1h",
+        "max_connections = 120",
+    ];
+    let cluster = Cluster::start_in(&settings, environment);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs").expect("it can be created");
+    for arm in Arm::ALL {
+        let prefix = arm.prefix();
+        client.batch_execute(&format!("SELECT oban_install('{prefix}')")).expect("it can be installed");
+        if arm != Arm::Bus {
+            client
+                .batch_execute(&format!("DROP TRIGGER obanrs_jobs_insert ON {prefix}.oban_jobs"))
+                .expect("it is there");
+        }
+    }
+    client
+        .batch_execute(
+            "CREATE FUNCTION statement.notify() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 PERFORM pg_notify('statement.oban_insert', json_build_object('queue', queue)::text)
+                 FROM (SELECT DISTINCT queue FROM inserted WHERE state = 'available') q;
+                 RETURN NULL;
+             END $$;
+             CREATE TRIGGER notify AFTER INSERT ON statement.oban_jobs REFERENCING NEW TABLE AS inserted
+             FOR EACH STATEMENT EXECUTE FUNCTION statement.notify();
+             CREATE FUNCTION \"row\".notify() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF NEW.state = 'available' THEN
+                     PERFORM pg_notify('row.oban_insert', json_build_object('queue', NEW.queue)::text);
+                 END IF;
+                 RETURN NULL;
+             END $$;
+             CREATE TRIGGER notify AFTER INSERT ON \"row\".oban_jobs FOR EACH ROW EXECUTE FUNCTION \"row\".notify()",
+        )
+        .expect("the native triggers can be made");
+    support::wait_until("the relay runs", || {
+        let sql = "SELECT count(*) FROM oban_workers WHERE kind = 'relay' AND state = 'running'";
+        client.query_one(sql, &[]).expect("it answers").get::<_, i64>(0) == 1
+    });
+    cluster
+}
+
+/// The middle one, and how far they are apart: (median, least, most).
+pub fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let median =
+        if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
+    (median, values[0], values[values.len() - 1])
+}
+
+/// The value below which this part of them is.
+pub fn quantile(values: &[f64], part: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[((sorted.len() - 1) as f64 * part).round() as usize]
+}
