@@ -56,8 +56,9 @@ demo: package ## shows the whole path on a server of its own: notify, elect, gos
 test: test-logic test-structure test-backend test-server ## every test
 	@echo 'All suites passed.'
 
-test-logic: setup ## the rules, without a server
+test-logic: setup ## the rules, without a server; waking in every order of its steps
 	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo test $(FEATURES) --lib logic::
+	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo test $(FEATURES) --test loom -- --skip logic::
 
 test-structure: setup ## who depends on whom in src
 	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo test $(FEATURES) --test structure

@@ -23,6 +23,7 @@
 //! reserved room back; a process that dies without one (SIGKILL) takes shared memory along.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -70,10 +71,10 @@ pub fn register() {
     xact::on_subtransaction_event(subtransaction_event);
 }
 
-/// A channel in the server's encoding.
+/// Where a message goes.
+#[derive(Clone)]
 pub struct Target {
-    name: Vec<u8>,
-    prefix: u8,
+    channel: Rc<ring::Channel>,
     way: Way,
 }
 
@@ -92,35 +93,34 @@ impl Target {
         if name.len() > channel::MAX_CHANNEL {
             return Err(channel::ChannelError::TooLong(full).into());
         }
-        Ok(Self { name, prefix: encoding::to_server(prefix).len() as u8, way })
+        let prefix = encoding::to_server(prefix).len() as u8;
+        Ok(Self { channel: Rc::new(ring::Channel::new(name, prefix)), way })
     }
 
     /// As readers ask for it.
-    pub fn channel(self) -> ring::Channel {
-        ring::Channel::new(self.name, self.prefix)
+    pub fn channel(&self) -> ring::Channel {
+        (*self.channel).clone()
     }
 }
 
 /// Queues a message until the end of this transaction. 54000 when somebody called for it and the
 /// transaction has as many as it may, 53200 without memory; a trigger's is dropped then.
-pub fn queue(target: &Target, payload: &[u8], origin: Origin) -> Result<(), Error> {
+pub fn queue(target: &Target, payload: Vec<u8>, origin: Origin) -> Result<(), Error> {
     // A parallel worker, which Postgres refuses.
     if session::is_parallel_worker() {
-        notify::notify(&target.name, payload);
+        notify::notify(&target.channel.name, &payload);
         return Ok(());
     }
     // Somebody else's PRE_COMMIT callback, after ours.
     if CLOSED.get() {
-        notify::notify(&target.name, payload);
+        notify::notify(&target.channel.name, &payload);
         count_late();
         return Ok(());
     }
     let way = if config::notifier() == Notifier::Postgres { Way::Natively } else { target.way };
     let (most, level) = (config::max_transaction_messages(), xact::level());
-    let queued = match Message::new(&target.name, target.prefix, payload, origin, way) {
-        Some(message) => OUTBOX.with_borrow_mut(|outbox| outbox.queue(message, level, most)),
-        None => Queued::OutOfMemory,
-    };
+    let message = Message { channel: target.channel.clone(), payload, origin, way };
+    let queued = OUTBOX.with_borrow_mut(|outbox| outbox.queue(message, level, most));
     match (queued, origin) {
         (Queued::Full, Origin::Call) => return Err(Error::TooManyMessages(most)),
         (Queued::OutOfMemory, Origin::Call) => return Err(Error::OutOfMemory),
@@ -194,8 +194,8 @@ fn prepare(messages: Vec<Message>) {
     };
     let natively = send(&messages, sent);
     PUBLICATION.set(Some(Publication { ring, messages, room, sent, relayed, late: 0 }));
-    rings::count(Counter::Native, natively);
-    rings::count(Counter::NativeFallbacks, if way == ring::Way::Relay { 0 } else { natively });
+    let fallbacks = if way == ring::Way::Relay { 0 } else { natively };
+    rings::count_all(ring, &[(Counter::Native, natively), (Counter::NativeFallbacks, fallbacks)]);
 }
 
 /// Sends all messages natively, or those that have to be; how many. A full queue of NOTIFY would fail the
@@ -208,7 +208,7 @@ fn send(messages: &[Message], all: bool) -> usize {
             rings::count(Counter::Dropped, 1);
             continue;
         }
-        notify::notify(&message.channel, &message.payload);
+        notify::notify(&message.channel.name, &message.payload);
         sent += 1;
     }
     sent
@@ -234,7 +234,6 @@ fn publish(publication: Publication) {
     let (in_ring, gap) = if room { (&messages[..], late) } else { (&[][..], late + messages.len()) };
     let incoming = in_ring.iter().map(|message| Incoming {
         channel: &message.channel,
-        prefix: message.prefix,
         payload: &message.payload,
         wakeup: message.way == Way::Merged,
         sent: sent || nobody || message.way == Way::Natively,
@@ -243,10 +242,13 @@ fn publish(publication: Publication) {
         rings::count(Counter::Dropped, messages.len());
         return;
     }
-    rings::count(Counter::Published, in_ring.len() + gap);
-    rings::count(Counter::Gaps, usize::from(gap > 0));
     let unheard = in_ring.iter().filter(|m| nobody && m.way != Way::Natively).count();
-    rings::count(Counter::Unheard, unheard);
+    let counts = [
+        (Counter::Published, in_ring.len() + gap),
+        (Counter::Gaps, usize::from(gap > 0)),
+        (Counter::Unheard, unheard),
+    ];
+    rings::count_all(ring, &counts);
 }
 
 #[pg_guard]

@@ -11,6 +11,9 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
+
+use super::ring::Channel;
 
 /// Why a message is sent, which says what becomes of it where the transaction can't send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,44 +35,29 @@ pub enum Way {
     Natively,
 }
 
-/// In the server's encoding, which need not be UTF-8.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// The full name of the channel.
-    pub channel: Vec<u8>,
-    /// The length of the channel's prefix; 0 for a verbatim channel.
-    pub prefix: u8,
-    /// The wire form.
+    pub channel: Rc<Channel>,
+    /// The wire form, in the server's encoding, which need not be UTF-8.
     pub payload: Vec<u8>,
     pub origin: Origin,
     pub way: Way,
 }
 
 impl Message {
-    /// `None` when there is no memory for it. (A failed allocation of Rust's would end the whole server.)
-    pub fn new(channel: &[u8], prefix: u8, payload: &[u8], origin: Origin, way: Way) -> Option<Self> {
-        let copy = |bytes: &[u8]| {
-            let mut copy = Vec::new();
-            copy.try_reserve_exact(bytes.len()).ok()?;
-            copy.extend_from_slice(bytes);
-            Some(copy)
-        };
-        Some(Self { channel: copy(channel)?, prefix, payload: copy(payload)?, origin, way })
-    }
-
     /// Of channel and payload.
     pub fn bytes(&self) -> usize {
-        self.channel.len() + self.payload.len()
+        self.channel.name.len() + self.payload.len()
     }
 
     /// Whether it says the same, whoever wanted it and however it is sent.
     fn is_equal(&self, other: &Self) -> bool {
-        (&self.channel, self.prefix, &self.payload) == (&other.channel, other.prefix, &other.payload)
+        self.channel == other.channel && self.payload == other.payload
     }
 
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (&self.channel, self.prefix, &self.payload).hash(&mut hasher);
+        (&self.channel.name, self.channel.prefix, &self.payload).hash(&mut hasher);
         hasher.finish()
     }
 }
@@ -88,12 +76,15 @@ pub enum Queued {
 /// The most bytes of a transaction's messages: 8,000 of the longest kind.
 pub const MOST_BYTES: usize = 64 << 20;
 
+/// As long as there are so few, each is compared with each.
+const FEW: usize = 16;
+
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// In the order of their calls, each with its level.
     messages: Vec<(Message, u32)>,
-    /// Where the first message of each hash is. Should two that differ ever share one, equals of the second
-    /// are kept twice, and Postgres collapses them.
+    /// Where the first message of each hash is, once there are more than a few. Should two that differ ever share
+    /// a hash, equals of the second are kept twice, and Postgres collapses them.
     first: HashMap<u64, usize>,
     bytes: usize,
 }
@@ -102,10 +93,8 @@ impl Outbox {
     /// Queues a message in the subtransaction of this level, unless the transaction has `most` already.
     pub fn queue(&mut self, message: Message, level: u32, most: usize) -> Queued {
         debug_assert!(self.messages.last().is_none_or(|(_, last)| *last <= level));
-        let hash = message.hash();
-        if let Some((first, _)) = self.first.get(&hash).and_then(|at| self.messages.get_mut(*at))
-            && first.is_equal(&message)
-        {
+        if let Some(at) = self.find(&message) {
+            let first = &mut self.messages[at].0;
             // The stronger wish counts, also if the later one should be rolled back.
             if message.origin == Origin::Call {
                 first.origin = Origin::Call;
@@ -118,13 +107,27 @@ impl Outbox {
         if self.messages.len() >= most || self.bytes + message.bytes() > MOST_BYTES {
             return Queued::Full;
         }
-        if self.messages.try_reserve(1).is_err() || self.first.try_reserve(1).is_err() {
+        let new = if self.messages.len() == FEW { FEW + 1 } else { 1 };
+        if self.messages.try_reserve(1).is_err() || self.first.try_reserve(new).is_err() {
             return Queued::OutOfMemory;
         }
-        self.first.entry(hash).or_insert(self.messages.len());
         self.bytes += message.bytes();
         self.messages.push((message, level));
+        let indexed = if self.messages.len() > FEW { self.messages.len() - new } else { self.messages.len() };
+        for at in indexed..self.messages.len() {
+            let hash = self.messages[at].0.hash();
+            self.first.entry(hash).or_insert(at);
+        }
         Queued::New
+    }
+
+    /// An equal message.
+    fn find(&self, message: &Message) -> Option<usize> {
+        if self.messages.len() <= FEW {
+            return self.messages.iter().position(|(m, _)| m.is_equal(message));
+        }
+        let at = *self.first.get(&message.hash())?;
+        self.messages[at].0.is_equal(message).then_some(at)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -144,12 +147,18 @@ impl Outbox {
 
     /// The subtransaction of this level rolls back, with all that committed into it.
     pub fn abort_level(&mut self, level: u32) {
+        let before = self.messages.len();
         while let Some((message, _)) = self.messages.pop_if(|(_, at)| *at >= level) {
             self.bytes -= message.bytes();
-            let hash = message.hash();
-            if self.first.get(&hash) == Some(&self.messages.len()) {
-                self.first.remove(&hash);
+            if before > FEW {
+                let hash = message.hash();
+                if self.first.get(&hash) == Some(&self.messages.len()) {
+                    self.first.remove(&hash);
+                }
             }
+        }
+        if self.messages.len() <= FEW {
+            self.first.clear();
         }
     }
 
@@ -166,13 +175,8 @@ mod tests {
 
     fn message(n: u8) -> Message {
         let origin = if n.is_multiple_of(2) { Origin::Call } else { Origin::Trigger };
-        Message {
-            channel: b"public.oban_insert".to_vec(),
-            prefix: 6,
-            payload: vec![n],
-            origin,
-            way: Way::Merged,
-        }
+        let channel = Rc::new(Channel::new(b"public.oban_insert".to_vec(), 6));
+        Message { channel, payload: vec![n], origin, way: Way::Merged }
     }
 
     fn sent(outbox: &mut Outbox) -> Vec<u8> {
@@ -214,15 +218,19 @@ mod tests {
         assert!(!outbox.has_calls());
         assert_eq!(outbox.queue(with(Origin::Call, Way::Merged), 1, 10), Queued::Merged);
         assert!(outbox.has_calls());
-        assert_eq!(outbox.queue(Message { prefix: 0, ..message(1) }, 1, 10), Queued::New, "verbatim");
+        let verbatim = Channel::new(b"public.oban_insert".to_vec(), 0);
+        assert_eq!(
+            outbox.queue(Message { channel: Rc::new(verbatim), ..message(1) }, 1, 10),
+            Queued::New,
+            "verbatim"
+        );
         assert_eq!(outbox.take()[0], with(Origin::Call, Way::Natively));
     }
 
     #[test]
     fn bytes_are_limited_and_given_back() {
         let mut outbox = Outbox::default();
-        let large =
-            |n: u8| Message::new(b"c", 0, &vec![n; MOST_BYTES / 2 - 1], Origin::Call, Way::Single).unwrap();
+        let large = |n: u8| Message { payload: vec![n; MOST_BYTES / 2 - 20], ..message(n) };
         assert_eq!(outbox.queue(large(1), 1, 10), Queued::New);
         assert_eq!(outbox.queue(large(2), 2, 10), Queued::New);
         assert_eq!(outbox.queue(message(3), 2, 10), Queued::Full);
@@ -242,12 +250,12 @@ mod tests {
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
-            4 => (0u8..6).prop_map(Step::Queue),
+            8 => (0u8..40).prop_map(Step::Queue),
             2 => Just(Step::Begin),
             1 => Just(Step::Commit),
             1 => Just(Step::Abort),
         ];
-        proptest::collection::vec(step, 0..60)
+        proptest::collection::vec(step, 0..120)
     }
 
     proptest! {

@@ -112,6 +112,7 @@ pub struct Channel {
     pub name: Vec<u8>,
     /// The length of the prefix; 0 for a verbatim channel.
     pub prefix: u8,
+    /// Of both of them.
     key: u32,
 }
 
@@ -132,8 +133,7 @@ fn key(name: &[u8], prefix: u8) -> u32 {
 /// One message on its way into a ring.
 #[derive(Clone, Copy, Debug)]
 pub struct Incoming<'a> {
-    pub channel: &'a [u8],
-    pub prefix: u8,
+    pub channel: &'a Channel,
     pub payload: &'a [u8],
     pub wakeup: bool,
     pub sent: bool,
@@ -274,8 +274,8 @@ impl View<'_> {
     }
 
     /// Whether entries wait for a relay that is not to be expected.
-    pub fn is_orphaned(&self, now: i64) -> bool {
-        self.backlog() > 0 && self.head.is_orphaned(now)
+    pub fn is_orphaned(&self, now: impl Fn() -> i64) -> bool {
+        self.head.relay == 0 && self.backlog() > 0 && self.head.is_orphaned(now())
     }
 
     /// How many entries wait for the relay.
@@ -412,7 +412,7 @@ impl Ring<'_> {
     }
 
     /// Reserves room for a transaction's messages, if there is any.
-    pub fn reserve(&mut self, entries: usize, bytes: usize, now: i64) -> Way {
+    pub fn reserve(&mut self, entries: usize, bytes: usize, now: impl Fn() -> i64) -> Way {
         let head = &mut *self.head;
         let (entries, bytes) = (entries as u64, bytes as u64);
         let unsent = head.next - head.relayed;
@@ -429,7 +429,7 @@ impl Ring<'_> {
         head.reserved_entries += entries;
         head.reserved_bytes += bytes;
         // What waits for a relay would be overtaken by what is sent now.
-        if head.relay != 0 || (unsent > 0 && !head.is_orphaned(now)) { Way::Relay } else { Way::Both }
+        if head.relay != 0 || (unsent > 0 && !head.is_orphaned(now())) { Way::Relay } else { Way::Both }
     }
 
     /// Gives room back: what was not used at an abort, what was just filled at a commit.
@@ -440,7 +440,8 @@ impl Ring<'_> {
 
     /// Adds a message in room that was reserved, and that it gives back.
     pub fn append(&mut self, message: &Incoming<'_>, now: i64) {
-        let len = message.channel.len() + message.payload.len();
+        let name = &*message.channel.name;
+        let len = name.len() + message.payload.len();
         let (slots, space) = (self.entries.len() as u64, self.bytes.len() as u64);
         while self.head.next - self.head.first >= slots
             || self.head.end + len as u64 - self.head.begin > space
@@ -454,17 +455,17 @@ impl Ring<'_> {
         }
         debug_assert!(self.head.first <= self.head.relayed, "what was not sent is overwritten");
         let at = self.head.end;
-        self.write(at, message.channel);
-        self.write(at + message.channel.len() as u64, message.payload);
+        self.write(at, name);
+        self.write(at + name.len() as u64, message.payload);
         self.head.position += 1;
         self.entries[(self.head.next % slots) as usize] = Entry {
             position: self.head.position,
             sent_at: now,
             at,
-            key: key(message.channel, message.prefix),
+            key: message.channel.key,
             payload: message.payload.len() as u16,
-            channel: message.channel.len() as u8,
-            prefix: message.prefix,
+            channel: name.len() as u8,
+            prefix: message.channel.prefix,
             wakeup: message.wakeup.into(),
             sent: message.sent.into(),
         };
@@ -620,13 +621,13 @@ mod tests {
         /// A transaction of one message, which the relay is to send unless there is none.
         fn send(&mut self, channel: &str, payload: &str) -> Way {
             let mut ring = self.ring();
-            let way = ring.reserve(1, channel.len() + payload.len(), 0);
+            let way = ring.reserve(1, channel.len() + payload.len(), || 0);
             if way == Way::Natively {
                 ring.skip(1);
             } else {
-                let (channel, payload) = (channel.as_bytes(), payload.as_bytes());
+                let (channel, payload) = (&on(channel), payload.as_bytes());
                 let sent = way == Way::Both;
-                ring.append(&Incoming { channel, prefix: 1, payload, wakeup: false, sent }, 7);
+                ring.append(&Incoming { channel, payload, wakeup: false, sent }, 7);
             }
             way
         }
@@ -710,14 +711,14 @@ mod tests {
         memory.ring().relayed(2);
         assert_eq!(memory.send("a", "5"), Way::Relay);
         // The relay is away for a moment: its messages are not overtaken. Then each sends its own.
-        memory.ring().relay_left(5, 1_000);
+        memory.ring().relay_left(5, 0);
         assert_eq!(memory.send("a", "6"), Way::Relay);
         assert_eq!(memory.send("a", "7"), Way::Natively);
         memory.ring().relayed(4);
-        assert!(!memory.view().is_orphaned(1_000));
-        for later in [1_000 + RELAY_MAY_BE_AWAY, 999] {
-            assert!(memory.view().is_orphaned(later));
-            assert_eq!(memory.ring().reserve(1, 2, later), Way::Both);
+        assert!(!memory.view().is_orphaned(|| 0));
+        for later in [RELAY_MAY_BE_AWAY, -1] {
+            assert!(memory.view().is_orphaned(|| later));
+            assert_eq!(memory.ring().reserve(1, 2, || later), Way::Both);
             memory.ring().give_back(1, 2);
         }
         batch.clear();
@@ -732,12 +733,12 @@ mod tests {
         let mut memory = Memory::new(3, 10);
         memory.ring().relay_came(5);
         let mut ring = memory.ring();
-        assert_eq!(ring.reserve(2, 4, 0), Way::Relay);
-        assert_eq!(ring.reserve(2, 4, 0), Way::Natively, "three entries");
-        assert_eq!(ring.reserve(1, 7, 0), Way::Natively, "ten bytes");
+        assert_eq!(ring.reserve(2, 4, || 0), Way::Relay);
+        assert_eq!(ring.reserve(2, 4, || 0), Way::Natively, "three entries");
+        assert_eq!(ring.reserve(1, 7, || 0), Way::Natively, "ten bytes");
         ring.give_back(2, 4);
-        assert_eq!(ring.reserve(3, 10, 0), Way::Relay);
-        assert_eq!(ring.reserve(1, 11, 0), Way::Natively);
+        assert_eq!(ring.reserve(3, 10, || 0), Way::Relay);
+        assert_eq!(ring.reserve(1, 11, || 0), Way::Natively);
     }
 
     #[test]
@@ -861,16 +862,16 @@ mod tests {
                         let messages: Vec<(bool, String)> =
                             messages.into_iter().enumerate().map(|(i, (b, len))| (b, payload(len, i))).collect();
                         let bytes = messages.iter().map(|(_, p)| p.len() + 1).sum();
-                        let way = memory.ring().reserve(messages.len(), bytes, 0);
+                        let way = memory.ring().reserve(messages.len(), bytes, || 0);
                         for (b, payload) in messages {
                             let position = memory.view().position() + 1;
                             if way == Way::Natively {
                                 memory.ring().skip(1);
                                 continue;
                             }
-                            let channel: &[u8] = if b { b"b" } else { b"a" };
+                            let channel = &on(if b { "b" } else { "a" });
                             let is_sent = way == Way::Both;
-                            memory.ring().append(&Incoming { channel, prefix: 1, payload: payload.as_bytes(), wakeup: b, sent: is_sent }, 7);
+                            memory.ring().append(&Incoming { channel, payload: payload.as_bytes(), wakeup: b, sent: is_sent }, 7);
                             if !is_sent {
                                 unsent.push(payload.clone());
                             }
@@ -878,7 +879,7 @@ mod tests {
                         }
                     }
                     Step::Abort(entries, bytes) => {
-                        if memory.ring().reserve(entries, bytes, 0) != Way::Natively {
+                        if memory.ring().reserve(entries, bytes, || 0) != Way::Natively {
                             memory.ring().give_back(entries, bytes);
                         }
                     }

@@ -50,7 +50,7 @@ fn publish(channel: Option<&str>, payloads: &[String], prefix: Option<&str>) -> 
     if session::in_recovery() {
         return Err(Error::InRecovery("notify"));
     }
-    wires.iter().try_for_each(|wire| bus::queue(&target, wire, Origin::Call))
+    wires.into_iter().try_for_each(|wire| bus::queue(&target, wire, Origin::Call))
 }
 
 fn right_to_publish(channel: &str) -> Right {

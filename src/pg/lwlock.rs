@@ -1,6 +1,8 @@
 //! Lightweight locks of our tranche. While one is held nothing may allocate much, wait, raise or
 //! call into Postgres: what is done under it is pure code over shared memory.
 
+use std::sync::atomic::{AtomicPtr, Ordering};
+
 use pgrx::pg_sys;
 
 pub const TRANCHE: &std::ffi::CStr = c"obanrs";
@@ -41,6 +43,9 @@ pub enum Mode {
 /// under a lock of ours raises one.)
 pub struct Guard(*mut pg_sys::LWLock);
 
+/// The first lock of the tranche, once this process has looked it up.
+static BASE: AtomicPtr<pg_sys::LWLockPadded> = AtomicPtr::new(std::ptr::null_mut());
+
 /// Only after the segment was attached, that is with the library preloaded.
 pub fn acquire(lock: Lock, mode: Mode) -> Guard {
     let mode = match mode {
@@ -49,7 +54,11 @@ pub fn acquire(lock: Lock, mode: Mode) -> Guard {
     };
     // SAFETY: the tranche was requested with `Lock::count` locks, and `lock` is one of them.
     unsafe {
-        let base = pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr());
+        let mut base = BASE.load(Ordering::Relaxed);
+        if base.is_null() {
+            base = pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr());
+            BASE.store(base, Ordering::Relaxed);
+        }
         let lock = &raw mut (*base.add(lock.index())).lock;
         pg_sys::LWLockAcquire(lock, mode);
         Guard(lock)

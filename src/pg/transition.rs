@@ -4,7 +4,6 @@
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
-use super::encoding::to_utf8;
 use super::row::{self, Column, Row};
 
 // Not bound by pgrx. It may raise, so each call goes through the guard.
@@ -24,9 +23,9 @@ impl<'a> NewRows<'a> {
     }
 
     /// The schema that is the prefix of the table: the table's own, or for a partition the one of the
-    /// partitioned table above it.
-    pub fn prefix(&self) -> String {
-        // SAFETY: the relation is open, and the name is copied.
+    /// partitioned table above it. Calls `read` with its name in the server's encoding.
+    pub fn with_prefix<R>(&self, read: impl FnOnce(&[u8]) -> Option<R>) -> Option<R> {
+        // SAFETY: the relation is open, and the name is freed after it was read.
         unsafe {
             let relation = self.data.tg_relation;
             let mut namespace = (*(*relation).rd_rel).relnamespace;
@@ -39,11 +38,11 @@ impl<'a> NewRows<'a> {
             }
             let name = pg_sys::get_namespace_name(namespace);
             if name.is_null() {
-                return String::new();
+                return None;
             }
-            let copy = to_utf8(std::ffi::CStr::from_ptr(name).to_bytes()).into_owned();
+            let result = read(std::ffi::CStr::from_ptr(name).to_bytes());
             pg_sys::pfree(name.cast());
-            copy
+            result
         }
     }
 

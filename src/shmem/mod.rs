@@ -21,6 +21,7 @@ pub mod listeners;
 pub mod rings;
 
 use std::ptr::null_mut;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering};
 
 use pgrx::pg_shmem_init;
@@ -94,7 +95,12 @@ struct Layout {
 }
 
 /// From settings that don't change while the server runs: the same in every process.
-fn layout() -> Layout {
+fn layout() -> &'static Layout {
+    static LAYOUT: OnceLock<Layout> = OnceLock::new();
+    LAYOUT.get_or_init(lay_out)
+}
+
+fn lay_out() -> Layout {
     let max_databases = config::max_databases();
     let max_members = config::max_members();
     let max_entries = gossip::capacity(config::gossip_memory());

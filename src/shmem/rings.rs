@@ -176,9 +176,10 @@ pub fn close(slot: usize, birth: u64) {
 
 /// Reserves room for the messages of a transaction that is about to commit; where there is a ring.
 pub fn reserve(entries: usize, bytes: usize) -> Option<Reserved> {
-    let now = time::now();
     with_own(|ring| {
-        let (orphaned, way) = of(ring, |r| (r.view().is_orphaned(now), r.reserve(entries, bytes, now)))?;
+        let reserve =
+            |r: &mut Ring<'_>| (r.view().is_orphaned(time::now), r.reserve(entries, bytes, time::now));
+        let (orphaned, way) = of(ring, reserve)?;
         Some(Reserved { ring, way, orphaned })
     })
 }
@@ -311,12 +312,21 @@ fn counters(slot: usize) -> Option<&'static Counters> {
     all.get(slot).map(|padded| &padded.0)
 }
 
+/// Adds to counters of a ring's database. Callable after commit.
+pub fn count_all(ring: Handle, more: &[(Counter, usize)]) {
+    if let Some(counters) = counters(ring.slot) {
+        for (counter, more) in more.iter().filter(|(_, more)| *more > 0) {
+            counters[*counter as usize].fetch_add(*more as u64, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Adds to a counter of this process's database. Callable after commit.
 pub fn count(counter: Counter, more: usize) {
     if more > 0
-        && let Some(counters) = own().and_then(|handle| counters(handle.slot))
+        && let Some(ring) = own()
     {
-        counters[counter as usize].fetch_add(more as u64, Ordering::Relaxed);
+        count_all(ring, &[(counter, more)]);
     }
 }
 

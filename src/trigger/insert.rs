@@ -4,6 +4,7 @@
 //! transaction of the INSERT, so that what is heard can be seen. It must never be the reason why a
 //! user's INSERT fails: what it can't make sense of, it lets pass.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use pgrx::AllocatedByRust;
@@ -15,6 +16,7 @@ use crate::bus::{self, Target};
 use crate::error::Error;
 use crate::logic::outbox::Origin;
 use crate::logic::wire;
+use crate::pg::encoding;
 use crate::pg::row::{self, Column};
 use crate::pg::transition::NewRows;
 
@@ -43,7 +45,7 @@ fn wake_queues(rows: &NewRows<'_>) {
     let Some(available) = rows.column("state").and_then(available) else { return };
 
     // The last queue seen is nearly always the next one's, too; the set is for the others.
-    let (mut last, mut queues) = (Vec::new(), BTreeSet::new());
+    let (mut last, mut others): (Option<Vec<u8>>, BTreeSet<Vec<u8>>) = (None, BTreeSet::new());
     rows.for_each(|row| {
         let is_available = match available {
             Available::Label(column, label) => row.oid(column) == Some(label),
@@ -51,24 +53,37 @@ fn wake_queues(rows: &NewRows<'_>) {
         };
         if is_available {
             row.with_text(queue, |name| {
-                if queues.is_empty() || *last != *name {
-                    last = name.to_vec();
-                    queues.insert(name.to_vec());
+                if last.as_deref() != Some(name) {
+                    others.extend(last.replace(name.to_vec()));
                 }
             });
         }
     });
-    if queues.is_empty() {
-        return;
-    }
-    let Ok(target) = Target::new(&rows.prefix(), "insert") else { return };
-    for queue in queues {
+    let Some(last) = last else { return };
+    let Some(target) = rows.with_prefix(target) else { return };
+    others.remove(&last);
+    for queue in others.into_iter().chain([last]) {
         let payload = wire::object_of_one("queue", &queue);
         if payload.len() <= wire::MAX_PAYLOAD {
             // Over the transaction's limit it is dropped: the row counts, not the hint.
-            let _ = bus::queue(&target, &payload, Origin::Trigger);
+            let _ = bus::queue(&target, payload, Origin::Trigger);
         }
     }
+}
+
+/// The channel of a prefix's wake-ups. Most sessions insert into one prefix again and again.
+fn target(prefix: &[u8]) -> Option<Target> {
+    thread_local! {
+        static LAST: RefCell<Option<(Vec<u8>, Target)>> = const { RefCell::new(None) };
+    }
+    let last = LAST.with_borrow(|last| {
+        last.as_ref().filter(|(name, _)| name == prefix).map(|(_, target)| target.clone())
+    });
+    last.or_else(|| {
+        let target = Target::new(&encoding::to_utf8(prefix), "insert").ok()?;
+        LAST.set(Some((prefix.to_vec(), target.clone())));
+        Some(target)
+    })
 }
 
 fn available(state: Column) -> Option<Available> {

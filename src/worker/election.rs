@@ -463,7 +463,7 @@ fn announce_down(electorate: &Electorate) {
     if let Ok(target) = Target::new(electorate.prefix.as_str(), "leader") {
         let payload = wire::object_of_one("down", &encoding::to_server(electorate.name.as_str()));
         if payload.len() <= wire::MAX_PAYLOAD {
-            or_raise(bus::queue(&target, &payload, Origin::Call));
+            or_raise(bus::queue(&target, payload, Origin::Call));
         }
     }
 }
