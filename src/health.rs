@@ -73,7 +73,10 @@ fn version() -> Result<String, String> {
 fn encoding() -> Result<String, String> {
     match setting("SELECT getdatabaseencoding()::text").as_str() {
         "UTF8" => Ok("UTF8".into()),
-        other => Err(format!("the database's encoding is {other}, and obanrs supports UTF8 only")),
+        other => Err(format!(
+            "the database's encoding is {other}: notifications work, but names of members, nodes, queues and prefixes \
+             have to be ASCII here, or the database UTF8"
+        )),
     }
 }
 
