@@ -164,7 +164,7 @@ pub fn lock_namespace(namespace: u32) {
 }
 
 /// Our extension in this database. Needs a transaction.
-pub fn extension() -> Option<u32> {
+fn extension() -> Option<u32> {
     // SAFETY: a catalog lookup in a transaction.
     some(unsafe { pg_sys::get_extension_oid(c"obanrs".as_ptr(), true) })
 }

@@ -101,6 +101,14 @@ pub fn look(sql: &str, argument: &str) -> Vec<String> {
     }
 }
 
+/// Whether our extension is in this database. By a query, not by a cache (Postgres 18 has one): whoever drops it
+/// wakes a keeper at a point of the commit at which caches have not been told yet.
+pub fn has_extension() -> bool {
+    const SQL: &str = "SELECT e.extname::pg_catalog.text FROM pg_catalog.pg_extension e
+        WHERE e.extname OPERATOR(pg_catalog.=) $1::pg_catalog.name";
+    !look(SQL, "obanrs").is_empty()
+}
+
 /// Runs DDL as the current role.
 pub fn run(sql: &str) {
     if let Err(e) = Spi::run(sql) {

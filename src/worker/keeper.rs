@@ -13,7 +13,7 @@ use pgrx::prelude::*;
 use super::election::{self, Elections};
 use super::life;
 use crate::logic::lifecycle::Kind;
-use crate::pg::{bgworker, catalog, latch, session, time, xact};
+use crate::pg::{bgworker, latch, session, spi, time, xact};
 use crate::shmem;
 
 #[pg_guard]
@@ -38,7 +38,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
         }
         if look || orders.recheck || elections.dropped {
             let since = time::now();
-            let extension = xact::run(c"obanrs: looking for the extension", catalog::extension).is_some();
+            let extension = xact::run(c"obanrs: looking for the extension", spi::has_extension);
             let relay = shmem::registry(|r| r.found(database, pid, extension, since)).ok().flatten();
             relay.into_iter().for_each(latch::wake); // which has to go with the extension
             shmem::wake_coordinator();
