@@ -174,6 +174,10 @@ impl From<WireError> for Error {
                 "it unpacks to more than {} bytes",
                 crate::logic::wire::MAX_UNPACKED
             )),
+            WireError::TooDeep => Error::PayloadTooLarge(format!(
+                "it is nested more than {} levels deep",
+                crate::logic::wire::MAX_DEPTH
+            )),
             WireError::Malformed(why) => Error::bad(
                 format!("not a wire form of Oban's: {why}"),
                 "Oban sends JSON, base64 of gzip (H4sI...), or the latter behind \"Z:\".",

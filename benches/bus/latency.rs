@@ -6,25 +6,29 @@ use std::time::{Duration, Instant};
 use super::listener::Listener;
 use super::report::Latency;
 use super::support::{Cluster, PATIENCE};
-use super::throughput::{insert, pgbench};
+use super::throughput::{Load, insert};
 use super::{Arm, Plan, median, quantile};
 
 /// Ratios to a statement trigger with native NOTIFY.
 pub fn measure(cluster: &Cluster, plan: &Plan) -> Vec<Latency> {
-    let idle = |arm| sample(cluster, arm, plan.latencies / plan.rounds, Duration::from_millis(3));
-    let saturated = |arm| {
-        let script = insert(arm, 1);
-        let seconds = plan.cell.max(Duration::from_secs(2)) + Duration::from_secs(2);
-        std::thread::scope(|scope| {
-            let load = scope.spawn(move || pgbench(cluster, &script, 16, seconds, || {}));
-            std::thread::sleep(Duration::from_millis(700)); // until it has connected
-            let times =
-                sample(cluster, arm, (plan.latencies / plan.rounds).min(150), Duration::from_millis(3));
-            load.join().expect("it ends");
-            times
-        })
-    };
-    vec![compare("idle", plan, idle), compare("saturated, 16 clients", plan, saturated)]
+    let number = plan.latencies / plan.rounds;
+    let idle = |arm| sample(cluster, arm, number);
+    let mut all = vec![compare("idle", plan, idle)];
+    // So many transactions of the same kind a second; all that 16 clients can do, without a number.
+    for (load, rate) in [("1,000/s", Some(1_000)), ("3,000/s", Some(3_000)), ("saturated, 16 clients", None)]
+    {
+        all.push(compare(load, plan, |arm| loaded(cluster, arm, number.min(150), rate)));
+    }
+    all
+}
+
+fn loaded(cluster: &Cluster, arm: Arm, number: usize, rate: Option<u32>) -> Vec<f64> {
+    let script = insert(arm, 1);
+    let load = Load::start(cluster, &script, 16, rate);
+    std::thread::sleep(Duration::from_millis(700)); // until it has connected
+    let times = sample(cluster, arm, number);
+    load.stop(); // it went on until here
+    times
 }
 
 fn compare(load: &'static str, plan: &Plan, sample: impl Fn(Arm) -> Vec<f64>) -> Latency {
@@ -51,7 +55,7 @@ fn compare(load: &'static str, plan: &Plan, sample: impl Fn(Arm) -> Vec<f64>) ->
 }
 
 /// In microseconds.
-fn sample(cluster: &Cluster, arm: Arm, number: usize, pause: Duration) -> Vec<f64> {
+fn sample(cluster: &Cluster, arm: Arm, number: usize) -> Vec<f64> {
     let mut listener = Listener::new(cluster, &format!("{}.oban_insert", arm.prefix()));
     let (heard, hears) = channel();
     let receiver = std::thread::spawn(move || {
@@ -70,7 +74,7 @@ fn sample(cluster: &Cluster, arm: Arm, number: usize, pause: Duration) -> Vec<f6
     let insert = client.prepare(&sql).expect("it can be prepared");
     let times = (0..number)
         .map(|n| {
-            std::thread::sleep(pause);
+            std::thread::sleep(Duration::from_millis(3)); // longer than the relay's interval
             let queue = format!("probe-{n}");
             let sent = Instant::now();
             client.execute(&insert, &[&queue]).expect("it inserts");

@@ -3,6 +3,8 @@
 //!
 //!     make bench                  everything, into benches/results (about an hour)
 //!     make bench BENCH=quick      one short round each: to see whether it runs; writes nothing
+//!     make bench BENCH='clients=64 listeners=1,10 queues=1 disk=slow'
+//!                                 these cells only; writes nothing
 //!
 //! Only ratios within one run mean anything: the arms take turns within each round, and a cell is the median of
 //! the rounds' ratios to the arm without a trigger. Receipts are counted: the arms that are compared have
@@ -54,6 +56,9 @@ impl Arm {
 
 /// The length of everything.
 pub struct Plan {
+    pub clients: Vec<usize>,
+    pub listeners: Vec<usize>,
+    pub queues: Vec<usize>,
     pub rounds: usize,
     pub cell: Duration,
     pub latencies: usize,
@@ -66,34 +71,47 @@ pub enum Disk {
 }
 
 fn main() {
-    let quick = std::env::args().any(|a| a == "quick");
-    let plan = if quick {
-        Plan { rounds: 1, cell: Duration::from_millis(700), latencies: 50 }
-    } else {
-        Plan { rounds: 5, cell: Duration::from_secs(3), latencies: 1_000 }
+    let arguments: Vec<String> = std::env::args().collect();
+    let quick = arguments.iter().any(|a| a == "quick");
+    let asked = |name: &str| arguments.iter().find_map(|a| a.strip_prefix(name)?.strip_prefix('='));
+    let some = |name: &str, all: &[usize]| {
+        asked(name)
+            .map_or(all.to_vec(), |list| list.split(',').map(|n| n.parse().expect("a number")).collect())
+    };
+    let all = !quick && arguments.iter().all(|a| !a.contains('='));
+    let plan = Plan {
+        clients: some("clients", &throughput::CLIENTS),
+        listeners: some("listeners", &throughput::LISTENERS),
+        queues: some("queues", &throughput::QUEUES),
+        rounds: if quick { 1 } else { 5 },
+        cell: if quick { Duration::from_millis(700) } else { Duration::from_secs(3) },
+        latencies: if quick { 50 } else { 1_000 },
+    };
+    let disks = match asked("disk") {
+        None => vec![Disk::This, Disk::Slow],
+        Some("slow") => vec![Disk::Slow],
+        Some(_) => vec![Disk::This],
     };
     let slow_disk = slow_disk();
-    let mut report = report::Report::default();
-    for disk in [Disk::This, Disk::Slow] {
+    let mut report = report::Report::new(all);
+    for (turn, disk) in disks.into_iter().enumerate() {
         let environment: Vec<(&str, &str)> = match disk {
             Disk::This => vec![],
             Disk::Slow => vec![("LD_PRELOAD", slow_disk.as_str())],
         };
         let cluster = server(&environment);
-        if disk == Disk::This {
+        if turn == 0 {
             report.about(&cluster);
+        }
+        if disk == Disk::This && (all || quick) {
             report.calls(throughput::calls(&cluster, &plan));
         }
-        report.latencies(disk, latency::measure(&cluster, &plan));
+        if all || quick || arguments.iter().any(|a| a == "latency") {
+            report.latencies(disk, latency::measure(&cluster, &plan));
+        }
         throughput::measure(&cluster, disk, &plan, &mut report);
     }
-    let text = report.text();
-    println!("{text}");
-    if !quick {
-        std::fs::create_dir_all("benches/results").expect("it can be made");
-        std::fs::write("benches/results/bus.md", text).expect("it can be written");
-        std::fs::write("benches/results/bus.svg", report.plot()).expect("it can be written");
-    }
+    println!("{}", report.text());
 }
 
 /// The library that makes the disk slower.

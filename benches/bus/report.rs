@@ -43,14 +43,16 @@ pub struct Latency {
 pub struct Calls {
     pub poll: Spread,
     pub bulk: Spread,
+    pub bulk_queues: Spread,
 }
 
-#[derive(Default)]
 pub struct Report {
+    /// Whether results are written to files.
+    writes: bool,
     about: String,
     calls: Option<Calls>,
     latencies: Vec<(Disk, Latency)>,
-    pub cells: Vec<Cell>,
+    cells: Vec<Cell>,
 }
 
 impl Cell {
@@ -107,6 +109,25 @@ fn spread((middle, least, most): Spread) -> String {
 }
 
 impl Report {
+    pub fn new(writes: bool) -> Self {
+        Self { writes, about: String::new(), calls: None, latencies: Vec::new(), cells: Vec::new() }
+    }
+
+    pub fn cells(&self) -> usize {
+        self.cells.len()
+    }
+
+    /// One more; what there is so far is written, as an hour is long.
+    pub fn add(&mut self, cell: Cell) {
+        eprintln!("{}", cell.line());
+        self.cells.push(cell);
+        if self.writes {
+            std::fs::create_dir_all("benches/results").expect("it can be made");
+            std::fs::write("benches/results/bus.md", self.text()).expect("it can be written");
+            std::fs::write("benches/results/bus.svg", self.plot()).expect("it can be written");
+        }
+    }
+
     /// The machine, the versions, the date.
     pub fn about(&mut self, cluster: &Cluster) {
         let mut client = cluster.client();
@@ -138,7 +159,7 @@ impl Report {
             "Commits a second of single INSERTs ÷ those into the same table without a trigger: median of the rounds \
              (least–most). In line: client sessions waiting for the lock that NOTIFY takes, on average of what was seen \
              every 100 ms (bus / statement / row). Relays: transactions of the relay a second. Receipts: what each \
-             listener of the bus heard, and what the relay merged; together they are the commits. The native arms' \
+             listener of the bus heard, and what the relay merged; with listeners, together the commits. The native arms' \
              listeners heard one for each commit.\n\n\
              | disk | listeners | queues | clients | commits/s without trigger | bus | statement trigger, native | \
              old row trigger, native | in line | relays/s | receipts |\n\
@@ -167,9 +188,11 @@ impl Report {
             writeln!(
                 text,
                 "\n| call | ÷ |\n| --- | --- |\n\
-                 | a 10,000-row INSERT, processor time of its backend ÷ without a trigger | {} |\n\
-                 | `oban_poll` with nothing new ÷ an empty function of the same signature | {} |",
+                 | a 10,000-row INSERT into one queue, processor time of its backend ÷ without a trigger | {} |\n\
+                 | the same into a hundred queues | {} |\n\
+                 | `oban_poll` with nothing new, processor time ÷ an empty function of the same signature | {} |",
                 spread(calls.bulk),
+                spread(calls.bulk_queues),
                 spread(calls.poll)
             )
             .expect("memory");

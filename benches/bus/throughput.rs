@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use postgres::Client;
 
@@ -18,20 +18,20 @@ pub const LISTENERS: [usize; 3] = [0, 1, 10];
 pub const QUEUES: [usize; 2] = [1, 100];
 
 pub fn measure(cluster: &Cluster, disk: Disk, plan: &Plan, report: &mut Report) {
-    for listeners in LISTENERS {
-        for queues in QUEUES {
-            for clients in CLIENTS {
+    for &listeners in &plan.listeners {
+        for &queues in &plan.queues {
+            for &clients in &plan.clients {
                 let mut runs: Vec<(Arm, Run)> = Vec::new();
                 for round in 0..plan.rounds {
                     reset(cluster);
                     for turn in 0..Arm::ALL.len() {
-                        let arm = Arm::ALL[(turn + round) % Arm::ALL.len()];
+                        // Another one is the first each time, also from cell to cell.
+                        let arm = Arm::ALL[(turn + round + report.cells()) % Arm::ALL.len()];
                         runs.push((arm, run(cluster, arm, listeners, queues, clients, plan.cell)));
                     }
                 }
                 let cell = Cell::new(disk, listeners, queues, clients, runs);
-                eprintln!("{}", cell.line());
-                report.cells.push(cell);
+                report.add(cell);
             }
         }
     }
@@ -67,6 +67,40 @@ pub fn pgbench(
     tps.unwrap_or_else(|| panic!("{text}\n{}", String::from_utf8_lossy(&output.stderr)))
 }
 
+/// pgbench in the background, until it is stopped.
+pub struct Load(std::process::Child);
+
+impl Load {
+    /// At so many transactions a second, or at all it can.
+    pub fn start(cluster: &Cluster, script: &str, clients: usize, rate: Option<u32>) -> Self {
+        let file = format!("{}/load.sql", cluster.socket_folder());
+        fs::write(&file, script).expect("the folder is ours");
+        let mut command = cluster.program("pgbench");
+        command.args([
+            "-n",
+            "-M",
+            "prepared",
+            "-j",
+            "2",
+            "-T",
+            "3600",
+            "-f",
+            &file,
+            "-c",
+            &clients.to_string(),
+        ]);
+        command.args(rate.map(|rate| format!("--rate={rate}"))).arg("postgres");
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("pgbench starts"))
+    }
+
+    /// Fails if it has ended by itself.
+    pub fn stop(mut self) {
+        assert!(self.0.try_wait().expect("it is ours").is_none(), "the load has ended");
+        self.0.kill().expect("it runs");
+        self.0.wait().expect("it is ours");
+    }
+}
+
 pub fn insert(arm: Arm, queues: usize) -> String {
     let table = format!("\"{}\".oban_jobs", arm.prefix());
     match queues {
@@ -90,12 +124,10 @@ fn run(cluster: &Cluster, arm: Arm, listeners: usize, queues: usize, clients: us
     let rows = format!("SELECT count(*) FROM \"{}\".oban_jobs", arm.prefix());
     let rows_before: i64 = client.one(&rows);
     let watcher = Watcher::start(cluster);
-    let since = Instant::now();
     let mut relay_transactions = 0;
     let tps = pgbench(cluster, &insert(arm, queues), clients, time, || {
         relay_transactions = stat(&mut client, "relay_transactions");
     });
-    let took = since.elapsed().as_secs_f64();
     let in_line = watcher.stop();
     let commits = (client.one::<i64>(&rows) - rows_before) as u64;
     // What is still on its way belongs to it.
@@ -116,7 +148,13 @@ fn run(cluster: &Cluster, arm: Arm, listeners: usize, queues: usize, clients: us
     }
     assert_eq!(gaps, 0, "the ring had room for all of it");
     listening.stop();
-    Run { tps, receipts: expected, merged, relays: (relay_transactions - before[1]) as f64 / took, in_line }
+    Run {
+        tps,
+        receipts: expected,
+        merged,
+        relays: (relay_transactions - before[1]) as f64 / time.as_secs_f64().max(1.0),
+        in_line,
+    }
 }
 
 /// Looks at what sessions wait for, every few milliseconds.
@@ -155,44 +193,47 @@ impl Watcher {
     }
 }
 
-/// What single calls cost.
+/// What single calls cost: the time that the backend itself was on a processor.
 pub fn calls(cluster: &Cluster, plan: &Plan) -> Calls {
     let mut client = cluster.client();
     let position: i64 = client.one("SELECT oban_position()");
-    let ask = |function: &str| {
-        format!("SELECT * FROM {function}('{{gossip,insert,leader,signal}}', {position}, 1000, 'bus');\n")
-    };
-    let mut poll = Vec::new();
-    for round in 0..plan.rounds {
-        let mut tps = [0.0, 0.0];
-        for turn in 0..2 {
-            let which = (turn + round) % 2;
-            let script = ask(["oban_poll", "obanrs_bench_poll"][which]);
-            tps[which] = pgbench(cluster, &script, 1, plan.cell, || {});
-        }
-        poll.push(tps[1] / tps[0]);
-    }
-    // The time that the backend itself was on a processor.
-    let mut bulk = Vec::new();
     let pid: i32 = client.one("SELECT pg_backend_pid()");
-    for round in 0..plan.rounds * 4 {
-        let mut cpu = [0.0, 0.0];
-        for turn in 0..2 {
-            let which = (turn + round) % 2;
-            let prefix = [Arm::Bus, Arm::Bare][which].prefix();
-            client.batch_execute(&format!("TRUNCATE {prefix}.oban_jobs; CHECKPOINT")).expect("it is ours");
-            let before = on_processor(pid);
-            for _ in 0..5 {
-                let sql = format!(
-                    "INSERT INTO {prefix}.oban_jobs (worker, queue) SELECT 'Worker', 'default' FROM generate_series(1, 10000)"
-                );
-                client.batch_execute(&sql).expect("it inserts");
+    let mut compare = |rounds: usize, prepare: &str, statements: [String; 2]| {
+        let ratios = (0..rounds).map(|round| {
+            let mut cpu = [0.0, 0.0];
+            for turn in 0..2 {
+                let which = (turn + round) % 2;
+                client.batch_execute(prepare).expect("it is ours");
+                let before = on_processor(pid);
+                client.batch_execute(&statements[which]).expect("it runs");
+                cpu[which] = on_processor(pid) - before;
             }
-            cpu[which] = on_processor(pid) - before;
-        }
-        bulk.push(cpu[0] / cpu[1]);
+            cpu[0] / cpu[1]
+        });
+        median(ratios.collect())
+    };
+    let poll = |function: &str| {
+        format!(
+            "DO $$ DECLARE r record; BEGIN FOR i IN 1..20000 LOOP
+                 SELECT * INTO r FROM {function}('{{gossip,insert,leader,signal}}', {position}, 1000, 'bus');
+             END LOOP; END $$"
+        )
+    };
+    let insert = |arm: Arm, queues: usize| {
+        let prefix = arm.prefix();
+        let one = format!(
+            "INSERT INTO {prefix}.oban_jobs (worker, queue)
+             SELECT 'Worker', 'queue_' || i % {queues} FROM generate_series(1, 10000) i;"
+        );
+        one.repeat(5)
+    };
+    let bulk = |queues| [Arm::Bus, Arm::Bare].map(|arm| insert(arm, queues));
+    let truncate = "TRUNCATE bus.oban_jobs, bare.oban_jobs; CHECKPOINT";
+    Calls {
+        poll: compare(plan.rounds * 2, "", ["oban_poll", "obanrs_bench_poll"].map(poll)),
+        bulk: compare(plan.rounds * 4, truncate, bulk(1)),
+        bulk_queues: compare(plan.rounds * 4, truncate, bulk(100)),
     }
-    Calls { poll: median(poll), bulk: median(bulk) }
 }
 
 /// In seconds.

@@ -31,9 +31,9 @@ use pgrx::prelude::*;
 
 use crate::config::{self, Notifier};
 use crate::error::Error;
-use crate::logic::channel;
 use crate::logic::outbox::{Message, Origin, Outbox, Queued, Way};
 use crate::logic::ring::{self, Batch, Incoming};
+use crate::logic::{channel, relay};
 use crate::pg::{encoding, notify, session, xact};
 use crate::shmem::listeners;
 use crate::shmem::rings::{self, Counter, Handle, Reserved};
@@ -97,6 +97,16 @@ impl Target {
         Ok(Self { channel: Rc::new(ring::Channel::new(name, prefix)), way })
     }
 
+    /// Where the wake-ups of a prefix go, whose name is in the server's encoding: every byte of it below 128 is
+    /// ASCII, so that nothing need be converted. `None` for one that can't have a channel.
+    pub fn wakeups(prefix: &[u8]) -> Option<Self> {
+        let name = [prefix, b".oban_insert"].concat();
+        (!prefix.contains(&b'.') && name.len() <= channel::MAX_CHANNEL).then(|| Self {
+            channel: Rc::new(ring::Channel::new(name, prefix.len() as u8)),
+            way: Way::Merged,
+        })
+    }
+
     /// As readers ask for it.
     pub fn channel(&self) -> ring::Channel {
         (*self.channel).clone()
@@ -128,6 +138,11 @@ pub fn queue(target: &Target, payload: Vec<u8>, origin: Origin) -> Result<(), Er
         (Queued::New | Queued::Merged, _) => {}
     }
     Ok(())
+}
+
+/// A trigger that can't do its work counts what it did not send.
+pub fn count_dropped() {
+    rings::count(Counter::Dropped, 1);
 }
 
 /// A message that came too late for the ring: readers are told of a gap.
@@ -183,16 +198,19 @@ fn prepare(messages: Vec<Message>) {
     // From here on an abort gives the room back. Native NOTIFY may raise, or end the process.
     let room = way != ring::Way::Natively;
     RESERVED.set(room.then_some((ring, messages.len(), bytes)));
-    let relayed = if orphaned { send_orphans(ring) } else { None };
+    let orphans = if orphaned { send_orphans(ring) } else { None };
+    // In the ring they wait as those before them; what has no room there can't.
+    let wait = orphaned && orphans.as_ref().is_none_or(|o| o.are_followed_by(&messages));
     // Where nobody listens, nothing need be sent: should somebody begin to before the commit, the relay will
     // find it. But it finds only what is in the ring. And what is in one transaction with a signal is not
     // overtaken by it.
     let sent = match way {
         ring::Way::Relay => messages.iter().any(|m| m.way == Way::Natively),
-        ring::Way::Both => listeners::any(),
+        ring::Way::Both => listeners::any() && !wait,
         ring::Way::Natively => true,
     };
     let natively = send(&messages, sent);
+    let relayed = orphans.map(|o| o.upto);
     PUBLICATION.set(Some(Publication { ring, messages, room, sent, relayed, late: 0 }));
     let fallbacks = if way == ring::Way::Relay { 0 } else { natively };
     rings::count_all(ring, &[(Counter::Native, natively), (Counter::NativeFallbacks, fallbacks)]);
@@ -214,16 +232,47 @@ fn send(messages: &[Message], all: bool) -> usize {
     sent
 }
 
-/// Sends what waits for a relay that does not come, as far as a batch goes: how far that is. Another
+/// Sends what waits for a relay that does not come, as far as one transaction can: how far that is. Another
 /// transaction may do the same; then it comes twice.
-fn send_orphans(ring: Handle) -> Option<u64> {
+fn send_orphans(ring: Handle) -> Option<Orphans> {
     let mut batch = Batch::new(1024, 256 * 1024);
+    rings::relay::unsent(ring, &mut batch)?;
+    // A message that is equal to one before it, and means something, needs a transaction of its own.
+    let first = relay::plan(batch.messages()).first_messages;
+    let mut batch = Batch::new(first, 256 * 1024);
     let upto = rings::relay::unsent(ring, &mut batch)?;
+    let plan = relay::plan(batch.messages());
+    if plan.transactions.len() > 1 || notify::is_queue_full() {
+        return None; // somebody else was at it meanwhile; or it would fail this commit
+    }
+    let orphans: Vec<_> = batch.messages().collect();
+    let sent = plan.transactions.first().into_iter().flatten().filter_map(|number| orphans.get(*number));
     if listeners::any() {
-        batch.messages().for_each(|m| notify::notify(m.channel, m.payload));
+        sent.for_each(|m| notify::notify(m.channel, m.payload));
         rings::count(Counter::NativeFallbacks, batch.len());
     }
-    Some(upto)
+    let left = rings::relay::backlog(ring) > batch.len() as u64;
+    Some(Orphans { upto, left, batch })
+}
+
+/// What waited for a relay and was sent.
+struct Orphans {
+    upto: u64,
+    /// Whether there is more of it.
+    left: bool,
+    batch: Batch,
+}
+
+impl Orphans {
+    /// Whether these messages have to wait, too: for those before them, or for a transaction in which an equal one
+    /// does not stand for them.
+    fn are_followed_by(&self, messages: &[Message]) -> bool {
+        let equal = |m: &Message| {
+            m.way != Way::Merged
+                && self.batch.messages().any(|o| o.channel == m.channel.name && o.payload == m.payload)
+        };
+        self.left || messages.iter().any(equal)
+    }
 }
 
 /// After the commit.

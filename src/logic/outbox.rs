@@ -93,12 +93,12 @@ impl Outbox {
     /// Queues a message in the subtransaction of this level, unless the transaction has `most` already.
     pub fn queue(&mut self, message: Message, level: u32, most: usize) -> Queued {
         debug_assert!(self.messages.last().is_none_or(|(_, last)| *last <= level));
-        if let Some(at) = self.find(&message) {
+        if let Some(at) = self.find(&message, level) {
             let first = &mut self.messages[at].0;
-            // The stronger wish counts, also if the later one should be rolled back.
             if message.origin == Origin::Call {
                 first.origin = Origin::Call;
             }
+            // Should this be rolled back, the first is sent natively in vain, and no harm is done.
             if message.way == Way::Natively {
                 first.way = Way::Natively;
             }
@@ -116,18 +116,24 @@ impl Outbox {
         let indexed = if self.messages.len() > FEW { self.messages.len() - new } else { self.messages.len() };
         for at in indexed..self.messages.len() {
             let hash = self.messages[at].0.hash();
-            self.first.entry(hash).or_insert(at);
+            // The later one of two equals is a call: all that follow are the same as it.
+            self.first.insert(hash, at);
         }
         Queued::New
     }
 
-    /// An equal message.
-    fn find(&self, message: &Message) -> Option<usize> {
+    /// An equal message that this one can be merged with. A call is no trigger's wake-up of a subtransaction around
+    /// it: it may be rolled back, and the transaction prepared then.
+    fn find(&self, message: &Message, level: u32) -> Option<usize> {
+        let serves = |(m, at): &(Message, u32)| {
+            let origin = message.origin == Origin::Trigger || m.origin == Origin::Call || *at == level;
+            origin && m.is_equal(message)
+        };
         if self.messages.len() <= FEW {
-            return self.messages.iter().position(|(m, _)| m.is_equal(message));
+            return self.messages.iter().position(serves);
         }
         let at = *self.first.get(&message.hash())?;
-        self.messages[at].0.is_equal(message).then_some(at)
+        serves(&self.messages[at]).then_some(at)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -225,6 +231,21 @@ mod tests {
             "verbatim"
         );
         assert_eq!(outbox.take()[0], with(Origin::Call, Way::Natively));
+
+        // A call in a savepoint: whether it is taken back decides about PREPARE TRANSACTION.
+        for others in [0, 20] {
+            let mut outbox = Outbox::default();
+            outbox.queue(with(Origin::Trigger, Way::Merged), 1, 100);
+            for n in 0..others {
+                outbox.queue(message(101 + 2 * n), 1, 100);
+            }
+            assert_eq!(outbox.queue(with(Origin::Call, Way::Merged), 2, 100), Queued::New);
+            assert_eq!(outbox.queue(with(Origin::Call, Way::Merged), 2, 100), Queued::Merged);
+            assert!(outbox.has_calls());
+            outbox.abort_level(2);
+            assert!(!outbox.has_calls());
+            assert_eq!(outbox.take().len(), 1 + usize::from(others));
+        }
     }
 
     #[test]

@@ -14,12 +14,16 @@ pub struct Plan {
     pub transactions: Vec<Vec<usize>>,
     /// Wake-ups that need not be sent, as an equal one is.
     pub merged: usize,
+    /// How many messages the first transaction stands for.
+    pub first_messages: usize,
 }
 
 pub fn plan<'m>(messages: impl Iterator<Item = Message<'m>>) -> Plan {
     let mut plan = Plan::default();
     let mut seen = HashSet::new();
+    let mut count = 0;
     for (number, message) in messages.enumerate() {
+        count = number + 1;
         if plan.transactions.is_empty() {
             plan.transactions.push(Vec::new());
         }
@@ -28,6 +32,9 @@ pub fn plan<'m>(messages: impl Iterator<Item = Message<'m>>) -> Plan {
                 plan.merged += 1;
                 continue;
             }
+            if plan.transactions.len() == 1 {
+                plan.first_messages = number;
+            }
             seen.clear();
             seen.insert((message.channel, message.payload));
             plan.transactions.push(Vec::new());
@@ -35,6 +42,9 @@ pub fn plan<'m>(messages: impl Iterator<Item = Message<'m>>) -> Plan {
         if let Some(last) = plan.transactions.last_mut() {
             last.push(number);
         }
+    }
+    if plan.transactions.len() < 2 {
+        plan.first_messages = count;
     }
     plan
 }
@@ -77,6 +87,9 @@ mod tests {
             let sent: Vec<usize> = transactions.iter().flatten().copied().collect();
             prop_assert!(sent.is_sorted_by(|a, b| a < b));
             prop_assert_eq!(sent.len() + merged, messages.len());
+            let plan = plan(messages.iter().map(message));
+            let first = plan.transactions.get(1).map_or(messages.len(), |second| second[0]);
+            prop_assert_eq!(plan.first_messages, first);
             for transaction in &transactions {
                 let distinct: HashSet<_> = transaction.iter().map(|n| messages[*n]).collect();
                 prop_assert_eq!(distinct.len(), transaction.len());

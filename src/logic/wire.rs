@@ -22,6 +22,8 @@ pub enum WireError {
     Malformed(&'static str),
     /// It unpacks to more than `MAX_UNPACKED` bytes.
     Bomb,
+    /// It is nested more than `MAX_DEPTH` levels deep.
+    TooDeep,
 }
 
 /// The wire form of a JSON object given as text.
@@ -59,12 +61,26 @@ pub fn decode(wire: &str) -> Result<String, WireError> {
     String::from_utf8(json).map_err(|_| WireError::Malformed("it is not UTF-8"))
 }
 
+/// Each reader parses it again, deeper in its stack than the sender was.
+pub const MAX_DEPTH: usize = 500;
+
 /// JSON as Postgres prints it, without the spaces that it puts between tokens.
-pub fn compact(json: &str) -> String {
-    let (mut compact, mut quoted, mut escaped) = (String::with_capacity(json.len()), false, false);
+pub fn compact(json: &str) -> Result<String, WireError> {
+    let (mut compact, mut quoted, mut escaped, mut depth) = (String::new(), false, false, 0usize);
+    compact.try_reserve_exact(json.len()).map_err(|_| WireError::Bomb)?;
     for c in json.chars() {
         if !quoted && c == ' ' {
             continue;
+        }
+        if !quoted {
+            match c {
+                '{' | '[' => depth += 1,
+                '}' | ']' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if depth > MAX_DEPTH {
+                return Err(WireError::TooDeep);
+            }
         }
         if escaped {
             escaped = false;
@@ -74,7 +90,7 @@ pub fn compact(json: &str) -> String {
         }
         compact.push(c);
     }
-    compact
+    Ok(compact)
 }
 
 /// `{"<key>":"<value>"}` in the server's encoding. Byte by byte, because a trigger has to cope with
@@ -132,6 +148,15 @@ mod tests {
     }
 
     #[test]
+    fn the_limit_is_500_levels() {
+        let nested = |levels: usize| {
+            format!("{{\"a\": \"[[[\", \"b\": {}{}}}", "[".repeat(levels - 1), "]".repeat(levels - 1))
+        };
+        assert!(compact(&nested(500)).is_ok());
+        assert_eq!(compact(&nested(501)), Err(WireError::TooDeep));
+    }
+
+    #[test]
     fn the_limit_is_7999_bytes() {
         let plain = format!(r#"{{"a":"{}"}}"#, "x".repeat(MAX_PAYLOAD - 8));
         assert_eq!(encode(&plain), Ok(plain.clone()));
@@ -155,7 +180,7 @@ mod tests {
             let printed = object.to_string().replace("\":", "\": ").replace("\",", "\", ");
             // What the replacement has done inside of strings stays.
             let read: serde_json::Value = serde_json::from_str(&printed).unwrap();
-            prop_assert_eq!(compact(&printed), read.to_string());
+            prop_assert_eq!(compact(&printed), Ok(read.to_string()));
         }
 
         #[test]

@@ -3,13 +3,15 @@
 pub mod poll;
 pub mod stats;
 
+use pgrx::datum::Array;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use serde::de::IgnoredAny;
 
 use crate::bus::{self, Target};
+use crate::config;
 use crate::error::{Error, excerpt, given};
-use crate::logic::outbox::Origin;
+use crate::logic::outbox::{self, Origin};
 use crate::logic::wire::WireError;
 use crate::logic::{channel, wire};
 use crate::pg::acl::{self, Right};
@@ -24,25 +26,28 @@ fn oban_notify(
     prefix: default!(Option<Text>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let payload = given("payload", payload)?;
-    Ok(publish(channel.as_deref(), &[payload.0], prefix.as_deref())?)
+    Ok(publish(channel.as_deref(), [Some(payload)].into_iter(), prefix.as_deref())?)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_notify_many(
     channel: Option<Text>,
-    payloads: Option<Vec<Option<Jsonb>>>,
+    payloads: Option<Array<'_, Jsonb>>,
     prefix: default!(Option<Text>, "'public'"),
 ) -> Result<(), ErrorReport> {
+    // One after the other: printed they can be many times as large as the array.
     let payloads = given("payloads", payloads)?;
-    let payloads: Option<Vec<String>> = payloads.into_iter().map(|p| p.map(|p| p.0)).collect();
-    Ok(publish(channel.as_deref(), &given("payloads", payloads)?, prefix.as_deref())?)
+    Ok(publish(channel.as_deref(), payloads.iter(), prefix.as_deref())?)
 }
 
 /// Queues every payload, or none: all are tested before the first is queued.
-fn publish(channel: Option<&str>, payloads: &[String], prefix: Option<&str>) -> Result<(), Error> {
+fn publish(
+    channel: Option<&str>,
+    payloads: impl Iterator<Item = Option<Jsonb>>,
+    prefix: Option<&str>,
+) -> Result<(), Error> {
     let (channel, prefix) = (given("channel", channel)?, given("prefix", prefix)?);
     let target = Target::new(prefix, channel)?;
-    let wires = payloads.iter().map(|p| server_form(p)).collect::<Result<Vec<_>, _>>()?;
     // A verbatim channel is nobody's: any role may NOTIFY it natively.
     if !prefix.is_empty() {
         acl::require(prefix, right_to_publish(channel))?;
@@ -50,7 +55,16 @@ fn publish(channel: Option<&str>, payloads: &[String], prefix: Option<&str>) -> 
     if session::in_recovery() {
         return Err(Error::InRecovery("notify"));
     }
-    wires.into_iter().try_for_each(|wire| bus::queue(&target, wire, Origin::Call))
+    let (mut forms, mut bytes) = (Vec::new(), 0);
+    for payload in payloads {
+        let form = server_form(&given("payloads", payload)?.0)?;
+        bytes += form.len();
+        if bytes > outbox::MOST_BYTES {
+            return Err(Error::TooManyMessages(config::max_transaction_messages()));
+        }
+        forms.push(form);
+    }
+    forms.into_iter().try_for_each(|form| bus::queue(&target, form, Origin::Call))
 }
 
 fn right_to_publish(channel: &str) -> Right {
@@ -68,7 +82,7 @@ fn server_form(payload: &str) -> Result<Vec<u8>, Error> {
 }
 
 fn wire_form(payload: &str) -> Result<String, Error> {
-    let json = wire::compact(payload);
+    let json = wire::compact(payload)?;
     if !json.starts_with('{') {
         return Err(Error::bad(
             format!("payload is no JSON object: {}", excerpt(&json)),

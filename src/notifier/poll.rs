@@ -13,7 +13,7 @@ use crate::error::{Error, given};
 use crate::logic::ring::{Batch, Channel, Message, Progress};
 use crate::logic::wire;
 use crate::pg::acl::{self, Right};
-use crate::pg::datum::{Jsonb, ServerJson, Text};
+use crate::pg::datum::{ServerJson, Text};
 use crate::pg::procedure::{Call, Row};
 use crate::pg::{encoding, latch, session, time};
 use crate::shmem;
@@ -244,7 +244,7 @@ pub fn oban_wait(
     prefix: Option<Text>,
     _position: Option<i64>,
     _missed: Option<i64>,
-    _messages: Option<Jsonb>,
+    _messages: Option<i64>, // a jsonb that nobody looks at
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<pgrx::composite_type!('static, "record"), ErrorReport> {
     let timeout = waiting_time(given("timeout", timeout)?)?;

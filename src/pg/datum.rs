@@ -8,12 +8,17 @@ use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::datum::{Datum, UnboxDatum};
 use pgrx::nullable::Nullable;
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::pgrx_sql_entity_graph::metadata::{
     ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
 };
 use pgrx::prelude::*;
 
 use super::encoding::{to_server, to_utf8};
+use crate::error::Error;
+
+/// The longest JSON that is read, in bytes as Postgres prints it: what a wire form may unpack to.
+const MAX_TEXT: usize = 16 << 20;
 
 /// A `text`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +74,11 @@ impl FromDatum for Jsonb {
         // SAFETY: a jsonb, says whoever calls this; its text is copied and freed.
         unsafe {
             let text: &CStr = pgrx::direct_function_call(pg_sys::jsonb_out, &[Some(datum)])?;
+            // Postgres has memory for it or has raised; Rust would end the server.
+            if text.count_bytes() > MAX_TEXT {
+                ErrorReport::from(Error::PayloadTooLarge(format!("{} bytes as text", text.count_bytes())))
+                    .report(PgLogLevel::ERROR);
+            }
             let copy = to_utf8(text.to_bytes()).into_owned();
             pg_sys::pfree(text.as_ptr().cast_mut().cast());
             Some(Self(copy))

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ffi::{CStr, c_char};
 
 use pgrx::pg_sys;
+use pgrx::prelude::*;
 
 const UTF8: i32 = pg_sys::pg_enc::PG_UTF8 as i32;
 const SQL_ASCII: i32 = pg_sys::pg_enc::PG_SQL_ASCII as i32;
@@ -27,10 +28,20 @@ pub fn to_server(text: &str) -> Cow<'_, [u8]> {
     })
 }
 
-/// Text of the server's as UTF-8.
+/// In a database without an encoding (SQL_ASCII) a text can be anything.
+fn not_utf8() -> ! {
+    pgrx::ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
+        "invalid byte sequence: the database has no encoding, and this text is not UTF-8",
+        "Send texts in UTF-8."
+    );
+}
+
+/// Text of the server's as UTF-8. 22021 for what is none in a database without an encoding.
 pub fn to_utf8(bytes: &[u8]) -> Cow<'_, str> {
     if is_native(bytes) {
-        return String::from_utf8_lossy(bytes);
+        return Cow::Borrowed(std::str::from_utf8(bytes).unwrap_or_else(|_| not_utf8()));
     }
     // SAFETY: as above.
     let utf8 = unsafe {

@@ -294,6 +294,11 @@ pub mod relay {
         view(handle, |ring| ring.unsent(batch))
     }
 
+    /// How many entries wait.
+    pub fn backlog(handle: Handle) -> u64 {
+        view(handle, |ring| ring.backlog()).unwrap_or(0)
+    }
+
     /// Everything before was sent.
     pub fn sent(handle: Handle, ordinal: u64) {
         of(handle, |ring| ring.relayed(ordinal));

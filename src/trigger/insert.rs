@@ -16,7 +16,6 @@ use crate::bus::{self, Target};
 use crate::error::Error;
 use crate::logic::outbox::Origin;
 use crate::logic::wire;
-use crate::pg::encoding;
 use crate::pg::row::{self, Column};
 use crate::pg::transition::NewRows;
 
@@ -41,8 +40,10 @@ fn obanrs_jobs_insert<'a>(
 }
 
 fn wake_queues(rows: &NewRows<'_>) {
-    let Some(queue) = rows.column("queue").filter(|c| row::is_text(c.type_oid)) else { return };
-    let Some(available) = rows.column("state").and_then(available) else { return };
+    let queue = rows.column("queue").filter(|c| row::is_text(c.type_oid));
+    let Some((queue, available)) = queue.zip(rows.column("state").and_then(available)) else {
+        return bus::count_dropped(); // a column is missing, or means something else
+    };
 
     // The last queue seen is nearly always the next one's, too; the set is for the others.
     let (mut last, mut others): (Option<Vec<u8>>, BTreeSet<Vec<u8>>) = (None, BTreeSet::new());
@@ -60,14 +61,16 @@ fn wake_queues(rows: &NewRows<'_>) {
         }
     });
     let Some(last) = last else { return };
-    let Some(target) = rows.with_prefix(target) else { return };
+    let Some(target) = rows.with_prefix(target) else { return bus::count_dropped() };
     others.remove(&last);
     for queue in others.into_iter().chain([last]) {
         let payload = wire::object_of_one("queue", &queue);
-        if payload.len() <= wire::MAX_PAYLOAD {
-            // Over the transaction's limit it is dropped: the row counts, not the hint.
-            let _ = bus::queue(&target, payload, Origin::Trigger);
+        if payload.len() > wire::MAX_PAYLOAD {
+            bus::count_dropped();
+            continue;
         }
+        // Over the transaction's limit it is dropped: the row counts, not the hint.
+        let _ = bus::queue(&target, payload, Origin::Trigger);
     }
 }
 
@@ -80,7 +83,7 @@ fn target(prefix: &[u8]) -> Option<Target> {
         last.as_ref().filter(|(name, _)| name == prefix).map(|(_, target)| target.clone())
     });
     last.or_else(|| {
-        let target = Target::new(&encoding::to_utf8(prefix), "insert").ok()?;
+        let target = Target::wakeups(prefix)?;
         LAST.set(Some((prefix.to_vec(), target.clone())));
         Some(target)
     })

@@ -10,7 +10,7 @@ use fallible_iterator::FallibleIterator;
 use postgres::Client;
 use serde_json::Value;
 
-use crate::support::{Ask, Cluster, PATIENCE, code, heard, wait_for, wait_until};
+use crate::support::{Ask, Cluster, PATIENCE, Stuck, code, heard, wait_for, wait_until};
 
 /// What oban_poll or oban_wait answered.
 #[derive(Debug, PartialEq)]
@@ -697,28 +697,12 @@ fn what_fails_before_its_commit_leaves_no_message_and_no_reservation() {
 fn a_commit_that_waits_for_a_standby_sends_when_it_is_let_go() {
     let cluster = installed_with(&[]);
     let mut admin = cluster.client();
-    admin.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nowhere'").unwrap();
-    admin.batch_execute("SELECT pg_reload_conf()").unwrap();
     for ends in ["pg_cancel_backend", "pg_terminate_backend"] {
         let start: i64 = admin.one("SELECT oban_position()");
-        let mut client = cluster.client();
-        let pid: i32 = client.one("SELECT pg_backend_pid()");
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        // The setting counts when the checkpointer has read it: until then commits don't wait.
-        let thread = std::thread::spawn(move || {
-            let insert = "INSERT INTO oban_jobs (worker, queue) VALUES ('w', 'q')";
-            while client.batch_execute(insert).is_ok() && !stopped.load(Ordering::Relaxed) {}
-        });
-        wait_until("its commit waits", || {
-            let sql =
-                format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'SyncRep'");
-            admin.one::<i64>(&sql) == 1
-        });
-        stop.store(true, Ordering::Relaxed);
+        let insert = "INSERT INTO oban_jobs (worker, queue) VALUES ('w', 'q')";
+        let stuck = Stuck::start(&cluster, cluster.client(), insert);
         let before = poll(&mut admin, &format!("after => {start}"));
-        admin.query_one(&format!("SELECT {ends}({pid})"), &[]).unwrap();
-        thread.join().unwrap();
+        stuck.end(&mut admin, ends);
         let after = poll(&mut admin, &format!("after => {}", before.position));
         assert_eq!(after.payloads.len(), 1, "{ends}: {after:?}");
     }
@@ -966,34 +950,13 @@ fn a_termination_during_the_commit_is_not_slept_over() {
              END $$",
         )
         .unwrap();
-    admin.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nowhere'").unwrap();
-    admin.batch_execute("SELECT pg_reload_conf()").unwrap();
-    let mut probe = cluster.client();
-    let probe_pid: i32 = probe.one("SELECT pg_backend_pid()");
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = stop.clone();
-    let probing = std::thread::spawn(move || {
-        while !stopped.load(Ordering::Relaxed) {
-            let _ = probe.batch_execute("INSERT INTO oban_jobs (worker) VALUES ('w')");
-        }
-    });
-    let waits = |admin: &mut Client, pid: i32| {
-        let sql =
-            format!("SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'SyncRep'");
-        wait_until("a commit waits for a standby", || admin.one(&sql));
-    };
-    waits(&mut admin, probe_pid);
-    let mut client = cluster.client();
-    let pid: i32 = client.one("SELECT pg_backend_pid()");
-    let thread = std::thread::spawn(move || client.batch_execute("CALL insert_and_wait()").map_err(drop));
-    waits(&mut admin, pid);
-    admin.query_one("SELECT pg_terminate_backend($1)", &[&pid]).unwrap();
-    let gone = format!("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid})");
+    let probe = Stuck::start(&cluster, cluster.client(), "INSERT INTO oban_jobs (worker) VALUES ('w')");
+    // Now every commit waits, this one's in the midst of a CALL.
+    let call = Stuck::start(&cluster, cluster.client(), "CALL insert_and_wait()");
+    let gone = format!("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {})", call.pid);
+    call.end(&mut admin, "pg_terminate_backend");
     wait_until("it is gone", || admin.one(&gone));
-    thread.join().unwrap().unwrap_err();
-    stop.store(true, Ordering::Relaxed);
-    admin.query_one("SELECT pg_terminate_backend($1)", &[&probe_pid]).unwrap();
-    probing.join().unwrap();
+    probe.end(&mut admin, "pg_terminate_backend");
 }
 
 #[test]
@@ -1020,30 +983,18 @@ fn the_relay_has_patience_of_its_own() {
     let mut admin = cluster.client();
     admin.batch_execute("SET lock_timeout = 0").unwrap();
     admin.batch_execute("ALTER SYSTEM SET lock_timeout = '1ms'").unwrap();
-    admin.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nowhere'").unwrap();
-    admin.batch_execute("SELECT pg_reload_conf()").unwrap();
     // Somebody's native NOTIFY holds the lock while it waits for a standby.
     let mut holder = cluster.client();
     holder.batch_execute("SET lock_timeout = 0").unwrap();
-    let pid: i32 = holder.one("SELECT pg_backend_pid()");
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = stop.clone();
-    let holding = std::thread::spawn(move || {
-        while !stopped.load(Ordering::Relaxed) {
-            holder.batch_execute("BEGIN; INSERT INTO oban_jobs (worker, state) VALUES ('w', 'completed'); NOTIFY other; COMMIT").unwrap();
-        }
-    });
-    let held =
-        format!("SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'SyncRep'");
-    wait_until("the lock is held", || admin.one(&held));
+    let notify =
+        "BEGIN; INSERT INTO oban_jobs (worker, state) VALUES ('w', 'completed'); NOTIFY other; COMMIT";
+    let holder = Stuck::start(&cluster, holder, notify);
     admin.batch_execute(&format!("SET synchronous_commit = local; {}", ping(1))).unwrap();
     let waits = "SELECT count(*) = 1 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
                  WHERE a.backend_type = 'obanrs relay' AND NOT l.granted
                    AND clock_timestamp() - l.waitstart > interval '50 milliseconds'";
     wait_until("the relay waits", || admin.one(waits));
-    stop.store(true, Ordering::Relaxed);
-    admin.query_one("SELECT pg_cancel_backend($1)", &[&pid]).unwrap();
-    holding.join().unwrap();
+    holder.end(&mut admin, "pg_cancel_backend");
     let mut notifications = listener.notifications();
     let heard = notifications.timeout_iter(PATIENCE).next().unwrap().expect("it is heard");
     assert_eq!(heard.payload(), "{\"n\":1}");
@@ -1070,6 +1021,14 @@ fn soak_a_relay_that_does_not_come_is_done_without() {
         ends += 1;
     };
     cluster.signal("STOP", relay);
+    // Equal ones that mean something each: they come in transactions of their own.
+    let after: i64 = client.one("SELECT oban_position()");
+    for action in ["pause", "resume", "pause"] {
+        client
+            .batch_execute(&format!("SELECT oban_notify('sonar', '{{\"action\": \"{action}\"}}')"))
+            .unwrap();
+    }
+    let actions = poll(&mut client, &format!("'{{sonar}}', {after}")).payloads;
     let mut n = 0;
     let mut send = |client: &mut Client| {
         n += 1;
@@ -1089,10 +1048,11 @@ fn soak_a_relay_that_does_not_come_is_done_without() {
     let start: i64 = client.one("SELECT oban_position()");
     let last = send(&mut client);
     assert_eq!(numbers(&poll(&mut client, &format!("'{{sonar}}', {start}")).payloads), [last]);
-    let mut heard: Vec<i64> = heard(&mut listener)
-        .iter()
-        .map(|n| numbers(&[serde_json::from_str(n.payload()).unwrap()])[0])
-        .collect();
+    let payloads =
+        heard(&mut listener).into_iter().map(|n| serde_json::from_str::<Value>(n.payload()).unwrap());
+    let (heard_actions, rest): (Vec<Value>, Vec<Value>) = payloads.partition(|p| p["n"].is_null());
+    assert_eq!(heard_actions, actions);
+    let mut heard = numbers(&rest);
     heard.sort();
     assert_eq!(heard, (1..=last).collect::<Vec<_>>());
 }
@@ -1122,4 +1082,65 @@ fn a_transaction_is_heard_in_its_order() {
     client.batch_execute(&format!("BEGIN; {twice}; COMMIT")).unwrap();
     assert_eq!(poll(&mut client, &format!("after => {start}")).payloads.len(), 1);
     assert_eq!(crate::support::heard(&mut listener).len(), 1);
+}
+
+/// Each reader parses a payload again, deeper in its stack than the sender was.
+#[test]
+fn what_is_nested_too_deep_is_refused_at_the_call() {
+    let cluster = installed_with(&[]);
+    let mut client = cluster.client();
+    let after: i64 = client.one("SELECT oban_position()");
+    let nested = |levels: usize| {
+        format!(
+            "SELECT oban_notify('sonar', ('{{\"a\":' || repeat('[', {levels}) || repeat(']', {levels}) || '}}')::jsonb)"
+        )
+    };
+    client.batch_execute(&nested(499)).unwrap();
+    assert_eq!(code(&mut client, &nested(500)), "54000");
+    let answer = client
+        .query_one(&format!("SELECT position, messages::text FROM oban_poll('{{sonar}}', {after})"), &[]);
+    assert!(answer.unwrap().get::<_, String>(1).contains(&"[".repeat(499)));
+    // A number may be a few bytes as it is stored, and megabytes as it is printed.
+    let numbers = "SELECT oban_notify_many('sonar', ARRAY[jsonb_build_object('n', array_fill(1e131071::numeric, ARRAY[200]))])";
+    assert_eq!(code(&mut client, numbers), "54000");
+}
+
+/// In a database without an encoding a text can be anything.
+#[test]
+fn without_an_encoding_texts_are_utf_8_or_refused() {
+    let cluster = installed_with(&[]);
+    cluster.client().batch_execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0").unwrap();
+    let mut client = cluster.client_of("ascii");
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    let after: i64 = client.one("SELECT oban_position()");
+    client.batch_execute("SELECT oban_notify('sonar', '{\"a\": \"é\"}')").unwrap();
+    let invalid = "SELECT oban_notify('sonar', jsonb_build_object('a', convert_from('\\xe9', 'SQL_ASCII')))";
+    assert_eq!(code(&mut client, invalid), "22021");
+    assert_eq!(poll(&mut client, &format!("'{{sonar}}', {after}")).payloads, [serde_json::json!({"a": "é"})]);
+}
+
+/// A trigger that can't do its work lets the row in, and counts.
+#[test]
+fn what_a_trigger_can_not_send_is_counted() {
+    let cluster = installed_with(&["obanrs.max_transaction_messages = 2"]);
+    let mut client = cluster.client();
+    let mut dropped = |sql: &str| {
+        let before = stat(&mut client, "dropped");
+        client.batch_execute(sql).unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+        stat(&mut client, "dropped") - before
+    };
+    assert_eq!(
+        dropped("INSERT INTO oban_jobs (worker, queue) SELECT 'w', 'q' || n FROM generate_series(1, 5) n"),
+        3
+    );
+    assert_eq!(
+        dropped("ALTER TABLE oban_jobs RENAME queue TO line; INSERT INTO oban_jobs (worker) VALUES ('w')"),
+        1
+    );
+    assert_eq!(
+        dropped("ALTER TABLE oban_jobs RENAME line TO queue; INSERT INTO oban_jobs (worker) VALUES ('w')"),
+        0
+    );
+    let long = "CREATE SCHEMA \"with.dot\"; ALTER TABLE oban_jobs SET SCHEMA \"with.dot\"";
+    assert_eq!(dropped(&format!("{long}; INSERT INTO \"with.dot\".oban_jobs (worker) VALUES ('w')")), 1);
 }

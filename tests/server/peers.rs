@@ -1,12 +1,9 @@
 //! Members and leaders: who leads, when not, and what other nodes see of it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use fallible_iterator::FallibleIterator;
 use postgres::Client;
 
-use crate::support::{Ask, Cluster, code, wait_for, wait_until};
+use crate::support::{Ask, Cluster, Stuck, code, wait_for, wait_until};
 
 fn leads(client: &mut Client) -> bool {
     client.one("SELECT oban_is_leader()")
@@ -381,24 +378,9 @@ fn a_failover_waits_for_other_peoples_notifications_and_is_not_rolled_back() {
     let mut second = cluster.client();
     join(&mut second, "second");
 
-    second.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nowhere'").unwrap();
-    second.batch_execute("SELECT pg_reload_conf()").unwrap();
     let mut stuck = cluster.client();
     stuck.batch_execute("SET obanrs.notifier = postgres").unwrap();
-    let pid: i32 = stuck.one("SELECT pg_backend_pid()");
-    // The setting counts when the checkpointer has read it: until then commits don't wait.
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = stop.clone();
-    let waiter = std::thread::spawn(move || {
-        while !stopped.load(Ordering::Relaxed) {
-            stuck.batch_execute("INSERT INTO oban_jobs (worker) VALUES ('w')").unwrap();
-        }
-    });
-    wait_until("its commit waits for a standby", || {
-        let sql = "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = $1";
-        second.query_one(sql, &[&pid]).unwrap().get::<_, Option<bool>>(0) == Some(true)
-    });
-    stop.store(true, Ordering::Relaxed);
+    let stuck = Stuck::start(&cluster, stuck, "INSERT INTO oban_jobs (worker) VALUES ('w')");
     first.kill();
     // Longer than any lock of a user's table is waited for.
     wait_until("the keeper goes on waiting for that commit", || {
@@ -407,9 +389,8 @@ fn a_failover_waits_for_other_peoples_notifications_and_is_not_rolled_back() {
                      AND clock_timestamp() - l.waitstart > interval '150 milliseconds'";
         second.one::<i64>(sql) == 1
     });
-    second.query_one("SELECT pg_cancel_backend($1)", &[&pid]).unwrap();
+    stuck.end(&mut second, "pg_cancel_backend");
     wait_until("the second leads", || leads(&mut second));
-    waiter.join().unwrap();
     assert!(!cluster.log().contains("will try again"), "{}", cluster.log());
 }
 

@@ -4,11 +4,14 @@
 
 mod cluster;
 mod installation;
+mod stuck;
 mod workspace;
 
 pub use cluster::Cluster;
 #[allow(unused_imports)]
 pub use cluster::Shell;
+#[allow(unused_imports)]
+pub use stuck::Stuck;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};

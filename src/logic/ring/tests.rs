@@ -1,0 +1,328 @@
+use super::*;
+use proptest::prelude::*;
+
+struct Memory {
+    head: Head,
+    entries: Vec<Entry>,
+    bytes: Vec<u8>,
+    sleepers: Vec<Sleeper>,
+}
+
+impl Memory {
+    fn new(entries: usize, bytes: usize) -> Self {
+        let mut memory = Self {
+            head: Head::default(),
+            entries: vec![Entry::default(); entries],
+            bytes: vec![0; bytes],
+            sleepers: vec![Sleeper::default(); 4],
+        };
+        assert!(memory.ring().open(1, 1000));
+        memory
+    }
+    fn ring(&mut self) -> Ring<'_> {
+        let Self { head, entries, bytes, sleepers } = self;
+        Ring { head, entries, bytes, sleepers }
+    }
+    fn view(&self) -> View<'_> {
+        View { head: &self.head, entries: &self.entries, bytes: &self.bytes }
+    }
+    /// A transaction of one message, which the relay is to send unless there is none.
+    fn send(&mut self, channel: &str, payload: &str) -> Way {
+        let mut ring = self.ring();
+        let way = ring.reserve(1, channel.len() + payload.len(), || 0);
+        if way == Way::Natively {
+            ring.skip(1);
+        } else {
+            let (channel, payload) = (&on(channel), payload.as_bytes());
+            let sent = way == Way::Both;
+            ring.append(&Incoming { channel, payload, wakeup: false, sent }, 7);
+        }
+        way
+    }
+    fn read(&self, after: i64, channels: &[&str], most: usize) -> (Vec<String>, Progress) {
+        let channels: Vec<Channel> = channels.iter().map(|c| on(c)).collect();
+        let mut batch = Batch::new(most, 0);
+        let progress = self.view().read(after, &channels, &mut batch);
+        (payloads(&batch), progress)
+    }
+}
+
+fn on(channel: &str) -> Channel {
+    Channel::new(channel.into(), 1)
+}
+
+fn payloads(batch: &Batch) -> Vec<String> {
+    batch.messages().map(|m| String::from_utf8(m.payload.to_vec()).unwrap()).collect()
+}
+
+fn at(position: i64) -> Progress {
+    Progress { position, missed: Some(0), more: false }
+}
+
+#[test]
+fn readers_go_on_where_they_were_and_hear_their_channels_only() {
+    let mut memory = Memory::new(8, 100);
+    assert_eq!(memory.read(1000, &["a"], 9), (vec![], at(1000)));
+    for (channel, payload) in [("a", "1"), ("b", "2"), ("a", "3")] {
+        assert_eq!(memory.send(channel, payload), Way::Both);
+    }
+    assert_eq!(memory.read(1000, &["a"], 9), (vec!["1".into(), "3".into()], at(1003)));
+    assert_eq!(
+        memory.read(1000, &["a", "b"], 2),
+        (vec!["1".into(), "2".into()], Progress { more: true, ..at(1002) })
+    );
+    assert_eq!(memory.read(1002, &["b"], 9), (vec![], at(1003)));
+    let verbatim = [Channel::new(b"a".to_vec(), 0)];
+    let mut batch = Batch::new(9, 0);
+    memory.view().read(1000, &verbatim, &mut batch);
+    assert_eq!(batch.len(), 0, "a verbatim channel is another one");
+}
+
+#[test]
+fn readers_are_told_what_they_missed() {
+    let mut memory = Memory::new(3, 100);
+    for n in 1..=5 {
+        memory.send("a", &n.to_string());
+    }
+    let three: Vec<String> = ["3", "4", "5"].map(Into::into).into();
+    assert_eq!(memory.read(1000, &["a"], 9), (three.clone(), Progress { missed: Some(2), ..at(1005) }));
+    // From before a restart, or from a server that was ahead: nobody knows, and all there is comes.
+    for after in [0, 999, 1006, i64::MAX] {
+        assert_eq!(memory.read(after, &["a"], 9), (three.clone(), Progress { missed: None, ..at(1005) }));
+    }
+    memory.ring().skip(4);
+    assert_eq!(memory.read(1004, &["a"], 9), (vec!["5".into()], Progress { missed: Some(4), ..at(1009) }));
+    memory.send("a", "6");
+    assert_eq!(memory.read(1005, &["a"], 9), (vec!["6".into()], Progress { missed: Some(4), ..at(1010) }));
+    assert_eq!(memory.read(1010, &["a"], 9), (vec![], at(1010)));
+    let mut batch = Batch::new(9, 0);
+    memory.view().read(1002, &[on("a")], &mut batch);
+    assert_eq!(batch.messages().map(|m| m.missed).collect::<Vec<_>>(), [1, 1, 5]);
+}
+
+#[test]
+fn what_the_relay_has_not_sent_is_not_overwritten() {
+    let mut memory = Memory::new(3, 100);
+    memory.ring().relay_came(5);
+    for n in 1..=3 {
+        assert_eq!(memory.send("a", &n.to_string()), Way::Relay);
+    }
+    assert_eq!(memory.send("a", "4"), Way::Natively);
+    let mut batch = Batch::new(2, 0);
+    assert_eq!((memory.view().unsent(&mut batch), payloads(&batch)), (2, vec!["1".into(), "2".into()]));
+    memory.ring().relayed(2);
+    assert_eq!(memory.send("a", "5"), Way::Relay);
+    // The relay is away for a moment: its messages are not overtaken. Then each sends its own.
+    memory.ring().relay_left(5, 0);
+    assert_eq!(memory.send("a", "6"), Way::Relay);
+    assert_eq!(memory.send("a", "7"), Way::Natively);
+    memory.ring().relayed(4);
+    assert!(!memory.view().is_orphaned(|| 0));
+    for later in [RELAY_MAY_BE_AWAY, -1] {
+        assert!(memory.view().is_orphaned(|| later));
+        assert_eq!(memory.ring().reserve(1, 2, || later), Way::Both);
+        memory.ring().give_back(1, 2);
+    }
+    batch.clear();
+    assert_eq!((memory.view().unsent(&mut batch), payloads(&batch)), (5, vec!["6".into()]));
+    memory.ring().relayed(5);
+    assert_eq!(memory.send("a", "8"), Way::Both, "nothing waits, nobody comes");
+    assert_eq!(memory.view().backlog(), 0);
+}
+
+#[test]
+fn what_is_reserved_is_kept_and_given_back() {
+    let mut memory = Memory::new(3, 10);
+    memory.ring().relay_came(5);
+    let mut ring = memory.ring();
+    assert_eq!(ring.reserve(2, 4, || 0), Way::Relay);
+    assert_eq!(ring.reserve(2, 4, || 0), Way::Natively, "three entries");
+    assert_eq!(ring.reserve(1, 7, || 0), Way::Natively, "ten bytes");
+    ring.give_back(2, 4);
+    assert_eq!(ring.reserve(3, 10, || 0), Way::Relay);
+    assert_eq!(ring.reserve(1, 11, || 0), Way::Natively);
+}
+
+#[test]
+fn the_relay_is_woken_once_and_only_for_something_to_send() {
+    let mut memory = Memory::new(9, 100);
+    memory.ring().relay_came(5);
+    assert!(memory.ring().relay_sleeps());
+    memory.ring().skip(1);
+    assert_eq!(memory.ring().wake_relay(), None);
+    memory.send("a", "1");
+    assert_eq!(memory.ring().wake_relay(), Some(5));
+    memory.send("a", "2");
+    assert_eq!(memory.ring().wake_relay(), None, "it is on its way");
+    assert!(!memory.ring().relay_sleeps(), "there is something to do");
+    memory.ring().relayed(2);
+    assert!(memory.ring().relay_sleeps());
+    memory.ring().relay_left(4, 0);
+    assert_eq!(memory.head.relay, 6, "that was another one");
+    memory.ring().relay_left(5, 0);
+    memory.send("a", "3");
+    assert_eq!(memory.ring().wake_relay(), None);
+}
+
+#[test]
+fn sleepers_are_woken_once_and_for_their_channels_only() {
+    let mut memory = Memory::new(9, 100);
+    let mut ring = memory.ring();
+    ring.sleep(0, &[on("a")]);
+    ring.sleep(1, &[on("b"), on("c")]);
+    let many: Vec<Channel> = (0..9).map(|n| on(&n.to_string())).collect();
+    ring.sleep(2, &many);
+    ring.sleep(3, &[on("a")]);
+    ring.stop_sleeping(3);
+    ring.stop_sleeping(3);
+    let mut woken = [0; 4];
+    let taken = |memory: &mut Memory, news: News<'_>, woken: &mut [i32]| {
+        let count = memory.ring().wake(news, woken);
+        woken[..count].sort();
+        woken[..count].to_vec()
+    };
+    memory.send("a", "1");
+    let mut keys = [0; 2];
+    let keys = memory.ring().keys(1, &mut keys).unwrap().to_vec();
+    assert_eq!(taken(&mut memory, News::Keys(&keys), &mut woken), [0, 2], "too many channels are any");
+    assert_eq!(taken(&mut memory, News::Keys(&keys), &mut woken), [0; 0]);
+    memory.ring().sleep(0, &[on("a")]);
+    assert_eq!(taken(&mut memory, News::All, &mut woken[..1]), [0], "as many as there is room for");
+    assert_eq!(taken(&mut memory, News::All, &mut woken), [1]);
+    assert_eq!(memory.head.sleepers, 0);
+    memory.send("b", "2");
+    memory.send("a", "3");
+    assert_eq!(memory.ring().keys(3, &mut [0; 1]), None);
+    assert_eq!(memory.ring().keys(3, &mut [0; 2]).map(<[u32]>::len), Some(2));
+}
+
+#[test]
+fn lives_of_a_ring() {
+    let mut memory = Memory::new(4, 100);
+    memory.send("a", "1");
+    assert!(memory.ring().open(1, 5000), "the same life goes on");
+    assert_eq!(memory.view().position(), 1001);
+    memory.ring().sleep(2, &[on("a")]);
+    assert_eq!(memory.ring().close(1), 1001);
+    assert!(!memory.ring().open(1, 5000) && !memory.view().is_of(1), "who comes late is told");
+    assert!(memory.ring().open(2, 500));
+    assert!(memory.view().position() > 1001, "positions never go back");
+    assert_eq!(memory.read(1001, &["a"], 9).0, [""; 0]);
+    assert!(!memory.ring().open(1, 5000));
+    memory.ring().close(1);
+    assert!(memory.view().is_of(2), "a later life is not ended");
+    memory.ring().close(4);
+    assert!(!memory.ring().open(3, 0), "nor begun by who comes late");
+    memory.ring().stop_sleeping(2);
+    assert_eq!(memory.head.sleepers, 0);
+}
+
+#[test]
+fn capacity_uses_the_memory() {
+    let (entries, bytes) = capacity(8 << 20);
+    assert_eq!(entries * size_of::<Entry>() + bytes, 8 << 20);
+    assert!(entries > 40_000 && bytes > 6 << 20);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A transaction with messages of these lengths on channel `a` or `b`.
+    Commit(Vec<(bool, usize)>),
+    Abort(usize, usize),
+    Relay(usize),
+    RelayComes(bool),
+    /// From so far behind the last position.
+    Read(i64, usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => prop::collection::vec((any::<bool>(), 0usize..40), 1..4).prop_map(Step::Commit),
+        1 => (1usize..5, 0usize..80).prop_map(|(e, b)| Step::Abort(e, b)),
+        4 => (1usize..6).prop_map(Step::Relay),
+        1 => any::<bool>().prop_map(Step::RelayComes),
+        4 => (-2i64..40, 1usize..9).prop_map(|(b, m)| Step::Read(b, m)),
+    ];
+    prop::collection::vec(step, 0..120)
+}
+
+proptest! {
+    /// The model keeps every message for ever. What is in the ring is its tail, each message whole;
+    /// what is not read is counted; what the relay did not send is always there.
+    #[test]
+    fn it_is_the_tail_of_everything_sent(steps in steps(), slots in 1usize..12, space in 42usize..200) {
+        let mut memory = Memory::new(slots, space);
+        memory.ring().relay_came(1);
+        // (position, channel, payload), and what the relay still has to send.
+        let mut sent: Vec<(i64, bool, String)> = Vec::new();
+        let mut unsent: Vec<String> = Vec::new();
+        let mut relay = true;
+        for (n, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Commit(messages) => {
+                    let payload = |len: usize, i: usize| format!("{n}.{i}.{}", "x".repeat(len)).chars().take(len.max(1)).collect::<String>();
+                    let messages: Vec<(bool, String)> =
+                        messages.into_iter().enumerate().map(|(i, (b, len))| (b, payload(len, i))).collect();
+                    let bytes = messages.iter().map(|(_, p)| p.len() + 1).sum();
+                    let way = memory.ring().reserve(messages.len(), bytes, || 0);
+                    for (b, payload) in messages {
+                        let position = memory.view().position() + 1;
+                        if way == Way::Natively {
+                            memory.ring().skip(1);
+                            continue;
+                        }
+                        let channel = &on(if b { "b" } else { "a" });
+                        let is_sent = way == Way::Both;
+                        memory.ring().append(&Incoming { channel, payload: payload.as_bytes(), wakeup: b, sent: is_sent }, 7);
+                        if !is_sent {
+                            unsent.push(payload.clone());
+                        }
+                        sent.push((position, b, payload));
+                    }
+                }
+                Step::Abort(entries, bytes) => {
+                    if memory.ring().reserve(entries, bytes, || 0) != Way::Natively {
+                        memory.ring().give_back(entries, bytes);
+                    }
+                }
+                Step::RelayComes(comes) => {
+                    if comes { memory.ring().relay_came(1) } else { memory.ring().relay_left(1, 0) }
+                    relay = comes;
+                }
+                Step::Relay(most) if relay => {
+                    let mut batch = Batch::new(most, 0);
+                    let upto = memory.view().unsent(&mut batch);
+                    let taken = payloads(&batch);
+                    prop_assert!(unsent.starts_with(&taken));
+                    unsent.drain(..taken.len());
+                    memory.ring().relayed(upto);
+                }
+                Step::Relay(_) => {}
+                Step::Read(behind, most) => {
+                    let head = memory.view().position();
+                    let after = head - behind;
+                    let (read, progress) = memory.read(after, &["a"], most);
+                    let known = (1000..=head).contains(&after);
+                    prop_assert_eq!(progress.missed.is_some(), known);
+                    if !known { continue; }
+                    let passed: Vec<_> = sent.iter().filter(|(p, ..)| *p > after && *p <= progress.position).collect();
+                    let heard: Vec<&String> = passed.iter().filter(|(_, b, _)| !b).map(|(.., payload)| payload).collect();
+                    prop_assert!(heard.ends_with(&read.iter().collect::<Vec<_>>()), "{heard:?} {read:?}");
+                    let lost = heard.len() - read.len();
+                    let missed = progress.missed.unwrap();
+                    let gaps = progress.position - after - passed.len() as i64;
+                    prop_assert!(missed >= gaps + lost as i64 && missed <= progress.position - after - read.len() as i64);
+                    prop_assert!(progress.more || progress.position == head);
+                    prop_assert!(!progress.more || read.len() == most, "it stops only when it is full");
+                }
+            }
+            let Memory { head, .. } = &memory;
+            prop_assert!(head.first <= head.relayed && head.relayed <= head.next);
+            prop_assert!(head.next - head.first <= slots as u64 && head.end - head.begin <= space as u64);
+            prop_assert_eq!((head.reserved_entries, head.reserved_bytes), (0, 0));
+        }
+        let mut batch = Batch::new(1000, 100_000);
+        memory.view().unsent(&mut batch);
+        prop_assert_eq!(payloads(&batch), unsent);
+    }
+}
