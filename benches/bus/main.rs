@@ -4,7 +4,8 @@
 //!     make bench                  everything, into benches/results (about an hour)
 //!     make bench BENCH=quick      one short round each: to see whether it runs; writes nothing
 //!     make bench BENCH='clients=64 listeners=1,10 queues=1 disk=slow'
-//!                                 these cells only; writes nothing
+//!                                 these cells only (latency, calls: these, too;
+//!                                 set=obanrs.relay_interval=5ms: with a setting); writes nothing
 //!
 //! Only ratios within one run mean anything: the arms take turns within each round, and a cell is the median of
 //! the rounds' ratios to the arm without a trigger. Receipts are counted: the arms that are compared have
@@ -103,10 +104,11 @@ fn main() {
         if turn == 0 {
             report.about(&cluster);
         }
-        if disk == Disk::This && (all || quick) {
+        let named = |what: &str| all || quick || arguments.iter().any(|a| a == what);
+        if disk == Disk::This && named("calls") {
             report.calls(throughput::calls(&cluster, &plan));
         }
-        if all || quick || arguments.iter().any(|a| a == "latency") {
+        if named("latency") {
             report.latencies(disk, latency::measure(&cluster, &plan));
         }
         throughput::measure(&cluster, disk, &plan, &mut report);
@@ -127,7 +129,9 @@ fn slow_disk() -> String {
 
 /// A server that keeps what it commits, with a prefix for each arm.
 fn server(environment: &[(&str, &str)]) -> Cluster {
-    let settings = [
+    let asked: Vec<String> =
+        std::env::args().filter_map(|a| Some(a.strip_prefix("set=")?.to_owned())).collect();
+    let mut settings = vec![
         "shared_preload_libraries = 'obanrs'",
         "fsync = on",
         "shared_buffers = 256MB",
@@ -135,6 +139,7 @@ fn server(environment: &[(&str, &str)]) -> Cluster {
         "checkpoint_timeout = 1h",
         "max_connections = 120",
     ];
+    settings.extend(asked.iter().map(String::as_str));
     let cluster = Cluster::start_in(&settings, environment);
     let mut client = cluster.client();
     client.batch_execute("CREATE EXTENSION obanrs").expect("it can be created");

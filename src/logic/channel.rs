@@ -18,11 +18,16 @@ pub enum ChannelError {
 
 /// The full name of a prefix's channel; prefix `""` means that `channel` is the full name.
 pub fn full_name(prefix: &str, channel: &str) -> Result<String, ChannelError> {
-    let full = if prefix.is_empty() {
+    test(prefix, channel).map(|()| joined(prefix, channel))
+}
+
+/// Whether there is such a name.
+pub fn test(prefix: &str, channel: &str) -> Result<(), ChannelError> {
+    let length = if prefix.is_empty() {
         if channel.is_empty() {
             return Err(ChannelError::Name(channel.to_owned()));
         }
-        channel.to_owned()
+        channel.len()
     } else {
         if prefix.contains('.') {
             return Err(ChannelError::DottedPrefix(prefix.to_owned()));
@@ -30,9 +35,13 @@ pub fn full_name(prefix: &str, channel: &str) -> Result<String, ChannelError> {
         if !is_name(channel) {
             return Err(ChannelError::Name(channel.to_owned()));
         }
-        format!("{prefix}.oban_{channel}")
+        prefix.len() + ".oban_".len() + channel.len()
     };
-    if full.len() > MAX_CHANNEL { Err(ChannelError::TooLong(full)) } else { Ok(full) }
+    if length > MAX_CHANNEL { Err(ChannelError::TooLong(joined(prefix, channel))) } else { Ok(()) }
+}
+
+fn joined(prefix: &str, channel: &str) -> String {
+    if prefix.is_empty() { channel.to_owned() } else { format!("{prefix}.oban_{channel}") }
 }
 
 fn is_name(channel: &str) -> bool {

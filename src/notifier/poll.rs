@@ -1,6 +1,7 @@
 //! Reading the ring: the functions of clients that keep their position themselves, so that any connection,
 //! through any pooler, will do.
 
+use std::cell::OnceCell;
 use std::time::Duration;
 
 use pgrx::datum::Interval;
@@ -11,7 +12,7 @@ use pgrx::prelude::*;
 use crate::bus::Target;
 use crate::error::{Error, given};
 use crate::logic::ring::{Batch, Channel, Message, Progress};
-use crate::logic::wire;
+use crate::logic::{channel, wire};
 use crate::pg::acl::{self, Right};
 use crate::pg::datum::{ServerJson, Text};
 use crate::pg::procedure::{Call, Row};
@@ -35,7 +36,9 @@ const MAX_TIMEOUT: i128 = 86_400_000_000;
 /// What a reader asks for.
 struct Question<'a> {
     prefix: &'a str,
-    channels: Vec<Channel>,
+    /// Tested, and put together when there is something to read.
+    names: Vec<Text>,
+    channels: OnceCell<Vec<Channel>>,
     after: Option<i64>,
     most: usize,
 }
@@ -55,10 +58,8 @@ impl<'a> Question<'a> {
                 format!("At most {MOST_CHANNELS} channels can be read at a time."),
             ));
         }
-        let channels = channels
-            .into_iter()
-            .map(|c| Ok(Target::new(prefix, &given("channels", c)?)?.channel()))
-            .collect::<Result<Vec<_>, Error>>()?;
+        let names = channels.into_iter().map(|c| given("channels", c)).collect::<Result<Vec<_>, _>>()?;
+        names.iter().try_for_each(|name| channel::test(prefix, name))?;
         if let Some(after) = after.filter(|after| *after < 0) {
             return Err(Error::bad(
                 format!("after is {after}"),
@@ -68,10 +69,19 @@ impl<'a> Question<'a> {
         if max_messages < 1 {
             return Err(Error::bad(format!("max_messages is {max_messages}"), "It has to be at least 1."));
         }
-        let question = Self { prefix, channels, after, most: max_messages as usize };
+        let most = max_messages as usize;
+        let question = Self { prefix, names, channels: OnceCell::new(), after, most };
         question.require_right()?;
         require_ring("poll")?;
         Ok(question)
+    }
+
+    fn channels(&self) -> Result<&[Channel], Error> {
+        if self.channels.get().is_none() {
+            let channels = self.names.iter().map(|name| Ok(Target::new(self.prefix, name)?.channel()));
+            let _ = self.channels.set(channels.collect::<Result<_, Error>>()?);
+        }
+        Ok(self.channels.get().map_or(&[], Vec::as_slice))
     }
 
     /// A verbatim channel is nobody's: any role may LISTEN to it natively.
@@ -179,7 +189,7 @@ fn read(question: &Question<'_>) -> Result<Answer, Error> {
             batch = Batch::new(left, BYTES);
         }
         batch.clear();
-        let progress = rings::read(answer.position, &question.channels, &mut batch).ok_or_else(no_ring)?;
+        let progress = rings::read(answer.position, question.channels()?, &mut batch).ok_or_else(no_ring)?;
         let added = answer.add(&batch)?;
         if added < batch.len() {
             // Up to the last one that was added, and no further.
@@ -289,7 +299,7 @@ fn wait(question: &mut Question<'_>, answer: &mut Answer, timeout: Duration) -> 
         latch::reset();
         batch.clear();
         let progress =
-            rings::read_or_sleep(answer.position, &question.channels, &mut batch).ok_or_else(no_ring)?;
+            rings::read_or_sleep(answer.position, question.channels()?, &mut batch).ok_or_else(no_ring)?;
         if batch.len() > 0 || progress.missed != Some(0) {
             rings::stop_sleeping();
             question.after = Some(answer.position);
