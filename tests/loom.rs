@@ -105,7 +105,7 @@ impl Server {
                 let mut memory = self.memory.lock().unwrap();
                 let mut ring = memory.ring();
                 let mut batch = Batch::new(4, 64);
-                let upto = ring.view().unsent(&mut batch);
+                let (upto, _) = ring.view().unsent(&mut batch);
                 left -= batch.len();
                 ring.relayed(upto);
                 left > 0 && ring.relay_sleeps()

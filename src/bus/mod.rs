@@ -240,7 +240,8 @@ fn send_orphans(ring: Handle) -> Option<Orphans> {
     // A message that is equal to one before it, and means something, needs a transaction of its own.
     let first = relay::plan(batch.messages()).first_messages;
     let mut batch = Batch::new(first, 256 * 1024);
-    let upto = rings::relay::unsent(ring, &mut batch)?;
+    // Whether that is all has to be told by the same look: others may be sending, too, and have come further.
+    let (upto, left) = rings::relay::unsent(ring, &mut batch)?;
     let plan = relay::plan(batch.messages());
     if plan.transactions.len() > 1 || notify::is_queue_full() {
         return None; // somebody else was at it meanwhile; or it would fail this commit
@@ -251,7 +252,6 @@ fn send_orphans(ring: Handle) -> Option<Orphans> {
         sent.for_each(|m| notify::notify(m.channel, m.payload));
         rings::count(Counter::NativeFallbacks, batch.len());
     }
-    let left = rings::relay::backlog(ring) > batch.len() as u64;
     Some(Orphans { upto, left, batch })
 }
 

@@ -289,14 +289,9 @@ pub mod relay {
         of(handle, |ring| ring.relay_left(latch::my_procno(), time::now()));
     }
 
-    /// Copies what is to be sent, until the batch is full: how far that is, for `sent`.
-    pub fn unsent(handle: Handle, batch: &mut Batch) -> Option<u64> {
+    /// Copies what is to be sent, until the batch is full: how far that is, for `sent`, and whether there is more.
+    pub fn unsent(handle: Handle, batch: &mut Batch) -> Option<(u64, bool)> {
         view(handle, |ring| ring.unsent(batch))
-    }
-
-    /// How many entries wait.
-    pub fn backlog(handle: Handle) -> u64 {
-        view(handle, |ring| ring.backlog()).unwrap_or(0)
     }
 
     /// Everything before was sent.

@@ -117,7 +117,7 @@ impl Relay {
     fn pass(&mut self) -> Pass {
         if self.left.is_empty() {
             self.batch.clear();
-            let Some(upto) = rings::relay::unsent(self.ring, &mut self.batch) else { return Pass::Gone };
+            let Some((upto, _)) = rings::relay::unsent(self.ring, &mut self.batch) else { return Pass::Gone };
             self.upto = upto;
             if self.batch.len() > 0 && listeners::any() {
                 let plan = plan(self.batch.messages());

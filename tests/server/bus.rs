@@ -10,7 +10,7 @@ use fallible_iterator::FallibleIterator;
 use postgres::Client;
 use serde_json::Value;
 
-use crate::support::{Ask, Cluster, PATIENCE, Stuck, code, heard, wait_for, wait_until};
+use crate::support::{Ask, Cluster, PATIENCE, Stuck, code, heard, patiently, wait_for, wait_until};
 
 /// What oban_poll or oban_wait answered.
 #[derive(Debug, PartialEq)]
@@ -149,10 +149,10 @@ fn everything_arrives(messages: usize) {
             let mut killed = 0;
             let mut client = cluster.client();
             while !stop.load(Ordering::Relaxed) {
+                // As fast as messages are sent; the readers may take longer than all of them do.
                 let before = stat(&mut client, "published");
-                wait_until("more was sent, or all", || {
-                    stat(&mut client, "published") > before + 3_000 || stop.load(Ordering::Relaxed)
-                });
+                let more = |client: &mut Client| stat(client, "published") > before + 3_000;
+                patiently(|| (more(&mut client) || stop.load(Ordering::Relaxed)).then_some(()));
                 killed += client.one::<i64>("SELECT count(pg_terminate_backend(pid)) FROM oban_workers WHERE kind <> 'coordinator' AND pid IS NOT NULL");
             }
             killed

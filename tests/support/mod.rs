@@ -40,13 +40,18 @@ pub fn program_as_server(program: &std::path::Path) -> std::process::Command {
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until `condition` gives a value, and fails with what was waited for after `PATIENCE`.
-pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    patiently(condition).unwrap_or_else(|| panic!("waited {PATIENCE:?} in vain for: {what}"))
+}
+
+/// The same for what may not come: `None` after `PATIENCE`.
+pub fn patiently<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let since = Instant::now();
     loop {
-        if let Some(value) = condition() {
+        let value = condition();
+        if value.is_some() || since.elapsed() >= PATIENCE {
             return value;
         }
-        assert!(since.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -361,8 +361,9 @@ impl View<'_> {
         low
     }
 
-    /// Copies what the relay has to send, until the batch is full; the ordinal behind the last.
-    pub fn unsent(&self, batch: &mut Batch) -> u64 {
+    /// Copies what the relay has to send, until the batch is full: the ordinal behind the last, and whether there
+    /// is more behind it.
+    pub fn unsent(&self, batch: &mut Batch) -> (u64, bool) {
         let mut ordinal = self.head.relayed;
         while ordinal < self.head.next {
             let entry = self.entry(ordinal);
@@ -374,7 +375,7 @@ impl View<'_> {
             }
             ordinal += 1;
         }
-        ordinal
+        (ordinal, ordinal < self.head.next)
     }
 }
 

@@ -109,7 +109,10 @@ fn what_the_relay_has_not_sent_is_not_overwritten() {
     }
     assert_eq!(memory.send("a", "4"), Way::Natively);
     let mut batch = Batch::new(2, 0);
-    assert_eq!((memory.view().unsent(&mut batch), payloads(&batch)), (2, vec!["1".into(), "2".into()]));
+    assert_eq!(
+        (memory.view().unsent(&mut batch), payloads(&batch)),
+        ((2, true), vec!["1".into(), "2".into()])
+    );
     memory.ring().relayed(2);
     assert_eq!(memory.send("a", "5"), Way::Relay);
     // The relay is away for a moment: its messages are not overtaken. Then each sends its own.
@@ -124,7 +127,7 @@ fn what_the_relay_has_not_sent_is_not_overwritten() {
         memory.ring().give_back(1, 2);
     }
     batch.clear();
-    assert_eq!((memory.view().unsent(&mut batch), payloads(&batch)), (5, vec!["6".into()]));
+    assert_eq!((memory.view().unsent(&mut batch), payloads(&batch)), ((5, false), vec!["6".into()]));
     memory.ring().relayed(5);
     assert_eq!(memory.send("a", "8"), Way::Both, "nothing waits, nobody comes");
     assert_eq!(memory.view().backlog(), 0);
@@ -291,7 +294,8 @@ proptest! {
                 }
                 Step::Relay(most) if relay => {
                     let mut batch = Batch::new(most, 0);
-                    let upto = memory.view().unsent(&mut batch);
+                    let (upto, more) = memory.view().unsent(&mut batch);
+                prop_assert_eq!(more, upto < memory.head.next);
                     let taken = payloads(&batch);
                     prop_assert!(unsent.starts_with(&taken));
                     unsent.drain(..taken.len());
