@@ -75,7 +75,7 @@ pub fn wait_with_client(timeout: Duration) {
 }
 
 /// Before the condition is tested. A signal that came before set the latch, too: it is served now, as nobody
-/// will be woken by it any more.
+/// will be woken by it any more (and as news can come faster than a loop ever waits).
 pub fn reset() {
     // SAFETY: our own latch.
     unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) }

@@ -1,10 +1,10 @@
-//! The coordinator: one static worker that is connected to no database. It starts a keeper and a relay for each
-//! database that has the extension (`logic::lifecycle` is its state machine), clears up after
+//! The coordinator: one static worker that is connected to no database. It starts a keeper and a relay
+//! for each database that has the extension (`logic::lifecycle` is its state machine), clears up after
 //! databases that are gone, and lets entries of the gossip table expire.
 //!
 //! It sleeps until something is due or somebody sets its latch: a transaction that created, dropped
 //! or changed a database or the extension, a worker that started or ended, an entry that expires
-//! earlier than all before it. If it dies, the postmaster starts another a second later; keepers run
+//! earlier than all before it. If it dies, the postmaster starts another a second later; workers run
 //! on, and their slots tell the new one about them.
 
 use std::collections::{HashMap, HashSet};

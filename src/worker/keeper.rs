@@ -30,7 +30,6 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
     let mut look = true;
     loop {
         latch::reset();
-        pgrx::check_for_interrupts!(); // news can come faster than this ever waits
         bgworker::reload_config();
         let Ok(orders) = shmem::registry(|r| r.orders(Kind::Keeper, database)) else { return };
         if orders.leave {

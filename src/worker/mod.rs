@@ -13,6 +13,10 @@
 //! * `a_database_made_from_a_template_gets_a_keeper`, `a_keeper_leaves_a_database_that_becomes_a_template`,
 //!   `a_database_that_became_usable_behind_our_back_gets_a_keeper`.
 //! * `every_database_with_the_extension_has_a_keeper_after_a_restart`, with a few probes at a time.
+//! * `nothing_is_lost`, `museum_15_…`, `a_ring_kept_full_…`, `soak_a_relay_that_does_not_come_…` (bus.rs,
+//!   museum.rs): a relay that ends at any moment, stands still, or does not come back.
+//! * `positions_never_go_back`, `more_databases_than_slots_are_logged_once`: who drops the extension wakes the
+//!   keeper before caches are told, so that it looks by a query (Postgres 18 has a cache here).
 //! * `a_restart_brings_everything_back`, `shutdown_is_fast`, `idle_means_idle`.
 #![allow(unsafe_code)] // the exported main functions
 

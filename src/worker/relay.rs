@@ -57,7 +57,6 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
     let mut relay = Relay { database, ring, batch, upto: 0, left: VecDeque::new(), failures: 0 };
     loop {
         latch::reset();
-        pgrx::check_for_interrupts!(); // news can come faster than this ever waits
         bgworker::reload_config();
         let Ok(orders) = shmem::registry(|r| r.orders(Kind::Relay, database)) else { return };
         if orders.leave {
