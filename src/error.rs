@@ -15,7 +15,15 @@ pub enum Error {
     #[error("{message}")]
     BadArgument { message: String, hint: String },
     #[error("node \"{node}\" has already joined \"{name}\"")]
-    NodeTaken { node: String, name: String, pid: i32 },
+    NodeTaken { node: String, name: String, pid: i32, lease_ends: Option<String> },
+    #[error("{0} is no member any more")]
+    NoMember(i64),
+    #[error("term {term} of \"{name}\" is not held any more")]
+    TermOver { name: String, term: i64 },
+    #[error("prefix \"{0}\" has no table of leaders")]
+    NotInstalled(String),
+    #[error("the holder and the term of a leadership do not change")]
+    HolderChanged,
     #[error("prefix \"{0}\" does not exist")]
     NoSuchPrefix(String),
     #[error("permission denied for prefix \"{prefix}\"")]
@@ -52,6 +60,8 @@ pub enum Error {
     NotSupported(&'static str),
     #[error("obanrs_jobs_insert() is a trigger AFTER INSERT FOR EACH STATEMENT with REFERENCING NEW TABLE")]
     WrongTrigger,
+    #[error("obanrs_peers() is for the triggers that oban_install() puts on oban_peers")]
+    WrongPeersTrigger,
 }
 
 impl Error {
@@ -63,7 +73,8 @@ impl Error {
         use PgSqlErrorCode::*;
         match self {
             Self::NullArgument(_) => ERRCODE_NULL_VALUE_NOT_ALLOWED,
-            Self::BadArgument { .. } => ERRCODE_INVALID_PARAMETER_VALUE,
+            Self::BadArgument { .. } | Self::HolderChanged => ERRCODE_INVALID_PARAMETER_VALUE,
+            Self::TermOver { .. } => ERRCODE_T_R_SERIALIZATION_FAILURE,
             Self::NodeTaken { .. } => ERRCODE_UNIQUE_VIOLATION,
             Self::NoSuchPrefix(_) => ERRCODE_INVALID_SCHEMA_NAME,
             Self::NotAllowed { .. } | Self::NotOwner { .. } | Self::NotYours(_) | Self::Restricted(_) => {
@@ -74,12 +85,14 @@ impl Error {
             Self::InTransactionBlock(_) => ERRCODE_ACTIVE_SQL_TRANSACTION,
             Self::ReadOnly(_) => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Self::NotPreloaded
+            | Self::NoMember(_)
+            | Self::NotInstalled(_)
             | Self::NoExtension
             | Self::InRecovery(_)
             | Self::UnloggedInRecovery { .. } => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::OutOfMemory => ERRCODE_OUT_OF_MEMORY,
             Self::NotSupported(_) | Self::Prepared => ERRCODE_FEATURE_NOT_SUPPORTED,
-            Self::WrongTrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+            Self::WrongTrigger | Self::WrongPeersTrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
         }
     }
 
@@ -87,6 +100,22 @@ impl Error {
         match self {
             Self::NullArgument(name) => format!("Leave \"{name}\" out for its default, if it has one."),
             Self::BadArgument { hint, .. } => hint.clone(),
+            Self::NodeTaken { lease_ends: Some(ends), pid, .. } => format!(
+                "That member, joined by the backend with PID {pid}, has a lease until {ends}. Give this node another \
+                 name, wait until the lease ends, or join with replace => true."
+            ),
+            Self::NoMember(_) => {
+                "Its lease has ended, or it left, was replaced, or its session ended. Join again: what it led, others may \
+                 lead by now."
+                    .into()
+            }
+            Self::TermOver { .. } => {
+                "Roll back. Whoever leads now has another term; ask oban_renew or oban_term for your own, never \
+                 oban_leader."
+                    .into()
+            }
+            Self::NotInstalled(prefix) => format!("Run SELECT oban_install({}).", quote(prefix)),
+            Self::HolderChanged => "Delete the row, and insert another.".into(),
             Self::NodeTaken { pid, .. } => format!(
                 "The backend with PID {pid} is that member. Give this node another name, end that session, \
                  or join with replace => true."
@@ -130,7 +159,7 @@ impl Error {
                 "Call it from the session itself, not from an index, a policy or the like.".into()
             }
             Self::NotSupported(_) => "README says what this version does not do yet.".into(),
-            Self::WrongTrigger => "Let oban_install() create it.".into(),
+            Self::WrongTrigger | Self::WrongPeersTrigger => "Let oban_install() create it.".into(),
         }
     }
 }

@@ -10,7 +10,6 @@ use crate::config;
 use crate::error::Error;
 use crate::logic::channel;
 use crate::logic::lifecycle::{Kind, RUNNING, STARTING, Worker, state_name};
-use crate::logic::peer::Electorate;
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
 use crate::pg::{catalog, session, time};
@@ -181,6 +180,8 @@ struct Prefix {
     without_trigger: Vec<String>,
     disabled: Vec<String>,
     peers: Option<String>,
+    peers_triggers_are_there: bool,
+    peers_triggers_off: Vec<String>,
     unlogged: bool,
     owner: String,
     owner_lacks: Vec<String>,
@@ -199,6 +200,8 @@ fn prefixes() -> Vec<Prefix> {
             without_trigger: row.get_by_name("without_trigger")?.unwrap_or_default(),
             disabled: row.get_by_name("disabled")?.unwrap_or_default(),
             peers: row.get_by_name("peers")?,
+            peers_triggers_are_there: row.get_by_name("peers_triggers_are_there")?.unwrap_or(false),
+            peers_triggers_off: row.get_by_name("peers_triggers_off")?.unwrap_or_default(),
             unlogged: row.get_by_name("unlogged")?.unwrap_or(false),
             owner: row.get_by_name("owner")?.unwrap_or_default(),
             owner_lacks: row.get_by_name("owner_lacks")?.unwrap_or_default(),
@@ -226,6 +229,9 @@ impl Prefix {
             findings.push(found(format!("leaders of {name}"), leaders));
         }
         if catalog::peers_table(name).is_some() {
+            if self.peers_triggers_are_there {
+                findings.push(found(format!("triggers on {name}.oban_peers"), self.guards()));
+            }
             findings.push(found(format!("{name}.oban_peers"), self.persistence()));
             findings.push(found(format!("owner of {name}.oban_peers"), self.owner()));
         }
@@ -257,6 +263,7 @@ impl Prefix {
         match peers {
             None => missing.push("table oban_peers".into()),
             Some(peers) if !peers.installed => missing.push("columns term and boot of oban_peers".into()),
+            Some(_) if !self.peers_triggers_are_there => missing.push("triggers on oban_peers".into()),
             Some(_) => {}
         }
         if missing.is_empty() {
@@ -274,16 +281,12 @@ impl Prefix {
         if !acl::allows(&self.name, Right::Read) {
             return None;
         }
-        // Elections take milliseconds, and the copy of a foreign leader's row is read again when it lapses.
+        // Elections take milliseconds. (That who stepped down was alone is worth saying.)
         const MOMENT: i64 = 2_000_000;
         let (own, now) = (session::database(), time::now());
         let names: Vec<(String, bool)> = shmem::peers_view(|view| {
-            let waiting = |e: &Electorate| {
-                view.members.iter().any(|m| m.id != 0 && m.electorate == *e && m.joined_at < now - MOMENT)
-            };
-            let led = |e: &Electorate| view.leadership(e).is_some_and(|l| now < l.expires_at + MOMENT);
-            let here = view.electorates(own).into_iter().filter(|e| e.prefix.as_str() == self.name);
-            here.map(|e| (e.name.as_str().to_owned(), led(&e) || !waiting(&e))).collect()
+            let here = view.led(own, now, MOMENT).into_iter().filter(|(e, _)| e.prefix.as_str() == self.name);
+            here.map(|(e, led)| (e.name.as_str().to_owned(), led)).collect()
         })
         .ok()?;
         let nobody: Vec<&str> = names.iter().filter(|(_, led)| !led).map(|(name, _)| name.as_str()).collect();
@@ -333,6 +336,19 @@ impl Prefix {
             return Vec::new(); // said with the prefix
         }
         vec![found(format!("trigger on {}.oban_jobs", self.name), Ok("enabled".into()))]
+    }
+
+    fn guards(&self) -> Result<String, String> {
+        let Some(peers) = self.peers.as_ref().filter(|_| !self.peers_triggers_off.is_empty()) else {
+            return Ok("enabled".into());
+        };
+        let enable: Vec<String> =
+            self.peers_triggers_off.iter().map(|trigger| format!("ENABLE TRIGGER {trigger}")).collect();
+        Err(format!(
+            "disabled, so that other nodes may renew rows that are not theirs, by clocks of theirs and without terms, and \
+             that they lead or resign is not noticed: ALTER TABLE {peers} {}",
+            enable.join(", ")
+        ))
     }
 
     fn persistence(&self) -> Result<String, String> {

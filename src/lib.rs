@@ -45,8 +45,8 @@ extension_sql_file!(
     "../sql/50_views.sql",
     name = "views",
     requires = [
-        peer::obanrs_members,
-        peer::obanrs_leadership,
+        peer::members::obanrs_members,
+        peer::leaders::obanrs_leadership,
         gossip::obanrs_gossip,
         worker::view::obanrs_workers,
         notifier::stats::obanrs_stats
@@ -66,10 +66,12 @@ pub extern "C-unwind" fn _PG_init() {
     let preloading = pg::session::is_preloading();
     config::register(preloading);
     bus::register();
+    trigger::peers::register();
     if preloading {
         shmem::request();
         shmem::at_end::register();
         shmem::listeners::register();
+        shmem::rows::register();
         worker::register();
     } else if pg::session::is_creating_extension() {
         pg::xact::on_event(say_not_preloaded);

@@ -71,7 +71,10 @@ mod tests {
                     "node text, {name}, lease interval DEFAULT NULL::interval, replace boolean DEFAULT false, {prefix} -> bigint"
                 ),
             ),
+            ("oban_renew", "member bigint -> bigint".to_owned()),
+            ("oban_resign", "member bigint -> boolean".to_owned()),
             ("oban_leave", "member bigint -> boolean".to_owned()),
+            ("oban_fence", format!("term bigint, {name}, {prefix} -> void")),
             ("oban_is_leader", format!("{name}, node text DEFAULT NULL::text, {prefix} -> boolean")),
             ("oban_term", format!("{name}, node text DEFAULT NULL::text, {prefix} -> bigint")),
             (

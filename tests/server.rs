@@ -8,14 +8,22 @@ mod bus;
 mod drivers;
 #[path = "server/errors.rs"]
 mod errors;
+#[path = "server/fence.rs"]
+mod fence;
+#[path = "server/foreign.rs"]
+mod foreign;
 #[path = "server/gossip.rs"]
 mod gossip;
 #[path = "server/health.rs"]
 mod health;
+#[path = "server/leases.rs"]
+mod leases;
 #[path = "server/lifecycle.rs"]
 mod lifecycle;
 #[path = "server/museum.rs"]
 mod museum;
+#[path = "server/museum_leaders.rs"]
+mod museum_leaders;
 #[path = "server/notify.rs"]
 mod notify;
 #[path = "server/peers.rs"]
@@ -28,6 +36,8 @@ mod readme;
 mod rights;
 #[path = "server/schema.rs"]
 mod schema;
+#[path = "server/splitbrain.rs"]
+mod splitbrain;
 #[path = "server/tenants.rs"]
 mod tenants;
 #[path = "server/transactions.rs"]

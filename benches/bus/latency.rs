@@ -3,11 +3,12 @@
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use super::common::{median, quantile};
 use super::listener::Listener;
 use super::report::Latency;
 use super::support::{Cluster, PATIENCE};
 use super::throughput::{Load, insert};
-use super::{Arm, Plan, median, quantile};
+use super::{Arm, Plan};
 
 /// Ratios to a statement trigger with native NOTIFY.
 pub fn measure(cluster: &Cluster, plan: &Plan) -> Vec<Latency> {

@@ -14,6 +14,9 @@
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+#[path = "../common/mod.rs"]
+mod common;
+
 mod latency;
 mod listener;
 mod report;
@@ -177,20 +180,4 @@ fn server(environment: &[(&str, &str)]) -> Cluster {
         client.query_one(sql, &[]).expect("it answers").get::<_, i64>(0) == 1
     });
     cluster
-}
-
-/// The middle one, and how far they are apart: (median, least, most).
-pub fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let median =
-        if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
-    (median, values[0], values[values.len() - 1])
-}
-
-/// The value below which this part of them is.
-pub fn quantile(values: &[f64], part: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[((sorted.len() - 1) as f64 * part).round() as usize]
 }

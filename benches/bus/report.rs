@@ -1,13 +1,11 @@
 //! The table and the plot.
 
 use std::fmt::Write;
-use std::process::Command;
 
-use super::support::{Ask, Cluster};
+use super::common::{self, Spread, median, spread};
+use super::support::Cluster;
 use super::throughput::{CLIENTS, LISTENERS, QUEUES};
-use super::{Arm, Disk, median};
-
-type Spread = (f64, f64, f64);
+use super::{Arm, Disk};
 
 /// One arm for a few seconds.
 pub struct Run {
@@ -104,10 +102,6 @@ fn disk(disk: Disk) -> &'static str {
     }
 }
 
-fn spread((middle, least, most): Spread) -> String {
-    format!("{middle:.2} ({least:.2}–{most:.2})")
-}
-
 impl Report {
     pub fn new(writes: bool) -> Self {
         Self { writes, about: String::new(), calls: None, latencies: Vec::new(), cells: Vec::new() }
@@ -128,21 +122,9 @@ impl Report {
         }
     }
 
-    /// The machine, the versions, the date.
+    /// Where this was measured.
     pub fn about(&mut self, cluster: &Cluster) {
-        let mut client = cluster.client();
-        let version: String = client.one("SELECT split_part(version(), ' on ', 1)");
-        let own: String = client.one("SELECT oban_version()");
-        let date: String = client.one("SELECT current_date::text");
-        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("unknown processor");
-        let cores = std::thread::available_parallelism().map_or(0, |n| n.get());
-        let kernel = Command::new("uname").args(["-s", "-r", "-m"]).output();
-        let kernel = kernel.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
-        self.about = format!(
-            "{date}, obanrs {own}, {version}, {cores} cores of {}, {kernel}; clients and listeners on the same cores",
-            cpu.trim_start_matches([' ', '\t', ':'])
-        );
+        self.about = common::about(cluster);
     }
 
     pub fn calls(&mut self, calls: Calls) {

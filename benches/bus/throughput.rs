@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use postgres::Client;
 
+use super::common::compare;
 use super::listener::Listeners;
 use super::report::{Calls, Cell, Report, Run};
 use super::support::{Ask, Cluster, wait_until};
-use super::{Arm, Disk, Plan, median};
+use super::{Arm, Disk, Plan};
 
 pub const CLIENTS: [usize; 4] = [1, 4, 16, 64];
 pub const LISTENERS: [usize; 3] = [0, 1, 10];
@@ -197,21 +198,6 @@ impl Watcher {
 pub fn calls(cluster: &Cluster, plan: &Plan) -> Calls {
     let mut client = cluster.client();
     let position: i64 = client.one("SELECT oban_position()");
-    let pid: i32 = client.one("SELECT pg_backend_pid()");
-    let mut compare = |rounds: usize, prepare: &str, statements: [String; 2]| {
-        let ratios = (0..rounds).map(|round| {
-            let mut cpu = [0.0, 0.0];
-            for turn in 0..2 {
-                let which = (turn + round) % 2;
-                client.batch_execute(prepare).expect("it is ours");
-                let before = on_processor(pid);
-                client.batch_execute(&statements[which]).expect("it runs");
-                cpu[which] = on_processor(pid) - before;
-            }
-            cpu[0] / cpu[1]
-        });
-        median(ratios.collect())
-    };
     let poll = |function: &str| {
         format!(
             "DO $$ DECLARE r record; BEGIN FOR i IN 1..20000 LOOP
@@ -228,16 +214,13 @@ pub fn calls(cluster: &Cluster, plan: &Plan) -> Calls {
         one.repeat(5)
     };
     let bulk = |queues| [Arm::Bus, Arm::Bare].map(|arm| insert(arm, queues));
+    let mut turns = |rounds, prepare, statements: [String; 2]| {
+        compare(&mut client, rounds, prepare, statements.each_ref().map(String::as_str))
+    };
     let truncate = "TRUNCATE bus.oban_jobs, bare.oban_jobs; CHECKPOINT";
     Calls {
-        poll: compare(plan.rounds * 2, "", ["oban_poll", "obanrs_bench_poll"].map(poll)),
-        bulk: compare(plan.rounds * 4, truncate, bulk(1)),
-        bulk_queues: compare(plan.rounds * 4, truncate, bulk(100)),
+        poll: turns(plan.rounds * 2, "", ["oban_poll", "obanrs_bench_poll"].map(poll)),
+        bulk: turns(plan.rounds * 4, truncate, bulk(1)),
+        bulk_queues: turns(plan.rounds * 4, truncate, bulk(100)),
     }
-}
-
-/// In seconds.
-fn on_processor(pid: i32) -> f64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("it runs");
-    text.split(' ').next().and_then(|n| n.parse::<f64>().ok()).expect("nanoseconds") / 1e9
 }

@@ -67,6 +67,8 @@ SELECT
     ) AS disabled,
     p.peers::regclass::text AS peers,
     COALESCE(p.persistence = 'u', false) AS unlogged,
+    peers_triggers.there = 3 AS peers_triggers_are_there,
+    peers_triggers.off AS peers_triggers_off,
     p.owner::regrole::text AS owner,
     -- What the keeper needs, as the role that it elects as.
     array_remove(ARRAY[
@@ -92,4 +94,12 @@ SELECT
     has_schema_privilege(p.oid, 'USAGE') AND has_any_column_privilege(p.jobs, 'SELECT')
         AND NOT has_any_column_privilege(p.jobs, 'INSERT, UPDATE') AS caller_reads_only
 FROM prefixes p
+CROSS JOIN LATERAL (
+    SELECT count(*) AS there,
+        COALESCE(array_agg(g.tgname::text ORDER BY g.tgname) FILTER (WHERE g.tgenabled IN ('D', 'R')), '{}') AS off
+    FROM pg_trigger g
+    JOIN pg_proc f ON f.oid = g.tgfoid AND f.proname = 'obanrs_peers'
+    JOIN pg_extension e ON e.extname = 'obanrs' AND e.extnamespace = f.pronamespace
+    WHERE g.tgrelid = p.peers AND g.tgname IN ('obanrs_peers_guard', 'obanrs_peers_rows', 'obanrs_peers_end')
+) peers_triggers
 ORDER BY p.nspname

@@ -129,8 +129,22 @@ unsafe fn field<T>(cache: i32, id: u32, read: impl FnOnce(pg_sys::HeapTuple) -> 
 /// Locks a table against what changes its name, owner or shape, until the end of the transaction; reading
 /// and writing rows goes on.
 pub fn lock_for_writing(table: u32) {
+    lock(table, pg_sys::RowExclusiveLock);
+}
+
+/// The same for a transaction that writes none of its rows but locks some.
+pub fn lock_for_row_locks(table: u32) {
+    lock(table, pg_sys::RowShareLock);
+}
+
+pub(super) fn lock(relation: u32, mode: u32) {
     // SAFETY: locks a relation by its id, which needs not exist.
-    unsafe { pg_sys::LockRelationOid(pg_sys::Oid::from(table), pg_sys::RowExclusiveLock as i32) }
+    unsafe { pg_sys::LockRelationOid(pg_sys::Oid::from(relation), mode as i32) }
+}
+
+/// The owner of a relation.
+pub(super) fn owner(relation: u32) -> Option<u32> {
+    class(relation).map(|c| c.owner)
 }
 
 /// A type by its name in a schema.

@@ -21,8 +21,10 @@ pub enum DatabaseCommand<'a> {
 pub enum Listening {
     /// LISTEN.
     Begins,
-    /// UNLISTEN *, DISCARD ALL.
+    /// UNLISTEN *.
     Ends,
+    /// DISCARD ALL.
+    Discards,
 }
 
 /// Called before the statement runs; may raise.
@@ -137,7 +139,7 @@ unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) {
             pg_sys::NodeTag::T_DiscardStmt
                 if (*node.cast::<pg_sys::DiscardStmt>()).target == pg_sys::DiscardMode::DISCARD_ALL =>
             {
-                listening(Listening::Ends);
+                listening(Listening::Discards);
             }
             pg_sys::NodeTag::T_DropdbStmt => {
                 before(DatabaseCommand::Alone(text((*node.cast::<pg_sys::DropdbStmt>()).dbname)));

@@ -9,6 +9,12 @@ pub struct Column {
     pub type_oid: pg_sys::Oid,
 }
 
+impl Column {
+    pub(super) fn number(self) -> i32 {
+        self.number
+    }
+}
+
 /// The column of this name as the table has it now: columns are dropped and reordered, and the names
 /// are compared each time because that costs less than a lookup in any cache.
 ///

@@ -48,6 +48,33 @@ pub fn require_writable(what: &'static str) -> Result<(), Error> {
     if unsafe { pg_sys::XactReadOnly } { Err(Error::ReadOnly(what)) } else { Ok(()) }
 }
 
+/// When this process began. With its pid it tells processes of this server apart for ever.
+pub fn began_at() -> i64 {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::MyStartTimestamp }
+}
+
+/// Has the kernel find out within about 8 s that a client over TCP has vanished with its host: three
+/// seconds without a word, then five questions a second apart; and no longer for what is on its way to it.
+/// Settings that are made already stay. Over a Unix socket they mean nothing. Survives a rollback.
+pub fn notice_vanished_client() {
+    for (name, value) in [
+        (c"tcp_keepalives_idle", c"3"),
+        (c"tcp_keepalives_interval", c"1"),
+        (c"tcp_keepalives_count", c"5"),
+        (c"tcp_user_timeout", c"8000"),
+    ] {
+        // SAFETY: a lookup by name; the result is copied before another call.
+        let unset = unsafe {
+            let current = pg_sys::GetConfigOption(name.as_ptr(), true, false);
+            !current.is_null() && CStr::from_ptr(current) == c"0"
+        };
+        if unset {
+            set(name, value);
+        }
+    }
+}
+
 /// Catches up with what others have committed to the catalogs: nothing else does between two statements.
 pub fn see_changes() {
     // SAFETY: in a transaction.

@@ -25,11 +25,16 @@ pub enum Note {
     Holding = 4,
     /// The tables of a prefix changed.
     Prefix = 8,
+    /// This transaction may hold the row of a leadership, or have tried to.
+    Fence = 16,
+    /// DISCARD ALL: whoever gets this session next is another process.
+    Discard = 32,
 }
 
 /// In `_PG_init` while preloading.
 pub fn register() {
     xact::on_event(transaction_event);
+    xact::on_subtransaction_event(subtransaction_event);
 }
 
 pub fn note(what: Note) {
@@ -58,6 +63,35 @@ unsafe extern "C-unwind" fn transaction_event(
         super::look_for_extension(session::database());
     }
     if noted(Note::Prefix) {
+        super::look_at_rows(session::database());
+    }
+    if noted(Note::Prefix) {
         super::wake_keeper(session::database());
     }
+    // Its locks on rows are gone by now: they last as long as its transaction counts as running.
+    if noted(Note::Fence) {
+        fence_ended();
+    }
+    if noted(Note::Discard) && xact::is_commit(event) {
+        super::members::leave_all();
+    }
+}
+
+/// A savepoint that is rolled back gives its rows free.
+#[pg_guard]
+unsafe extern "C-unwind" fn subtransaction_event(
+    event: pg_sys::SubXactEvent::Type,
+    _own: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut std::ffi::c_void,
+) {
+    let aborted = event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB;
+    if aborted && PENDING.load(Ordering::Relaxed) & Note::Fence as u32 != 0 {
+        fence_ended();
+    }
+}
+
+fn fence_ended() {
+    let keeper = super::registry(|r| r.fence_ended(session::database())).ok().flatten();
+    keeper.into_iter().for_each(latch::wake);
 }

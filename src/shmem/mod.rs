@@ -1,8 +1,8 @@
 //! The segment of shared memory: its layout, and the tables in it under their locks.
 //!
 //! ```text
-//! Root │ Database[] │ Hold[] │ Member[] │ Leadership[] │ gossip: buckets[] │ Entry[] │ Block[]
-//!      └── lock Registry ──┘  └───── lock Peers ──────┘  └────────── lock Gossip ──────────┘
+//! Root │ Database[] │ Hold[] │ Member[] │ Seat[] │ gossip: buckets[] │ Entry[] │ Block[]
+//!      └── lock Registry ──┘  └── lock Peers ──┘  └────────── lock Gossip ──────────┘
 //!      │ Sleeper[] │ ring::Head[] │ Counters[] │ for each database's slot: ring::Entry[] │ bytes
 //!      └─────────────── a lock Ring for each database's slot (rings.rs) ────────────────────────┘
 //! ```
@@ -18,7 +18,9 @@
 
 pub mod at_end;
 pub mod listeners;
+pub mod members;
 pub mod rings;
+pub mod rows;
 
 use std::ptr::null_mut;
 use std::sync::OnceLock;
@@ -34,7 +36,7 @@ use crate::config;
 use crate::error::Error;
 use crate::logic::gossip::{self, Block, Entry};
 use crate::logic::lifecycle::{Database, Hold, Registry};
-use crate::logic::peer::{self, Leadership, Member, Peers};
+use crate::logic::peer::{self, Member, Peers, Seat};
 use crate::logic::ring::{self, Head, Sleeper};
 use crate::pg::lwlock::{self, Lock, Mode};
 use crate::pg::{session, time};
@@ -76,7 +78,7 @@ struct Layout {
     databases: usize,
     holds: usize,
     members: usize,
-    leaderships: usize,
+    seats: usize,
     buckets: usize,
     entries: usize,
     blocks: usize,
@@ -116,7 +118,7 @@ fn lay_out() -> Layout {
         databases: area(size_of::<Database>(), max_databases),
         holds: area(size_of::<Hold>(), HOLDS),
         members: area(size_of::<Member>(), max_members),
-        leaderships: area(size_of::<Leadership>(), max_members),
+        seats: area(size_of::<Seat>(), max_members),
         buckets: area(size_of::<u32>(), max_entries),
         entries: area(size_of::<Entry>(), max_entries),
         blocks: area(size_of::<Block>(), max_entries),
@@ -231,21 +233,18 @@ pub fn registry<R>(body: impl FnOnce(&mut Registry<'_>) -> R) -> Result<R, Error
     Ok(body(&mut registry))
 }
 
-/// Members and leaderships, to change them.
+/// Members and seats, to change them.
 pub fn peers<R>(body: impl FnOnce(&mut Peers<'_>) -> R) -> Result<R, Error> {
     let (root, l) = (root()?, layout());
     let _guard = lwlock::acquire(Lock::Peers, Mode::Exclusive);
     // SAFETY: the areas of the lock that is held exclusively until `body` has returned.
     let mut peers = unsafe {
-        Peers {
-            members: area(root, l.members, l.max_members),
-            leaderships: area(root, l.leaderships, l.max_members),
-        }
+        Peers { members: area(root, l.members, l.max_members), seats: area(root, l.seats, l.max_members) }
     };
     Ok(body(&mut peers))
 }
 
-/// Members and leaderships, to read them.
+/// Members and seats, to read them.
 pub fn peers_view<R>(body: impl FnOnce(peer::View<'_>) -> R) -> Result<R, Error> {
     let (root, l) = (root()?, layout());
     let _guard = lwlock::acquire(Lock::Peers, Mode::Shared);
@@ -253,7 +252,7 @@ pub fn peers_view<R>(body: impl FnOnce(peer::View<'_>) -> R) -> Result<R, Error>
     let view = unsafe {
         peer::View {
             members: &*area(root, l.members, l.max_members),
-            leaderships: &*area(root, l.leaderships, l.max_members),
+            seats: &*area(root, l.seats, l.max_members),
         }
     };
     Ok(body(view))
@@ -381,4 +380,11 @@ pub fn look_for_extension(database: u32) {
         Ok((None, true)) => rescan(RESCAN_DATABASES),
         _ => rescan(RESCAN_ALL),
     }
+}
+
+/// Has the database's keeper read all rows of oban_peers again, if there is one (a new one does anyway).
+/// Callable after commit.
+pub fn look_at_rows(database: u32) {
+    let keeper = registry(|r| r.rows_changed(database, None)).ok().flatten();
+    keeper.into_iter().for_each(crate::pg::latch::wake);
 }

@@ -38,10 +38,19 @@ pub enum Counter {
     Dropped,
     /// Calls of oban_poll and oban_wait.
     Polls,
+    /// Leaderships that a keeper gave to a member.
+    Elections,
+    /// Leaderships of members that ended by their lease.
+    Lapses,
+    /// Calls of oban_fence with a term that was not held.
+    FencesRefused,
+    /// Not counted but set: for how long, in microseconds, a name had no leader before the last election that
+    /// followed another leadership.
+    LastFailover,
 }
 
 impl Counter {
-    pub const ALL: [Counter; 10] = [
+    pub const ALL: [Counter; 14] = [
         Counter::Published,
         Counter::Relayed,
         Counter::Merged,
@@ -52,6 +61,10 @@ impl Counter {
         Counter::Gaps,
         Counter::Dropped,
         Counter::Polls,
+        Counter::Elections,
+        Counter::Lapses,
+        Counter::FencesRefused,
+        Counter::LastFailover,
     ];
 
     pub fn name(self) -> &'static str {
@@ -66,6 +79,10 @@ impl Counter {
             Counter::Gaps => "gaps",
             Counter::Dropped => "dropped",
             Counter::Polls => "polls",
+            Counter::Elections => "elections",
+            Counter::Lapses => "lapses",
+            Counter::FencesRefused => "fences_refused",
+            Counter::LastFailover => "last_failover_us",
         }
     }
 }
@@ -327,6 +344,13 @@ pub fn count(counter: Counter, more: usize) {
         && let Some(ring) = own()
     {
         count_all(ring, &[(counter, more)]);
+    }
+}
+
+/// Sets a counter of this process's database that is a measure.
+pub fn set(measure: Counter, value: u64) {
+    if let Some(counters) = own().and_then(|ring| counters(ring.slot)) {
+        counters[measure as usize].store(value, Ordering::Relaxed);
     }
 }
 

@@ -11,15 +11,16 @@ use pgrx::prelude::*;
 
 use crate::error::{self, Error, given};
 use crate::logic::channel;
-use crate::logic::peer::MAX_PREFIX;
+use crate::logic::peer::{MAX_PREFIX, rows};
 use crate::logic::text::Text;
-use crate::pg::{acl, catalog, session, spi, xact};
+use crate::pg::{acl, catalog, sequence, session, spi, xact};
 use crate::shmem::at_end::{Note, note};
 
 const JOBS: &str = include_str!("../../sql/prefix/oban_jobs.sql");
 const STATES: &str = include_str!("../../sql/prefix/oban_job_state.sql");
 const PEERS: &str = include_str!("../../sql/prefix/oban_peers.sql");
 const PEERS_COLUMNS: &str = include_str!("../../sql/prefix/oban_peers_columns.sql");
+const PEERS_TRIGGERS: &str = include_str!("../../sql/prefix/peers_triggers.sql");
 const TRIGGER: &str = include_str!("../../sql/prefix/jobs_trigger.sql");
 
 const LOCK_HINT: &str = "Another transaction holds a lock on the table for long. Find it in pg_locks or \
@@ -97,12 +98,17 @@ fn complete(schema: u32, prefix: &str) -> Result<(), Error> {
     if !has_peers_columns(prefix) {
         spi::run(&fill(PEERS_COLUMNS, prefix));
     }
+    if !has_peers_triggers(prefix) {
+        lift_terms(prefix);
+        let triggers = PEERS_TRIGGERS.replace("{function}", &spi::own_function("obanrs_peers"));
+        spi::run(&triggers.replace("{table}", &spi::qualified(prefix, "oban_peers")));
+    }
     for table in tables_without_trigger(prefix) {
         // The table last: its name may contain anything.
         let trigger = TRIGGER.replace("{function}", &spi::own_function("obanrs_jobs_insert"));
         spi::run(&trigger.replace("{table}", &table));
     }
-    if !has_peers_columns(prefix) || tables_with_trigger(prefix).is_empty() {
+    if !has_peers_columns(prefix) || !has_peers_triggers(prefix) || tables_with_trigger(prefix).is_empty() {
         return Err(another_kind(prefix));
     }
     Ok(())
@@ -127,8 +133,11 @@ fn uninstall(prefix: &str, schema: u32) -> Result<(), Error> {
     for table in tables_with_trigger(prefix) {
         spi::run(&format!("DROP TRIGGER obanrs_jobs_insert ON {table}"));
     }
+    let peers = spi::qualified(prefix, "oban_peers");
+    for trigger in peers_triggers(prefix) {
+        spi::run(&format!("DROP TRIGGER {trigger} ON {peers}"));
+    }
     if has_peers_columns(prefix) {
-        let peers = spi::qualified(prefix, "oban_peers");
         spi::run(&format!("ALTER TABLE {peers} DROP COLUMN IF EXISTS term, DROP COLUMN IF EXISTS boot"));
     }
     note(Note::Prefix);
@@ -138,12 +147,45 @@ fn uninstall(prefix: &str, schema: u32) -> Result<(), Error> {
 fn is_installed(schema: u32, prefix: &str) -> bool {
     catalog::relation(schema, "oban_jobs").is_some()
         && has_peers_columns(prefix)
+        && has_peers_triggers(prefix)
         && tables_without_trigger(prefix).is_empty()
         && !tables_with_trigger(prefix).is_empty()
 }
 
 fn has_peers_columns(prefix: &str) -> bool {
     catalog::peers_table(prefix).is_some_and(|t| t.installed)
+}
+
+/// Terms go on above those that are in the table: the extension may have been dropped and created since.
+fn lift_terms(prefix: &str) {
+    let sql =
+        format!("SELECT max(term)::text FROM ONLY {} WHERE $1 <> ''", spi::qualified(prefix, "oban_peers"));
+    let seen = spi::look(&sql, prefix).pop().and_then(|term| term.parse::<i64>().ok());
+    if let Some(seen) = seen {
+        let least = rows::next_term(session::timeline(), seen);
+        if least > seen {
+            sequence::lift_above(seen, least);
+        }
+    }
+}
+
+/// Those of our triggers that oban_peers has.
+const ON_PEERS: &str = "
+    SELECT g.tgname::text FROM pg_trigger g
+    JOIN pg_class c ON c.oid = g.tgrelid AND c.relname = 'oban_peers'
+    JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = $1::name
+    JOIN pg_proc f ON f.oid = g.tgfoid AND f.proname = 'obanrs_peers'
+    JOIN pg_extension e ON e.extname = 'obanrs' AND e.extnamespace = f.pronamespace
+    WHERE g.tgname IN ('obanrs_peers_guard', 'obanrs_peers_rows', 'obanrs_peers_end')";
+
+fn peers_triggers(prefix: &str) -> Vec<String> {
+    spi::look(ON_PEERS, prefix)
+}
+
+/// True also where the extension in this database is of a version that has none.
+fn has_peers_triggers(prefix: &str) -> bool {
+    !spi::has_own_function("obanrs_peers")
+        || peers_triggers(prefix).len() == PEERS_TRIGGERS.matches("CREATE OR REPLACE TRIGGER").count()
 }
 
 fn require_owner(schema: u32, prefix: &str, table: &str) -> Result<(), Error> {

@@ -2,3 +2,4 @@
 
 pub mod insert;
 mod install;
+pub mod peers;

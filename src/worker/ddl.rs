@@ -19,6 +19,10 @@ pub fn install() {
     let listening = |listening| match listening {
         Listening::Begins => listeners::listen(),
         Listening::Ends => listeners::unlisten_all(),
+        Listening::Discards => {
+            listeners::unlisten_all();
+            note(Note::Discard);
+        }
     };
     hooks::install(before_database_command, listening, || note(Note::Extension));
 }

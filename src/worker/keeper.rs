@@ -1,9 +1,10 @@
-//! A keeper: the worker of one database that has the extension. It holds elections (`election`).
+//! A keeper: the worker of one database that has the extension. It holds elections and sweeps up what has
+//! expired (`election`).
 //!
 //! It goes when it is not wanted any more: a command needs the database alone, the database became a
 //! template, or the extension was dropped. Otherwise the coordinator brings it back. It holds no transaction and no lock while it
-//! waits, and it waits for its latch (somebody joined or left, a prefix was installed) or until the
-//! next lease is half over.
+//! waits, and it waits for its latch (somebody joined or left, a row was changed or let go of, a prefix was
+//! installed) or until the next lease is half over, or over.
 
 use std::time::Duration;
 
@@ -25,9 +26,10 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
     // Transactions that are short and never wait long for a user's lock.
     session::set(c"lock_timeout", election::LOCK_TIMEOUT);
     session::set(c"synchronous_commit", c"local");
+    shmem::rows::this_is_a_keeper();
 
     let mut elections = Elections::new(database);
-    let mut look = true;
+    let (mut look, mut kicks) = (true, 0);
     loop {
         latch::reset();
         bgworker::reload_config();
@@ -46,6 +48,11 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
             }
             (look, elections.dropped) = (false, false);
         }
+        if orders.kicks != kicks {
+            elections.let_go();
+        }
+        kicks = orders.kicks;
+        elections.rows_changed(orders.rows);
         let due = elections.pass();
         // A lock that the pass waited for has eaten our latch; the kicks tell what it was set for.
         let news = shmem::registry(|r| r.kicks(Kind::Keeper, database) != orders.kicks).unwrap_or(true);

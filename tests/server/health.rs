@@ -50,6 +50,7 @@ fn a_healthy_prefix_has_a_row_a_thing_and_all_are_ok() {
             "columns of public.oban_jobs",
             "trigger on public.oban_jobs",
             "rights on public",
+            "triggers on public.oban_peers",
             "public.oban_peers",
             "owner of public.oban_peers",
         ]
@@ -70,6 +71,9 @@ fn what_is_wrong_with_a_prefix_is_named_with_the_statement_that_helps() {
              REFERENCING NEW TABLE AS x FOR EACH STATEMENT EXECUTE FUNCTION other()",
             "prefix public",
         ),
+        ("ALTER TABLE oban_peers DISABLE TRIGGER obanrs_peers_guard", "triggers on public.oban_peers"),
+        ("ALTER TABLE oban_peers DISABLE TRIGGER USER", "triggers on public.oban_peers"),
+        ("DROP TRIGGER obanrs_peers_end ON oban_peers", "prefix public"),
         ("ALTER TABLE oban_peers DROP COLUMN term", "prefix public"),
         ("DROP TABLE oban_peers", "prefix public"),
         ("ALTER TABLE oban_peers SET UNLOGGED", "public.oban_peers"),

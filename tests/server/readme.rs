@@ -114,9 +114,12 @@ const REFERENCE: [(&str, &[&str]); 5] = [
         "Members and leaders",
         &[
             "oban_join",
+            "oban_renew",
+            "oban_resign",
             "oban_leave",
             "oban_is_leader",
             "oban_term",
+            "oban_fence",
             "oban_leader",
             "oban_members",
             "oban_leadership",

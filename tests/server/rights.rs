@@ -18,7 +18,7 @@ const READERS: &str = "owner reader peeper";
 const WRITERS: &str = "owner writer";
 
 /// What a role does, and who may. `1 / count(*)`: a view that shows nothing is a division by zero.
-const ACTIONS: [(&str, &str); 50] = [
+const ACTIONS: [(&str, &str); 54] = [
     ("SELECT oban_version()", EVERYBODY),
     ("SELECT oban_check()", EVERYBODY),
     ("SELECT oban_encode('{}')", EVERYBODY),
@@ -44,7 +44,11 @@ const ACTIONS: [(&str, &str); 50] = [
     ("SELECT oban_notify_many('leader', ARRAY['{}']::jsonb[], 'app')", "owner"),
     ("SELECT oban_join(current_user::text, prefix => 'app')", WRITERS),
     ("SELECT oban_join('root', replace => true, prefix => 'app')", ""),
+    ("SELECT oban_join(current_user::text, lease => '1s', prefix => 'app')", WRITERS),
+    ("SELECT oban_renew(member) FROM roots_member", ""),
+    ("SELECT oban_resign(member) FROM roots_member", ""),
     ("SELECT oban_leave(member) FROM roots_member", ""),
+    ("SELECT oban_fence(term, prefix => 'app') FROM roots_term", WRITERS),
     ("SELECT oban_leave(1)", EVERYBODY),
     ("SELECT oban_is_leader(prefix => 'app')", EVERYBODY),
     ("SELECT oban_is_leader(node => 'root', prefix => 'app')", READERS),
@@ -93,6 +97,11 @@ fn rights_on_a_prefix_are_rights_on_its_jobs() {
     );
     run("SELECT oban_gossip_put('root', 'default', ttl => '1 hour', prefix => 'app')");
     wait_until("it leads", || client.one("SELECT oban_is_leader(prefix => 'app')"));
+    client
+        .batch_execute(
+            "CREATE TABLE roots_term AS SELECT oban_term(prefix => 'app') AS term; GRANT SELECT ON roots_term TO PUBLIC",
+        )
+        .unwrap();
 
     for (sql, allowed) in ACTIONS {
         for (role, _) in ROLES {

@@ -53,6 +53,22 @@ fn trigger(prefix: &str) -> String {
     )
 }
 
+/// On oban_peers, in the order of a dump.
+fn peers_triggers(prefix: &str) -> Vec<String> {
+    let events = [
+        ("end AFTER INSERT OR TRUNCATE", "STATEMENT"),
+        ("guard BEFORE INSERT OR UPDATE", "ROW"),
+        ("rows AFTER INSERT OR DELETE OR UPDATE", "ROW"),
+    ];
+    let trigger = |(when, each): (&str, &str)| {
+        format!(
+            "CREATE TRIGGER obanrs_peers_{when} ON {prefix}.oban_peers FOR EACH {each} EXECUTE FUNCTION \
+             public.obanrs_peers();"
+        )
+    };
+    events.into_iter().map(trigger).collect()
+}
+
 /// A real Oban finds nothing to migrate: only `oban_peers` is another, and that as promised.
 #[test]
 fn what_is_made_is_what_migration_14_makes() {
@@ -71,6 +87,7 @@ fn what_is_made_is_what_migration_14_makes() {
             "boot bigint".into(),
             "term bigint".into(),
         ];
+        expected.extend(peers_triggers(quoted));
         expected.sort();
         assert_eq!(added, expected);
     }
@@ -99,10 +116,11 @@ fn what_real_obans_made_is_adopted_as_it_is() {
         let new = |line: &str| added.iter().any(|l| l == line);
         let quoted = if prefix == "public" { "public" } else { "\"my-jobs\"" };
         assert!(new(&trigger(quoted)) && new("term bigint") && new("boot bigint"), "{real}: {added:?}");
+        assert!(peers_triggers(quoted).iter().all(|t| new(t)), "{real}: {added:?}");
         // Oban for Python has a table of its own for its leaders, and none of this name.
         let peers_is_new = new("CREATE TABLE public.oban_peers (");
         assert_eq!(peers_is_new, real == "python-0.7.0", "{added:?}");
-        assert!(peers_is_new || added.len() == 3, "{real}: {added:?}");
+        assert!(peers_is_new || added.len() == 6, "{real}: {added:?}");
 
         // It works, whatever the columns' types are.
         client.batch_execute(&format!("SET search_path = public, {quoted}")).unwrap();

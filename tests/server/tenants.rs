@@ -310,3 +310,53 @@ fn elections_run_as_the_weaker_one_of_schemas_and_tables_owner() {
         assert_eq!(root.one::<String>(&seen), role, "{prefix}");
     }
 }
+
+/// What one tenant writes into its own table stops nobody else's elections: names in bytes that are no text, nodes
+/// that are far too long.
+#[test]
+fn odd_rows_stop_nobodys_elections() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.lease = 1s"]);
+    let mut admin = cluster.client();
+    for encoding in ["LATIN1", "SQL_ASCII", "UTF8"] {
+        admin
+            .batch_execute(&format!(
+                "CREATE DATABASE \"{encoding}\" TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+            ))
+            .unwrap();
+        let mut client = cluster.client_of(encoding);
+        client
+            .batch_execute("CREATE EXTENSION obanrs; SELECT oban_install(), oban_install('tenant')")
+            .unwrap();
+        let odd = if encoding == "UTF8" {
+            "'\u{e9}'".to_owned()
+        } else {
+            "convert_from('\\xe9', 'SQL_ASCII')".to_owned()
+        };
+        let odd = if encoding == "SQL_ASCII" { "E'\\xe9'".to_owned() } else { odd };
+        let odd = if encoding == "LATIN1" { "chr(233)".to_owned() } else { odd };
+        client
+            .batch_execute(&format!(
+                "INSERT INTO tenant.oban_peers VALUES ({odd}, {odd}, now(), now() + interval '300 ms'),
+                     ('Long', repeat('x', 3000000), now(), now() + interval '300 ms'),
+                     (repeat('y', 2000), 'z', now(), now() + interval '300 ms')"
+            ))
+            .unwrap();
+        client.batch_execute("SELECT oban_join('a')").unwrap();
+        wait_until("it leads", || client.one("SELECT oban_is_leader()"));
+        let mut other = cluster.client_of(encoding);
+        other.batch_execute("SELECT oban_join('b', 'Long', prefix => 'tenant')").unwrap();
+        wait_until("the long one's name is free again", || {
+            other.one("SELECT oban_is_leader('Long', prefix => 'tenant')")
+        });
+        // Over several leases: the keeper lives, and has not been restarted for any of it.
+        for _ in 0..3 {
+            let expires = "SELECT expires_at::text FROM oban_peers";
+            let before: String = client.one(expires);
+            wait_until("it is renewed", || client.one::<String>(expires) > before);
+            assert!(client.one::<bool>("SELECT oban_is_leader()"), "{encoding}");
+        }
+        let restarts =
+            format!("SELECT restarts FROM oban_workers WHERE kind = 'keeper' AND database = '{encoding}'");
+        assert_eq!(client.one::<i32>(&restarts), 0, "{encoding}");
+    }
+}

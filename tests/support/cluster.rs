@@ -4,8 +4,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use postgres::{Client, NoTls};
 
@@ -17,6 +17,8 @@ pub struct Cluster {
     folder: PathBuf,
     /// What is added to the environment of the server.
     environment: Vec<(String, String)>,
+    /// A shell in the network that the server is in, if that is one of its own.
+    network: Option<Mutex<Shell>>,
 }
 
 /// Quick to start and to stop: what it loses in a crash of the machine nobody will miss.
@@ -31,6 +33,15 @@ max_prepared_transactions = 10
 log_min_messages = warning
 log_line_prefix = '%m [%p] %b '
 autovacuum = off
+";
+
+/// What runs in a network of its own: lines that it is given, each answered by whether it succeeded.
+const NETWORK: &str = "
+PATH=$PATH:/usr/sbin:/sbin
+trap 'kill $(jobs -p) 2>/dev/null' EXIT
+while read -r line; do
+    if eval \"${line%;}\" </dev/null >/dev/null 2>&1; then echo yes; else echo no; fi
+done
 ";
 
 impl Cluster {
@@ -56,11 +67,37 @@ impl Cluster {
     /// The same in another environment.
     pub fn start_in(settings: &[&str], environment: &[(&str, &str)]) -> Self {
         let environment = environment.iter().map(|(name, value)| (name.to_string(), value.to_string()));
-        let cluster = Self { folder: Self::new_folder(), environment: environment.collect() };
+        let cluster = Self::prepared(settings, environment.collect());
+        cluster.run(&["start", "-w", "-t", "60"]);
+        cluster
+    }
+
+    /// The same in a network of its own, in which there is nothing but its loopback: TCP there is nobody else's.
+    pub fn start_in_own_network(settings: &[&str]) -> Self {
+        let mut cluster = Self::prepared(settings, Vec::new());
+        let mut unshare = workspace().command("unshare".as_ref());
+        unshare.args(["--user", "--map-current-user", "--net", "--keep-caps", "sh", "-c", NETWORK]);
+        unshare.env("FOLDER", &cluster.folder).env("BIN", &installation().bin);
+        cluster.network = Some(Mutex::new(Shell::start(&mut unshare)));
+        let started = cluster.in_own_network(
+            "ip link set lo up && $BIN/pg_ctl -D $FOLDER/data -l $FOLDER/log -s -w -o \"-c unix_socket_directories=$FOLDER\" start",
+        );
+        assert!(started, "it did not start:\n{}", cluster.log());
+        cluster
+    }
+
+    /// Runs a line of sh in the server's own network: whether it succeeds. FOLDER is the server's.
+    pub fn in_own_network(&self, line: &str) -> bool {
+        let network = self.network.as_ref().expect("it has a network of its own");
+        network.lock().expect("no test has failed in it").ask(line) == "yes"
+    }
+
+    /// A server's folder, with these lines in its configuration.
+    fn prepared(settings: &[&str], environment: Vec<(String, String)>) -> Self {
+        let cluster = Self { folder: Self::new_folder(), environment, network: None };
         let mut copy = workspace().command("cp".as_ref());
         output(copy.arg("-a").arg(template()).arg(&cluster.folder));
         cluster.configure(settings);
-        cluster.run(&["start", "-w", "-t", "60"]);
         cluster
     }
 
@@ -96,7 +133,8 @@ impl Cluster {
 
     /// A standby of this server, with its settings and these.
     pub fn standby(&self, settings: &[&str]) -> Self {
-        let standby = Self { folder: Self::new_folder(), environment: self.environment.clone() };
+        let environment = self.environment.clone();
+        let standby = Self { folder: Self::new_folder(), environment, network: None };
         let mut mkdir = workspace().command("mkdir".as_ref());
         output(mkdir.arg(&standby.folder));
         let mut basebackup = self.program("pg_basebackup");

@@ -3,6 +3,8 @@
 #![allow(dead_code)] // each user takes a part
 
 mod cluster;
+pub mod elixir;
+pub mod history;
 mod installation;
 mod stuck;
 mod workspace;

@@ -22,6 +22,7 @@
 //! became a template, has its workers told to leave; that is no failure either.
 
 use super::backoff::{HEALTHY, RESTART};
+use super::peer::MAX_PREFIX;
 use super::text::Text;
 
 pub const UNKNOWN: u32 = 0;
@@ -121,10 +122,26 @@ pub struct Database {
     pub birth: u64,
     /// When the keeper that found no extension began to look.
     absent_since: i64,
+    /// Whose rows of oban_peers the keeper shall read: of nobody, `rows_prefix` or every prefix.
+    rows: u32,
+    rows_prefix: Text<MAX_PREFIX>,
+    /// 1: the keeper may have to wait for the end of somebody's fence.
+    expects_fences: u32,
     workers: [Worker; 2],
 }
 
+const ROWS_OF_ONE: u32 = 1;
+const ROWS_OF_ALL: u32 = 2;
+
 impl Database {
+    fn take_rows(&mut self) -> Rows {
+        match std::mem::take(&mut self.rows) {
+            0 => Rows::Unchanged,
+            ROWS_OF_ONE => Rows::Of(self.rows_prefix),
+            _ => Rows::All,
+        }
+    }
+
     pub fn worker(&self, kind: Kind) -> &Worker {
         &self.workers[kind as usize]
     }
@@ -167,6 +184,16 @@ pub struct Orders {
     pub recheck: bool,
     /// Compare with a later reading: another number means to look again before sleeping.
     pub kicks: u32,
+    pub rows: Rows,
+}
+
+/// Of which prefixes the rows of oban_peers have changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rows {
+    #[default]
+    Unchanged,
+    Of(Text<MAX_PREFIX>),
+    All,
 }
 
 /// How many keepers may be on their way into databases of which nobody knows yet whether they have the
@@ -372,6 +399,30 @@ impl Registry<'_> {
         self.find(oid)?.keeper().kick()
     }
 
+    /// Rows of oban_peers have changed, of this prefix or of many: the keeper to wake, if there is one.
+    pub fn rows_changed(&mut self, oid: u32, prefix: Option<Text<MAX_PREFIX>>) -> Option<i32> {
+        let d = self.find(oid)?;
+        (d.rows, d.rows_prefix) = match prefix {
+            Some(prefix) if d.rows == 0 || (d.rows == ROWS_OF_ONE && d.rows_prefix == prefix) => {
+                (ROWS_OF_ONE, prefix)
+            }
+            _ => (ROWS_OF_ALL, Text::default()),
+        };
+        d.keeper().kick()
+    }
+
+    /// Whether the keeper wants to be woken when a transaction ends that fenced.
+    pub fn expect_fences(&mut self, oid: u32, expected: bool) {
+        if let Some(d) = self.find(oid) {
+            d.expects_fences = u32::from(expected);
+        }
+    }
+
+    /// A transaction ended that fenced: the keeper to wake, if it waits for such.
+    pub fn fence_ended(&mut self, oid: u32) -> Option<i32> {
+        self.find(oid).filter(|d| d.expects_fences != 0)?.keeper().kick()
+    }
+
     /// Notes what went wrong, for the view oban_workers.
     pub fn note_error(&mut self, kind: Kind, oid: u32, what: &str) {
         if let Some(d) = self.find(oid) {
@@ -387,8 +438,9 @@ impl Registry<'_> {
                 leave: held || d.is_unwanted(kind),
                 recheck: kind == Kind::Keeper && std::mem::take(&mut d.recheck) != 0,
                 kicks: d.worker(kind).kicks,
+                rows: if kind == Kind::Keeper { d.take_rows() } else { Rows::Unchanged },
             },
-            None => Orders { leave: true, recheck: false, kicks: 0 },
+            None => Orders { leave: true, recheck: false, kicks: 0, rows: Rows::Unchanged },
         }
     }
 

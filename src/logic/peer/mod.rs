@@ -1,23 +1,37 @@
 //! Members, and who of them leads: the tables that shared memory holds and the rules over them.
 //!
-//! An *electorate* is what has one leader: (database, prefix, instance name). Its members are
-//! processes that joined; its leadership is a copy of its row in `<prefix>.oban_peers`. The row is
-//! the truth between nodes of every kind, the copy answers `oban_is_leader` without touching a table.
+//! An *electorate* is what has one leader: (database, prefix, instance name). A *seat* is the place of one
+//! in shared memory. Its *members* are processes that joined, bound to their session or to a lease that they
+//! renew; its *leadership* is a copy of its row in `<prefix>.oban_peers`. The row is the truth between nodes
+//! of every kind, the copy answers `oban_is_leader` without touching a table.
 //!
 //! ```text
 //!                    elected (row committed)
 //!   vacant ───────────────────────────────────────▶ ours ──▶ renewed at half the lease, and so on
 //!     ▲  │                                           │
-//!     │  └── the row is another node's ──▶ foreign   ├── its member went: the row is deleted, `down`
-//!     │                                      │       │   is sent and the next member elected, in one
-//!     └──────── expired or deleted ◀─────────┘       │   transaction
+//!     │  └── the row is another node's ──▶ foreign   ├── its member left, resigned or lapsed, or somebody
+//!     │                                      │       │   deleted the row: the row is deleted, `down` is
+//!     └──────── expired or deleted ◀─────────┘       │   sent and the next member elected, in one
+//!     ▲                                              │   transaction; held up while the row is fenced
 //!     └──────────── the row is no longer ours ◀──────┘
 //! ```
 //!
 //! Order, so that there are never two leaders: a leadership *begins* or is *renewed* in the table
-//! first and here after its commit; it *ends* here first (the member's exit removes the member) and
-//! in the table after. A keeper that dies between the two leaves a row of ours that nobody here
-//! knows of: `judge` adopts it when its member still lives and voids it otherwise.
+//! first and here after its commit; it *ends* here first (the member goes, or `ended` is set, before
+//! the commit of who deletes the row) and in the table after. What ends while a keeper's commit is on its way
+//! must not begin again with that: what the keeper tells is ignored if the seat has `changes` that it had not
+//! seen when it began. A keeper that dies between the two leaves a
+//! row of ours that nobody here knows of: `rows::judge` adopts it when its member still lives and
+//! voids it otherwise.
+//!
+//! Every question has a time: a member whose lease is over is none, whether or not anybody has cleared
+//! it away. A row's lease never exceeds its leased member's, so that both lapse at the same moment.
+
+pub mod guard;
+mod plan;
+pub mod rows;
+
+pub use plan::{Candidate, Ended, Plan, View};
 
 use super::text::Text;
 
@@ -26,6 +40,8 @@ use super::text::Text;
 pub const MAX_NAME: usize = 127;
 pub const MAX_NODE: usize = 255;
 pub const MAX_PREFIX: usize = 63;
+
+pub type Node = Text<MAX_NODE>;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,119 +57,376 @@ pub struct Electorate {
 pub struct Member {
     /// Never given twice, not over a restart of the server either.
     pub id: i64,
-    pub electorate: Electorate,
-    pub node: Text<MAX_NODE>,
-    /// The role that joined it, and that alone (with its members) may end it.
+    /// Its electorate, by the number of its seat.
+    seat: u32,
+    /// The role that joined it, and that alone (with its members) may renew or end it.
     pub role: u32,
-    /// The backend it is bound to.
+    /// The backend that joined it: the one that it is bound to, unless it has a lease.
     pub pid: i32,
     pub procno: i32,
-    /// 1 once the keeper has held an election with this member in it; `oban_join` waits for it.
-    pub considered: u32,
+    /// When that backend began; with `pid` it tells backends apart for ever.
+    pub session_began: i64,
+    /// 1 once the keeper has looked at this member since it joined, resigned or needed its row extended;
+    /// the backend `procno` waits for it.
+    considered: u32,
+    pub node: Node,
     pub joined_at: i64,
+    /// In microseconds; 0 for a member that is bound to its session.
+    pub lease: i64,
+    /// The end of its lease.
+    lease_ends: i64,
+    /// When it last stepped down; 0 for never. Who did so comes last in elections.
+    resigned_at: i64,
 }
 
-/// The copy of one row of oban_peers. `used` 0 is a free slot.
+impl Member {
+    /// Whether this backend joined it.
+    pub fn is_of(&self, pid: i32, session_began: i64) -> bool {
+        (self.pid, self.session_began) == (pid, session_began)
+    }
+
+    pub fn is_live(&self, now: i64) -> bool {
+        self.id != 0 && self.lease_ends().is_none_or(|ends| now < ends)
+    }
+
+    /// When its lease ends; `None` for a member that is bound to its session.
+    pub fn lease_ends(&self) -> Option<i64> {
+        (self.lease != 0).then_some(self.lease_ends)
+    }
+}
+
+/// The copy of one row of oban_peers. `used` 0 is none.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Leadership {
-    pub used: u32,
-    pub electorate: Electorate,
-    /// The leading member, or 0 when the row is another node's.
+    used: u32,
+    /// 1: it is over, though its member lives and its lease runs: the member resigned, or somebody
+    /// deletes the row.
+    ended: u32,
+    /// 1: the table may be another one now; the next renewal will tell.
+    doubted: u32,
+    /// The leading member, or 0 when the row is another node's; and the slot that it was in.
     pub member: i64,
-    pub node: Text<MAX_NODE>,
-    /// 0 when the row has none (a foreign node wrote it).
+    slot: u32,
+    pub node: Node,
+    /// 0 when the row has none (a foreign node wrote it before the table had its triggers).
     pub term: i64,
     pub started_at: i64,
-    /// Of a foreign row: when to look at it again, at its end at the latest.
     pub expires_at: i64,
+}
+
+/// The place of an electorate that has members or a leadership. `electorate.database` 0 is a free one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seat {
+    pub electorate: Electorate,
+    leadership: Leadership,
+    /// When the last leadership ended, as long as there is no other; 0 if there was none.
+    vacant_since: i64,
+    /// The member that stepped down last, and when, as long as nobody else has led since.
+    resigned: i64,
+    resigned_at: i64,
+    /// Counts what others than the keeper do to the leadership.
+    changes: u32,
+}
+
+/// What somebody who is no keeper did to an electorate's row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowChange {
+    /// There is one with this term (0 for none), or its lease is shorter now.
+    Written(i64),
+    /// The one with this term was deleted.
+    Deleted(i64),
+}
+
+/// What the keeper has told, or that it was too late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// What was known before, and for how long there was no leader, if there had been one.
+    After { before: Option<Leadership>, without: Option<i64> },
+    /// Something else has happened meanwhile: read the row again.
+    Stale,
+}
+
+/// What a process that wants to join says of itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Joining {
+    pub id: i64,
+    pub electorate: Electorate,
+    pub node: Node,
+    pub role: u32,
+    pub pid: i32,
+    pub procno: i32,
+    pub session_began: i64,
+    /// In microseconds; 0 to be bound to the session.
+    pub lease: i64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum JoinError {
-    /// A live member of this node and name: its id, its backend and the role that joined it.
-    Taken { member: i64, pid: i32, role: u32 },
+    /// A live member of this node and name: its id, its backend, the role that joined it and the end of
+    /// its lease.
+    Taken { member: i64, pid: i32, role: u32, lease_ends: Option<i64> },
     /// Every slot is in use.
     Full,
 }
 
-/// What the keeper has to do for an electorate now.
+/// What a renewal did.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Plan {
-    /// No member and no leadership of ours: forget it.
-    Forget,
-    /// Nothing before this time.
-    Wait { until: i64 },
-    /// The leader lives and half of its lease is over.
-    Renew { node: Text<MAX_NODE>, term: i64 },
-    /// One transaction: delete the row of a leadership that ended, elect the candidate.
-    Elect { ended: Option<(Text<MAX_NODE>, i64)>, candidate: Option<(i64, Text<MAX_NODE>)> },
+pub struct Renewed {
+    /// Its term, when the member leads.
+    pub term: Option<i64>,
+    /// Half of the leadership's lease is over: the keeper has to extend the row.
+    pub due: bool,
 }
 
 /// The two tables of shared memory. Whoever has this holds their lock.
 pub struct Peers<'a> {
     pub members: &'a mut [Member],
-    pub leaderships: &'a mut [Leadership],
+    pub seats: &'a mut [Seat],
 }
 
-/// The two tables for readers. Whoever has this holds their lock shared.
-#[derive(Clone, Copy)]
-pub struct View<'a> {
-    pub members: &'a [Member],
-    pub leaderships: &'a [Leadership],
+impl Leadership {
+    /// As a member of ours holds it.
+    pub fn ours(leader: &Candidate, term: i64, started_at: i64, expires_at: i64) -> Self {
+        let (member, slot, node) = (leader.member, leader.slot, leader.node);
+        Self { used: 1, ended: 0, doubted: 0, member, slot, node, term, started_at, expires_at }
+    }
+
+    /// As another node holds it.
+    pub fn foreign(node: Node, term: i64, started_at: i64, expires_at: i64) -> Self {
+        Self { used: 1, node, term, started_at, expires_at, ..Self::default() }
+    }
+
+    pub fn is_ours(&self) -> bool {
+        self.member != 0
+    }
 }
 
 impl Peers<'_> {
     pub fn view(&self) -> View<'_> {
-        View { members: self.members, leaderships: self.leaderships }
+        View { members: self.members, seats: self.seats }
     }
 
-    /// Adds `new`. The same backend joining again gets the id it has. `replace` is the one member
-    /// whose place may be taken: the caller has tested that its role allows that.
-    pub fn join(&mut self, new: Member, replace: Option<i64>) -> Result<i64, JoinError> {
-        let same = |m: &&mut Member| m.id != 0 && m.electorate == new.electorate && m.node == new.node;
-        if let Some(old) = self.members.iter_mut().find(same) {
-            if old.pid == new.pid {
+    /// Adds a member. The same backend joining again in the same way gets the id that it has. `replace` is
+    /// the one member whose place may be taken: the caller has tested that its role allows that.
+    pub fn join(&mut self, new: &Joining, replace: Option<i64>, now: i64) -> Result<i64, JoinError> {
+        let seat = self.view().seat(&new.electorate);
+        let of_node = |seat| self.view().live(seat, now).find(|(_, m)| m.node == new.node);
+        let old = seat.and_then(of_node).map(|(slot, m)| (slot, *m));
+        if let Some((slot, old)) = old {
+            if old.is_of(new.pid, new.session_began)
+                && old.role == new.role
+                && (old.lease != 0) == (new.lease != 0)
+            {
+                let member = &mut self.members[slot];
+                (member.lease, member.lease_ends) = (new.lease, now.saturating_add(new.lease));
                 return Ok(old.id);
             }
             if replace != Some(old.id) {
-                return Err(JoinError::Taken { member: old.id, pid: old.pid, role: old.role });
+                let (member, pid, role, lease_ends) = (old.id, old.pid, old.role, old.lease_ends());
+                return Err(JoinError::Taken { member, pid, role, lease_ends });
             }
-            *old = new;
-            return Ok(new.id);
         }
-        let slot = self.members.iter_mut().find(|m| m.id == 0).ok_or(JoinError::Full)?;
-        *slot = new;
+        let seat = seat.or_else(|| self.free_seat(now)).ok_or(JoinError::Full)?;
+        let replaced = old.map(|(slot, _)| slot);
+        // What a lapsed member leaves is free: the seat's leadership tells members apart by their ids.
+        let free = replaced.or_else(|| self.members.iter().position(|m| !m.is_live(now)));
+        let slot = free.ok_or(JoinError::Full)?;
+        if let Some(slot) = replaced {
+            self.gone(slot, now);
+        }
+        if self.seats[seat].electorate != new.electorate {
+            self.clear_seat(seat);
+            self.seats[seat].electorate = new.electorate;
+        }
+        let place = &mut self.seats[seat];
+        // A row that is there, or is being read, may be this very member's, from before a restart: to be judged anew.
+        place.changes = place.changes.wrapping_add(1);
+        if !place.leadership.is_ours() && place.leadership.node == new.node {
+            place.leadership = Leadership::default();
+        }
+        self.members[slot] = Member {
+            id: new.id,
+            seat: seat as u32,
+            role: new.role,
+            pid: new.pid,
+            procno: new.procno,
+            session_began: new.session_began,
+            considered: 0,
+            node: new.node,
+            joined_at: now,
+            lease: new.lease,
+            lease_ends: now.saturating_add(new.lease),
+            resigned_at: 0,
+        };
         Ok(new.id)
     }
 
-    /// Ends a membership; its leadership, if any, has ended with it.
-    pub fn leave(&mut self, id: i64) -> Option<Member> {
-        let slot = self.members.iter_mut().find(|m| id != 0 && m.id == id)?;
-        Some(std::mem::take(slot))
+    /// A seat that nobody has; else one whose members have all lapsed, which no keeper has cleared away yet.
+    fn free_seat(&self, now: i64) -> Option<usize> {
+        let free = self.seats.iter().position(|s| s.electorate.database == 0);
+        free.or_else(|| {
+            let unused =
+                |n: &usize| self.seats[*n].leadership.used == 0 && self.view().live(*n, now).next().is_none();
+            (0..self.seats.len()).find(unused)
+        })
     }
 
-    /// Notes what the table says after a commit: a row of a member of ours, or of a foreign node.
-    pub fn record(&mut self, row: Leadership) {
-        let known = self.leaderships.iter().position(|l| l.used != 0 && l.electorate == row.electorate);
-        let slot = known.or_else(|| self.leaderships.iter().position(|l| l.used == 0));
-        // There are as many leaderships as members, and each has a member or is forgotten at the
-        // keeper's next pass; without room the electorate is simply planned anew.
-        if let Some(slot) = slot {
-            self.leaderships[slot] = Leadership { used: 1, ..row };
+    /// Ends a membership; its leadership, if any, has ended with it.
+    pub fn leave(&mut self, id: i64, now: i64) -> Option<(Electorate, Member)> {
+        let (slot, _) = self.view().member(id, now)?;
+        self.gone(slot, now);
+        let member = std::mem::take(&mut self.members[slot]);
+        Some((self.seats[member.seat as usize].electorate, member))
+    }
+
+    /// Notes that a leadership of the member in this slot, if any, has no leader from now on.
+    fn gone(&mut self, slot: usize, now: i64) {
+        let seat = self.members[slot].seat as usize;
+        if self.view().held(seat, now).is_some_and(|(l, _)| l.slot as usize == slot) {
+            self.seats[seat].vacant_since = now;
         }
     }
 
-    /// Notes that the electorate has no leader that we know of.
-    pub fn vacate(&mut self, electorate: &Electorate) {
-        for l in self.leaderships.iter_mut().filter(|l| l.used != 0 && l.electorate == *electorate) {
-            *l = Leadership::default();
+    /// A member's heartbeat: its lease begins anew. `None` when it is no member any more. `procno` is the
+    /// backend that waits for the row to be extended, if that is due.
+    pub fn renew(&mut self, id: i64, procno: i32, now: i64) -> Option<Renewed> {
+        let (slot, _) = self.view().member(id, now)?;
+        let member = &mut self.members[slot];
+        member.lease_ends = now.saturating_add(member.lease);
+        let (seat, lease) = (member.seat as usize, member.lease);
+        let held = self.view().held(seat, now).map(|(l, _)| l).filter(|l| l.member == id);
+        let due = held.is_some_and(|l| lease != 0 && now >= l.expires_at.saturating_sub(lease / 2));
+        let term = held.map(|l| l.term);
+        if due {
+            (self.members[slot].considered, self.members[slot].procno) = (0, procno);
+        }
+        Some(Renewed { term, due })
+    }
+
+    /// Steps down: whether it led. `None` when it is no member. `procno` is the backend that waits for the
+    /// election of another.
+    pub fn resign(&mut self, id: i64, procno: i32, now: i64) -> Option<bool> {
+        let (slot, _) = self.view().member(id, now)?;
+        let number = self.members[slot].seat as usize;
+        if self.view().held(number, now).is_none_or(|(l, _)| l.member != id) {
+            return Some(false);
+        }
+        let member = &mut self.members[slot];
+        (member.resigned_at, member.considered, member.procno) = (now, 0, procno);
+        let seat = &mut self.seats[number];
+        seat.changes = seat.changes.wrapping_add(1);
+        (seat.leadership.ended, seat.vacant_since) = (1, now);
+        (seat.resigned, seat.resigned_at) = (id, now);
+        Some(true)
+    }
+
+    /// Somebody who is no keeper has changed the electorate's row, or is about to: what is known of a foreign
+    /// leader must be read anew, and a leadership of ours is over whose row is deleted, or that has a successor (in
+    /// another table of that name, say).
+    pub fn row_changed(&mut self, electorate: &Electorate, change: RowChange, now: i64) {
+        let Some(seat) = self.view().seat(electorate) else { return };
+        let seat = &mut self.seats[seat];
+        seat.changes = seat.changes.wrapping_add(1);
+        if matches!(change, RowChange::Written(_)) {
+            // Others have their turn.
+            (seat.resigned, seat.resigned_at) = (0, 0);
+        }
+        let leadership = &mut seat.leadership;
+        let was = *leadership;
+        let over = match change {
+            _ if was.used == 0 => return,
+            RowChange::Deleted(term) => !was.is_ours() || term == was.term,
+            RowChange::Written(term) => was.is_ours() && term > was.term,
+        };
+        if !was.is_ours() {
+            *leadership = Leadership::default();
+        } else if over {
+            leadership.ended = 1;
+        }
+        if over && was.ended == 0 {
+            seat.vacant_since = was.expires_at.min(now);
+        }
+    }
+
+    /// Tables were made or replaced: what is known of every leader of a database is to be read anew.
+    pub fn doubt(&mut self, database: u32) {
+        for seat in self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database) {
+            if seat.leadership.is_ours() {
+                seat.leadership.doubted = 1;
+            } else {
+                seat.leadership = Leadership::default();
+            }
+        }
+    }
+
+    /// As `row_changed` for all names of a prefix, with all rows deleted.
+    pub fn rows_truncated(&mut self, database: u32, prefix: &Text<MAX_PREFIX>, now: i64) {
+        for seat in 0..self.seats.len() {
+            let Seat { electorate, leadership, .. } = self.seats[seat];
+            if electorate.database == database && electorate.prefix == *prefix {
+                self.row_changed(&electorate, RowChange::Deleted(leadership.term), now);
+            }
+        }
+    }
+
+    /// Notes what the table says after a commit: a row of a member of ours, or of a foreign node. `seen` are the
+    /// `changes` from before the transaction.
+    pub fn record(&mut self, electorate: &Electorate, row: Leadership, seen: u32, now: i64) -> Recorded {
+        // Without a seat its last member has left and the electorate was forgotten meanwhile.
+        let Some(number) = self.view().seat(electorate) else { return Recorded::Stale };
+        let seat = &mut self.seats[number];
+        if seat.changes != seen {
+            return Recorded::Stale;
+        }
+        let before = Some(seat.leadership).filter(|l| l.used != 0);
+        let changed = before.is_some_and(|b| (b.node, b.term) != (row.node, row.term));
+        let since = match seat.vacant_since {
+            0 => before.filter(|_| changed).map(|b| b.expires_at.min(now)),
+            since => Some(since),
+        };
+        if row.member != seat.resigned {
+            // Others have had their turn.
+            (seat.resigned, seat.resigned_at) = (0, 0);
+        }
+        seat.leadership = row;
+        // It may have ended while it was elected or renewed.
+        let ended = row.is_ours() && self.view().leader(&row, number, now).is_none();
+        if !ended {
+            self.seats[number].vacant_since = 0;
+        }
+        Recorded::After { before, without: since.map(|since| now.saturating_sub(since).max(0)) }
+    }
+
+    /// Notes that the electorate has no leader that we know of; who was known before. The seat goes with the
+    /// last member.
+    pub fn vacate(&mut self, electorate: &Electorate, now: i64) -> Option<Leadership> {
+        let number = self.view().seat(electorate)?;
+        let seat = &mut self.seats[number];
+        let before = Some(std::mem::take(&mut seat.leadership)).filter(|l| l.used != 0);
+        if let Some(before) = before.filter(|_| seat.vacant_since == 0) {
+            seat.vacant_since = before.expires_at.min(now);
+        }
+        if self.view().live(number, now).next().is_none() {
+            self.clear_seat(number);
+        }
+        before
+    }
+
+    /// Frees a seat, with those of its members that have lapsed: a clock that is set back must not find them in
+    /// another's.
+    fn clear_seat(&mut self, number: usize) {
+        self.seats[number] = Seat::default();
+        for m in self.members.iter_mut().filter(|m| m.id != 0 && m.seat as usize == number) {
+            *m = Member::default();
         }
     }
 
     /// Marks the electorate's members as having been through an election; the backends to wake.
     pub fn mark_considered(&mut self, electorate: &Electorate) -> Vec<i32> {
-        let waiting = |m: &&mut Member| m.id != 0 && m.considered == 0 && m.electorate == *electorate;
+        let Some(seat) = self.view().seat(electorate) else { return Vec::new() };
+        let waiting = |m: &&mut Member| m.id != 0 && m.considered == 0 && m.seat as usize == seat;
         self.members
             .iter_mut()
             .filter(waiting)
@@ -166,298 +439,21 @@ impl Peers<'_> {
 
     /// Forgets who joined in a database before that time: it or its extension was dropped.
     pub fn forget_database(&mut self, database: u32, before: i64) {
-        let gone = |m: &&mut Member| m.electorate.database == database && m.joined_at < before;
-        for m in self.members.iter_mut().filter(gone) {
-            *m = Member::default();
-        }
-        for l in self.leaderships.iter_mut().filter(|l| l.electorate.database == database) {
-            *l = Leadership::default();
-        }
-    }
-}
-
-impl View<'_> {
-    /// The electorates of a database that a keeper has to look after.
-    pub fn electorates(&self, database: u32) -> Vec<Electorate> {
-        let mut found: Vec<Electorate> = Vec::new();
-        let members = self.members.iter().filter(|m| m.id != 0).map(|m| m.electorate);
-        let led = self.leaderships.iter().filter(|l| l.used != 0).map(|l| l.electorate);
-        for electorate in members.chain(led).filter(|e| e.database == database) {
-            if !found.contains(&electorate) {
-                found.push(electorate);
+        for number in 0..self.seats.len() {
+            if self.seats[number].electorate.database != database || database == 0 {
+                continue;
+            }
+            let of_seat = |m: &Member| m.id != 0 && m.seat as usize == number;
+            for m in self.members.iter_mut().filter(|m| of_seat(m) && m.joined_at < before) {
+                *m = Member::default();
+            }
+            self.seats[number].leadership = Leadership::default();
+            if !self.members.iter().any(of_seat) {
+                self.seats[number] = Seat::default();
             }
         }
-        found
     }
-
-    /// What is to be done for `electorate` at `now`, with leases of `lease` microseconds.
-    pub fn plan(&self, electorate: &Electorate, now: i64, lease: i64) -> Plan {
-        let candidate = self.candidate(electorate).map(|m| (m.id, m.node));
-        let Some(leadership) = self.leadership(electorate) else {
-            return match candidate {
-                None => Plan::Forget,
-                some => Plan::Elect { ended: None, candidate: some },
-            };
-        };
-        if leadership.member == 0 {
-            return match candidate {
-                None => Plan::Forget,
-                _ if now < leadership.expires_at => Plan::Wait { until: leadership.expires_at },
-                some => Plan::Elect { ended: None, candidate: some },
-            };
-        }
-        if !self.is_member(leadership.member, electorate) || now >= leadership.expires_at {
-            let ended = Some((leadership.node, leadership.term));
-            return Plan::Elect { ended, candidate };
-        }
-        let renew_at = leadership.expires_at.saturating_sub(lease / 2);
-        if now >= renew_at {
-            Plan::Renew { node: leadership.node, term: leadership.term }
-        } else {
-            Plan::Wait { until: renew_at }
-        }
-    }
-
-    /// The leadership that holds at `now`: of a member of ours that lives, within its lease.
-    pub fn held(&self, electorate: &Electorate, now: i64) -> Option<&Leadership> {
-        self.leadership(electorate).filter(|l| now < l.expires_at && self.is_member(l.member, electorate))
-    }
-
-    pub fn leadership(&self, electorate: &Electorate) -> Option<&Leadership> {
-        self.leaderships.iter().find(|l| l.used != 0 && l.electorate == *electorate)
-    }
-
-    pub fn member(&self, id: i64) -> Option<&Member> {
-        self.members.iter().find(|m| id != 0 && m.id == id)
-    }
-
-    /// The live member of this node, if any.
-    pub fn member_of_node(&self, electorate: &Electorate, node: &str) -> Option<&Member> {
-        self.members.iter().find(|m| m.id != 0 && m.electorate == *electorate && m.node.as_str() == node)
-    }
-
-    fn is_member(&self, id: i64, electorate: &Electorate) -> bool {
-        self.member(id).is_some_and(|m| m.electorate == *electorate)
-    }
-
-    /// Who would lead next: the member that joined first.
-    fn candidate(&self, electorate: &Electorate) -> Option<&Member> {
-        self.members.iter().filter(|m| m.id != 0 && m.electorate == *electorate).min_by_key(|m| m.id)
-    }
-}
-
-/// What a row of oban_peers means to a keeper that does not hold it as its own.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Its lease is over, or it is bound to a session that is gone: delete it.
-    Void,
-    /// Ours, written just before an earlier keeper of this server died: this member leads.
-    Adopt { member: i64 },
-    /// Another node's until then.
-    Foreign { until: i64 },
-}
-
-/// Judges a row: `row_boot` is its column boot (NULL for rows of foreign nodes), `boot` this start
-/// of the server, `live` the member of ours that has the row's node.
-pub fn judge(expires_at: i64, row_boot: Option<i64>, boot: i64, live: Option<i64>, now: i64) -> Verdict {
-    if expires_at <= now {
-        return Verdict::Void;
-    }
-    match (row_boot, live) {
-        (None, _) => Verdict::Foreign { until: expires_at },
-        (Some(b), Some(member)) if b == boot => Verdict::Adopt { member },
-        (Some(_), _) => Verdict::Void,
-    }
-}
-
-/// The least term that a timeline may give: a promoted standby may have missed the last value of
-/// the sequence, but its timeline is new, so its terms are above all earlier ones. (Eight million
-/// promotions fit; after that the sequence alone has to do.)
-pub fn least_term(timeline: u32) -> i64 {
-    (i64::from(timeline.min(0x7f_ffff)) << 40) | 1
-}
-
-/// The least that the next term may be, after `seen` in a row of oban_peers: an extension that was
-/// dropped and created has a sequence that begins anew. Rows are their table's owner's, who must not be
-/// able to use up the terms of the whole database: what no sequence of this timeline gave is ignored.
-pub fn next_term(timeline: u32, seen: i64) -> i64 {
-    let first = least_term(timeline);
-    if seen < least_term(timeline.saturating_add(1)) { first.max(seen.saturating_add(1)) } else { first }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const LEASE: i64 = 30_000_000;
-
-    fn electorate(name: &str) -> Electorate {
-        Electorate { database: 5, prefix: Text::truncated("public"), name: Text::truncated(name) }
-    }
-
-    fn member(id: i64, pid: i32, node: &str) -> Member {
-        let node = Text::truncated(node);
-        Member { id, electorate: electorate("Oban"), node, pid, procno: pid, ..Member::default() }
-    }
-
-    fn row(member: i64, node: &str, term: i64, now: i64) -> Leadership {
-        Leadership {
-            used: 1,
-            electorate: electorate("Oban"),
-            member,
-            node: Text::truncated(node),
-            term,
-            started_at: now,
-            expires_at: now + LEASE,
-        }
-    }
-
-    struct Memory(Vec<Member>, Vec<Leadership>);
-
-    impl Memory {
-        fn new(capacity: usize) -> Self {
-            Self(vec![Member::default(); capacity], vec![Leadership::default(); capacity])
-        }
-        fn peers(&mut self) -> Peers<'_> {
-            Peers { members: &mut self.0, leaderships: &mut self.1 }
-        }
-    }
-
-    #[test]
-    fn one_member_per_node_and_name() {
-        let mut memory = Memory::new(2);
-        let mut peers = memory.peers();
-        assert_eq!(peers.join(member(1, 10, "a"), None), Ok(1));
-        assert_eq!(peers.join(member(2, 10, "a"), None), Ok(1), "the same session: the same id");
-        let taken = Err(JoinError::Taken { member: 1, pid: 10, role: 0 });
-        assert_eq!(peers.join(member(3, 11, "a"), None), taken);
-        assert_eq!(peers.join(member(3, 11, "a"), Some(9)), taken, "another one by now");
-        assert_eq!(peers.join(member(4, 11, "a"), Some(1)), Ok(4));
-        assert!(peers.view().member(1).is_none(), "replaced");
-        assert_eq!(peers.join(member(5, 12, "b"), None), Ok(5));
-        assert_eq!(peers.join(member(6, 13, "c"), None), Err(JoinError::Full));
-        assert_eq!(peers.leave(4).map(|m| m.id), Some(4));
-        assert!(peers.leave(4).is_none() && peers.leave(0).is_none());
-        assert_eq!(peers.join(member(6, 13, "c"), None), Ok(6));
-    }
-
-    #[test]
-    fn a_leadership_from_election_to_succession() {
-        let (mut memory, e) = (Memory::new(4), electorate("Oban"));
-        let mut peers = memory.peers();
-        assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Forget);
-        peers.join(member(1, 10, "a"), None).unwrap();
-        peers.join(member(2, 11, "b"), None).unwrap();
-        let first = Some((1, Text::truncated("a")));
-        assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Elect { ended: None, candidate: first });
-        peers.record(row(1, "a", 7, 0));
-        assert_eq!(peers.mark_considered(&e), [10, 11]);
-        assert!(peers.mark_considered(&e).is_empty());
-        assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: LEASE / 2 });
-        let renew = Plan::Renew { node: Text::truncated("a"), term: 7 };
-        assert_eq!(peers.view().plan(&e, LEASE / 2, LEASE), renew);
-        assert_eq!(peers.view().held(&e, LEASE - 1).map(|l| l.term), Some(7));
-        assert!(peers.view().held(&e, LEASE).is_none(), "true only within the lease");
-
-        peers.leave(1);
-        assert!(peers.view().held(&e, 1).is_none(), "gone with its member");
-        let ended = Some((Text::truncated("a"), 7));
-        let next = Some((2, Text::truncated("b")));
-        assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended, candidate: next });
-        peers.leave(2);
-        assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended, candidate: None });
-        peers.vacate(&e);
-        assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Forget);
-        assert!(peers.view().electorates(5).is_empty());
-    }
-
-    #[test]
-    fn a_foreign_leader_is_respected_until_it_expires() {
-        let (mut memory, e) = (Memory::new(2), electorate("Oban"));
-        let mut peers = memory.peers();
-        peers.join(member(1, 10, "a"), None).unwrap();
-        peers.record(row(0, "elixir", 0, 0));
-        assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: LEASE });
-        assert!(peers.view().held(&e, 5).is_none());
-        let candidate = Some((1, Text::truncated("a")));
-        assert_eq!(peers.view().plan(&e, LEASE, LEASE), Plan::Elect { ended: None, candidate });
-    }
-
-    #[test]
-    fn databases_are_apart() {
-        let mut memory = Memory::new(2);
-        let mut peers = memory.peers();
-        peers.join(member(1, 10, "a"), None).unwrap();
-        assert!(peers.view().electorates(6).is_empty());
-        peers.forget_database(6, 1);
-        peers.forget_database(5, 0);
-        assert_eq!(peers.view().electorates(5), [electorate("Oban")]);
-        peers.forget_database(5, 1);
-        assert!(peers.view().electorates(5).is_empty());
-    }
-
-    #[test]
-    fn rows_are_judged_by_lease_and_boot() {
-        assert_eq!(judge(10, None, 1, None, 10), Verdict::Void, "expired");
-        assert_eq!(judge(11, None, 1, Some(4), 10), Verdict::Foreign { until: 11 });
-        assert_eq!(judge(11, Some(1), 1, Some(4), 10), Verdict::Adopt { member: 4 });
-        assert_eq!(judge(11, Some(1), 1, None, 10), Verdict::Void, "its session is gone");
-        assert_eq!(judge(11, Some(0), 1, Some(4), 10), Verdict::Void, "from before a restart");
-    }
-
-    #[test]
-    fn terms_of_a_later_timeline_are_greater() {
-        assert_eq!(least_term(1), (1 << 40) + 1);
-        assert!(least_term(2) > least_term(1) + 1_000_000_000);
-        assert!(least_term(u32::MAX) > 0);
-        let first = least_term(3);
-        assert_eq!((next_term(3, 0), next_term(3, first + 9)), (first, first + 10));
-        assert_eq!(next_term(3, least_term(2) + 5), first, "from before a promotion");
-        assert_eq!((next_term(3, least_term(4)), next_term(3, i64::MAX)), (first, first), "forged");
-        assert_eq!(next_term(3, -1), first);
-    }
-
-    proptest! {
-        /// A keeper that always acts on `plan` against one table row: whatever joins, leaves and
-        /// time does, the copy never names a leader that the row does not, and terms only rise.
-        #[test]
-        fn the_copy_never_runs_ahead_of_the_row(steps in prop::collection::vec((0u8..5, 1i64..5), 1..80)) {
-            let (mut memory, e) = (Memory::new(4), electorate("Oban"));
-            let (mut now, mut term, mut row_in_table) = (0i64, 0i64, None::<Leadership>);
-            let mut peers = memory.peers();
-            let mut next_id = 100;
-            for (what, which) in steps {
-                match what {
-                    0 => { next_id += 1; let _ = peers.join(member(next_id, which as i32, &format!("n{which}")), None); }
-                    1 => { let gone = peers.members.iter().find(|m| m.pid == which as i32).map(|m| m.id); peers.leave(gone.unwrap_or(0)); }
-                    2 => now += which * LEASE / 3,
-                    3 => row_in_table = row_in_table.filter(|_| which != 1),      // somebody deletes it
-                    _ => match peers.view().plan(&e, now, LEASE) {
-                        Plan::Renew { term: t, .. } => match row_in_table.as_mut().filter(|r| r.term == t) {
-                            Some(r) => { r.expires_at = now + LEASE; let copy = *r; peers.record(copy); }
-                            None => peers.vacate(&e),
-                        },
-                        Plan::Elect { ended, candidate } => {
-                            row_in_table = row_in_table.filter(|r| ended.is_none_or(|(_, t)| r.term != t) && r.expires_at > now);
-                            peers.vacate(&e);
-                            if let (None, Some((id, node))) = (row_in_table, candidate) {
-                                prop_assert!(peers.view().member(id).is_some());
-                                term += 1;
-                                row_in_table = Some(Leadership { node, ..row(id, "", term, now) });
-                                peers.record(row_in_table.unwrap());
-                            }
-                        }
-                        Plan::Wait { until } => prop_assert!(until > now),
-                        Plan::Forget => peers.vacate(&e),
-                    },
-                }
-                if let (Some(held), Some(in_table)) = (peers.view().held(&e, now), row_in_table) {
-                    prop_assert!(held.term <= in_table.term || in_table.term == 0);
-                    prop_assert!(held.expires_at <= in_table.expires_at || held.term != in_table.term);
-                    prop_assert!(peers.view().member(held.member).is_some());
-                }
-            }
-        }
-    }
-}
+mod tests;

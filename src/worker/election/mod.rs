@@ -1,34 +1,31 @@
 //! Elections in `<prefix>.oban_peers`: what `logic::peer::View::plan` says, done.
 //!
-//! Each step is one short transaction, as the table's owner or the schema's (`catalog::elector`). The copy in
-//! shared memory is changed after its commit (see `logic::peer` for what that order guarantees, and for
+//! Each step is one short transaction (`table`), as the table's owner or the schema's (`catalog::elector`). The
+//! copy in shared memory is changed after its commit (see `logic::peer` for what that order guarantees, and for
 //! what a successor does with the row if this keeper dies in between).
 //!
 //! A prefix whose table can't be used stops only itself: a locked or broken one is tried again with
 //! a growing delay, name by name, a missing one when the next member joins or the prefix is installed.
-//! Each such state is logged once.
+//! Each such state is logged once. A row that somebody fences is skipped; the end of that transaction wakes
+//! the keeper (unless it was prepared: then the delay has to do).
+
+mod sweep;
+mod table;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
 
-use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
-use pgrx::spi::SpiResult;
 
-use crate::bus::{self, Target};
+use self::sweep::Sweep;
 use crate::config;
 use crate::error;
 use crate::logic::backoff::ELECTION;
-use crate::logic::lifecycle::Kind;
-use crate::logic::outbox::Origin;
-use crate::logic::peer;
-use crate::logic::peer::{Electorate, Leadership, MAX_NODE, Plan, Verdict, judge};
-use crate::logic::text::Text;
-use crate::logic::wire;
-use crate::pg::{catalog, encoding, latch, session, spi, time, xact};
+use crate::logic::lifecycle::{Kind, Rows};
+use crate::logic::peer::{Electorate, Ended, Leadership, Plan, Recorded};
+use crate::pg::{latch, session, time, xact};
 use crate::shmem;
-
-type Node = Text<MAX_NODE>;
+use crate::shmem::rings::{self, Counter};
 
 /// How long a statement waits for a lock on a user's table: a prefix that is locked is not worth more
 /// of the others' time.
@@ -48,14 +45,17 @@ struct Failure {
     message: String,
 }
 
+/// By prefix and name; the name is empty for a prefix's sweep.
 type Key = (String, String);
 
 pub struct Elections {
     database: u32,
-    /// By prefix and name.
     failures: HashMap<Key, Failure>,
+    /// Rows that somebody held: how often they did, and when to look again at the latest.
+    fenced: HashMap<Key, (u32, i64)>,
     /// Prefixes without a table that can be used: nothing to wait for but somebody who changes that.
     missing: HashSet<String>,
+    sweep: Sweep,
     /// An election found that the extension is gone: the keeper has to look, too.
     pub dropped: bool,
 }
@@ -68,6 +68,8 @@ enum Outcome {
     Foreign(Leadership),
     /// There is no row, and no candidate for it.
     Vacant,
+    /// The row is to be deleted, and somebody holds it.
+    Fenced,
     /// Somebody was faster: look again.
     Again,
     Missing {
@@ -79,7 +81,32 @@ enum Outcome {
 
 impl Elections {
     pub fn new(database: u32) -> Self {
-        Self { database, failures: HashMap::new(), missing: HashSet::new(), dropped: false }
+        Self {
+            database,
+            failures: HashMap::new(),
+            fenced: HashMap::new(),
+            missing: HashSet::new(),
+            sweep: Sweep::default(),
+            dropped: false,
+        }
+    }
+
+    /// Somebody may have let go of a row.
+    pub fn let_go(&mut self) {
+        self.fenced.values_mut().for_each(|(_, retry_at)| *retry_at = 0);
+    }
+
+    /// Whether whoever ends a transaction with a fence shall wake this keeper.
+    fn expect_fences(&self, expected: bool) {
+        let _ = shmem::registry(|r| r.expect_fences(self.database, expected));
+    }
+
+    /// Rows of oban_peers have changed.
+    pub fn rows_changed(&mut self, rows: Rows) {
+        if rows == Rows::All {
+            let _ = shmem::peers(|p| p.doubt(self.database));
+        }
+        self.sweep.changed(rows);
     }
 
     /// Does what is due now; when to come back, if ever.
@@ -89,33 +116,42 @@ impl Elections {
     /// become due meanwhile, and leaves out what failed until its delay is over.
     pub fn pass(&mut self) -> Option<i64> {
         let (now, lease) = (time::now(), config::lease());
-        let planned = |v: peer::View<'_>| -> Vec<(Electorate, bool)> {
-            let all = v.electorates(self.database).into_iter();
-            all.map(|e| (e, matches!(v.plan(&e, now, lease), Plan::Renew { .. }))).collect()
-        };
-        let mut electorates = shmem::peers_view(planned).unwrap_or_default();
-        self.failures.retain(|key, _| electorates.iter().any(|(e, _)| *key == names(e)));
-        self.missing.retain(|prefix| electorates.iter().any(|(e, _)| prefix == e.prefix.as_str()));
-        electorates.sort_by_cached_key(|(e, renewal)| {
-            (!renewal, self.failures.get(&names(e)).map_or(0, |f| f.times))
+        let mut plans = shmem::peers_view(|v| v.plans(self.database, now, lease)).unwrap_or_default();
+        if !(self.failures.is_empty() && self.fenced.is_empty()) {
+            let known: HashSet<Key> = plans.iter().map(|(e, _, _)| names(e)).collect();
+            self.failures.retain(|key, _| key.1.is_empty() || known.contains(key));
+            self.fenced.retain(|key, _| key.1.is_empty() || known.contains(key));
+        }
+        self.missing.retain(|prefix| plans.iter().any(|(e, _, _)| prefix == e.prefix.as_str()));
+        plans.sort_by_cached_key(|(e, plan, _)| {
+            let times = self.failures.get(&names(e)).map_or(0, |f| f.times);
+            (times, !matches!(plan, Plan::Renew { .. }))
         });
         let mut due = None::<i64>;
-        for (electorate, _) in &electorates {
-            let waits =
-                self.failures.get(&names(electorate)).map(|f| f.retry_at).filter(|at| time::now() < *at);
-            let next = match waits {
-                Some(retry_at) => Some(retry_at),
-                None => match self.step(electorate) {
+        for (electorate, plan, waiting) in &plans {
+            let next = match (self.retry_at(&names(electorate)), plan) {
+                (Some(retry_at), _) => Some(retry_at),
+                (None, Plan::Wait { until }) if !waiting => Some(*until),
+                (None, _) => match self.step(electorate) {
                     Ok(next) => next,
                     Err(message) => {
-                        self.failed(electorate, message);
-                        return Some(now);
+                        self.failed(names(electorate), message);
+                        due = Some(now);
+                        break;
                     }
                 },
             };
             due = due.into_iter().chain(next).min();
         }
-        due
+        let swept = self.sweep_rows();
+        due.into_iter().chain(swept).min()
+    }
+
+    /// When something that failed, or is held, is tried again; `None` when that is now.
+    fn retry_at(&self, key: &Key) -> Option<i64> {
+        let failed = self.failures.get(key).map(|f| f.retry_at);
+        let fenced = self.fenced.get(key).map(|(_, retry_at)| *retry_at);
+        failed.into_iter().chain(fenced).max().filter(|at| time::now() < *at)
     }
 
     /// What is due for one electorate; when to come back, or why it failed.
@@ -123,75 +159,70 @@ impl Elections {
         // Twice is enough for every honest race; what is left comes with the next pass.
         for _ in 0..2 {
             let now = time::now();
-            let planned = shmem::peers_view(|v| v.plan(electorate, now, config::lease()));
-            let Ok(plan) = planned else { return Ok(None) };
+            let planned =
+                shmem::peers_view(|v| (v.plan(electorate, now, config::lease()), v.changes(electorate)));
+            let Ok((plan, seen)) = planned else { return Ok(None) };
+            let lapsed = matches!(plan, Plan::Elect { ended: Some(Ended { lapsed: true, .. }), .. });
+            let renewal = matches!(plan, Plan::Renew { .. });
             let outcome = match plan {
                 Plan::Forget => {
-                    let _ = shmem::peers(|p| p.vacate(electorate));
+                    self.forget(electorate);
                     return Ok(None);
                 }
                 Plan::Wait { until } => {
                     wake_considered(electorate);
                     return Ok(Some(until));
                 }
-                Plan::Renew { node, term } => {
-                    transaction(c"obanrs: renewing a lease", || renew(electorate, &node, term))?
+                Plan::Renew { leader, term } => {
+                    transaction(c"obanrs: renewing a lease", || table::renew(electorate, &leader, term))?
                 }
                 Plan::Elect { ended, candidate } => {
-                    transaction(c"obanrs: election", || elect(electorate, ended, candidate))?
+                    self.expect_fences(true); // before it is tried, or its end could be missed
+                    transaction(c"obanrs: election", || table::elect(electorate, ended, candidate))?
                 }
             };
             match outcome {
-                Outcome::Again => {
-                    let _ = shmem::peers(|p| p.vacate(electorate));
-                }
-                outcome => return Ok(self.publish(electorate, outcome)),
+                // Not ours any more. (But a leadership that is over stays so until its row is gone.)
+                Outcome::Again if renewal => vacate(electorate),
+                Outcome::Again => {}
+                outcome => return Ok(self.publish(electorate, outcome, seen, lapsed)),
             }
         }
         // A trigger that suppresses our row, or the like: not worth the processor's whole time.
         Err("its row keeps changing under us".into())
     }
 
-    /// Tells shared memory, and whoever waits for an election, what the table says now.
-    fn publish(&mut self, electorate: &Electorate, outcome: Outcome) -> Option<i64> {
-        let prefix = electorate.prefix.as_str();
+    /// Tells shared memory, and whoever waits for an election, what the table says now; `seen` is for
+    /// `Peers::record`, `lapsed` whether a lease was over.
+    fn publish(&mut self, electorate: &Electorate, outcome: Outcome, seen: u32, lapsed: bool) -> Option<i64> {
+        let (prefix, key) = (electorate.prefix.as_str(), names(electorate));
         match outcome {
             Outcome::Missing { hint } => {
-                let _ = shmem::peers(|p| p.vacate(electorate));
+                vacate(electorate);
                 wake_considered(electorate);
-                if self.missing.insert(prefix.to_owned()) {
-                    let message = format!("obanrs holds no elections in prefix \"{prefix}\"");
-                    self.note(&format!("{message}: {hint}"));
-                    error::log(PgLogLevel::WARNING, PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, message, hint);
-                }
+                self.warn_of_missing(prefix, hint);
                 return None;
             }
-            Outcome::Ours(row) | Outcome::Foreign(row) => {
-                let before = shmem::peers(|p| {
-                    let before = p.view().leadership(electorate).copied();
-                    p.record(row);
-                    before
-                });
-                let new = before.ok().flatten().is_none_or(|b| (b.node, b.term) != (row.node, row.term));
-                if new && row.member != 0 {
-                    log!(
-                        "obanrs: node \"{}\" leads \"{}\" in prefix \"{}\" (term {})",
-                        row.node.as_str(),
-                        electorate.name.as_str(),
-                        electorate.prefix.as_str(),
-                        row.term
-                    );
-                }
+            Outcome::Fenced => {
+                // Nobody leads meanwhile, and nobody need wait for that.
+                wake_considered(electorate);
+                return Some(self.hold_off(key));
             }
             Outcome::Dropped => {
                 self.dropped = true;
                 return None;
             }
+            Outcome::Ours(row) | Outcome::Foreign(row) => {
+                let told = record(electorate, row, seen);
+                rings::count(Counter::Lapses, usize::from(told && lapsed));
+            }
             Outcome::Vacant | Outcome::Again => {
-                let _ = shmem::peers(|p| p.vacate(electorate));
+                vacate(electorate);
+                rings::count(Counter::Lapses, usize::from(lapsed));
             }
         }
-        self.failures.remove(&names(electorate));
+        self.failures.remove(&key);
+        self.fenced.remove(&key);
         self.missing.remove(prefix);
         let (now, lease) = (time::now(), config::lease());
         // Somebody may have come or gone meanwhile; the plan says so.
@@ -201,10 +232,32 @@ impl Elections {
                 Some(until)
             }
             Plan::Forget => {
-                let _ = shmem::peers(|p| p.vacate(electorate));
+                self.forget(electorate);
                 None
             }
             Plan::Renew { .. } | Plan::Elect { .. } => Some(now),
+        }
+    }
+
+    /// Nobody of ours is in this electorate: what there is of it in the table is the sweep's.
+    fn forget(&mut self, electorate: &Electorate) {
+        vacate(electorate);
+        self.sweep.changed(Rows::Of(electorate.prefix));
+    }
+
+    /// When to look again at a row that somebody holds, should nobody tell before.
+    fn hold_off(&mut self, key: Key) -> i64 {
+        let (times, retry_at) = self.fenced.entry(key).or_default();
+        *times += 1;
+        *retry_at = time::now() + ELECTION.delay(*times);
+        *retry_at
+    }
+
+    fn warn_of_missing(&mut self, prefix: &str, hint: String) {
+        if self.missing.insert(prefix.to_owned()) {
+            let message = format!("obanrs holds no elections in prefix \"{prefix}\"");
+            self.note(&format!("{message}: {hint}"));
+            error::log(PgLogLevel::WARNING, PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, message, hint);
         }
     }
 
@@ -213,16 +266,20 @@ impl Elections {
         let _ = shmem::registry(|r| r.note_error(Kind::Keeper, self.database, what));
     }
 
-    fn failed(&mut self, electorate: &Electorate, message: String) {
-        let key = names(electorate);
+    fn failed(&mut self, key: Key, message: String) {
         let (times, known) = match self.failures.get(&key) {
             Some(before) => (before.times + 1, before.message == message),
             None => (1, false),
         };
         if !known {
             let (prefix, name) = &key;
-            let what =
-                format!("election of \"{name}\" in prefix \"{prefix}\" failed, will try again: {message}");
+            let what = if name.is_empty() {
+                format!(
+                    "looking for expired leaders in prefix \"{prefix}\" failed, will try again: {message}"
+                )
+            } else {
+                format!("election of \"{name}\" in prefix \"{prefix}\" failed, will try again: {message}")
+            };
             self.note(&what);
             warning!("obanrs: {what}");
         }
@@ -236,7 +293,7 @@ fn names(electorate: &Electorate) -> Key {
 }
 
 /// Runs one step in a transaction; an ERROR in it is given back by its message.
-fn transaction(activity: &'static CStr, step: impl FnOnce() -> Outcome) -> Result<Outcome, String> {
+fn transaction<R>(activity: &'static CStr, step: impl FnOnce() -> R) -> Result<R, String> {
     xact::contain(|| {
         let outcome = xact::run(activity, || {
             let outcome = xact::limit(STEP_LIMIT, step);
@@ -249,226 +306,45 @@ fn transaction(activity: &'static CStr, step: impl FnOnce() -> Outcome) -> Resul
     .map_err(|caught| caught.message)
 }
 
+/// What the table says of an electorate's leader, from its commit on; a change of leader is a line in the log.
+/// False when it came too late.
+fn record(electorate: &Electorate, row: Leadership, seen: u32) -> bool {
+    let recorded = shmem::peers(|p| p.record(electorate, row, seen, time::now()));
+    let Ok(Recorded::After { before, without }) = recorded else { return false };
+    if before.is_some_and(|b| (b.node, b.term) == (row.node, row.term)) {
+        return true;
+    }
+    if row.is_ours() {
+        rings::count(Counter::Elections, 1);
+        without.into_iter().for_each(|micros| rings::set(Counter::LastFailover, micros as u64));
+    }
+    let after = before.map(|b| format!(", after \"{}\"", b.node.as_str())).unwrap_or_default();
+    log!(
+        "obanrs: node \"{}\" leads \"{}\" in prefix \"{}\" (term {}){after}",
+        row.node.as_str(),
+        electorate.name.as_str(),
+        electorate.prefix.as_str(),
+        row.term
+    );
+    true
+}
+
+/// Nobody leads, as far as we know; a line in the log if somebody did.
+fn vacate(electorate: &Electorate) {
+    let before = shmem::peers(|p| p.vacate(electorate, time::now())).ok().flatten();
+    if let Some(before) = before {
+        log!(
+            "obanrs: nobody leads \"{}\" in prefix \"{}\", after \"{}\" (term {})",
+            electorate.name.as_str(),
+            electorate.prefix.as_str(),
+            before.node.as_str(),
+            before.term
+        );
+    }
+}
+
 fn wake_considered(electorate: &Electorate) {
     for procno in shmem::peers(|p| p.mark_considered(electorate)).unwrap_or_default() {
         latch::wake(procno);
     }
-}
-
-/// The prefix's table by its quoted name, and as whom to write it, or why there can be no election.
-fn table(electorate: &Electorate) -> Result<(String, u32), Outcome> {
-    let prefix = electorate.prefix.as_str();
-    let hint = format!("Run SELECT oban_install({}).", pgrx::spi::quote_literal(prefix));
-    let installed = || catalog::peers_table(prefix).filter(|t| t.installed);
-    let Some(table) = installed() else { return Err(Outcome::Missing { hint }) };
-    // Not one that somebody put in its place while its lock was waited for. (A name can change hands later,
-    // too: whom that could harm is `catalog::elector`'s business.)
-    catalog::lock_for_writing(table.oid);
-    match installed() {
-        Some(now) if now.oid == table.oid => Ok((spi::qualified(prefix, "oban_peers"), now.elector)),
-        _ => Err(Outcome::Again),
-    }
-}
-
-/// Extends the lease of our own row, and of no other.
-fn renew(electorate: &Electorate, node: &Node, term: i64) -> Outcome {
-    let (table, owner) = match table(electorate) {
-        Ok(found) => found,
-        Err(missing) => return missing,
-    };
-    let expires_at = time::now() + config::lease();
-    let sql = format!(
-        "UPDATE ONLY {table} SET expires_at = $1 WHERE name = $2 AND node = $3 AND term = $4 RETURNING started_at"
-    );
-    let renewed = spi::as_owner(owner, || {
-        Spi::connect(|client| {
-            let args = [
-                time::utc_timestamp(expires_at).into(),
-                electorate.name.as_str().into(),
-                node.as_str().into(),
-                term.into(),
-            ];
-            let rows = spi::write(client, &sql, &args)?;
-            if rows.is_empty() { Ok(None) } else { rows.first().get_one::<Timestamp>() }
-        })
-    });
-    match or_raise(renewed) {
-        Some(started_at) => {
-            let member = shmem::peers_view(|v| v.leadership(electorate).map_or(0, |l| l.member)).unwrap_or(0);
-            Outcome::Ours(Leadership {
-                used: 1,
-                electorate: *electorate,
-                member,
-                node: *node,
-                term,
-                started_at: time::micros(started_at),
-                expires_at,
-            })
-        }
-        // Deleted, or another's by now: no leader of ours, and the next plan looks for one.
-        None => Outcome::Again,
-    }
-}
-
-/// One row of oban_peers.
-struct PeerRow {
-    node: Node,
-    term: i64,
-    boot: Option<i64>,
-    started_at: i64,
-    expires_at: i64,
-}
-
-/// Ends the leadership that is over and elects the candidate, in one transaction, which also
-/// announces the end (`down`), once.
-fn elect(electorate: &Electorate, ended: Option<(Node, i64)>, candidate: Option<(i64, Node)>) -> Outcome {
-    // The sequence of terms is the extension's: keep it from being dropped under us.
-    if catalog::lock_extension().is_none() {
-        return Outcome::Dropped;
-    }
-    let (table, owner) = match table(electorate) {
-        Ok(found) => found,
-        Err(missing) => return missing,
-    };
-    let (name, boot, now) = (electorate.name.as_str(), or_raise(shmem::boot()), time::now());
-    let mut down = false;
-    // The extension may have been dropped and created since, and its sequence with it.
-    let mut seen = ended.map_or(0, |(_, term)| term);
-
-    if let Some((node, term)) = ended {
-        let sql = format!("DELETE FROM ONLY {table} WHERE name = $1 AND node = $2 AND term = $3 RETURNING 1");
-        let args = [name.into(), node.as_str().into(), term.into()];
-        down |= changed(owner, &sql, &args);
-    }
-    let mut row = spi::as_owner(owner, || or_raise(read_row(&table, name)));
-    let mut adopted = None;
-    if let Some(found) = &row {
-        seen = seen.max(found.term);
-        let live = shmem::peers_view(|v| v.member_of_node(electorate, found.node.as_str()).map(|m| m.id));
-        match judge(found.expires_at, found.boot, boot, live.ok().flatten(), now) {
-            Verdict::Foreign { .. } => {}
-            Verdict::Adopt { member } if found.term != 0 => adopted = Some(member),
-            Verdict::Adopt { .. } => {} // no row that a keeper wrote: respected as any other
-            Verdict::Void => {
-                // Only this very row: by now it may be renewed, or another's.
-                let sql = format!(
-                    "DELETE FROM ONLY {table} WHERE name = $1 AND started_at = $2 AND expires_at = $3 RETURNING 1"
-                );
-                let args = [
-                    name.into(),
-                    time::utc_timestamp(found.started_at).into(),
-                    time::utc_timestamp(found.expires_at).into(),
-                ];
-                if !changed(owner, &sql, &args) {
-                    return Outcome::Again;
-                }
-                down = true;
-                row = None;
-            }
-        }
-    }
-    if down {
-        announce_down(electorate);
-    }
-    let leadership = |member, node, term, started_at, expires_at| Leadership {
-        used: 1,
-        electorate: *electorate,
-        member,
-        node,
-        term,
-        started_at,
-        expires_at,
-    };
-    if let Some(row) = row {
-        return match adopted {
-            // Renewed at once: a row that can't be renewed must not be found here again and again.
-            Some(member) => match renew(electorate, &row.node, row.term) {
-                Outcome::Ours(renewed) => Outcome::Ours(Leadership { member, ..renewed }),
-                _ => or_raise(Err("its row can't be renewed")),
-            },
-            None => {
-                // The copy of a foreign row says when to look again: its node may resign before.
-                let look_at = row.expires_at.min(now + config::lease() / 2);
-                Outcome::Foreign(leadership(0, row.node, row.term, row.started_at, look_at))
-            }
-        };
-    }
-    let Some((member, node)) = candidate else { return Outcome::Vacant };
-    let (term, expires_at) = (or_raise(next_term(seen)), now + config::lease());
-    let sql = format!(
-        "INSERT INTO {table} (name, node, started_at, expires_at, term, boot) VALUES ($1, $2, $3, $4, $5, $6)
-         ON CONFLICT (name) DO NOTHING RETURNING 1"
-    );
-    let args = [
-        name.into(),
-        node.as_str().into(),
-        time::utc_timestamp(now).into(),
-        time::utc_timestamp(expires_at).into(),
-        term.into(),
-        boot.into(),
-    ];
-    if changed(owner, &sql, &args) {
-        Outcome::Ours(leadership(member, node, term, now, expires_at))
-    } else {
-        Outcome::Again
-    }
-}
-
-/// Runs a statement with RETURNING as the table's owner; whether it changed anything.
-fn changed(owner: u32, sql: &str, args: &[DatumWithOid<'_>]) -> bool {
-    let run = || Spi::connect(|client| SpiResult::Ok(!spi::write(client, sql, args)?.is_empty()));
-    spi::as_owner(owner, || or_raise(run()))
-}
-
-fn read_row(table: &str, name: &str) -> SpiResult<Option<PeerRow>> {
-    let sql = format!("SELECT node, term, boot, started_at, expires_at FROM ONLY {table} WHERE name = $1");
-    Spi::connect(|client| {
-        let rows = client.select(&sql, Some(1), &[name.into()])?;
-        if rows.is_empty() {
-            return Ok(None);
-        }
-        let row = rows.first();
-        let time_at = |at| SpiResult::Ok(row.get::<Timestamp>(at)?.map_or(0, time::micros));
-        Ok(Some(PeerRow {
-            node: Text::truncated(&row.get::<String>(1)?.unwrap_or_default()),
-            term: row.get(2)?.unwrap_or(0),
-            boot: row.get(3)?,
-            started_at: time_at(4)?,
-            expires_at: time_at(5)?,
-        }))
-    })
-}
-
-/// The next term: above all before it, on this timeline and on earlier ones, and above `seen` if it is one.
-fn next_term(seen: i64) -> SpiResult<i64> {
-    const SEQUENCE: &str = "
-        SELECT c.oid::pg_catalog.regclass FROM pg_catalog.pg_class c
-        JOIN pg_catalog.pg_extension e ON e.extnamespace OPERATOR(pg_catalog.=) c.relnamespace
-        WHERE e.extname OPERATOR(pg_catalog.=) 'obanrs' AND c.relname OPERATOR(pg_catalog.=) 'obanrs_term'";
-    let least = peer::next_term(session::timeline(), seen);
-    Spi::connect(|client| {
-        let next = spi::write(client, &format!("SELECT pg_catalog.nextval(({SEQUENCE}))"), &[])?;
-        let term = next.first().get_one::<i64>()?.unwrap_or(0);
-        if term >= least {
-            return Ok(term);
-        }
-        spi::write(client, &format!("SELECT pg_catalog.setval(({SEQUENCE}), $1)"), &[least.into()])?;
-        Ok(least)
-    })
-}
-
-/// Tells every node, foreign ones too, that a leadership ended: they hold an election.
-fn announce_down(electorate: &Electorate) {
-    // oban_install refuses a prefix whose channels don't fit; an adopted table may still have one.
-    if let Ok(target) = Target::new(electorate.prefix.as_str(), "leader") {
-        let payload = wire::object_of_one("down", &encoding::to_server(electorate.name.as_str()));
-        if payload.len() <= wire::MAX_PAYLOAD {
-            or_raise(bus::queue(&target, payload, Origin::Call));
-        }
-    }
-}
-
-/// In a transaction of the keeper: an error of ours ends it as one of Postgres' does.
-fn or_raise<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
-    result.unwrap_or_else(|e| pgrx::error!("{e}"))
 }

@@ -1,0 +1,238 @@
+//! Reading the tables: who leads, and what a keeper has to do.
+
+use super::{Electorate, Leadership, Member, Node, Seat};
+
+/// Who is to be elected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    pub member: i64,
+    pub slot: u32,
+    pub node: Node,
+    /// The row may not outlast it.
+    pub lease_ends: Option<i64>,
+}
+
+impl Candidate {
+    fn of((slot, member): (usize, &Member)) -> Self {
+        Self { member: member.id, slot: slot as u32, node: member.node, lease_ends: member.lease_ends() }
+    }
+}
+
+/// A leadership of ours that is over, whose row is to be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub node: Node,
+    pub term: i64,
+    /// By its lease, which was not renewed.
+    pub lapsed: bool,
+}
+
+/// What the keeper has to do for an electorate now.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// No member and no leadership of ours: forget it.
+    Forget,
+    /// Nothing before this time.
+    Wait { until: i64 },
+    /// The leader lives and half of its lease is over: extend the row of this term.
+    Renew { leader: Candidate, term: i64 },
+    /// One transaction: delete the row of a leadership that ended, elect the candidate.
+    Elect { ended: Option<Ended>, candidate: Option<Candidate> },
+}
+
+/// The two tables for readers. Whoever has this holds their lock shared.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    pub members: &'a [Member],
+    pub seats: &'a [Seat],
+}
+
+impl<'a> View<'a> {
+    /// What is to be done for every electorate of a database, and whether somebody waits to be told of
+    /// an election.
+    pub fn plans(&self, database: u32, now: i64, lease: i64) -> Vec<(Electorate, Plan, bool)> {
+        // One walk over the members for all seats: there may be a thousand of each.
+        let mut members: Vec<Vec<usize>> = vec![Vec::new(); self.seats.len()];
+        for (slot, member) in self.members.iter().enumerate().filter(|(_, m)| m.is_live(now)) {
+            if let Some(of_seat) = members.get_mut(member.seat as usize) {
+                of_seat.push(slot);
+            }
+        }
+        let own =
+            (0..self.seats.len()).filter(|s| database != 0 && self.seats[*s].electorate.database == database);
+        own.map(|seat| {
+            let of_seat = || members[seat].iter().map(|slot| (*slot, &self.members[*slot]));
+            let waiting = of_seat().any(|(_, m)| m.considered == 0);
+            (self.seats[seat].electorate, self.plan_of(seat, of_seat(), now, lease), waiting)
+        })
+        .collect()
+    }
+
+    /// For `Peers::record`.
+    pub fn changes(&self, electorate: &Electorate) -> u32 {
+        self.seat(electorate).map_or(0, |seat| self.seats[seat].changes)
+    }
+
+    /// What is to be done for `electorate` at `now`, with leases of `lease` microseconds.
+    pub fn plan(&self, electorate: &Electorate, now: i64, lease: i64) -> Plan {
+        match self.seat(electorate) {
+            Some(seat) => self.plan_of(seat, self.live(seat, now), now, lease),
+            None => Plan::Forget,
+        }
+    }
+
+    fn plan_of(
+        &self,
+        number: usize,
+        members: impl Iterator<Item = (usize, &'a Member)>,
+        now: i64,
+        lease: i64,
+    ) -> Plan {
+        let seat = &self.seats[number];
+        // Who stepped down last gives others time to take over, foreign nodes too: one lease.
+        let stands_again = seat.resigned_at.saturating_add(lease);
+        let (mut candidate, mut somebody) = (None::<(usize, &Member)>, false);
+        for (slot, member) in members {
+            somebody = true;
+            let stands = member.id != seat.resigned || now >= stands_again;
+            let before = |other: &Member| (member.resigned_at, member.id) < (other.resigned_at, other.id);
+            if stands && candidate.is_none_or(|(_, best)| before(best)) {
+                candidate = Some((slot, member));
+            }
+        }
+        let candidate = candidate.map(Candidate::of);
+        let elect = |ended| Plan::Elect { ended, candidate };
+        let vacant = || match candidate {
+            Some(_) => elect(None),
+            None if somebody => Plan::Wait { until: stands_again },
+            None => Plan::Forget,
+        };
+        let leadership = &seat.leadership;
+        if leadership.used == 0 {
+            return vacant();
+        }
+        if !leadership.is_ours() {
+            return match somebody {
+                true if now < leadership.expires_at => Plan::Wait { until: leadership.expires_at },
+                _ => vacant(),
+            };
+        }
+        let Some(leader) = self.holder(leadership, number, now) else {
+            // Its slot is its own until somebody else takes it.
+            let member = self.members.get(leadership.slot as usize).filter(|m| m.id == leadership.member);
+            let lapsed = now >= leadership.expires_at || member.is_some_and(|m| !m.is_live(now));
+            let lapsed = leadership.ended == 0 && lapsed;
+            return elect(Some(Ended { node: leadership.node, term: leadership.term, lapsed }));
+        };
+        let half = |lease: i64| leadership.expires_at.saturating_sub(lease / 2);
+        let renew_at = match leader.lease_ends() {
+            None => half(lease),
+            // Nothing to extend it by until the member renews, which tells from here on.
+            Some(ends) if ends <= leadership.expires_at && now >= half(leader.lease) => leadership.expires_at,
+            Some(_) => half(leader.lease),
+        };
+        if now >= renew_at || leadership.doubted != 0 {
+            let leader = Candidate::of((leadership.slot as usize, leader));
+            Plan::Renew { leader, term: leadership.term }
+        } else {
+            // A lease that was joined anew may be shorter than the row's.
+            Plan::Wait { until: leader.lease_ends().map_or(renew_at, |ends| renew_at.min(ends)) }
+        }
+    }
+
+    /// The leadership that holds at `now`, and its holder: a member of ours that lives, within its lease.
+    pub fn held(&self, seat: usize, now: i64) -> Option<(&'a Leadership, &'a Member)> {
+        let leadership = &self.seats[seat].leadership;
+        self.holder(leadership, seat, now).map(|holder| (leadership, holder))
+    }
+
+    /// The member that holds a leadership at `now`.
+    fn holder(&self, leadership: &Leadership, seat: usize, now: i64) -> Option<&'a Member> {
+        let runs = leadership.used != 0 && leadership.ended == 0 && now < leadership.expires_at;
+        self.leader(leadership, seat, now).filter(|_| runs)
+    }
+
+    /// The member that a leadership of ours was given to, if it still lives.
+    pub(super) fn leader(&self, leadership: &Leadership, seat: usize, now: i64) -> Option<&'a Member> {
+        let member = self.members.get(leadership.slot as usize)?;
+        let is_it = member.id == leadership.member && member.seat as usize == seat;
+        (is_it && member.is_live(now)).then_some(member)
+    }
+
+    /// Whether a leadership of ours with this term has ended before its lease, though its row may still be
+    /// there.
+    pub fn is_over(&self, electorate: &Electorate, term: i64, now: i64) -> bool {
+        self.seat(electorate).is_some_and(|seat| {
+            let leadership = &self.seats[seat].leadership;
+            let over = leadership.ended != 0 || self.leader(leadership, seat, now).is_none();
+            leadership.is_ours() && leadership.term == term && over
+        })
+    }
+
+    /// The term that this member holds.
+    pub fn term_of(&self, id: i64, now: i64) -> Option<i64> {
+        let (_, member) = self.member(id, now)?;
+        self.held(member.seat as usize, now).filter(|(l, _)| l.member == id).map(|(l, _)| l.term)
+    }
+
+    /// The names of a database that have members, each with whether it is led, or is without a leader for
+    /// less than `moment`.
+    pub fn led(&self, database: u32, now: i64, moment: i64) -> Vec<(Electorate, bool)> {
+        let own = (0..self.seats.len()).filter(|s| self.seats[*s].electorate.database == database);
+        own.filter(|seat| self.live(*seat, now).next().is_some())
+            .map(|number| {
+                let seat = &self.seats[number];
+                let led =
+                    seat.leadership.used != 0 && now < seat.leadership.expires_at.saturating_add(moment);
+                let waiting = self.live(number, now).any(|(_, m)| m.joined_at < now - moment);
+                (seat.electorate, led || !waiting)
+            })
+            .collect()
+    }
+
+    /// The live members of a database, each with its electorate and whether it leads.
+    pub fn members_of(&self, database: u32, now: i64) -> Vec<(Electorate, Member, bool)> {
+        let live = self.members.iter().filter(|m| m.is_live(now));
+        let own = live.filter(|m| self.electorate(m).database == database);
+        let leads = |m: &Member| self.held(m.seat as usize, now).is_some_and(|(l, _)| l.member == m.id);
+        own.map(|m| (*self.electorate(m), *m, leads(m))).collect()
+    }
+
+    pub fn seat(&self, electorate: &Electorate) -> Option<usize> {
+        self.seats.iter().position(|s| s.electorate == *electorate)
+    }
+
+    /// As `seat`, beginning where it was the last time.
+    pub fn seat_near(&self, electorate: &Electorate, hint: usize) -> Option<usize> {
+        match self.seats.get(hint) {
+            Some(seat) if seat.electorate == *electorate => Some(hint),
+            _ => self.seat(electorate),
+        }
+    }
+
+    /// The member of this id, and its slot.
+    pub fn member(&self, id: i64, now: i64) -> Option<(usize, &'a Member)> {
+        self.members.iter().enumerate().find(|(_, m)| id != 0 && m.id == id && m.is_live(now))
+    }
+
+    pub fn electorate(&self, member: &Member) -> &'a Electorate {
+        &self.seats[member.seat as usize].electorate
+    }
+
+    /// Whether the keeper has looked at this member, or it is none any more.
+    pub fn is_considered(&self, id: i64, now: i64) -> bool {
+        self.member(id, now).is_none_or(|(_, m)| m.considered != 0)
+    }
+
+    /// The live member of this node, if any.
+    pub fn member_of_node(&self, electorate: &Electorate, node: &str, now: i64) -> Option<Candidate> {
+        let seat = self.seat(electorate)?;
+        self.live(seat, now).find(|(_, m)| m.node.as_str() == node).map(Candidate::of)
+    }
+
+    /// The live members of a seat, with their slots.
+    pub(super) fn live(&self, seat: usize, now: i64) -> impl Iterator<Item = (usize, &'a Member)> + use<'a> {
+        let members = self.members.iter().enumerate();
+        members.filter(move |(_, m)| m.seat as usize == seat && m.is_live(now))
+    }
+}

@@ -1,0 +1,403 @@
+use super::*;
+use proptest::prelude::*;
+
+const LEASE: i64 = 30_000_000;
+
+fn electorate(name: &str) -> Electorate {
+    Electorate { database: 5, prefix: Text::truncated("public"), name: Text::truncated(name) }
+}
+
+fn joining(id: i64, pid: i32, node: &str, lease: i64) -> Joining {
+    let node = Text::truncated(node);
+    Joining { id, electorate: electorate("Oban"), node, pid, procno: pid, lease, ..Joining::default() }
+}
+
+fn bound(id: i64, pid: i32, node: &str) -> Joining {
+    joining(id, pid, node, 0)
+}
+
+fn candidate(member: i64, slot: u32, node: &str, lease_ends: Option<i64>) -> Candidate {
+    Candidate { member, slot, node: Text::truncated(node), lease_ends }
+}
+
+struct Memory(Vec<Member>, Vec<Seat>);
+
+impl Memory {
+    fn new(capacity: usize) -> Self {
+        Self(vec![Member::default(); capacity], vec![Seat::default(); capacity])
+    }
+    fn peers(&mut self) -> Peers<'_> {
+        Peers { members: &mut self.0, seats: &mut self.1 }
+    }
+}
+
+/// As the keeper does it: what the plan says is to be elected leads from `now` on.
+fn elect(peers: &mut Peers<'_>, e: &Electorate, term: i64, now: i64) -> Option<i64> {
+    let Plan::Elect { candidate: Some(c), .. } = peers.view().plan(e, now, LEASE) else {
+        panic!("nobody to elect: {:?}", peers.view().plan(e, now, LEASE))
+    };
+    let expires_at = c.lease_ends.unwrap_or(now + LEASE);
+    tell(peers, e, Leadership::ours(&c, term, now, expires_at), now)
+}
+
+/// For how long there was no leader.
+fn tell(peers: &mut Peers<'_>, e: &Electorate, row: Leadership, now: i64) -> Option<i64> {
+    let seen = peers.view().changes(e);
+    match peers.record(e, row, seen, now) {
+        Recorded::After { without, .. } => without,
+        Recorded::Stale => panic!("nothing happened meanwhile"),
+    }
+}
+
+fn held(peers: &Peers<'_>, e: &Electorate, now: i64) -> Option<i64> {
+    let view = peers.view();
+    view.seat(e).and_then(|seat| view.held(seat, now)).map(|(l, _)| l.term)
+}
+
+#[test]
+fn zeroed_memory_is_empty() {
+    let mut memory = Memory::new(2);
+    let peers = memory.peers();
+    assert_eq!(peers.view().plan(&electorate("Oban"), 0, LEASE), Plan::Forget);
+    assert!(peers.view().plans(5, 0, LEASE).is_empty() && peers.view().plans(0, 0, LEASE).is_empty());
+    assert!(peers.view().member(0, 0).is_none());
+}
+
+#[test]
+fn one_member_per_node_and_name() {
+    let mut memory = Memory::new(2);
+    let mut peers = memory.peers();
+    assert_eq!(peers.join(&bound(1, 10, "a"), None, 0), Ok(1));
+    assert_eq!(peers.join(&bound(2, 10, "a"), None, 0), Ok(1), "the same session: the same id");
+    let taken = Err(JoinError::Taken { member: 1, pid: 10, role: 0, lease_ends: None });
+    assert_eq!(peers.join(&bound(3, 11, "a"), None, 0), taken);
+    assert_eq!(peers.join(&joining(3, 10, "a", LEASE), None, 0), taken, "the same session, in another way");
+    assert_eq!(peers.join(&bound(3, 11, "a"), Some(9), 0), taken, "another one by now");
+    let later = Joining { session_began: 7, ..bound(3, 10, "a") };
+    assert_eq!(peers.join(&later, None, 0), taken, "a later backend with the same pid");
+    assert_eq!(peers.join(&bound(4, 11, "a"), Some(1), 0), Ok(4));
+    assert!(peers.view().member(1, 0).is_none(), "replaced");
+    assert_eq!(peers.join(&bound(5, 12, "b"), None, 0), Ok(5));
+    assert_eq!(peers.join(&bound(6, 13, "c"), None, 0), Err(JoinError::Full));
+    assert_eq!(peers.leave(4, 0).map(|(e, m)| (e, m.id)), Some((electorate("Oban"), 4)));
+    assert!(peers.leave(4, 0).is_none() && peers.leave(0, 0).is_none());
+    assert_eq!(peers.join(&bound(6, 13, "c"), None, 0), Ok(6));
+}
+
+#[test]
+fn a_leadership_from_election_to_succession() {
+    let (mut memory, e) = (Memory::new(4), electorate("Oban"));
+    let mut peers = memory.peers();
+    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    peers.join(&bound(2, 11, "b"), None, 0).unwrap();
+    let first = Some(candidate(1, 0, "a", None));
+    assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Elect { ended: None, candidate: first });
+    assert!(peers.view().plans(5, 0, LEASE)[0].2, "somebody waits");
+    assert_eq!(elect(&mut peers, &e, 7, 0), None, "there was nobody before");
+    assert_eq!(peers.mark_considered(&e), [10, 11]);
+    assert!(peers.mark_considered(&e).is_empty() && !peers.view().plans(5, 0, LEASE)[0].2);
+    assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: LEASE / 2 });
+    let renew = Plan::Renew { leader: candidate(1, 0, "a", None), term: 7 };
+    assert_eq!(peers.view().plan(&e, LEASE / 2, LEASE), renew);
+    assert_eq!(held(&peers, &e, LEASE - 1), Some(7));
+    assert_eq!(held(&peers, &e, LEASE), None, "true only within the lease");
+
+    peers.leave(1, 5);
+    assert!(held(&peers, &e, 5).is_none() && peers.view().is_over(&e, 7, 5), "gone with its member");
+    let ended = Some(Ended { node: Text::truncated("a"), term: 7, lapsed: false });
+    let next = Some(candidate(2, 1, "b", None));
+    assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Elect { ended, candidate: next });
+    assert_eq!(elect(&mut peers, &e, 8, 9), Some(4), "the time without a leader");
+    peers.leave(2, 10);
+    let ended = Some(Ended { node: Text::truncated("b"), term: 8, lapsed: false });
+    assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Elect { ended, candidate: None });
+    peers.vacate(&e, 10);
+    assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Forget);
+    assert!(peers.view().plans(5, 10, LEASE).is_empty(), "the seat is free");
+}
+
+#[test]
+fn a_lease_ends_membership_and_leadership_at_once() {
+    let (mut memory, e) = (Memory::new(1), electorate("Oban"));
+    let mut peers = memory.peers();
+    peers.join(&joining(1, 10, "a", 100), None, 0).unwrap();
+    elect(&mut peers, &e, 7, 0);
+    assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: 50 }, "it may be renewed by then");
+    assert_eq!(peers.view().plan(&e, 60, LEASE), Plan::Wait { until: 100 }, "nothing to extend it by");
+    assert_eq!(peers.renew(1, 10, 40), Some(Renewed { term: Some(7), due: false }));
+    assert_eq!(peers.view().plan(&e, 40, LEASE), Plan::Wait { until: 50 });
+    assert_eq!(peers.renew(1, 10, 60), Some(Renewed { term: Some(7), due: true }));
+    let leader = candidate(1, 0, "a", Some(160));
+    assert_eq!(peers.view().plan(&e, 60, LEASE), Plan::Renew { leader, term: 7 });
+    assert_eq!(held(&peers, &e, 99), Some(7));
+    assert_eq!(held(&peers, &e, 100), None, "the row was not renewed");
+    tell(&mut peers, &e, Leadership::ours(&leader, 7, 0, 160), 70);
+    assert_eq!(held(&peers, &e, 159), Some(7));
+    assert_eq!(peers.renew(2, 10, 70), None);
+
+    let ended = Some(Ended { node: Text::truncated("a"), term: 7, lapsed: true });
+    assert_eq!(peers.view().plan(&e, 160, LEASE), Plan::Elect { ended, candidate: None });
+    assert!(peers.renew(1, 10, 160).is_none() && peers.leave(1, 160).is_none(), "no member any more");
+    assert_eq!(peers.join(&bound(2, 11, "b"), None, 160), Ok(2), "its slot is free");
+    assert_eq!(elect(&mut peers, &e, 8, 165), Some(5), "since the lease ended");
+    assert_eq!(held(&peers, &e, 165), Some(8));
+}
+
+#[test]
+fn who_resigns_comes_last() {
+    let (mut memory, e) = (Memory::new(3), electorate("Oban"));
+    let mut peers = memory.peers();
+    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    elect(&mut peers, &e, 1, 0);
+    assert_eq!(
+        (peers.resign(1, 10, 10), peers.resign(1, 10, 10), peers.resign(9, 10, 10)),
+        (Some(true), Some(false), None)
+    );
+    assert_eq!(held(&peers, &e, 10), None);
+    let ended = Some(Ended { node: Text::truncated("a"), term: 1, lapsed: false });
+    assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Elect { ended, candidate: None });
+    peers.vacate(&e, 10);
+    assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Wait { until: 10 + LEASE }, "it gives others time");
+    peers.join(&bound(2, 11, "b"), None, 11).unwrap();
+    elect(&mut peers, &e, 2, 11);
+    assert_eq!(peers.resign(2, 10, 12), Some(true));
+    let Plan::Elect { candidate, .. } = peers.view().plan(&e, 12, LEASE) else { panic!("nobody leads") };
+    assert_eq!(candidate.map(|c| c.member), Some(1), "another, though it stepped down before");
+    elect(&mut peers, &e, 3, 12);
+    peers.leave(1, 13);
+    elect(&mut peers, &e, 4, 13);
+    assert_eq!(held(&peers, &e, 13), Some(4), "the one that stepped down, as somebody has led since");
+    peers.resign(2, 10, 14);
+    peers.vacate(&e, 14);
+    assert_eq!(peers.view().plan(&e, 14, LEASE), Plan::Wait { until: 14 + LEASE });
+    elect(&mut peers, &e, 5, 14 + LEASE);
+    peers.resign(2, 10, 15 + LEASE);
+    tell(&mut peers, &e, Leadership::foreign(Text::truncated("x"), 6, 0, 16 + LEASE), 15 + LEASE);
+    elect(&mut peers, &e, 7, 16 + LEASE);
+}
+
+#[test]
+fn a_foreign_leader_is_respected_until_its_row_changes() {
+    let (mut memory, e) = (Memory::new(2), electorate("Oban"));
+    let mut peers = memory.peers();
+    peers.row_changed(&e, RowChange::Deleted(1), 0); // nobody of ours cares
+    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    let foreign = Leadership::foreign(Text::truncated("elixir"), 3, 0, LEASE);
+    tell(&mut peers, &e, foreign, 0);
+    assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: LEASE });
+    assert_eq!(held(&peers, &e, 5), None);
+    let candidate = Some(candidate(1, 0, "a", None));
+    assert_eq!(peers.view().plan(&e, LEASE, LEASE), Plan::Elect { ended: None, candidate });
+    peers.row_changed(&e, RowChange::Deleted(3), 7);
+    assert_eq!(peers.view().plan(&e, 7, LEASE), Plan::Elect { ended: None, candidate });
+    assert_eq!(elect(&mut peers, &e, 4, 9), Some(2));
+    peers.row_changed(&e, RowChange::Deleted(3), 10);
+    peers.row_changed(&e, RowChange::Written(4), 10);
+    assert_eq!(held(&peers, &e, 10), Some(4), "another term's row");
+    peers.row_changed(&e, RowChange::Deleted(4), 11);
+    assert_eq!(held(&peers, &e, 11), None, "over before the deletion commits");
+    peers.vacate(&e, 11);
+    elect(&mut peers, &e, 5, 12);
+    peers.rows_truncated(5, &Text::truncated("another"), 13);
+    assert_eq!(held(&peers, &e, 13), Some(5));
+    peers.rows_truncated(5, &e.prefix, 13);
+    assert_eq!(held(&peers, &e, 13), None);
+    peers.vacate(&e, 13);
+    elect(&mut peers, &e, 6, 14);
+    peers.row_changed(&e, RowChange::Written(7), 15);
+    assert_eq!(held(&peers, &e, 15), None, "its successor is there, in another table of that name");
+}
+
+#[test]
+fn what_may_have_changed_is_read_again_at_once() {
+    let (mut memory, e) = (Memory::new(2), electorate("Oban"));
+    let mut peers = memory.peers();
+    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    elect(&mut peers, &e, 1, 0);
+    peers.doubt(6);
+    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: LEASE / 2 });
+    peers.doubt(5);
+    let leader = candidate(1, 0, "a", None);
+    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: 1 });
+    tell(&mut peers, &e, Leadership::ours(&leader, 1, 0, 1 + LEASE), 1);
+    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: 1 + LEASE / 2 });
+    tell(&mut peers, &e, Leadership::foreign(Text::truncated("x"), 2, 0, LEASE), 2);
+    peers.doubt(5);
+    assert!(matches!(peers.view().plan(&e, 3, LEASE), Plan::Elect { ended: None, .. }));
+}
+
+/// A lease that is joined anew, and shorter: its end is not slept over.
+#[test]
+fn a_shorter_lease_counts_at_once() {
+    let (mut memory, e) = (Memory::new(2), electorate("Oban"));
+    let mut peers = memory.peers();
+    peers.join(&joining(1, 10, "a", 1_000), None, 0).unwrap();
+    elect(&mut peers, &e, 1, 0);
+    assert_eq!(peers.join(&joining(2, 10, "a", 10), None, 5), Ok(1));
+    assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: 15 });
+    let ended = Some(Ended { node: Text::truncated("a"), term: 1, lapsed: true });
+    assert_eq!(peers.view().plan(&e, 15, LEASE), Plan::Elect { ended, candidate: None });
+}
+
+/// After a restart all nodes join at once: who joins while its own row is being read must not be overlooked.
+#[test]
+fn who_joins_while_the_row_is_read_has_it_judged_anew() {
+    let (mut memory, e) = (Memory::new(2), electorate("Oban"));
+    let mut peers = memory.peers();
+    peers.join(&bound(1, 10, "other"), None, 0).unwrap();
+    let seen = peers.view().changes(&e);
+    peers.join(&joining(2, 11, "leased", 1_000), None, 0).unwrap();
+    let row = Leadership::foreign(Text::truncated("leased"), 7, 0, 1_000);
+    assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
+}
+
+#[test]
+fn seats_of_lapsed_members_are_free_for_others() {
+    let mut memory = Memory::new(2);
+    let mut peers = memory.peers();
+    for (id, name) in [(1, "A"), (2, "B")] {
+        let of = Joining { electorate: electorate(name), ..joining(id, 10, "n", 100) };
+        peers.join(&of, None, 0).unwrap();
+    }
+    let other = Joining { electorate: electorate("C"), ..bound(3, 11, "n") };
+    assert_eq!(peers.join(&other, None, 99), Err(JoinError::Full));
+    assert_eq!(peers.join(&other, None, 100), Ok(3));
+    assert_eq!(peers.view().members_of(5, 0).len(), 2, "the clock set back: one lapsed, and the new one");
+    assert!(peers.view().members_of(5, 0).iter().all(|(e, m, _)| (m.id == 3) == (e.name.as_str() == "C")));
+}
+
+#[test]
+fn databases_are_apart() {
+    let mut memory = Memory::new(2);
+    let mut peers = memory.peers();
+    peers.join(&bound(1, 10, "a"), None, 1).unwrap();
+    assert!(peers.view().plans(6, 1, LEASE).is_empty());
+    peers.forget_database(6, 2);
+    peers.forget_database(5, 1);
+    assert_eq!(peers.view().plans(5, 1, LEASE).len(), 1);
+    peers.forget_database(5, 2);
+    assert!(peers.view().plans(5, 1, LEASE).is_empty());
+}
+
+#[test]
+fn what_ended_meanwhile_does_not_begin_again() {
+    let (mut memory, e) = (Memory::new(2), electorate("Oban"));
+    let mut peers = memory.peers();
+    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    elect(&mut peers, &e, 7, 0);
+    let renewed = Leadership::ours(&candidate(1, 0, "a", None), 7, 0, 2 * LEASE);
+    let seen = peers.view().changes(&e);
+    peers.resign(1, 10, 5);
+    assert_eq!(peers.record(&e, renewed, seen, 6), Recorded::Stale);
+    assert_eq!(held(&peers, &e, 6), None, "it had resigned");
+    peers.vacate(&e, 6);
+
+    // The new row is deleted before its keeper tells of it.
+    let seen = peers.view().changes(&e);
+    peers.row_changed(&e, RowChange::Deleted(8), 7);
+    assert_eq!(peers.record(&e, Leadership { term: 8, ..renewed }, seen, 8), Recorded::Stale);
+    assert_eq!(held(&peers, &e, 8), None);
+    assert_eq!(peers.record(&electorate("Other"), renewed, 0, 8), Recorded::Stale, "forgotten");
+}
+
+/// One row of the table, as a keeper and foreign nodes see it.
+#[derive(Clone, Copy, Debug)]
+struct InTable {
+    leadership: Leadership,
+    /// Somebody's transaction holds it.
+    fenced: bool,
+}
+
+proptest! {
+    /// A keeper that acts on `plan` against one row, tells shared memory some time after its commit, and may
+    /// die in between: whatever joins, leaves, lapses, resigns, is fenced and is deleted meanwhile, what shared
+    /// memory says is held is in the table just so, terms only rise, and a fenced row stays.
+    #[test]
+    fn the_copy_never_runs_ahead_of_the_row(steps in prop::collection::vec((0u8..12, 1i64..5), 1..150)) {
+        let (mut memory, e) = (Memory::new(3), electorate("Oban"));
+        let (mut now, mut last_term, mut row) = (0i64, 0i64, None::<InTable>);
+        // What the keeper has committed and not told yet: the row, or that there is none.
+        let mut on_its_way = None::<(Option<Leadership>, u32)>;
+        let mut peers = memory.peers();
+        let mut next_id = 100;
+        for (what, which) in steps {
+            let id = peers.members.iter().find(|m| m.pid == which as i32).map_or(0, |m| m.id);
+            match what {
+                0 | 1 => {
+                    next_id += 1;
+                    let lease = if what == 0 { 0 } else { LEASE / 2 };
+                    let _ = peers.join(&joining(next_id, which as i32, &format!("n{which}"), lease), None, now);
+                }
+                2 => { peers.leave(id, now); }
+                3 => { peers.renew(id, 0, now); }
+                4 => { peers.resign(id, 0, now); }
+                5 => now += which * LEASE / 7,
+                6 => if let Some(r) = row.as_mut() { r.fenced = which != 1 },
+                // Somebody else's DELETE: over here before it is in the table.
+                7 => if let Some(r) = row.filter(|r| !r.fenced) {
+                    peers.row_changed(&e, RowChange::Deleted(r.leadership.term), now);
+                    row = None;
+                },
+                // A foreign node takes a free name.
+                8 => if row.is_none() {
+                    last_term += 1;
+                    let leadership = Leadership::foreign(Text::truncated("x"), last_term, now, now + LEASE);
+                    row = Some(InTable { leadership, fenced: false });
+                    peers.row_changed(&e, RowChange::Written(last_term), now);
+                },
+                _ if on_its_way.is_some() => match on_its_way.take() {
+                    Some((Some(leadership), seen)) if which != 4 => { peers.record(&e, leadership, seen, now); }
+                    Some((None, _)) if which != 4 => { peers.vacate(&e, now); }
+                    _ => {} // the keeper died
+                },
+                _ => {
+                    let seen = peers.view().changes(&e);
+                    match peers.view().plan(&e, now, LEASE) {
+                        Plan::Wait { until } => prop_assert!(until > now, "a busy loop"),
+                        Plan::Forget => { peers.vacate(&e, now); }
+                        Plan::Renew { leader, term } => match row.as_mut().filter(|r| r.leadership.term == term) {
+                            Some(r) => {
+                                let until = leader.lease_ends.unwrap_or(now + LEASE);
+                                prop_assert!(until >= r.leadership.expires_at, "a renewal never shortens");
+                                r.leadership.expires_at = until;
+                                on_its_way = Some((Some(r.leadership), seen));
+                            }
+                            None => on_its_way = Some((None, seen)),
+                        },
+                        Plan::Elect { ended, candidate } => {
+                            let over = |r: &InTable| ended.is_some_and(|x| x.term == r.leadership.term)
+                                || r.leadership.expires_at <= now;
+                            if row.is_some_and(|r| over(&r) && r.fenced) {
+                                continue; // until the fence ends
+                            }
+                            row = row.filter(|r| !over(r));
+                            if let Some(r) = row.filter(|r| r.leadership.is_ours()) {
+                                // Left behind by a keeper that died: `rows::judge`.
+                                if peers.view().member(r.leadership.member, now).is_none() && !r.fenced {
+                                    row = None;
+                                }
+                            }
+                            let mut new = row.map(|r| r.leadership);
+                            if let (None, Some(c)) = (new, candidate) {
+                                last_term += 1;
+                                let until = c.lease_ends.unwrap_or(now + LEASE);
+                                new = Some(Leadership::ours(&c, last_term, now, until));
+                                row = new.map(|leadership| InTable { leadership, fenced: false });
+                            }
+                            on_its_way = Some((new, seen));
+                        }
+                    }
+                }
+            }
+            let view = peers.view();
+            if let Some((l, member)) = view.seat(&e).and_then(|seat| view.held(seat, now)) {
+                let there = row.map(|r| r.leadership);
+                prop_assert_eq!(there.map(|r| (r.term, r.node)), Some((l.term, l.node)), "led without a row");
+                prop_assert!(there.is_some_and(|r| l.expires_at <= r.expires_at));
+                prop_assert_eq!((member.id, view.term_of(member.id, now)), (l.member, Some(l.term)));
+                prop_assert!(member.lease_ends().is_none_or(|ends| l.expires_at <= ends));
+                prop_assert!(l.term <= last_term);
+            }
+        }
+    }
+}

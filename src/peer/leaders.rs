@@ -1,0 +1,184 @@
+//! Who leads: what a session asks of itself and of named nodes, from shared memory; and what the table says.
+
+use std::cell::Cell;
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use super::electorate;
+use crate::error::{self, Error};
+use crate::logic::peer::{Electorate, Leadership, Node, View};
+use crate::pg::acl::{self, Right};
+use crate::pg::row::{Column, Row};
+use crate::pg::scan::{self, Locked};
+use crate::pg::{catalog, latch, session, spi, time};
+use crate::shmem;
+
+thread_local! {
+    /// The seat that was asked for last: most sessions ask for one name again and again.
+    static LAST_SEAT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The leadership that counts as "mine": of a member of this session, or of the named node.
+fn led_by(view: &View<'_>, electorate: &Electorate, node: Option<&str>) -> Option<Leadership> {
+    let (seat, now) = (view.seat_near(electorate, LAST_SEAT.get())?, time::now());
+    LAST_SEAT.set(seat);
+    let (held, leader) = view.held(seat, now)?;
+    let mine = match node {
+        Some(node) => held.node.as_str() == node,
+        None => leader.is_of(latch::my_pid(), session::began_at()),
+    };
+    mine.then_some(*held)
+}
+
+/// What others do needs a right to see it; what this session does it knows.
+fn leadership_of(
+    name: Option<&str>,
+    node: Option<&str>,
+    prefix: Option<&str>,
+) -> Result<Option<Leadership>, Error> {
+    let electorate = electorate(name, prefix)?;
+    let node: Option<Node> = node.map(|n| error::name("node", Some(n))).transpose()?;
+    if node.is_some() {
+        acl::require(electorate.prefix.as_str(), Right::Read)?;
+    }
+    shmem::peers_view(|v| led_by(&v, &electorate, node.as_ref().map(Node::as_str)))
+}
+
+#[pg_extern(volatile, parallel_restricted)]
+fn oban_is_leader(
+    name: default!(Option<&str>, "'Oban'"),
+    node: default!(Option<&str>, "NULL"),
+    prefix: default!(Option<&str>, "'public'"),
+) -> Result<bool, ErrorReport> {
+    Ok(leadership_of(name, node, prefix)?.is_some())
+}
+
+/// The signature of oban_is_leader and nothing else: what it is compared with.
+#[cfg(feature = "bench")]
+#[pg_extern(volatile, parallel_restricted)]
+fn obanrs_bench_is_leader(
+    _name: default!(Option<&str>, "'Oban'"),
+    _node: default!(Option<&str>, "NULL"),
+    _prefix: default!(Option<&str>, "'public'"),
+) -> Result<bool, ErrorReport> {
+    Ok(true)
+}
+
+#[pg_extern(volatile, parallel_restricted)]
+fn oban_term(
+    name: default!(Option<&str>, "'Oban'"),
+    node: default!(Option<&str>, "NULL"),
+    prefix: default!(Option<&str>, "'public'"),
+) -> Result<Option<i64>, ErrorReport> {
+    Ok(leadership_of(name, node, prefix)?.map(|l| l.term))
+}
+
+/// A leader as its row in oban_peers has it.
+struct LeaderRow {
+    name: String,
+    node: String,
+    term: Option<i64>,
+    started_at: Option<TimestampWithTimeZone>,
+    expires_at: Option<TimestampWithTimeZone>,
+}
+
+/// The longest name of an instance or a node that is shown. Oban's own are host names and the like.
+const LONGEST_SHOWN: usize = 1_024;
+
+/// The unexpired rows of a prefix's oban_peers, of one name or of all in their order; `None` when the table
+/// can't be read. The table, not shared memory: it knows foreign leaders of names that nobody of ours has
+/// joined, and it is there on a standby. Who may ask is tested by our rules, so the table's own rights and
+/// policies are not, and its owner's code never runs in the asking session.
+fn leaders(prefix: &str, name: Option<&str>, locked: Locked) -> Result<Option<Vec<LeaderRow>>, Error> {
+    type Columns = (Column, Column, Column, Column, Option<Column>);
+    let now = time::now();
+    let find = |column: &dyn Fn(&str) -> Option<Column>| -> Option<Columns> {
+        let typed = |name: &str, kind: pg_sys::Oid| column(name).filter(|c| c.type_oid == kind);
+        let text = |name: &str| typed(name, pg_sys::TEXTOID);
+        let time = |name: &str| typed(name, pg_sys::TIMESTAMPOID);
+        let term = typed("term", pg_sys::INT8OID);
+        Some((text("name")?, text("node")?, time("started_at")?, time("expires_at")?, term))
+    };
+    let read = |row: &Row, columns: &Columns| {
+        let (of_name, node, started_at, expires_at, term) = columns;
+        let ends = row.i64(*expires_at).filter(|ends| *ends > now)?;
+        let own =
+            row.short_text(*of_name, LONGEST_SHOWN).filter(|own| name.is_none_or(|name| own == name))?;
+        Some(LeaderRow {
+            name: own,
+            node: row.short_text(*node, LONGEST_SHOWN)?,
+            term: term.and_then(|term| row.i64(term)),
+            started_at: row.i64(*started_at).and_then(time::timestamptz),
+            expires_at: time::timestamptz(ends),
+        })
+    };
+    // Again if the table was another one by the time of its lock; who keeps replacing it gets no answer.
+    for _ in 0..3 {
+        let Some(table) = catalog::peers_table(prefix) else { return Ok(None) };
+        let admit = |unlogged: bool| {
+            acl::require(prefix, Right::Read)?;
+            if unlogged && session::in_recovery() {
+                return Err(Error::UnloggedInRecovery { table: spi::qualified(prefix, "oban_peers") });
+            }
+            Ok(catalog::peers_table(prefix).is_some_and(|now| now.oid == table.oid))
+        };
+        if let Some(mut rows) = scan::rows(table.oid, locked, admit, find, read)? {
+            rows.sort_by(|a, b| a.name.cmp(&b.name));
+            return Ok(Some(rows));
+        }
+        if locked == Locked::Skip {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+#[pg_extern(volatile, parallel_restricted)]
+fn oban_leader(
+    name: default!(Option<&str>, "'Oban'"),
+    prefix: default!(Option<&str>, "'public'"),
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(node, String),
+            name!(term, Option<i64>),
+            name!(started_at, Option<TimestampWithTimeZone>),
+            name!(expires_at, Option<TimestampWithTimeZone>),
+        ),
+    >,
+    ErrorReport,
+> {
+    let electorate = electorate(name, prefix)?;
+    let (name, prefix) = (electorate.name.as_str(), electorate.prefix.as_str());
+    acl::require(prefix, Right::Read)?;
+    let rows = leaders(prefix, Some(name), Locked::Wait)?.unwrap_or_default();
+    Ok(TableIterator::new(rows.into_iter().map(|r| (r.node, r.term, r.started_at, r.expires_at))))
+}
+
+/// The rows of the view oban_leadership: of every prefix that the caller may read, but those whose table
+/// can't be read at the moment. A tenant's lock must not hold up who asks about all.
+#[pg_extern(volatile, parallel_restricted)]
+fn obanrs_leadership() -> TableIterator<
+    'static,
+    (
+        name!(prefix, String),
+        name!(name, String),
+        name!(node, String),
+        name!(term, Option<i64>),
+        name!(started_at, Option<TimestampWithTimeZone>),
+        name!(expires_at, Option<TimestampWithTimeZone>),
+    ),
+> {
+    let prefixes = spi::schemas_with_peers().into_iter().filter(|prefix| acl::allows(prefix, Right::Read));
+    let installed = prefixes.filter(|prefix| catalog::peers_table(prefix).is_some_and(|t| t.installed));
+    let rows: Vec<_> = installed
+        .flat_map(|prefix| {
+            let rows = leaders(&prefix, None, Locked::Skip).ok().flatten().unwrap_or_default().into_iter();
+            rows.map(move |r| (prefix.clone(), r.name, r.node, r.term, r.started_at, r.expires_at))
+        })
+        .collect();
+    TableIterator::new(rows)
+}

@@ -1,0 +1,213 @@
+//! Joining, renewing, stepping down and leaving.
+
+use std::time::{Duration, Instant};
+
+use pgrx::datum::Interval;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use super::electorate;
+use crate::error::{self, Error, given};
+use crate::logic::peer::{Electorate, JoinError, Joining, Member, View};
+use crate::pg::acl::{self, Right};
+use crate::pg::{latch, session, time};
+use crate::shmem;
+use crate::shmem::members::{ended, leave, leave_at_exit};
+
+/// How long a call waits for the keeper: long enough for one that is just starting.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a member's lease may be, in microseconds: no shorter than a client can renew it, no longer than a day,
+/// as what is longer is a mistake in the unit.
+const LEASES: std::ops::RangeInclusive<i64> = 100_000..=86_400_000_000;
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_join(
+    node: Option<&str>,
+    name: default!(Option<&str>, "'Oban'"),
+    lease: default!(Option<Interval>, "NULL"),
+    replace: default!(Option<bool>, "false"),
+    prefix: default!(Option<&str>, "'public'"),
+) -> Result<i64, ErrorReport> {
+    let electorate = electorate(name, prefix)?;
+    let node = error::name("node", node)?;
+    let replace = given("replace", replace)?;
+    let lease = lease.map(microseconds).transpose()?;
+    acl::require(electorate.prefix.as_str(), Right::Write)?;
+    if session::in_recovery() {
+        return Err(Error::InRecovery("join").into());
+    }
+    if session::is_restricted() {
+        return Err(Error::Restricted("join").into());
+    }
+    let joining = Joining {
+        id: shmem::new_member_id()?,
+        electorate,
+        node,
+        role: session::role(),
+        pid: latch::my_pid(),
+        procno: latch::my_procno(),
+        session_began: session::began_at(),
+        lease: lease.unwrap_or(0),
+    };
+    if lease.is_none() {
+        leave_at_exit();
+        session::notice_vanished_client();
+    }
+
+    let mut instead_of = None;
+    let id = loop {
+        let (joined, replaced) = shmem::peers(|p| {
+            let now = time::now();
+            let replaced = instead_of.and_then(|id| p.view().member(id, now)).map(|(_, m)| *m);
+            (p.join(&joining, instead_of, now), replaced)
+        })?;
+        match joined {
+            Ok(id) => {
+                // Its node's gossip came from the process that is replaced.
+                replaced.into_iter().for_each(|old| ended(&electorate, &old));
+                break id;
+            }
+            Err(JoinError::Full) => {
+                return Err(Error::TableFull {
+                    what: "another member".into(),
+                    setting: "obanrs.max_members",
+                }
+                .into());
+            }
+            Err(JoinError::Taken { member, pid, role, lease_ends }) => {
+                if !replace {
+                    let (node, name) = (node.as_str().to_owned(), electorate.name.as_str().to_owned());
+                    let lease_ends = lease_ends.map(time::iso);
+                    return Err(Error::NodeTaken { node, name, pid, lease_ends }.into());
+                }
+                if !session::acts_for(role) {
+                    return Err(not_yours(member).into());
+                }
+                instead_of = Some(member);
+            }
+        }
+    };
+    shmem::wake_keeper(electorate.database);
+    wait_until(|v| v.is_considered(id, time::now()))?;
+    Ok(id)
+}
+
+/// A lease as the rules count it.
+fn microseconds(lease: Interval) -> Result<i64, Error> {
+    let micros = i64::try_from(lease.as_micros()).unwrap_or(i64::MAX);
+    if LEASES.contains(&micros) {
+        return Ok(micros);
+    }
+    Err(Error::bad(
+        format!("lease is {} s", lease.as_micros() as f64 / 1e6),
+        "A lease is at least 100 ms and at most a day long; NULL binds the member to this session.",
+    ))
+}
+
+/// Until the keeper has done what it was woken for, at most for `PATIENCE`.
+fn wait_until(done: impl Fn(View<'_>) -> bool) -> Result<(), Error> {
+    let since = Instant::now();
+    loop {
+        latch::reset();
+        let left = PATIENCE.saturating_sub(since.elapsed());
+        if left.is_zero() || shmem::peers_view(&done)? {
+            return Ok(());
+        }
+        latch::wait(Some(left));
+    }
+}
+
+/// The member of this id in this database that the caller may act for. `None` when there is none.
+fn own_member(id: i64) -> Result<Option<(Electorate, Member)>, Error> {
+    let known = shmem::peers_view(|v| v.member(id, time::now()).map(|(_, m)| (*v.electorate(m), *m)))?;
+    match known.filter(|(e, _)| e.database == session::database()) {
+        Some((_, member)) if !session::acts_for(member.role) => Err(not_yours(id)),
+        known => Ok(known),
+    }
+}
+
+fn not_yours(member: i64) -> Error {
+    Error::NotYours(format!("member {member} was joined by another role"))
+}
+
+/// 55000 when it is no member any more; also in recovery, where there are none.
+fn required_member(id: i64, what: &'static str) -> Result<Electorate, Error> {
+    if session::in_recovery() {
+        return Err(Error::InRecovery(what));
+    }
+    own_member(id)?.map(|(electorate, _)| electorate).ok_or(Error::NoMember(id))
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_renew(member: Option<i64>) -> Result<Option<i64>, ErrorReport> {
+    let id = given("member", member)?;
+    let electorate = required_member(id, "renew")?;
+    let renewed = shmem::peers(|p| p.renew(id, latch::my_procno(), time::now()))?;
+    let renewed = renewed.ok_or(Error::NoMember(id))?;
+    if !renewed.due {
+        return Ok(renewed.term);
+    }
+    // The answer shall hold for half a lease at least, so the row comes first.
+    shmem::wake_keeper(electorate.database);
+    wait_until(|v| v.is_considered(id, time::now()))?;
+    Ok(shmem::peers_view(|v| v.term_of(id, time::now()))?)
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_resign(member: Option<i64>) -> Result<bool, ErrorReport> {
+    let id = given("member", member)?;
+    let electorate = required_member(id, "resign")?;
+    let led = shmem::peers(|p| p.resign(id, latch::my_procno(), time::now()))?.ok_or(Error::NoMember(id))?;
+    if led {
+        shmem::wake_keeper(electorate.database);
+        wait_until(|v| v.is_considered(id, time::now()))?;
+    }
+    Ok(led)
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_leave(member: Option<i64>) -> Result<bool, ErrorReport> {
+    let id = given("member", member)?;
+    shmem::require()?;
+    Ok(own_member(id)?.is_some() && leave(id).is_some())
+}
+
+/// The rows of the view oban_members: of this database and the prefixes that the caller may read.
+#[pg_extern(volatile, parallel_restricted)]
+fn obanrs_members() -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(prefix, String),
+            name!(name, String),
+            name!(node, String),
+            name!(member, i64),
+            name!(kind, &'static str),
+            name!(pid, Option<i32>),
+            name!(leader, bool),
+            name!(joined_at, Option<TimestampWithTimeZone>),
+            name!(expires_at, Option<TimestampWithTimeZone>),
+        ),
+    >,
+    ErrorReport,
+> {
+    let mut members: Vec<(Electorate, Member, bool)> =
+        shmem::peers_view(|v| v.members_of(session::database(), time::now()))?;
+    members.retain(|(e, _, _)| acl::allows(e.prefix.as_str(), Right::Read));
+    members.sort_by_key(|(_, m, _)| m.id);
+    Ok(TableIterator::new(members.into_iter().map(|(electorate, m, leader)| {
+        let lease_ends = m.lease_ends();
+        (
+            electorate.prefix.as_str().to_owned(),
+            electorate.name.as_str().to_owned(),
+            m.node.as_str().to_owned(),
+            m.id,
+            if lease_ends.is_none() { "session" } else { "lease" },
+            lease_ends.is_none().then_some(m.pid),
+            leader,
+            time::timestamptz(m.joined_at),
+            lease_ends.and_then(time::timestamptz),
+        )
+    })))
+}

@@ -1,0 +1,134 @@
+//! What a transaction of somebody else does to rows of oban_peers, told to shared memory and the keeper.
+//!
+//! A leadership of ours whose row is deleted is over *before* that commits, so that nobody can have taken the
+//! name while our member still believes it leads; should the commit fail after that, the keeper deletes the
+//! row and elects anew. That there is something to read is told after the commit. What savepoints take back
+//! is no change. At PREPARE TRANSACTION a deletion counts as done: the row is locked from then on, and no
+//! callback tells of COMMIT PREPARED (the keeper finds that out by itself, with growing delays).
+
+use std::cell::{Cell, RefCell};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::logic::peer::{Electorate, RowChange};
+use crate::pg::{latch, session, time, xact};
+
+/// What happened to rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// There is a row of this term, and it is new or its lease is shorter.
+    Written(i64),
+    /// The row of this term was deleted.
+    Deleted(i64),
+    /// All rows of the prefix were. The electorate's name is empty.
+    Truncated,
+}
+
+/// Past that a transaction's changes count as those of a TRUNCATE: who leads is elected anew.
+const MOST: usize = 1_000;
+
+thread_local! {
+    /// In their order, each with the level of its subtransaction.
+    static CHANGES: RefCell<Vec<(Electorate, Change, u32)>> = const { RefCell::new(Vec::new()) };
+    /// Whether this process is a keeper: what it writes it tells by itself.
+    static KEEPER: Cell<bool> = const { Cell::new(false) };
+}
+
+pub fn this_is_a_keeper() {
+    KEEPER.set(true);
+}
+
+pub fn is_keeper() -> bool {
+    KEEPER.get()
+}
+
+/// In `_PG_init` while preloading.
+pub fn register() {
+    xact::on_event(transaction_event);
+    xact::on_subtransaction_event(subtransaction_event);
+}
+
+/// Notes a change that counts when this transaction commits.
+pub fn changed(electorate: Electorate, change: Change) {
+    if !super::is_attached() {
+        return;
+    }
+    let level = xact::level();
+    CHANGES.with_borrow_mut(|changes| {
+        let known = |(e, c, _): &(Electorate, Change, u32)| *e == electorate && *c == change;
+        if changes.iter().any(known) {
+            return; // of an outer level or this one; an inner one's end has lifted it or taken it out
+        }
+        if changes.len() < MOST {
+            changes.push((electorate, change, level));
+        } else {
+            let all = Electorate { name: Default::default(), ..electorate };
+            if !changes.iter().any(|(e, c, _)| *e == all && *c == Change::Truncated) {
+                changes.push((all, Change::Truncated, level));
+            }
+        }
+    });
+}
+
+/// Tells shared memory. Callable after commit.
+fn tell(changes: &[(Electorate, Change, u32)]) {
+    let now = time::now();
+    let _ = super::peers(|p| {
+        for (electorate, change, _) in changes {
+            match change {
+                Change::Written(term) => p.row_changed(electorate, RowChange::Written(*term), now),
+                Change::Deleted(term) => p.row_changed(electorate, RowChange::Deleted(*term), now),
+                Change::Truncated => p.rows_truncated(electorate.database, &electorate.prefix, now),
+            }
+        }
+    });
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn transaction_event(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut std::ffi::c_void,
+) {
+    let (before, end) =
+        (xact::is_before_commit(event) || xact::is_before_prepare(event), xact::is_end(event));
+    if !(before || end) || CHANGES.with_borrow(Vec::is_empty) {
+        return;
+    }
+    let changes = CHANGES.take();
+    if before {
+        let ends: Vec<_> =
+            changes.iter().filter(|(_, c, _)| !matches!(c, Change::Written(_))).copied().collect();
+        tell(&ends);
+        CHANGES.set(changes);
+        return;
+    }
+    if xact::is_commit(event) {
+        tell(&changes);
+    }
+    // After an abort, too: a leadership may be over since just before it.
+    let database = session::database();
+    let mut prefixes = changes.iter().map(|(e, _, _)| e.prefix);
+    let first = prefixes.next();
+    let one = first.filter(|first| prefixes.all(|other| other == *first));
+    let keeper = super::registry(|r| r.rows_changed(database, one)).ok().flatten();
+    keeper.into_iter().for_each(latch::wake);
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn subtransaction_event(
+    event: pg_sys::SubXactEvent::Type,
+    _own: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut std::ffi::c_void,
+) {
+    use pg_sys::SubXactEvent::{SUBXACT_EVENT_ABORT_SUB, SUBXACT_EVENT_COMMIT_SUB};
+    let level = xact::level();
+    CHANGES.with_borrow_mut(|changes| match event {
+        SUBXACT_EVENT_ABORT_SUB => changes.retain(|(_, _, at)| *at < level),
+        SUBXACT_EVENT_COMMIT_SUB => {
+            changes.iter_mut().filter(|(_, _, at)| *at >= level).for_each(|(_, _, at)| *at = level - 1);
+        }
+        _ => {}
+    });
+}

@@ -1,0 +1,250 @@
+//! The triggers on oban_peers, which hold nodes that are no members of ours to the rules of
+//! `logic::peer::guard`, give their leaderships terms, and tell shared memory and the keeper what they do.
+//!
+//! An upsert passes here twice: BEFORE INSERT with the row that its node proposes, and, if there is one already,
+//! BEFORE UPDATE with that. In between it may have waited for a row that was not committed yet, so only the
+//! second can judge, and it needs to know what was proposed: that is remembered in between, and forgotten with
+//! the end of the statement, or of what it is rolled back with.
+//!
+//! A term is drawn before the row is had, and others may draw and lead meanwhile. So once the row is there, and
+//! with it the name, a term that is not the last one drawn is replaced: see `sequence::later_term`.
+//!
+//! The keeper writes as it likes. All but the telling works without preload, too.
+
+use std::cell::{Cell, RefCell};
+use std::collections::hash_map::DefaultHasher;
+use std::hash::Hasher;
+
+use pgrx::AllocatedByPostgres;
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::config;
+use crate::error::Error;
+use crate::logic::peer::guard::{self, Answer, Proposed, Update};
+use crate::logic::peer::{Electorate, MAX_NAME, rows};
+use crate::logic::text::Text;
+use crate::pg::row::{Column, Row};
+use crate::pg::row_trigger::{Call, RowTrigger};
+use crate::pg::{sequence, session, time, xact};
+use crate::shmem::rows::{Change, changed, is_keeper};
+
+/// A text by its length and a hash: what others wrote may be as long as a gigabyte, and need not be copied to
+/// be compared.
+type Digest = (usize, u64);
+
+/// What the statement that runs has proposed to insert last, in the subtransaction of this level.
+struct Proposal {
+    table: u32,
+    name: Digest,
+    node: Digest,
+    expires_at: i64,
+    level: u32,
+}
+
+thread_local! {
+    /// One, unless a trigger of somebody else's runs statements on such tables in between.
+    static PROPOSALS: RefCell<Vec<Proposal>> = const { RefCell::new(Vec::new()) };
+    /// Our own UPDATE runs, of a term.
+    static REISSUING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// In `_PG_init`.
+pub fn register() {
+    xact::on_event(transaction_event);
+    xact::on_subtransaction_event(subtransaction_event);
+}
+
+#[pg_guard]
+#[allow(unsafe_code)]
+unsafe extern "C-unwind" fn transaction_event(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut std::ffi::c_void,
+) {
+    if xact::is_end(event) {
+        REISSUING.set(false);
+        PROPOSALS.with_borrow_mut(Vec::clear);
+    }
+}
+
+#[pg_guard]
+#[allow(unsafe_code)]
+unsafe extern "C-unwind" fn subtransaction_event(
+    event: pg_sys::SubXactEvent::Type,
+    _own: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut std::ffi::c_void,
+) {
+    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        REISSUING.set(false);
+        let level = xact::level();
+        PROPOSALS.with_borrow_mut(|proposals| proposals.retain(|p| p.level < level));
+    }
+}
+
+/// The columns of oban_peers, of the types that `oban_install` has found or made.
+struct Columns {
+    name: Column,
+    node: Column,
+    started_at: Column,
+    expires_at: Column,
+    term: Column,
+    boot: Column,
+}
+
+impl Columns {
+    fn of(trigger: &RowTrigger<'_>) -> Option<Self> {
+        Some(Self {
+            name: trigger.column("name", pg_sys::TEXTOID)?,
+            node: trigger.column("node", pg_sys::TEXTOID)?,
+            started_at: trigger.column("started_at", pg_sys::TIMESTAMPOID)?,
+            expires_at: trigger.column("expires_at", pg_sys::TIMESTAMPOID)?,
+            term: trigger.column("term", pg_sys::INT8OID)?,
+            boot: trigger.column("boot", pg_sys::INT8OID)?,
+        })
+    }
+}
+
+fn digest(row: &Row, column: Column) -> Option<Digest> {
+    row.with_text(column, |text| {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(text);
+        (text.len(), hasher.finish())
+    })
+}
+
+#[pg_trigger]
+fn obanrs_peers<'a>(
+    trigger: &'a PgTrigger<'a>,
+) -> Result<Option<PgHeapTuple<'a, AllocatedByPostgres>>, std::convert::Infallible> {
+    let row = RowTrigger::of(trigger);
+    let Some(call) = row.call() else {
+        ErrorReport::from(Error::WrongPeersTrigger).report(PgLogLevel::ERROR);
+        return Ok(None);
+    };
+    let before = matches!(call, Call::BeforeInsert | Call::BeforeUpdate);
+    // Of a table that was altered or renamed since, or that somebody else put this trigger on, there is nothing to
+    // hold to any rule, and nothing to tell.
+    let concerns_us = !is_keeper() && !REISSUING.get() && row.is_of("oban_peers");
+    let Some(columns) = Columns::of(&row).filter(|_| concerns_us) else {
+        return Ok(before.then(|| row.unchanged()));
+    };
+    Ok(match call {
+        Call::BeforeInsert => Some(before_insert(&row, &columns)),
+        Call::BeforeUpdate => before_update(&row, &columns),
+        Call::AfterInsertStatement => {
+            PROPOSALS.with_borrow_mut(|proposals| proposals.retain(|p| p.table != row.table()));
+            None
+        }
+        Call::AfterTruncate => {
+            changed(electorate(&row, ""), Change::Truncated);
+            None
+        }
+        Call::AfterInsert | Call::AfterUpdate | Call::AfterDelete => {
+            after(&row, call, &columns);
+            None
+        }
+    })
+}
+
+fn least_term() -> i64 {
+    rows::least_term(session::timeline())
+}
+
+/// A new row: the server's times, a term above all others, and no start of the server that it is bound to.
+fn before_insert<'a>(row: &RowTrigger<'a>, columns: &Columns) -> PgHeapTuple<'a, AllocatedByPostgres> {
+    let (proposed, now) = (row.row(), time::now());
+    let (started_at, expires_at) = (proposed.i64(columns.started_at), proposed.i64(columns.expires_at));
+    // Without one of the times, which the table refuses unless its owner has it otherwise, no longer than ours.
+    let lease = config::lease();
+    let expires_at = expires_at.map(|ends| guard::lease_of(started_at.unwrap_or(i64::MIN), ends, now, lease));
+    let (name, node) = (digest(&proposed, columns.name), digest(&proposed, columns.node));
+    if let (Some(name), Some(node), Some(expires_at)) = (name, node, expires_at) {
+        let (table, level) = (row.table(), xact::level());
+        PROPOSALS.with_borrow_mut(|proposals| {
+            proposals.retain(|p| (p.table, p.name) != (table, name));
+            proposals.push(Proposal { table, name, node, expires_at, level });
+        });
+    }
+    row.with([
+        (columns.started_at, started_at.map(|_| now)),
+        (columns.expires_at, expires_at),
+        (columns.term, Some(sequence::next_term(least_term()))),
+        (columns.boot, None),
+    ])
+}
+
+fn before_update<'a>(
+    row: &RowTrigger<'a>,
+    columns: &Columns,
+) -> Option<PgHeapTuple<'a, AllocatedByPostgres>> {
+    let (old, new, now) = (row.row(), row.new_row(), time::now());
+    let (name, node) = (digest(&old, columns.name), digest(&old, columns.node));
+    let proposal = PROPOSALS.with_borrow_mut(|proposals| {
+        let of_this = |p: &Proposal| p.table == row.table() && Some(p.name) == name;
+        let at = proposals.iter().rposition(of_this)?;
+        Some(proposals.remove(at))
+    });
+    let numbers = [columns.started_at, columns.term, columns.boot];
+    let (ours, term) = (old.i64(columns.boot).is_some(), old.i64(columns.term));
+    let update = Update {
+        ours,
+        changes_holder: digest(&new, columns.name) != name
+            || digest(&new, columns.node) != node
+            || numbers.iter().any(|c| old.i64(*c) != new.i64(*c)),
+        expires_at: new.i64(columns.expires_at)?,
+        proposed: proposal.map(|p| Proposed { same_node: Some(p.node) == node, expires_at: p.expires_at }),
+    };
+    match guard::update(update, now) {
+        Answer::Nothing => None,
+        Answer::Refuse => {
+            ErrorReport::from(Error::HolderChanged).report(PgLogLevel::ERROR);
+            None
+        }
+        // A leader from before the table had its triggers has no term yet.
+        Answer::Renew { expires_at } => Some(row.with([
+            (columns.expires_at, Some(expires_at)),
+            (columns.term, Some(term.unwrap_or_else(|| sequence::next_term(least_term())))),
+        ])),
+    }
+}
+
+/// What there is to tell. (That a lease is longer now its keeper sees when it looks at the end of it.)
+fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
+    let old = row.row();
+    let term = |row: &Row| row.i64(columns.term).unwrap_or(0);
+    // One that is too long for a name of ours nobody has joined: the keeper hears of its prefix all the same.
+    let name = old.with_text(columns.name, |name| {
+        if name.len() <= MAX_NAME { String::from_utf8_lossy(name).into_owned() } else { String::new() }
+    });
+    let Some(name) = name else { return };
+    let change = match call {
+        Call::AfterInsert => Change::Written(reissued(row, &name, term(&old))),
+        Call::AfterDelete => Change::Deleted(term(&old)),
+        _ if row.new_row().i64(columns.expires_at) < old.i64(columns.expires_at) => {
+            Change::Written(term(&row.new_row()))
+        }
+        _ => return,
+    };
+    changed(electorate(row, &name), change);
+}
+
+/// The term of a row that is there now, replaced if others have drawn terms since it was drawn.
+fn reissued(row: &RowTrigger<'_>, name: &str, term: i64) -> i64 {
+    if name.is_empty() {
+        return term;
+    }
+    REISSUING.set(true); // an ERROR takes it back with its (sub)transaction
+    let term = sequence::later_term(&row.schema(), name, term, least_term());
+    REISSUING.set(false);
+    term
+}
+
+fn electorate(row: &RowTrigger<'_>, name: &str) -> Electorate {
+    Electorate {
+        database: session::database(),
+        prefix: Text::truncated(&row.schema()),
+        name: Text::new(name).unwrap_or_default(),
+    }
+}

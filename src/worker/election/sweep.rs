@@ -1,0 +1,172 @@
+//! Rows of names that nobody of ours has joined: foreign nodes', and those of sessions before a restart.
+//!
+//! One whose lease is over is deleted, with the announcement that its nodes wait for: without that they find out
+//! at their own next election, which may be half a minute away. Nobody of ours takes such a name. The rows
+//! are read when they change and when the next of them expires; a prefix without rows is never looked at.
+
+use std::collections::{HashMap, HashSet};
+
+use super::table::{self, Deletion, PeerRow};
+use super::{Elections, Outcome, transaction};
+use crate::logic::lifecycle::Rows;
+use crate::logic::peer::{Electorate, MAX_PREFIX};
+use crate::logic::text::Text;
+use crate::pg::{catalog, spi, time};
+use crate::shmem;
+
+pub struct Sweep {
+    /// Every prefix is to be looked at.
+    all: bool,
+    /// These are.
+    changed: HashSet<String>,
+    /// When the next row of a prefix expires.
+    expiries: HashMap<String, i64>,
+}
+
+impl Default for Sweep {
+    fn default() -> Self {
+        Self { all: true, changed: HashSet::new(), expiries: HashMap::new() }
+    }
+}
+
+impl Sweep {
+    pub fn changed(&mut self, rows: Rows) {
+        match rows {
+            Rows::Unchanged => {}
+            Rows::Of(prefix) => {
+                self.changed.insert(prefix.as_str().to_owned());
+            }
+            Rows::All => self.all = true,
+        }
+    }
+}
+
+/// The most rows that one transaction deletes: its time is bounded.
+const MOST_DELETIONS: usize = 100;
+
+/// What a look at a prefix's rows found.
+enum Swept {
+    /// When the next row expires.
+    Until(Option<i64>),
+    /// A row that is over is held by somebody.
+    Held,
+    /// The table can't be used: whoever changes that tells.
+    Unusable,
+    /// There is more to do, or it was another table by then.
+    Again,
+}
+
+impl Elections {
+    /// Looks at the prefixes that are due; when to come back, if ever.
+    pub(super) fn sweep_rows(&mut self) -> Option<i64> {
+        if self.sweep.all {
+            let prefixes = transaction(c"obanrs: looking for tables of leaders", || {
+                let found = spi::schemas_with_peers().into_iter();
+                found.filter(|p| catalog::peers_table(p).is_some_and(|t| t.installed)).collect::<Vec<_>>()
+            });
+            match prefixes {
+                Ok(prefixes) => {
+                    self.sweep.all = false;
+                    self.sweep.expiries.retain(|prefix, _| prefixes.contains(prefix));
+                    self.failures.retain(|(prefix, name), _| !name.is_empty() || prefixes.contains(prefix));
+                    self.sweep.changed.extend(prefixes);
+                }
+                Err(message) => {
+                    self.failed(of_prefix(""), message);
+                    return self.retry_at(&of_prefix(""));
+                }
+            }
+        }
+        let now = time::now();
+        self.expect_fences(true); // before anything is tried, or its end could be missed
+        let expired = self.sweep.expiries.iter().filter(|(_, at)| **at <= now).map(|(prefix, _)| prefix);
+        let due: HashSet<String> = expired.chain(&self.sweep.changed).cloned().collect();
+        for prefix in due.iter().filter(|p| self.retry_at(&of_prefix(p)).is_none()).collect::<Vec<_>>() {
+            match transaction(c"obanrs: looking for expired leaders", || look(prefix)) {
+                Ok(swept) => self.swept(prefix, swept),
+                Err(message) => {
+                    self.failed(of_prefix(prefix), message);
+                    return Some(now);
+                }
+            }
+        }
+        if self.fenced.is_empty() {
+            self.expect_fences(false);
+        }
+        let held_off = due.iter().filter_map(|prefix| self.retry_at(&of_prefix(prefix)));
+        let again = self.sweep.changed.iter().filter(|p| self.retry_at(&of_prefix(p)).is_none()).map(|_| now);
+        let live = self.sweep.expiries.values().copied().filter(|at| *at > now);
+        held_off.chain(again).chain(live).min()
+    }
+
+    fn swept(&mut self, prefix: &str, swept: Swept) {
+        let key = of_prefix(prefix);
+        self.failures.remove(&key);
+        if let Swept::Held = swept {
+            self.hold_off(key);
+            self.sweep.changed.insert(prefix.to_owned());
+            return;
+        }
+        self.fenced.remove(&key);
+        self.sweep.changed.remove(prefix);
+        self.sweep.expiries.remove(prefix);
+        match swept {
+            Swept::Until(Some(at)) => {
+                self.sweep.expiries.insert(prefix.to_owned(), at);
+            }
+            Swept::Again => {
+                self.sweep.changed.insert(prefix.to_owned());
+            }
+            Swept::Until(None) | Swept::Unusable | Swept::Held => {}
+        }
+    }
+}
+
+fn of_prefix(prefix: &str) -> (String, String) {
+    (prefix.to_owned(), String::new())
+}
+
+/// In one transaction: deletes and announces what is over, and says when there will be more.
+fn look(prefix: &str) -> Swept {
+    let table = match table::table(prefix) {
+        Ok(table) => table,
+        Err(Outcome::Again) => return Swept::Again,
+        Err(_) => return Swept::Unusable,
+    };
+    let rows = spi::as_owner(table.elector, || table::or_raise(table::read_rows(&table.name, None)));
+    let (now, boot) = (time::now(), table::or_raise(shmem::boot()));
+    let (mut next, mut deleted, mut held) = (None::<i64>, 0, false);
+    for row in rows.iter().filter(|row| !is_ours(prefix, row)) {
+        if !row.is_void(boot, now) {
+            next = next.into_iter().chain([row.expires_at]).min();
+            continue;
+        }
+        if deleted == MOST_DELETIONS {
+            return Swept::Again;
+        }
+        match table::delete_row(&table, row) {
+            Deletion::Done => {
+                table::announce_down(prefix, &row.name);
+                deleted += 1;
+            }
+            Deletion::Held => held = true,
+            Deletion::Gone => {} // whoever changed it tells
+        }
+    }
+    match next {
+        _ if held => Swept::Held,
+        // Behind those that were deleted there may be more.
+        None if deleted > 0 && rows.len() == table::MOST_ROWS => Swept::Again,
+        // All of them are of names with a seat; of the others the first may expire just after these.
+        None if rows.len() == table::MOST_ROWS => Swept::Until(rows.last().map(|row| row.expires_at)),
+        next => Swept::Until(next),
+    }
+}
+
+/// Whether the name has a seat, so that its elections are the ones to judge the row.
+fn is_ours(prefix: &str, row: &PeerRow) -> bool {
+    let (prefix, name) = (Text::<MAX_PREFIX>::new(prefix), Text::new(&row.name));
+    let Some((prefix, name)) = prefix.zip(name) else { return false };
+    let electorate = Electorate { database: crate::pg::session::database(), prefix, name };
+    shmem::peers_view(|v| v.seat(&electorate).is_some()).unwrap_or(false)
+}

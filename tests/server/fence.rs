@@ -1,0 +1,150 @@
+//! A stale leader's write is refused, and nobody leads while a leader's write is on its way.
+
+use postgres::Client;
+
+use crate::support::elixir::{Form, elect};
+use crate::support::{Ask, Cluster, code, wait_until};
+
+fn term(client: &mut Client, node: &str) -> i64 {
+    client.one::<i64>(&format!("SELECT oban_join('{node}')"));
+    wait_until("it leads", || client.one("SELECT oban_is_leader()"));
+    client.one("SELECT oban_term()")
+}
+
+fn refused(client: &mut Client) -> i64 {
+    client.one("SELECT value FROM oban_stats WHERE counter = 'fences_refused'")
+}
+
+#[test]
+fn a_fence_passes_with_the_term_that_is_held_and_no_other() {
+    let cluster = Cluster::installed();
+    let (mut leader, mut other) = (cluster.client(), cluster.client());
+    let held = term(&mut leader, "a");
+    // From any session that has the term: a pool's.
+    for client in [&mut leader, &mut other] {
+        client.batch_execute(&format!("SELECT oban_fence({held})")).unwrap();
+        for wrong in [held - 1, held + 1, 0, i64::MAX] {
+            assert_eq!(code(client, &format!("SELECT oban_fence({wrong})")), "40001");
+        }
+        assert_eq!(code(client, &format!("SELECT oban_fence({held}, 'Another')")), "40001");
+    }
+    assert_eq!(refused(&mut other), 10);
+    assert_eq!(code(&mut other, &format!("BEGIN READ ONLY; SELECT oban_fence({held})")), "25006");
+    other.batch_execute("ROLLBACK").unwrap();
+    let next: i64 = other.one("SELECT oban_join('b')");
+    leader.batch_execute("SELECT oban_leave(member) FROM oban_members WHERE node = 'a'").unwrap();
+    wait_until("the next leads", || other.one("SELECT oban_is_leader()"));
+    assert_eq!(code(&mut leader, &format!("SELECT oban_fence({held})")), "40001", "a stale leader");
+    let held: i64 = other.one(&format!("SELECT oban_renew({next})"));
+    other.batch_execute(&format!("SELECT oban_fence({held})")).unwrap();
+}
+
+#[test]
+fn nobody_else_leads_until_the_fencing_transaction_ends() {
+    let cluster = Cluster::installed();
+    let mut watch = cluster.client();
+    for end in ["COMMIT", "ROLLBACK", "ROLLBACK TO s", "the session's end", "COMMIT PREPARED 'p'"] {
+        let (mut leader, mut worker, mut next) = (cluster.client(), cluster.client(), cluster.client());
+        let held = term(&mut leader, "a");
+        let second: i64 = next.one("SELECT oban_join('b')");
+        worker.batch_execute(&format!("BEGIN; SAVEPOINT s; SELECT oban_fence({held})")).unwrap();
+        if end.ends_with("'p'") {
+            worker.batch_execute("PREPARE TRANSACTION 'p'").unwrap();
+        }
+        // A renewal of the lease does not wait for it: the keeper could not do without.
+        let renewed = "UPDATE oban_peers SET expires_at = expires_at + interval '1 s'";
+        watch
+            .batch_execute(&format!(
+                "SET session_replication_role = replica; SET lock_timeout = '1s'; {renewed}"
+            ))
+            .unwrap();
+        drop(leader);
+        wait_until("the leader is gone", || watch.one("SELECT count(*) = 1 FROM oban_members"));
+        // The keeper has tried, and left it: it has been through a pass when this returns.
+        cluster.client().batch_execute("SELECT oban_join('c')").unwrap();
+        assert!(!next.one::<bool>("SELECT oban_is_leader()"));
+        assert_eq!(watch.one::<i64>("SELECT term FROM oban_peers"), held, "{end}: its row is there");
+        assert_eq!(
+            code(&mut watch, &format!("SELECT oban_fence({held})")),
+            "40001",
+            "{end}: it leads no more"
+        );
+        if end == "the session's end" {
+            drop(worker);
+        } else {
+            worker.batch_execute(end).unwrap();
+        }
+        wait_until("the next leads", || next.one("SELECT oban_is_leader()"));
+        assert!(watch.one::<i64>("SELECT term FROM oban_peers") > held, "{end}");
+        next.batch_execute(&format!("SELECT oban_leave({second})")).unwrap();
+        wait_until("nobody is left", || watch.one("SELECT count(*) = 0 FROM oban_peers"));
+    }
+}
+
+/// A transaction that sees what was before the election must not write for the leader of after.
+#[test]
+fn a_snapshot_older_than_the_election_is_refused() {
+    let cluster = Cluster::installed();
+    for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+        let (mut old, mut leader) = (cluster.client(), cluster.client());
+        old.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}; SELECT 1 FROM oban_jobs")).unwrap();
+        let held = term(&mut leader, "a");
+        assert_eq!(code(&mut old, &format!("SELECT oban_fence({held})")), "40001", "{level}");
+        old.batch_execute("ROLLBACK").unwrap();
+        // One from after it is fine, and stays so when the lease was renewed meanwhile.
+        old.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}; SELECT 1 FROM oban_jobs")).unwrap();
+        let renew = "SET session_replication_role = replica; UPDATE oban_peers SET expires_at = expires_at + interval '1 s'";
+        cluster.client().batch_execute(renew).unwrap();
+        old.batch_execute(&format!("SELECT oban_fence({held}); COMMIT")).unwrap();
+        leader.batch_execute("SELECT oban_leave(member) FROM oban_members").unwrap();
+        wait_until("nobody leads", || old.one("SELECT count(*) = 0 FROM oban_peers"));
+    }
+}
+
+/// README's way to a term, with a leader that was stopped, replaced, and goes on: at no point does it get one
+/// that it could fence with.
+#[test]
+fn a_stale_leader_can_not_fence_itself_in_by_what_readme_teaches() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    let stale: i64 = client.one("SELECT oban_join('stale', lease => '1 second')");
+    let next: i64 = client.one("SELECT oban_join('next', lease => '1 hour')");
+    let held: i64 = client.one(&format!("SELECT oban_renew({stale})"));
+    wait_until("it was replaced", || client.one("SELECT oban_is_leader(node => 'next')"));
+    assert_eq!(code(&mut client, &format!("SELECT oban_fence({held})")), "40001");
+    assert_eq!(code(&mut client, &format!("SELECT oban_renew({stale})")), "55000");
+    assert_eq!(client.one::<Option<i64>>("SELECT oban_term(node => 'stale')"), None);
+    // A fence with NULL, which that is, is an error and not a way through.
+    assert_eq!(code(&mut client, "SELECT oban_fence(oban_term(node => 'stale'))"), "22004");
+    let again: i64 = client.one("SELECT oban_join('stale', lease => '1 hour')");
+    assert_eq!(client.one::<Option<i64>>(&format!("SELECT oban_renew({again})")), None, "it follows");
+    let readme = std::fs::read_to_string("README.md").unwrap();
+    for line in readme.lines().filter(|l| l.contains("oban_fence(")) {
+        assert!(!line.contains("oban_leader"), "README teaches a term of somebody else's: {line}");
+    }
+    let held: i64 = client.one(&format!("SELECT oban_renew({next})"));
+    client.batch_execute(&format!("SELECT oban_fence({held})")).unwrap();
+}
+
+/// Foreign leaders get terms, and can fence with them; what ends their lease waits for it.
+#[test]
+fn foreign_leaders_can_fence_too() {
+    let cluster = Cluster::installed();
+    let (mut elixir, mut ours) = (cluster.client(), cluster.client());
+    assert!(elect(&mut elixir, "x", Form::ByNode, "0").unwrap());
+    let held: i64 = elixir.one("SELECT term FROM oban_peers WHERE node = 'x'");
+    ours.batch_execute("SELECT oban_join('a')").unwrap();
+    elixir.batch_execute(&format!("BEGIN; SELECT oban_fence({held})")).unwrap();
+    let pid: i32 = ours.one("SELECT pg_backend_pid()");
+    let deletes = std::thread::spawn(move || {
+        ours.batch_execute("DELETE FROM oban_peers").unwrap();
+        ours
+    });
+    let mut watch = cluster.client();
+    let waits = format!("SELECT count(*) = 1 FROM pg_locks WHERE pid = {pid} AND NOT granted");
+    wait_until("the DELETE waits", || watch.one(&waits));
+    elixir.batch_execute("COMMIT").unwrap();
+    let mut ours = deletes.join().unwrap();
+    wait_until("ours leads", || ours.one("SELECT oban_is_leader()"));
+    assert_eq!(code(&mut elixir, &format!("SELECT oban_fence({held})")), "40001");
+}

@@ -1,0 +1,284 @@
+//! Bugs that other systems had with their leaders, by their numbers in our collection, each as a test that
+//! this one does not have it.
+
+use fallible_iterator::FallibleIterator;
+use postgres::Client;
+
+use crate::support::elixir::{Form, elect};
+use crate::support::{Ask, Cluster, code, wait_for, wait_until};
+
+fn leads(client: &mut Client) -> bool {
+    client.one("SELECT oban_is_leader()")
+}
+
+fn join(client: &mut Client, node: &str) -> i64 {
+    client.query_one("SELECT oban_join($1)", &[&node]).unwrap().get(0)
+}
+
+fn row(client: &mut Client) -> String {
+    let sql = "SELECT coalesce(string_agg(name || ' ' || node || ' ' || term || ' ' || expires_at, ', '), '') FROM oban_peers";
+    client.one(sql)
+}
+
+fn keeper(client: &mut Client) -> i32 {
+    let sql = "SELECT pid FROM oban_workers WHERE kind = 'keeper' AND state = 'running'";
+    wait_for("a keeper", || client.query_opt(sql, &[]).unwrap().map(|r| r.get(0)))
+}
+
+/// Oban 2.11 to 2.23.0: a leader that had been paused renewed whatever row it found, and led beside another for
+/// 19 days.
+#[test]
+fn museum_1_a_paused_leader_wakes_after_expiry_and_must_lose() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.lease = 1s"]);
+    let mut ours = cluster.client();
+    ours.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    join(&mut ours, "ours");
+    assert!(leads(&mut ours));
+    let mut elixir = cluster.client();
+    // Who renews for it is paused; meanwhile another leads.
+    let keeper = keeper(&mut ours);
+    cluster.signal("STOP", keeper);
+    wait_until("the lease is over", || !leads(&mut ours));
+    wait_until("another leads", || elect(&mut elixir, "elixir", Form::ByNode, "0").unwrap());
+    let before = row(&mut elixir);
+    cluster.signal("CONT", keeper);
+    let mut third = cluster.client();
+    join(&mut third, "third"); // the keeper has been through a pass when it returns
+    assert!(!leads(&mut ours) && !leads(&mut third));
+    assert_eq!(row(&mut elixir), before, "the foreign row was not extended");
+
+    // And a member that was paused itself.
+    let mut client = cluster.client();
+    let paused: i64 = client.one("SELECT oban_join('paused', 'Other', lease => '1 s')");
+    let term: i64 = client.one("SELECT oban_term('Other', 'paused')");
+    client.batch_execute("SELECT oban_join('next', 'Other')").unwrap();
+    wait_until("another leads", || client.one("SELECT oban_is_leader('Other', 'next')"));
+    assert_eq!(code(&mut client, &format!("SELECT oban_renew({paused})")), "55000");
+    assert_eq!(code(&mut client, &format!("SELECT oban_fence({term}, 'Other')")), "40001");
+}
+
+/// Oban until 2.23.0 kept its leadership when an election failed.
+#[test]
+fn museum_2_an_election_error_drops_leadership_and_does_not_keep_it() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.lease = 1s"]);
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE EXTENSION obanrs; SELECT oban_install();
+             CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$",
+        )
+        .unwrap();
+    join(&mut client, "a");
+    assert!(leads(&mut client));
+    client
+        .batch_execute("CREATE TRIGGER fail BEFORE UPDATE ON oban_peers FOR EACH ROW EXECUTE FUNCTION fail()")
+        .unwrap();
+    wait_until("it leads no more", || !leads(&mut client));
+    let error =
+        "SELECT last_error LIKE '%failed, will try again: no' FROM oban_workers WHERE kind = 'keeper'";
+    wait_until("it is said why", || client.one(error));
+    client.batch_execute("DROP TRIGGER fail ON oban_peers").unwrap();
+    wait_until("it leads again", || leads(&mut client));
+}
+
+/// Oban for Python announces that it resigns before its row is gone: others hold their elections too early, and
+/// sleep for half a minute.
+#[test]
+fn museum_3_resigning_is_atomic_with_its_announcement() {
+    let cluster = Cluster::installed();
+    let (mut elixir, mut ours) = (cluster.client(), cluster.client());
+    elixir.batch_execute("LISTEN \"public.oban_leader\"").unwrap();
+    for round in 0..20 {
+        let id = join(&mut ours, "ours");
+        wait_until("ours leads", || leads(&mut ours));
+        let how = if round % 2 == 0 { "oban_resign" } else { "oban_leave" };
+        assert!(ours.one::<bool>(&format!("SELECT {how}({id})")));
+        let heard = elixir.notifications().blocking_iter().next().unwrap().expect("it is open");
+        assert_eq!(heard.payload(), r#"{"down":"Oban"}"#);
+        assert!(
+            elect(&mut elixir, "elixir", Form::DoNothing, "0").unwrap(),
+            "{how}: its row was still there"
+        );
+        ours.batch_execute("SELECT oban_leave(member) FROM oban_members").unwrap();
+        elixir.batch_execute("DELETE FROM oban_peers").unwrap();
+        assert_eq!(elixir.notifications().iter().count().unwrap(), 0, "once");
+    }
+}
+
+/// River: a renewal every TTL, a past leader that renewed after another's election, a peer that elected itself
+/// again while it stopped.
+#[test]
+fn museum_4_renewals_are_shorter_than_leases_past_leaders_fail_and_who_resigned_stays_resigned() {
+    let cluster = Cluster::start(&[
+        "shared_preload_libraries = 'obanrs'",
+        "obanrs.lease = 1s",
+        "log_min_messages = info",
+    ]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    join(&mut client, "a");
+    // Renewals come from the lease, at its half: no setting can make them as long. So a leader never lapses.
+    let left = "SELECT min(extract(epoch FROM expires_at - clock_timestamp()))::float8 FROM oban_leader()";
+    let first = row(&mut client);
+    let mut renewals = 0;
+    let (mut last, mut least) = (first.clone(), f64::MAX);
+    wait_until("five renewals", || {
+        least = least.min(client.one::<f64>(left));
+        let now = row(&mut client);
+        renewals += i32::from(now != last);
+        last = now;
+        renewals >= 5
+    });
+    assert!(least > 0.0 && leads(&mut client));
+    assert_eq!(client.one::<i64>("SELECT value FROM oban_stats WHERE counter = 'lapses'"), 0);
+
+    // A past leader.
+    let past: i64 = client.one("SELECT oban_join('past', 'Past', lease => '500 ms')");
+    let (term, mut next): (i64, Client) = (client.one("SELECT oban_term('Past', 'past')"), cluster.client());
+    next.batch_execute("SELECT oban_join('next', 'Past')").unwrap();
+    wait_until("another leads", || next.one("SELECT oban_is_leader('Past')"));
+    assert_eq!(code(&mut client, &format!("SELECT oban_renew({past})")), "55000");
+    assert!(next.one::<i64>("SELECT oban_term('Past')") > term);
+
+    // Who stops: first it steps down, then it leaves.
+    let elections = |cluster: &Cluster| cluster.log().matches("node \"stopping\" leads").count();
+    let stopping: i64 = client.one("SELECT oban_join('stopping', 'Stopping')");
+    assert_eq!(elections(&cluster), 1);
+    assert!(client.one::<bool>(&format!("SELECT oban_resign({stopping})")));
+    next.batch_execute("SELECT oban_join('b', 'Unrelated')").unwrap(); // another pass of the keeper
+    assert!(client.one::<bool>(&format!("SELECT oban_leave({stopping})")));
+    wait_until("nobody leads", || client.one("SELECT count(*) = 0 FROM oban_leader('Stopping')"));
+    assert_eq!(elections(&cluster), 1, "{}", cluster.log());
+}
+
+/// River: one that was elected while it was starting, and died, stayed leader.
+#[test]
+fn museum_5_a_half_started_leader_does_not_stay_leader() {
+    let cluster = Cluster::installed();
+    let mut watch = cluster.client();
+    for round in 0..5 {
+        // It dies while it waits for its election, which can't be held yet.
+        let mut locker = cluster.client();
+        locker.batch_execute("BEGIN; LOCK TABLE oban_peers").unwrap();
+        let mut starting = cluster.shell();
+        starting.tell(&format!("SELECT oban_join('starting-{round}')"));
+        wait_until("it has joined", || watch.one("SELECT count(*) = 1 FROM oban_members"));
+        starting.kill();
+        if round % 2 == 0 {
+            wait_until("it is gone", || watch.one("SELECT count(*) = 0 FROM oban_members"));
+        }
+        locker.batch_execute("COMMIT").unwrap();
+        wait_until("it is gone", || watch.one("SELECT count(*) = 0 FROM oban_members"));
+        wait_until("nobody leads", || row(&mut watch).is_empty());
+        let mut next = cluster.client();
+        let id = join(&mut next, "next");
+        wait_until("the next leads", || leads(&mut next));
+        next.batch_execute(&format!("SELECT oban_leave({id})")).unwrap();
+        wait_until("nobody leads", || row(&mut watch).is_empty());
+    }
+}
+
+/// pg-boss: a client whose host had vanished looked alive. A network of the test's own is taken down here, so that
+/// no word of the client's end can reach the server.
+#[test]
+fn museum_7_a_half_open_socket_is_noticed_and_its_slot_freed() {
+    let cluster = Cluster::start_in_own_network(&[
+        "shared_preload_libraries = 'obanrs'",
+        "listen_addresses = '127.0.0.1'",
+    ]);
+    let mut watch = cluster.client();
+    watch.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    let joined = cluster.in_own_network(
+        "mkfifo $FOLDER/pipe; (exec 3>$FOLDER/pipe; sleep 600) & \
+         psql -X -q -h 127.0.0.1 -U postgres postgres <$FOLDER/pipe >$FOLDER/said 2>&1 & \
+         echo \"SELECT oban_join('vanishing'); SHOW tcp_user_timeout;\" >$FOLDER/pipe",
+    );
+    assert!(joined, "the client was started");
+    wait_until("it leads", || watch.one("SELECT oban_is_leader(node => 'vanishing')"));
+    let settings = "SELECT string_agg(setting, ' ' ORDER BY name) FROM pg_settings WHERE name ~ '^tcp_'";
+    join(&mut watch, "next");
+    assert_eq!(watch.one::<String>(settings), "0 0 0 0", "over a Unix socket they mean nothing");
+    assert!(cluster.in_own_network("ip link set lo down"), "the network is down");
+    wait_until("the next leads", || leads(&mut watch));
+    assert_eq!(watch.one::<String>("SELECT string_agg(node, ',') FROM oban_members"), "next");
+    assert_eq!(watch.one::<i64>("SELECT count(*) FROM pg_stat_activity WHERE client_addr IS NOT NULL"), 0);
+}
+
+/// pg_net: sessions that slept in it kept DROP DATABASE waiting.
+#[test]
+fn museum_16_drop_database_with_waiting_sessions_finishes() {
+    let cluster = Cluster::with_extension();
+    let mut admin = cluster.client();
+    admin.batch_execute("CREATE DATABASE doomed").unwrap();
+    let mut owner = cluster.client_of("doomed");
+    owner.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    let mut leader = cluster.client_of("doomed");
+    join(&mut leader, "leader");
+    let waiting: Vec<_> = [
+        "CALL oban_wait(timeout => '1 day')",
+        "SELECT oban_join('waits')",
+        "SELECT oban_renew(oban_join('r', 'R', lease => '1 h'))",
+    ]
+    .into_iter()
+    .map(|sql| {
+        let mut session = cluster.client_of("doomed");
+        std::thread::spawn(move || while session.batch_execute(sql).is_ok() {})
+    })
+    .collect();
+    wait_until("one waits", || {
+        admin.one("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = 'doomed' AND query LIKE 'CALL%' AND state = 'active'")
+    });
+    drop(owner);
+    // A fence, too, that nobody ends.
+    leader.batch_execute("BEGIN; SELECT oban_fence(oban_term())").unwrap();
+    admin.batch_execute("DROP DATABASE doomed WITH (FORCE)").unwrap();
+    waiting.into_iter().for_each(|w| w.join().unwrap());
+    assert!(leader.batch_execute("SELECT 1").is_err());
+    wait_until("nothing of it is left", || {
+        admin.one("SELECT count(*) = 0 FROM oban_workers WHERE database = 'doomed'")
+    });
+}
+
+/// Oban 2.11.0: 2.5 million inserts and deletes an hour, of ten nodes.
+#[test]
+fn museum_17_a_thousand_peers_and_a_dead_leader_cost_one_election() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.max_members = 1100"]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    client.batch_execute("CREATE EXTENSION pg_walinspect").unwrap();
+    let mut cost = Vec::new();
+    for members in [2, 1_000] {
+        let mut leader = cluster.client();
+        join(&mut leader, "leader");
+        wait_until("it leads", || leads(&mut leader));
+        let mut many = cluster.client();
+        let join = format!("SELECT oban_join('n' || i) FROM generate_series(1, {}) i", members - 1);
+        many.batch_execute(&join).unwrap();
+        assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_members"), members);
+        let elections = "SELECT value FROM oban_stats WHERE counter = 'elections'";
+        let before: i64 = client.one(elections);
+        client.batch_execute("CHECKPOINT").unwrap();
+        let from: String = client.one("SELECT pg_current_wal_insert_lsn()::text");
+        drop(leader);
+        wait_until("another leads", || leads(&mut many));
+        let to: String = client.one("SELECT pg_current_wal_insert_lsn()::text");
+        // Transactions that wrote rows of the table, and how often.
+        let sql = format!(
+            "SELECT count(DISTINCT xid::text), count(*) FROM pg_get_wal_records_info('{from}', '{to}')
+             WHERE resource_manager = 'Heap' AND record_type NOT LIKE '%LOCK%' AND block_ref LIKE
+                 '%/' || (SELECT pg_relation_filenode('oban_peers')) || ' %'"
+        );
+        let row = client.query_one(&sql, &[]).unwrap();
+        assert_eq!(row.get::<_, i64>(0), 1, "one transaction");
+        cost.push(row.get::<_, i64>(1));
+        assert_eq!(client.one::<i64>(elections), before + 1);
+        many.batch_execute("SELECT oban_leave(member) FROM oban_members").unwrap();
+        wait_until("nobody leads", || row_is_gone(&mut client));
+    }
+    assert_eq!(cost[0], cost[1], "writes do not grow with the members");
+    assert!(cost[0] > 0);
+}
+
+fn row_is_gone(client: &mut Client) -> bool {
+    client.one("SELECT count(*) = 0 FROM oban_peers")
+}
