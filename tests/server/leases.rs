@@ -228,3 +228,24 @@ fn terms_rise_over_a_promotion_that_lost_some() {
     wait_until("ours follows", || client.one("SELECT oban_is_leader('Foreign')"));
     assert!(client.one::<i64>("SELECT oban_term('Foreign')") > last);
 }
+
+/// Who leads is asked in whatever transaction: shared memory knows no snapshots.
+#[test]
+fn who_leads_is_known_at_every_isolation_level_and_in_read_only_transactions() {
+    let cluster = Cluster::installed();
+    let (mut client, mut other) = (cluster.client(), cluster.client());
+    join(&mut other, "next", "1 hour");
+    for mode in ["ISOLATION LEVEL REPEATABLE READ", "ISOLATION LEVEL SERIALIZABLE READ ONLY", "READ ONLY"] {
+        let leader: i64 = other.one("SELECT member FROM oban_members WHERE leader");
+        client.batch_execute(&format!("BEGIN {mode}; SELECT 1 FROM oban_jobs")).unwrap();
+        assert!(leads(&mut client, "next"), "{mode}");
+        let term: i64 = client.one("SELECT oban_term(node => 'next')");
+        other.batch_execute(&format!("SELECT oban_leave({leader})")).unwrap();
+        assert!(!leads(&mut client, "next"), "{mode}: it has just left");
+        assert_eq!(client.one::<Option<i64>>("SELECT oban_term(node => 'next')"), None);
+        join(&mut other, "next", "1 hour");
+        assert!(leads(&mut client, "next"), "{mode}");
+        assert!(client.one::<i64>("SELECT oban_term(node => 'next')") > term);
+        client.batch_execute("COMMIT").unwrap();
+    }
+}

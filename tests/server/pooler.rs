@@ -112,3 +112,51 @@ fn two_hundred_clients_on_twenty_connections_publish_poll_and_wait() {
     assert_eq!(crate::support::heard(&mut direct).len(), CLIENTS);
     assert_eq!(listener.notifications().iter().next().unwrap().map(|n| n.payload().to_owned()), None);
 }
+
+/// Members with a lease, each of whose calls is on another connection.
+#[test]
+fn leased_members_lead_fence_and_follow_through_a_pooler() {
+    let cluster = installed_with(&[]);
+    let pooler = PgBouncer::start(&cluster);
+    let mut clients: Vec<Client> =
+        (0..6).map(|_| pooler.try_client().expect("it takes connections")).collect();
+    let mut others: Vec<Client> =
+        (0..POOL).map(|_| pooler.try_client().expect("it takes connections")).collect();
+    let text = |client: &mut Client, sql: &str| ask(client, sql).remove(0).unwrap_or_default();
+    let members: Vec<String> = clients
+        .iter_mut()
+        .enumerate()
+        .map(|(i, client)| text(client, &format!("SELECT oban_join('n{i}', lease => '3 s')")))
+        .collect();
+    let mut last = 0;
+    for leader in 0..3 {
+        // Somebody else's work moves everybody to another connection.
+        for (other, client) in others.iter_mut().zip(0..) {
+            ask(other, &format!("SELECT {client}, pg_backend_pid()"));
+        }
+        let terms: Vec<String> = clients
+            .iter_mut()
+            .zip(&members)
+            .skip(leader)
+            .map(|(client, member)| text(client, &format!("SELECT oban_renew({member})")))
+            .collect();
+        let term: i64 = terms[0].parse().expect("the first that joined leads");
+        assert!(terms[1..].iter().all(String::is_empty), "and nobody else: {terms:?}");
+        assert!(term > last);
+        last = term;
+        let node =
+            format!("SELECT oban_is_leader(node => 'n{leader}') AND oban_term(node => 'n{leader}') = {term}");
+        assert_eq!(text(&mut clients[5], &node), "t");
+        clients[leader].batch_execute(&format!("BEGIN; SELECT oban_fence({term}); COMMIT")).unwrap();
+        // It says no more; the others go on renewing.
+        wait_for("the next leads", || {
+            for (client, member) in clients.iter_mut().zip(&members).skip(leader + 1) {
+                text(client, &format!("SELECT oban_renew({member})"));
+            }
+            let next = format!("SELECT oban_is_leader(node => 'n{}')", leader + 1);
+            (text(&mut clients[5], &next) == "t").then_some(())
+        });
+        let error = clients[leader].batch_execute(&format!("SELECT oban_fence({term})")).unwrap_err();
+        assert_eq!(error.code().map(|c| c.code()), Some("40001"));
+    }
+}
