@@ -401,6 +401,8 @@ fn a_leader_from_before_gets_its_term_with_its_next_renewal() {
     assert!(elect(&mut elixir, "x", Form::ByName, "0").unwrap());
     assert_eq!(term(&mut elixir), Some(first));
     // An extension that is made anew goes on above what is in the tables.
+    drop(ours);
+    wait_until("ours is gone", || elixir.one("SELECT count(*) = 0 FROM oban_members"));
     elixir
         .batch_execute("DROP EXTENSION obanrs CASCADE; CREATE EXTENSION obanrs; SELECT oban_install()")
         .unwrap();
