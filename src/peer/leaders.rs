@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 
 use super::electorate;
 use crate::error::{self, Error};
-use crate::logic::peer::{Electorate, Leadership, Node, View};
+use crate::logic::peer::{Electorate, Node, View};
 use crate::pg::acl::{self, Right};
 use crate::pg::row::{Column, Row};
 use crate::pg::scan::{self, Locked};
@@ -20,8 +20,8 @@ thread_local! {
     static LAST_SEAT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The leadership that counts as "mine": of a member of this session, or of the named node.
-fn led_by(view: &View<'_>, electorate: &Electorate, node: Option<&str>) -> Option<Leadership> {
+/// The term of the leadership that counts as "mine": of a member of this session, or of the named node.
+fn led_by(view: &View<'_>, electorate: &Electorate, node: Option<&str>) -> Option<i64> {
     let (seat, now) = (view.seat_near(electorate, LAST_SEAT.get())?, time::now());
     LAST_SEAT.set(seat);
     let (held, leader) = view.held(seat, now)?;
@@ -29,15 +29,11 @@ fn led_by(view: &View<'_>, electorate: &Electorate, node: Option<&str>) -> Optio
         Some(node) => held.node.as_str() == node,
         None => leader.is_of(latch::my_pid(), session::began_at()),
     };
-    mine.then_some(*held)
+    mine.then_some(held.term)
 }
 
 /// What others do needs a right to see it; what this session does it knows.
-fn leadership_of(
-    name: Option<&str>,
-    node: Option<&str>,
-    prefix: Option<&str>,
-) -> Result<Option<Leadership>, Error> {
+fn term_of(name: Option<&str>, node: Option<&str>, prefix: Option<&str>) -> Result<Option<i64>, Error> {
     let electorate = electorate(name, prefix)?;
     let node: Option<Node> = node.map(|n| error::name("node", Some(n))).transpose()?;
     if node.is_some() {
@@ -52,7 +48,7 @@ fn oban_is_leader(
     node: default!(Option<&str>, "NULL"),
     prefix: default!(Option<&str>, "'public'"),
 ) -> Result<bool, ErrorReport> {
-    Ok(leadership_of(name, node, prefix)?.is_some())
+    Ok(term_of(name, node, prefix)?.is_some())
 }
 
 /// The signature of oban_is_leader and nothing else: what it is compared with.
@@ -72,7 +68,7 @@ fn oban_term(
     node: default!(Option<&str>, "NULL"),
     prefix: default!(Option<&str>, "'public'"),
 ) -> Result<Option<i64>, ErrorReport> {
-    Ok(leadership_of(name, node, prefix)?.map(|l| l.term))
+    Ok(term_of(name, node, prefix)?)
 }
 
 /// A leader as its row in oban_peers has it.

@@ -117,14 +117,16 @@ pub fn connect_to(database: u32) {
     }
 }
 
-/// Reads the settings again if SIGHUP asked for it.
-pub fn reload_config() {
+/// Reads the settings again if SIGHUP asked for it; whether it did.
+pub fn reload_config() -> bool {
     // SAFETY: plain globals, and a call at a point where no transaction is open.
     unsafe {
-        if pg_sys::ConfigReloadPending != 0 {
+        let asked = pg_sys::ConfigReloadPending != 0;
+        if asked {
             pg_sys::ConfigReloadPending = 0;
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
         }
+        asked
     }
 }
 

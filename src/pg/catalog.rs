@@ -23,8 +23,11 @@ pub fn relation(namespace: u32, name: &str) -> Option<u32> {
 #[derive(Clone, Copy)]
 struct Class {
     owner: u32,
+    namespace: u32,
     kind: u8,
     persistence: u8,
+    /// Its row-level policies bind its owner, too.
+    forces_policies: bool,
 }
 
 fn class(relation: u32) -> Option<Class> {
@@ -34,6 +37,8 @@ fn class(relation: u32) -> Option<Class> {
             let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
             Class {
                 owner: (*form).relowner.to_u32(),
+                namespace: (*form).relnamespace.to_u32(),
+                forces_policies: (*form).relrowsecurity && (*form).relforcerowsecurity,
                 kind: (*form).relkind as u8,
                 persistence: (*form).relpersistence as u8,
             }
@@ -145,6 +150,40 @@ pub(super) fn lock(relation: u32, mode: u32) {
 /// The owner of a relation.
 pub(super) fn owner(relation: u32) -> Option<u32> {
     class(relation).map(|c| c.owner)
+}
+
+/// As whom to write a table of leaders (see `elector`), if that role may and no policy is in its way.
+pub(super) fn elector_who_may_update(table: u32) -> Option<u32> {
+    let class = class(table).filter(|c| !c.forces_policies)?;
+    let elector = elector(class.namespace, class.owner);
+    let (relation, role) = (pg_sys::Oid::from(table), pg_sys::Oid::from(elector));
+    // SAFETY: privilege lookups of a relation by its id.
+    let may = |right: u32| unsafe {
+        pg_sys::pg_class_aclcheck(relation, role, right as pg_sys::AclMode) == pg_sys::AclResult::ACLCHECK_OK
+    };
+    let table = may(pg_sys::ACL_SELECT) && may(pg_sys::ACL_UPDATE);
+    (table && super::acl::may_use(class.namespace, elector)).then_some(elector)
+}
+
+/// `"schema"."name"` of a relation.
+pub(super) fn qualified_name(relation: u32) -> Option<String> {
+    let relation = pg_sys::Oid::from(relation);
+    // SAFETY: catalog lookups; the names are copied.
+    unsafe {
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
+        let name = pg_sys::get_rel_name(relation);
+        if schema.is_null() || name.is_null() {
+            return None;
+        }
+        let text = |name| CStr::from_ptr(name).to_str().ok();
+        Some(pgrx::spi::quote_qualified_identifier(text(schema)?, text(name)?))
+    }
+}
+
+/// A relation of the schema that one of our functions is in: the extension's, whoever may read the catalogs.
+pub(super) fn beside_function(function: pg_sys::Oid, name: &CStr) -> Option<u32> {
+    // SAFETY: cache lookups; `name` lives for the call.
+    some(unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::get_func_namespace(function)) })
 }
 
 /// A type by its name in a schema.

@@ -66,6 +66,13 @@ impl<'a> RowTrigger<'a> {
         }
     }
 
+    /// A relation of our extension's: it is where the trigger's function is.
+    pub fn own_relation(&self, name: &std::ffi::CStr) -> Option<u32> {
+        // SAFETY: the trigger that was fired.
+        let function = unsafe { (*self.data.tg_trigger).tgfoid };
+        super::catalog::beside_function(function, name)
+    }
+
     /// The name of the table's schema.
     pub fn schema(&self) -> String {
         // SAFETY: the relation that fired the trigger is open; the name is copied before it is freed.

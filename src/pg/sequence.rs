@@ -15,7 +15,8 @@ fn next(sequence: u32) -> i64 {
     unsafe { pg_guard_ffi_boundary(|| nextval_internal(pg_sys::Oid::from(sequence), false)) }
 }
 
-fn terms() -> u32 {
+/// The sequence, for whoever may read the catalogs: the keeper, and who installs.
+pub fn terms() -> u32 {
     let Some(sequence) = spi::own_relation("obanrs_term") else {
         pgrx::error!("the sequence obanrs_term is not there")
     };
@@ -24,8 +25,7 @@ fn terms() -> u32 {
 
 /// The next term: above all before it, and at least `least`. For whoever runs it: terms are given to rows of
 /// foreign nodes in their sessions, whose roles need no right on our sequence.
-pub fn next_term(least: i64) -> i64 {
-    let sequence = terms();
+pub fn next_term(sequence: u32, least: i64) -> i64 {
     let term = next(sequence);
     if term >= least {
         return term;
@@ -41,22 +41,23 @@ pub fn next_term(least: i64) -> i64 {
 }
 
 /// The term of a row of oban_peers that this transaction has just inserted with `term`: that, or if any was
-/// drawn since, a new one, which the row is given as its table's owner. Whoever inserted the name before has
+/// drawn since, a new one, which the row is given as `elector` says. Whoever inserted the name before has
 /// been deleted by now, and whoever comes after finds this row: so terms rise in the order of the rows.
-pub fn later_term(prefix: &str, name: &str, term: i64, least: i64) -> i64 {
-    let Some(table) = catalog::peers_table(prefix) else { return term };
-    if spi::last_of_sequence(terms()) <= term {
+/// A row that the elector may not write, or see, keeps its term: an election must not fail by this.
+pub fn later_term(sequence: u32, table: u32, name: &str, term: i64, least: i64) -> i64 {
+    if spi::last_of_sequence(sequence) <= term {
         return term;
     }
-    let new = next_term(least);
-    spi::as_owner(table.elector, || spi::set_term(&spi::qualified(prefix, "oban_peers"), name, term, new));
-    new
+    let Some(elector) = catalog::elector_who_may_update(table) else { return term };
+    let new = next_term(sequence, least);
+    if spi::set_term(table, elector, name, term, new) { new } else { term }
 }
 
-/// Lifts the sequence above the terms that a table has already, as far as they are of this timeline: an
-/// extension that was dropped and created has a sequence that begins anew.
+/// Lifts the sequence above a term that a table has already: an extension that was dropped and created has a
+/// sequence that begins anew.
 pub fn lift_above(seen: i64, next: i64) {
-    if spi::last_of_sequence(terms()) <= seen {
-        next_term(next);
+    let sequence = terms();
+    if spi::last_of_sequence(sequence) <= seen {
+        next_term(sequence, next);
     }
 }

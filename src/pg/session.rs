@@ -159,6 +159,23 @@ pub fn set(name: &CStr, value: &CStr) {
     }
 }
 
+/// Sets a setting until the settings of `spi::as_owner` change back.
+pub(super) fn set_within(name: &CStr, value: &CStr) {
+    // SAFETY: both strings live for the call, in a nest level that its caller ends.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
 /// The same for a setting that not every major has.
 pub fn set_if_known(name: &CStr, value: &CStr) {
     // SAFETY: a lookup by name; null if there is none.

@@ -142,16 +142,20 @@ pub(super) fn last_of_sequence(sequence: u32) -> i64 {
     last.unwrap_or_else(|e| pgrx::error!("{e}")).unwrap_or(0)
 }
 
-/// Gives the row of a name another term.
-pub(super) fn set_term(table: &str, name: &str, term: i64, new: i64) {
+/// Gives the row of a name another term, as that role; whether it did. No trigger fires but such as the
+/// owner wants always fired: others may have put some on the table, which must not run as the owner.
+pub(super) fn set_term(table: u32, elector: u32, name: &str, term: i64, new: i64) -> bool {
+    let Some(table) = super::catalog::qualified_name(table) else { return false };
     let sql = format!(
         "UPDATE ONLY {table} SET term = $1
-         WHERE name OPERATOR(pg_catalog.=) $2 AND term OPERATOR(pg_catalog.=) $3"
+         WHERE name OPERATOR(pg_catalog.=) $2 AND term OPERATOR(pg_catalog.=) $3 RETURNING 1"
     );
     let args = [new.into(), name.into(), term.into()];
-    if let Err(e) = Spi::connect(|client| write(client, &sql, &args).map(|_| ())) {
-        pgrx::error!("{e}");
-    }
+    let done = as_owner(elector, || {
+        super::session::set_within(c"session_replication_role", c"replica");
+        Spi::connect(|client| SpiResult::Ok(write(client, &sql, &args)?.len() == 1))
+    });
+    done.unwrap_or_else(|e| pgrx::error!("{e}"))
 }
 
 /// Whether a table of leaders has the trigger that tells of changes, and it is on.

@@ -4,9 +4,15 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+// Postgres' own, not pgrx's wrapper of it, which prepares for an ERROR: it only reads the clock, and is called for
+// every question of who leads.
+unsafe extern "C" {
+    fn GetCurrentTimestamp() -> pg_sys::TimestampTz;
+}
+
 pub fn now() -> i64 {
     // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
+    unsafe { GetCurrentTimestamp() }
 }
 
 /// When the control file was last written: in the postmaster at its start, a time of the server's last

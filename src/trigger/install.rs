@@ -67,6 +67,7 @@ fn install(prefix: &str) -> Result<(), Error> {
         }
     };
     if is_installed(schema, prefix) {
+        note(Note::Prefix); // the keeper may have missed how it came to that
         return Ok(());
     }
     session::require_writable("install")?;

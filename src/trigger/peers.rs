@@ -152,6 +152,15 @@ fn least_term() -> i64 {
     rows::least_term(session::timeline())
 }
 
+/// The sequence of terms. The extension's objects are in one schema, and stay there.
+fn terms(row: &RowTrigger<'_>) -> u32 {
+    row.own_relation(c"obanrs_term").unwrap_or_else(sequence::terms)
+}
+
+fn next_term(row: &RowTrigger<'_>) -> i64 {
+    sequence::next_term(terms(row), least_term())
+}
+
 /// A new row: the server's times, a term above all others, and no start of the server that it is bound to.
 fn before_insert<'a>(row: &RowTrigger<'a>, columns: &Columns) -> PgHeapTuple<'a, AllocatedByPostgres> {
     let (proposed, now) = (row.row(), time::now());
@@ -170,7 +179,7 @@ fn before_insert<'a>(row: &RowTrigger<'a>, columns: &Columns) -> PgHeapTuple<'a,
     row.with([
         (columns.started_at, started_at.map(|_| now)),
         (columns.expires_at, expires_at),
-        (columns.term, Some(sequence::next_term(least_term()))),
+        (columns.term, Some(next_term(row))),
         (columns.boot, None),
     ])
 }
@@ -202,10 +211,11 @@ fn before_update<'a>(
             ErrorReport::from(Error::HolderChanged).report(PgLogLevel::ERROR);
             None
         }
-        // A leader from before the table had its triggers has no term yet.
+        // A leader from before the table had its triggers has no term yet, one from before a promotion may have one
+        // that others have passed.
         Answer::Renew { expires_at } => Some(row.with([
             (columns.expires_at, Some(expires_at)),
-            (columns.term, Some(term.unwrap_or_else(|| sequence::next_term(least_term())))),
+            (columns.term, Some(term.filter(|term| *term >= least_term()).unwrap_or_else(|| next_term(row)))),
         ])),
     }
 }
@@ -236,7 +246,7 @@ fn reissued(row: &RowTrigger<'_>, name: &str, term: i64) -> i64 {
         return term;
     }
     REISSUING.set(true); // an ERROR takes it back with its (sub)transaction
-    let term = sequence::later_term(&row.schema(), name, term, least_term());
+    let term = sequence::later_term(terms(row), row.table(), name, term, least_term());
     REISSUING.set(false);
     term
 }

@@ -30,9 +30,11 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
 
     let mut elections = Elections::new(database);
     let (mut look, mut kicks) = (true, 0);
+    // When the next pass is due by itself; the first is at once.
+    let mut due = Some(0);
     loop {
         latch::reset();
-        bgworker::reload_config();
+        let reloaded = bgworker::reload_config();
         let Ok(orders) = shmem::registry(|r| r.orders(Kind::Keeper, database)) else { return };
         if orders.leave {
             return;
@@ -48,16 +50,21 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
             }
             (look, elections.dropped) = (false, false);
         }
-        if orders.kicks != kicks {
-            elections.let_go();
-        }
+        let news = orders.kicks != kicks;
         kicks = orders.kicks;
-        elections.rows_changed(orders.rows);
-        let due = elections.pass();
-        // A lock that the pass waited for has eaten our latch; the kicks tell what it was set for.
-        let news = shmem::registry(|r| r.kicks(Kind::Keeper, database) != orders.kicks).unwrap_or(true);
-        if news || elections.dropped {
-            continue;
+        // The limit of a step leaves its timer on, which sets our latch when the step is long over: then there is
+        // nothing to do, least of all a pass that sets the timer again.
+        if news || reloaded || due.is_some_and(|at| at <= time::now()) {
+            if news {
+                elections.let_go();
+            }
+            elections.rows_changed(orders.rows);
+            due = elections.pass();
+            // A lock that the pass waited for has eaten our latch; the kicks tell what it was set for.
+            let more = shmem::registry(|r| r.kicks(Kind::Keeper, database) != orders.kicks).unwrap_or(true);
+            if more || elections.dropped {
+                continue;
+            }
         }
         latch::wait(due.map(|at| Duration::from_micros((at - time::now()).max(0) as u64)));
     }

@@ -35,7 +35,9 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<u32> {
         (c"search_path", c"pg_catalog, pg_temp"),
         (c"default_transaction_read_only", c"off"),
         (c"default_transaction_isolation", c"read committed"),
-        (c"session_replication_role", c"origin"),
+        // What the keeper writes fires no trigger on the table but such as its owner wants always fired: others may
+        // put triggers on it, too (the right TRIGGER), which must not run as the owner.
+        (c"session_replication_role", c"replica"),
     ] {
         session::set(name, value);
     }

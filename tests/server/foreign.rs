@@ -286,7 +286,7 @@ fn terms_rise_in_the_order_of_the_rows() {
             "CREATE FUNCTION stall() RETURNS trigger LANGUAGE plpgsql AS $$
              BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NEW; END $$;
              CREATE TRIGGER z_stall BEFORE INSERT ON oban_peers FOR EACH ROW WHEN (NEW.node LIKE 'slow%')
-             EXECUTE FUNCTION stall()",
+             EXECUTE FUNCTION stall(); ALTER TABLE oban_peers ENABLE ALWAYS TRIGGER z_stall",
         )
         .unwrap();
     let (mut quick, mut watch) = (cluster.client(), cluster.client());

@@ -71,7 +71,7 @@ fn museum_2_an_election_error_drops_leadership_and_does_not_keep_it() {
     join(&mut client, "a");
     assert!(leads(&mut client));
     client
-        .batch_execute("CREATE TRIGGER fail BEFORE UPDATE ON oban_peers FOR EACH ROW EXECUTE FUNCTION fail()")
+        .batch_execute("CREATE TRIGGER fail BEFORE UPDATE ON oban_peers FOR EACH ROW EXECUTE FUNCTION fail(); ALTER TABLE oban_peers ENABLE ALWAYS TRIGGER fail")
         .unwrap();
     wait_until("it leads no more", || !leads(&mut client));
     let error =

@@ -467,7 +467,8 @@ fn a_row_that_can_not_be_renewed_is_no_busy_loop() {
     client
         .batch_execute(
             "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
-             CREATE TRIGGER no BEFORE UPDATE ON oban_peers FOR EACH ROW EXECUTE FUNCTION no()",
+             CREATE TRIGGER no BEFORE UPDATE ON oban_peers FOR EACH ROW EXECUTE FUNCTION no();
+             ALTER TABLE oban_peers ENABLE ALWAYS TRIGGER no",
         )
         .unwrap();
     join(&mut client, "a");
@@ -478,4 +479,32 @@ fn a_row_that_can_not_be_renewed_is_no_busy_loop() {
     });
     let leads = cluster.log().matches(" leads ").count();
     assert!(leads <= 4, "{leads} elections in two leases:\n{}", cluster.log());
+}
+
+/// A table that is missing is not asked for again and again; one that is back is found by the call that the
+/// warning names.
+#[test]
+fn a_missing_table_costs_nothing_while_it_is_missing() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    join(&mut client, "a");
+    client.batch_execute("ALTER TABLE oban_peers RENAME TO away").unwrap();
+    client.batch_execute("SELECT oban_join('a', 'Other')").unwrap(); // the keeper finds out
+    wait_until("it has warned", || cluster.log().contains("holds no elections"));
+    let keeper =
+        "SELECT wait_event || ' ' || state_change FROM pg_stat_activity WHERE backend_type = 'obanrs keeper'";
+    let mut before = String::new();
+    // Twice the time after which it looked again once.
+    wait_until("it sleeps", || {
+        let now: String = client.one(keeper);
+        let same = now == before && now.starts_with("Extension");
+        before = now;
+        same
+    });
+    let slept: String = client.one("SELECT clock_timestamp()::text");
+    let later = format!("SELECT clock_timestamp() > '{slept}'::timestamptz + interval '2.5 s'");
+    wait_until("some time has passed", || client.one(&later));
+    assert_eq!(client.one::<String>(keeper), before, "it has done nothing since");
+    client.batch_execute("ALTER TABLE away RENAME TO oban_peers; SELECT oban_install()").unwrap();
+    wait_until("both lead", || client.one("SELECT count(*) = 2 FROM oban_members WHERE leader"));
 }

@@ -219,7 +219,7 @@ fn troubles_of_a_prefix_are_shown_to_who_may_see_them() {
             "CREATE ROLE monitor LOGIN; GRANT pg_monitor TO monitor; CREATE ROLE reader LOGIN; CREATE ROLE nobody LOGIN;
              GRANT SELECT ON oban_jobs TO reader;
              CREATE FUNCTION secret() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'SECRET'; END $$;
-             CREATE TRIGGER secret BEFORE INSERT ON oban_peers FOR EACH ROW EXECUTE FUNCTION secret();
+             CREATE TRIGGER secret BEFORE INSERT ON oban_peers FOR EACH ROW EXECUTE FUNCTION secret(); ALTER TABLE oban_peers ENABLE ALWAYS TRIGGER secret;
              SELECT oban_join('a')",
         )
         .unwrap();

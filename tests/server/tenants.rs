@@ -11,7 +11,7 @@ fn mallory(cluster: &Cluster, body: &str) -> postgres::Client {
         .batch_execute(&format!(
             "SELECT oban_install('m');
              CREATE FUNCTION m.evil() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN NEW; END $$;
-             CREATE TRIGGER evil BEFORE INSERT ON m.oban_peers FOR EACH ROW EXECUTE FUNCTION m.evil()"
+             CREATE TRIGGER evil BEFORE INSERT ON m.oban_peers FOR EACH ROW EXECUTE FUNCTION m.evil(); ALTER TABLE m.oban_peers ENABLE ALWAYS TRIGGER evil"
         ))
         .unwrap();
     mallory
@@ -293,7 +293,8 @@ fn elections_run_as_the_weaker_one_of_schemas_and_tables_owner() {
         [("tenants", "tenant"), ("supers", "tenant"), ("roots", "tenant"), ("public", "dbo")]
     {
         root.batch_execute(&format!(
-            "CREATE TRIGGER see BEFORE INSERT ON {prefix}.oban_peers FOR EACH ROW EXECUTE FUNCTION see()"
+            "CREATE TRIGGER see BEFORE INSERT ON {prefix}.oban_peers FOR EACH ROW EXECUTE FUNCTION see();
+             ALTER TABLE {prefix}.oban_peers ENABLE ALWAYS TRIGGER see"
         ))
         .unwrap();
         // Of a superuser's table the weaker one needs to be told that it may write it.
@@ -359,4 +360,69 @@ fn odd_rows_stop_nobodys_elections() {
             format!("SELECT restarts FROM oban_workers WHERE kind = 'keeper' AND database = '{encoding}'");
         assert_eq!(client.one::<i32>(&restarts), 0, "{encoding}");
     }
+}
+
+/// Whoever may put triggers on the table must not have them run as its owner: neither by the keeper nor by the term
+/// that a row is given in its own session.
+#[test]
+fn triggers_of_others_do_not_run_as_the_tables_owner() {
+    let cluster = Cluster::installed();
+    let mut admin = cluster.client();
+    admin
+        .batch_execute(
+            "CREATE ROLE app LOGIN; CREATE SCHEMA app AUTHORIZATION app;
+             GRANT ALL ON oban_jobs, oban_peers TO app; CREATE TABLE ran_as (role name); GRANT ALL ON ran_as TO PUBLIC",
+        )
+        .unwrap();
+    let mut app = cluster.client_as("postgres", "app");
+    app.batch_execute(
+        "CREATE FUNCTION app.f() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN INSERT INTO public.ran_as VALUES (current_user); RETURN NEW; END $$;
+         GRANT EXECUTE ON FUNCTION app.f() TO PUBLIC; GRANT USAGE ON SCHEMA app TO PUBLIC;
+         CREATE TRIGGER t BEFORE INSERT OR UPDATE ON oban_peers FOR EACH ROW EXECUTE FUNCTION app.f();
+         CREATE TRIGGER u AFTER INSERT OR UPDATE OR DELETE ON oban_peers FOR EACH ROW EXECUTE FUNCTION app.f()",
+    )
+    .unwrap();
+    assert!(
+        app.batch_execute("ALTER TABLE oban_peers ENABLE ALWAYS TRIGGER t").is_err(),
+        "that takes its owner"
+    );
+    app.batch_execute("SELECT oban_join('a')").unwrap();
+    wait_until("it leads", || app.one("SELECT oban_is_leader()"));
+    // Two rows: the first one's term is not the last that was drawn when it is there, so it gets another.
+    app.batch_execute(
+        "INSERT INTO oban_peers SELECT n, 'x', now(), now() + interval '1 h' FROM unnest('{A,B}'::text[]) n",
+    )
+    .unwrap();
+    let terms = "SELECT count(DISTINCT term) = 3 AND max(term) > (SELECT min(term) + 2 FROM oban_peers) FROM oban_peers";
+    assert!(admin.one::<bool>(terms), "it was given another term");
+    let roles: String = admin.one("SELECT string_agg(DISTINCT role::text, ',') FROM ran_as");
+    assert_eq!(roles, "app", "its own INSERT fired them, and nothing else");
+}
+
+/// The triggers need no right that an upsert did not need before, and where the keeper's role may not write the table
+/// they let it be.
+#[test]
+fn foreign_elections_need_no_new_rights() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
+    let mut admin = cluster.client();
+    admin.batch_execute("CREATE ROLE landlord; CREATE ROLE peer LOGIN").unwrap();
+    admin.batch_execute("CREATE DATABASE d OWNER landlord").unwrap();
+    let mut admin = cluster.client_of("d");
+    admin
+        .batch_execute(
+            "CREATE EXTENSION obanrs; SELECT oban_install(); REVOKE ALL ON SCHEMA public FROM PUBLIC;
+             GRANT USAGE ON SCHEMA public TO peer; GRANT SELECT, INSERT, UPDATE, DELETE ON oban_peers TO peer;
+             REVOKE SELECT ON pg_catalog.pg_extension, pg_catalog.pg_class, pg_catalog.pg_proc FROM PUBLIC",
+        )
+        .unwrap();
+    let mut peer = cluster.client_as("d", "peer");
+    let insert =
+        "INSERT INTO oban_peers SELECT n, 'x', now(), now() + interval '1 h' FROM unnest($1::text[]) n
+                  ON CONFLICT (name) DO UPDATE SET expires_at = EXCLUDED.expires_at";
+    let names: &[&str] = &["A", "B", "C"];
+    for _ in 0..2 {
+        assert_eq!(peer.execute(insert, &[&names]).unwrap(), 3);
+    }
+    assert!(admin.one::<bool>("SELECT count(DISTINCT term) = 3 FROM oban_peers"));
 }

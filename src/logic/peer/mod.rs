@@ -128,6 +128,8 @@ pub struct Seat {
     resigned_at: i64,
     /// Counts what others than the keeper do to the leadership.
     changes: u32,
+    /// Of those that were recorded here.
+    greatest_term: i64,
 }
 
 /// What somebody who is no keeper did to an electorate's row.
@@ -390,7 +392,7 @@ impl Peers<'_> {
             // Others have had their turn.
             (seat.resigned, seat.resigned_at) = (0, 0);
         }
-        seat.leadership = row;
+        (seat.leadership, seat.greatest_term) = (row, seat.greatest_term.max(row.term));
         // It may have ended while it was elected or renewed.
         let ended = row.is_ours() && self.view().leader(&row, number, now).is_none();
         if !ended {

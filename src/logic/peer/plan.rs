@@ -68,9 +68,10 @@ impl<'a> View<'a> {
         .collect()
     }
 
-    /// For `Peers::record`.
-    pub fn changes(&self, electorate: &Electorate) -> u32 {
-        self.seat(electorate).map_or(0, |seat| self.seats[seat].changes)
+    /// For `Peers::record`, and the greatest term that is known.
+    pub fn changes(&self, electorate: &Electorate) -> (u32, i64) {
+        let seat = self.seat(electorate).map(|seat| &self.seats[seat]);
+        seat.map_or((0, 0), |seat| (seat.changes, seat.greatest_term))
     }
 
     /// What is to be done for `electorate` at `now`, with leases of `lease` microseconds.

@@ -42,7 +42,7 @@ fn elect(peers: &mut Peers<'_>, e: &Electorate, term: i64, now: i64) -> Option<i
 
 /// For how long there was no leader.
 fn tell(peers: &mut Peers<'_>, e: &Electorate, row: Leadership, now: i64) -> Option<i64> {
-    let seen = peers.view().changes(e);
+    let (seen, _) = peers.view().changes(e);
     match peers.record(e, row, seen, now) {
         Recorded::After { without, .. } => without,
         Recorded::Stale => panic!("nothing happened meanwhile"),
@@ -245,7 +245,7 @@ fn who_joins_while_the_row_is_read_has_it_judged_anew() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
     peers.join(&bound(1, 10, "other"), None, 0).unwrap();
-    let seen = peers.view().changes(&e);
+    let (seen, _) = peers.view().changes(&e);
     peers.join(&joining(2, 11, "leased", 1_000), None, 0).unwrap();
     let row = Leadership::foreign(Text::truncated("leased"), 7, 0, 1_000);
     assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
@@ -286,14 +286,14 @@ fn what_ended_meanwhile_does_not_begin_again() {
     peers.join(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 7, 0);
     let renewed = Leadership::ours(&candidate(1, 0, "a", None), 7, 0, 2 * LEASE);
-    let seen = peers.view().changes(&e);
+    let (seen, _) = peers.view().changes(&e);
     peers.resign(1, 10, 5);
     assert_eq!(peers.record(&e, renewed, seen, 6), Recorded::Stale);
     assert_eq!(held(&peers, &e, 6), None, "it had resigned");
     peers.vacate(&e, 6);
 
     // The new row is deleted before its keeper tells of it.
-    let seen = peers.view().changes(&e);
+    let (seen, _) = peers.view().changes(&e);
     peers.row_changed(&e, RowChange::Deleted(8), 7);
     assert_eq!(peers.record(&e, Leadership { term: 8, ..renewed }, seen, 8), Recorded::Stale);
     assert_eq!(held(&peers, &e, 8), None);
@@ -351,7 +351,7 @@ proptest! {
                     _ => {} // the keeper died
                 },
                 _ => {
-                    let seen = peers.view().changes(&e);
+                    let (seen, _) = peers.view().changes(&e);
                     match peers.view().plan(&e, now, LEASE) {
                         Plan::Wait { until } => prop_assert!(until > now, "a busy loop"),
                         Plan::Forget => { peers.vacate(&e, now); }

@@ -161,7 +161,7 @@ impl Elections {
             let now = time::now();
             let planned =
                 shmem::peers_view(|v| (v.plan(electorate, now, config::lease()), v.changes(electorate)));
-            let Ok((plan, seen)) = planned else { return Ok(None) };
+            let Ok((plan, (seen, greatest))) = planned else { return Ok(None) };
             let lapsed = matches!(plan, Plan::Elect { ended: Some(Ended { lapsed: true, .. }), .. });
             let renewal = matches!(plan, Plan::Renew { .. });
             let outcome = match plan {
@@ -178,7 +178,7 @@ impl Elections {
                 }
                 Plan::Elect { ended, candidate } => {
                     self.expect_fences(true); // before it is tried, or its end could be missed
-                    transaction(c"obanrs: election", || table::elect(electorate, ended, candidate))?
+                    transaction(c"obanrs: election", || table::elect(electorate, ended, candidate, greatest))?
                 }
             };
             match outcome {

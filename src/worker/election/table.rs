@@ -107,8 +107,13 @@ pub enum Deletion {
 }
 
 /// Ends the leadership that is over and elects the candidate, in one transaction, which also
-/// announces the end (`down`), once.
-pub fn elect(electorate: &Electorate, ended: Option<Ended>, candidate: Option<Candidate>) -> Outcome {
+/// announces the end (`down`), once. `seen` is the greatest term of the name that is known.
+pub fn elect(
+    electorate: &Electorate,
+    ended: Option<Ended>,
+    candidate: Option<Candidate>,
+    seen: i64,
+) -> Outcome {
     // The sequence of terms is the extension's: keep it from being dropped under us.
     if catalog::lock_extension().is_none() {
         return Outcome::Dropped;
@@ -119,7 +124,7 @@ pub fn elect(electorate: &Electorate, ended: Option<Ended>, candidate: Option<Ca
     };
     let (name, boot) = (electorate.name.as_str(), or_raise(shmem::boot()));
     // The extension may have been dropped and created since, and its sequence with it.
-    let mut seen = ended.map_or(0, |ended| ended.term);
+    let mut seen = seen.max(ended.map_or(0, |ended| ended.term));
     let mut down = false;
     if let Some(Ended { node, term, .. }) = ended {
         let args = [name.into(), node.as_str().into(), term.into()];
@@ -167,7 +172,8 @@ pub fn elect(electorate: &Electorate, ended: Option<Ended>, candidate: Option<Ca
         announce_down(electorate.prefix.as_str(), name);
     }
     let Some(leader) = candidate else { return Outcome::Vacant };
-    let term = sequence::next_term(rows::next_term(session::timeline(), seen));
+    let terms = sequence::terms();
+    let term = sequence::next_term(terms, rows::next_term(session::timeline(), seen));
     let expires_at = lease_of(&leader, now);
     let boot = if leader.lease_ends.is_some() { LEASED } else { boot };
     let sql = format!(
@@ -187,7 +193,7 @@ pub fn elect(electorate: &Electorate, ended: Option<Ended>, candidate: Option<Ca
         return Outcome::Again;
     }
     let least = rows::next_term(session::timeline(), seen);
-    let term = sequence::later_term(electorate.prefix.as_str(), name, term, least);
+    let term = sequence::later_term(terms, table.oid, name, term, least);
     Outcome::Ours(Leadership::ours(&leader, term, now, expires_at))
 }
 
