@@ -17,6 +17,11 @@
 //!   museum.rs): a relay that ends at any moment, stands still, or does not come back.
 //! * `positions_never_go_back`, `more_databases_than_slots_are_logged_once`: who drops the extension wakes the
 //!   keeper before caches are told, so that it looks by a query (Postgres 18 has a cache here).
+//! * Between a keeper's commit and what it tells shared memory, members resign and join and rows are deleted
+//!   (`what_ended_meanwhile_does_not_begin_again` and others in logic::peer); terms are drawn before rows are had
+//!   (`terms_rise_in_the_order_of_the_rows`); rows are fenced, by prepared transactions too
+//!   (`nobody_else_leads_until_the_fencing_transaction_ends`); all of it at once (`never_two_leaders`).
+//! * `a_missing_table_costs_nothing_while_it_is_missing`: Postgres' timer for a step goes off long after the step.
 //! * `a_restart_brings_everything_back`, `shutdown_is_fast`, `idle_means_idle`.
 #![allow(unsafe_code)] // the exported main functions
 
