@@ -25,7 +25,7 @@ COMMENT ON FUNCTION @extschema@.oban_join(text, text, interval, boolean, text) I
 COMMENT ON FUNCTION @extschema@.oban_renew(bigint) IS
     'A leased member''s heartbeat: its lease begins anew, whether or not this transaction commits. Returns its term when it leads, else NULL. When half of the leadership''s lease is over it waits, up to 1 s, until the row in oban_peers is extended. 55000 when it is no member any more (its lease has ended, it left or was replaced) and in recovery. From any session of the role that joined it, or of a member of that role.';
 COMMENT ON FUNCTION @extschema@.oban_resign(bigint) IS
-    'Steps down and stays a member: another member leads at once if there is one. Alone it stands for election again after obanrs.lease, so that nodes that are no members can take over. True when it led. 55000 when it is no member. For the role that joined it and members of that role.';
+    'Steps down and stays a member: another member leads at once if there is one. Alone it stands for election again after obanrs.lease, or when somebody else has led, so that nodes that are no members can take over. True when it led. 55000 when it is no member. For the role that joined it and members of that role.';
 COMMENT ON FUNCTION @extschema@.oban_leave(bigint) IS
     'Ends a membership at once, with its leadership and, of a session-bound member, its node''s gossip. False when there is no such member. Only for the role that joined it and members of that role.';
 COMMENT ON FUNCTION @extschema@.oban_is_leader(text, text, text) IS

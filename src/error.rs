@@ -18,7 +18,7 @@ pub enum Error {
     NodeTaken { node: String, name: String, pid: i32, lease_ends: Option<String> },
     #[error("{0} is no member any more")]
     NoMember(i64),
-    #[error("term {term} of \"{name}\" is not held any more")]
+    #[error("term {term} of \"{name}\" is not held")]
     TermOver { name: String, term: i64 },
     #[error("prefix \"{0}\" has no table of leaders")]
     NotInstalled(String),

@@ -80,12 +80,7 @@ pub extern "C-unwind" fn _PG_init() {
 
 /// With the commit of CREATE EXTENSION, for its script may not send notices: that this is allowed, but
 /// not all there is.
-#[pg_guard]
-#[allow(unsafe_code)]
-unsafe extern "C-unwind" fn say_not_preloaded(
-    event: pg_sys::XactEvent::Type,
-    _argument: *mut std::ffi::c_void,
-) {
+fn say_not_preloaded(event: pg_sys::XactEvent::Type) {
     static SAID: AtomicBool = AtomicBool::new(false);
     let (commits, ends) = (pg::xact::is_before_commit(event), pg::xact::is_end(event));
     if !(commits || ends) || SAID.swap(true, Ordering::Relaxed) {

@@ -155,12 +155,7 @@ fn count_late() {
     });
 }
 
-#[pg_guard]
-#[allow(unsafe_code)]
-unsafe extern "C-unwind" fn transaction_event(
-    event: pg_sys::XactEvent::Type,
-    _argument: *mut std::ffi::c_void,
-) {
+fn transaction_event(event: pg_sys::XactEvent::Type) {
     if xact::is_end(event) {
         CLOSED.set(false);
         let (reserved, publication) = (RESERVED.take(), PUBLICATION.take());
@@ -300,14 +295,7 @@ fn publish(publication: Publication) {
     rings::count_all(ring, &counts);
 }
 
-#[pg_guard]
-#[allow(unsafe_code)]
-unsafe extern "C-unwind" fn subtransaction_event(
-    event: pg_sys::SubXactEvent::Type,
-    _own: pg_sys::SubTransactionId,
-    _parent: pg_sys::SubTransactionId,
-    _argument: *mut std::ffi::c_void,
-) {
+fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {
     let level = xact::level();
     OUTBOX.with_borrow_mut(|outbox| match event {
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => outbox.commit_level(level),

@@ -42,7 +42,7 @@ fn oban_fence(
         }
         table = now;
     }
-    note(Note::Fence); // first: whatever happens from here on, the keeper looks again
+    note(Note::Fence); // first: whatever happens from here on, a keeper that waits for it is woken
     let row =
         spi::as_owner(table.elector, || spi::lock_leader(&spi::qualified(prefix, "oban_peers"), name, term));
     // Judged once the row is locked: from here on it can only become longer.

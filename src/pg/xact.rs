@@ -1,7 +1,10 @@
 //! Transactions: running one in a worker, surviving its error, and hearing of every end of one.
 
-use std::ffi::{CStr, c_int};
+use std::cell::RefCell;
+use std::ffi::{CStr, c_int, c_void};
 use std::panic::{AssertUnwindSafe, UnwindSafe};
+use std::ptr::null_mut;
+use std::sync::Once;
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
@@ -113,26 +116,51 @@ pub fn with_hint<R>(code: PgSqlErrorCode, hint: &str, body: impl FnOnce() -> R +
         .execute()
 }
 
-pub type Callback = unsafe extern "C-unwind" fn(event: pg_sys::XactEvent::Type, arg: *mut std::ffi::c_void);
+pub type Callback = fn(event: pg_sys::XactEvent::Type);
+pub type SubCallback = fn(event: pg_sys::SubXactEvent::Type);
 
-/// Registers `callback` for every event of every transaction of this process and its children. After a
-/// commit it must not raise: that would be a PANIC of the whole server.
-pub fn on_event(callback: Callback) {
-    // SAFETY: a function that lives as long as the library, which is never unloaded.
-    unsafe { pg_sys::RegisterXactCallback(Some(callback), std::ptr::null_mut()) }
+thread_local! {
+    /// Filled in `_PG_init`, in the order of registration. Not borrowed while one runs: it may raise, or end the process.
+    static CALLBACKS: RefCell<Vec<Callback>> = const { RefCell::new(Vec::new()) };
+    static SUB_CALLBACKS: RefCell<Vec<SubCallback>> = const { RefCell::new(Vec::new()) };
 }
 
-pub type SubCallback = unsafe extern "C-unwind" fn(
-    event: pg_sys::SubXactEvent::Type,
-    own: pg_sys::SubTransactionId,
-    parent: pg_sys::SubTransactionId,
-    arg: *mut std::ffi::c_void,
-);
+/// Registers `callback` for every event of every transaction of this process and its children; the last one that was
+/// registered is called first. After a commit it must not raise: that would be a PANIC of the whole server.
+pub fn on_event(callback: Callback) {
+    static REGISTERED: Once = Once::new();
+    // SAFETY: a function that lives as long as the library, which is never unloaded.
+    REGISTERED.call_once(|| unsafe { pg_sys::RegisterXactCallback(Some(event_happened), null_mut()) });
+    CALLBACKS.with_borrow_mut(|callbacks| callbacks.push(callback));
+}
 
 /// As `on_event`, for every subtransaction. The callback runs in it still: `level` is its own.
 pub fn on_subtransaction_event(callback: SubCallback) {
-    // SAFETY: a function that lives as long as the library, which is never unloaded.
-    unsafe { pg_sys::RegisterSubXactCallback(Some(callback), std::ptr::null_mut()) }
+    static REGISTERED: Once = Once::new();
+    // SAFETY: as above.
+    REGISTERED.call_once(|| unsafe { pg_sys::RegisterSubXactCallback(Some(sub_event_happened), null_mut()) });
+    SUB_CALLBACKS.with_borrow_mut(|callbacks| callbacks.push(callback));
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn event_happened(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
+    for i in (0..CALLBACKS.with_borrow(Vec::len)).rev() {
+        let callback = CALLBACKS.with_borrow(|callbacks| callbacks[i]);
+        callback(event);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn sub_event_happened(
+    event: pg_sys::SubXactEvent::Type,
+    _own: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut c_void,
+) {
+    for i in (0..SUB_CALLBACKS.with_borrow(Vec::len)).rev() {
+        let callback = SUB_CALLBACKS.with_borrow(|callbacks| callbacks[i]);
+        callback(event);
+    }
 }
 
 /// How deep in subtransactions this is: 1 in a transaction, 0 outside of one.

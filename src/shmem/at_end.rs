@@ -8,7 +8,6 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use pgrx::pg_sys;
-use pgrx::prelude::*;
 
 use crate::pg::{latch, session, xact};
 
@@ -41,11 +40,7 @@ pub fn note(what: Note) {
     PENDING.fetch_or(what as u32, Ordering::Relaxed);
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn transaction_event(
-    event: pg_sys::XactEvent::Type,
-    _argument: *mut std::ffi::c_void,
-) {
+fn transaction_event(event: pg_sys::XactEvent::Type) {
     if PENDING.load(Ordering::Relaxed) == 0 || !xact::is_end(event) {
         return;
     }
@@ -78,13 +73,7 @@ unsafe extern "C-unwind" fn transaction_event(
 }
 
 /// A savepoint that is rolled back gives its rows free.
-#[pg_guard]
-unsafe extern "C-unwind" fn subtransaction_event(
-    event: pg_sys::SubXactEvent::Type,
-    _own: pg_sys::SubTransactionId,
-    _parent: pg_sys::SubTransactionId,
-    _argument: *mut std::ffi::c_void,
-) {
+fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {
     let aborted = event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB;
     if aborted && PENDING.load(Ordering::Relaxed) & Note::Fence as u32 != 0 {
         fence_ended();

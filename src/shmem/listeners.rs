@@ -72,12 +72,7 @@ unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
     uncount();
 }
 
-#[pg_guard]
-#[allow(unsafe_code)]
-unsafe extern "C-unwind" fn transaction_event(
-    event: pg_sys::XactEvent::Type,
-    _argument: *mut std::ffi::c_void,
-) {
+fn transaction_event(event: pg_sys::XactEvent::Type) {
     if LEAVING.get() && xact::is_end(event) {
         LEAVING.set(false);
         if xact::is_commit(event) {
@@ -86,14 +81,7 @@ unsafe extern "C-unwind" fn transaction_event(
     }
 }
 
-#[pg_guard]
-#[allow(unsafe_code)]
-unsafe extern "C-unwind" fn subtransaction_event(
-    event: pg_sys::SubXactEvent::Type,
-    _own: pg_sys::SubTransactionId,
-    _parent: pg_sys::SubTransactionId,
-    _argument: *mut std::ffi::c_void,
-) {
+fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
         LEAVING.set(false);
     }

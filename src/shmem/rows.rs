@@ -9,7 +9,6 @@
 use std::cell::{Cell, RefCell};
 
 use pgrx::pg_sys;
-use pgrx::prelude::*;
 
 use crate::logic::peer::{Electorate, RowChange};
 use crate::pg::{latch, session, time, xact};
@@ -85,11 +84,7 @@ fn tell(changes: &[(Electorate, Change, u32)]) {
     });
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn transaction_event(
-    event: pg_sys::XactEvent::Type,
-    _argument: *mut std::ffi::c_void,
-) {
+fn transaction_event(event: pg_sys::XactEvent::Type) {
     let (before, end) =
         (xact::is_before_commit(event) || xact::is_before_prepare(event), xact::is_end(event));
     if !(before || end) || CHANGES.with_borrow(Vec::is_empty) {
@@ -115,13 +110,7 @@ unsafe extern "C-unwind" fn transaction_event(
     keeper.into_iter().for_each(latch::wake);
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn subtransaction_event(
-    event: pg_sys::SubXactEvent::Type,
-    _own: pg_sys::SubTransactionId,
-    _parent: pg_sys::SubTransactionId,
-    _argument: *mut std::ffi::c_void,
-) {
+fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {
     use pg_sys::SubXactEvent::{SUBXACT_EVENT_ABORT_SUB, SUBXACT_EVENT_COMMIT_SUB};
     let level = xact::level();
     CHANGES.with_borrow_mut(|changes| match event {

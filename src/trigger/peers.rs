@@ -56,26 +56,14 @@ pub fn register() {
     xact::on_subtransaction_event(subtransaction_event);
 }
 
-#[pg_guard]
-#[allow(unsafe_code)]
-unsafe extern "C-unwind" fn transaction_event(
-    event: pg_sys::XactEvent::Type,
-    _argument: *mut std::ffi::c_void,
-) {
+fn transaction_event(event: pg_sys::XactEvent::Type) {
     if xact::is_end(event) {
         REISSUING.set(false);
         PROPOSALS.with_borrow_mut(Vec::clear);
     }
 }
 
-#[pg_guard]
-#[allow(unsafe_code)]
-unsafe extern "C-unwind" fn subtransaction_event(
-    event: pg_sys::SubXactEvent::Type,
-    _own: pg_sys::SubTransactionId,
-    _parent: pg_sys::SubTransactionId,
-    _argument: *mut std::ffi::c_void,
-) {
+fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
         REISSUING.set(false);
         let level = xact::level();

@@ -2,9 +2,9 @@
 //! expired (`election`).
 //!
 //! It goes when it is not wanted any more: a command needs the database alone, the database became a
-//! template, or the extension was dropped. Otherwise the coordinator brings it back. It holds no transaction and no lock while it
-//! waits, and it waits for its latch (somebody joined or left, a row was changed or let go of, a prefix was
-//! installed) or until the next lease is half over, or over.
+//! template, or the extension was dropped. Otherwise the coordinator brings it back. It holds no
+//! transaction and no lock while it waits, and it waits for its latch (somebody joined or left, a row was
+//! changed or let go of, a prefix was installed) or until the next lease is half over, or over.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
             if !extension {
                 return;
             }
-            (look, elections.dropped) = (false, false);
+            (look, elections.dropped, due) = (false, false, Some(0));
         }
         let news = orders.kicks != kicks;
         kicks = orders.kicks;
