@@ -9,6 +9,17 @@ CREATE VIEW @extschema@.oban_leadership AS
     SELECT prefix, name, node, term, started_at, expires_at
     FROM @extschema@.obanrs_leadership();
 
+CREATE FUNCTION @extschema@.obanrs_gossip() RETURNS TABLE (
+    prefix pg_catalog.text,
+    name pg_catalog.text,
+    node pg_catalog.text,
+    queue pg_catalog.text,
+    state pg_catalog.jsonb,
+    started_at pg_catalog.timestamptz,
+    updated_at pg_catalog.timestamptz,
+    expires_at pg_catalog.timestamptz
+) VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'obanrs_gossip_wrapper';
+
 CREATE VIEW @extschema@.oban_gossip AS
     SELECT
         g.prefix, g.name, g.node, g.queue,
@@ -19,10 +30,7 @@ CREATE VIEW @extschema@.oban_gossip AS
         )::pg_catalog.int4 AS local_limit,
         pg_catalog.jsonb_array_length(g.state OPERATOR(pg_catalog.->) 'running') AS running,
         g.state OPERATOR(pg_catalog.->>) 'uuid' AS uuid,
-        COALESCE(
-            (g.state OPERATOR(pg_catalog.->>) 'started_at')::pg_catalog.timestamptz, g.started_at
-        ) AS started_at,
-        g.updated_at, g.expires_at, g.state
+        g.started_at, g.updated_at, g.expires_at, g.state
     FROM @extschema@.obanrs_gossip() g;
 
 CREATE VIEW @extschema@.oban_workers AS

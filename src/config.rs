@@ -30,6 +30,9 @@ static MAX_MEMBERS: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static GOSSIP_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 /// In ms. Oban's nodes forget a silent node after 30 s.
 static GOSSIP_TTL: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+/// In ms; 0 is never. Oban Web sends its own every 750 ms.
+static GOSSIP_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static GOSSIP_INGEST: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// In ms. Oban's own lease.
 static LEASE: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 
@@ -58,6 +61,24 @@ pub fn register(preloading: bool) {
         86_400_000,
         GucContext::Sighup,
         GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"obanrs.gossip_interval",
+        c"How often the entries of oban_gossip are sent to those who listen to gossip.",
+        c"As one merged broadcast for each prefix, in the form that Oban Web reads, while there are entries. 0 turns it off. Oban's nodes forget a silent node after 30 s.",
+        &GOSSIP_INTERVAL,
+        0,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_bool_guc(
+        c"obanrs.gossip_ingest",
+        c"Whether what Oban's own nodes gossip shows in oban_gossip.",
+        c"The relay listens to the gossip channel of each installed prefix. Anybody may send there, so what comes takes at most half of obanrs.gossip_memory.",
+        &GOSSIP_INGEST,
+        GucContext::Sighup,
+        GucFlags::default(),
     );
     GucRegistry::define_int_guc(
         c"obanrs.max_transaction_messages",
@@ -177,6 +198,15 @@ pub fn relay_interval() -> Duration {
 
 pub fn gossip_ttl() -> Duration {
     Duration::from_millis(GOSSIP_TTL.get() as u64)
+}
+
+/// In microseconds; 0 is never.
+pub fn gossip_interval() -> i64 {
+    i64::from(GOSSIP_INTERVAL.get()) * 1_000
+}
+
+pub fn gossip_ingest() -> bool {
+    GOSSIP_INGEST.get()
 }
 
 pub fn max_transaction_messages() -> usize {

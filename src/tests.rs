@@ -233,6 +233,8 @@ mod tests {
         assert_eq!(
             settings,
             [
+                "obanrs.gossip_ingest on sighup",
+                "obanrs.gossip_interval 1000ms sighup",
                 "obanrs.gossip_memory 8192kB postmaster",
                 "obanrs.gossip_ttl 30000ms sighup",
                 "obanrs.lease 30000ms sighup",

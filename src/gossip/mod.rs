@@ -1,24 +1,24 @@
-//! Who runs what where: entries of queues in shared memory, and the view over them.
+//! Who runs what where: entries of queues in shared memory, and the view over them. (What tells other nodes of
+//! them, and takes in what those tell, is `worker::gossip`.)
 
-use std::time::Duration;
+use std::collections::HashMap;
 
-use pgrx::datum::{Interval, JsonB};
+use pgrx::datum::Interval;
+use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use serde_json::Value;
 
 use crate::config;
 use crate::error::{self, Error, given};
-use crate::logic::check;
-use crate::logic::gossip::{Copied, Full, Key};
+use crate::logic::check::{self, MAX_QUEUE, Members};
+use crate::logic::gossip::{Copied, Full, Key, Origin};
 use crate::logic::peer::{MAX_NAME, MAX_NODE, MAX_PREFIX};
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
+use crate::pg::datum::RawJsonb;
+use crate::pg::rows::Rows;
 use crate::pg::{session, time};
 use crate::shmem;
-
-/// Oban's own limit of a queue's name is 127 characters, of up to four bytes.
-const MAX_QUEUE: usize = 508;
 
 /// A year: what is longer is a mistake in the unit.
 const MAX_TTL: i64 = 366 * 86_400 * 1_000_000;
@@ -53,78 +53,74 @@ impl Names {
 fn oban_gossip_put(
     node: Option<&str>,
     queue: Option<&str>,
-    state: default!(Option<JsonB>, "'{}'"),
+    state: default!(Option<RawJsonb>, "'{}'"),
     name: default!(Option<&str>, "'Oban'"),
     ttl: default!(Option<Interval>, "NULL"),
     prefix: default!(Option<&str>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let names = Names::of(prefix, name, node)?;
     let queue: Text<MAX_QUEUE> = error::name("queue", queue)?;
-    let state = validated(given("state", state)?)?;
+    let state = given("state", state)?;
+    let started_at = validated(&state.text())?;
     let ttl = lifetime(ttl)?;
     acl::require(names.prefix.as_str(), Right::Write)?;
+    shmem::require()?;
     // The coordinator, who lets entries expire, is not there either.
     if session::in_recovery() {
         return Err(Error::InRecovery("gossip").into());
     }
 
-    let now = time::now();
-    let expires_at = now + ttl;
-    let put = shmem::gossip(|table, sweep_at| {
-        let key = names.key(queue.as_str());
-        let put = table.put(&key, state.as_bytes(), now, expires_at).or_else(|_| {
-            // The coordinator may be late, and on a standby there is none.
-            table.expire(now);
-            table.put(&key, state.as_bytes(), now, expires_at)
-        });
-        put.map(|()| {
-            // Only an entry that expires before the coordinator looks again has to wake it.
-            let sooner = *sweep_at == 0 || expires_at < *sweep_at;
-            if sooner {
-                *sweep_at = expires_at;
-            }
-            sooner
-        })
-    })?;
-    match put {
-        Ok(true) => shmem::wake_coordinator(),
-        Ok(false) => {}
-        Err(Full { missing }) => {
-            let what = format!("the state of queue \"{}\" ({missing} bytes missing)", queue.as_str());
-            return Err(Error::TableFull { what, setting: "obanrs.gossip_memory" }.into());
-        }
+    let key = names.key(queue.as_str());
+    let put = shmem::gossip::put(&key, state.bytes(), started_at, ttl, Origin::Ours)?;
+    if let Err(Full { missing }) = put {
+        let what = format!("the state of queue \"{}\" ({missing} bytes missing)", queue.as_str());
+        return Err(Error::TableFull { what, setting: "obanrs.gossip_memory" }.into());
     }
     Ok(())
 }
 
-/// The state as text, if it is an object whose known keys have the types that readers rely on.
-fn validated(state: JsonB) -> Result<String, Error> {
-    let Value::Object(object) = &state.0 else {
+/// Tests a state, given as text: it has to be an object whose known keys have the types that readers rely on.
+/// When the queue started, if the state says so.
+fn validated(state: &str) -> Result<Option<i64>, Error> {
+    if state.len() > check::MAX_STATE {
         return Err(Error::bad(
-            "state is no JSON object",
-            "Give a check's keys, such as {\"limit\": 10, \"running\": []}.",
-        ));
-    };
-    check::validate(object).map_err(|bad| {
-        Error::bad(
-            format!("key \"{}\" of state is {}", bad.key, object.get(bad.key).unwrap_or(&Value::Null)),
-            format!("It has to be {}.", bad.wanted),
-        )
-    })?;
-    let text = state.0.to_string();
-    if text.len() > check::MAX_STATE {
-        return Err(Error::bad(
-            format!("state has {} bytes", text.len()),
+            format!("state has {} bytes", state.len()),
             format!("At most {} bytes fit.", check::MAX_STATE),
         ));
     }
-    Ok(text)
+    let members = Members::of(state).ok_or_else(|| {
+        Error::bad(
+            "state is no JSON object",
+            "Give a check's keys, such as {\"limit\": 10, \"running\": []}.",
+        )
+    })?;
+    check::validate(&members).map_err(|bad| {
+        Error::bad(
+            format!("key \"{}\" of state is {}", bad.key, bad.value),
+            format!("It has to be {}.", bad.wanted),
+        )
+    })?;
+    Ok(check::started_at(&members))
+}
+
+/// Does what every call of oban_gossip_put has to do, and nothing.
+#[cfg(feature = "bench")]
+#[pg_extern(volatile, parallel_unsafe)]
+fn obanrs_bench_gossip_put(
+    _node: Option<&str>,
+    _queue: Option<&str>,
+    _state: default!(Option<RawJsonb>, "'{}'"),
+    _name: default!(Option<&str>, "'Oban'"),
+    _ttl: default!(Option<Interval>, "NULL"),
+    _prefix: default!(Option<&str>, "'public'"),
+) -> Result<(), ErrorReport> {
+    Ok(())
 }
 
 /// A ttl in microseconds.
 fn lifetime(ttl: Option<Interval>) -> Result<i64, Error> {
     let Some(ttl) = ttl else {
-        return Ok(micros(config::gossip_ttl()));
+        return Ok(config::gossip_ttl().as_micros() as i64);
     };
     match i64::try_from(ttl.as_micros()) {
         Ok(t) if (1..=MAX_TTL).contains(&t) => Ok(t),
@@ -133,10 +129,6 @@ fn lifetime(ttl: Option<Interval>) -> Result<i64, Error> {
             "It has to be positive and at most a year.",
         )),
     }
-}
-
-fn micros(duration: Duration) -> i64 {
-    duration.as_micros() as i64
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -149,41 +141,45 @@ fn oban_gossip_delete(
     let names = Names::of(prefix, name, node)?;
     let queue: Option<Text<MAX_QUEUE>> = queue.map(|q| error::name("queue", Some(q))).transpose()?;
     acl::require(names.prefix.as_str(), Right::Write)?;
-    let queue = queue.as_ref().map(Text::as_str);
-    let deleted = shmem::gossip(|table, _| table.delete(&names.key(""), queue, time::now()))?;
+    let deleted = match queue {
+        Some(queue) => usize::from(shmem::gossip::delete(&names.key(queue.as_str()))?),
+        None => shmem::gossip::delete_node(&names.key(""))?,
+    };
     Ok(deleted as i32)
 }
 
-/// The rows of the view oban_gossip: of this database and the prefixes that the caller may read.
-#[pg_extern(volatile, parallel_restricted)]
-fn obanrs_gossip() -> Result<
-    TableIterator<
-        'static,
-        (
-            name!(prefix, String),
-            name!(name, String),
-            name!(node, String),
-            name!(queue, String),
-            name!(state, JsonB),
-            name!(started_at, Option<TimestampWithTimeZone>),
-            name!(updated_at, Option<TimestampWithTimeZone>),
-            name!(expires_at, Option<TimestampWithTimeZone>),
-        ),
-    >,
-    ErrorReport,
-> {
-    let mut entries: Vec<Copied> = shmem::gossip_view(|v| v.of_database(session::database(), time::now()))?;
-    entries.retain(|e| acl::allows(&e.prefix, Right::Read));
-    Ok(TableIterator::new(entries.into_iter().map(|e| {
-        (
-            e.prefix,
-            e.name,
-            e.node,
-            e.queue,
-            JsonB(serde_json::from_str(&e.state).unwrap_or(Value::Null)),
-            time::timestamptz(e.started_at),
-            time::timestamptz(e.updated_at),
-            time::timestamptz(e.expires_at),
-        )
-    })))
+/// The rows of the view oban_gossip: of this database and the prefixes that the caller may read. Its columns are
+/// in sql/50_views.sql.
+#[pg_extern(sql = false)]
+pub fn obanrs_gossip(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
+    let (database, mut rows) = (session::database(), Rows::of(fcinfo));
+    let mut readable = HashMap::new();
+    let mut give = |rows: &mut Rows, entries: &mut Vec<Copied>| {
+        rows.within(|rows| entries.drain(..).for_each(|entry| push(rows, entry, &mut readable)));
+    };
+    if !shmem::gossip::each(database, false, |entries| give(&mut rows, entries))? {
+        rows.clear();
+        give(&mut rows, &mut shmem::gossip::entries(database, false)?);
+    }
+    Ok(())
+}
+
+/// Adds an entry's row, if the caller may read its prefix; `readable` is what was found out about that.
+fn push(rows: &mut Rows, entry: Copied, readable: &mut HashMap<String, bool>) {
+    let readable = match readable.get(&entry.prefix) {
+        Some(readable) => *readable,
+        None => *readable.entry(entry.prefix.clone()).or_insert_with_key(|p| acl::allows(p, Right::Read)),
+    };
+    if readable {
+        rows.push([
+            entry.prefix.into_datum(),
+            entry.name.into_datum(),
+            entry.node.into_datum(),
+            entry.queue.into_datum(),
+            RawJsonb::copy(&entry.state).into_datum(),
+            time::timestamptz(entry.started_at).into_datum(),
+            time::timestamptz(entry.updated_at).into_datum(),
+            time::timestamptz(entry.expires_at).into_datum(),
+        ]);
+    }
 }

@@ -5,9 +5,12 @@
 //! property-tested without a server. `shmem` holds the locks, `worker` and the SQL functions act.
 
 pub mod backoff;
+pub mod broadcast;
 pub mod channel;
 pub mod check;
 pub mod gossip;
+pub mod intake;
+pub mod iso8601;
 pub mod lifecycle;
 pub mod outbox;
 pub mod peer;

@@ -20,7 +20,7 @@ pub enum WireError {
     TooLong(usize),
     /// What kept `decode` from reading the form.
     Malformed(&'static str),
-    /// It unpacks to more than `MAX_UNPACKED` bytes.
+    /// It unpacks to more bytes than it may.
     Bomb,
     /// It is nested more than `MAX_DEPTH` levels deep.
     TooDeep,
@@ -44,6 +44,11 @@ pub fn encode(json: &str) -> Result<String, WireError> {
 
 /// The JSON text of a wire form; whether it is JSON is for the caller's parser to say.
 pub fn decode(wire: &str) -> Result<String, WireError> {
+    decode_up_to(wire, MAX_UNPACKED)
+}
+
+/// The same for a wire form that may unpack to so many bytes.
+pub fn decode_up_to(wire: &str, most: usize) -> Result<String, WireError> {
     let packed = match wire.strip_prefix("Z:") {
         Some(packed) => packed,
         None if wire.starts_with("H4sI") => wire,
@@ -52,10 +57,10 @@ pub fn decode(wire: &str) -> Result<String, WireError> {
     let packed = STANDARD.decode(packed).map_err(|_| WireError::Malformed("it is not base64"))?;
     let mut json = Vec::new();
     GzDecoder::new(&*packed)
-        .take(MAX_UNPACKED as u64 + 1)
+        .take(most as u64 + 1)
         .read_to_end(&mut json)
         .map_err(|_| WireError::Malformed("it is not gzip"))?;
-    if json.len() > MAX_UNPACKED {
+    if json.len() > most {
         return Err(WireError::Bomb);
     }
     String::from_utf8(json).map_err(|_| WireError::Malformed("it is not UTF-8"))

@@ -1,8 +1,9 @@
-//! What the bus has done: the rows of the view oban_stats.
+//! What was done in this database: the rows of the view oban_stats.
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::pg::session;
 use crate::shmem;
 use crate::shmem::rings::{self, Counter};
 
@@ -14,8 +15,16 @@ fn obanrs_stats()
         Some((counters, (used, size, waiting))) => {
             let counted =
                 Counter::ALL.iter().map(|counter| (counter.name(), counters[*counter as usize] as i64));
-            let ring = [("ring_waiting", waiting), ("ring_bytes_used", used), ("ring_bytes", size)];
-            counted.chain(ring.map(|(name, value)| (name, value as i64))).collect()
+            let gossip = shmem::gossip::usage(session::database())?;
+            let measured = [
+                ("ring_waiting", waiting as i64),
+                ("ring_bytes_used", used as i64),
+                ("ring_bytes", size as i64),
+                ("gossip_entries", gossip.entries as i64),
+                ("gossip_entries_taken_in", gossip.foreign as i64),
+                ("gossip_bytes", gossip.bytes as i64),
+            ];
+            counted.chain(measured).collect()
         }
         None => Vec::new(),
     };

@@ -3,6 +3,7 @@
 
 use std::ffi::CStr;
 use std::ops::Deref;
+use std::ptr::{NonNull, null_mut};
 
 use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::datum::{Datum, UnboxDatum};
@@ -110,6 +111,72 @@ impl IntoDatum for ServerJson {
     }
 }
 
+/// A `jsonb` as Postgres keeps it, in memory of the current context: not to be kept beyond the call, or the
+/// transaction, that it was made in. Its bytes mean the same in every process of this database.
+#[derive(Clone, Debug)]
+pub struct RawJsonb(NonNull<pg_sys::varlena>);
+
+impl RawJsonb {
+    /// From JSON text. Raises what Postgres has against it (a NUL, a number out of range).
+    pub fn parse(json: &str) -> Option<Self> {
+        let datum = ServerJson(to_server(json).into_owned()).into_datum()?;
+        // SAFETY: a jsonb that was just made.
+        unsafe { Self::from_datum(datum, false) }
+    }
+
+    /// From what `bytes` gave.
+    pub fn copy(bytes: &[u8]) -> Self {
+        // SAFETY: as much memory as is copied; palloc never returns null.
+        unsafe {
+            let copy = pg_sys::palloc(bytes.len().max(size_of::<u32>())).cast::<u8>();
+            copy.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            Self(NonNull::new_unchecked(copy.cast()))
+        }
+    }
+
+    /// All of it, with its length in front.
+    pub fn bytes(&self) -> &[u8] {
+        let pointer = self.0.as_ptr();
+        // SAFETY: detoasted, so that the length in front is of the whole.
+        unsafe { std::slice::from_raw_parts(pointer.cast(), pgrx::varlena::varsize_any(pointer)) }
+    }
+
+    /// As Postgres prints it.
+    pub fn text(&self) -> String {
+        // SAFETY: a jsonb, detoasted; the text is copied and freed.
+        unsafe {
+            let jsonb = self.0.as_ptr().cast::<pg_sys::Jsonb>();
+            let text = pg_sys::JsonbToCString(null_mut(), &raw mut (*jsonb).root, self.bytes().len() as i32);
+            let copy = to_utf8(CStr::from_ptr(text).to_bytes()).into_owned();
+            pg_sys::pfree(text.cast());
+            copy
+        }
+    }
+}
+
+impl FromDatum for RawJsonb {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _type: pg_sys::Oid,
+    ) -> Option<Self> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: a jsonb, says whoever calls this.
+        NonNull::new(unsafe { pg_sys::pg_detoast_datum(datum.cast_mut_ptr()) }).map(Self)
+    }
+}
+
+impl IntoDatum for RawJsonb {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        Some(pg_sys::Datum::from(self.0.as_ptr()))
+    }
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::JSONBOID
+    }
+}
+
 macro_rules! sql_type {
     ($rust:ty, $sql:literal) => {
         // SAFETY: by FromDatum, which copies.
@@ -165,4 +232,5 @@ macro_rules! sql_result {
 
 sql_type!(Text, "text");
 sql_type!(Jsonb, "jsonb");
+sql_type!(RawJsonb, "jsonb");
 sql_result!(ServerJson, "jsonb");

@@ -31,8 +31,16 @@ pub enum Listening {
 pub type BeforeDatabaseCommand = fn(DatabaseCommand<'_>);
 /// The same.
 pub type BeforeListening = fn(Listening);
-/// Called when an extension was created or is being dropped; does not raise.
-pub type OnExtension = fn();
+/// What changes in this database's catalogs.
+pub enum Change {
+    /// An extension was created or is being dropped.
+    Extension,
+    /// A trigger was, or a schema was altered: prefixes may have come or gone.
+    Prefixes,
+}
+
+/// Called when that happens; does not raise.
+pub type OnChange = fn(Change);
 
 // Postgres' own, not pgrx's wrapper of it, which would guard it.
 unsafe extern "C-unwind" {
@@ -52,15 +60,15 @@ static mut NEXT_UTILITY: pg_sys::ProcessUtility_hook_type = None;
 static mut NEXT_ACCESS: pg_sys::object_access_hook_type = None;
 static mut BEFORE_DATABASE_COMMAND: Option<BeforeDatabaseCommand> = None;
 static mut BEFORE_LISTENING: Option<BeforeListening> = None;
-static mut ON_EXTENSION: Option<OnExtension> = None;
+static mut ON_CHANGE: Option<OnChange> = None;
 
 /// Once, while preloading.
-pub fn install(before: BeforeDatabaseCommand, listening: BeforeListening, on_extension: OnExtension) {
+pub fn install(before: BeforeDatabaseCommand, listening: BeforeListening, on_change: OnChange) {
     // SAFETY: single-threaded start of the postmaster; later processes only read these.
     unsafe {
         BEFORE_DATABASE_COMMAND = Some(before);
         BEFORE_LISTENING = Some(listening);
-        ON_EXTENSION = Some(on_extension);
+        ON_CHANGE = Some(on_change);
         NEXT_UTILITY = pg_sys::ProcessUtility_hook;
         pg_sys::ProcessUtility_hook = Some(utility);
         NEXT_ACCESS = pg_sys::object_access_hook;
@@ -109,14 +117,16 @@ unsafe extern "C-unwind" fn access(
     sub: c_int,
     arg: *mut c_void,
 ) {
-    use pg_sys::ObjectAccessType::{OAT_DROP, OAT_POST_CREATE};
+    use pg_sys::ObjectAccessType::{OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE};
     // SAFETY: what Postgres gave is handed on as it came.
     unsafe {
-        if class == pg_sys::ExtensionRelationId
-            && (access == OAT_POST_CREATE || access == OAT_DROP)
-            && let Some(on_extension) = ON_EXTENSION
-        {
-            on_extension();
+        if let Some(on_change) = ON_CHANGE {
+            match (class, access) {
+                (pg_sys::ExtensionRelationId, OAT_POST_CREATE | OAT_DROP) => on_change(Change::Extension),
+                (pg_sys::TriggerRelationId, OAT_POST_CREATE | OAT_DROP)
+                | (pg_sys::NamespaceRelationId, OAT_POST_ALTER) => on_change(Change::Prefixes),
+                _ => {}
+            }
         }
         if let Some(next) = NEXT_ACCESS {
             next(access, class, object, sub, arg);

@@ -14,6 +14,7 @@ pub mod notify;
 pub mod procedure;
 pub mod row;
 pub mod row_trigger;
+pub mod rows;
 pub mod scan;
 pub mod sequence;
 pub mod session;

@@ -1,7 +1,15 @@
-//! Native LISTEN and NOTIFY.
+//! Native LISTEN and NOTIFY, and hearing what comes in a process that has no client.
+//!
+//! SQL's LISTEN is refused in a worker, as nobody would read what comes. The functions behind it work: the
+//! signal sets a flag and our latch, `ProcessNotifyInterrupt` reads NOTIFY's queue in a transaction of its own
+//! and writes each notification of our channels as a protocol message to whatever `PqCommMethods` points at.
+//! For the time of that call this is a table of our own, which keeps the message. (Parallel workers give their
+//! leader messages in the same way.)
 
-use std::ffi::c_char;
+use std::cell::{Cell, RefCell};
+use std::ffi::{CStr, c_char, c_int};
 
+use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 use super::{c_name, c_string};
@@ -11,6 +19,21 @@ unsafe extern "C-unwind" {
     fn Async_Notify(channel: *const c_char, payload: *const c_char);
     fn Async_Listen(channel: *const c_char);
     fn Async_Unlisten(channel: *const c_char);
+    fn ProcessNotifyInterrupt(flush: bool);
+    static mut PqCommMethods: *const CommMethods;
+    static mut FrontendProtocol: u32;
+    static mut notifyInterruptPending: c_int;
+}
+
+/// `PQcommMethods` of libpq/libpq.h, the same in 15 to 18.
+#[repr(C)]
+struct CommMethods {
+    comm_reset: extern "C" fn(),
+    flush: extern "C" fn() -> c_int,
+    flush_if_writable: extern "C" fn() -> c_int,
+    is_send_pending: extern "C" fn() -> bool,
+    putmessage: unsafe extern "C" fn(kind: c_char, bytes: *const c_char, len: usize) -> c_int,
+    putmessage_noblock: unsafe extern "C" fn(kind: c_char, bytes: *const c_char, len: usize),
 }
 
 /// Queues a notification until the end of this transaction; an equal one in it is sent once.
@@ -25,7 +48,7 @@ pub fn notify(channel: &[u8], payload: &[u8]) {
 /// not end its transaction lets it fill: 8 GB by default.)
 pub fn is_queue_full() -> bool {
     // SAFETY: a function without arguments that reads shared memory.
-    let usage = unsafe { pgrx::direct_function_call::<f64>(pgrx::pg_sys::pg_notification_queue_usage, &[]) };
+    let usage = unsafe { pgrx::direct_function_call::<f64>(pg_sys::pg_notification_queue_usage, &[]) };
     usage.is_some_and(|usage| usage > 0.95)
 }
 
@@ -41,4 +64,105 @@ pub fn unlisten(channel: &str) {
     let channel = c_name(channel);
     // SAFETY: the string is copied.
     unsafe { pg_guard_ffi_boundary(|| Async_Unlisten(channel.as_ptr())) }
+}
+
+/// A notification that came on a channel that this process listens to.
+pub struct Notification {
+    /// The process that sent it.
+    pub sender: i32,
+    /// In the server's encoding, as the payload.
+    pub channel: Vec<u8>,
+    pub payload: Vec<u8>,
+}
+
+thread_local! {
+    static HEARD: RefCell<Vec<Notification>> = const { RefCell::new(Vec::new()) };
+    /// How many bytes more may be kept, and how many notifications were not.
+    static ROOM: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+}
+
+/// Whether something may have come. Each wait for it has to look at this after it has reset its latch, and after
+/// its own transactions: what this process sends itself sets no latch.
+pub fn has_come() -> bool {
+    // SAFETY: a flag that a signal handler sets.
+    unsafe { (&raw const notifyInterruptPending).read_volatile() != 0 }
+}
+
+/// Reads everything that has come, so that NOTIFY's queue need not keep it for us. Of notifications up to `most`
+/// bytes are kept; how many were not is the second value. Not within a transaction. May raise.
+pub fn hear(most: usize) -> (Vec<Notification>, usize) {
+    /// Puts back what was there, also when an error passes.
+    struct Before(*const CommMethods, pg_sys::CommandDest::Type);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            // SAFETY: globals of this process, which has one thread.
+            unsafe { (PqCommMethods, pg_sys::whereToSendOutput) = (self.0, self.1) }
+        }
+    }
+    const PROTOCOL_3: u32 = 3 << 16;
+    ROOM.set((most, 0));
+    // SAFETY: as above. While our table is in place messages of other kinds, such as an error's, are thrown away;
+    // the log has them. Without a version of the protocol an error would be written past the table.
+    unsafe {
+        let before = Before(PqCommMethods, pg_sys::whereToSendOutput);
+        (PqCommMethods, FrontendProtocol) = (&raw const KEEP, PROTOCOL_3);
+        pg_sys::whereToSendOutput = pg_sys::CommandDest::DestRemote;
+        pg_guard_ffi_boundary(|| ProcessNotifyInterrupt(false));
+        drop(before);
+    }
+    (HEARD.take(), ROOM.get().1)
+}
+
+static KEEP: CommMethods = CommMethods {
+    comm_reset: nothing,
+    flush: nothing_to_flush,
+    flush_if_writable: nothing_to_flush,
+    is_send_pending: never,
+    putmessage: keep,
+    putmessage_noblock: keep_too,
+};
+
+extern "C" fn nothing() {}
+
+extern "C" fn nothing_to_flush() -> c_int {
+    0
+}
+
+extern "C" fn never() -> bool {
+    false
+}
+
+/// Called by Postgres with a message for the client; raises nothing.
+unsafe extern "C" fn keep(kind: c_char, bytes: *const c_char, len: usize) -> c_int {
+    if kind as u8 != b'A' || bytes.is_null() {
+        return 0;
+    }
+    // SAFETY: Postgres' own message of that length, which is copied.
+    let message = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), len) };
+    let (room, missed) = ROOM.get();
+    match (room >= len, notification(message)) {
+        (true, Some(notification)) => {
+            ROOM.set((room - len, missed));
+            HEARD.with_borrow_mut(|heard| heard.push(notification));
+        }
+        _ => ROOM.set((room, missed + 1)),
+    }
+    0
+}
+
+unsafe extern "C" fn keep_too(kind: c_char, bytes: *const c_char, len: usize) {
+    // SAFETY: the same arguments.
+    unsafe { keep(kind, bytes, len) };
+}
+
+/// NotificationResponse of the protocol: the sender, the channel, the payload.
+fn notification(message: &[u8]) -> Option<Notification> {
+    let (sender, rest) = message.split_first_chunk::<4>()?;
+    let channel = CStr::from_bytes_until_nul(rest).ok()?;
+    let payload = CStr::from_bytes_until_nul(rest.get(channel.count_bytes() + 1..)?).ok()?;
+    Some(Notification {
+        sender: i32::from_be_bytes(*sender),
+        channel: channel.to_bytes().to_vec(),
+        payload: payload.to_bytes().to_vec(),
+    })
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use crate::logic::gossip;
+use crate::logic::gossip::Key;
 use crate::logic::peer::{Electorate, Member, Peers};
 use crate::pg::{latch, session, time};
 
@@ -22,14 +22,14 @@ pub fn leave(id: i64) -> Option<()> {
 /// and its leadership.
 pub fn ended(electorate: &Electorate, member: &Member) {
     if member.lease_ends().is_none() {
-        let key = gossip::Key {
+        let key = Key {
             database: electorate.database,
             prefix: electorate.prefix.as_str(),
             name: electorate.name.as_str(),
             node: member.node.as_str(),
             queue: "",
         };
-        let _ = super::gossip(|table, _| table.delete(&key, None, time::now()));
+        let _ = super::gossip::delete_node(&key);
     }
     super::wake_keeper(electorate.database);
 }

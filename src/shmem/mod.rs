@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! Root │ Database[] │ Hold[] │ Member[] │ Seat[] │ gossip: buckets[] │ Entry[] │ Block[]
-//!      └── lock Registry ──┘  └── lock Peers ──┘  └────────── lock Gossip ──────────┘
-//!      │ Sleeper[] │ ring::Head[] │ Counters[] │ for each database's slot: ring::Entry[] │ bytes
-//!      └─────────────── a lock Ring for each database's slot (rings.rs) ────────────────────────┘
+//!      └── lock Registry ──┘  └── lock Peers ──┘  └─── lock Gossip (gossip.rs) ────┘
+//!      │ Sleeper[] │ ring::Head[] │ for each database's slot: ring::Entry[] │ bytes
+//!      └───── a lock Ring for each database's slot (rings.rs) ───────────────────┘
+//!      │ for each database's slot: Counters, whether its relay announces gossip (atomics)
 //! ```
 //!
 //! Sizes come from settings that only a restart changes. All of it is plain data for which zeroed
@@ -17,6 +18,7 @@
 #![allow(unsafe_code)]
 
 pub mod at_end;
+pub mod gossip;
 pub mod listeners;
 pub mod members;
 pub mod rings;
@@ -34,7 +36,7 @@ use pgrx::shmem::PgSharedMemoryInitialization;
 use self::rings::{Counters, Padded};
 use crate::config;
 use crate::error::Error;
-use crate::logic::gossip::{self, Block, Entry};
+use crate::logic::gossip::{Block, Entry, Head as GossipHead, capacity as gossip_capacity};
 use crate::logic::lifecycle::{Database, Hold, Registry};
 use crate::logic::peer::{self, Member, Peers, Seat};
 use crate::logic::ring::{self, Head, Sleeper};
@@ -61,7 +63,7 @@ struct Root {
     /// What the coordinator shall look at again: one of `RESCAN_*`.
     rescan: AtomicI32,
     /// Under the lock Gossip.
-    gossip: gossip::Head,
+    gossip: GossipHead,
     /// When the coordinator will look for expired entries; 0 for never. Under the lock Gossip.
     sweep_at: i64,
     /// The last birth of a database's slot. Under the lock Registry.
@@ -85,6 +87,7 @@ struct Layout {
     sleepers: usize,
     rings: usize,
     counters: usize,
+    announcing: usize,
     /// What begins here need not be zero.
     ring_entries: usize,
     ring_bytes: usize,
@@ -105,7 +108,7 @@ fn layout() -> &'static Layout {
 fn lay_out() -> Layout {
     let max_databases = config::max_databases();
     let max_members = config::max_members();
-    let max_entries = gossip::capacity(config::gossip_memory());
+    let max_entries = gossip_capacity(config::gossip_memory());
     let max_processes = session::max_processes();
     let ring_capacity = ring::capacity(config::ring_size());
     let mut end = size_of::<Root>();
@@ -125,6 +128,7 @@ fn lay_out() -> Layout {
         sleepers: area(size_of::<Sleeper>(), max_processes),
         rings: area(size_of::<Padded<Head>>(), max_databases),
         counters: area(size_of::<Padded<Counters>>(), max_databases),
+        announcing: area(size_of::<AtomicU32>(), max_databases),
         ring_entries: area(size_of::<ring::Entry>(), ring_capacity.0 * max_databases),
         ring_bytes: area(1, ring_capacity.1 * max_databases),
         total: area(0, 0),
@@ -258,38 +262,6 @@ pub fn peers_view<R>(body: impl FnOnce(peer::View<'_>) -> R) -> Result<R, Error>
     Ok(body(view))
 }
 
-/// The gossip table, to change it. `sweep_at` is when the coordinator will next look for expired
-/// entries (0: never).
-pub fn gossip<R>(body: impl FnOnce(&mut gossip::Table<'_>, &mut i64) -> R) -> Result<R, Error> {
-    let (root, l) = (root()?, layout());
-    let _guard = lwlock::acquire(Lock::Gossip, Mode::Exclusive);
-    // SAFETY: the areas of the lock that is held exclusively until `body` has returned.
-    unsafe {
-        let mut table = gossip::Table {
-            head: &mut (*root).gossip,
-            buckets: area(root, l.buckets, l.max_entries),
-            entries: area(root, l.entries, l.max_entries),
-            blocks: area(root, l.blocks, l.max_entries),
-        };
-        Ok(body(&mut table, &mut (*root).sweep_at))
-    }
-}
-
-/// The gossip table, to read it.
-pub fn gossip_view<R>(body: impl FnOnce(gossip::View<'_>) -> R) -> Result<R, Error> {
-    let (root, l) = (root()?, layout());
-    let _guard = lwlock::acquire(Lock::Gossip, Mode::Shared);
-    // SAFETY: the areas of the lock that is held shared until `body` has returned; nobody writes.
-    let view = unsafe {
-        gossip::View {
-            entries: &*area(root, l.entries, l.max_entries),
-            blocks: &*area(root, l.blocks, l.max_entries),
-            touched: (*root).gossip.entries_touched(),
-        }
-    };
-    Ok(body(view))
-}
-
 /// The coordinator, as the view oban_workers shows it.
 pub struct Coordinator {
     pub pid: i32,
@@ -380,6 +352,13 @@ pub fn look_for_extension(database: u32) {
         Ok((None, true)) => rescan(RESCAN_DATABASES),
         _ => rescan(RESCAN_ALL),
     }
+}
+
+/// Has the database's relay look which prefixes are installed, if there is one (a new one does anyway).
+/// Callable after commit.
+pub fn look_for_prefixes(database: u32) {
+    let relay = registry(|r| r.prefixes_changed(database)).ok().flatten();
+    relay.into_iter().for_each(crate::pg::latch::wake);
 }
 
 /// Has the database's keeper read all rows of oban_peers again, if there is one (a new one does anyway).

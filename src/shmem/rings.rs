@@ -44,13 +44,29 @@ pub enum Counter {
     Lapses,
     /// Calls of oban_fence with a term that was not held.
     FencesRefused,
+    /// Calls of oban_gossip_put that put something.
+    GossipPuts,
+    /// Entries of oban_gossip that ended by their ttl.
+    GossipExpired,
+    /// Rounds in which entries were sent.
+    GossipBroadcasts,
+    /// Checks that were too long for a message and lost something.
+    GossipShortened,
+    /// Checks of other nodes that were taken in.
+    GossipTakenIn,
+    /// What came on a channel of gossip and was no check.
+    GossipMalformed,
+    /// Checks of other nodes for which there was no room.
+    GossipRefused,
+    /// Not counted but set: how many entries the last broadcast had.
+    GossipBroadcastEntries,
     /// Not counted but set: for how long, in microseconds, a name had no leader before the last election that
     /// followed another leadership.
     LastFailover,
 }
 
 impl Counter {
-    pub const ALL: [Counter; 14] = [
+    pub const ALL: [Counter; 22] = [
         Counter::Published,
         Counter::Relayed,
         Counter::Merged,
@@ -64,6 +80,14 @@ impl Counter {
         Counter::Elections,
         Counter::Lapses,
         Counter::FencesRefused,
+        Counter::GossipPuts,
+        Counter::GossipExpired,
+        Counter::GossipBroadcasts,
+        Counter::GossipShortened,
+        Counter::GossipTakenIn,
+        Counter::GossipMalformed,
+        Counter::GossipRefused,
+        Counter::GossipBroadcastEntries,
         Counter::LastFailover,
     ];
 
@@ -82,6 +106,14 @@ impl Counter {
             Counter::Elections => "elections",
             Counter::Lapses => "lapses",
             Counter::FencesRefused => "fences_refused",
+            Counter::GossipPuts => "gossip_puts",
+            Counter::GossipExpired => "gossip_expired",
+            Counter::GossipBroadcasts => "gossip_broadcasts",
+            Counter::GossipShortened => "gossip_shortened",
+            Counter::GossipTakenIn => "gossip_taken_in",
+            Counter::GossipMalformed => "gossip_malformed",
+            Counter::GossipRefused => "gossip_refused",
+            Counter::GossipBroadcastEntries => "gossip_broadcast_entries",
             Counter::LastFailover => "last_failover_us",
         }
     }
@@ -345,6 +377,18 @@ pub fn count(counter: Counter, more: usize) {
     {
         count_all(ring, &[(counter, more)]);
     }
+}
+
+/// Adds to a counter of any database that has a slot.
+pub fn count_in(database: u32, counter: Counter, more: usize) {
+    if let Some((slot, birth)) = registry(|r| r.slot(database)).ok().flatten() {
+        count_all(Handle { slot, birth }, &[(counter, more)]);
+    }
+}
+
+/// The slot of this process's database.
+pub fn own_slot() -> Option<usize> {
+    own().map(|ring| ring.slot)
 }
 
 /// Sets a counter of this process's database that is a measure.

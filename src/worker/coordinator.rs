@@ -87,7 +87,7 @@ impl Coordinator {
         self.reap();
         self.launch();
         let next_launch = shmem::registry(|r| r.next_launch()).ok().flatten();
-        next_launch.into_iter().chain(self.sweep()).min()
+        next_launch.into_iter().chain(shmem::gossip::sweep()).min()
     }
 
     fn scan(&mut self, what: i32) {
@@ -116,7 +116,7 @@ impl Coordinator {
         let alive = |oid: u32| self.databases.contains(&oid);
         for (oid, before) in shmem::registry(|r| r.forgettable(alive)).unwrap_or_default() {
             let _ = shmem::peers(|p| p.forget_database(oid, before));
-            let _ = shmem::gossip(|table, _| table.forget_database(oid, before));
+            shmem::gossip::forget_database(oid, before);
         }
         let (freed, leaving) = shmem::registry(|r| r.reap(alive)).unwrap_or_default();
         freed.iter().for_each(|f| shmem::rings::close(f.slot, f.birth));
@@ -169,19 +169,5 @@ impl Coordinator {
                 }
             }
         }
-    }
-
-    /// Lets gossip expire; when the next entry does, if any.
-    fn sweep(&mut self) -> Option<i64> {
-        let now = time::now();
-        shmem::gossip(|table, sweep_at| {
-            if table.head.next_expiry != 0 && table.head.next_expiry <= now {
-                table.expire(now);
-            }
-            *sweep_at = table.head.next_expiry;
-            (*sweep_at != 0).then_some(*sweep_at)
-        })
-        .ok()
-        .flatten()
     }
 }

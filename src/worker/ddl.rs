@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::pg::hooks::{self, DatabaseCommand, Listening};
+use crate::pg::hooks::{self, Change, DatabaseCommand, Listening};
 use crate::pg::{acl, catalog, latch, session};
 use crate::shmem;
 use crate::shmem::at_end::{Note, note};
@@ -24,7 +24,11 @@ pub fn install() {
             note(Note::Discard);
         }
     };
-    hooks::install(before_database_command, listening, || note(Note::Extension));
+    let change = |change| match change {
+        Change::Extension => note(Note::Extension),
+        Change::Prefixes => note(Note::Triggers),
+    };
+    hooks::install(before_database_command, listening, change);
 }
 
 /// Holds the database that the command needs alone. Only for its owner, as any other role will be

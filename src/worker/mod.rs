@@ -28,6 +28,7 @@
 mod coordinator;
 mod ddl;
 mod election;
+mod gossip;
 mod keeper;
 mod life;
 mod relay;

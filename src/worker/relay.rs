@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use super::gossip::Gossip;
 use super::life;
 use crate::config;
 use crate::error;
@@ -25,7 +26,7 @@ use crate::logic::lifecycle::Kind;
 use crate::logic::relay::plan;
 use crate::logic::ring::Batch;
 use crate::pg::xact::Caught;
-use crate::pg::{bgworker, latch, notify, session, xact};
+use crate::pg::{bgworker, latch, notify, session, time, xact};
 use crate::shmem;
 use crate::shmem::listeners;
 use crate::shmem::rings::{self, Counter, Handle};
@@ -55,6 +56,8 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
 
     let batch = Batch::new(MESSAGES, BYTES);
     let mut relay = Relay { database, ring, batch, upto: 0, left: VecDeque::new(), failures: 0 };
+    let mut gossip = Gossip::new(database);
+    let mut busy = false;
     loop {
         latch::reset();
         bgworker::reload_config();
@@ -66,15 +69,24 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
             }
             return;
         }
-        match relay.pass() {
+        if orders.prefixes {
+            gossip.prefixes_changed();
+        }
+        // First, so that what it puts into the ring goes at once.
+        let due = gossip.pass(busy).map(|at| Duration::from_micros((at - time::now()).max(0) as u64));
+        let pass = relay.pass();
+        busy = pass == Pass::Sent;
+        let sooner = |delay: Duration| Some(due.map_or(delay, |due| due.min(delay)));
+        match pass {
             Pass::Gone => return,
-            Pass::Sent => latch::wait(Some(config::relay_interval())),
-            Pass::Failed(delay) => latch::wait(Some(delay)),
+            Pass::Sent => latch::wait(sooner(config::relay_interval())),
+            Pass::Failed(delay) => latch::wait(sooner(delay)),
             Pass::Nothing => {
                 if rings::relay::sleeps(ring)
+                    && !gossip.has_news()
                     && shmem::registry(|r| r.kicks(Kind::Relay, database) == orders.kicks).unwrap_or(false)
                 {
-                    latch::wait(None);
+                    latch::wait(due);
                 }
             }
         }

@@ -127,6 +127,8 @@ pub struct Database {
     rows_prefix: Text<MAX_PREFIX>,
     /// 1: the keeper may have to wait for the end of somebody's fence.
     expects_fences: u32,
+    /// 1: the relay shall look which prefixes are installed.
+    prefixes: u32,
     workers: [Worker; 2],
 }
 
@@ -185,6 +187,8 @@ pub struct Orders {
     /// Compare with a later reading: another number means to look again before sleeping.
     pub kicks: u32,
     pub rows: Rows,
+    /// Look which prefixes are installed.
+    pub prefixes: bool,
 }
 
 /// Of which prefixes the rows of oban_peers have changed.
@@ -430,7 +434,18 @@ impl Registry<'_> {
         }
     }
 
-    /// What a worker has to know before a pass. The keeper's reading takes the wish to look back.
+    /// Something changed that the relay has to look at: the relay to wake, if there is one.
+    pub fn kick_relay(&mut self, oid: u32) -> Option<i32> {
+        self.find(oid)?.workers[Kind::Relay as usize].kick()
+    }
+
+    /// A prefix may have been installed, renamed or dropped: the relay to wake, if there is one.
+    pub fn prefixes_changed(&mut self, oid: u32) -> Option<i32> {
+        self.find(oid)?.prefixes = 1;
+        self.kick_relay(oid)
+    }
+
+    /// What a worker has to know before a pass. Its reading takes the wishes to look back.
     pub fn orders(&mut self, kind: Kind, oid: u32) -> Orders {
         let held = self.is_held(oid);
         match self.find(oid) {
@@ -439,8 +454,9 @@ impl Registry<'_> {
                 recheck: kind == Kind::Keeper && std::mem::take(&mut d.recheck) != 0,
                 kicks: d.worker(kind).kicks,
                 rows: if kind == Kind::Keeper { d.take_rows() } else { Rows::Unchanged },
+                prefixes: kind == Kind::Relay && std::mem::take(&mut d.prefixes) != 0,
             },
-            None => Orders { leave: true, recheck: false, kicks: 0, rows: Rows::Unchanged },
+            None => Orders { leave: true, recheck: false, kicks: 0, rows: Rows::Unchanged, prefixes: false },
         }
     }
 

@@ -1,0 +1,325 @@
+//! The messages that tell Oban's nodes and Oban Web of the queues here: `{"checks": [check, ...]}`, as
+//! oban_met's examiner sends them, each a complete object that NOTIFY can carry.
+//!
+//! Readers crash on what is missing: they add up limits, take the length of `running` and parse
+//! `started_at`. So each check has all of these, whatever the state has.
+
+use std::collections::BTreeSet;
+
+use super::check::{Members, ids};
+use super::wire::MAX_PAYLOAD;
+
+/// The state of one queue on one node. Times are ISO 8601 with an offset.
+#[derive(Clone, Debug)]
+pub struct Queue<'a> {
+    pub name: &'a str,
+    pub node: &'a str,
+    pub queue: &'a str,
+    /// JSON without spaces between its tokens.
+    pub state: &'a str,
+    pub started_at: &'a str,
+    pub updated_at: &'a str,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Broadcast {
+    pub messages: Vec<String>,
+    /// Checks that are in them.
+    pub checks: usize,
+    /// Of those, the ones that lost something: they would not have fitted into a message of their own.
+    pub shortened: usize,
+}
+
+const BEFORE: &str = r#"{"checks":["#;
+const AFTER: &str = "]}";
+
+/// The longest check that fits into a message.
+const MAX_CHECK: usize = MAX_PAYLOAD - BEFORE.len() - AFTER.len();
+
+/// The messages for these queues, in the order of their names. `wire_len` is how many bytes a text has on the
+/// wire.
+pub fn messages(queues: &[Queue<'_>], wire_len: impl Fn(&str) -> usize) -> Broadcast {
+    let mut queues: Vec<_> = queues.iter().collect();
+    queues.sort_by_key(|q| (q.name, q.node, q.queue));
+    let mut broadcast = Broadcast::default();
+    let (mut message, mut taken) = (String::new(), 0);
+    for queue in queues {
+        let Some((check, len, whole)) = check(queue, &wire_len) else { continue };
+        if taken > 0 && taken + 1 + len > MAX_CHECK {
+            broadcast.messages.push(format!("{BEFORE}{message}{AFTER}"));
+            (message, taken) = (String::new(), 0);
+        }
+        if taken > 0 {
+            message.push(',');
+            taken += 1;
+        }
+        message.push_str(&check);
+        taken += len;
+        broadcast.checks += 1;
+        broadcast.shortened += usize::from(!whole);
+    }
+    if taken > 0 {
+        broadcast.messages.push(format!("{BEFORE}{message}{AFTER}"));
+    }
+    broadcast
+}
+
+/// A queue's check, its length, and whether it is whole: else it has as many of its running jobs, the newest,
+/// as fit, if need be without the keys that readers do without. (Names are too short to fill a message.)
+fn check(queue: &Queue<'_>, wire_len: impl Fn(&str) -> usize) -> Option<(String, usize, bool)> {
+    let state = Members::of(queue.state)?;
+    let running = ids(state.get("running").unwrap_or("[]"))?;
+    let all: Vec<&str> = running.iter().map(|(_, id)| *id).collect();
+    let whole = Check { queue, state: &state, only_needed: false };
+    let text = whole.with(&all);
+    let len = wire_len(&text);
+    if len <= MAX_CHECK {
+        return Some((text, len, true));
+    }
+    [false, true].into_iter().find_map(|only_needed| {
+        let check = Check { only_needed, ..whole };
+        let room = MAX_CHECK.checked_sub(wire_len(&check.with(&[])))?;
+        let text = check.with(&newest(&running, room));
+        let len = wire_len(&text);
+        Some((text, len, false))
+    })
+}
+
+/// The newest ids that fit into so many bytes with commas between them, in their order. Jobs are numbered in the
+/// order of their insertion.
+fn newest<'a>(ids: &[(i64, &'a str)], room: usize) -> Vec<&'a str> {
+    let mut newest: Vec<usize> = (0..ids.len()).collect();
+    newest.sort_by_key(|i| std::cmp::Reverse(ids[*i].0));
+    let mut left = room + 1;
+    let fits = newest.into_iter().take_while(|i| {
+        let needs = ids[*i].1.len() + 1;
+        let fits = needs <= left;
+        left = left.saturating_sub(needs);
+        fits
+    });
+    let kept: BTreeSet<usize> = fits.collect();
+    kept.into_iter().map(|i| ids[i].1).collect()
+}
+
+#[derive(Clone, Copy)]
+struct Check<'a> {
+    queue: &'a Queue<'a>,
+    state: &'a Members<'a>,
+    only_needed: bool,
+}
+
+/// The keys that are written one by one, in their order; what else a state has follows.
+const WRITTEN: [&str; 11] = [
+    "uuid",
+    "name",
+    "node",
+    "queue",
+    "limit",
+    "local_limit",
+    "paused",
+    "running",
+    "started_at",
+    "updated_at",
+    "shutdown_started_at",
+];
+
+impl Check<'_> {
+    /// With these running jobs.
+    fn with(&self, running: &[&str]) -> String {
+        let mut json = Json(String::with_capacity(512));
+        let state = |key: &str| self.state.get(key);
+        let given = |json: &mut Json, key: &str| {
+            if let Some(value) = state(key) {
+                json.member(key, value);
+            }
+        };
+        if !self.only_needed {
+            given(&mut json, "uuid");
+        }
+        json.text("name", self.queue.name);
+        json.text("node", self.queue.node);
+        json.text("queue", self.queue.queue);
+        given(&mut json, "limit");
+        given(&mut json, "local_limit");
+        if state("limit").or(state("local_limit")).is_none() {
+            json.member("local_limit", "0");
+        }
+        json.member("paused", state("paused").unwrap_or("false"));
+        json.member("running", &format!("[{}]", running.join(",")));
+        match state("started_at") {
+            Some(time) => json.member("started_at", time),
+            None => json.text("started_at", self.queue.started_at),
+        }
+        json.text("updated_at", self.queue.updated_at);
+        json.member("shutdown_started_at", state("shutdown_started_at").unwrap_or("null"));
+        if !self.only_needed {
+            let others = self.state.iter().filter(|(key, _)| !WRITTEN.contains(key));
+            others.for_each(|(key, value)| json.member(key, value));
+        }
+        json.0.push('}');
+        json.0
+    }
+}
+
+/// An object that is being written.
+struct Json(String);
+
+impl Json {
+    fn member(&mut self, key: &str, value: &str) {
+        self.0.push(if self.0.is_empty() { '{' } else { ',' });
+        self.0.push_str(&quoted(key));
+        self.0.push(':');
+        self.0.push_str(value);
+    }
+
+    fn text(&mut self, key: &str, value: &str) {
+        self.member(key, &quoted(value));
+    }
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logic::{check, intake};
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn queue<'a>(queue: &'a str, state: &'a str) -> Queue<'a> {
+        Queue {
+            name: "Oban",
+            node: "web.1",
+            queue,
+            state,
+            started_at: "2026-01-31T12:00:00+00:00",
+            updated_at: "2026-01-31T12:00:01.5+00:00",
+        }
+    }
+
+    fn checks(broadcast: &Broadcast) -> Vec<Value> {
+        let all = broadcast.messages.iter().flat_map(|message| {
+            assert!(message.len() <= MAX_PAYLOAD, "{}", message.len());
+            let message: Value = serde_json::from_str(message).expect("a complete object");
+            assert_eq!(message.as_object().map(|m| m.len()), Some(1));
+            message["checks"].as_array().expect("an array").clone()
+        });
+        all.collect()
+    }
+
+    #[test]
+    fn a_broadcast_as_it_is_kept_in_the_golden_file() {
+        let full = r#"{"uuid":"8b2ff8a5-9f2c-4a5e-9d57-0b8f8e1a2b3c","name":"other","limit":10,"paused":true,"running":[7,8,9007199254740993],"started_at":"2026-01-30T12:00:00Z","updated_at":"2020-01-01T00:00:00Z","shutdown_started_at":"2026-01-31T11:59:59Z","refresh_interval":60000,"rate_limit":{"allowed":1.50,"windows":[]}}"#;
+        let queues = [
+            queue("media", "{}"),
+            queue("\"é\"", full),
+            queue("default", r#"{"local_limit":3,"running":[]}"#),
+        ];
+        let broadcast = messages(&queues, str::len);
+        let golden = include_str!("../../tests/fixtures/gossip/broadcast.json");
+        assert_eq!(broadcast.messages, [golden.trim_end()]);
+        assert_eq!((broadcast.checks, broadcast.shortened), (3, 0));
+    }
+
+    #[test]
+    fn every_check_has_what_readers_need() {
+        let broadcast = messages(&[queue("q", "{}")], str::len);
+        let wanted = json!({
+            "name": "Oban", "node": "web.1", "queue": "q", "local_limit": 0, "paused": false, "running": [],
+            "started_at": "2026-01-31T12:00:00+00:00", "updated_at": "2026-01-31T12:00:01.5+00:00",
+            "shutdown_started_at": null,
+        });
+        assert_eq!(checks(&broadcast), [wanted]);
+        assert_eq!(messages(&[], str::len), Broadcast::default());
+    }
+
+    #[test]
+    fn many_queues_are_split_and_none_is_lost() {
+        let names: Vec<String> = (0..500).map(|n| format!("queue_{n:03}")).collect();
+        let queues: Vec<_> = names.iter().map(|name| queue(name, r#"{"limit":5}"#)).collect();
+        let broadcast = messages(&queues, str::len);
+        let sent: Vec<String> =
+            checks(&broadcast).iter().map(|c| c["queue"].as_str().unwrap().into()).collect();
+        assert_eq!((sent, broadcast.shortened), (names, 0));
+        let most = broadcast.messages.iter().map(String::len).max().unwrap();
+        assert!(most > MAX_PAYLOAD - 300, "they are filled: {most}");
+    }
+
+    #[test]
+    fn a_check_that_is_too_long_keeps_its_newest_jobs() {
+        let ids: Vec<i64> = (1_000_000..1_003_000).rev().collect();
+        let state = format!(r#"{{"limit":5,"running":{}}}"#, json!(ids));
+        let broadcast = messages(&[queue("a", "{}"), queue("b", &state), queue("c", "{}")], str::len);
+        let checks = checks(&broadcast);
+        assert_eq!((checks.len(), broadcast.checks, broadcast.shortened), (3, 3, 1));
+        let kept: Vec<i64> = serde_json::from_value(checks[1]["running"].clone()).unwrap();
+        assert_eq!(kept, ids[..kept.len()], "the greatest, in their order");
+        assert!(
+            broadcast.messages[1].len() > MAX_PAYLOAD - 9,
+            "no room for another: {}",
+            broadcast.messages[1].len()
+        );
+    }
+
+    #[test]
+    fn keys_that_nobody_needs_go_first_where_nothing_else_helps() {
+        let state = json!({"uuid": "u".repeat(9_000), "x": "x".repeat(9_000), "limit": 2, "running": [1, 2]});
+        let broadcast = messages(&[queue("q", &state.to_string())], str::len);
+        let check = &checks(&broadcast)[0];
+        assert_eq!((&check["limit"], &check["running"], broadcast.shortened), (&json!(2), &json!([1, 2]), 1));
+        assert!(check.get("x").is_none() && check.get("uuid").is_none());
+    }
+
+    /// The longest names, of characters that JSON writes in six.
+    #[test]
+    fn names_never_fill_a_message() {
+        let name = "\u{1}".repeat(crate::logic::peer::MAX_NAME);
+        let node = "\u{1}".repeat(crate::logic::peer::MAX_NODE);
+        let long = "\u{1}".repeat(check::MAX_QUEUE);
+        let long = Queue { name: &name, node: &node, ..queue(&long, "{}") };
+        assert_eq!(messages(&[long], str::len).checks, 1);
+    }
+
+    #[test]
+    fn lengths_are_those_of_the_wire() {
+        let names: Vec<String> = (0..100).map(|n| format!("{n}")).collect();
+        let queues: Vec<_> = names.iter().map(|name| queue(name, r#"{"limit":5}"#)).collect();
+        let broadcast = messages(&queues, |text| 2 * text.len());
+        assert!(broadcast.messages.iter().all(|m| m.len() <= MAX_PAYLOAD / 2 + 8));
+    }
+
+    proptest! {
+        /// What one sends, another takes in: with the same jobs, as long as they fit.
+        #[test]
+        fn what_is_broadcast_can_be_taken_in(
+            names in prop::collection::btree_set("[a-z\"\u{e9}]{1,20}", 1..40),
+            ids in prop::collection::vec(any::<i64>(), 0..900),
+            limit in 0..=i32::MAX,
+        ) {
+            let state = format!(r#"{{"limit":{limit},"running":{}}}"#, json!(ids));
+            let names: Vec<String> = names.into_iter().collect();
+            let queues: Vec<_> = names.iter().map(|name| queue(name, &state)).collect();
+            let broadcast = messages(&queues, str::len);
+            let mut heard = Vec::new();
+            for message in &broadcast.messages {
+                prop_assert!(message.len() <= MAX_PAYLOAD);
+                let intake = intake::take_apart(message);
+                prop_assert_eq!(intake.malformed, 0);
+                heard.extend(intake.checks);
+            }
+            let queues: Vec<_> = heard.iter().map(|h| h.queue.clone()).collect();
+            prop_assert_eq!(&queues, &names);
+            for heard in heard {
+                let kept: Value = serde_json::from_str(&heard.state).expect("an object");
+                let mut kept: Vec<i64> = serde_json::from_value(kept["running"].clone()).expect("ids");
+                prop_assert!(broadcast.shortened > 0 || kept == ids);
+                let mut newest = ids.clone();
+                newest.sort_unstable();
+                kept.sort_unstable();
+                prop_assert_eq!(&kept[..], &newest[newest.len() - kept.len()..]);
+            }
+        }
+    }
+}

@@ -1,0 +1,583 @@
+//! The gossip table: one entry for each (database, prefix, instance name, node, queue), of bounded
+//! memory, with states of any size (what bounds one is the caller's business).
+//!
+//! An entry's bytes (its four names, then its state) are in a chain of equal blocks, and a free block
+//! is as good as any other, so there is no fragmentation. Entries hang in hash buckets. Indexes count
+//! from 1 and 0 means none, so that zeroed memory is an empty table.
+//!
+//! A change is made whole or not at all: `put` finds out that it has room before it touches anything.
+//!
+//! An entry is *ours*, put by a call here, or *foreign*, heard from a node that gossips by NOTIFY. Ours is
+//! what is broadcast. A foreign one never takes the place of one of ours that lives, and all foreign ones
+//! together never take more than half of the memory: anybody may NOTIFY.
+//!
+//! Readers copy entries piece by piece (`Piece`), so that who puts never waits for a whole reading: each
+//! entry is consistent, the whole is no snapshot. An entry stays where it is while it is replaced; one that
+//! was deleted and put again meanwhile may be read twice, of which `Piece::into_latest` keeps the later.
+
+use std::collections::HashMap;
+use std::hash::Hasher;
+
+/// Bytes of a block that hold data. With the index of the next block it is 256 bytes: a check of ten
+/// keys takes two.
+pub const BLOCK: usize = 252;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Block {
+    next: u32,
+    bytes: [u8; BLOCK],
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Self { next: 0, bytes: [0; BLOCK] }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Entry {
+    hash: u64,
+    /// Of the key without its queue.
+    node_hash: u64,
+    /// The next entry of the bucket, or of the free list.
+    next: u32,
+    /// 0: free.
+    blocks: u32,
+    first: u32,
+    database: u32,
+    prefix: u16,
+    name: u16,
+    node: u16,
+    queue: u16,
+    state: u32,
+    /// 1: heard from a node that gossips by NOTIFY.
+    foreign: u32,
+    started_at: i64,
+    updated_at: i64,
+    expires_at: i64,
+}
+
+/// Counters and the heads of the free lists. `*_touched` is how many were ever used: memory above
+/// it is free and was never written.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Head {
+    free_entry: u32,
+    free_block: u32,
+    entries_touched: u32,
+    blocks_touched: u32,
+    pub entries: u32,
+    pub blocks: u32,
+    /// Of those, the ones of foreign entries.
+    pub foreign_blocks: u32,
+    /// Not later than the earliest expiry of any entry; 0 when there is none.
+    pub next_expiry: i64,
+    /// How many entries were inserted, ever: a reading during which it stays has none twice.
+    pub inserted: u64,
+}
+
+/// How many entries, buckets and blocks fit into `bytes` (an entry of one block is the smallest).
+pub fn capacity(bytes: usize) -> usize {
+    let each = size_of::<Entry>() + size_of::<Block>() + size_of::<u32>();
+    (bytes / each).min(u32::MAX as usize / 2)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key<'a> {
+    pub database: u32,
+    pub prefix: &'a str,
+    pub name: &'a str,
+    pub node: &'a str,
+    pub queue: &'a str,
+}
+
+/// Where an entry comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Ours,
+    Foreign,
+}
+
+/// What is put. Times are in microseconds since 2000.
+#[derive(Clone, Copy, Debug)]
+pub struct New<'a> {
+    pub state: &'a [u8],
+    /// When nobody knows: that of the entry that it replaces, if it lives, else `now`.
+    pub started_at: Option<i64>,
+    pub now: i64,
+    pub expires_at: i64,
+    pub origin: Origin,
+}
+
+/// What a put has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Put {
+    /// Nothing: it was a foreign one, and there is one of ours.
+    pub ignored: bool,
+    /// The entry that it replaced had expired.
+    pub expired: bool,
+}
+
+/// No room: this many more bytes would have been needed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Full {
+    pub missing: usize,
+}
+
+/// The table. Whoever has this holds its lock exclusively.
+pub struct Table<'a> {
+    pub head: &'a mut Head,
+    pub buckets: &'a mut [u32],
+    pub entries: &'a mut [Entry],
+    pub blocks: &'a mut [Block],
+}
+
+/// The table for readers. Whoever has this holds its lock shared.
+pub struct View<'a> {
+    pub entries: &'a [Entry],
+    pub blocks: &'a [Block],
+    pub touched: usize,
+}
+
+/// What a database has in the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub entries: usize,
+    /// Of those, the foreign ones.
+    pub foreign: usize,
+    /// Memory that they take, in bytes.
+    pub bytes: usize,
+}
+
+/// A consistent copy of one entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copied {
+    pub prefix: String,
+    pub name: String,
+    pub node: String,
+    pub queue: String,
+    pub state: Vec<u8>,
+    pub started_at: i64,
+    pub updated_at: i64,
+    pub expires_at: i64,
+}
+
+impl Head {
+    /// How many entries a reader has to look at.
+    pub fn entries_touched(&self) -> usize {
+        self.entries_touched as usize
+    }
+}
+
+impl Table<'_> {
+    /// Inserts or replaces the entry of `key`.
+    pub fn put(&mut self, key: &Key<'_>, new: &New<'_>) -> Result<Put, Full> {
+        let New { state, now, expires_at, origin, .. } = *new;
+        let parts =
+            [key.prefix.as_bytes(), key.name.as_bytes(), key.node.as_bytes(), key.queue.as_bytes(), state];
+        let needed = parts.iter().map(|p| p.len()).sum::<usize>().div_ceil(BLOCK).max(1);
+        let (node_hash, hash) = hashes(key);
+        let old = self.find(hash, key);
+        let before = old.map_or_else(Entry::default, |i| self.entries[i]);
+        let lives = old.is_some() && now < before.expires_at;
+        if origin == Origin::Foreign && lives && before.foreign == 0 {
+            return Ok(Put { ignored: true, expired: false });
+        }
+
+        let mut free = self.blocks.len() - self.head.blocks as usize + before.blocks as usize;
+        if origin == Origin::Foreign {
+            let others = (self.head.foreign_blocks - before.foreign * before.blocks) as usize;
+            free = free.min((self.blocks.len() / 2).saturating_sub(others));
+        }
+        let no_entry = old.is_none() && self.head.entries as usize >= self.entries.len();
+        if needed > free || no_entry {
+            return Err(Full { missing: needed.saturating_sub(free).max(1) * size_of::<Block>() });
+        }
+
+        let index = match old {
+            Some(index) => {
+                self.release_blocks(index);
+                index
+            }
+            None => self.take_entry(hash),
+        };
+        let first = self.write_blocks(&parts, needed);
+        let foreign = u32::from(origin == Origin::Foreign);
+        self.head.foreign_blocks += foreign * needed as u32;
+        let entry = &mut self.entries[index];
+        *entry = Entry {
+            hash,
+            node_hash,
+            next: entry.next,
+            blocks: needed as u32,
+            first,
+            database: key.database,
+            prefix: key.prefix.len() as u16,
+            name: key.name.len() as u16,
+            node: key.node.len() as u16,
+            queue: key.queue.len() as u16,
+            state: state.len() as u32,
+            foreign,
+            started_at: new.started_at.unwrap_or(if lives { before.started_at } else { now }),
+            updated_at: now,
+            expires_at,
+        };
+        if self.head.next_expiry == 0 || expires_at < self.head.next_expiry {
+            self.head.next_expiry = expires_at;
+        }
+        Ok(Put { ignored: false, expired: old.is_some() && !lives })
+    }
+
+    /// Deletes the entry of `key`; whether it still held at `now`.
+    pub fn delete(&mut self, key: &Key<'_>, now: i64) -> bool {
+        let Some(index) = self.find(hashes(key).1, key) else { return false };
+        let lived = now < self.entries[index].expires_at;
+        self.remove(index);
+        lived
+    }
+
+    /// Deletes the entries of `key`'s node, whatever its queue; how many still held at `now`.
+    pub fn delete_node(&mut self, key: &Key<'_>, now: i64) -> usize {
+        let (node_hash, _) = hashes(key);
+        let mut lived = 0;
+        for index in 0..self.head.entries_touched as usize {
+            let entry = self.entries[index];
+            if entry.blocks != 0 && entry.node_hash == node_hash && self.view().is_of_node(&entry, key) {
+                lived += usize::from(now < entry.expires_at);
+                self.remove(index);
+            }
+        }
+        lived
+    }
+
+    /// Deletes what has expired by `now`, and tells of each the database. Sets `next_expiry` to the earliest
+    /// that is left.
+    pub fn expire(&mut self, now: i64, mut tell: impl FnMut(u32)) {
+        let mut earliest = 0;
+        self.remove_where(|entry| {
+            let expired = entry.expires_at <= now;
+            if expired {
+                tell(entry.database);
+            } else if earliest == 0 || entry.expires_at < earliest {
+                earliest = entry.expires_at;
+            }
+            expired
+        });
+        self.head.next_expiry = earliest;
+    }
+
+    /// Deletes the entries of a database that was dropped, or whose extension was, put before that time.
+    pub fn forget_database(&mut self, database: u32, before: i64) -> usize {
+        self.remove_where(|entry| entry.database == database && entry.updated_at < before)
+    }
+
+    fn remove_where(&mut self, mut wanted: impl FnMut(&Entry) -> bool) -> usize {
+        let mut removed = 0;
+        for index in 0..self.head.entries_touched as usize {
+            if self.entries[index].blocks != 0 && wanted(&self.entries[index]) {
+                self.remove(index);
+                removed += 1;
+            }
+        }
+        removed
+    }
+
+    fn remove(&mut self, index: usize) {
+        self.release_blocks(index);
+        let bucket = self.bucket(self.entries[index].hash);
+        let (link, next) = (index as u32 + 1, self.entries[index].next);
+        if self.buckets[bucket] == link {
+            self.buckets[bucket] = next;
+        } else {
+            let mut at = self.buckets[bucket];
+            while at != 0 {
+                let before = &mut self.entries[at as usize - 1];
+                if before.next == link {
+                    before.next = next;
+                    break;
+                }
+                at = before.next;
+            }
+        }
+        self.entries[index] = Entry { next: self.head.free_entry, ..Entry::default() };
+        self.head.free_entry = link;
+        self.head.entries -= 1;
+        if self.head.entries == 0 {
+            self.head.next_expiry = 0;
+        }
+    }
+
+    fn view(&self) -> View<'_> {
+        let touched = self.head.entries_touched as usize;
+        View { entries: self.entries, blocks: self.blocks, touched }
+    }
+
+    fn find(&self, hash: u64, key: &Key<'_>) -> Option<usize> {
+        let mut at = self.buckets[self.bucket(hash)];
+        while at != 0 {
+            let entry = &self.entries[at as usize - 1];
+            if entry.hash == hash && self.view().is_of(entry, key) {
+                return Some(at as usize - 1);
+            }
+            at = entry.next;
+        }
+        None
+    }
+
+    fn bucket(&self, hash: u64) -> usize {
+        (hash % self.buckets.len() as u64) as usize
+    }
+
+    /// A free entry, linked into its bucket. The caller has made sure that there is one.
+    fn take_entry(&mut self, hash: u64) -> usize {
+        let index = match self.head.free_entry {
+            0 => {
+                self.head.entries_touched += 1;
+                self.head.entries_touched as usize - 1
+            }
+            free => {
+                self.head.free_entry = self.entries[free as usize - 1].next;
+                free as usize - 1
+            }
+        };
+        let bucket = self.bucket(hash);
+        self.entries[index] = Entry { hash, next: self.buckets[bucket], ..Entry::default() };
+        self.buckets[bucket] = index as u32 + 1;
+        self.head.entries += 1;
+        self.head.inserted += 1;
+        index
+    }
+
+    fn take_block(&mut self) -> u32 {
+        match self.head.free_block {
+            0 => {
+                self.head.blocks_touched += 1;
+                self.head.blocks_touched
+            }
+            free => {
+                self.head.free_block = self.blocks[free as usize - 1].next;
+                free
+            }
+        }
+    }
+
+    /// Writes `parts` behind each other into `count` free blocks, which is as many as they fill; the first
+    /// one's index.
+    fn write_blocks(&mut self, parts: &[&[u8]], count: usize) -> u32 {
+        self.head.blocks += count as u32;
+        let first = self.take_block();
+        let (mut block, mut at) = (first, 0);
+        for part in parts {
+            let mut rest = *part;
+            while !rest.is_empty() {
+                if at == BLOCK {
+                    let next = self.take_block();
+                    self.blocks[block as usize - 1].next = next;
+                    (block, at) = (next, 0);
+                }
+                let (piece, left) = rest.split_at(rest.len().min(BLOCK - at));
+                self.blocks[block as usize - 1].bytes[at..at + piece.len()].copy_from_slice(piece);
+                at += piece.len();
+                rest = left;
+            }
+        }
+        self.blocks[block as usize - 1].next = 0;
+        first
+    }
+
+    fn release_blocks(&mut self, index: usize) {
+        let Entry { first, blocks, foreign, .. } = self.entries[index];
+        let mut last = first;
+        for _ in 1..blocks {
+            last = self.blocks[last as usize - 1].next;
+        }
+        self.blocks[last as usize - 1].next = self.head.free_block;
+        self.head.free_block = first;
+        self.head.blocks -= blocks;
+        self.head.foreign_blocks -= foreign * blocks;
+    }
+}
+
+impl View<'_> {
+    /// Copies entries of a database that hold at `now`, all or only ours, from where `piece` has come to,
+    /// until it is full or there are no more: false when there are.
+    pub fn read(&self, database: u32, only_ours: bool, now: i64, piece: &mut Piece) -> bool {
+        let end = self.touched.min(piece.next + Piece::ENTRIES);
+        while piece.next < end {
+            let entry = &self.entries[piece.next];
+            let wanted = entry.blocks != 0
+                && entry.database == database
+                && now < entry.expires_at
+                && !(only_ours && entry.foreign != 0);
+            if wanted {
+                if piece.bytes.len() >= Piece::BYTES {
+                    return false;
+                }
+                piece.entries.push(*entry);
+                self.slices(entry).for_each(|slice| piece.bytes.extend_from_slice(slice));
+            }
+            piece.next += 1;
+        }
+        piece.next >= self.touched
+    }
+
+    /// What a database has in the table at `now`.
+    pub fn usage(&self, database: u32, now: i64) -> Usage {
+        let mut usage = Usage::default();
+        let own = |e: &&Entry| e.blocks != 0 && e.database == database && now < e.expires_at;
+        for entry in self.entries[..self.touched].iter().filter(own) {
+            usage.entries += 1;
+            usage.foreign += entry.foreign as usize;
+            usage.bytes += entry.blocks as usize * size_of::<Block>() + size_of::<Entry>();
+        }
+        usage
+    }
+
+    /// Whether any entry of ours holds at `now` in a database.
+    pub fn has_ours(&self, database: u32, now: i64) -> bool {
+        let ours =
+            |e: &Entry| e.blocks != 0 && e.database == database && e.foreign == 0 && now < e.expires_at;
+        self.entries[..self.touched].iter().any(ours)
+    }
+
+    /// Whether an entry in use is of this key.
+    fn is_of(&self, entry: &Entry, key: &Key<'_>) -> bool {
+        entry.queue as usize == key.queue.len() && self.begins_with(entry, key, key.queue)
+    }
+
+    /// Whether an entry in use is of this key, whatever the queues are.
+    fn is_of_node(&self, entry: &Entry, key: &Key<'_>) -> bool {
+        self.begins_with(entry, key, "")
+    }
+
+    fn begins_with(&self, entry: &Entry, key: &Key<'_>, queue: &str) -> bool {
+        let lengths = (entry.prefix as usize, entry.name as usize, entry.node as usize);
+        if entry.database != key.database || lengths != (key.prefix.len(), key.name.len(), key.node.len()) {
+            return false;
+        }
+        let names = [key.prefix, key.name, key.node, queue];
+        let mut bytes = self.slices(entry);
+        let mut slice = bytes.next().unwrap_or_default();
+        names.iter().all(|name| {
+            let mut rest = name.as_bytes();
+            while !rest.is_empty() {
+                if slice.is_empty() {
+                    slice = bytes.next().unwrap_or_default();
+                }
+                let len = rest.len().min(slice.len());
+                if len == 0 || rest[..len] != slice[..len] {
+                    return false;
+                }
+                (rest, slice) = (&rest[len..], &slice[len..]);
+            }
+            true
+        })
+    }
+
+    /// An entry's bytes, block by block.
+    fn slices(&self, entry: &Entry) -> impl Iterator<Item = &[u8]> {
+        let names = [entry.prefix, entry.name, entry.node, entry.queue].map(usize::from);
+        let mut left = names.iter().sum::<usize>() + entry.state as usize;
+        let mut at = entry.first;
+        (0..entry.blocks).map(move |_| {
+            let block = &self.blocks[at as usize - 1];
+            at = block.next;
+            let len = left.min(BLOCK);
+            left -= len;
+            &block.bytes[..len]
+        })
+    }
+}
+
+/// Entries on their way out of the table: filled under its lock, emptied without it.
+pub struct Piece {
+    /// The index of the next entry to look at.
+    next: usize,
+    entries: Vec<Entry>,
+    /// Their names and states behind each other.
+    bytes: Vec<u8>,
+}
+
+impl Piece {
+    /// What is looked at, and copied, under the lock at a time: some ten microseconds. An entry more may
+    /// come on top, of any size.
+    const ENTRIES: usize = 2048;
+    const BYTES: usize = 64 << 10;
+    /// The largest entry that is expected; a larger one makes the buffer grow under the lock, no more.
+    const LARGEST: usize = 260 << 10;
+
+    pub fn new() -> Self {
+        Self {
+            next: 0,
+            entries: Vec::with_capacity(Self::ENTRIES),
+            bytes: Vec::with_capacity(Self::BYTES + Self::LARGEST),
+        }
+    }
+
+    /// What was copied since the last time.
+    pub fn take(&mut self, into: &mut Vec<Copied>) {
+        let mut rest = &self.bytes[..];
+        let mut cut = |len: usize| {
+            let (part, left) = rest.split_at(len.min(rest.len()));
+            rest = left;
+            part
+        };
+        for entry in self.entries.drain(..) {
+            let [prefix, name, node, queue] = [entry.prefix, entry.name, entry.node, entry.queue]
+                .map(|len| String::from_utf8_lossy(cut(len as usize)).into_owned());
+            let state = cut(entry.state as usize).to_vec();
+            let Entry { started_at, updated_at, expires_at, .. } = entry;
+            into.push(Copied { prefix, name, node, queue, state, started_at, updated_at, expires_at });
+        }
+        self.bytes.clear();
+    }
+
+    /// Of entries that were read twice, as they were deleted and put again meanwhile, the later.
+    pub fn into_latest(mut entries: Vec<Copied>) -> Vec<Copied> {
+        let mut latest: HashMap<[&str; 4], usize> = HashMap::with_capacity(entries.len());
+        let mut twice = Vec::new();
+        for (i, entry) in entries.iter().enumerate() {
+            let key = [&entry.prefix, &entry.name, &entry.node, &entry.queue].map(String::as_str);
+            if let Some(before) = latest.insert(key, i) {
+                let later = if entries[before].updated_at > entry.updated_at { before } else { i };
+                twice.push(before + i - later);
+                latest.insert(key, later);
+            }
+        }
+        twice.sort_unstable();
+        twice.into_iter().rev().for_each(|i| {
+            entries.remove(i);
+        });
+        entries
+    }
+}
+
+/// Of a key without its queue, and of the whole.
+fn hashes(key: &Key<'_>) -> (u64, u64) {
+    /// FNV-1a.
+    struct Fnv(u64);
+    impl Hasher for Fnv {
+        fn finish(&self) -> u64 {
+            self.0
+        }
+        fn write(&mut self, bytes: &[u8]) {
+            for byte in bytes {
+                self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+        }
+    }
+    let mut fnv = Fnv(0xcbf2_9ce4_8422_2325);
+    fnv.write_u32(key.database);
+    for part in [key.prefix, key.name, key.node] {
+        fnv.write(part.as_bytes());
+        fnv.write_u8(0xff);
+    }
+    let node = fnv.finish();
+    fnv.write(key.queue.as_bytes());
+    (node, fnv.finish())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,294 @@
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+struct Memory {
+    head: Head,
+    buckets: Vec<u32>,
+    entries: Vec<Entry>,
+    blocks: Vec<Block>,
+}
+
+impl Memory {
+    fn new(entries: usize, blocks: usize) -> Self {
+        Self {
+            head: Head::default(),
+            buckets: vec![0; 3], // few, so that chains are tested
+            entries: vec![Entry::default(); entries],
+            blocks: vec![Block::default(); blocks],
+        }
+    }
+    fn put(
+        &mut self,
+        key: &Key<'_>,
+        state: &[u8],
+        now: i64,
+        expires_at: i64,
+        origin: Origin,
+    ) -> Result<Put, Full> {
+        self.table().put(key, &New { state, started_at: None, now, expires_at, origin })
+    }
+    fn table(&mut self) -> Table<'_> {
+        Table {
+            head: &mut self.head,
+            buckets: &mut self.buckets,
+            entries: &mut self.entries,
+            blocks: &mut self.blocks,
+        }
+    }
+    fn all(&self, database: u32, now: i64) -> Vec<Copied> {
+        self.read(database, false, now)
+    }
+    fn view(&self) -> View<'_> {
+        View { entries: &self.entries, blocks: &self.blocks, touched: self.head.entries_touched as usize }
+    }
+    fn read(&self, database: u32, only_ours: bool, now: i64) -> Vec<Copied> {
+        let (mut piece, mut all) = (Piece::new(), Vec::new());
+        loop {
+            let done = self.view().read(database, only_ours, now, &mut piece);
+            piece.take(&mut all);
+            if done {
+                return all;
+            }
+        }
+    }
+}
+
+fn key<'a>(node: &'a str, queue: &'a str) -> Key<'a> {
+    Key { database: 1, prefix: "public", name: "Oban", node, queue }
+}
+
+#[test]
+fn a_state_is_replaced_whole_or_not_at_all() {
+    let mut memory = Memory::new(4, 3);
+    let (small, large) = (vec![b's'; 300], vec![b'l'; 3 * BLOCK]);
+    memory.put(&key("a", "q"), &small, 1, 100, Origin::Ours).unwrap();
+    let full = memory.put(&key("a", "q"), &large, 2, 200, Origin::Ours).unwrap_err();
+    assert_eq!(full, Full { missing: size_of::<Block>() });
+    let kept = memory.all(1, 1).pop().unwrap();
+    assert_eq!((&*kept.state, kept.started_at, kept.updated_at), (&*small, 1, 1));
+    memory.put(&key("a", "q"), b"{}", 3, 300, Origin::Ours).unwrap();
+    let kept = memory.all(1, 1).pop().unwrap();
+    assert_eq!((&*kept.state, kept.started_at, kept.updated_at, kept.expires_at), (&b"{}"[..], 1, 3, 300));
+    assert_eq!(memory.head.blocks, 1);
+    let known = New { state: b"{}", started_at: Some(-7), now: 4, expires_at: 300, origin: Origin::Ours };
+    memory.table().put(&key("a", "q"), &known).unwrap();
+    assert_eq!(memory.all(1, 4)[0].started_at, -7, "as somebody knows");
+}
+
+#[test]
+fn entries_expire_and_their_room_comes_back() {
+    let mut memory = Memory::new(2, 2);
+    memory.put(&key("a", "1"), b"{}", 0, 10, Origin::Ours).unwrap();
+    memory.put(&key("a", "2"), b"{}", 0, 20, Origin::Ours).unwrap();
+    assert_eq!(memory.head.next_expiry, 10);
+    assert!(memory.put(&key("a", "3"), b"{}", 0, 5, Origin::Ours).is_err());
+    assert_eq!(memory.all(1, 10).len(), 1, "expired for readers before any sweep");
+    let mut expired = Vec::new();
+    memory.table().expire(10, |database| expired.push(database));
+    assert_eq!(expired, [1]);
+    assert_eq!(memory.head.next_expiry, 20);
+    memory.put(&key("a", "3"), b"{}", 0, 30, Origin::Ours).unwrap();
+    memory.table().expire(30, |database| expired.push(database));
+    assert_eq!(expired, [1, 1, 1]);
+    assert_eq!((memory.head.next_expiry, memory.head.entries, memory.head.blocks), (0, 0, 0));
+}
+
+#[test]
+fn deletes_a_queue_or_a_node_and_forgets_a_database() {
+    let mut memory = Memory::new(9, 9);
+    for (node, queue) in [("a", "1"), ("a", "2"), ("b", "1")] {
+        memory.put(&key(node, queue), b"{}", 0, 10, Origin::Ours).unwrap();
+        memory.put(&Key { database: 2, ..key(node, queue) }, b"{}", 0, 10, Origin::Ours).unwrap();
+    }
+    assert!(memory.table().delete(&key("a", "1"), 0));
+    assert!(!memory.table().delete(&key("a", "1"), 0));
+    assert_eq!(memory.table().delete_node(&key("a", ""), 0), 1);
+    assert_eq!(memory.table().delete_node(&key("b", ""), 10), 0, "expired: gone already");
+    assert!(memory.all(1, 0).is_empty());
+    assert_eq!(memory.table().forget_database(2, 0), 0);
+    assert_eq!(memory.table().forget_database(2, 1), 3);
+    assert_eq!(memory.head.blocks, 0);
+}
+
+#[test]
+fn a_foreign_one_does_not_replace_one_of_ours_that_lives() {
+    let mut memory = Memory::new(9, 9);
+    memory.put(&key("a", "q"), b"ours", 0, 10, Origin::Ours).unwrap();
+    let ignored = memory.put(&key("a", "q"), b"theirs", 1, 11, Origin::Foreign);
+    assert_eq!(ignored, Ok(Put { ignored: true, expired: false }));
+    assert_eq!(memory.all(1, 1)[0].state, b"ours");
+    let taken = memory.put(&key("a", "q"), b"theirs", 10, 30, Origin::Foreign);
+    assert_eq!(taken, Ok(Put { ignored: false, expired: true }), "ours was over");
+    assert!(memory.read(1, true, 11).is_empty() && !memory.view().has_ours(1, 11));
+    let usage = memory.view().usage(1, 11);
+    assert_eq!((usage.entries, usage.foreign, memory.head.foreign_blocks), (1, 1, 1));
+    memory.put(&key("a", "q"), b"ours", 12, 30, Origin::Ours).unwrap();
+    assert_eq!((memory.read(1, true, 12).len(), memory.head.foreign_blocks), (1, 0));
+    assert!(
+        memory.view().has_ours(1, 12) && !memory.view().has_ours(2, 12) && !memory.view().has_ours(1, 30)
+    );
+}
+
+#[test]
+fn foreign_ones_take_no_more_than_half() {
+    let mut memory = Memory::new(8, 8);
+    for queue in ["1", "2", "3", "4"] {
+        memory.put(&key("f", queue), b"{}", 0, 10, Origin::Foreign).unwrap();
+    }
+    let full = memory.put(&key("f", "5"), b"{}", 0, 10, Origin::Foreign);
+    assert_eq!(full, Err(Full { missing: size_of::<Block>() }));
+    memory.put(&key("f", "4"), b"[]", 0, 10, Origin::Foreign).expect("its own room is free for it");
+    for queue in ["1", "2", "3", "4"] {
+        memory.put(&key("o", queue), b"{}", 0, 10, Origin::Ours).unwrap();
+    }
+    assert!(memory.put(&key("o", "5"), b"{}", 0, 10, Origin::Ours).is_err());
+    memory.put(&key("f", "1"), b"{}", 0, 10, Origin::Ours).expect("it takes a foreign one's place");
+    assert_eq!(memory.head.foreign_blocks, 3);
+}
+
+#[test]
+fn names_that_run_together_are_other_names() {
+    let mut memory = Memory::new(9, 9);
+    let long = "n".repeat(BLOCK);
+    for (node, queue) in [("ab", "c"), ("a", "bc"), (&*long, "x"), (&*long, "y")] {
+        memory.put(&key(node, queue), queue.as_bytes(), 0, 10, Origin::Ours).unwrap();
+    }
+    assert_eq!(memory.all(1, 0).len(), 4);
+    assert!(memory.table().delete(&key(&long, "y"), 0) && !memory.table().delete(&key("abc", ""), 0));
+    assert_eq!(memory.table().delete_node(&key("a", ""), 0), 1);
+    assert_eq!(memory.table().delete_node(&key(&long, ""), 0), 1);
+    assert_eq!(memory.all(1, 0)[0].node, "ab");
+}
+
+/// A reading in pieces, between which entries change: what stays is read once, and what moved shows its last
+/// state.
+#[test]
+fn an_entry_that_moves_during_a_reading_is_read_once() {
+    let mut memory = Memory::new(5000, 5000);
+    let queues: Vec<String> = (0..4000).map(|n| n.to_string()).collect();
+    for queue in &queues {
+        memory.put(&key("a", queue), b"old", 0, 10, Origin::Ours).unwrap();
+    }
+    let (mut piece, mut all) = (Piece::new(), Vec::new());
+    assert!(!memory.view().read(1, false, 1, &mut piece), "more than a piece");
+    piece.take(&mut all);
+    assert!(memory.table().delete(&key("a", "0"), 1) && memory.table().delete(&key("a", "1"), 1));
+    for queue in ["1", "new", "0"] {
+        memory.put(&key("a", queue), b"newer", 2, 10, Origin::Ours).unwrap();
+    }
+    while !memory.view().read(1, false, 2, &mut piece) {
+        piece.take(&mut all);
+    }
+    piece.take(&mut all);
+    let all = Piece::into_latest(all);
+    let state =
+        |queue: &str| all.iter().filter(|c| c.queue == queue).map(|c| c.state.clone()).collect::<Vec<_>>();
+    assert_eq!(state("0"), [b"newer"], "it has moved behind the others");
+    assert_eq!(state("1"), [b"old"], "as it was when it was read");
+    assert_eq!(all.len(), queues.len(), "and what came behind the reader's back is not among them");
+}
+
+#[test]
+fn a_piece_ends_by_its_bytes() {
+    let mut memory = Memory::new(3000, 3000);
+    for queue in ["1", "2", "3"] {
+        memory.put(&key("a", queue), &vec![b'x'; 60_000], 0, 10, Origin::Ours).unwrap();
+    }
+    let (mut piece, mut all) = (Piece::new(), Vec::new());
+    assert!(!memory.view().read(1, false, 1, &mut piece));
+    piece.take(&mut all);
+    assert_eq!(all.len(), 2);
+    assert!(memory.view().read(1, false, 1, &mut piece));
+    piece.take(&mut all);
+    assert!(all.len() == 3 && all.iter().all(|c| c.state == [b'x'; 60_000]));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put { node: u8, queue: u8, size: usize, ttl: i64, foreign: bool },
+    Delete { node: u8, queue: Option<u8> },
+    Expire,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0u8..4, 0u8..4, 0usize..900, 1i64..40, any::<bool>())
+            .prop_map(|(node, queue, size, ttl, foreign)| Step::Put { node, queue, size, ttl, foreign }),
+        1 => (0u8..4, prop::option::of(0u8..4)).prop_map(|(node, queue)| Step::Delete { node, queue }),
+        1 => Just(Step::Expire),
+    ]
+}
+
+/// What the model knows of an entry: its state, its end, whether it is foreign.
+type Known = (Vec<u8>, i64, bool);
+
+proptest! {
+    /// The table is a map of bounded size: same contents as a BTreeMap after any steps, and no
+    /// block is lost or in two chains.
+    #[test]
+    fn behaves_as_a_bounded_map(steps in prop::collection::vec(step(), 1..200)) {
+        let mut memory = Memory::new(8, 16);
+        let mut model: BTreeMap<(String, String), Known> = BTreeMap::new();
+        for (now, step) in steps.into_iter().enumerate() {
+            let now = now as i64;
+            match step {
+                Step::Put { node, queue, size, ttl, foreign } => {
+                    let (node, queue) = (node.to_string(), queue.to_string());
+                    let state = format!("{now:04}").repeat(size / 4).into_bytes();
+                    let origin = if foreign { Origin::Foreign } else { Origin::Ours };
+                    let put = memory.put(&key(&node, &queue), &state, now, now + ttl, origin);
+                    let ours_lives = model.get(&(node.clone(), queue.clone()))
+                        .is_some_and(|(_, until, foreign)| now < *until && !foreign);
+                    if let Ok(put) = put {
+                        prop_assert_eq!(put.ignored, foreign && ours_lives);
+                        if !put.ignored {
+                            model.insert((node, queue), (state, now + ttl, foreign));
+                        }
+                    }
+                }
+                Step::Delete { node, queue } => {
+                    let (node, queue) = (node.to_string(), queue.map(|q| q.to_string()));
+                    let goes = |n: &str, q: &str| n == node && queue.as_ref().is_none_or(|w| w == q);
+                    let lived = model.iter().filter(|((n, q), (_, until, _))| goes(n, q) && now < *until).count();
+                    let deleted = match &queue {
+                        Some(queue) => usize::from(memory.table().delete(&key(&node, queue), now)),
+                        None => memory.table().delete_node(&key(&node, ""), now),
+                    };
+                    prop_assert_eq!(deleted, lived);
+                    model.retain(|(n, q), _| !goes(n, q));
+                }
+                Step::Expire => {
+                    let mut expired = 0;
+                    memory.table().expire(now, |_| expired += 1);
+                    let before = model.len();
+                    model.retain(|_, (_, until, _)| *until > now);
+                    prop_assert_eq!(expired, before - model.len());
+                }
+            }
+            let seen = |only_ours| {
+                let all = memory.read(1, only_ours, now).into_iter();
+                let mut seen: Vec<_> = all.map(|c| ((c.node, c.queue), c.state)).collect();
+                seen.sort();
+                seen
+            };
+            let wanted = |only_ours: bool| -> Vec<_> {
+                let live = model.iter().filter(|(_, (_, until, foreign))| *until > now && !(only_ours && *foreign));
+                live.map(|(k, (state, _, _))| (k.clone(), state.clone())).collect()
+            };
+            prop_assert_eq!(seen(false), wanted(false));
+            prop_assert_eq!(seen(true), wanted(true));
+            prop_assert_eq!(memory.view().usage(1, now).entries, wanted(false).len());
+            prop_assert_eq!(memory.view().has_ours(1, now), !wanted(true).is_empty());
+
+            let chained: u32 = memory.entries.iter().map(|e| e.blocks).sum();
+            prop_assert_eq!(chained, memory.head.blocks);
+            let foreign: u32 = memory.entries.iter().map(|e| e.blocks * e.foreign).sum();
+            prop_assert_eq!(foreign, memory.head.foreign_blocks);
+            prop_assert!(foreign as usize <= memory.blocks.len() / 2);
+            let (mut free, mut at) = (0, memory.head.free_block);
+            while at != 0 { free += 1; at = memory.blocks[at as usize - 1].next; }
+            prop_assert_eq!(free + chained, memory.head.blocks_touched);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The gossip table: putting, deleting, reading, expiring, and who has to be woken for that.
+//!
+//! The coordinator lets entries expire (readers leave out what is over by themselves); a database's relay
+//! announces what is put there. A relay that has nothing to announce is woken by the next put: under
+//! `announcing` it says whether it looks by itself. It takes that back before it looks for the last time, and
+//! who puts looks at it after the put, so that one of them sees the other.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::rings::{self, Counter};
+use super::{area, layout, registry, root};
+use crate::config;
+use crate::error::Error;
+use crate::logic::gossip::{Copied, Full, Key, New, Origin, Piece, Put, Table, Usage, View};
+use crate::pg::lwlock::{self, Lock, Mode};
+use crate::pg::{latch, session, time};
+
+/// The table, to change it. `sweep_at` is when the coordinator will next look for expired entries (0: never).
+fn table<R>(body: impl FnOnce(&mut Table<'_>, &mut i64) -> R) -> Result<R, Error> {
+    let (root, l) = (root()?, layout());
+    let _guard = lwlock::acquire(Lock::Gossip, Mode::Exclusive);
+    // SAFETY: the areas of the lock that is held exclusively until `body` has returned.
+    unsafe {
+        let mut table = Table {
+            head: &mut (*root).gossip,
+            buckets: area(root, l.buckets, l.max_entries),
+            entries: area(root, l.entries, l.max_entries),
+            blocks: area(root, l.blocks, l.max_entries),
+        };
+        Ok(body(&mut table, &mut (*root).sweep_at))
+    }
+}
+
+/// The table, to read it, and how many entries were ever inserted.
+fn view<R>(body: impl FnOnce(View<'_>) -> R) -> Result<(R, u64), Error> {
+    let (root, l) = (root()?, layout());
+    let _guard = lwlock::acquire(Lock::Gossip, Mode::Shared);
+    // SAFETY: the areas of the lock that is held shared until `body` has returned; nobody writes.
+    unsafe {
+        let view = View {
+            entries: &*area(root, l.entries, l.max_entries),
+            blocks: &*area(root, l.blocks, l.max_entries),
+            touched: (*root).gossip.entries_touched(),
+        };
+        Ok((body(view), (*root).gossip.inserted))
+    }
+}
+
+/// Inserts or replaces an entry, which ends after `ttl` microseconds. (Not in recovery: the coordinator, who
+/// lets entries expire, is not there either.)
+pub fn put(
+    key: &Key<'_>,
+    state: &[u8],
+    started_at: Option<i64>,
+    ttl: i64,
+    origin: Origin,
+) -> Result<Result<Put, Full>, Error> {
+    let now = time::now();
+    let expires_at = now.saturating_add(ttl);
+    let new = New { state, started_at, now, expires_at, origin };
+    let mut expired = Vec::new();
+    let (put, sooner) = table(|table, sweep_at| {
+        let put = table.put(key, &new).or_else(|_| {
+            // The coordinator may be late.
+            table.expire(now, |database| expired.push(database));
+            table.put(key, &new)
+        });
+        // Only an entry that expires before the coordinator looks again has to wake it.
+        let sooner = put.is_ok() && (*sweep_at == 0 || expires_at < *sweep_at);
+        if sooner {
+            *sweep_at = expires_at;
+        }
+        (put, sooner)
+    })?;
+    if sooner {
+        super::wake_coordinator();
+    }
+    count_expired(&expired);
+    let Ok(done) = put else { return Ok(put) };
+    rings::count(Counter::GossipExpired, usize::from(done.expired));
+    if origin == Origin::Ours {
+        rings::count(Counter::GossipPuts, 1);
+        wake_announcer(key.database);
+    }
+    Ok(put)
+}
+
+/// Deletes an entry; whether it was there.
+pub fn delete(key: &Key<'_>) -> Result<bool, Error> {
+    table(|table, _| table.delete(key, time::now()))
+}
+
+/// Deletes a node's entries, whatever the key's queue is; how many.
+pub fn delete_node(key: &Key<'_>) -> Result<usize, Error> {
+    table(|table, _| table.delete_node(key, time::now()))
+}
+
+/// Deletes what a database that is gone has left, put before that time.
+pub fn forget_database(database: u32, before: i64) {
+    let _ = table(|table, _| table.forget_database(database, before));
+}
+
+/// Lets entries expire; when the next one does, if any.
+pub fn sweep() -> Option<i64> {
+    let now = time::now();
+    let mut expired = Vec::new();
+    let next = table(|table, sweep_at| {
+        if table.head.next_expiry != 0 && table.head.next_expiry <= now {
+            table.expire(now, |database| expired.push(database));
+        }
+        *sweep_at = table.head.next_expiry;
+        (*sweep_at != 0).then_some(*sweep_at)
+    });
+    count_expired(&expired);
+    next.ok().flatten()
+}
+
+/// Counts for each database the entries that expired.
+fn count_expired(expired: &[u32]) {
+    for same in expired.chunk_by(|a, b| a == b) {
+        rings::count_in(same[0], Counter::GossipExpired, same.len());
+    }
+}
+
+/// Gives `body` the entries of a database that hold now, all or only ours, piece by piece: each a consistent
+/// copy. False if entries were inserted meanwhile, so that some may have been given twice.
+pub fn each(database: u32, only_ours: bool, mut body: impl FnMut(&mut Vec<Copied>)) -> Result<bool, Error> {
+    let (now, mut piece, mut entries) = (time::now(), Piece::new(), Vec::new());
+    let mut first = None;
+    loop {
+        // Between two pieces whoever waits to put goes first.
+        let (done, inserted) = view(|view| view.read(database, only_ours, now, &mut piece))?;
+        piece.take(&mut entries);
+        body(&mut entries);
+        let began = *first.get_or_insert(inserted);
+        if done {
+            return Ok(inserted == began);
+        }
+    }
+}
+
+/// All of them, each once.
+pub fn entries(database: u32, only_ours: bool) -> Result<Vec<Copied>, Error> {
+    let mut all = Vec::new();
+    let once = each(database, only_ours, |entries| all.append(entries))?;
+    Ok(if once { all } else { Piece::into_latest(all) })
+}
+
+/// What a database has in the table.
+pub fn usage(database: u32) -> Result<Usage, Error> {
+    Ok(view(|view| view.usage(database, time::now()))?.0)
+}
+
+/// Whether a database has an entry of ours.
+pub fn has_ours(database: u32) -> bool {
+    view(|view| view.has_ours(database, time::now())).is_ok_and(|(has, _)| has)
+}
+
+/// Whether the relay of this process's database looks for entries by itself; `None` without a place for it.
+fn announcing() -> Option<&'static AtomicU32> {
+    let (root, l) = (root().ok()?, layout());
+    // SAFETY: atomics in the segment.
+    let all: &[AtomicU32] = unsafe { area(root, l.announcing, l.max_databases) };
+    all.get(rings::own_slot()?)
+}
+
+/// After a put: wakes the relay if it does not look by itself. In the relay's own database only.
+fn wake_announcer(database: u32) {
+    if config::gossip_interval() > 0
+        && let Some(announcing) = announcing()
+        && announcing.load(Ordering::SeqCst) == 0
+        && announcing.swap(1, Ordering::SeqCst) == 0
+    {
+        let relay = registry(|r| r.kick_relay(database)).ok().flatten();
+        relay.into_iter().for_each(latch::wake);
+    }
+}
+
+/// The relay's side of it.
+pub mod announcer {
+    use super::*;
+
+    /// This process looks for entries by itself.
+    pub fn looks() {
+        if let Some(announcing) = announcing() {
+            announcing.store(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether somebody has put since it ceased to.
+    pub fn is_asked() -> bool {
+        announcing().is_some_and(|announcing| announcing.load(Ordering::SeqCst) != 0)
+    }
+
+    /// It does so no more, unless there is an entry by now: whether it need not.
+    pub fn may_cease() -> bool {
+        if let Some(announcing) = announcing() {
+            announcing.store(0, Ordering::SeqCst);
+        }
+        if has_ours(session::database()) {
+            looks();
+            return false;
+        }
+        true
+    }
+}
