@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "server/broadcast.rs"]
+mod broadcast;
 #[path = "server/bus.rs"]
 mod bus;
 #[path = "server/drivers.rs"]
@@ -16,6 +18,8 @@ mod foreign;
 mod gossip;
 #[path = "server/health.rs"]
 mod health;
+#[path = "server/ingest.rs"]
+mod ingest;
 #[path = "server/leases.rs"]
 mod leases;
 #[path = "server/lifecycle.rs"]

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::iso8601;
 
-/// Longest state in bytes of JSON text, as Postgres prints it.
+/// Longest state in bytes of JSON text, without spaces between its tokens.
 pub const MAX_STATE: usize = 64 << 10;
 
 /// Oban's own limit of a queue's name is 127 characters, of up to four bytes.

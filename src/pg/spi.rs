@@ -57,6 +57,23 @@ pub fn schemas_with_peers() -> Vec<String> {
     look(SQL, "oban_peers")
 }
 
+/// The schemas that `oban_install` made prefixes of, by the columns that it adds. By a query, not by the caches of
+/// catalogs: who changes a prefix wakes others before their caches are told.
+pub fn installed_prefixes() -> Vec<String> {
+    const SQL: &str = "
+        SELECT n.nspname::pg_catalog.text
+        FROM pg_catalog.pg_class c
+        JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+        JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.oid
+        WHERE c.relname OPERATOR(pg_catalog.=) $1::pg_catalog.name AND c.relkind OPERATOR(pg_catalog.=) 'r'
+            AND c.relpersistence OPERATOR(pg_catalog.<>) 't' AND NOT a.attisdropped
+            AND a.atttypid OPERATOR(pg_catalog.=) 'pg_catalog.int8'::pg_catalog.regtype
+            AND (a.attname OPERATOR(pg_catalog.=) 'term' OR a.attname OPERATOR(pg_catalog.=) 'boot')
+        GROUP BY n.nspname
+        HAVING pg_catalog.count(*) OPERATOR(pg_catalog.=) 2";
+    look(SQL, "oban_peers")
+}
+
 /// The texts that a query with one text argument gives, by what is committed now: pgrx would show it
 /// what the transaction's own snapshot shows, and a lock that was waited for has made that old.
 pub fn look(sql: &str, argument: &str) -> Vec<String> {

@@ -10,7 +10,7 @@ use fallible_iterator::FallibleIterator;
 use postgres::Client;
 use serde_json::Value;
 
-use crate::support::{Ask, Cluster, PATIENCE, Stuck, code, heard, patiently, wait_for, wait_until};
+use crate::support::{Ask, Cluster, PATIENCE, Stuck, code, heard, patiently, stat, wait_for, wait_until};
 
 /// What oban_poll or oban_wait answered.
 #[derive(Debug, PartialEq)]
@@ -36,10 +36,6 @@ pub fn poll(client: &mut Client, arguments: &str) -> Answer {
 pub fn wait(client: &mut Client, arguments: &str) -> Answer {
     let row = client.query_one(&format!("CALL oban_wait({arguments})"), &[]);
     Answer::of(&row.unwrap_or_else(|e| panic!("oban_wait({arguments}): {e:?}")))
-}
-
-pub fn stat(client: &mut Client, counter: &str) -> i64 {
-    client.one(&format!("SELECT value FROM oban_stats WHERE counter = '{counter}'"))
 }
 
 pub fn installed_with(settings: &[&str]) -> Cluster {

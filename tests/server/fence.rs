@@ -3,7 +3,7 @@
 use postgres::Client;
 
 use crate::support::elixir::{Form, elect};
-use crate::support::{Ask, Cluster, code, wait_until};
+use crate::support::{Ask, Cluster, code, stat, wait_until};
 
 fn term(client: &mut Client, node: &str) -> i64 {
     client.one::<i64>(&format!("SELECT oban_join('{node}')"));
@@ -12,7 +12,7 @@ fn term(client: &mut Client, node: &str) -> i64 {
 }
 
 fn refused(client: &mut Client) -> i64 {
-    client.one("SELECT value FROM oban_stats WHERE counter = 'fences_refused'")
+    stat(client, "fences_refused")
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! Gossip: what is put is seen, until it ends.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
 use postgres::Client;
 
-use crate::support::{Ask, Cluster, code, wait_until};
+use crate::support::{Ask, Cluster, code, stat, wait_for, wait_until};
 
 fn queues(client: &mut Client) -> Vec<String> {
     let rows = client.query("SELECT node || '/' || queue FROM oban_gossip ORDER BY 1", &[]).unwrap();
@@ -134,4 +138,299 @@ fn every_accepted_time_is_a_timestamptz() {
             .query_one("SELECT started_at::text FROM oban_gossip", &[])
             .unwrap_or_else(|e| panic!("{time}: {e}"));
     }
+}
+
+/// What a state may be, and what the server adds.
+#[test]
+fn a_state_is_64_kb_at_most_and_has_the_servers_times() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    let put = |c: &mut Client, bytes: i32| {
+        let sql = "SELECT oban_gossip_put('a', 'q', jsonb_build_object('pad', repeat('x', $1)))";
+        c.query_one(sql, &[&(bytes - r#"{"pad":""}"#.len() as i32)]).map(|_| ())
+    };
+    put(&mut client, 65_536).unwrap();
+    let kept = "SELECT octet_length(state::text) FROM oban_gossip";
+    assert_eq!(client.one::<i32>(kept), 65_537, "with the space that Postgres puts behind the colon");
+    let error = put(&mut client, 65_537).unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "22023");
+    // Without the spaces that Postgres puts behind commas; these are 60,900 bytes. (As jsonb it is more.)
+    let ids = "SELECT oban_gossip_put('a', 'ids', (SELECT jsonb_build_object('running', jsonb_agg(i))
+                      FROM generate_series(1, 12000) i))";
+    client.batch_execute(ids).unwrap();
+    assert_eq!(client.one::<i32>("SELECT running FROM oban_gossip WHERE queue = 'ids'"), 12_000);
+
+    // updated_at is the server's whatever a state says; started_at stays while the entry lives.
+    client
+        .batch_execute(r#"SELECT oban_gossip_put('b', 'q', '{"updated_at": "2001-01-01T00:00:00Z"}')"#)
+        .unwrap();
+    let times = "SELECT started_at::text, (updated_at > now() - interval '1 minute')::text,
+                        (updated_at > started_at)::text FROM oban_gossip WHERE node = 'b'";
+    let texts = |c: &mut Client| -> Vec<String> {
+        let row = c.query_one(times, &[]).unwrap();
+        (0..3).map(|i| row.get(i)).collect()
+    };
+    let first = texts(&mut client);
+    assert_eq!(first[1..], ["true", "false"]);
+    client.batch_execute("SELECT oban_gossip_put('b', 'q')").unwrap();
+    let second = texts(&mut client);
+    assert_eq!((&second[0], &*second[2]), (&first[0], "true"));
+}
+
+/// Every state carries a checksum of itself and the names of its entry. Some sessions put, of many sizes and with
+/// a ttl or without, one deletes, entries expire all the time; and others read.
+#[test]
+fn no_reading_is_torn() {
+    read_while_others_write(1_000_000);
+}
+
+#[test]
+#[ignore = "minutes: make soak"]
+fn soak_no_reading_is_torn() {
+    read_while_others_write(10_000_000);
+}
+
+fn read_while_others_write(readings: i64) {
+    let cluster =
+        Arc::new(Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_interval = 50ms"]));
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE EXTENSION obanrs; SELECT oban_install();
+             CREATE PROCEDURE put(many int, ttl interval) LANGUAGE plpgsql AS $$
+             DECLARE body text; node text; queue text;
+             BEGIN
+                 FOR i IN 1..many LOOP
+                     node := 'n' || (random() * 20)::int;
+                     queue := 'q' || (random() * 10)::int;
+                     body := repeat(md5(random()::text), (random() * CASE WHEN random() < 0.02 THEN 600 ELSE 12 END)::int);
+                     PERFORM oban_gossip_put(node, queue, ttl => ttl * random() + interval '1 microsecond',
+                         state => jsonb_build_object('of', node || queue, 'body', body, 'sum', md5(body)));
+                 END LOOP;
+             END $$",
+        )
+        .unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let repeatedly = |sql: &'static str| {
+        let (mut client, stop) = (cluster.client(), stop.clone());
+        thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                client.batch_execute(sql).unwrap();
+            }
+        })
+    };
+    let others = [
+        repeatedly("CALL put(1000, '1 hour')"),
+        repeatedly("CALL put(1000, '20 milliseconds')"),
+        repeatedly(
+            "SELECT oban_gossip_delete('n' || (random() * 20)::int,
+                        CASE WHEN random() < 0.9 THEN 'q' || (random() * 10)::int END)
+             FROM generate_series(1, 20)",
+        ),
+    ];
+    let look = "SELECT count(*), count(DISTINCT (node, queue)),
+                       count(*) FILTER (WHERE md5(state->>'body') <> state->>'sum' OR state->>'of' <> node || queue)
+                FROM oban_gossip";
+    let (mut read, mut most) = (0, 0);
+    while read < readings {
+        let row = client.query_one(look, &[]).unwrap();
+        let (rows, entries, torn): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+        assert_eq!((torn, entries), (0, rows), "after {read} readings");
+        read += rows;
+        most = most.max(rows);
+    }
+    stop.store(true, Ordering::Relaxed);
+    others.into_iter().for_each(|other| other.join().unwrap());
+    assert!(most > 50, "there was something to read: {most} at a time");
+    for counter in ["gossip_puts", "gossip_expired", "gossip_broadcasts"] {
+        assert!(stat(&mut client, counter) > 10, "{counter}");
+    }
+}
+
+/// Filled with entries of all sizes, emptied in each of the ways that there are, and filled again: a thousand
+/// times, and as much fits as at first.
+#[test]
+fn a_table_can_be_filled_and_emptied_for_ever() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_memory = '64kB'"]);
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            r#"CREATE EXTENSION obanrs; SELECT oban_install();
+             -- As many entries as fit, of sizes that the seed decides, in another order each time.
+             CREATE FUNCTION fill(seed int, life interval) RETURNS int LANGUAGE plpgsql AS $$
+             DECLARE n int := 0;
+             BEGIN
+                 LOOP
+                     PERFORM oban_gossip_put('n' || n % 5, 'q' || n, ttl => life,
+                         state => jsonb_build_object('pad', repeat('x', (n * 7919 + seed * 104729) % 1500)));
+                     n := n + 1;
+                 END LOOP;
+             EXCEPTION WHEN configuration_limit_exceeded THEN
+                 RETURN n;
+             END $$;
+             CREATE FUNCTION clear(way int) RETURNS bigint LANGUAGE sql AS $$
+                 SELECT CASE way
+                     WHEN 0 THEN (SELECT sum(oban_gossip_delete('n' || n)) FROM generate_series(4, 0, -1) n)
+                     WHEN 1 THEN (SELECT sum(oban_gossip_delete(node, queue)) FROM
+                                  (SELECT node, queue FROM oban_gossip ORDER BY md5(queue)) q)
+                 END
+             $$"#,
+        )
+        .unwrap();
+    let fill = |c: &mut Client, seed: i32, life: &str| -> i64 {
+        i64::from(c.one::<i32>(&format!("SELECT fill({seed}, '{life}')")))
+    };
+    let firsts: Vec<i64> = (0..7)
+        .map(|seed| {
+            let filled = fill(&mut client, seed, "1 hour");
+            assert_eq!(client.one::<i64>("SELECT clear(0)"), filled);
+            filled
+        })
+        .collect();
+    assert!(firsts.iter().all(|n| *n > 20), "{firsts:?}");
+    for round in 0..1000 {
+        let seed = round % 7;
+        let expires = round % 10 == 9;
+        let filled = fill(&mut client, seed, if expires { "50 milliseconds" } else { "1 hour" });
+        assert!(filled == firsts[seed as usize] || expires, "round {round}: {filled} of {firsts:?}");
+        if expires {
+            wait_until("they have expired", || queues(&mut client).is_empty());
+        } else {
+            let way = round % 2;
+            assert_eq!(client.one::<i64>(&format!("SELECT clear({way})")), filled, "round {round}");
+        }
+    }
+    assert_eq!(stat(&mut client, "gossip_entries"), 0);
+}
+
+#[test]
+fn a_killed_nodes_entries_end_at_once_if_it_was_a_member_else_by_their_ttl() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    let (mut member, mut other) = (cluster.shell(), cluster.shell());
+    member.ask("SELECT oban_join('member')");
+    member.ask("SELECT oban_gossip_put('member', 'default', ttl => '1 hour') IS NULL");
+    other.ask("SELECT oban_gossip_put('other', 'long', ttl => '1 hour') IS NULL");
+    other.ask("SELECT oban_gossip_put('other', 'short', ttl => '2 seconds') IS NULL");
+    member.kill();
+    other.kill();
+    wait_until("the member's are gone", || !queues(&mut client).contains(&"member/default".into()));
+    wait_until("the short one is over", || queues(&mut client) == ["other/long"]);
+    wait_until("and counted", || stat(&mut client, "gossip_expired") == 1);
+}
+
+#[test]
+fn a_crash_leaves_an_empty_working_table() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    for queue in ["1", "2"] {
+        client.query_one("SELECT oban_gossip_put('a', $1)", &[&queue]).unwrap();
+    }
+    cluster.signal("KILL", client.one("SELECT pg_backend_pid()"));
+    let mut client = wait_for_server(&cluster);
+    assert!(queues(&mut client).is_empty());
+    client.batch_execute("SELECT oban_gossip_put('a', '3'), oban_listen_channels('{gossip}')").unwrap();
+    assert_eq!(queues(&mut client), ["a/3"]);
+    wait_until("it is broadcast again", || stat(&mut client, "gossip_broadcasts") > 1);
+}
+
+fn wait_for_server(cluster: &Cluster) -> Client {
+    wait_for("the server is back", || {
+        let mut client = cluster.try_client("postgres", "postgres").ok()?;
+        client.simple_query("SELECT * FROM oban_gossip").ok().map(|_| client)
+    })
+}
+
+#[test]
+fn databases_and_prefixes_see_only_their_own() {
+    let cluster = Cluster::installed();
+    let mut first = cluster.client();
+    first
+        .batch_execute(
+            "SELECT oban_install('other'); CREATE ROLE app LOGIN; GRANT SELECT ON oban_jobs TO app",
+        )
+        .unwrap();
+    first.batch_execute("CREATE DATABASE second").unwrap();
+    let mut second = cluster.client_of("second");
+    second.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    let put = |c: &mut Client, limit: i32, prefix: &str| {
+        let sql = "SELECT oban_gossip_put('a', 'q', jsonb_build_object('limit', $1::int), prefix => $2)";
+        c.query_one(sql, &[&limit, &prefix]).unwrap();
+    };
+    put(&mut first, 1, "public");
+    put(&mut first, 2, "other");
+    put(&mut second, 3, "public");
+    let limits = |c: &mut Client| -> String {
+        c.one("SELECT string_agg(prefix || local_limit, ',' ORDER BY prefix) FROM oban_gossip")
+    };
+    assert_eq!((limits(&mut first), limits(&mut second)), ("other2,public1".into(), "public3".into()));
+    assert_eq!(limits(&mut cluster.client_as("postgres", "app")), "public1", "what it may read");
+    assert_eq!(first.one::<i32>("SELECT oban_gossip_delete('a', 'q')"), 1);
+    assert_eq!((limits(&mut first), limits(&mut second)), ("other2".into(), "public3".into()));
+    second.batch_execute("DROP EXTENSION obanrs CASCADE").unwrap();
+    wait_until("its workers have gone", || {
+        !first.one::<bool>("SELECT EXISTS (SELECT FROM oban_workers WHERE database = 'second')")
+    });
+    second.batch_execute("CREATE EXTENSION obanrs").unwrap();
+    assert_eq!(second.one::<i64>("SELECT count(*) FROM oban_gossip"), 0, "nothing is left of the one before");
+    assert_eq!(limits(&mut first), "other2");
+}
+
+/// A reading of many entries and a key that moves among them.
+#[test]
+fn many_entries_are_read_once_each() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    let sql = "SELECT count(oban_gossip_put('n' || i % 100, 'q' || i)) FROM generate_series(1, 9000) i";
+    assert_eq!(client.one::<i64>(sql), 9000);
+    let stop = Arc::new(AtomicBool::new(false));
+    let mover = {
+        let (mut client, stop) = (cluster.client(), stop.clone());
+        thread::spawn(move || {
+            let mut moved = 0;
+            while !stop.load(Ordering::Relaxed) {
+                client
+                    .batch_execute(
+                        "SELECT oban_gossip_delete('n1', 'q1'); SELECT oban_gossip_put('n1', 'q1')",
+                    )
+                    .unwrap();
+                client
+                    .batch_execute(
+                        "SELECT oban_gossip_delete('n2', 'q2'); SELECT oban_gossip_put('n2', 'q2')",
+                    )
+                    .unwrap();
+                moved += 1;
+            }
+            moved
+        })
+    };
+    for _ in 0..100 {
+        let row =
+            client.query_one("SELECT count(*), count(DISTINCT (node, queue)) FROM oban_gossip", &[]).unwrap();
+        let (rows, keys): (i64, i64) = (row.get(0), row.get(1));
+        assert!(rows == keys && (8998..=9000).contains(&rows), "{rows} rows, {keys} keys");
+    }
+    stop.store(true, Ordering::Relaxed);
+    assert!(mover.join().unwrap() > 10);
+}
+
+/// A function that returns a table, wherever it may be called.
+#[test]
+fn the_rows_come_wherever_a_table_is_wanted() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_gossip_put('a', '1'), oban_gossip_put('a', '2')").unwrap();
+    assert_eq!(client.one::<String>("SELECT (obanrs_gossip()).queue ORDER BY 1 LIMIT 1"), "1");
+    let joined = "SELECT count(*) FROM oban_gossip a JOIN oban_gossip b USING (node)";
+    assert_eq!(client.one::<i64>(joined), 4);
+    client
+        .batch_execute(
+            "BEGIN; DECLARE c SCROLL CURSOR FOR SELECT queue FROM oban_gossip ORDER BY queue; MOVE LAST IN c",
+        )
+        .unwrap();
+    assert_eq!(client.one::<String>("FETCH BACKWARD 1 FROM c"), "1");
+    client.batch_execute("COMMIT").unwrap();
+    let lateral =
+        "SELECT count(*) FROM generate_series(1, 3) i, LATERAL (SELECT i, * FROM obanrs_gossip()) g";
+    assert_eq!(client.one::<i64>(lateral), 6);
 }

@@ -2,7 +2,7 @@
 
 use postgres::Client;
 
-use crate::support::{Ask, Cluster, code, wait_until};
+use crate::support::{Ask, Cluster, code, stat, wait_until};
 
 fn join(client: &mut Client, node: &str, lease: &str) -> i64 {
     client.one(&format!("SELECT oban_join('{node}', lease => '{lease}')"))
@@ -43,7 +43,7 @@ fn a_leased_member_lives_by_its_renewals_from_any_session() {
     wait_until("its row is deleted", || watch.one::<i64>("SELECT count(*) FROM oban_peers") == 0);
     assert_eq!(code(&mut watch, &format!("SELECT oban_renew({id})")), "55000");
     assert!(!watch.one::<bool>(&format!("SELECT oban_leave({id})")));
-    assert_eq!(watch.one::<i64>("SELECT value FROM oban_stats WHERE counter = 'lapses'"), 1);
+    assert_eq!(stat(&mut watch, "lapses"), 1);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn a_lapsed_leader_is_replaced_and_does_not_come_back_by_renewing() {
     assert!(term > before);
     assert_eq!(client.one::<Option<i64>>("SELECT oban_term(node => 'first')"), None);
     // How long there was none: less than what the keeper would sleep otherwise.
-    let micros: i64 = client.one("SELECT value FROM oban_stats WHERE counter = 'last_failover_us'");
+    let micros = stat(&mut client, "last_failover_us");
     assert!((0..15_000_000).contains(&micros), "{micros}");
 }
 

@@ -1,8 +1,8 @@
 //! Bugs that other job systems had, by their numbers in our collection, each as a test that this one
 //! does not have it.
 
-use crate::bus::{installed_with, poll, stat, wait, wait_for_relay};
-use crate::support::{Ask, Cluster, code, heard, wait_for, wait_until};
+use crate::bus::{installed_with, poll, wait, wait_for_relay};
+use crate::support::{Ask, Cluster, code, heard, stat, wait_for, wait_until};
 
 /// Graphile Worker filled the log of a hot standby: its worker failed there, and was started again.
 #[test]

@@ -5,7 +5,7 @@ use fallible_iterator::FallibleIterator;
 use postgres::Client;
 
 use crate::support::elixir::{Form, elect};
-use crate::support::{Ask, Cluster, code, wait_for, wait_until};
+use crate::support::{Ask, Cluster, code, stat, wait_for, wait_until};
 
 fn leads(client: &mut Client) -> bool {
     client.one("SELECT oban_is_leader()")
@@ -130,7 +130,7 @@ fn museum_4_renewals_are_shorter_than_leases_past_leaders_fail_and_who_resigned_
         renewals >= 5
     });
     assert!(least > 0.0 && leads(&mut client));
-    assert_eq!(client.one::<i64>("SELECT value FROM oban_stats WHERE counter = 'lapses'"), 0);
+    assert_eq!(stat(&mut client, "lapses"), 0);
 
     // A past leader.
     let past: i64 = client.one("SELECT oban_join('past', 'Past', lease => '500 ms')");

@@ -63,6 +63,11 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(what, || condition().then_some(()));
 }
 
+/// A counter of oban_stats.
+pub fn stat(client: &mut postgres::Client, counter: &str) -> i64 {
+    client.one(&format!("SELECT value FROM oban_stats WHERE counter = '{counter}'"))
+}
+
 /// The SQLSTATE with which a statement fails.
 pub fn code(client: &mut postgres::Client, sql: &str) -> String {
     let error = client.batch_execute(sql).expect_err(sql);

@@ -17,13 +17,12 @@ use crate::config;
 use crate::error;
 use crate::logic::backoff::RELAY;
 use crate::logic::channel;
-use crate::logic::check::MAX_STATE;
 use crate::logic::gossip::{Key, Origin};
 use crate::logic::intake::{self, Heard};
 use crate::logic::lifecycle::Kind;
 use crate::pg::datum::RawJsonb;
 use crate::pg::notify::{self, Notification};
-use crate::pg::{catalog, encoding, latch, session, spi, time, xact};
+use crate::pg::{encoding, latch, session, spi, time, xact};
 use crate::shmem;
 use crate::shmem::rings::{self, Counter};
 
@@ -170,11 +169,8 @@ fn size(notification: &Notification) -> usize {
 
 /// The installed prefixes that can have a channel.
 fn installed() -> BTreeSet<String> {
-    let found = spi::schemas_with_peers().into_iter();
-    found
-        .filter(|p| channel::full_name(p, CHANNEL).is_ok())
-        .filter(|p| catalog::peers_table(p).is_some_and(|t| t.installed))
-        .collect()
+    let found = spi::installed_prefixes().into_iter();
+    found.filter(|p| channel::full_name(p, CHANNEL).is_ok()).collect()
 }
 
 /// Takes one message apart, and puts its checks.
@@ -211,7 +207,7 @@ fn put(database: u32, prefix: &str, checks: &[Heard]) {
 
 fn put_one(database: u32, prefix: &str, heard: &Heard, state: Option<&RawJsonb>) {
     let key = Key { database, prefix, name: &heard.name, node: &heard.node, queue: &heard.queue };
-    let Some(state) = state.filter(|state| state.text().len() <= MAX_STATE) else {
+    let Some(state) = state else {
         rings::count(Counter::GossipMalformed, 1);
         return;
     };

@@ -1,0 +1,215 @@
+//! What others are told of the queues here, as they hear it.
+
+use std::collections::BTreeSet;
+
+use fallible_iterator::FallibleIterator;
+use postgres::Client;
+use serde_json::Value;
+
+use crate::support::{Ask, Cluster, PATIENCE, stat, wait_until};
+
+fn installed_with(settings: &[&str]) -> (Cluster, Client) {
+    let cluster = Cluster::start(&[&["shared_preload_libraries = 'obanrs'"], settings].concat());
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    (cluster, client)
+}
+
+fn listener(cluster: &Cluster) -> Client {
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_listen_channels('{gossip}')").unwrap();
+    client
+}
+
+/// The next notification: its channel and its payload.
+fn next(listener: &mut Client) -> (String, String) {
+    let mut notifications = listener.notifications();
+    let next = notifications.timeout_iter(PATIENCE).next().expect("the connection is open");
+    let next = next.unwrap_or_else(|| panic!("waited {PATIENCE:?} in vain for a broadcast"));
+    (next.channel().to_owned(), next.payload().to_owned())
+}
+
+fn checks(payload: &str) -> Vec<Value> {
+    assert!(payload.len() <= 7_999, "{} bytes", payload.len());
+    let message: Value = serde_json::from_str(payload).expect("a complete object");
+    assert_eq!(message.as_object().unwrap().len(), 1, "{payload}");
+    message["checks"].as_array().expect("an array").clone()
+}
+
+fn queue(check: &Value) -> String {
+    check["queue"].as_str().expect("a name").to_owned()
+}
+
+const FAST: &str = "obanrs.gossip_interval = 50ms";
+
+#[test]
+fn those_who_listen_hear_what_the_golden_file_has() {
+    let (cluster, mut client) = installed_with(&[FAST]);
+    // All three in one statement, between two broadcasts or not.
+    client
+        .batch_execute(
+            r#"SELECT oban_gossip_put('web.1', 'media'),
+                      oban_gossip_put('web.1', '"é"', '{"uuid": "8b2ff8a5-9f2c-4a5e-9d57-0b8f8e1a2b3c", "name": "other",
+                          "limit": 10, "paused": true, "running": [7, 8, 9007199254740993],
+                          "started_at": "2026-01-30T12:00:00Z", "updated_at": "2020-01-01T00:00:00Z",
+                          "shutdown_started_at": "2026-01-31T11:59:59Z", "refresh_interval": 60000,
+                          "rate_limit": {"allowed": 1.50, "windows": []}}'),
+                      oban_gossip_put('web.1', 'default', '{"local_limit": 3, "running": []}')"#,
+        )
+        .unwrap();
+    let (channel, payload) = next(&mut listener(&cluster));
+    assert_eq!(channel, "public.oban_gossip");
+    // The times are the server's, in their order; the golden file has others.
+    let golden = include_str!("../fixtures/gossip/broadcast.json").trim_end();
+    let mut expected = golden.to_owned();
+    let mut sent = payload.clone();
+    for (key, of_server) in
+        [("started_at", "2026-01-31T12:00:00+00:00"), ("updated_at", "2026-01-31T12:00:01.5+00:00")]
+    {
+        assert!(golden.contains(of_server));
+        for check in checks(&payload) {
+            let time = check[key].as_str().unwrap().to_owned();
+            let sql = "SELECT $1::text::timestamptz > now() - interval '1 minute' AND $1::text ~ '[+]00:00$'";
+            if client.query_one(sql, &[&time]).unwrap().get::<_, bool>(0) {
+                sent = sent.replace(&format!("\"{key}\":\"{time}\""), &format!("\"{key}\":\"{of_server}\""));
+            }
+        }
+    }
+    // In the golden file jsonb's own order of keys does not show, here it does, behind those that are written one by
+    // one: rate_limit comes before refresh_interval.
+    let unordered = |json: &str| json.parse::<Value>().unwrap();
+    assert_eq!(unordered(&sent), unordered(&expected));
+    expected = expected.replace(
+        r#""refresh_interval":60000,"rate_limit":{"allowed":1.50,"windows":[]}"#,
+        r#""rate_limit":{"allowed":1.50,"windows":[]},"refresh_interval":60000"#,
+    );
+    assert_eq!(sent, expected);
+    assert_eq!(
+        (stat(&mut client, "gossip_broadcast_entries"), stat(&mut client, "gossip_shortened")),
+        (3, 0)
+    );
+}
+
+#[test]
+fn those_who_poll_read_it_and_each_prefix_has_its_own() {
+    let (cluster, mut client) = installed_with(&[FAST]);
+    client.batch_execute("SELECT oban_install('other')").unwrap();
+    let from: i64 = client.one("SELECT oban_position()");
+    client
+        .batch_execute("SELECT oban_gossip_put('a', 'q1'), oban_gossip_put('a', 'q2', prefix => 'other')")
+        .unwrap();
+    for (prefix, own) in [("public", "q1"), ("other", "q2")] {
+        let sql = "SELECT messages->0->'payload'->'checks'->0->>'queue', jsonb_array_length(messages->0->'payload'->'checks')
+                   FROM oban_poll('{gossip}', $1, prefix => $2)";
+        wait_until("it can be polled", || {
+            let row = client.query_one(sql, &[&from, &prefix]).unwrap();
+            row.get::<_, Option<&str>>(0).is_some_and(|queue| {
+                assert_eq!((queue, row.get::<_, i32>(1)), (own, 1));
+                true
+            })
+        });
+    }
+    let mut other = cluster.client();
+    other.batch_execute("LISTEN \"other.oban_gossip\"").unwrap();
+    assert_eq!(checks(&next(&mut other).1).iter().map(queue).collect::<Vec<_>>(), ["q2"]);
+}
+
+/// Whether there is anything to tell decides, not the clock alone.
+#[test]
+fn there_is_a_broadcast_while_there_are_entries() {
+    let (cluster, mut client) = installed_with(&[FAST]);
+    client.batch_execute("SELECT oban_install('other'); SELECT oban_gossip_put('a', 'q')").unwrap();
+    let mut listener = listener(&cluster);
+    next(&mut listener);
+    client.batch_execute("SELECT oban_gossip_put('b', 'q', prefix => 'other')").unwrap();
+    assert_eq!(client.one::<i32>("SELECT oban_gossip_delete('a')"), 1);
+    // What was on its way is there before the next; then there are only those of the other prefix.
+    let rounds = stat(&mut client, "gossip_broadcasts");
+    wait_until("others go on", || stat(&mut client, "gossip_broadcasts") > rounds + 1);
+    crate::support::heard(&mut listener);
+    let rounds = stat(&mut client, "gossip_broadcasts");
+    wait_until("others go on", || stat(&mut client, "gossip_broadcasts") > rounds + 5);
+    let heard: Vec<String> =
+        crate::support::heard(&mut listener).iter().map(|n| n.payload().to_owned()).collect();
+    assert!(heard.is_empty(), "{heard:?}");
+    // The relay that has ceased to look is woken by the next put.
+    assert_eq!(client.one::<i32>("SELECT oban_gossip_delete('b', prefix => 'other')"), 1);
+    wait_until("nothing is sent", || {
+        let rounds = stat(&mut client, "gossip_broadcasts");
+        client.batch_execute("SELECT pg_sleep(0.2)").unwrap();
+        stat(&mut client, "gossip_broadcasts") == rounds
+    });
+    client.batch_execute("SELECT oban_gossip_put('c', 'again')").unwrap();
+    assert_eq!(queue(&checks(&next(&mut listener).1)[0]), "again");
+}
+
+#[test]
+fn an_interval_of_0_turns_it_off_and_a_reload_on() {
+    let (cluster, mut client) = installed_with(&["obanrs.gossip_interval = 0"]);
+    let mut listener = listener(&cluster);
+    client.batch_execute("SELECT oban_gossip_put('a', 'q')").unwrap();
+    // The relay has done all that there was since: it has sent what came later.
+    for _ in 0..3 {
+        client.batch_execute("SELECT oban_notify('gossip', '{\"n\": 1}')").unwrap();
+        assert_eq!(next(&mut listener).1, "{\"n\":1}");
+    }
+    assert_eq!(stat(&mut client, "gossip_broadcasts"), 0);
+    cluster.configure(&[FAST]);
+    client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    assert_eq!(queue(&checks(&next(&mut listener).1)[0]), "q");
+}
+
+#[test]
+fn many_queues_are_split_into_whole_messages() {
+    let (cluster, mut client) = installed_with(&[FAST]);
+    let mut listener = listener(&cluster);
+    let state = r#"{"uuid": "8b2ff8a5-9f2c-4a5e-9d57-0b8f8e1a2b3c", "limit": 10, "running": [1, 2, 3]}"#;
+    let sql = format!(
+        "SELECT count(oban_gossip_put('n' || i % 10, 'q' || i, '{state}')) FROM generate_series(1, 200) i"
+    );
+    assert_eq!(client.one::<i64>(&sql), 200);
+    let (mut seen, mut messages) = (BTreeSet::new(), 0);
+    while seen.len() < 200 {
+        let (_, payload) = next(&mut listener);
+        seen.extend(checks(&payload).iter().map(queue));
+        messages += 1;
+    }
+    assert!(messages >= 7, "200 checks of some 300 bytes each, in {messages} messages");
+    wait_until("they are counted", || stat(&mut client, "gossip_broadcast_entries") == 200);
+}
+
+#[test]
+fn a_check_that_is_too_long_keeps_its_newest_jobs_and_is_counted() {
+    let (cluster, mut client) = installed_with(&[FAST]);
+    let mut listener = listener(&cluster);
+    let sql =
+        "SELECT oban_gossip_put('a', 'q', (SELECT jsonb_build_object('limit', 5, 'running', jsonb_agg(i))
+                                                 FROM generate_series(1000001, 1003000) i))";
+    client.batch_execute(sql).unwrap();
+    let (_, payload) = next(&mut listener);
+    let check = &checks(&payload)[0];
+    let kept: Vec<i64> = serde_json::from_value(check["running"].clone()).unwrap();
+    assert_eq!(kept, (1_003_001 - kept.len() as i64..=1_003_000).collect::<Vec<_>>());
+    assert!(payload.len() > 7_990 && check["limit"] == 5, "{}", payload.len());
+    wait_until("it is counted", || stat(&mut client, "gossip_shortened") > 0);
+    assert_eq!(client.one::<i32>("SELECT running FROM oban_gossip"), 3000, "the view has all");
+}
+
+/// What would fill the ring goes to those who LISTEN, and leaves the ring to others.
+#[test]
+fn a_large_broadcast_does_not_go_through_the_ring() {
+    let (cluster, mut client) = installed_with(&[FAST, "obanrs.ring_size = '64kB'"]);
+    let from: i64 = client.one("SELECT oban_position()");
+    let sql = "SELECT count(oban_gossip_put('a', 'q' || i)) FROM generate_series(1, 100) i";
+    assert_eq!(client.one::<i64>(sql), 100);
+    let mut listener = listener(&cluster);
+    let mut seen = BTreeSet::new();
+    while seen.len() < 100 {
+        seen.extend(checks(&next(&mut listener).1).iter().map(queue));
+    }
+    let rounds = stat(&mut client, "gossip_broadcasts");
+    wait_until("there are more", || stat(&mut client, "gossip_broadcasts") > rounds + 2);
+    let poll =
+        format!("SELECT position || ' ' || missed || ' ' || messages FROM oban_poll('{{gossip}}', {from})");
+    assert_eq!(client.one::<String>(&poll), format!("{from} 0 []"));
+}

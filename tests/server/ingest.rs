@@ -1,0 +1,288 @@
+//! Gossip of Oban's own nodes, as they send it: by NOTIFY, in three wire forms.
+
+use std::io::Read;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use flate2::Compression;
+use flate2::read::GzEncoder;
+use postgres::Client;
+use serde_json::Value;
+
+use crate::support::{Ask, Cluster, stat, wait_for, wait_until};
+
+const CHANNEL: &str = "public.oban_gossip";
+
+/// As a node sends it.
+fn send(client: &mut Client, channel: &str, payload: &str) {
+    client.execute("SELECT pg_notify($1, $2)", &[&channel, &payload]).unwrap();
+}
+
+/// `H4sI…`, what Oban 2.15 to 2.20 and Oban for Python send.
+fn packed(json: &str) -> String {
+    let mut bytes = Vec::new();
+    GzEncoder::new(json.as_bytes(), Compression::default()).read_to_end(&mut bytes).unwrap();
+    STANDARD.encode(bytes)
+}
+
+fn check(node: &str, queue: &str, more: &str) -> String {
+    format!(r#"{{"name":"Oban","node":"{node}","queue":"{queue}","limit":10,"running":[1]{more}}}"#)
+}
+
+fn entries(client: &mut Client) -> Vec<String> {
+    let rows = client
+        .query("SELECT prefix || '/' || node || '/' || queue FROM oban_gossip ORDER BY 1", &[])
+        .unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// Waits until the relay hears a prefix's channel, by sending what it counts.
+fn wait_until_heard(client: &mut Client, channel: &str) {
+    let before = stat(client, "gossip_malformed");
+    wait_until("the relay listens", || {
+        send(client, channel, "probe");
+        stat(client, "gossip_malformed") > before
+    });
+}
+
+fn listening() -> (Cluster, Client) {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    wait_until_heard(&mut client, CHANNEL);
+    (cluster, client)
+}
+
+/// Everything that was sent before has been heard: the relay takes messages in their order.
+fn settle(client: &mut Client) {
+    send(client, CHANNEL, &check("settled", "q", ""));
+    wait_until("all was heard", || {
+        client.one("SELECT EXISTS (SELECT FROM oban_gossip WHERE node = 'settled')")
+    });
+    assert_eq!(client.one::<i32>("SELECT oban_gossip_delete('settled')"), 1);
+}
+
+#[test]
+fn every_sample_of_real_nodes_is_taken_in_in_every_form() {
+    let (_cluster, mut client) = listening();
+    let samples: Vec<Value> = serde_json::from_str(include_str!("../fixtures/gossip/samples.json")).unwrap();
+    assert!(samples.len() > 8);
+    for sample in samples {
+        let json = sample["message"].to_string();
+        let mut queues: Vec<&str> =
+            sample["queues"].as_array().unwrap().iter().flat_map(Value::as_str).collect();
+        queues.sort_unstable();
+        for form in [json.clone(), packed(&json), format!("Z:{}", packed(&json))] {
+            if form.len() >= 8_000 {
+                continue; // no node could send it
+            }
+            let (before, malformed) =
+                (stat(&mut client, "gossip_taken_in"), stat(&mut client, "gossip_malformed"));
+            send(&mut client, CHANNEL, &form);
+            wait_until("it is taken in", || {
+                stat(&mut client, "gossip_taken_in") == before + queues.len() as i64
+            });
+            let rows = client
+                .query("SELECT queue, local_limit, running, paused FROM oban_gossip ORDER BY 1", &[])
+                .unwrap();
+            let seen: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
+            assert_eq!(seen, queues, "{} as {form}", sample["from"]);
+            assert!(
+                rows.iter().all(|row| row.get::<_, i32>(1) == 10 && row.get::<_, Option<i32>>(2).is_some())
+            );
+            assert_eq!(stat(&mut client, "gossip_malformed"), malformed);
+            client.batch_execute("SELECT oban_gossip_delete(node, name => name) FROM (SELECT DISTINCT node, name FROM oban_gossip) n").unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_is_malformed_is_counted_and_its_neighbours_are_taken() {
+    let (_cluster, mut client) = listening();
+    let before = stat(&mut client, "gossip_malformed");
+    for bad in ["", "[]", "5", "null", "H4sI", "Z:!", "{", r#"{"checks": 1}"#, r#"{"n": 1}"#] {
+        send(&mut client, CHANNEL, bad);
+    }
+    settle(&mut client);
+    assert_eq!(stat(&mut client, "gossip_malformed"), before + 9);
+    // What JSON allows and jsonb does not, what a reader would trip over, what prints as a million digits.
+    let nul = check("bad", "nul", r#","x":"\u0000""#);
+    let running = r#"{"name":"Oban","node":"bad","queue":"running","running":3}"#;
+    let huge = check("bad", "huge", r#","x":1e100000"#);
+    let range = check("bad", "range", r#","x":1E99,"limit":99999999999"#);
+    let good = [check("good", "1", ""), check("good", "2", r#","x":[{"y":"é"}]"#)];
+    let message = format!(r#"{{"checks":[{},{nul},{running},{huge},{range},{}]}}"#, good[0], good[1]);
+    send(&mut client, CHANNEL, &message);
+    settle(&mut client);
+    assert_eq!(entries(&mut client), ["public/good/1", "public/good/2"]);
+    assert_eq!(stat(&mut client, "gossip_malformed"), before + 13);
+    assert_eq!(client.one::<String>("SELECT state->'x'->0->>'y' FROM oban_gossip WHERE queue = '2'"), "é");
+}
+
+#[test]
+fn ours_goes_before_theirs_and_only_ours_is_sent() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_interval = 50ms"]);
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE EXTENSION obanrs; SELECT oban_install(); SELECT oban_listen_channels('{gossip}')",
+        )
+        .unwrap();
+    wait_until_heard(&mut client, CHANNEL);
+    client.batch_execute(r#"SELECT oban_gossip_put('a', 'q', '{"limit": 1}')"#).unwrap();
+    send(&mut client, CHANNEL, &check("a", "q", ""));
+    send(&mut client, CHANNEL, &check("b", "q", ""));
+    wait_until("theirs is there", || entries(&mut client) == ["public/a/q", "public/b/q"]);
+    let limit = "SELECT local_limit FROM oban_gossip WHERE node = 'a'";
+    assert_eq!(client.one::<i32>(limit), 1, "ours stays");
+    assert_eq!((stat(&mut client, "gossip_entries"), stat(&mut client, "gossip_entries_taken_in")), (2, 1));
+    let rounds = stat(&mut client, "gossip_broadcasts");
+    wait_until("it was broadcast", || stat(&mut client, "gossip_broadcasts") > rounds + 3);
+    let own: i32 = client.one("SELECT pid FROM oban_workers WHERE kind = 'relay'");
+    let heard = crate::support::heard(&mut client);
+    let broadcasts: Vec<_> = heard.iter().filter(|n| n.process_id() == own).collect();
+    assert!(broadcasts.len() > 2);
+    for broadcast in broadcasts {
+        let message: Value = serde_json::from_str(broadcast.payload()).unwrap();
+        let nodes: Vec<_> = message["checks"].as_array().unwrap().iter().map(|c| c["node"].clone()).collect();
+        assert_eq!(nodes, ["a"], "what was taken in is not sent again");
+    }
+    // And what was sent is not taken in when it comes back: else it would outlive its entry.
+    assert_eq!(client.one::<i32>("SELECT oban_gossip_delete('a')"), 1);
+    settle(&mut client);
+    assert_eq!(entries(&mut client), ["public/b/q"]);
+    // Theirs gives way to ours.
+    client.batch_execute(r#"SELECT oban_gossip_put('b', 'q', '{"limit": 2}')"#).unwrap();
+    assert_eq!(stat(&mut client, "gossip_entries_taken_in"), 0);
+}
+
+#[test]
+fn what_they_told_ends_by_its_ttl_and_is_only_for_those_who_may_read() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_ttl = 300ms"]);
+    let mut client = cluster.client();
+    client
+        .batch_execute("CREATE EXTENSION obanrs; SELECT oban_install(); CREATE ROLE reader LOGIN; CREATE ROLE other LOGIN;
+                        GRANT SELECT ON oban_jobs TO reader")
+        .unwrap();
+    wait_until_heard(&mut client, CHANNEL);
+    // Anybody may NOTIFY.
+    let mut other = cluster.client_as("postgres", "other");
+    let mut reader = cluster.client_as("postgres", "reader");
+    wait_until("the reader sees it", || {
+        send(&mut other, CHANNEL, &check("a", "q", ""));
+        entries(&mut reader) == ["public/a/q"]
+    });
+    send(&mut other, CHANNEL, &check("a", "q", ""));
+    settle(&mut client);
+    assert!(entries(&mut other).is_empty());
+    wait_until("it is over", || entries(&mut reader).is_empty());
+}
+
+/// Whoever floods a channel of gossip takes half of the table, not more, and not what is ours.
+#[test]
+fn a_flood_leaves_room_for_ours() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_memory = '64kB'"]);
+    let mut client = cluster.client();
+    client
+        .batch_execute("CREATE EXTENSION obanrs; SELECT oban_install(); SELECT oban_gossip_put('a', 'q')")
+        .unwrap();
+    wait_until_heard(&mut client, CHANNEL);
+    for queue in 0..1000 {
+        send(&mut client, CHANNEL, &check("flood", &format!("q{queue}"), ""));
+    }
+    wait_until("it is refused", || stat(&mut client, "gossip_refused") > 500);
+    let foreign = stat(&mut client, "gossip_entries_taken_in");
+    assert!((60..=110).contains(&foreign), "{foreign} of some 190");
+    let sql = "SELECT count(oban_gossip_put('a', 'q' || i)) FROM generate_series(1, 90) i";
+    assert_eq!(client.one::<i64>(sql), 90);
+}
+
+#[test]
+fn prefixes_that_come_go_and_change_their_names_are_followed() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_install('one')").unwrap();
+    wait_until_heard(&mut client, "one.oban_gossip");
+    client.batch_execute("SELECT oban_install('two')").unwrap();
+    wait_until_heard(&mut client, "two.oban_gossip");
+    client.batch_execute("ALTER SCHEMA two RENAME TO three").unwrap();
+    wait_until_heard(&mut client, "three.oban_gossip");
+    // As pg_restore makes one: nobody calls oban_install.
+    client
+        .batch_execute(
+            "CREATE SCHEMA four;
+             CREATE TABLE four.oban_jobs (LIKE one.oban_jobs INCLUDING ALL);
+             CREATE TABLE four.oban_peers (LIKE one.oban_peers INCLUDING ALL);
+             CREATE TRIGGER obanrs_peers_guard BEFORE INSERT OR UPDATE ON four.oban_peers
+                 FOR EACH ROW EXECUTE FUNCTION obanrs_peers()",
+        )
+        .unwrap();
+    wait_until_heard(&mut client, "four.oban_gossip");
+    // After which those that have gone are not heard any more; what one hears is heard in its order.
+    client.batch_execute("SELECT oban_uninstall('one'); DROP SCHEMA four CASCADE").unwrap();
+    let message = check("a", "q", "");
+    wait_until("they are not heard", || {
+        client
+            .batch_execute("SELECT oban_gossip_delete('a', prefix => p) FROM unnest('{one,three}'::text[]) p")
+            .unwrap();
+        for prefix in ["one", "two", "four", "three"] {
+            send(&mut client, &format!("{prefix}.oban_gossip"), &message);
+        }
+        wait_until("the last one is heard", || entries(&mut client).contains(&"three/a/q".into()));
+        entries(&mut client) == ["three/a/q"]
+    });
+}
+
+#[test]
+fn it_can_be_turned_off_and_on_and_a_new_relay_goes_on() {
+    let (cluster, mut client) = listening();
+    let set = |client: &mut Client, value: &str| {
+        cluster.configure(&[&format!("obanrs.gossip_ingest = {value}")]);
+        client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    };
+    set(&mut client, "off");
+    // Nobody listens then, which Postgres shows by what it need not keep.
+    let relay: i32 = client.one("SELECT pid FROM oban_workers WHERE kind = 'relay'");
+    wait_until("it does not listen", || {
+        let before = stat(&mut client, "gossip_malformed");
+        send(&mut client, CHANNEL, "probe");
+        // The relay has done all that was to be done before: what it relays comes after.
+        client.batch_execute("LISTEN x; SELECT oban_notify('x', '{}', '')").unwrap();
+        wait_for("the relay's", || {
+            crate::support::heard(&mut client).iter().any(|n| n.process_id() == relay).then_some(())
+        });
+        stat(&mut client, "gossip_malformed") == before
+    });
+    set(&mut client, "on");
+    wait_until_heard(&mut client, CHANNEL);
+    client.execute("SELECT pg_terminate_backend($1, 10000)", &[&relay]).unwrap();
+    wait_until_heard(&mut client, CHANNEL);
+    assert_ne!(client.one::<i32>("SELECT pid FROM oban_workers WHERE kind = 'relay'"), relay);
+}
+
+/// NOTIFY keeps what a listener has not read. The keeper may be held up by users; who listens is not.
+#[test]
+fn nothing_that_users_do_keeps_the_queue_of_notify_full() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.lease = 1s"]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install(); SELECT oban_join('a')").unwrap();
+    wait_until_heard(&mut client, CHANNEL);
+    let mut locker = cluster.client();
+    // Its tables, and the catalogs in which the relay looks for prefixes.
+    locker
+        .batch_execute(
+            "BEGIN; LOCK TABLE oban_peers, oban_jobs IN ACCESS EXCLUSIVE MODE;
+             LOCK TABLE pg_catalog.pg_trigger IN ACCESS EXCLUSIVE MODE",
+        )
+        .unwrap();
+    cluster.configure(&["obanrs.gossip_ingest = off", "obanrs.gossip_ingest = on"]);
+    client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    let usage = |c: &mut Client| -> f64 { c.one("SELECT pg_notification_queue_usage()") };
+    let pad = "x".repeat(7_000);
+    let flood = format!("SELECT count(pg_notify('{CHANNEL}', i || '{pad}')) FROM generate_series(1, 100) i");
+    for _ in 0..50 {
+        client.one::<i64>(&flood);
+    }
+    wait_until("all was read", || usage(&mut client) == 0.0);
+    locker.batch_execute("ROLLBACK").unwrap();
+    wait_until_heard(&mut client, CHANNEL);
+}
