@@ -33,7 +33,7 @@ TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 
 # Several targets build in the same folders.
 .NOTPARALLEL:
-.PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check bench bench-bus bench-leaders soak readme archive install clean
+.PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check bench bench-bus bench-leaders bench-gossip soak readme archive install clean
 
 help: ## lists the targets
 	@echo 'Usage: make TARGET [PG_CONFIG=/path/to/pg_config]'
@@ -99,7 +99,7 @@ check: package test-structure ## formatting, lints on every major, the install s
 	tools/pgspot "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql sql/archive/*.sql
 	tools/deny
 
-bench: bench-leaders bench-bus ## what it costs, into benches/results (an hour); BENCH=quick shows whether it runs
+bench: bench-leaders bench-gossip bench-bus ## what it costs, into benches/results (an hour); BENCH=quick shows whether it runs
 
 bench-bus: setup ## the part of it that takes the hour: what a wake-up costs
 	@tools/package "$(PG_CONFIG)" "$(BENCH_PACKAGE)" --features bench
@@ -108,6 +108,10 @@ bench-bus: setup ## the part of it that takes the hour: what a wake-up costs
 bench-leaders: setup ## the other: how long there is no leader
 	@tools/package "$(PG_CONFIG)" "$(BENCH_PACKAGE)" --features bench
 	$(call harness,$(BENCH_PACKAGE)) cargo test $(HARNESS_FEATURES) --bench leaders -- $(BENCH)
+
+bench-gossip: setup ## the third: what it costs to know who is alive
+	@tools/package "$(PG_CONFIG)" "$(BENCH_PACKAGE)" --features bench
+	$(call harness,$(BENCH_PACKAGE)) cargo test $(HARNESS_FEATURES) --bench gossip -- $(BENCH)
 
 soak: package drivers ## the tests that take minutes
 	$(call harness,$(RELEASE_PACKAGE)) cargo test $(HARNESS_FEATURES) --test server -- --ignored soak

@@ -17,6 +17,9 @@ pub mod pg_test {
 mod tests {
     use pgrx::prelude::*;
 
+    use crate::logic::{jsonb, wire};
+    use crate::pg::datum::RawJsonb;
+
     /// The first column of all rows.
     fn texts(sql: &str) -> Vec<String> {
         Spi::connect(|client| {
@@ -246,5 +249,29 @@ mod tests {
                 "obanrs.ring_size 8192kB postmaster",
             ]
         );
+    }
+
+    /// Postgres' own jsonb of many kinds and sizes, read as Postgres prints it.
+    #[pg_test]
+    fn a_jsonb_is_read_as_postgres_prints_it() {
+        let states = "
+            SELECT jsonb_build_object('n', i * 1000003::numeric ^ (i % 40) / 7, 'small', -i / 3.0 ^ (i % 50), 'i', -i,
+                'text', repeat(chr(i % 200 + 1), i % 50), 'o', jsonb_build_object('', null, 'é', i % 2 = 0),
+                'a', (SELECT jsonb_agg(CASE WHEN j % 3 = 0 THEN to_jsonb(j) WHEN j % 3 = 1 THEN '{}' ELSE to_jsonb(j::text) END)
+                      FROM generate_series(1, i % 100) j))
+            FROM generate_series(1, 2000) i";
+        let mut read = 0;
+        Spi::connect(|client| {
+            for row in client.select(states, None, &[]).expect("it runs") {
+                let state: RawJsonb = row.get(1).expect("a jsonb").expect("not null");
+                let text = state.text();
+                let value = jsonb::read(state.bytes()).expect("it can be read");
+                let wanted: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+                assert_eq!(value.as_serde().expect("it can be read"), wanted);
+                assert_eq!(value.walk(&mut |_| {}), Ok(wire::compact(&text).expect("JSON").len()), "{text}");
+                read += 1;
+            }
+        });
+        assert_eq!(read, 2000);
     }
 }

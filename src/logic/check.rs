@@ -10,6 +10,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::iso8601;
+use super::jsonb::{Container, Unreadable, Value};
 
 /// Longest state in bytes of JSON text, without spaces between its tokens.
 pub const MAX_STATE: usize = 64 << 10;
@@ -60,63 +61,100 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     }
 }
 
-/// The key, what it is and what it has to be.
+/// The key, and what it has to be.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BadKey {
     pub key: &'static str,
-    pub value: String,
     pub wanted: &'static str,
 }
 
-const COUNT: &str = "an integer from 0 to 2147483647";
-const TIME: &str = "an ISO 8601 time with an offset, such as \"2026-01-31T12:00:00Z\"";
-const OBJECT: &str = "an object, or null";
+/// What is wrong with a state.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Bad {
+    NoObject,
+    /// It has so many bytes.
+    TooLong(usize),
+    /// A number in it would be printed with more than `MAX_DIGITS` digits. Readers that make a float of it may
+    /// crash, and a few bytes in memory become thousands on the wire.
+    HugeNumber,
+    /// It is nested deeper than `jsonb::MAX_DEPTH`.
+    TooDeep,
+    Key(BadKey),
+}
 
-/// A known key, what its value has to be, and whether a value (as it is written) is that.
-type Rule = (&'static str, &'static str, fn(&str) -> bool);
+/// The most digits before a number's point, and behind it. (The greatest float has 309.)
+pub const MAX_DIGITS: usize = 300;
+
+const COUNT: &str = "an integer from 0 to 2147483647";
+const TIME: &str =
+    "an ISO 8601 time with an offset, such as \"2026-01-31T12:00:00Z\", of the years 1 to 9999";
+const GLOBAL_LIMIT: &str = "null, or an object with an integer allowed, and if it has a partition, with arrays of texts as its fields and keys";
+const RATE_LIMIT: &str = "null, or an object with integers allowed and period, and if it has windows, with integers curr_count and prev_count in each";
+
+/// A known key, what its value has to be, and whether a value is that.
+type Rule = (&'static str, &'static str, fn(&Value<'_>) -> bool);
 
 const RULES: [Rule; 10] = [
-    ("uuid", "a string", |v| v.starts_with('"')),
+    ("uuid", "a string", |v| matches!(v, Value::String(_))),
     ("limit", COUNT, is_count),
     ("local_limit", COUNT, is_count),
-    ("paused", "a boolean", |v| v == "true" || v == "false"),
-    ("running", "an array of job ids (integers)", |v| ids(v).is_some()),
-    ("started_at", TIME, is_quoted_time),
-    ("updated_at", TIME, is_quoted_time),
-    ("shutdown_started_at", TIME, |v| v == NULL || is_quoted_time(v)),
-    ("global_limit", OBJECT, is_object_or_null),
-    ("rate_limit", OBJECT, is_object_or_null),
+    ("paused", "a boolean", |v| matches!(v, Value::Bool(_))),
+    ("running", "an array of job ids (integers)", is_ids),
+    ("started_at", TIME, |v| time(v).is_some()),
+    ("updated_at", TIME, |v| time(v).is_some()),
+    ("shutdown_started_at", TIME, |v| matches!(v, Value::Null) || time(v).is_some()),
+    ("global_limit", GLOBAL_LIMIT, is_global_limit),
+    ("rate_limit", RATE_LIMIT, is_rate_limit),
 ];
 
-const NULL: &str = "null";
-
-/// Tests the known keys of a state that is put here; others are kept as they are.
-pub fn validate(state: &Members<'_>) -> Result<(), BadKey> {
+/// Tests a state that is put here: its size, its numbers, and the known keys; others are kept as they are. When it
+/// started, if it says so, in microseconds since 2000.
+pub fn validate(state: Result<Value<'_>, Unreadable>) -> Result<Option<i64>, Bad> {
     test(state, |_, _| false)
 }
 
 /// The same of a state that another node gossips, which knows its own readers: what is null is left so,
 /// except where a reader of ours would trip over it, and limits of Oban Pro are its business.
-pub fn validate_foreign(state: &Members<'_>) -> Result<(), BadKey> {
+pub fn validate_foreign(state: Result<Value<'_>, Unreadable>) -> Result<Option<i64>, Bad> {
     test(state, |key, value| {
-        matches!(key, "global_limit" | "rate_limit") || (value == NULL && key != "running")
+        matches!(key, "global_limit" | "rate_limit") || (matches!(value, Value::Null) && key != "running")
     })
 }
 
-fn test(state: &Members<'_>, allowed: fn(&str, &str) -> bool) -> Result<(), BadKey> {
-    for (key, value) in state.iter() {
-        let Some((key, wanted, holds)) = RULES.into_iter().find(|(known, ..)| *known == key) else {
+fn test(
+    state: Result<Value<'_>, Unreadable>,
+    allowed: fn(&str, &Value<'_>) -> bool,
+) -> Result<Option<i64>, Bad> {
+    let state = state.map_err(|Unreadable| Bad::TooDeep)?;
+    let Value::Object(object) = state else { return Err(Bad::NoObject) };
+    let mut huge = false;
+    let len = state.walk(&mut |number| {
+        let (before, behind) = number.printed();
+        huge |= before > MAX_DIGITS || behind > MAX_DIGITS;
+    });
+    match len.map_err(|Unreadable| Bad::TooDeep)? {
+        _ if huge => return Err(Bad::HugeNumber),
+        len if len > MAX_STATE => return Err(Bad::TooLong(len)),
+        _ => {}
+    }
+    let mut started_at = None;
+    for member in object.iter() {
+        let (key, value) = member.map_err(|Unreadable| Bad::TooDeep)?;
+        let Some((key, wanted, holds)) = RULES.into_iter().find(|(known, ..)| known.as_bytes() == key) else {
             continue;
         };
-        if !holds(value) && !allowed(key, value) {
-            return Err(BadKey { key, value: excerpt(value), wanted });
+        if !holds(&value) && !allowed(key, &value) {
+            return Err(Bad::Key(BadKey { key, wanted }));
+        }
+        if key == "started_at" {
+            started_at = time(&value);
         }
     }
-    Ok(())
+    Ok(started_at)
 }
 
 /// As much of a value as an error message has room for.
-fn excerpt(value: &str) -> String {
+pub fn excerpt(value: &str) -> String {
     const MOST: usize = 60;
     match value.char_indices().nth(MOST) {
         Some((end, _)) => format!("{}...", &value[..end]),
@@ -124,15 +162,73 @@ fn excerpt(value: &str) -> String {
     }
 }
 
-fn is_count(value: &str) -> bool {
-    value.parse().is_ok_and(|n: i64| (0..=i64::from(i32::MAX)).contains(&n))
+fn is_count(value: &Value<'_>) -> bool {
+    matches!(value, Value::Number(n) if n.integer().is_some_and(|n| (0..=i64::from(i32::MAX)).contains(&n)))
 }
 
-fn is_object_or_null(value: &str) -> bool {
-    value == NULL || value.starts_with('{')
+fn is_ids(value: &Value<'_>) -> bool {
+    all(value, |id| matches!(id, Value::Number(n) if n.integer().is_some()))
 }
 
-/// The elements of an array of integers, each as it is written; `None` for anything else.
+fn all(value: &Value<'_>, holds: impl Fn(&Value<'_>) -> bool) -> bool {
+    matches!(value, Value::Array(array) if array.iter().all(|e| e.is_ok_and(|(_, element)| holds(&element))))
+}
+
+fn time(value: &Value<'_>) -> Option<i64> {
+    match value {
+        Value::String(text) => iso8601::micros(std::str::from_utf8(text).ok()?),
+        _ => None,
+    }
+}
+
+/// Whether the value of a key holds; one that is not there does if it is `optional`.
+fn member(object: &Container<'_>, key: &str, optional: bool, holds: fn(&Value<'_>) -> bool) -> bool {
+    match object.get(key) {
+        Ok(Some(value)) => holds(&value),
+        Ok(None) => optional,
+        Err(Unreadable) => false,
+    }
+}
+
+fn is_null_or(value: &Value<'_>, holds: impl Fn(&Container<'_>) -> bool) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(object) => holds(object),
+        _ => false,
+    }
+}
+
+fn is_partition(value: &Value<'_>) -> bool {
+    let texts: fn(&Value<'_>) -> bool =
+        |v| matches!(v, Value::Null) || all(v, |text| matches!(text, Value::String(_)));
+    is_null_or(value, |p| member(p, "fields", true, texts) && member(p, "keys", true, texts))
+}
+
+fn is_global_limit(value: &Value<'_>) -> bool {
+    is_null_or(value, |limit| {
+        member(limit, "allowed", false, is_count) && member(limit, "partition", true, is_partition)
+    })
+}
+
+fn is_window(value: &Value<'_>) -> bool {
+    let count = |window: &Container<'_>, key: &str| member(window, key, false, is_count);
+    matches!(value, Value::Object(window) if count(window, "curr_count") && count(window, "prev_count"))
+}
+
+fn is_rate_limit(value: &Value<'_>) -> bool {
+    let count = |window: &Container<'_>, key: &str| member(window, key, false, is_count);
+    let windows: fn(&Value<'_>) -> bool = |value| all(value, is_window);
+    let printable: fn(&Value<'_>) -> bool = |value| !matches!(value, Value::Array(_) | Value::Object(_));
+    is_null_or(value, |limit| {
+        count(limit, "allowed")
+            && count(limit, "period")
+            && member(limit, "window_time", true, printable)
+            && member(limit, "windows", true, windows)
+            && member(limit, "partition", true, is_partition)
+    })
+}
+
+/// The elements of an array of integers, given as text, each as it is written; `None` for anything else.
 pub fn ids(value: &str) -> Option<Vec<(i64, &str)>> {
     let inner = value.strip_prefix('[')?.strip_suffix(']')?.trim();
     if inner.is_empty() {
@@ -142,26 +238,20 @@ pub fn ids(value: &str) -> Option<Vec<(i64, &str)>> {
     inner.split(',').map(str::trim).map(|text| Some((id(text)?, text))).collect()
 }
 
-fn is_quoted_time(value: &str) -> bool {
-    time_of(value).is_some()
-}
-
-fn time_of(value: &str) -> Option<i64> {
-    iso8601::micros(value.strip_prefix('"')?.strip_suffix('"')?)
-}
-
-/// When the queue started, as its state says, in microseconds since 2000.
-pub fn started_at(state: &Members<'_>) -> Option<i64> {
-    state.get("started_at").and_then(time_of)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
+    use crate::logic::jsonb;
 
-    fn check(state: Value) -> Result<(), BadKey> {
-        validate(&Members::of(&state.to_string()).unwrap())
+    fn check(state: serde_json::Value) -> Result<Option<i64>, Bad> {
+        validate(jsonb::read(&jsonb::writing::jsonb(&state)))
+    }
+
+    fn key(state: serde_json::Value) -> &'static str {
+        match check(state) {
+            Err(Bad::Key(bad)) => bad.key,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -171,21 +261,22 @@ mod tests {
             "queue": "default", "limit": 10, "paused": false, "running": [1, 2, 9007199254740993i64],
             "started_at": "2026-01-31T12:00:00.123456Z", "updated_at": "2026-01-31T12:00:01Z",
             "shutdown_started_at": null, "refresh_interval": 60000,
-            "rate_limit": {"allowed": 3, "windows": []},
+            "rate_limit": {"allowed": 3, "period": 60, "windows": [{"curr_count": 1, "prev_count": 0}]},
+            "global_limit": {"allowed": 3, "partition": {"fields": ["worker"], "keys": null}},
         });
-        assert_eq!(check(state), Ok(()));
-        assert_eq!(check(serde_json::json!({})), Ok(()));
+        assert_eq!(check(state), Ok(iso8601::micros("2026-01-31T12:00:00.123456Z")));
+        assert_eq!(check(serde_json::json!({})), Ok(None));
     }
 
     #[test]
     fn wrong_types_name_the_key() {
-        for (key, bad) in [
+        for (wanted, bad) in [
             ("uuid", serde_json::json!(7)),
             ("limit", serde_json::json!("10")),
             ("limit", serde_json::json!(-1)),
             ("local_limit", serde_json::json!(2147483648u32)),
             ("paused", serde_json::json!("false")),
-            ("paused", Value::Null),
+            ("paused", serde_json::Value::Null),
             ("running", serde_json::json!(3)),
             ("running", serde_json::json!(["1"])),
             ("running", serde_json::json!([1.5])),
@@ -196,24 +287,69 @@ mod tests {
             ("global_limit", serde_json::json!(5)),
             ("rate_limit", serde_json::json!([])),
         ] {
-            let state = Value::Object([(key.to_owned(), bad.clone())].into_iter().collect());
-            assert_eq!(check(state).unwrap_err().key, key, "{bad}");
+            assert_eq!(key(serde_json::json!({ wanted: bad })), wanted);
         }
     }
 
     #[test]
     fn what_another_node_leaves_open_is_its_business_unless_a_reader_would_trip() {
-        let foreign = |json: &str| validate_foreign(&Members::of(json).unwrap()).map_err(|bad| bad.key);
-        assert_eq!(foreign(r#"{"uuid": null, "limit": null, "paused": null, "started_at": null}"#), Ok(()));
-        assert_eq!(foreign(r#"{"global_limit": 5, "rate_limit": "any"}"#), Ok(()));
-        assert_eq!(foreign(r#"{"running": null}"#), Err("running"));
-        assert_eq!(foreign(r#"{"limit": "5"}"#), Err("limit"));
+        let foreign = |state| validate_foreign(jsonb::read(&jsonb::writing::jsonb(&state)));
+        let fine = serde_json::json!({"uuid": null, "limit": null, "paused": null, "started_at": null, "rate_limit": 5});
+        assert_eq!(foreign(fine), Ok(None));
+        for (key, state) in [
+            ("running", serde_json::json!({"running": null})),
+            ("limit", serde_json::json!({"limit": "5"})),
+            ("started_at", serde_json::json!({"started_at": "now"})),
+        ] {
+            assert!(matches!(foreign(state), Err(Bad::Key(bad)) if bad.key == key));
+        }
+    }
+
+    /// What Oban Web trips over inside of the limits of Oban Pro.
+    #[test]
+    fn limits_are_looked_into() {
+        for limit in [
+            serde_json::json!({}),
+            serde_json::json!({"allowed": null}),
+            serde_json::json!({"allowed": "5"}),
+            serde_json::json!({"allowed": {}}),
+            serde_json::json!({"allowed": 1, "partition": 5}),
+            serde_json::json!({"allowed": 1, "partition": {"fields": [{}]}}),
+        ] {
+            assert_eq!(key(serde_json::json!({ "global_limit": limit })), "global_limit");
+        }
+        for limit in [
+            serde_json::json!({}),
+            serde_json::json!({"allowed": 1}),
+            serde_json::json!({"allowed": 1, "period": {}}),
+            serde_json::json!({"allowed": 1, "period": 1, "windows": [{}]}),
+            serde_json::json!({"allowed": 1, "period": 1, "windows": 5}),
+            serde_json::json!({"allowed": 1, "period": 1, "window_time": {}}),
+        ] {
+            assert_eq!(key(serde_json::json!({ "rate_limit": limit })), "rate_limit");
+        }
+        let fine = serde_json::json!({"global_limit": null, "rate_limit": null});
+        assert_eq!(check(fine), Ok(None));
+    }
+
+    #[test]
+    fn no_state_is_too_long_too_deep_or_has_a_number_that_is_no_float() {
+        let of = |x: &str| check(serde_json::from_str(&format!(r#"{{"x": [{x}]}}"#)).expect("JSON"));
+        assert_eq!(of(&"9".repeat(MAX_DIGITS)), Ok(None));
+        assert_eq!(of(&"9".repeat(MAX_DIGITS + 1)), Err(Bad::HugeNumber));
+        assert_eq!(of(&format!("0.{}1", "0".repeat(MAX_DIGITS))), Err(Bad::HugeNumber));
+        let pad = |len: usize| check(serde_json::json!({ "x": "x".repeat(len - 8) }));
+        assert_eq!((pad(MAX_STATE), pad(MAX_STATE + 1)), (Ok(None), Err(Bad::TooLong(MAX_STATE + 1))));
+        let deep = |n: usize| of(&format!("{}{}", "[".repeat(n), "]".repeat(n)));
+        assert_eq!((deep(jsonb::MAX_DEPTH - 2), deep(jsonb::MAX_DEPTH - 1)), (Ok(None), Err(Bad::TooDeep)));
+        assert_eq!(check(serde_json::json!([])), Err(Bad::NoObject));
+        assert_eq!(check(serde_json::json!(5)), Err(Bad::NoObject));
     }
 
     #[test]
     fn a_long_value_is_not_shown_whole() {
-        let bad = check(serde_json::json!({ "running": "é".repeat(1000) })).unwrap_err();
-        assert!(bad.value.ends_with("...") && bad.value.chars().count() == 63, "{}", bad.value);
+        let shown = excerpt(&"é".repeat(1000));
+        assert!(shown.ends_with("...") && shown.chars().count() == 63, "{shown}");
     }
 
     #[test]
@@ -223,9 +359,6 @@ mod tests {
         assert_eq!(members.get("bA"), Some(r#"{"x": [1, 2]}"#));
         assert_eq!(members.iter().next(), Some(("a", "1.50e3")));
         assert!(["", "[]", "1", "{", "null", "{\"a\": }"].iter().all(|bad| Members::of(bad).is_none()));
-        assert_eq!(started_at(&members), None);
-        let started = Members::of(r#"{"started_at": "2000-01-01T00:00:01Z"}"#).unwrap();
-        assert_eq!(started_at(&started), Some(1_000_000));
         assert_eq!(ids("[]"), Some(vec![]));
         assert_eq!(ids("[ 1,-2 ]"), Some(vec![(1, "1"), (-2, "-2")]));
         assert!(

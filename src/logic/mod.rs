@@ -11,6 +11,7 @@ pub mod check;
 pub mod gossip;
 pub mod intake;
 pub mod iso8601;
+pub mod jsonb;
 pub mod lifecycle;
 pub mod outbox;
 pub mod peer;

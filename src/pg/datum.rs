@@ -141,7 +141,7 @@ impl RawJsonb {
         unsafe { std::slice::from_raw_parts(pointer.cast(), pgrx::varlena::varsize_any(pointer)) }
     }
 
-    /// As Postgres prints it.
+    /// As Postgres prints it: only of one whose length as text is known to be small.
     pub fn text(&self) -> String {
         // SAFETY: a jsonb, detoasted; the text is copied and freed.
         unsafe {

@@ -16,6 +16,12 @@ fn is_native(bytes: &[u8]) -> bool {
     encoding == UTF8 || encoding == SQL_ASCII || bytes.is_ascii()
 }
 
+/// The name of this database's encoding.
+pub fn of_database() -> &'static CStr {
+    // SAFETY: a static string of Postgres'.
+    unsafe { CStr::from_ptr(pg_sys::GetDatabaseEncodingName()) }
+}
+
 /// Text of ours in the server's encoding. 22P05 for a character that it does not have.
 pub fn to_server(text: &str) -> Cow<'_, [u8]> {
     if is_native(text.as_bytes()) {

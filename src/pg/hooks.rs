@@ -35,7 +35,7 @@ pub type BeforeListening = fn(Listening);
 pub enum Change {
     /// An extension was created or is being dropped.
     Extension,
-    /// A trigger was, or a schema was altered: prefixes may have come or gone.
+    /// A trigger was, or a schema or a table was altered: prefixes may have come or gone.
     Prefixes,
 }
 
@@ -124,7 +124,9 @@ unsafe extern "C-unwind" fn access(
             match (class, access) {
                 (pg_sys::ExtensionRelationId, OAT_POST_CREATE | OAT_DROP) => on_change(Change::Extension),
                 (pg_sys::TriggerRelationId, OAT_POST_CREATE | OAT_DROP)
-                | (pg_sys::NamespaceRelationId, OAT_POST_ALTER) => on_change(Change::Prefixes),
+                | (pg_sys::NamespaceRelationId | pg_sys::RelationRelationId, OAT_POST_ALTER) => {
+                    on_change(Change::Prefixes);
+                }
                 _ => {}
             }
         }

@@ -68,8 +68,6 @@ pub fn unlisten(channel: &str) {
 
 /// A notification that came on a channel that this process listens to.
 pub struct Notification {
-    /// The process that sent it.
-    pub sender: i32,
     /// In the server's encoding, as the payload.
     pub channel: Vec<u8>,
     pub payload: Vec<u8>,
@@ -79,18 +77,19 @@ thread_local! {
     static HEARD: RefCell<Vec<Notification>> = const { RefCell::new(Vec::new()) };
     /// How many bytes more may be kept, and how many notifications were not.
     static ROOM: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+    static WANTED: Cell<fn(&[u8]) -> bool> = const { Cell::new(|_| true) };
 }
 
-/// Whether something may have come. Each wait for it has to look at this after it has reset its latch, and after
-/// its own transactions: what this process sends itself sets no latch.
+/// Whether something may have come, on a channel of ours or not. Each wait for it has to look at this after it has
+/// reset its latch, and after its own transactions: what this process sends itself sets no latch.
 pub fn has_come() -> bool {
     // SAFETY: a flag that a signal handler sets.
     unsafe { (&raw const notifyInterruptPending).read_volatile() != 0 }
 }
 
-/// Reads everything that has come, so that NOTIFY's queue need not keep it for us. Of notifications up to `most`
-/// bytes are kept; how many were not is the second value. Not within a transaction. May raise.
-pub fn hear(most: usize) -> (Vec<Notification>, usize) {
+/// Reads everything that has come, so that NOTIFY's queue need not keep it for us. Of notifications whose payload is
+/// `wanted` up to `most` bytes are kept; how many were not is the second value. Not within a transaction. May raise.
+pub fn hear(most: usize, wanted: fn(&[u8]) -> bool) -> (Vec<Notification>, usize) {
     /// Puts back what was there, also when an error passes.
     struct Before(*const CommMethods, pg_sys::CommandDest::Type);
     impl Drop for Before {
@@ -101,6 +100,8 @@ pub fn hear(most: usize) -> (Vec<Notification>, usize) {
     }
     const PROTOCOL_3: u32 = 3 << 16;
     ROOM.set((most, 0));
+    WANTED.set(wanted);
+    HEARD.take(); // of a time that ended with an error
     // SAFETY: as above. While our table is in place messages of other kinds, such as an error's, are thrown away;
     // the log has them. Without a version of the protocol an error would be written past the table.
     unsafe {
@@ -140,8 +141,9 @@ unsafe extern "C" fn keep(kind: c_char, bytes: *const c_char, len: usize) -> c_i
     // SAFETY: Postgres' own message of that length, which is copied.
     let message = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), len) };
     let (room, missed) = ROOM.get();
-    match (room >= len, notification(message)) {
-        (true, Some(notification)) => {
+    match notification(message) {
+        Some(notification) if !WANTED.get()(&notification.payload) => {}
+        Some(notification) if room >= len => {
             ROOM.set((room - len, missed));
             HEARD.with_borrow_mut(|heard| heard.push(notification));
         }
@@ -157,12 +159,8 @@ unsafe extern "C" fn keep_too(kind: c_char, bytes: *const c_char, len: usize) {
 
 /// NotificationResponse of the protocol: the sender, the channel, the payload.
 fn notification(message: &[u8]) -> Option<Notification> {
-    let (sender, rest) = message.split_first_chunk::<4>()?;
+    let (_sender, rest) = message.split_first_chunk::<4>()?;
     let channel = CStr::from_bytes_until_nul(rest).ok()?;
     let payload = CStr::from_bytes_until_nul(rest.get(channel.count_bytes() + 1..)?).ok()?;
-    Some(Notification {
-        sender: i32::from_be_bytes(*sender),
-        channel: channel.to_bytes().to_vec(),
-        payload: payload.to_bytes().to_vec(),
-    })
+    Some(Notification { channel: channel.to_bytes().to_vec(), payload: payload.to_bytes().to_vec() })
 }

@@ -28,8 +28,8 @@ pub enum Note {
     Fence = 16,
     /// DISCARD ALL: whoever gets this session next is another process.
     Discard = 32,
-    /// Triggers or schemas changed, and with them perhaps what prefixes there are.
-    Triggers = 64,
+    /// Triggers, schemas or tables changed, and with them perhaps what prefixes there are.
+    Shapes = 64,
 }
 
 /// In `_PG_init` while preloading.
@@ -63,7 +63,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
         super::look_at_rows(session::database());
         super::wake_keeper(session::database());
     }
-    if noted(Note::Prefix) || noted(Note::Triggers) {
+    if noted(Note::Prefix) || noted(Note::Shapes) {
         super::look_for_prefixes(session::database());
     }
     // Its locks on rows are gone by now: they last as long as its transaction counts as running.

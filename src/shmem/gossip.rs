@@ -5,7 +5,7 @@
 //! `announcing` it says whether it looks by itself. It takes that back before it looks for the last time, and
 //! who puts looks at it after the put, so that one of them sees the other.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::rings::{self, Counter};
 use super::{area, layout, registry, root};
@@ -60,8 +60,11 @@ pub fn put(
     let new = New { state, started_at, now, expires_at, origin };
     let mut expired = Vec::new();
     let (put, sooner) = table(|table, sweep_at| {
-        let put = table.put(key, &new).or_else(|_| {
-            // The coordinator may be late.
+        let put = table.put(key, &new).or_else(|full| {
+            // The coordinator may be late. (If it is not, nothing would be won by looking through all.)
+            if table.head.next_expiry > now {
+                return Err(full);
+            }
             table.expire(now, |database| expired.push(database));
             table.put(key, &new)
         });
@@ -148,7 +151,18 @@ pub fn entries(database: u32, only_ours: bool) -> Result<Vec<Copied>, Error> {
 
 /// What a database has in the table.
 pub fn usage(database: u32) -> Result<Usage, Error> {
-    Ok(view(|view| view.usage(database, time::now()))?.0)
+    let (now, mut usage, mut from) = (time::now(), Usage::default(), Some(0));
+    while let Some(at) = from {
+        from = view(|view| view.add_usage(database, now, at, &mut usage))?.0;
+    }
+    Ok(usage)
+}
+
+/// How long this process waited for the table's lock just now.
+#[cfg(feature = "bench")]
+pub fn bench_wait() -> Result<std::time::Duration, Error> {
+    let since = std::time::Instant::now();
+    table(|_, _| since.elapsed())
 }
 
 /// Whether a database has an entry of ours.
@@ -156,24 +170,30 @@ pub fn has_ours(database: u32) -> bool {
     view(|view| view.has_ours(database, time::now())).is_ok_and(|(has, _)| has)
 }
 
-/// Whether the relay of this process's database looks for entries by itself; `None` without a place for it.
-fn announcing() -> Option<&'static AtomicU32> {
+/// Says of each slot's life whether its relay looks for entries by itself: the slot's birth if so.
+fn announcing(slot: usize) -> Option<&'static AtomicU64> {
     let (root, l) = (root().ok()?, layout());
     // SAFETY: atomics in the segment.
-    let all: &[AtomicU32] = unsafe { area(root, l.announcing, l.max_databases) };
-    all.get(rings::own_slot()?)
+    let all: &[AtomicU64] = unsafe { area(root, l.announcing, l.max_databases) };
+    all.get(slot)
 }
 
-/// After a put: wakes the relay if it does not look by itself. In the relay's own database only.
+/// After a put: wakes the relay if it does not look by itself.
 fn wake_announcer(database: u32) {
-    if config::gossip_interval() > 0
-        && let Some(announcing) = announcing()
-        && announcing.load(Ordering::SeqCst) == 0
-        && announcing.swap(1, Ordering::SeqCst) == 0
-    {
-        let relay = registry(|r| r.kick_relay(database)).ok().flatten();
-        relay.into_iter().for_each(latch::wake);
+    if config::gossip_interval() == 0 {
+        return;
     }
+    // By the slot that this process remembers; if that is another's by now, it says another birth.
+    if announcer::is_asked() {
+        return;
+    }
+    let (slot, relay) = registry(|r| (r.slot(database), r.kick_relay(database))).unwrap_or_default();
+    if let Some((slot, birth)) = slot
+        && let Some(announcing) = announcing(slot)
+    {
+        announcing.store(birth, Ordering::SeqCst);
+    }
+    relay.into_iter().for_each(latch::wake);
 }
 
 /// The relay's side of it.
@@ -182,25 +202,30 @@ pub mod announcer {
 
     /// This process looks for entries by itself.
     pub fn looks() {
-        if let Some(announcing) = announcing() {
-            announcing.store(1, Ordering::SeqCst);
-        }
+        set(true);
     }
 
-    /// Whether somebody has put since it ceased to.
+    /// Whether somebody has put since it ceased to, or it has not.
     pub fn is_asked() -> bool {
-        announcing().is_some_and(|announcing| announcing.load(Ordering::SeqCst) != 0)
+        rings::own_slot()
+            .is_some_and(|(slot, birth)| announcing(slot).is_some_and(|a| a.load(Ordering::SeqCst) == birth))
     }
 
     /// It does so no more, unless there is an entry by now: whether it need not.
     pub fn may_cease() -> bool {
-        if let Some(announcing) = announcing() {
-            announcing.store(0, Ordering::SeqCst);
-        }
-        if has_ours(session::database()) {
+        set(false);
+        let ceases = !has_ours(session::database());
+        if !ceases {
             looks();
-            return false;
         }
-        true
+        ceases
+    }
+
+    fn set(looks: bool) {
+        if let Some((slot, birth)) = rings::own_slot()
+            && let Some(announcing) = announcing(slot)
+        {
+            announcing.store(if looks { birth } else { 0 }, Ordering::SeqCst);
+        }
     }
 }

@@ -26,7 +26,7 @@ pub mod rows;
 
 use std::ptr::null_mut;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use pgrx::pg_shmem_init;
 use pgrx::pg_sys;
@@ -128,7 +128,7 @@ fn lay_out() -> Layout {
         sleepers: area(size_of::<Sleeper>(), max_processes),
         rings: area(size_of::<Padded<Head>>(), max_databases),
         counters: area(size_of::<Padded<Counters>>(), max_databases),
-        announcing: area(size_of::<AtomicU32>(), max_databases),
+        announcing: area(size_of::<AtomicU64>(), max_databases),
         ring_entries: area(size_of::<ring::Entry>(), ring_capacity.0 * max_databases),
         ring_bytes: area(1, ring_capacity.1 * max_databases),
         total: area(0, 0),

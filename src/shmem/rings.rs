@@ -386,9 +386,9 @@ pub fn count_in(database: u32, counter: Counter, more: usize) {
     }
 }
 
-/// The slot of this process's database.
-pub fn own_slot() -> Option<usize> {
-    own().map(|ring| ring.slot)
+/// The slot of this process's database and its birth, as this process remembers them: that life may be over.
+pub fn own_slot() -> Option<(usize, u64)> {
+    own().map(|ring| (ring.slot, ring.birth))
 }
 
 /// Sets a counter of this process's database that is a measure.

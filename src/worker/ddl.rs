@@ -26,7 +26,7 @@ pub fn install() {
     };
     let change = |change| match change {
         Change::Extension => note(Note::Extension),
-        Change::Prefixes => note(Note::Triggers),
+        Change::Prefixes => note(Note::Shapes),
     };
     hooks::install(before_database_command, listening, change);
 }

@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::logic::lifecycle::Kind;
-use crate::pg::{bgworker, latch, session, time};
+use crate::pg::{bgworker, encoding, latch, session, time};
 use crate::shmem;
 
 /// This worker's database and kind, for its exit callback.
@@ -41,6 +41,8 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<u32> {
     ] {
         session::set(name, value);
     }
+    // What comes by NOTIFY is converted to it; a character that it does not have would end the worker.
+    session::set(c"client_encoding", encoding::of_database());
     // The user's patience is not for the locks of ours; the last one is not known before 17.
     for name in [c"lock_timeout", c"transaction_timeout"] {
         session::set_if_known(name, c"0");

@@ -57,8 +57,10 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
     let batch = Batch::new(MESSAGES, BYTES);
     let mut relay = Relay { database, ring, batch, upto: 0, left: VecDeque::new(), failures: 0 };
     let mut gossip = Gossip::new(database);
-    let mut busy = false;
+    // Others wake us, too: by a NOTIFY of theirs, for instance.
+    let mut not_before = Instant::now();
     loop {
+        pgrx::check_for_interrupts!();
         latch::reset();
         bgworker::reload_config();
         let Ok(orders) = shmem::registry(|r| r.orders(Kind::Relay, database)) else { return };
@@ -72,23 +74,25 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
         if orders.prefixes {
             gossip.prefixes_changed();
         }
-        // First, so that what it puts into the ring goes at once.
-        let due = gossip.pass(busy).map(|at| Duration::from_micros((at - time::now()).max(0) as u64));
-        let pass = relay.pass();
-        busy = pass == Pass::Sent;
-        let sooner = |delay: Duration| Some(due.map_or(delay, |due| due.min(delay)));
-        match pass {
-            Pass::Gone => return,
-            Pass::Sent => latch::wait(sooner(config::relay_interval())),
-            Pass::Failed(delay) => latch::wait(sooner(delay)),
-            Pass::Nothing => {
-                if rings::relay::sleeps(ring)
-                    && !gossip.has_news()
-                    && shmem::registry(|r| r.kicks(Kind::Relay, database) == orders.kicks).unwrap_or(false)
-                {
-                    latch::wait(due);
-                }
+        let mut nothing = false;
+        if Instant::now() >= not_before {
+            match relay.pass() {
+                Pass::Gone => return,
+                Pass::Sent => not_before = Instant::now() + config::relay_interval(),
+                Pass::Failed(delay) => not_before = Instant::now() + delay,
+                Pass::Nothing => nothing = true,
             }
+        }
+        let due = gossip.pass(relay.failures > 0);
+        let due = due.map(|at| Duration::from_micros((at - time::now()).max(0) as u64));
+        if !nothing {
+            let next = not_before.saturating_duration_since(Instant::now());
+            latch::wait(Some(due.map_or(next, |due| due.min(next))));
+        } else if rings::relay::sleeps(ring) // what the broadcast put into it goes at once
+            && !gossip.has_news()
+            && shmem::registry(|r| r.kicks(Kind::Relay, database) == orders.kicks).unwrap_or(false)
+        {
+            latch::wait(due);
         }
     }
 }

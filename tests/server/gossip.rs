@@ -121,22 +121,18 @@ fn what_would_crash_a_reader_is_refused() {
     assert!(queues(&mut client).is_empty(), "bad input changes nothing");
 }
 
-/// Every time that we let in, Postgres can read: else one entry would break the view for all.
+/// Every time that we let in, Postgres reads as we do.
 #[test]
 fn every_accepted_time_is_a_timestamptz() {
     let cluster = Cluster::installed();
     let mut client = cluster.client();
-    for time in [
-        "0001-01-01T00:00:00-14:59",
-        "0001-01-01T00:00:00+14:59",
-        "9999-12-31T23:59:59.999999999Z",
-        "2024-02-29 23:59:59.1+00:00",
-    ] {
+    for time in ["0001-01-01T00:00:00-14:59", "9999-12-31T23:59:59.999999Z", "2024-02-29 23:59:59.1+00:00"] {
         let sql = "SELECT oban_gossip_put('a', 'q', jsonb_build_object('started_at', $1::text))";
         client.query_one(sql, &[&time]).unwrap();
-        client
-            .query_one("SELECT started_at::text FROM oban_gossip", &[])
-            .unwrap_or_else(|e| panic!("{time}: {e}"));
+        let same =
+            "SELECT started_at = $1::text::timestamptz AND started_at = (state->>'started_at')::timestamptz
+                    FROM oban_gossip";
+        assert!(client.query_one(same, &[&time]).unwrap().get::<_, bool>(0), "{time}");
     }
 }
 

@@ -98,6 +98,7 @@ fn every_sample_of_real_nodes_is_taken_in_in_every_form() {
 #[test]
 fn what_is_malformed_is_counted_and_its_neighbours_are_taken() {
     let (_cluster, mut client) = listening();
+    settle(&mut client); // the last probes
     let before = stat(&mut client, "gossip_malformed");
     for bad in ["", "[]", "5", "null", "H4sI", "Z:!", "{", r#"{"checks": 1}"#, r#"{"n": 1}"#] {
         send(&mut client, CHANNEL, bad);

@@ -104,7 +104,7 @@ pub enum Origin {
 #[derive(Clone, Copy, Debug)]
 pub struct New<'a> {
     pub state: &'a [u8],
-    /// When nobody knows: that of the entry that it replaces, if it lives, else `now`.
+    /// When nobody knows: that of the entry of the same origin that it replaces, if it lives, else `now`.
     pub started_at: Option<i64>,
     pub now: i64,
     pub expires_at: i64,
@@ -220,7 +220,11 @@ impl Table<'_> {
             queue: key.queue.len() as u16,
             state: state.len() as u32,
             foreign,
-            started_at: new.started_at.unwrap_or(if lives { before.started_at } else { now }),
+            started_at: new.started_at.unwrap_or(if lives && before.foreign == foreign {
+                before.started_at
+            } else {
+                now
+            }),
             updated_at: now,
             expires_at,
         };
@@ -423,16 +427,17 @@ impl View<'_> {
         piece.next >= self.touched
     }
 
-    /// What a database has in the table at `now`.
-    pub fn usage(&self, database: u32, now: i64) -> Usage {
-        let mut usage = Usage::default();
+    /// Adds what a database has at `now` in the next part of the table, from the entry `from` on: where to go on,
+    /// if there is more.
+    pub fn add_usage(&self, database: u32, now: i64, from: usize, usage: &mut Usage) -> Option<usize> {
+        let end = self.touched.min(from + Piece::ENTRIES);
         let own = |e: &&Entry| e.blocks != 0 && e.database == database && now < e.expires_at;
-        for entry in self.entries[..self.touched].iter().filter(own) {
+        for entry in self.entries[from.min(end)..end].iter().filter(own) {
             usage.entries += 1;
             usage.foreign += entry.foreign as usize;
             usage.bytes += entry.blocks as usize * size_of::<Block>() + size_of::<Entry>();
         }
-        usage
+        (end < self.touched).then_some(end)
     }
 
     /// Whether any entry of ours holds at `now` in a database.

@@ -42,6 +42,13 @@ impl Memory {
     fn view(&self) -> View<'_> {
         View { entries: &self.entries, blocks: &self.blocks, touched: self.head.entries_touched as usize }
     }
+    fn usage(&self, database: u32, now: i64) -> Usage {
+        let (mut usage, mut from) = (Usage::default(), Some(0));
+        while let Some(at) = from {
+            from = self.view().add_usage(database, now, at, &mut usage);
+        }
+        usage
+    }
     fn read(&self, database: u32, only_ours: bool, now: i64) -> Vec<Copied> {
         let (mut piece, mut all) = (Piece::new(), Vec::new());
         loop {
@@ -121,10 +128,11 @@ fn a_foreign_one_does_not_replace_one_of_ours_that_lives() {
     let taken = memory.put(&key("a", "q"), b"theirs", 10, 30, Origin::Foreign);
     assert_eq!(taken, Ok(Put { ignored: false, expired: true }), "ours was over");
     assert!(memory.read(1, true, 11).is_empty() && !memory.view().has_ours(1, 11));
-    let usage = memory.view().usage(1, 11);
+    let usage = memory.usage(1, 11);
     assert_eq!((usage.entries, usage.foreign, memory.head.foreign_blocks), (1, 1, 1));
     memory.put(&key("a", "q"), b"ours", 12, 30, Origin::Ours).unwrap();
     assert_eq!((memory.read(1, true, 12).len(), memory.head.foreign_blocks), (1, 0));
+    assert_eq!(memory.all(1, 12)[0].started_at, 12, "theirs says nothing of ours");
     assert!(
         memory.view().has_ours(1, 12) && !memory.view().has_ours(2, 12) && !memory.view().has_ours(1, 30)
     );
@@ -278,7 +286,7 @@ proptest! {
             };
             prop_assert_eq!(seen(false), wanted(false));
             prop_assert_eq!(seen(true), wanted(true));
-            prop_assert_eq!(memory.view().usage(1, now).entries, wanted(false).len());
+            prop_assert_eq!(memory.usage(1, now).entries, wanted(false).len());
             prop_assert_eq!(memory.view().has_ours(1, now), !wanted(true).is_empty());
 
             let chained: u32 = memory.entries.iter().map(|e| e.blocks).sum();

@@ -37,6 +37,8 @@ pub struct Broadcaster {
     database: u32,
     /// Whether this looks for entries by itself.
     awake: bool,
+    /// obanrs.gossip_interval as it was last.
+    interval: i64,
     last: i64,
     /// Why the last one failed, so that it is logged once.
     failure: Option<String>,
@@ -45,17 +47,20 @@ pub struct Broadcaster {
 impl Broadcaster {
     pub fn new(database: u32) -> Self {
         announcer::looks();
-        Self { database, awake: true, last: 0, failure: None }
+        Self { database, awake: true, interval: 0, last: 0, failure: None }
     }
 
     pub fn has_news(&self) -> bool {
         !self.awake && announcer::is_asked()
     }
 
-    /// Broadcasts if it is due; when to come back, if ever.
-    pub fn pass(&mut self) -> Option<i64> {
-        self.awake |= announcer::is_asked();
+    /// Broadcasts if it is due; when to come back, if ever. What can't be sent is left out: the next one says all
+    /// that it would have said, and meanwhile it would fill the ring.
+    pub fn pass(&mut self, stuck: bool) -> Option<i64> {
         let (interval, now) = (config::gossip_interval(), time::now());
+        // While it was 0, nobody who put has asked.
+        self.awake |= announcer::is_asked() || interval != self.interval;
+        self.interval = interval;
         if !self.awake || interval == 0 {
             return None;
         }
@@ -68,6 +73,9 @@ impl Broadcaster {
             return None;
         }
         self.last = now;
+        if stuck {
+            return Some(now + interval);
+        }
         match xact::contain(|| xact::run(c"obanrs: broadcasting gossip", || broadcast(&entries))) {
             Ok(sent) => {
                 rings::count(Counter::GossipBroadcasts, usize::from(sent.checks > 0));

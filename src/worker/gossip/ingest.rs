@@ -1,9 +1,9 @@
 //! Taking in what Oban's nodes gossip by NOTIFY: it shows in oban_gossip beside what was put here.
 //!
-//! The relay listens to the gossip channel of each installed prefix. What has come is read at once, into memory of
-//! this process, and taken apart a little at a time, so that nobody's flood keeps it from relaying. Its own
-//! broadcasts come back and are known by their sender. (One that an earlier relay sent does not come: who begins
-//! to listen hears nothing that was committed before.)
+//! The relay listens to the gossip channel of each installed prefix. What has come is read soon, into memory of
+//! this process, so that NOTIFY's queue need not keep it; it is taken apart a little at a time, between the relay's
+//! transactions, so that nobody's flood keeps it from relaying. Its own broadcasts come back, and are known by how
+//! they begin.
 //!
 //! Nobody needs a right to NOTIFY. So what comes is tested as what is put, is no more than half of the table, and
 //! never takes the place of an entry of ours.
@@ -16,24 +16,28 @@ use pgrx::prelude::*;
 use crate::config;
 use crate::error;
 use crate::logic::backoff::RELAY;
+use crate::logic::broadcast;
 use crate::logic::channel;
+use crate::logic::check;
 use crate::logic::gossip::{Key, Origin};
 use crate::logic::intake::{self, Heard};
+use crate::logic::jsonb;
 use crate::logic::lifecycle::Kind;
 use crate::pg::datum::RawJsonb;
 use crate::pg::notify::{self, Notification};
-use crate::pg::{encoding, latch, session, spi, time, xact};
+use crate::pg::{encoding, session, spi, time, xact};
 use crate::shmem;
 use crate::shmem::rings::{self, Counter};
 
 /// What may wait to be taken apart, in bytes; what comes beyond that is counted as refused. A thousand nodes' worth.
 const BACKLOG: usize = 4 << 20;
 
-/// Messages that are taken apart at a time.
-const AT_A_TIME: usize = 16;
+/// Checks that are put at a time. (Should Postgres refuse one, each gets a transaction of its own.)
+const AT_A_TIME: usize = 64;
 
-/// How long a busy relay leaves NOTIFY's queue unread, in microseconds.
-const PATIENCE: i64 = 50_000;
+/// The least time between two readings of NOTIFY's queue, in microseconds: every NOTIFY of the database wakes us,
+/// whatever its channel.
+const BETWEEN_READINGS: i64 = 20_000;
 
 /// How long a look into the catalogs waits for somebody who has locked them.
 const CATALOG_TIMEOUT: &CStr = c"50ms";
@@ -48,11 +52,17 @@ pub struct Ingest {
     stale: bool,
     /// obanrs.gossip_ingest as it was when they were.
     wanted: bool,
+    /// Of looking for prefixes, or of reading.
     failures: u32,
     retry_at: i64,
-    waiting: VecDeque<Notification>,
-    waiting_bytes: usize,
-    last_heard: i64,
+    /// NOTIFY's queue has to be read, whether or not something has come since.
+    unread: bool,
+    next_reading: i64,
+    messages: VecDeque<Notification>,
+    bytes: usize,
+    /// Of the message that was taken apart last, what is still to be put; and its prefix.
+    checks: Vec<Heard>,
+    prefix: String,
 }
 
 impl Ingest {
@@ -64,9 +74,12 @@ impl Ingest {
             wanted: false,
             failures: 0,
             retry_at: 0,
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            last_heard: 0,
+            unread: false,
+            next_reading: 0,
+            messages: VecDeque::new(),
+            bytes: 0,
+            checks: Vec::new(),
+            prefix: String::new(),
         }
     }
 
@@ -74,12 +87,8 @@ impl Ingest {
         self.stale = true;
     }
 
-    pub fn has_news(&self) -> bool {
-        !self.prefixes.is_empty() && notify::has_come()
-    }
-
-    /// Listens, hears, and takes in what is due; when to come back, if ever.
-    pub fn pass(&mut self, busy: bool) -> Option<i64> {
+    /// Listens, reads, and takes in what is due; when to come back, if ever.
+    pub fn pass(&mut self) -> Option<i64> {
         let now = time::now();
         let wanted = config::gossip_ingest();
         self.stale |= wanted != self.wanted;
@@ -87,20 +96,23 @@ impl Ingest {
             self.listen(wanted);
         }
         let mut due = self.stale.then_some(self.retry_at);
-        if self.has_news() {
-            if !busy || (now - self.last_heard).abs() >= PATIENCE {
-                self.hear();
-                self.last_heard = now;
+        self.unread |= !self.prefixes.is_empty() && notify::has_come();
+        if self.unread {
+            let at = self.next_reading.max(self.retry_at);
+            if at <= now || at > now + RELAY.most {
+                self.read(now);
             } else {
-                due = due.into_iter().chain([self.last_heard + PATIENCE]).min();
+                due = due.into_iter().chain([at]).min();
             }
         }
-        for _ in 0..AT_A_TIME {
-            let Some(message) = self.waiting.pop_front() else { break };
-            self.waiting_bytes -= size(&message);
-            take_in(self.database, &message);
-        }
-        if self.waiting.is_empty() { due } else { Some(now) }
+        self.take_in();
+        let left = !(self.checks.is_empty() && self.messages.is_empty());
+        if left { Some(now) } else { due }
+    }
+
+    /// Whether something has come since the last pass.
+    pub fn has_news(&self) -> bool {
+        !self.unread && !self.prefixes.is_empty() && notify::has_come()
     }
 
     /// Listens to the channels of the prefixes that are installed now, and to no others.
@@ -128,23 +140,19 @@ impl Ingest {
         }
     }
 
-    fn hear(&mut self) {
-        let room = BACKLOG.saturating_sub(self.waiting_bytes);
-        match xact::contain(|| notify::hear(room)) {
+    /// Reads NOTIFY's queue.
+    fn read(&mut self, now: i64) {
+        let room = BACKLOG.saturating_sub(self.bytes);
+        self.next_reading = now + BETWEEN_READINGS;
+        match xact::contain(|| notify::hear(room, |payload| !broadcast::is_ours(payload))) {
             Ok((heard, missed)) => {
-                let own = latch::my_pid();
-                let others = heard.into_iter().filter(|n| n.sender != own);
-                for notification in others {
-                    self.waiting_bytes += size(&notification);
-                    self.waiting.push_back(notification);
-                }
+                self.bytes += heard.iter().map(size).sum::<usize>();
+                self.messages.extend(heard);
                 rings::count(Counter::GossipRefused, missed);
+                self.unread = false;
             }
-            // Postgres has given up its place in the queue, or will end this process.
-            Err(caught) => {
-                self.stale = true;
-                self.failed(&caught.message);
-            }
+            // By an ERROR before it has read, Postgres has forgotten that something has come; we have not.
+            Err(caught) => self.failed(&caught.message),
         }
     }
 
@@ -161,7 +169,34 @@ impl Ingest {
         self.failures = self.failures.saturating_add(1);
         self.retry_at = time::now() + RELAY.delay(self.failures);
     }
+
+    /// Takes the next message apart, if the one before is done with, and puts some of its checks.
+    fn take_in(&mut self) {
+        if self.checks.is_empty() {
+            let Some(message) = self.messages.pop_front() else { return };
+            self.bytes -= size(&message);
+            // Converting from the server's encoding needs a transaction.
+            let texts = || {
+                let text = |bytes: &[u8]| encoding::to_utf8(bytes).into_owned();
+                (text(&message.channel), text(&message.payload))
+            };
+            let Ok((channel, payload)) = xact::contain(|| xact::run(TAKING_IN, texts)) else {
+                rings::count(Counter::GossipMalformed, 1);
+                return;
+            };
+            let Some((prefix, _)) = channel.rsplit_once('.') else { return };
+            let intake = intake::take_apart(&payload);
+            rings::count(Counter::GossipMalformed, intake.malformed);
+            rings::count(Counter::GossipRefused, intake.too_many);
+            (self.prefix, self.checks) = (prefix.to_owned(), intake.checks);
+            self.checks.reverse(); // they are taken from the end
+        }
+        let some = self.checks.split_off(self.checks.len().saturating_sub(AT_A_TIME));
+        put(self.database, &self.prefix, &some.into_iter().rev().collect::<Vec<_>>());
+    }
 }
+
+const TAKING_IN: &CStr = c"obanrs: taking in gossip";
 
 fn size(notification: &Notification) -> usize {
     size_of::<Notification>() + notification.channel.len() + notification.payload.len()
@@ -173,47 +208,29 @@ fn installed() -> BTreeSet<String> {
     found.filter(|p| channel::full_name(p, CHANNEL).is_ok()).collect()
 }
 
-/// Takes one message apart, and puts its checks.
-fn take_in(database: u32, message: &Notification) {
-    let text = |bytes: &[u8]| xact::contain(|| encoding::to_utf8(bytes).into_owned()).ok();
-    let Some((channel, payload)) = text(&message.channel).zip(text(&message.payload)) else {
-        rings::count(Counter::GossipMalformed, 1);
-        return;
-    };
-    let Some(prefix) = channel.rsplit_once('.').map(|(prefix, _)| prefix) else { return };
-    let taken = intake::take_apart(&payload);
-    rings::count(Counter::GossipMalformed, taken.malformed);
-    put(database, prefix, &taken.checks);
-}
-
 /// Puts checks in one transaction; if Postgres refuses one of them, each in its own.
 fn put(database: u32, prefix: &str, checks: &[Heard]) {
-    if checks.is_empty() {
-        return;
-    }
-    let put_all = || {
-        let states: Vec<_> = checks.iter().map(|heard| RawJsonb::parse(&heard.state)).collect();
-        for (heard, state) in checks.iter().zip(&states) {
-            put_one(database, prefix, heard, state.as_ref());
-        }
-    };
-    let done = xact::contain(|| xact::run(c"obanrs: taking in gossip", put_all)).is_ok();
-    match checks {
-        _ if done => {}
-        [_] => rings::count(Counter::GossipMalformed, 1),
-        several => several.chunks(1).for_each(|one| put(database, prefix, one)),
+    let put_all = || checks.iter().map(|heard| put_one(database, prefix, heard)).collect::<Vec<_>>();
+    match xact::contain(|| xact::run(TAKING_IN, put_all)) {
+        Ok(counters) => counters.into_iter().flatten().for_each(|counter| rings::count(counter, 1)),
+        Err(_) if checks.len() == 1 => rings::count(Counter::GossipMalformed, 1),
+        Err(_) => checks.chunks(1).for_each(|one| put(database, prefix, one)),
     }
 }
 
-fn put_one(database: u32, prefix: &str, heard: &Heard, state: Option<&RawJsonb>) {
-    let key = Key { database, prefix, name: &heard.name, node: &heard.node, queue: &heard.queue };
-    let Some(state) = state else {
-        rings::count(Counter::GossipMalformed, 1);
-        return;
+/// What it is counted as, if at all. May raise.
+fn put_one(database: u32, prefix: &str, heard: &Heard) -> Option<Counter> {
+    let Heard { name, node, queue, state } = heard;
+    // A name that this database can't show would break the view for all.
+    [name, node, queue].into_iter().for_each(|name| drop(encoding::to_server(name)));
+    let Some(state) = RawJsonb::parse(state) else { return Some(Counter::GossipMalformed) };
+    let Ok(started_at) = check::validate_foreign(jsonb::read(state.bytes())) else {
+        return Some(Counter::GossipMalformed);
     };
+    let key = Key { database, prefix, name, node, queue };
     let ttl = config::gossip_ttl().as_micros() as i64;
-    match shmem::gossip::put(&key, state.bytes(), heard.started_at, ttl, Origin::Foreign) {
-        Ok(Ok(put)) => rings::count(Counter::GossipTakenIn, usize::from(!put.ignored)),
-        _ => rings::count(Counter::GossipRefused, 1),
+    match shmem::gossip::put(&key, state.bytes(), started_at, ttl, Origin::Foreign) {
+        Ok(Ok(put)) => (!put.ignored).then_some(Counter::GossipTakenIn),
+        _ => Some(Counter::GossipRefused),
     }
 }

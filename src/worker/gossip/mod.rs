@@ -2,9 +2,8 @@
 //! what they tell (`ingest`).
 //!
 //! Both are the relay's. It touches no table, so that no lock of a user's can keep it from reading NOTIFY's
-//! queue, which has to keep what any listener has not read; and what it sends, it knows for its own when it comes
-//! back. (A relay that is stopped from outside is stopped with all it does: as any session that LISTENs, it keeps
-//! NOTIFY's queue from being cut short until it goes on or ends.)
+//! queue, which has to keep what any listener has not read. (A relay that is stopped from outside is stopped with
+//! all it does: as any session that LISTENs, it keeps NOTIFY's queue from being cut short until it goes on or ends.)
 
 mod broadcast;
 mod ingest;
@@ -27,10 +26,9 @@ impl Gossip {
         self.ingest.prefixes_changed();
     }
 
-    /// Does what is due; when to come back, if ever. `busy`: the relay has messages to send, so nothing that can
-    /// wait.
-    pub fn pass(&mut self, busy: bool) -> Option<i64> {
-        self.ingest.pass(busy).into_iter().chain(self.broadcaster.pass()).min()
+    /// Does what is due; when to come back, if ever. `stuck`: the relay can't send at the moment.
+    pub fn pass(&mut self, stuck: bool) -> Option<i64> {
+        self.ingest.pass().into_iter().chain(self.broadcaster.pass(stuck)).min()
     }
 
     /// Whether something has come since the last pass.
