@@ -49,6 +49,7 @@ fn listening() -> (Cluster, Client) {
     let cluster = Cluster::installed();
     let mut client = cluster.client();
     wait_until_heard(&mut client, CHANNEL);
+    settle(&mut client); // the last probes
     (cluster, client)
 }
 
@@ -98,7 +99,6 @@ fn every_sample_of_real_nodes_is_taken_in_in_every_form() {
 #[test]
 fn what_is_malformed_is_counted_and_its_neighbours_are_taken() {
     let (_cluster, mut client) = listening();
-    settle(&mut client); // the last probes
     let before = stat(&mut client, "gossip_malformed");
     for bad in ["", "[]", "5", "null", "H4sI", "Z:!", "{", r#"{"checks": 1}"#, r#"{"n": 1}"#] {
         send(&mut client, CHANNEL, bad);
@@ -110,12 +110,13 @@ fn what_is_malformed_is_counted_and_its_neighbours_are_taken() {
     let running = r#"{"name":"Oban","node":"bad","queue":"running","running":3}"#;
     let huge = check("bad", "huge", r#","x":1e100000"#);
     let range = check("bad", "range", r#","x":1E99,"limit":99999999999"#);
+    let name = check("bad\\u0000", "name", "");
     let good = [check("good", "1", ""), check("good", "2", r#","x":[{"y":"é"}]"#)];
-    let message = format!(r#"{{"checks":[{},{nul},{running},{huge},{range},{}]}}"#, good[0], good[1]);
+    let message = format!(r#"{{"checks":[{},{nul},{running},{huge},{range},{name},{}]}}"#, good[0], good[1]);
     send(&mut client, CHANNEL, &message);
     settle(&mut client);
     assert_eq!(entries(&mut client), ["public/good/1", "public/good/2"]);
-    assert_eq!(stat(&mut client, "gossip_malformed"), before + 13);
+    assert_eq!(stat(&mut client, "gossip_malformed"), before + 14);
     assert_eq!(client.one::<String>("SELECT state->'x'->0->>'y' FROM oban_gossip WHERE queue = '2'"), "é");
 }
 
@@ -218,14 +219,16 @@ fn prefixes_that_come_go_and_change_their_names_are_followed() {
         )
         .unwrap();
     wait_until_heard(&mut client, "four.oban_gossip");
+    client.batch_execute("CREATE SCHEMA five; ALTER TABLE four.oban_peers SET SCHEMA five").unwrap();
+    wait_until_heard(&mut client, "five.oban_gossip");
     // After which those that have gone are not heard any more; what one hears is heard in its order.
-    client.batch_execute("SELECT oban_uninstall('one'); DROP SCHEMA four CASCADE").unwrap();
+    client.batch_execute("SELECT oban_uninstall('one'); DROP SCHEMA four, five CASCADE").unwrap();
     let message = check("a", "q", "");
     wait_until("they are not heard", || {
         client
             .batch_execute("SELECT oban_gossip_delete('a', prefix => p) FROM unnest('{one,three}'::text[]) p")
             .unwrap();
-        for prefix in ["one", "two", "four", "three"] {
+        for prefix in ["one", "two", "four", "five", "three"] {
             send(&mut client, &format!("{prefix}.oban_gossip"), &message);
         }
         wait_until("the last one is heard", || entries(&mut client).contains(&"three/a/q".into()));
@@ -286,4 +289,69 @@ fn nothing_that_users_do_keeps_the_queue_of_notify_full() {
     wait_until("all was read", || usage(&mut client) == 0.0);
     locker.batch_execute("ROLLBACK").unwrap();
     wait_until_heard(&mut client, CHANNEL);
+}
+
+/// A few kilobytes hold tens of thousands of checks, each of which would be an error of Postgres'. Whoever sends
+/// them keeps nobody from anything: the relay goes when it has to.
+#[test]
+fn a_flood_of_bombs_does_not_hold_the_relay_up() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("CREATE ROLE stranger LOGIN").unwrap();
+    client.batch_execute("CREATE DATABASE flooded").unwrap();
+    let mut admin = cluster.client_of("flooded");
+    admin.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    wait_until_heard(&mut admin, CHANNEL);
+    let bomb =
+        |check: &str, many: usize| packed(&format!(r#"{{"checks":[{}]}}"#, vec![check; many].join(",")));
+    let bombs = [
+        bomb(r#"{"name":"a","node":"b","queue":"c","x":"\u0000"}"#, 9_000),
+        bomb(r#"{"name":"a","node":"b","queue":"c","x":1e400000}"#, 9_000),
+        bomb(r#"{"name":"a","node":"b","queue":"c"}"#, 14_000),
+    ];
+    let mut stranger = cluster.client_as("flooded", "stranger");
+    let (before, refused) = (stat(&mut admin, "gossip_malformed"), stat(&mut admin, "gossip_refused"));
+    for _ in 0..100 {
+        for bomb in &bombs {
+            assert!(bomb.len() < 8_000, "{}", bomb.len());
+            send(&mut stranger, CHANNEL, bomb);
+        }
+    }
+    wait_until("they are being taken apart", || {
+        stat(&mut admin, "gossip_malformed") > before && stat(&mut admin, "gossip_refused") > refused
+    });
+    drop((stranger, admin));
+    client.batch_execute("DROP DATABASE flooded").unwrap();
+}
+
+/// Texts come in the database's encoding, whatever clients are told to expect; and a name that the database can't
+/// show is malformed, or one NOTIFY would break the view.
+#[test]
+fn encodings_do_not_matter() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0").unwrap();
+    client.batch_execute("ALTER DATABASE postgres SET client_encoding = 'LATIN1'").unwrap();
+    let relay: i32 =
+        client.one("SELECT pid FROM oban_workers WHERE kind = 'relay' AND database = 'postgres'");
+    client.execute("SELECT pg_terminate_backend($1, 10000)", &[&relay]).unwrap();
+    let mut latin = cluster.client_of("latin");
+    latin.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    wait_until_heard(&mut client, CHANNEL);
+    wait_until_heard(&mut latin, CHANNEL);
+    let relay = "SELECT pid FROM oban_workers WHERE kind = 'relay' AND database = current_database()";
+    let before: i32 = client.one(relay);
+    send(&mut client, CHANNEL, &check("€", "q", ""));
+    wait_until("it is there", || entries(&mut client) == ["public/€/q"]);
+    assert_eq!(client.one::<i32>(relay), before, "the relay has not died of it");
+
+    settle(&mut latin);
+    let malformed = stat(&mut latin, "gossip_malformed");
+    for (node, queue) in [("\\u20ac", "euro"), ("\\u00e9", "escaped"), ("é", "é")] {
+        send(&mut latin, CHANNEL, &check(node, queue, r#","x":"é""#));
+    }
+    settle(&mut latin);
+    assert_eq!(entries(&mut latin), ["public/é/escaped", "public/é/é"]);
+    assert_eq!(stat(&mut latin, "gossip_malformed"), malformed + 1);
+    assert_eq!(latin.one::<i64>("SELECT count(*) FROM oban_gossip WHERE state->>'x' = 'é'"), 2);
 }
