@@ -34,6 +34,7 @@ fn oban_check() -> TableIterator<'static, (name!(item, String), name!(ok, bool),
         findings.push(found("coordinator", coordinator()));
         findings.extend(Kind::ALL.map(|kind| found(kind.name(), worker(kind))));
         findings.push(found("max_worker_processes", worker_slots()));
+        findings.push(found("gossip", gossip()));
     }
     findings.push(found("idle_session_timeout", idle_sessions()));
     let prefixes = prefixes();
@@ -151,6 +152,46 @@ fn worker_slots() -> Result<String, String> {
              restart the server"
         ))
     }
+}
+
+/// Settings that contradict each other, or what others do, and memory that is nearly used up.
+fn gossip() -> Result<String, String> {
+    /// In microseconds: how long oban_met remembers a check.
+    const REMEMBERED: i64 = 30_000_000;
+    let seconds = |micros: i64| micros as f64 / 1e6;
+    let (interval, ttl) = (config::gossip_interval(), config::gossip_ttl().as_micros() as i64);
+    if interval >= REMEMBERED {
+        return Err(format!(
+            "Oban's nodes forget a queue after 30 s, and hear of it every {} s: lower obanrs.gossip_interval",
+            seconds(interval)
+        ));
+    }
+    if interval >= ttl {
+        return Err(format!(
+            "entries end after {} s, and are sent every {} s: lower obanrs.gossip_interval, or raise \
+             obanrs.gossip_ttl",
+            seconds(ttl),
+            seconds(interval)
+        ));
+    }
+    let full = shmem::gossip::full().unwrap_or_default();
+    if full > 0.9 {
+        return Err(format!(
+            "{:.0} % of its memory are used, by the entries of all databases: raise obanrs.gossip_memory and \
+             restart the server",
+            full * 100.0
+        ));
+    }
+    let heard =
+        if config::gossip_ingest() { "is taken in" } else { "is not taken in (obanrs.gossip_ingest)" };
+    let told = match interval {
+        0 => "are not sent (obanrs.gossip_interval)".to_owned(),
+        _ => format!("are sent every {} s", seconds(interval)),
+    };
+    Ok(format!(
+        "entries {told}, what Oban's nodes tell {heard}; {:.0} % of obanrs.gossip_memory are used",
+        full * 100.0
+    ))
 }
 
 /// Sessions that listen or lead are idle by nature.

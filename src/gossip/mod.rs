@@ -11,7 +11,7 @@ use pgrx::prelude::*;
 use crate::config;
 use crate::error::{self, Error, given};
 use crate::logic::check::{self, Bad, BadKey, MAX_QUEUE, Members};
-use crate::logic::gossip::{Copied, Full, Key, Origin};
+use crate::logic::gossip::{Full, Key, Origin, Seen};
 use crate::logic::jsonb;
 use crate::logic::peer::{MAX_NAME, MAX_NODE, MAX_PREFIX};
 use crate::logic::text::Text;
@@ -182,30 +182,31 @@ fn oban_gossip_delete(
 pub fn obanrs_gossip(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
     let (database, mut rows) = (session::database(), Rows::of(fcinfo));
     let mut readable = HashMap::new();
-    let mut give = |rows: &mut Rows, entries: &mut Vec<Copied>| {
+    let once = shmem::gossip::each(database, false, |piece| {
         pgrx::check_for_interrupts!();
-        rows.within(|rows| entries.drain(..).for_each(|entry| push(rows, entry, &mut readable)));
-    };
-    if !shmem::gossip::each(database, false, |entries| give(&mut rows, entries))? {
+        rows.within(|rows| piece.take(|entry| push(rows, &entry, &mut readable)));
+    })?;
+    if !once {
         rows.clear();
-        give(&mut rows, &mut shmem::gossip::entries(database, false)?);
+        let entries = shmem::gossip::entries(database, false)?;
+        rows.within(|rows| entries.iter().for_each(|entry| push(rows, &entry.seen(), &mut readable)));
     }
     Ok(())
 }
 
 /// Adds an entry's row, if the caller may read its prefix; `readable` is what was found out about that.
-fn push(rows: &mut Rows, entry: Copied, readable: &mut HashMap<String, bool>) {
-    let readable = match readable.get(&entry.prefix) {
+fn push(rows: &mut Rows, entry: &Seen<'_>, readable: &mut HashMap<String, bool>) {
+    let readable = match readable.get(entry.prefix) {
         Some(readable) => *readable,
-        None => *readable.entry(entry.prefix.clone()).or_insert_with_key(|p| acl::allows(p, Right::Read)),
+        None => *readable.entry(entry.prefix.to_owned()).or_insert_with_key(|p| acl::allows(p, Right::Read)),
     };
     if readable {
         rows.push([
-            datum::Text(entry.prefix).into_datum(),
-            datum::Text(entry.name).into_datum(),
-            datum::Text(entry.node).into_datum(),
-            datum::Text(entry.queue).into_datum(),
-            RawJsonb::copy(&entry.state).into_datum(),
+            datum::text(entry.prefix),
+            datum::text(entry.name),
+            datum::text(entry.node),
+            datum::text(entry.queue),
+            RawJsonb::copy(entry.state).into_datum(),
             time::timestamptz(entry.started_at).into_datum(),
             time::timestamptz(entry.updated_at).into_datum(),
             time::timestamptz(entry.expires_at).into_datum(),

@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::iso8601;
-use super::jsonb::{Container, Unreadable, Value};
+use super::jsonb::{Container, Number, Unreadable, Value};
 
 /// Longest state in bytes of JSON text, without spaces between its tokens.
 pub const MAX_STATE: usize = 64 << 10;
@@ -127,30 +127,27 @@ fn test(
 ) -> Result<Option<i64>, Bad> {
     let state = state.map_err(|Unreadable| Bad::TooDeep)?;
     let Value::Object(object) = state else { return Err(Bad::NoObject) };
-    let mut huge = false;
-    let len = state.walk(&mut |number| {
+    let (mut huge, mut bad, mut started_at) = (false, None, None);
+    let mut number = |number: &Number<'_>| {
         let (before, behind) = number.printed();
         huge |= before > MAX_DIGITS || behind > MAX_DIGITS;
-    });
-    match len.map_err(|Unreadable| Bad::TooDeep)? {
-        _ if huge => return Err(Bad::HugeNumber),
-        len if len > MAX_STATE => return Err(Bad::TooLong(len)),
-        _ => {}
-    }
-    let mut started_at = None;
-    for member in object.iter() {
-        let (key, value) = member.map_err(|Unreadable| Bad::TooDeep)?;
-        let Some((key, wanted, holds)) = RULES.into_iter().find(|(known, ..)| known.as_bytes() == key) else {
-            continue;
-        };
-        if !holds(&value) && !allowed(key, &value) {
-            return Err(Bad::Key(BadKey { key, wanted }));
+    };
+    let len = Value::walk_members(&object, &mut number, |key, value| {
+        let rule = RULES.into_iter().find(|(known, ..)| known.as_bytes() == key);
+        let Some((key, wanted, holds)) = rule else { return };
+        if !holds(value) && !allowed(key, value) {
+            bad.get_or_insert(BadKey { key, wanted });
         }
         if key == "started_at" {
-            started_at = time(&value);
+            started_at = time(value);
         }
+    });
+    match (len.map_err(|Unreadable| Bad::TooDeep)?, bad) {
+        _ if huge => Err(Bad::HugeNumber),
+        (len, _) if len > MAX_STATE => Err(Bad::TooLong(len)),
+        (_, Some(bad)) => Err(Bad::Key(bad)),
+        _ => Ok(started_at),
     }
-    Ok(started_at)
 }
 
 /// As much of a value as an error message has room for.

@@ -106,25 +106,27 @@ impl<'a> Container<'a> {
     fn end_of_keys(&self) -> Result<usize, Unreadable> {
         let mut end = 0;
         for i in 0..self.count {
-            end = self.end(i, end)?;
+            end = self.end(i, end)?.1;
         }
         Ok(end)
     }
 
-    fn end(&self, i: usize, start: usize) -> Result<usize, Unreadable> {
+    /// What the i-th entry says, and where its value ends that begins at `start`.
+    fn end(&self, i: usize, start: usize) -> Result<(u32, usize), Unreadable> {
         let entry = word(self.entries, i * 4)?;
         let number = (entry & COUNT) as usize;
-        Ok(if entry & ENTRY_HAS_END != 0 { number } else { start + number })
+        Ok((entry, if entry & ENTRY_HAS_END != 0 { number } else { start + number }))
     }
 
     /// The value of the i-th entry, which begins where the one before has ended.
     fn entry(&self, i: usize, end: &mut usize) -> Result<Value<'a>, Unreadable> {
         let start = *end;
-        *end = self.end(i, start)?;
+        let entry;
+        (entry, *end) = self.end(i, start)?;
         let bytes = self.data.get(start..*end).ok_or(Unreadable)?;
         // Numbers and containers begin at a multiple of four.
         let aligned = || bytes.get(start.next_multiple_of(4) - start..).ok_or(Unreadable);
-        match (word(self.entries, i * 4)? & ENTRY_KIND) >> 28 {
+        match (entry & ENTRY_KIND) >> 28 {
             0 => Ok(Value::String(bytes)),
             1 => Ok(Value::Number(Number::read(aligned()?)?)),
             2 => Ok(Value::Bool(false)),
@@ -211,8 +213,25 @@ impl<'a> Number<'a> {
 
 impl<'a> Value<'a> {
     /// Calls `number` for each number in it, and says how long it is as JSON text without spaces.
+    #[cfg(any(test, feature = "pg_test"))]
     pub fn walk(&self, number: &mut impl FnMut(&Number<'a>)) -> Result<usize, Unreadable> {
         self.walk_in(MAX_DEPTH, number)
+    }
+
+    /// Gives each member of an object to `member`, calls `number` for each number in it, and says how long it is as
+    /// JSON text without spaces.
+    pub fn walk_members(
+        object: &Container<'a>,
+        number: &mut impl FnMut(&Number<'a>),
+        mut member: impl FnMut(&'a [u8], &Value<'a>),
+    ) -> Result<usize, Unreadable> {
+        let mut len = 2 + object.count.saturating_sub(1);
+        for next in object.iter() {
+            let (key, value) = next?;
+            member(key, &value);
+            len += value.walk_in(MAX_DEPTH - 1, number)? + string_len(key) + 1;
+        }
+        Ok(len)
     }
 
     fn walk_in(&self, depth: usize, number: &mut impl FnMut(&Number<'a>)) -> Result<usize, Unreadable> {
@@ -241,6 +260,11 @@ impl<'a> Value<'a> {
 
 /// As Postgres prints it, with its quotes.
 fn string_len(text: &[u8]) -> usize {
+    // Without a branch for each byte, as hardly any has to be escaped.
+    let special = |byte: &u8| *byte < 32 || *byte == b'"' || *byte == b'\\';
+    if !text.iter().fold(false, |any, byte| any | special(byte)) {
+        return text.len() + 2;
+    }
     let escaped = |byte: &u8| match byte {
         b'"' | b'\\' | 8 | 9 | 10 | 12 | 13 => 2,
         0..32 => 6,

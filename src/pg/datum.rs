@@ -32,6 +32,13 @@ impl Deref for Text {
     }
 }
 
+/// As a `text`.
+pub fn text(text: &str) -> Option<pg_sys::Datum> {
+    let bytes = to_server(text);
+    // SAFETY: the bytes are copied.
+    unsafe { Some(pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32).into()) }
+}
+
 /// A `jsonb` as Postgres prints it. As a result any JSON text will do.
 #[derive(Clone, Debug)]
 pub struct Jsonb(pub String);
@@ -54,9 +61,7 @@ impl FromDatum for Text {
 
 impl IntoDatum for Text {
     fn into_datum(self) -> Option<pg_sys::Datum> {
-        let bytes = to_server(&self.0);
-        // SAFETY: the bytes are copied.
-        unsafe { Some(pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32).into()) }
+        text(&self.0)
     }
     fn type_oid() -> pg_sys::Oid {
         pg_sys::TEXTOID

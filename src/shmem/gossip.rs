@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::rings::{self, Counter};
 use super::{area, layout, registry, root};
-use crate::config;
 use crate::error::Error;
 use crate::logic::gossip::{Copied, Full, Key, New, Origin, Piece, Put, Table, Usage, View};
 use crate::pg::lwlock::{self, Lock, Mode};
@@ -127,14 +126,13 @@ fn count_expired(expired: &[u32]) {
 
 /// Gives `body` the entries of a database that hold now, all or only ours, piece by piece: each a consistent
 /// copy. False if entries were inserted meanwhile, so that some may have been given twice.
-pub fn each(database: u32, only_ours: bool, mut body: impl FnMut(&mut Vec<Copied>)) -> Result<bool, Error> {
-    let (now, mut piece, mut entries) = (time::now(), Piece::new(), Vec::new());
+pub fn each(database: u32, only_ours: bool, mut body: impl FnMut(&mut Piece)) -> Result<bool, Error> {
+    let (now, mut piece) = (time::now(), Piece::new());
     let mut first = None;
     loop {
         // Between two pieces whoever waits to put goes first.
         let (done, inserted) = view(|view| view.read(database, only_ours, now, &mut piece))?;
-        piece.take(&mut entries);
-        body(&mut entries);
+        body(&mut piece);
         let began = *first.get_or_insert(inserted);
         if done {
             return Ok(inserted == began);
@@ -145,7 +143,7 @@ pub fn each(database: u32, only_ours: bool, mut body: impl FnMut(&mut Vec<Copied
 /// All of them, each once.
 pub fn entries(database: u32, only_ours: bool) -> Result<Vec<Copied>, Error> {
     let mut all = Vec::new();
-    let once = each(database, only_ours, |entries| all.append(entries))?;
+    let once = each(database, only_ours, |piece| piece.take(|entry| all.push(entry.copy())))?;
     Ok(if once { all } else { Piece::into_latest(all) })
 }
 
@@ -165,6 +163,14 @@ pub fn bench_wait() -> Result<std::time::Duration, Error> {
     table(|_, _| since.elapsed())
 }
 
+/// The part of the memory that is used, by all databases.
+pub fn full() -> Result<f64, Error> {
+    table(|table, _| {
+        let part = |used: u32, all: usize| f64::from(used) / all.max(1) as f64;
+        part(table.head.blocks, table.blocks.len()).max(part(table.head.entries, table.entries.len()))
+    })
+}
+
 /// Whether a database has an entry of ours.
 pub fn has_ours(database: u32) -> bool {
     view(|view| view.has_ours(database, time::now())).is_ok_and(|(has, _)| has)
@@ -178,11 +184,9 @@ fn announcing(slot: usize) -> Option<&'static AtomicU64> {
     all.get(slot)
 }
 
-/// After a put: wakes the relay if it does not look by itself.
+/// After a put: wakes the relay if it does not look by itself. (Also while nothing is broadcast: this session may
+/// not know yet that this has changed, and it is once.)
 fn wake_announcer(database: u32) {
-    if config::gossip_interval() == 0 {
-        return;
-    }
     // By the slot that this process remembers; if that is another's by now, it says another birth.
     if announcer::is_asked() {
         return;

@@ -45,6 +45,7 @@ fn a_healthy_prefix_has_a_row_a_thing_and_all_are_ok() {
             "keeper",
             "relay",
             "max_worker_processes",
+            "gossip",
             "idle_session_timeout",
             "prefix public",
             "columns of public.oban_jobs",
@@ -194,6 +195,30 @@ fn more_databases_than_slots_and_worker_processes_are_shown() {
     assert!(found.iter().all(|(_, detail)| detail.contains("obanrs.max_databases")), "{found:?}");
     client.batch_execute("SET idle_session_timeout = '1h'").unwrap();
     assert!(only_wrong(&mut client, "idle_session_timeout").contains("1h"));
+}
+
+#[test]
+fn settings_of_gossip_that_do_not_fit_and_full_memory_are_shown() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_memory = '64kB'"]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    healthy(&cluster);
+    for (setting, named) in [
+        ("obanrs.gossip_interval = '31s'", "31 s"),
+        ("obanrs.gossip_interval = '1s'", ""),
+        ("obanrs.gossip_ttl = '900ms'", "0.9 s"),
+        ("obanrs.gossip_interval = 0", ""),
+    ] {
+        cluster.configure(&[setting]);
+        client.batch_execute("SELECT pg_reload_conf()").unwrap();
+        wait_until("the session knows", || match named {
+            "" => wrong(&mut client).is_empty(),
+            named => wrong(&mut client).iter().any(|(item, d)| item == "gossip" && d.contains(named)),
+        });
+    }
+    let fill = "DO $$ BEGIN FOR i IN 1..10000 LOOP PERFORM oban_gossip_put('a', 'q' || i, ttl => '1 hour'); END LOOP; END $$";
+    assert_eq!(code(&mut client, fill), "53400");
+    assert!(only_wrong(&mut client, "gossip").contains("raise obanrs.gossip_memory"));
 }
 
 #[test]

@@ -151,7 +151,20 @@ pub struct Usage {
     pub bytes: usize,
 }
 
-/// A consistent copy of one entry.
+/// An entry on its way out of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    pub prefix: &'a str,
+    pub name: &'a str,
+    pub node: &'a str,
+    pub queue: &'a str,
+    pub state: &'a [u8],
+    pub started_at: i64,
+    pub updated_at: i64,
+    pub expires_at: i64,
+}
+
+/// The same, to be kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copied {
     pub prefix: String,
@@ -162,6 +175,23 @@ pub struct Copied {
     pub started_at: i64,
     pub updated_at: i64,
     pub expires_at: i64,
+}
+
+impl Copied {
+    pub fn seen(&self) -> Seen<'_> {
+        let Self { prefix, name, node, queue, state, started_at, updated_at, expires_at } = self;
+        let (started_at, updated_at, expires_at) = (*started_at, *updated_at, *expires_at);
+        Seen { prefix, name, node, queue, state, started_at, updated_at, expires_at }
+    }
+}
+
+impl Seen<'_> {
+    pub fn copy(&self) -> Copied {
+        let Seen { started_at, updated_at, expires_at, .. } = *self;
+        let [prefix, name, node, queue] = [self.prefix, self.name, self.node, self.queue].map(str::to_owned);
+        let state = self.state.to_vec();
+        Copied { prefix, name, node, queue, state, started_at, updated_at, expires_at }
+    }
 }
 
 impl Head {
@@ -522,8 +552,8 @@ impl Piece {
         }
     }
 
-    /// What was copied since the last time.
-    pub fn take(&mut self, into: &mut Vec<Copied>) {
+    /// Gives `body` what was copied since the last time.
+    pub fn take(&mut self, mut body: impl FnMut(Seen<'_>)) {
         let mut rest = &self.bytes[..];
         let mut cut = |len: usize| {
             let (part, left) = rest.split_at(len.min(rest.len()));
@@ -532,10 +562,10 @@ impl Piece {
         };
         for entry in self.entries.drain(..) {
             let [prefix, name, node, queue] = [entry.prefix, entry.name, entry.node, entry.queue]
-                .map(|len| String::from_utf8_lossy(cut(len as usize)).into_owned());
-            let state = cut(entry.state as usize).to_vec();
+                .map(|len| std::str::from_utf8(cut(len as usize)).unwrap_or_default());
+            let state = cut(entry.state as usize);
             let Entry { started_at, updated_at, expires_at, .. } = entry;
-            into.push(Copied { prefix, name, node, queue, state, started_at, updated_at, expires_at });
+            body(Seen { prefix, name, node, queue, state, started_at, updated_at, expires_at });
         }
         self.bytes.clear();
     }

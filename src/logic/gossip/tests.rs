@@ -53,7 +53,7 @@ impl Memory {
         let (mut piece, mut all) = (Piece::new(), Vec::new());
         loop {
             let done = self.view().read(database, only_ours, now, &mut piece);
-            piece.take(&mut all);
+            piece.take(|entry| all.push(entry.copy()));
             if done {
                 return all;
             }
@@ -180,15 +180,15 @@ fn an_entry_that_moves_during_a_reading_is_read_once() {
     }
     let (mut piece, mut all) = (Piece::new(), Vec::new());
     assert!(!memory.view().read(1, false, 1, &mut piece), "more than a piece");
-    piece.take(&mut all);
+    piece.take(|entry| all.push(entry.copy()));
     assert!(memory.table().delete(&key("a", "0"), 1) && memory.table().delete(&key("a", "1"), 1));
     for queue in ["1", "new", "0"] {
         memory.put(&key("a", queue), b"newer", 2, 10, Origin::Ours).unwrap();
     }
     while !memory.view().read(1, false, 2, &mut piece) {
-        piece.take(&mut all);
+        piece.take(|entry| all.push(entry.copy()));
     }
-    piece.take(&mut all);
+    piece.take(|entry| all.push(entry.copy()));
     let all = Piece::into_latest(all);
     let state =
         |queue: &str| all.iter().filter(|c| c.queue == queue).map(|c| c.state.clone()).collect::<Vec<_>>();
@@ -205,10 +205,10 @@ fn a_piece_ends_by_its_bytes() {
     }
     let (mut piece, mut all) = (Piece::new(), Vec::new());
     assert!(!memory.view().read(1, false, 1, &mut piece));
-    piece.take(&mut all);
+    piece.take(|entry| all.push(entry.copy()));
     assert_eq!(all.len(), 2);
     assert!(memory.view().read(1, false, 1, &mut piece));
-    piece.take(&mut all);
+    piece.take(|entry| all.push(entry.copy()));
     assert!(all.len() == 3 && all.iter().all(|c| c.state == [b'x'; 60_000]));
 }
 

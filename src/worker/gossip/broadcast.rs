@@ -37,8 +37,6 @@ pub struct Broadcaster {
     database: u32,
     /// Whether this looks for entries by itself.
     awake: bool,
-    /// obanrs.gossip_interval as it was last.
-    interval: i64,
     last: i64,
     /// Why the last one failed, so that it is logged once.
     failure: Option<String>,
@@ -47,7 +45,7 @@ pub struct Broadcaster {
 impl Broadcaster {
     pub fn new(database: u32) -> Self {
         announcer::looks();
-        Self { database, awake: true, interval: 0, last: 0, failure: None }
+        Self { database, awake: true, last: 0, failure: None }
     }
 
     pub fn has_news(&self) -> bool {
@@ -58,9 +56,7 @@ impl Broadcaster {
     /// that it would have said, and meanwhile it would fill the ring.
     pub fn pass(&mut self, stuck: bool) -> Option<i64> {
         let (interval, now) = (config::gossip_interval(), time::now());
-        // While it was 0, nobody who put has asked.
-        self.awake |= announcer::is_asked() || interval != self.interval;
-        self.interval = interval;
+        self.awake |= announcer::is_asked();
         if !self.awake || interval == 0 {
             return None;
         }
