@@ -18,7 +18,7 @@ use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
 use crate::pg::datum::{self, RawJsonb};
 use crate::pg::rows::Rows;
-use crate::pg::{session, time};
+use crate::pg::{encoding, session, time};
 use crate::shmem;
 
 /// A year: what is longer is a mistake in the unit.
@@ -65,6 +65,10 @@ fn oban_gossip_put(
     let ttl = lifetime(ttl)?;
     acl::require(names.prefix.as_str(), Right::Write)?;
     let started_at = validated(&state)?;
+    if !encoding::is_utf8() {
+        // What can't be converted could never be broadcast, nor anything beside it. (Raises, and is short by now.)
+        state.text();
+    }
     shmem::require()?;
     // The coordinator, who lets entries expire, is not there either.
     if session::in_recovery() {

@@ -35,6 +35,9 @@ pub struct Broadcast {
 const BEFORE: &str = r#"{ "checks":["#;
 const AFTER: &str = "]}";
 
+/// What a shortened check keeps of keys that readers do without, in bytes: enough for the limits of Oban Pro.
+const MAX_OTHERS: usize = 1_024;
+
 /// The longest check that fits into a message.
 const MAX_CHECK: usize = MAX_PAYLOAD - BEFORE.len() - AFTER.len();
 
@@ -83,13 +86,13 @@ fn check(queue: &Queue<'_>, wire_len: impl Fn(&str) -> usize) -> Option<(String,
     if len <= MAX_CHECK {
         return Some((text, len, true));
     }
-    [false, true].into_iter().find_map(|only_needed| {
-        let check = Check { only_needed, ..whole };
-        let room = MAX_CHECK.checked_sub(wire_len(&check.with(&[])))?;
-        let text = check.with(&newest(&running, room));
-        let len = wire_len(&text);
-        Some((text, len, false))
-    })
+    let bare = Check { only_needed: true, ..whole };
+    let [with_others, without] = [whole, bare].map(|check| wire_len(&check.with(&[])));
+    let (check, len) =
+        if with_others <= without + MAX_OTHERS { (whole, with_others) } else { (bare, without) };
+    let text = check.with(&newest(&running, MAX_CHECK.checked_sub(len)?));
+    let len = wire_len(&text);
+    Some((text, len, false))
 }
 
 /// The newest ids that fit into so many bytes with commas between them, in their order. Jobs are numbered in the
@@ -272,12 +275,20 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_nobody_needs_go_first_where_nothing_else_helps() {
+    fn keys_that_nobody_needs_go_first_if_they_are_long() {
         let state = json!({"uuid": "u".repeat(9_000), "x": "x".repeat(9_000), "limit": 2, "running": [1, 2]});
         let broadcast = messages(&[queue("q", &state.to_string())], str::len);
         let check = &checks(&broadcast)[0];
         assert_eq!((&check["limit"], &check["running"], broadcast.shortened), (&json!(2), &json!([1, 2]), 1));
         assert!(check.get("x").is_none() && check.get("uuid").is_none());
+        // Rather than running jobs; but what is small stays.
+        let state = json!({"x": "x".repeat(7_700), "limit": 2, "running": (0..100).collect::<Vec<_>>()});
+        let broadcast = messages(&[queue("q", &state.to_string())], str::len);
+        let check = &checks(&broadcast)[0];
+        assert!(check.get("x").is_none() && check["running"] == state["running"] && broadcast.shortened == 1);
+        let state = json!({"x": "x".repeat(700), "running": (0..9_000).collect::<Vec<_>>()});
+        let broadcast = messages(&[queue("q", &state.to_string())], str::len);
+        assert!(checks(&broadcast)[0]["x"] == state["x"] && broadcast.shortened == 1);
     }
 
     /// The longest names, of characters that JSON writes in six.
@@ -315,7 +326,7 @@ mod tests {
                 prop_assert!(message.len() <= MAX_PAYLOAD);
                 let intake = intake::take_apart(message);
                 prop_assert_eq!(intake.malformed, 0);
-                heard.extend(intake.checks);
+                heard.extend(intake.checks.iter().map(|check| intake::heard(check).expect("a check")));
             }
             let queues: Vec<_> = heard.iter().map(|h| h.queue.clone()).collect();
             prop_assert_eq!(&queues, &names);

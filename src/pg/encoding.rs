@@ -16,6 +16,11 @@ fn is_native(bytes: &[u8]) -> bool {
     encoding == UTF8 || encoding == SQL_ASCII || bytes.is_ascii()
 }
 
+pub fn is_utf8() -> bool {
+    // SAFETY: reads a global.
+    unsafe { pg_sys::GetDatabaseEncoding() == UTF8 }
+}
+
 /// The name of this database's encoding.
 pub fn of_database() -> &'static CStr {
     // SAFETY: a static string of Postgres'.

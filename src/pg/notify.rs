@@ -108,6 +108,7 @@ pub fn hear(most: usize, wanted: fn(&[u8]) -> bool) -> (Vec<Notification>, usize
         let before = Before(PqCommMethods, pg_sys::whereToSendOutput);
         (PqCommMethods, FrontendProtocol) = (&raw const KEEP, PROTOCOL_3);
         pg_sys::whereToSendOutput = pg_sys::CommandDest::DestRemote;
+        notifyInterruptPending = 1; // or it would not look, after an error that came before it did
         pg_guard_ffi_boundary(|| ProcessNotifyInterrupt(false));
         drop(before);
     }

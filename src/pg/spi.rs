@@ -57,6 +57,17 @@ pub fn schemas_with_peers() -> Vec<String> {
     look(SQL, "oban_peers")
 }
 
+/// The table oban_peers of a schema, of whatever shape: by a query, as below.
+pub fn peers_by_query(schema: &str) -> Option<u32> {
+    const SQL: &str = "
+        SELECT c.oid::pg_catalog.text
+        FROM pg_catalog.pg_class c
+        JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+        WHERE n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name AND c.relkind OPERATOR(pg_catalog.=) 'r'
+            AND c.relname OPERATOR(pg_catalog.=) 'oban_peers'";
+    look(SQL, schema).pop()?.parse().ok()
+}
+
 /// The schemas that `oban_install` made prefixes of, by the columns that it adds. By a query, not by the caches of
 /// catalogs: who changes a prefix wakes others before their caches are told.
 pub fn installed_prefixes() -> Vec<String> {

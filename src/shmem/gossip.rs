@@ -14,6 +14,10 @@ use crate::logic::gossip::{Copied, Full, Key, New, Origin, Piece, Put, Table, Us
 use crate::pg::lwlock::{self, Lock, Mode};
 use crate::pg::{latch, session, time};
 
+/// How long an entry that is over stays in the table, in microseconds: many that end one after the other are
+/// looked for at a time. Nobody sees it meanwhile, and who needs its room takes it.
+const SLACK: i64 = 100_000;
+
 /// The table, to change it. `sweep_at` is when the coordinator will next look for expired entries (0: never).
 fn table<R>(body: impl FnOnce(&mut Table<'_>, &mut i64) -> R) -> Result<R, Error> {
     let (root, l) = (root()?, layout());
@@ -67,10 +71,11 @@ pub fn put(
             table.expire(now, |database| expired.push(database));
             table.put(key, &new)
         });
-        // Only an entry that expires before the coordinator looks again has to wake it.
-        let sooner = put.is_ok() && (*sweep_at == 0 || expires_at < *sweep_at);
+        // Only an entry that is to be swept before the coordinator looks again has to wake it.
+        let swept_at = expires_at.saturating_add(SLACK);
+        let sooner = put.is_ok() && (*sweep_at == 0 || swept_at < *sweep_at);
         if sooner {
-            *sweep_at = expires_at;
+            *sweep_at = swept_at;
         }
         (put, sooner)
     })?;
@@ -110,7 +115,10 @@ pub fn sweep() -> Option<i64> {
         if table.head.next_expiry != 0 && table.head.next_expiry <= now {
             table.expire(now, |database| expired.push(database));
         }
-        *sweep_at = table.head.next_expiry;
+        *sweep_at = match table.head.next_expiry {
+            0 => 0,
+            next => next.saturating_add(SLACK),
+        };
         (*sweep_at != 0).then_some(*sweep_at)
     });
     count_expired(&expired);

@@ -22,6 +22,10 @@
 //!   (`terms_rise_in_the_order_of_the_rows`); rows are fenced, by prepared transactions too
 //!   (`nobody_else_leads_until_the_fencing_transaction_ends`); all of it at once (`never_two_leaders`).
 //! * `a_missing_table_costs_nothing_while_it_is_missing`: Postgres' timer for a step goes off long after the step.
+//! * A put wakes a relay that has ceased to look for gossip (`there_is_a_broadcast_while_there_are_entries`,
+//!   `an_interval_of_0_turns_it_off_and_a_reload_on`); whoever installs, renames or drops a prefix wakes it before
+//!   caches are told (`prefixes_that_come_go_and_change_their_names_are_followed`); floods of NOTIFY come while it has
+//!   to go (`a_flood_of_bombs_does_not_hold_the_relay_up`).
 //! * `a_restart_brings_everything_back`, `shutdown_is_fast`, `idle_means_idle`.
 #![allow(unsafe_code)] // the exported main functions
 

@@ -26,7 +26,7 @@ use crate::logic::lifecycle::Kind;
 use crate::logic::relay::plan;
 use crate::logic::ring::Batch;
 use crate::pg::xact::Caught;
-use crate::pg::{bgworker, latch, notify, session, time, xact};
+use crate::pg::{bgworker, latch, notify, session, xact};
 use crate::shmem;
 use crate::shmem::listeners;
 use crate::shmem::rings::{self, Counter, Handle};
@@ -84,15 +84,14 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
             }
         }
         let due = gossip.pass(relay.failures > 0);
-        let due = due.map(|at| Duration::from_micros((at - time::now()).max(0) as u64));
+        let until = |at: Instant| at.saturating_duration_since(Instant::now());
         if !nothing {
-            let next = not_before.saturating_duration_since(Instant::now());
-            latch::wait(Some(due.map_or(next, |due| due.min(next))));
+            latch::wait(Some(until(due.map_or(not_before, |due| due.min(not_before)))));
         } else if rings::relay::sleeps(ring) // what the broadcast put into it goes at once
             && !gossip.has_news()
             && shmem::registry(|r| r.kicks(Kind::Relay, database) == orders.kicks).unwrap_or(false)
         {
-            latch::wait(due);
+            latch::wait(due.map(until));
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{Elections, Outcome, transaction};
 use crate::logic::lifecycle::Rows;
 use crate::logic::peer::{Electorate, MAX_PREFIX};
 use crate::logic::text::Text;
-use crate::pg::{catalog, spi, time};
+use crate::pg::{spi, time};
 use crate::shmem;
 
 pub struct Sweep {
@@ -60,10 +60,7 @@ impl Elections {
     /// Looks at the prefixes that are due; when to come back, if ever.
     pub(super) fn sweep_rows(&mut self) -> Option<i64> {
         if self.sweep.all {
-            let prefixes = transaction(c"obanrs: looking for tables of leaders", || {
-                let found = spi::schemas_with_peers().into_iter();
-                found.filter(|p| catalog::peers_table(p).is_some_and(|t| t.installed)).collect::<Vec<_>>()
-            });
+            let prefixes = transaction(c"obanrs: looking for tables of leaders", spi::installed_prefixes);
             match prefixes {
                 Ok(prefixes) => {
                     self.sweep.all = false;

@@ -28,7 +28,16 @@ pub struct Table {
 pub fn table(prefix: &str) -> Result<Table, Outcome> {
     let hint = format!("Run SELECT oban_install({}).", pgrx::spi::quote_literal(prefix));
     let installed = || catalog::peers_table(prefix).filter(|t| t.installed);
-    let Some(table) = installed() else { return Err(Outcome::Missing { hint }) };
+    let mut found = installed();
+    if found.is_none()
+        && let Some(oid) = spi::peers_by_query(prefix)
+    {
+        // Whoever installs it wakes us with the commit, a moment before caches are told; and still has its lock
+        // until they are.
+        catalog::lock_for_writing(oid);
+        found = installed();
+    }
+    let Some(table) = found else { return Err(Outcome::Missing { hint }) };
     // Not one that somebody put in its place while its lock was waited for. (A name can change hands later,
     // too: whom that could harm is `catalog::elector`'s business.)
     catalog::lock_for_writing(table.oid);

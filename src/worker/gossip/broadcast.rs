@@ -9,6 +9,7 @@
 //! (`shmem::gossip::announcer`).
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
@@ -37,7 +38,9 @@ pub struct Broadcaster {
     database: u32,
     /// Whether this looks for entries by itself.
     awake: bool,
-    last: i64,
+    /// obanrs.gossip_interval when `next` was set.
+    interval: i64,
+    next: Instant,
     /// Why the last one failed, so that it is logged once.
     failure: Option<String>,
 }
@@ -45,7 +48,7 @@ pub struct Broadcaster {
 impl Broadcaster {
     pub fn new(database: u32) -> Self {
         announcer::looks();
-        Self { database, awake: true, last: 0, failure: None }
+        Self { database, awake: true, next: Instant::now(), interval: 0, failure: None }
     }
 
     pub fn has_news(&self) -> bool {
@@ -54,23 +57,23 @@ impl Broadcaster {
 
     /// Broadcasts if it is due; when to come back, if ever. What can't be sent is left out: the next one says all
     /// that it would have said, and meanwhile it would fill the ring.
-    pub fn pass(&mut self, stuck: bool) -> Option<i64> {
-        let (interval, now) = (config::gossip_interval(), time::now());
+    pub fn pass(&mut self, stuck: bool) -> Option<Instant> {
         self.awake |= announcer::is_asked();
+        let (interval, now) = (config::gossip_interval(), Instant::now());
         if !self.awake || interval == 0 {
             return None;
         }
-        if now < self.last.saturating_add(interval) && self.last <= now {
-            return Some(self.last + interval);
+        if now < self.next && self.interval == interval {
+            return Some(self.next);
         }
         let entries = shmem::gossip::entries(self.database, true).unwrap_or_default();
         if entries.is_empty() && announcer::may_cease() {
             self.awake = false;
             return None;
         }
-        self.last = now;
+        (self.next, self.interval) = (now + Duration::from_micros(interval as u64), interval);
         if stuck {
-            return Some(now + interval);
+            return Some(self.next);
         }
         match xact::contain(|| xact::run(c"obanrs: broadcasting gossip", || broadcast(&entries))) {
             Ok(sent) => {
@@ -83,7 +86,7 @@ impl Broadcaster {
             }
             Err(caught) => self.failed(caught.message),
         }
-        Some(now + interval)
+        Some(self.next)
     }
 
     fn failed(&mut self, why: String) {

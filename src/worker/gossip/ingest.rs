@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::CStr;
+use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
@@ -25,19 +26,27 @@ use crate::logic::jsonb;
 use crate::logic::lifecycle::Kind;
 use crate::pg::datum::RawJsonb;
 use crate::pg::notify::{self, Notification};
-use crate::pg::{encoding, session, spi, time, xact};
+use crate::pg::{encoding, session, spi, xact};
 use crate::shmem;
 use crate::shmem::rings::{self, Counter};
 
 /// What may wait to be taken apart, in bytes; what comes beyond that is counted as refused. A thousand nodes' worth.
 const BACKLOG: usize = 4 << 20;
 
-/// Checks that are put at a time. (Should Postgres refuse one, each gets a transaction of its own.)
+/// How many checks are put at a time, and of how many bytes (or one of more): some milliseconds at the most.
 const AT_A_TIME: usize = 64;
+const BYTES_AT_A_TIME: usize = 32 << 10;
 
-/// The least time between two readings of NOTIFY's queue, in microseconds: every NOTIFY of the database wakes us,
-/// whatever its channel.
-const BETWEEN_READINGS: i64 = 20_000;
+/// How many checks of a message Postgres may refuse, each of which costs a transaction, before the rest is not looked
+/// at. Real nodes send none of these.
+const MAX_REFUSALS: usize = 8;
+
+/// The largest state that is taken in, as jsonb: thousands of running jobs.
+const MAX_FOREIGN: usize = 64 << 10;
+
+/// The least time between two readings of NOTIFY's queue: every NOTIFY of the database wakes us, whatever its
+/// channel.
+const BETWEEN_READINGS: Duration = Duration::from_millis(20);
 
 /// How long a look into the catalogs waits for somebody who has locked them.
 const CATALOG_TIMEOUT: &CStr = c"50ms";
@@ -52,17 +61,44 @@ pub struct Ingest {
     stale: bool,
     /// obanrs.gossip_ingest as it was when they were.
     wanted: bool,
-    /// Of looking for prefixes, or of reading.
-    failures: u32,
-    retry_at: i64,
+    listening: Attempts,
     /// NOTIFY's queue has to be read, whether or not something has come since.
     unread: bool,
-    next_reading: i64,
+    reading: Attempts,
     messages: VecDeque<Notification>,
     bytes: usize,
-    /// Of the message that was taken apart last, what is still to be put; and its prefix.
-    checks: Vec<Heard>,
+    /// Of the message that was taken apart last, what is still to be put, the last first; its prefix; and how many of
+    /// it Postgres has refused.
+    checks: Vec<String>,
     prefix: String,
+    refusals: usize,
+}
+
+/// When something may be tried again.
+struct Attempts {
+    failures: u32,
+    next: Instant,
+}
+
+impl Attempts {
+    fn new() -> Self {
+        Self { failures: 0, next: Instant::now() }
+    }
+
+    fn is_due(&self) -> bool {
+        self.next <= Instant::now()
+    }
+
+    fn succeeded(&mut self, pause: Duration) {
+        *self = Self { failures: 0, next: Instant::now() + pause };
+    }
+
+    /// True for the first in a row.
+    fn failed(&mut self) -> bool {
+        self.failures = self.failures.saturating_add(1);
+        self.next = Instant::now() + Duration::from_micros(RELAY.delay(self.failures) as u64);
+        self.failures == 1
+    }
 }
 
 impl Ingest {
@@ -72,14 +108,14 @@ impl Ingest {
             prefixes: BTreeSet::new(),
             stale: true,
             wanted: false,
-            failures: 0,
-            retry_at: 0,
+            listening: Attempts::new(),
             unread: false,
-            next_reading: 0,
+            reading: Attempts::new(),
             messages: VecDeque::new(),
             bytes: 0,
             checks: Vec::new(),
             prefix: String::new(),
+            refusals: 0,
         }
     }
 
@@ -88,26 +124,23 @@ impl Ingest {
     }
 
     /// Listens, reads, and takes in what is due; when to come back, if ever.
-    pub fn pass(&mut self) -> Option<i64> {
-        let now = time::now();
+    pub fn pass(&mut self) -> Option<Instant> {
         let wanted = config::gossip_ingest();
         self.stale |= wanted != self.wanted;
-        if self.stale && self.retry_at <= now {
+        if self.stale && self.listening.is_due() {
             self.listen(wanted);
         }
-        let mut due = self.stale.then_some(self.retry_at);
         self.unread |= !self.prefixes.is_empty() && notify::has_come();
-        if self.unread {
-            let at = self.next_reading.max(self.retry_at);
-            if at <= now || at > now + RELAY.most {
-                self.read(now);
-            } else {
-                due = due.into_iter().chain([at]).min();
-            }
+        if self.unread && self.reading.is_due() {
+            self.read();
         }
         self.take_in();
-        let left = !(self.checks.is_empty() && self.messages.is_empty());
-        if left { Some(now) } else { due }
+        if !(self.checks.is_empty() && self.messages.is_empty()) {
+            return Some(Instant::now());
+        }
+        let listening = self.stale.then_some(self.listening.next);
+        let reading = self.unread.then_some(self.reading.next);
+        listening.into_iter().chain(reading).min()
     }
 
     /// Whether something has come since the last pass.
@@ -131,33 +164,37 @@ impl Ingest {
         session::set(c"lock_timeout", c"0"); // what the relay's commits wait for is no user's
         match listened {
             Ok(installed) => {
-                (self.prefixes, self.stale, self.wanted, self.failures) = (installed, false, wanted, 0);
+                (self.prefixes, self.stale, self.wanted) = (installed, false, wanted);
+                self.listening.succeeded(Duration::ZERO);
             }
             Err(caught) => {
                 self.prefixes = before;
-                self.failed(&caught.message);
+                let first = self.listening.failed();
+                self.failed(first, &caught.message);
             }
         }
     }
 
     /// Reads NOTIFY's queue.
-    fn read(&mut self, now: i64) {
+    fn read(&mut self) {
         let room = BACKLOG.saturating_sub(self.bytes);
-        self.next_reading = now + BETWEEN_READINGS;
         match xact::contain(|| notify::hear(room, |payload| !broadcast::is_ours(payload))) {
             Ok((heard, missed)) => {
                 self.bytes += heard.iter().map(size).sum::<usize>();
                 self.messages.extend(heard);
                 rings::count(Counter::GossipRefused, missed);
                 self.unread = false;
+                self.reading.succeeded(BETWEEN_READINGS);
             }
-            // By an ERROR before it has read, Postgres has forgotten that something has come; we have not.
-            Err(caught) => self.failed(&caught.message),
+            Err(caught) => {
+                let first = self.reading.failed();
+                self.failed(first, &caught.message);
+            }
         }
     }
 
-    fn failed(&mut self, why: &str) {
-        if self.failures == 0 {
+    fn failed(&self, first: bool, why: &str) {
+        if first {
             let _ = shmem::registry(|r| r.note_error(Kind::Relay, self.database, why));
             error::log(
                 PgLogLevel::WARNING,
@@ -166,8 +203,6 @@ impl Ingest {
                 "It is tried again every few seconds; obanrs.gossip_ingest = off keeps it from being tried.",
             );
         }
-        self.failures = self.failures.saturating_add(1);
-        self.retry_at = time::now() + RELAY.delay(self.failures);
     }
 
     /// Takes the next message apart, if the one before is done with, and puts some of its checks.
@@ -188,11 +223,44 @@ impl Ingest {
             let intake = intake::take_apart(&payload);
             rings::count(Counter::GossipMalformed, intake.malformed);
             rings::count(Counter::GossipRefused, intake.too_many);
-            (self.prefix, self.checks) = (prefix.to_owned(), intake.checks);
-            self.checks.reverse(); // they are taken from the end
+            (self.prefix, self.checks, self.refusals) = (prefix.to_owned(), intake.checks, 0);
+            self.checks.reverse();
         }
-        let some = self.checks.split_off(self.checks.len().saturating_sub(AT_A_TIME));
-        put(self.database, &self.prefix, &some.into_iter().rev().collect::<Vec<_>>());
+        let (mut some, mut bytes) = (Vec::new(), 0);
+        while some.len() < AT_A_TIME
+            && bytes < BYTES_AT_A_TIME
+            && let Some(check) = self.checks.pop()
+        {
+            bytes += check.len();
+            match intake::heard(&check) {
+                Some(heard) => some.push(heard),
+                None => rings::count(Counter::GossipMalformed, 1),
+            }
+        }
+        self.put(&some);
+    }
+
+    /// Puts checks in one transaction; if Postgres refuses one of them, each in its own.
+    fn put(&mut self, checks: &[Heard]) {
+        let (database, prefix) = (self.database, &*self.prefix);
+        let put_all = || checks.iter().map(|heard| put_one(database, prefix, heard)).collect::<Vec<_>>();
+        match xact::contain(|| xact::run(TAKING_IN, put_all)) {
+            Ok(counters) => counters.into_iter().flatten().for_each(|counter| rings::count(counter, 1)),
+            Err(_) if checks.len() > 1 => {
+                for (i, one) in checks.chunks(1).enumerate() {
+                    if self.refusals >= MAX_REFUSALS {
+                        rings::count(Counter::GossipMalformed, checks.len() - i + self.checks.len());
+                        self.checks.clear();
+                        return;
+                    }
+                    self.put(one);
+                }
+            }
+            Err(_) => {
+                self.refusals += 1;
+                rings::count(Counter::GossipMalformed, 1);
+            }
+        }
     }
 }
 
@@ -208,16 +276,6 @@ fn installed() -> BTreeSet<String> {
     found.filter(|p| channel::full_name(p, CHANNEL).is_ok()).collect()
 }
 
-/// Puts checks in one transaction; if Postgres refuses one of them, each in its own.
-fn put(database: u32, prefix: &str, checks: &[Heard]) {
-    let put_all = || checks.iter().map(|heard| put_one(database, prefix, heard)).collect::<Vec<_>>();
-    match xact::contain(|| xact::run(TAKING_IN, put_all)) {
-        Ok(counters) => counters.into_iter().flatten().for_each(|counter| rings::count(counter, 1)),
-        Err(_) if checks.len() == 1 => rings::count(Counter::GossipMalformed, 1),
-        Err(_) => checks.chunks(1).for_each(|one| put(database, prefix, one)),
-    }
-}
-
 /// What it is counted as, if at all. May raise.
 fn put_one(database: u32, prefix: &str, heard: &Heard) -> Option<Counter> {
     let Heard { name, node, queue, state } = heard;
@@ -227,6 +285,9 @@ fn put_one(database: u32, prefix: &str, heard: &Heard) -> Option<Counter> {
     let Ok(started_at) = check::validate_foreign(jsonb::read(state.bytes())) else {
         return Some(Counter::GossipMalformed);
     };
+    if state.bytes().len() > MAX_FOREIGN {
+        return Some(Counter::GossipRefused);
+    }
     let key = Key { database, prefix, name, node, queue };
     let ttl = config::gossip_ttl().as_micros() as i64;
     match shmem::gossip::put(&key, state.bytes(), started_at, ttl, Origin::Foreign) {

@@ -8,6 +8,8 @@
 mod broadcast;
 mod ingest;
 
+use std::time::Instant;
+
 use self::broadcast::Broadcaster;
 use self::ingest::Ingest;
 
@@ -27,7 +29,7 @@ impl Gossip {
     }
 
     /// Does what is due; when to come back, if ever. `stuck`: the relay can't send at the moment.
-    pub fn pass(&mut self, stuck: bool) -> Option<i64> {
+    pub fn pass(&mut self, stuck: bool) -> Option<Instant> {
         self.ingest.pass().into_iter().chain(self.broadcaster.pass(stuck)).min()
     }
 
