@@ -21,7 +21,8 @@
 //!   (`what_ended_meanwhile_does_not_begin_again` and others in logic::peer); terms are drawn before rows are had
 //!   (`terms_rise_in_the_order_of_the_rows`); rows are fenced, by prepared transactions too
 //!   (`nobody_else_leads_until_the_fencing_transaction_ends`); all of it at once (`never_two_leaders`).
-//! * `a_missing_table_costs_nothing_while_it_is_missing`: Postgres' timer for a step goes off long after the step.
+//! * `a_missing_table_costs_nothing_while_it_is_missing`: Postgres' timer for a step goes off long after the step; and
+//!   whoever installs the table wakes the keeper a moment before its caches are told.
 //! * A put wakes a relay that has ceased to look for gossip (`there_is_a_broadcast_while_there_are_entries`,
 //!   `an_interval_of_0_turns_it_off_and_a_reload_on`); whoever installs, renames or drops a prefix wakes it before
 //!   caches are told (`prefixes_that_come_go_and_change_their_names_are_followed`); floods of NOTIFY come while it has

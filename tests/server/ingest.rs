@@ -9,7 +9,7 @@ use flate2::read::GzEncoder;
 use postgres::Client;
 use serde_json::Value;
 
-use crate::support::{Ask, Cluster, stat, wait_for, wait_until};
+use crate::support::{Ask, Cluster, code, stat, wait_for, wait_until};
 
 const CHANNEL: &str = "public.oban_gossip";
 
@@ -354,4 +354,15 @@ fn encodings_do_not_matter() {
     assert_eq!(entries(&mut latin), ["public/é/escaped", "public/é/é"]);
     assert_eq!(stat(&mut latin, "gossip_malformed"), malformed + 1);
     assert_eq!(latin.one::<i64>("SELECT count(*) FROM oban_gossip WHERE state->>'x' = 'é'"), 2);
+
+    // What is put here has to be text for everybody, too: it could never be broadcast, nor anything beside it.
+    client.batch_execute("CREATE DATABASE windows ENCODING 'WIN1252' LOCALE 'C' TEMPLATE template0").unwrap();
+    let mut windows = cluster.client_of("windows");
+    windows
+        .batch_execute("SET client_encoding = 'UTF8'; CREATE EXTENSION obanrs; SELECT oban_install()")
+        .unwrap();
+    let put = "SELECT oban_gossip_put('a', 'q', jsonb_build_object('x', convert_from(decode('81', 'hex'), 'WIN1252')))";
+    assert_eq!(code(&mut windows, put), "22P05");
+    windows.batch_execute("SELECT oban_gossip_put('a', 'q', jsonb_build_object('x', U&'\\20ac'))").unwrap();
+    wait_until("it is broadcast", || stat(&mut windows, "gossip_broadcasts") > 0);
 }

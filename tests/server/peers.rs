@@ -508,25 +508,3 @@ fn a_missing_table_costs_nothing_while_it_is_missing() {
     client.batch_execute("ALTER TABLE away RENAME TO oban_peers; SELECT oban_install()").unwrap();
     wait_until("both lead", || client.one("SELECT count(*) = 2 FROM oban_members WHERE leader"));
 }
-
-/// Whoever installs a prefix wakes the keeper with the commit, a moment before the keeper's caches are told of it:
-/// it must not believe them that there is no table, for nobody wakes it again.
-#[test]
-fn a_prefix_that_is_installed_is_noticed_at_once() {
-    let cluster = Cluster::with_extension();
-    let mut client = cluster.client();
-    for i in 0..150 {
-        let prefix = format!("p{i}");
-        // The keeper has looked in vain, and remembers that.
-        let before = format!(
-            "CREATE SCHEMA {prefix}; CREATE TABLE {prefix}.oban_peers (name text PRIMARY KEY, node text NOT NULL,
-                 started_at timestamp NOT NULL, expires_at timestamp NOT NULL)"
-        );
-        client.batch_execute(&before).unwrap();
-        client.query_one("SELECT oban_join('a', prefix => $1)", &[&prefix]).unwrap();
-        client.query_one("SELECT oban_install($1)", &[&prefix]).unwrap();
-        wait_until("it leads", || {
-            client.query_one("SELECT oban_is_leader(prefix => $1)", &[&prefix]).unwrap().get(0)
-        });
-    }
-}
