@@ -46,7 +46,7 @@ fn main() {
     let plan = if quick {
         Plan { rounds: 1, time: Duration::from_secs(2), trials: 5 }
     } else {
-        Plan { rounds: 5, time: Duration::from_secs(10), trials: 100 }
+        Plan { rounds: 5, time: Duration::from_secs(8), trials: 100 }
     };
     let cluster =
         Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_connections = 1100", "fsync = on"]);
@@ -60,7 +60,7 @@ fn main() {
     line("figure", format!("{} rounds", plan.rounds));
     line("---", "---".into());
 
-    let (statement, call) = put_costs(&mut client, plan.rounds * 20);
+    let (statement, call) = put_costs(&mut client, plan.rounds * 12);
     line(
         "one put of a state of ten keys ÷ an empty function of the same signature, each a statement",
         spread(statement),
@@ -107,7 +107,7 @@ fn main() {
         "reading the view with 10,000 entries, all columns to the client",
         format!("p50 {:.1} ms, p99 {:.1} ms", quantile(&reading, 0.5), quantile(&reading, 0.99)),
     );
-    let waits = if quick { 1 } else { 30 };
+    let waits = if quick { 1 } else { 10 };
     line("waiting for the table's lock, as a put does, while nobody reads", self::waits(&mut client, waits));
     let (stop, mut reader) = (Arc::new(AtomicBool::new(false)), cluster.client());
     let readings = {
