@@ -18,7 +18,7 @@ CREATE FUNCTION @extschema@.obanrs_gossip() RETURNS TABLE (
     started_at pg_catalog.timestamptz,
     updated_at pg_catalog.timestamptz,
     expires_at pg_catalog.timestamptz
-) VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'obanrs_gossip_wrapper';
+) STRICT VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'obanrs_gossip_wrapper';
 
 CREATE VIEW @extschema@.oban_gossip AS
     SELECT

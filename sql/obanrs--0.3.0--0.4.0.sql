@@ -1,17 +1,6 @@
 \echo Use "ALTER EXTENSION obanrs UPDATE TO '0.4.0'" to load this file. \quit
 
 -- Gossip.
-CREATE OR REPLACE FUNCTION @extschema@.obanrs_gossip() RETURNS TABLE (
-    prefix pg_catalog.text,
-    name pg_catalog.text,
-    node pg_catalog.text,
-    queue pg_catalog.text,
-    state pg_catalog.jsonb,
-    started_at pg_catalog.timestamptz,
-    updated_at pg_catalog.timestamptz,
-    expires_at pg_catalog.timestamptz
-) VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'obanrs_gossip_wrapper';
-
 CREATE OR REPLACE VIEW @extschema@.oban_gossip AS
     SELECT
         g.prefix, g.name, g.node, g.queue,
