@@ -1,4 +1,5 @@
 //! A relay: the worker of one database that sends what is in its ring to those who LISTEN, by native NOTIFY.
+//! Between its transactions it broadcasts gossip and takes in that of others (`gossip`).
 //!
 //! Its transactions write nothing but their notifications (a commit record that nobody waits for), and touch
 //! no table, so that no lock of a user's can hold it up. What comes in while one of them runs goes into the

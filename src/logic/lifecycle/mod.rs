@@ -47,7 +47,7 @@ pub fn state_name(state: u32) -> &'static str {
 pub enum Kind {
     /// Touches the tables: elections. Finds out whether the extension is there.
     Keeper,
-    /// Sends what is in the ring to those who LISTEN.
+    /// Sends what is in the ring to those who LISTEN; broadcasts and hears gossip.
     Relay,
 }
 
