@@ -17,7 +17,7 @@ HARNESS_PG_CONFIG ?= $(PG_CONFIG)
 HARNESS_MAJOR = $(shell "$(HARNESS_PG_CONFIG)" --version | sed -E 's/[^0-9]*([0-9]+).*/\1/')
 HARNESS_FEATURES = --no-default-features --features pg$(HARNESS_MAJOR),real_server
 harness = PGRX_PG_CONFIG_PATH="$(HARNESS_PG_CONFIG)" OBANRS_PG_CONFIG="$(PG_CONFIG)" OBANRS_PACKAGE="$(1)"
-# What `make test-all` tests besides the first.
+# What `make test-all` tests besides the first; 17 is the build with assertions (tools/postgres).
 OTHER_MAJORS = 16 17 18
 
 export PGRX_HOME := $(CURDIR)/target/pgrx
@@ -83,8 +83,8 @@ ci: check test demo ## what CI runs: all on one major, the backend tests and the
 # On each other major, the targets $(1).
 on_others = harness=$$(tools/postgres 15); \
 	for major in $(OTHER_MAJORS); do \
-		echo "Postgres $$major"; \
 		config=$$(tools/postgres $$major); \
+		"$$config" --version; \
 		$(MAKE) PG_CONFIG="$$config" HARNESS_PG_CONFIG="$$harness" $(1); \
 	done
 
@@ -92,9 +92,10 @@ check: package test-structure ## formatting, lints on every major, the install s
 	cargo fmt --check
 	@PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo clippy --all-targets $(FEATURES),real_server -- -D warnings; \
 	for major in $(OTHER_MAJORS); do \
-		echo "clippy for Postgres $$major"; \
 		config=$$(tools/postgres $$major); \
-		PGRX_PG_CONFIG_PATH="$$config" cargo clippy --lib --no-default-features --features pg$$major,pg_test -- -D warnings; \
+		echo "clippy for $$("$$config" --version)"; \
+		feature=pg$$("$$config" --version | sed -E 's/[^0-9]*([0-9]+).*/\1/'); \
+		PGRX_PG_CONFIG_PATH="$$config" cargo clippy --lib --no-default-features --features $$feature,pg_test -- -D warnings; \
 	done
 	tools/pgspot "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql sql/archive/*.sql
 	tools/deny
