@@ -22,6 +22,8 @@ pub enum Error {
     TermOver { name: String, term: i64 },
     #[error("prefix \"{0}\" has no table of leaders")]
     NotInstalled(String),
+    #[error("prefix \"{prefix}\" holds no elections: its table of leaders can't be used")]
+    NoElections { prefix: String, what: String },
     #[error("the holder and the term of a leadership do not change")]
     HolderChanged,
     #[error("prefix \"{0}\" does not exist")]
@@ -87,6 +89,7 @@ impl Error {
             Self::NotPreloaded
             | Self::NoMember(_)
             | Self::NotInstalled(_)
+            | Self::NoElections { .. }
             | Self::NoExtension
             | Self::InRecovery(_)
             | Self::UnloggedInRecovery { .. } => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -115,6 +118,7 @@ impl Error {
                     .into()
             }
             Self::NotInstalled(prefix) => format!("Run SELECT oban_install({}).", quote(prefix)),
+            Self::NoElections { what, .. } => format!("Remove what elections would have to ignore: {what}."),
             Self::HolderChanged => "Delete the row, and insert another.".into(),
             Self::NodeTaken { pid, .. } => format!(
                 "The backend with PID {pid} is that member. Give this node another name, end that session, \

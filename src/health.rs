@@ -10,9 +10,11 @@ use crate::config;
 use crate::error::Error;
 use crate::logic::channel;
 use crate::logic::lifecycle::{Kind, RUNNING, STARTING, Worker, state_name};
+use crate::logic::shape;
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
 use crate::pg::{catalog, session, time};
+use crate::prefix::peers::{self, Unusable};
 use crate::shmem;
 
 const PREFIXES: &str = include_str!("../sql/health/prefixes.sql");
@@ -224,8 +226,6 @@ struct Prefix {
     peers_triggers_are_there: bool,
     peers_triggers_off: Vec<String>,
     unlogged: bool,
-    owner: String,
-    owner_lacks: Vec<String>,
     caller_lacks: Vec<String>,
     caller_reads_only: bool,
 }
@@ -244,8 +244,6 @@ fn prefixes() -> Vec<Prefix> {
             peers_triggers_are_there: row.get_by_name("peers_triggers_are_there")?.unwrap_or(false),
             peers_triggers_off: row.get_by_name("peers_triggers_off")?.unwrap_or_default(),
             unlogged: row.get_by_name("unlogged")?.unwrap_or(false),
-            owner: row.get_by_name("owner")?.unwrap_or_default(),
-            owner_lacks: row.get_by_name("owner_lacks")?.unwrap_or_default(),
             caller_lacks: row.get_by_name("caller_lacks")?.unwrap_or_default(),
             caller_reads_only: row.get_by_name("caller_reads_only")?.unwrap_or(false),
         })
@@ -274,7 +272,9 @@ impl Prefix {
                 findings.push(found(format!("triggers on {name}.oban_peers"), self.guards()));
             }
             findings.push(found(format!("{name}.oban_peers"), self.persistence()));
-            findings.push(found(format!("owner of {name}.oban_peers"), self.owner()));
+        }
+        if catalog::peers_table(name).is_some_and(|table| table.installed) {
+            findings.extend(self.elections());
         }
         findings
     }
@@ -402,16 +402,46 @@ impl Prefix {
         ))
     }
 
-    fn owner(&self) -> Result<String, String> {
-        if self.owner_lacks.is_empty() {
-            Ok(format!("the keeper elects as {}", self.owner))
-        } else {
-            Err(format!(
-                "the keeper elects as {}, who may not do that: {}",
-                self.owner,
-                self.owner_lacks.join("; ")
-            ))
-        }
+    /// Whether the keeper can write the table without running code of its owner, and with the owner's rights.
+    fn elections(&self) -> [Finding; 2] {
+        let inspected = peers::inspect(&self.name);
+        let obstacles = match &inspected {
+            Err(Unusable::Obstacles(obstacles)) => obstacles.as_slice(),
+            _ => &[],
+        };
+        let judged = |of_owner: bool, fine: &str| {
+            let here = || obstacles.iter().filter(|obstacle| obstacle.of_owner == of_owner);
+            match here().next() {
+                None => Ok(fine.to_owned()),
+                Some(_) => Err(format!(
+                    "no elections, as they would have to ignore what it has: {}",
+                    shape::described(here())
+                )),
+            }
+        };
+        let table = match &inspected {
+            _ if peers::database_read_only() == Some(true) => Err(
+                "none, as the database is read-only by default: ALTER DATABASE ... RESET default_transaction_read_only"
+                    .into(),
+            ),
+            Err(Unusable::Locked) => Err(
+                "another transaction holds a lock on oban_peers, and elections wait for its end: look into pg_locks"
+                    .into(),
+            ),
+            Err(Unusable::Missing | Unusable::Replaced) => {
+                Err(format!("none: SELECT oban_install({})", spi::quote_literal(&*self.name)))
+            }
+            Ok(()) | Err(Unusable::Obstacles(_)) => {
+                judged(false, "the keeper writes oban_peers, and runs no code of anybody's")
+            }
+        };
+        [
+            found(format!("elections in {}", self.name), table),
+            found(
+                format!("owner of {}.oban_peers", self.name),
+                judged(true, "may insert, update and delete its rows, as elections do"),
+            ),
+        ]
     }
 
     fn rights(&self) -> Result<String, String> {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `logic` | the rules, in pure Rust: wire format, elections, gossip table, life of a worker |
 //! | `pg` | Postgres, one concept a file |
+//! | `prefix` | Oban's tables of a prefix, and the extension itself, as the catalogs have them |
 //! | `shmem` | the segment of shared memory and its locks |
 //! | `bus` | the way of a message out of its transaction |
 //! | `notifier`, `peer`, `gossip`, `trigger`, `health` | the SQL functions, one concern each |
@@ -26,6 +27,7 @@ mod logic;
 mod notifier;
 mod peer;
 mod pg;
+mod prefix;
 mod shmem;
 #[cfg(any(test, feature = "pg_test"))]
 mod tests;

@@ -3,16 +3,8 @@
 -- lock holds it up.
 WITH RECURSIVE prefixes AS (
     SELECT n.oid, n.nspname, jobs.oid AS jobs, jobs.relkind AS jobs_kind,
-        peers.oid AS peers, peers.relpersistence AS persistence,
-        -- As whom the keeper elects: see elector() in src/pg/catalog.rs.
-        CASE WHEN NOT pg_has_role(schemas.owner, peers.relowner, 'USAGE')
-                AND pg_has_role(peers.relowner, schemas.owner, 'USAGE')
-            THEN schemas.owner ELSE peers.relowner END AS owner
+        peers.oid AS peers, peers.relpersistence AS persistence
     FROM pg_namespace n
-    CROSS JOIN LATERAL (
-        SELECT CASE WHEN n.nspowner = 'pg_database_owner'::regrole THEN d.datdba ELSE n.nspowner END AS owner
-        FROM pg_database d WHERE d.datname = current_database()
-    ) schemas
     LEFT JOIN pg_class jobs
         ON jobs.relnamespace = n.oid AND jobs.relname = 'oban_jobs' AND jobs.relpersistence <> 't'
     LEFT JOIN pg_class peers
@@ -69,16 +61,6 @@ SELECT
     COALESCE(p.persistence = 'u', false) AS unlogged,
     peers_triggers.there = 3 AS peers_triggers_are_there,
     peers_triggers.off AS peers_triggers_off,
-    p.owner::regrole::text AS owner,
-    -- What the keeper needs, as the role that it elects as.
-    array_remove(ARRAY[
-        CASE WHEN NOT has_schema_privilege(p.owner, p.oid, 'USAGE')
-            THEN format('GRANT USAGE ON SCHEMA %I TO %s', p.nspname, p.owner::regrole) END,
-        CASE WHEN NOT (
-            has_table_privilege(p.owner, p.peers, 'SELECT') AND has_table_privilege(p.owner, p.peers, 'INSERT')
-            AND has_table_privilege(p.owner, p.peers, 'UPDATE') AND has_table_privilege(p.owner, p.peers, 'DELETE')
-        ) THEN format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %s', p.peers::regclass, p.owner::regrole) END
-    ], NULL) AS owner_lacks,
     -- What an application's role needs to use all of it.
     array_remove(ARRAY[
         CASE WHEN NOT has_schema_privilege(p.oid, 'USAGE')

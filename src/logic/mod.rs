@@ -17,5 +17,6 @@ pub mod outbox;
 pub mod peer;
 pub mod relay;
 pub mod ring;
+pub mod shape;
 pub mod text;
 pub mod wire;

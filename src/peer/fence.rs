@@ -3,6 +3,9 @@
 //! A fence locks the row of the leadership until its transaction ends, so that nobody can delete it, and so
 //! nobody else can lead: neither a keeper, which skips such a row and is woken by the end of the transaction
 //! (`shmem::at_end`), nor a foreign node, whose DELETE waits. A renewal of the lease does not wait.
+//!
+//! The row is locked through the access methods of its table, with no SQL. So what SQL would test is tested here:
+//! rights, row level security, a read-only transaction, recovery, parallel mode. No right on oban_peers is needed.
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -10,8 +13,11 @@ use pgrx::prelude::*;
 use super::electorate;
 use crate::error::{Error, given};
 use crate::logic::peer::rows;
+use crate::logic::shape;
 use crate::pg::acl::{self, Right};
-use crate::pg::{catalog, session, spi, time};
+use crate::pg::heap::TableLock;
+use crate::pg::{session, time};
+use crate::prefix::peers::{PeersTable, Unusable};
 use crate::shmem;
 use crate::shmem::at_end::{Note, note};
 use crate::shmem::rings::{self, Counter};
@@ -27,33 +33,38 @@ fn oban_fence(
     let (name, prefix) = (electorate.name.as_str(), electorate.prefix.as_str());
     acl::require(prefix, Right::Write)?;
     session::require_writable("fence")?;
+    session::prevent_in_parallel_mode(c"oban_fence()");
     let boot = shmem::boot()?;
-    let not_installed = || Error::NotInstalled(prefix.to_owned());
-    let named = || catalog::peers_table(prefix).filter(|t| t.installed).ok_or_else(not_installed);
-
-    let mut table = named()?;
-    loop {
-        catalog::lock_for_row_locks(table.oid);
-        // Not one that was replaced while its lock was waited for.
-        let now = named()?;
-        if now.oid == table.oid {
-            table = now;
-            break;
-        }
-        table = now;
-    }
+    let table = open(prefix)?;
     note(Note::Fence); // first: whatever happens from here on, a keeper that waits for it is woken
-    let row =
-        spi::as_owner(table.elector, || spi::lock_leader(&spi::qualified(prefix, "oban_peers"), name, term));
+    // A leadership that began after a fixed snapshot was taken may have written what this transaction can't see.
+    let known = !session::has_fixed_snapshot() || table.is_in_own_snapshot(name, term);
+    let row = if known { table.fence(name, term) } else { None };
     // Judged once the row is locked: from here on it can only become longer.
     let now = time::now();
     let over = shmem::peers_view(|v| v.is_over(&electorate, term, now))?;
-    let held = row.is_some_and(|(expires_at, row_boot)| {
-        expires_at.is_some_and(|ends| now < ends) && rows::outlives_start(row_boot, boot)
-    });
+    let held = row.is_some_and(|row| now < row.expires_at && rows::outlives_start(row.boot, boot));
     if !held || over {
         rings::count(Counter::FencesRefused, 1);
         return Err(Error::TermOver { name: name.to_owned(), term }.into());
     }
     Ok(())
+}
+
+/// The prefix's table of leaders, locked against what would change its name, owner or shape.
+fn open(prefix: &str) -> Result<PeersTable<'static>, Error> {
+    loop {
+        match PeersTable::open(prefix, TableLock::RowShare, true) {
+            Ok(table) => return Ok(table),
+            Err(Unusable::Missing) => return Err(Error::NotInstalled(prefix.to_owned())),
+            Err(Unusable::Obstacles(obstacles)) => {
+                let what = shape::described(&obstacles);
+                return Err(Error::NoElections { prefix: prefix.to_owned(), what });
+            }
+            // Another table has taken its place while its lock was waited for.
+            Err(Unusable::Replaced | Unusable::Locked) => {
+                pgrx::check_for_interrupts!();
+            }
+        }
+    }
 }

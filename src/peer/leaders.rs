@@ -10,9 +10,10 @@ use super::electorate;
 use crate::error::{self, Error};
 use crate::logic::peer::{Electorate, Node, View};
 use crate::pg::acl::{self, Right};
-use crate::pg::row::{Column, Row};
+use crate::pg::row::{self, Column, Row};
 use crate::pg::scan::{self, Locked};
 use crate::pg::{catalog, latch, session, spi, time};
+use crate::prefix::peers;
 use crate::shmem;
 
 thread_local! {
@@ -92,7 +93,7 @@ fn leaders(prefix: &str, name: Option<&str>, locked: Locked) -> Result<Option<Ve
     let now = time::now();
     let find = |column: &dyn Fn(&str) -> Option<Column>| -> Option<Columns> {
         let typed = |name: &str, kind: pg_sys::Oid| column(name).filter(|c| c.type_oid == kind);
-        let text = |name: &str| typed(name, pg_sys::TEXTOID);
+        let text = |name: &str| column(name).filter(|c| row::is_name(c.type_oid));
         let time = |name: &str| typed(name, pg_sys::TIMESTAMPOID);
         let term = typed("term", pg_sys::INT8OID);
         Some((text("name")?, text("node")?, time("started_at")?, time("expires_at")?, term))
@@ -168,7 +169,7 @@ fn obanrs_leadership() -> TableIterator<
         name!(expires_at, Option<TimestampWithTimeZone>),
     ),
 > {
-    let prefixes = spi::schemas_with_peers().into_iter().filter(|prefix| acl::allows(prefix, Right::Read));
+    let prefixes = peers::schemas().into_iter().filter(|prefix| acl::allows(prefix, Right::Read));
     let installed = prefixes.filter(|prefix| catalog::peers_table(prefix).is_some_and(|t| t.installed));
     let rows: Vec<_> = installed
         .flat_map(|prefix| {

@@ -105,11 +105,6 @@ fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     }
 }
 
-/// Whether a role may use a schema.
-pub(super) fn may_use(schema: u32, role: u32) -> bool {
-    namespace_check(schema, pg_sys::Oid::from(role), pg_sys::ACL_USAGE) == pg_sys::AclResult::ACLCHECK_OK
-}
-
 fn namespace_check(schema: u32, role: pg_sys::Oid, mode: u32) -> pg_sys::AclResult::Type {
     let schema = pg_sys::Oid::from(schema);
     #[cfg(feature = "pg15")]

@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use pgrx::pg_sys;
 
 use super::c_name;
+use super::catalog_scan::{self as scan, Key};
 
 pub fn namespace(name: &str) -> Option<u32> {
     let name = c_name(name);
@@ -23,11 +24,8 @@ pub fn relation(namespace: u32, name: &str) -> Option<u32> {
 #[derive(Clone, Copy)]
 struct Class {
     owner: u32,
-    namespace: u32,
     kind: u8,
     persistence: u8,
-    /// Its row-level policies bind its owner, too.
-    forces_policies: bool,
 }
 
 fn class(relation: u32) -> Option<Class> {
@@ -37,8 +35,6 @@ fn class(relation: u32) -> Option<Class> {
             let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
             Class {
                 owner: (*form).relowner.to_u32(),
-                namespace: (*form).relnamespace.to_u32(),
-                forces_policies: (*form).relrowsecurity && (*form).relforcerowsecurity,
                 kind: (*form).relkind as u8,
                 persistence: (*form).relpersistence as u8,
             }
@@ -60,8 +56,6 @@ fn column_type(relation: u32, name: &str) -> Option<pg_sys::Oid> {
 #[derive(Clone, Copy)]
 pub struct PeersTable {
     pub oid: u32,
-    /// The role that elections run as, see `elector`.
-    pub elector: u32,
     /// Whether `oban_install` added its columns.
     pub installed: bool,
 }
@@ -70,48 +64,13 @@ pub struct PeersTable {
 pub fn peers_table(prefix: &str) -> Option<PeersTable> {
     let schema = namespace(prefix)?;
     let oid = relation(schema, "oban_peers")?;
-    let class = class(oid).filter(|c| c.kind == b'r' && c.persistence != b't')?;
-    let typed = |names: [&str; 2], kind| names.iter().all(|name| column_type(oid, name) == Some(kind));
-    (typed(["name", "node"], pg_sys::TEXTOID) && typed(["started_at", "expires_at"], pg_sys::TIMESTAMPOID))
-        .then(|| PeersTable {
-            oid,
-            elector: elector(schema, class.owner),
-            installed: typed(["term", "boot"], pg_sys::INT8OID),
-        })
-}
-
-/// As whom to write a table that is found by its name: whoever owns the schema can put another table, with
-/// triggers, in its place at any moment, and whoever owns the table has its triggers run. So it is the
-/// weaker one of the two, for whom the other could act anyway; the table's owner where neither could.
-/// (sql/health/prefixes.sql says the same.)
-fn elector(schema: u32, table_owner: u32) -> u32 {
-    let Some(schema_owner) = schema_owner(schema) else { return table_owner };
-    let acts_for = |role: u32, other: u32| {
-        // SAFETY: looks into the role caches.
-        unsafe { pg_sys::has_privs_of_role(pg_sys::Oid::from(role), pg_sys::Oid::from(other)) }
+    class(oid).filter(|c| c.kind == b'r' && c.persistence != b't')?;
+    let all = |names: [&str; 2], wanted: &dyn Fn(pg_sys::Oid) -> bool| {
+        names.iter().all(|name| column_type(oid, name).is_some_and(wanted))
     };
-    if !acts_for(schema_owner, table_owner) && acts_for(table_owner, schema_owner) {
-        schema_owner
-    } else {
-        table_owner
-    }
-}
-
-/// The owner of a schema; of `public` that is by default the owner of the database.
-fn schema_owner(schema: u32) -> Option<u32> {
-    // SAFETY: catalog lookups; what is needed of each tuple is copied before it is released.
-    unsafe {
-        let owner = field(pg_sys::SysCacheIdentifier::NAMESPACEOID as i32, schema, |tuple| {
-            (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_namespace>()).nspowner
-        })?;
-        if owner.to_u32() != pg_sys::ROLE_PG_DATABASE_OWNER {
-            return Some(owner.to_u32());
-        }
-        let database = pg_sys::MyDatabaseId.to_u32();
-        field(pg_sys::SysCacheIdentifier::DATABASEOID as i32, database, |tuple| {
-            (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>()).datdba.to_u32()
-        })
-    }
+    let typed = |names, wanted| all(names, &|found| found == wanted);
+    (all(["name", "node"], &super::row::is_name) && typed(["started_at", "expires_at"], pg_sys::TIMESTAMPOID))
+        .then(|| PeersTable { oid, installed: typed(["term", "boot"], pg_sys::INT8OID) })
 }
 
 /// What `read` takes out of the tuple that a catalog's cache has for this id.
@@ -131,17 +90,6 @@ unsafe fn field<T>(cache: i32, id: u32, read: impl FnOnce(pg_sys::HeapTuple) -> 
     }
 }
 
-/// Locks a table against what changes its name, owner or shape, until the end of the transaction; reading
-/// and writing rows goes on.
-pub fn lock_for_writing(table: u32) {
-    lock(table, pg_sys::RowExclusiveLock);
-}
-
-/// The same for a transaction that writes none of its rows but locks some.
-pub fn lock_for_row_locks(table: u32) {
-    lock(table, pg_sys::RowShareLock);
-}
-
 pub(super) fn lock(relation: u32, mode: u32) {
     // SAFETY: locks a relation by its id, which needs not exist.
     unsafe { pg_sys::LockRelationOid(pg_sys::Oid::from(relation), mode as i32) }
@@ -152,21 +100,8 @@ pub(super) fn owner(relation: u32) -> Option<u32> {
     class(relation).map(|c| c.owner)
 }
 
-/// As whom to write a table of leaders (see `elector`), if that role may and no policy is in its way.
-pub(super) fn elector_who_may_update(table: u32) -> Option<u32> {
-    let class = class(table).filter(|c| !c.forces_policies)?;
-    let elector = elector(class.namespace, class.owner);
-    let (relation, role) = (pg_sys::Oid::from(table), pg_sys::Oid::from(elector));
-    // SAFETY: privilege lookups of a relation by its id.
-    let may = |right: u32| unsafe {
-        pg_sys::pg_class_aclcheck(relation, role, right as pg_sys::AclMode) == pg_sys::AclResult::ACLCHECK_OK
-    };
-    let table = may(pg_sys::ACL_SELECT) && may(pg_sys::ACL_UPDATE);
-    (table && super::acl::may_use(class.namespace, elector)).then_some(elector)
-}
-
 /// `"schema"."name"` of a relation.
-pub(super) fn qualified_name(relation: u32) -> Option<String> {
+pub fn qualified_name(relation: u32) -> Option<String> {
     let relation = pg_sys::Oid::from(relation);
     // SAFETY: catalog lookups; the names are copied.
     unsafe {
@@ -175,15 +110,9 @@ pub(super) fn qualified_name(relation: u32) -> Option<String> {
         if schema.is_null() || name.is_null() {
             return None;
         }
-        let text = |name| CStr::from_ptr(name).to_str().ok();
-        Some(pgrx::spi::quote_qualified_identifier(text(schema)?, text(name)?))
+        let quoted = pg_sys::quote_qualified_identifier(schema, name);
+        Some(scan::lossy(CStr::from_ptr(quoted)))
     }
-}
-
-/// A relation of the schema that one of our functions is in: the extension's, whoever may read the catalogs.
-pub(super) fn beside_function(function: pg_sys::Oid, name: &CStr) -> Option<u32> {
-    // SAFETY: cache lookups; `name` lives for the call.
-    some(unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::get_func_namespace(function)) })
 }
 
 /// A type by its name in a schema.
@@ -216,10 +145,91 @@ pub fn lock_namespace(namespace: u32) {
     }
 }
 
-/// Our extension in this database. Needs a transaction.
-fn extension() -> Option<u32> {
-    // SAFETY: a catalog lookup in a transaction.
-    some(unsafe { pg_sys::get_extension_oid(c"obanrs".as_ptr(), true) })
+/// An extension in this database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extension {
+    pub oid: u32,
+    pub schema: u32,
+}
+
+/// The extension of this name, as it is committed now. Needs a transaction.
+pub fn extension(name: &str) -> Option<Extension> {
+    let found = scan::rows(scan::EXTENSIONS, &[("extname", Key::Name(&c_name(name)))], |row| {
+        Some(Extension { oid: row.oid("oid"), schema: row.oid("extnamespace") })
+    });
+    found.into_iter().next()
+}
+
+/// The schema of this name, as it is committed now.
+pub fn namespace_now(name: &str) -> Option<u32> {
+    let name = c_name(name);
+    if name.count_bytes() > 63 {
+        return None; // Postgres cuts longer names; no schema has one
+    }
+    let found = scan::rows(scan::SCHEMA_NAMES, &[("nspname", Key::Name(&name))], |row| Some(row.oid("oid")));
+    found.into_iter().next()
+}
+
+/// The name of a schema, as it is committed now.
+pub fn namespace_name(oid: u32) -> Option<String> {
+    let found = scan::rows(scan::SCHEMAS, &[("oid", Key::Oid(oid))], |row| Some(row.name("nspname")));
+    found.into_iter().next()
+}
+
+/// A relation of any kind by its name in a schema, as it is committed now.
+pub fn relation_now(namespace: u32, name: &str) -> Option<u32> {
+    let name = c_name(name);
+    let keys = [("relname", Key::Name(&name)), ("relnamespace", Key::Oid(namespace))];
+    scan::rows(scan::RELATIONS, &keys, |row| Some(row.oid("oid"))).into_iter().next()
+}
+
+/// The ordinary tables of this name that are not temporary, each with its schema, as they are committed now.
+pub fn tables_named(name: &str) -> Vec<(u32, u32)> {
+    scan::rows(scan::RELATIONS, &[("relname", Key::Name(&c_name(name)))], |row| {
+        let is_table = row.char("relkind") == pg_sys::RELKIND_RELATION
+            && row.char("relpersistence") != pg_sys::RELPERSISTENCE_TEMP;
+        is_table.then(|| (row.oid("oid"), row.oid("relnamespace")))
+    })
+}
+
+/// Whether a relation has columns of all these names and this type, as it is committed now.
+pub fn has_columns(relation: u32, names: &[&str], type_oid: pg_sys::Oid) -> bool {
+    let found = scan::rows(scan::COLUMNS, &[("attrelid", Key::Oid(relation))], |row| {
+        let is_one = !row.bool("attisdropped") && row.oid("atttypid") == type_oid.to_u32();
+        is_one.then(|| row.name("attname"))
+    });
+    names.iter().all(|name| found.iter().any(|found| found == name))
+}
+
+/// A function of this name without arguments in a schema, as it is committed now.
+pub fn function_without_arguments(namespace: u32, name: &str) -> Option<u32> {
+    let found = scan::rows(scan::FUNCTIONS, &[("proname", Key::Name(&c_name(name)))], |row| {
+        let is_it = row.oid("pronamespace") == namespace && row.i16("pronargs") == 0;
+        is_it.then(|| row.oid("oid"))
+    });
+    found.into_iter().next()
+}
+
+/// What ALTER DATABASE ... SET says of a setting for every role, as it is committed now.
+pub fn setting_of_database(database: u32, name: &str) -> Option<String> {
+    let keys = [("setdatabase", Key::Oid(database)), ("setrole", Key::Oid(0))];
+    let settings = scan::rows(scan::SETTINGS, &keys, |row| Some(row.texts("setconfig")));
+    settings.into_iter().flatten().find_map(|setting| {
+        let setting = String::from_utf8_lossy(&setting).into_owned();
+        setting.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
+    })
+}
+
+/// A role's name, quoted where it has to be.
+pub fn quoted_role(role: u32) -> String {
+    // SAFETY: a catalog lookup; the name is copied.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(pg_sys::Oid::from(role), true);
+        if name.is_null() {
+            return String::new();
+        }
+        scan::lossy(CStr::from_ptr(pg_sys::quote_identifier(name)))
+    }
 }
 
 /// Makes sessions that create a prefix at the same time do so one after the other: a lock of no schema.
@@ -227,10 +237,10 @@ pub fn lock_creation_of_prefixes() {
     lock_namespace(pg_sys::InvalidOid.to_u32());
 }
 
-/// Our extension, locked until the end of the transaction so that it can't be dropped meanwhile.
-/// `None` when it is not there any more once the lock is had.
+/// The extension, locked until the end of the transaction so that it can't be dropped meanwhile. `None` when it is not
+/// there any more once the lock is held.
 pub fn lock_extension() -> Option<u32> {
-    let oid = extension()?;
+    let oid = extension("obanrs")?.oid;
     // SAFETY: locks an object by its id, which needs not exist.
     unsafe {
         pg_sys::LockDatabaseObject(
@@ -240,7 +250,7 @@ pub fn lock_extension() -> Option<u32> {
             pg_sys::AccessShareLock as i32,
         );
     }
-    (extension() == Some(oid)).then_some(oid)
+    extension("obanrs").is_some_and(|now| now.oid == oid).then_some(oid)
 }
 
 pub fn database(name: &CStr) -> Option<u32> {

@@ -61,6 +61,11 @@ pub fn to_utf8(bytes: &[u8]) -> Cow<'_, str> {
     Cow::Owned(String::from_utf8(utf8).unwrap_or_default())
 }
 
+/// The same, without an error: what is not UTF-8 in a database without an encoding is shown as far as it is.
+pub fn to_utf8_lossy(bytes: &[u8]) -> Cow<'_, str> {
+    if is_native(bytes) { String::from_utf8_lossy(bytes) } else { to_utf8(bytes) }
+}
+
 /// # Safety
 /// `converted` was allocated by a conversion, and is used by nobody else.
 unsafe fn copied(converted: *mut c_char) -> Vec<u8> {

@@ -1,12 +1,14 @@
 //! Postgres, one concept a file: the smallest wrappers that let the rest of the crate be plain Rust.
-//! Every `cfg(pgNN)` of the crate is in this folder. Depends on pgrx, `error` and nothing else of ours.
+//! Every `cfg(pgNN)` of the crate is in this folder. Depends on pgrx, `error` and `logic::shape`.
 #![allow(unsafe_code)]
 
 pub mod acl;
 pub mod bgworker;
 pub mod catalog;
+mod catalog_scan;
 pub mod datum;
 pub mod encoding;
+pub mod heap;
 pub mod hooks;
 pub mod latch;
 pub mod lwlock;
@@ -18,6 +20,7 @@ pub mod rows;
 pub mod scan;
 pub mod sequence;
 pub mod session;
+pub mod shape;
 pub mod spi;
 pub mod time;
 pub mod transition;

@@ -46,7 +46,7 @@ impl Row {
     }
 
     /// The column's value; `None` for NULL.
-    fn datum(&self, column: Column) -> Option<pg_sys::Datum> {
+    pub(super) fn datum(&self, column: Column) -> Option<pg_sys::Datum> {
         let number = column.number;
         // SAFETY: the slot holds a row with at least `number` columns.
         unsafe {
@@ -63,16 +63,44 @@ impl Row {
         self.datum(column).map(|d| pg_sys::Oid::from(d.value() as u32))
     }
 
+    pub fn bool(&self, column: Column) -> Option<bool> {
+        self.datum(column).map(|d| d.value() as u8 != 0)
+    }
+
     /// A text of at most `most` bytes, looked at before it is unpacked; `None` for a longer one.
     pub fn short_text(&self, column: Column, most: usize) -> Option<String> {
-        let datum = self.datum(column)?;
-        // SAFETY: the column's type is a varlena, of which this reads the header, or the pointer to what is
-        // stored elsewhere.
-        let size = unsafe { pg_sys::toast_raw_datum_size(datum) };
-        if size > most + size_of::<i32>() {
+        if self.text_len(column)? > most {
             return None;
         }
         self.with_text(column, |text| String::from_utf8_lossy(text).into_owned())
+    }
+
+    /// The first bytes of a text, at most `most` of them, in the server's encoding. Of a long text that is stored
+    /// out of line only these are read. Cut between bytes, not between characters. `None` for NULL.
+    pub fn text_prefix(&self, column: Column, most: usize) -> Option<Vec<u8>> {
+        let datum = self.datum(column)?;
+        // SAFETY: the column's type is a varlena. What detoasting made is freed after it was copied.
+        unsafe {
+            let stored = datum.cast_mut_ptr::<pg_sys::varlena>();
+            let slice = pg_sys::pg_detoast_datum_slice(stored, 0, most as i32);
+            let bytes = std::slice::from_raw_parts(
+                pgrx::vardata_any(slice).cast::<u8>(),
+                pgrx::varsize_any_exhdr(slice).min(most),
+            )
+            .to_vec();
+            if slice != stored {
+                pg_sys::pfree(slice.cast());
+            }
+            Some(bytes)
+        }
+    }
+
+    /// The length of a text in bytes, which is known without reading what is stored out of line.
+    pub fn text_len(&self, column: Column) -> Option<usize> {
+        let datum = self.datum(column)?;
+        // SAFETY: the column's type is a varlena, of which this reads the header, or the pointer to what is
+        // stored elsewhere.
+        Some(unsafe { pg_sys::toast_raw_datum_size(datum) }.saturating_sub(size_of::<i32>()))
     }
 
     /// A bigint, or a timestamp in microseconds since 2000.
@@ -121,6 +149,11 @@ pub fn enum_label(type_oid: pg_sys::Oid, label: &std::ffi::CStr) -> Option<pg_sy
         )
     };
     (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// Whether a type is one of those that Oban's tables have for names: text or varchar.
+pub fn is_name(type_oid: pg_sys::Oid) -> bool {
+    [pg_sys::TEXTOID, pg_sys::VARCHAROID].contains(&type_oid)
 }
 
 /// Whether values of a type are texts.

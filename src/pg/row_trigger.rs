@@ -5,6 +5,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::tupdesc::PgTupleDesc;
 
+use super::heap::Heap;
 use super::row::{self, Column, Row};
 
 /// What a trigger was called for.
@@ -66,11 +67,10 @@ impl<'a> RowTrigger<'a> {
         }
     }
 
-    /// A relation of our extension's: it is where the trigger's function is.
-    pub fn own_relation(&self, name: &std::ffi::CStr) -> Option<u32> {
-        // SAFETY: the trigger that was fired.
-        let function = unsafe { (*self.data.tg_trigger).tgfoid };
-        super::catalog::beside_function(function, name)
+    /// The table, which the statement that fired the trigger has opened and locked.
+    pub fn heap(&self) -> Heap<'_> {
+        // SAFETY: the executor keeps it open for longer than the trigger runs.
+        unsafe { Heap::of_trigger(self.data.tg_relation) }
     }
 
     /// The name of the table's schema.
@@ -87,10 +87,10 @@ impl<'a> RowTrigger<'a> {
         }
     }
 
-    /// The column of this name and type.
-    pub fn column(&self, name: &str, type_oid: pg_sys::Oid) -> Option<Column> {
+    /// The column of this name.
+    pub fn column(&self, name: &str) -> Option<Column> {
         // SAFETY: the relation that fired the trigger is open.
-        unsafe { row::column(self.data.tg_relation, name) }.filter(|c| c.type_oid == type_oid)
+        unsafe { row::column(self.data.tg_relation, name) }
     }
 
     /// The row that is inserted or deleted; of an UPDATE the one that it was.

@@ -48,6 +48,39 @@ pub fn require_writable(what: &'static str) -> Result<(), Error> {
     if unsafe { pg_sys::XactReadOnly } { Err(Error::ReadOnly(what)) } else { Ok(()) }
 }
 
+/// Whether transactions of this process are read-only unless they say otherwise.
+pub fn is_read_only_by_default() -> bool {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::DefaultXactReadOnly }
+}
+
+/// 25000 while a parallel plan runs, in which nothing can be written or locked.
+pub fn prevent_in_parallel_mode(command: &CStr) {
+    // SAFETY: the name lives for the call.
+    unsafe { pg_sys::PreventCommandIfParallelMode(command.as_ptr()) }
+}
+
+/// Whether the snapshot stays the same for the whole transaction: REPEATABLE READ, SERIALIZABLE.
+pub fn has_fixed_snapshot() -> bool {
+    // SAFETY: a plain global.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
+}
+
+/// Runs `body` with the rights of a role. An ERROR restores the role with its (sub)transaction's abort.
+pub(super) fn as_role<R>(role: u32, body: impl FnOnce() -> R) -> R {
+    let (mut before, mut context) = (pg_sys::InvalidOid, 0);
+    // SAFETY: saved and restored in pairs.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut before, &mut context);
+        let changed = context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32;
+        pg_sys::SetUserIdAndSecContext(pg_sys::Oid::from(role), changed);
+    }
+    let result = body();
+    // SAFETY: as above.
+    unsafe { pg_sys::SetUserIdAndSecContext(before, context) };
+    result
+}
+
 /// When this process began. With its pid it tells processes of this server apart for ever.
 pub fn began_at() -> i64 {
     // SAFETY: a plain global.
@@ -159,24 +192,7 @@ pub fn set(name: &CStr, value: &CStr) {
     }
 }
 
-/// Sets a setting until the settings of `spi::as_owner` change back.
-pub(super) fn set_within(name: &CStr, value: &CStr) {
-    // SAFETY: both strings live for the call, in a nest level that its caller ends.
-    unsafe {
-        pg_sys::set_config_option(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-            pg_sys::GucAction::GUC_ACTION_SAVE,
-            true,
-            0,
-            false,
-        );
-    }
-}
-
-/// The same for a setting that not every major has.
+/// As `set`, for a setting that not every major has.
 pub fn set_if_known(name: &CStr, value: &CStr) {
     // SAFETY: a lookup by name; null if there is none.
     let known = unsafe { !pg_sys::GetConfigOption(name.as_ptr(), true, false).is_null() };

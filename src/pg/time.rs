@@ -40,12 +40,3 @@ pub fn iso(micros: i64) -> String {
 pub fn timestamptz(micros: i64) -> Option<TimestampWithTimeZone> {
     TimestampWithTimeZone::try_from(micros).ok()
 }
-
-/// The same instant as a `timestamp` in UTC.
-pub fn utc_timestamp(micros: i64) -> Option<Timestamp> {
-    Timestamp::try_from(micros).ok()
-}
-
-pub fn micros(timestamp: Timestamp) -> i64 {
-    timestamp.into()
-}

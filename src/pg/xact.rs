@@ -169,6 +169,12 @@ pub fn level() -> u32 {
     unsafe { pg_sys::GetCurrentTransactionNestLevel() as u32 }
 }
 
+/// Makes what this transaction has written visible to what it does next.
+pub fn next_command() {
+    // SAFETY: in a transaction.
+    unsafe { pg_sys::CommandCounterIncrement() }
+}
+
 /// Whether an event comes right before PREPARE TRANSACTION, which can still be refused.
 pub fn is_before_prepare(event: pg_sys::XactEvent::Type) -> bool {
     event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE

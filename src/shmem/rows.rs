@@ -6,7 +6,7 @@
 //! is no change. At PREPARE TRANSACTION a deletion counts as done: the row is locked from then on, and no
 //! callback tells of COMMIT PREPARED (the keeper finds that out by itself, with growing delays).
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 
 use pgrx::pg_sys;
 
@@ -30,16 +30,6 @@ const MOST: usize = 1_000;
 thread_local! {
     /// In their order, each with the level of its subtransaction.
     static CHANGES: RefCell<Vec<(Electorate, Change, u32)>> = const { RefCell::new(Vec::new()) };
-    /// Whether this process is a keeper: what it writes it tells by itself.
-    static KEEPER: Cell<bool> = const { Cell::new(false) };
-}
-
-pub fn this_is_a_keeper() {
-    KEEPER.set(true);
-}
-
-pub fn is_keeper() -> bool {
-    KEEPER.get()
 }
 
 /// In `_PG_init` while preloading.

@@ -13,7 +13,8 @@ use crate::error::{self, Error, given};
 use crate::logic::channel;
 use crate::logic::peer::{MAX_PREFIX, rows};
 use crate::logic::text::Text;
-use crate::pg::{acl, catalog, sequence, session, spi, xact};
+use crate::pg::{acl, catalog, session, spi, xact};
+use crate::prefix::terms;
 use crate::shmem::at_end::{Note, note};
 
 const JOBS: &str = include_str!("../../sql/prefix/oban_jobs.sql");
@@ -165,7 +166,7 @@ fn lift_terms(prefix: &str) {
     if let Some(seen) = seen {
         let least = rows::next_term(session::timeline(), seen);
         if least > seen {
-            sequence::lift_above(seen, least);
+            terms::lift_above(seen, least);
         }
     }
 }

@@ -7,11 +7,12 @@
 //! the end of the statement, or of what it is rolled back with.
 //!
 //! A term is drawn before the row is had, and others may draw and lead meanwhile. So once the row is there, and
-//! with it the name, a term that is not the last one drawn is replaced: see `sequence::later_term`.
+//! with it the name, a term that is not the last one drawn is replaced: see `terms::later`. The row is written through
+//! its table's access methods, so no trigger of anybody's fires for that.
 //!
-//! The keeper writes as it likes. All but the telling works without preload, too.
+//! The keeper's writes fire no triggers. All but the telling works without preload, too.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
 
@@ -27,8 +28,10 @@ use crate::logic::peer::{Electorate, MAX_NAME, rows};
 use crate::logic::text::Text;
 use crate::pg::row::{Column, Row};
 use crate::pg::row_trigger::{Call, RowTrigger};
-use crate::pg::{sequence, session, time, xact};
-use crate::shmem::rows::{Change, changed, is_keeper};
+use crate::pg::{session, time, xact};
+use crate::prefix::peers::{Columns, PeersTable, TABLE};
+use crate::prefix::terms;
+use crate::shmem::rows::{Change, changed};
 
 /// A text by its length and a hash: what others wrote may be as long as a gigabyte, and need not be copied to
 /// be compared.
@@ -46,8 +49,6 @@ struct Proposal {
 thread_local! {
     /// One, unless a trigger of somebody else's runs statements on such tables in between.
     static PROPOSALS: RefCell<Vec<Proposal>> = const { RefCell::new(Vec::new()) };
-    /// Our own UPDATE runs, of a term.
-    static REISSUING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// In `_PG_init`.
@@ -58,39 +59,14 @@ pub fn register() {
 
 fn transaction_event(event: pg_sys::XactEvent::Type) {
     if xact::is_end(event) {
-        REISSUING.set(false);
         PROPOSALS.with_borrow_mut(Vec::clear);
     }
 }
 
 fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
-        REISSUING.set(false);
         let level = xact::level();
         PROPOSALS.with_borrow_mut(|proposals| proposals.retain(|p| p.level < level));
-    }
-}
-
-/// The columns of oban_peers, of the types that `oban_install` has found or made.
-struct Columns {
-    name: Column,
-    node: Column,
-    started_at: Column,
-    expires_at: Column,
-    term: Column,
-    boot: Column,
-}
-
-impl Columns {
-    fn of(trigger: &RowTrigger<'_>) -> Option<Self> {
-        Some(Self {
-            name: trigger.column("name", pg_sys::TEXTOID)?,
-            node: trigger.column("node", pg_sys::TEXTOID)?,
-            started_at: trigger.column("started_at", pg_sys::TIMESTAMPOID)?,
-            expires_at: trigger.column("expires_at", pg_sys::TIMESTAMPOID)?,
-            term: trigger.column("term", pg_sys::INT8OID)?,
-            boot: trigger.column("boot", pg_sys::INT8OID)?,
-        })
     }
 }
 
@@ -114,8 +90,8 @@ fn obanrs_peers<'a>(
     let before = matches!(call, Call::BeforeInsert | Call::BeforeUpdate);
     // Of a table that was altered or renamed since, or that somebody else put this trigger on, there is nothing to
     // hold to any rule, and nothing to tell.
-    let concerns_us = !is_keeper() && !REISSUING.get() && row.is_of("oban_peers");
-    let Some(columns) = Columns::of(&row).filter(|_| concerns_us) else {
+    let concerns_us = row.is_of(TABLE);
+    let Some(columns) = Columns::of(|name| row.column(name)).filter(|_| concerns_us) else {
         return Ok(before.then(|| row.unchanged()));
     };
     Ok(match call {
@@ -140,13 +116,8 @@ fn least_term() -> i64 {
     rows::least_term(session::timeline())
 }
 
-/// The sequence of terms. The extension's objects are in one schema, and stay there.
-fn terms(row: &RowTrigger<'_>) -> u32 {
-    row.own_relation(c"obanrs_term").unwrap_or_else(sequence::terms)
-}
-
-fn next_term(row: &RowTrigger<'_>) -> i64 {
-    sequence::next_term(terms(row), least_term())
+fn next_term() -> i64 {
+    terms::next(terms::sequence(), least_term())
 }
 
 /// A new row: the server's times, a term above all others, and no start of the server that it is bound to.
@@ -167,7 +138,7 @@ fn before_insert<'a>(row: &RowTrigger<'a>, columns: &Columns) -> PgHeapTuple<'a,
     row.with([
         (columns.started_at, started_at.map(|_| now)),
         (columns.expires_at, expires_at),
-        (columns.term, Some(next_term(row))),
+        (columns.term, Some(next_term())),
         (columns.boot, None),
     ])
 }
@@ -203,7 +174,7 @@ fn before_update<'a>(
         // that others have passed.
         Answer::Renew { expires_at } => Some(row.with([
             (columns.expires_at, Some(expires_at)),
-            (columns.term, Some(term.filter(|term| *term >= least_term()).unwrap_or_else(|| next_term(row)))),
+            (columns.term, Some(term.filter(|term| *term >= least_term()).unwrap_or_else(next_term))),
         ])),
     }
 }
@@ -218,7 +189,7 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
     });
     let Some(name) = name else { return };
     let change = match call {
-        Call::AfterInsert => Change::Written(reissued(row, &name, term(&old))),
+        Call::AfterInsert => Change::Written(reissued(row, columns, &name, term(&old))),
         Call::AfterDelete => Change::Deleted(term(&old)),
         _ if row.new_row().i64(columns.expires_at) < old.i64(columns.expires_at) => {
             Change::Written(term(&row.new_row()))
@@ -228,15 +199,19 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
     changed(electorate(row, &name), change);
 }
 
-/// The term of a row that is there now, replaced if others have drawn terms since it was drawn.
-fn reissued(row: &RowTrigger<'_>, name: &str, term: i64) -> i64 {
-    if name.is_empty() {
+/// The term of a row that is there now, replaced if others have drawn terms since it was drawn. A row of a table that
+/// can't be written without running its owner's code keeps its term: no election is held there, and an INSERT must not
+/// fail by this.
+fn reissued(row: &RowTrigger<'_>, columns: &Columns, name: &str, term: i64) -> i64 {
+    let Some(new) = terms::later(terms::sequence(), term, least_term()).filter(|_| !name.is_empty()) else {
         return term;
+    };
+    let key = row.row().text_prefix(columns.name, MAX_NAME).unwrap_or_default();
+    xact::next_command(); // or the row that this statement inserted could not be seen yet
+    match PeersTable::of_trigger(row) {
+        Ok(table) if table.set_term(&key, term, new) => new,
+        _ => term,
     }
-    REISSUING.set(true); // an ERROR takes it back with its (sub)transaction
-    let term = sequence::later_term(terms(row), row.table(), name, term, least_term());
-    REISSUING.set(false);
-    term
 }
 
 fn electorate(row: &RowTrigger<'_>, name: &str) -> Electorate {

@@ -6,6 +6,7 @@
 //! transaction and no lock while it waits, and it waits for its latch (somebody joined or left, a row was
 //! changed or let go of, a prefix was installed) or until the next lease is half over, or over.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use pgrx::pg_sys;
@@ -14,8 +15,19 @@ use pgrx::prelude::*;
 use super::election::{self, Elections};
 use super::life;
 use crate::logic::lifecycle::Kind;
-use crate::pg::{bgworker, latch, session, spi, time, xact};
+use crate::pg::{bgworker, latch, session, time, xact};
+use crate::prefix::{extension, peers};
 use crate::shmem;
+
+thread_local! {
+    /// Whether ALTER DATABASE said when this process began that the database is read-only by default.
+    static BEGAN_READ_ONLY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this process has the setting default_transaction_read_only = on from its database.
+pub fn began_read_only() -> bool {
+    BEGAN_READ_ONLY.get()
+}
 
 #[pg_guard]
 #[unsafe(no_mangle)]
@@ -26,8 +38,8 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
     // Transactions that are short and never wait long for a user's lock.
     session::set(c"lock_timeout", election::LOCK_TIMEOUT);
     session::set(c"synchronous_commit", c"local");
-    shmem::rows::this_is_a_keeper();
 
+    BEGAN_READ_ONLY.set(xact::run(c"obanrs: reading a setting", peers::database_read_only) == Some(true));
     let mut elections = Elections::new(database);
     let (mut look, mut kicks) = (true, 0);
     // When the next pass is due by itself; the first is at once.
@@ -41,7 +53,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
         }
         if look || orders.recheck || elections.dropped {
             let since = time::now();
-            let extension = xact::run(c"obanrs: looking for the extension", spi::has_extension);
+            let extension = xact::run(c"obanrs: looking for the extension", extension::exists);
             let relay = shmem::registry(|r| r.found(database, pid, extension, since)).ok().flatten();
             relay.into_iter().for_each(latch::wake); // which has to go with the extension
             shmem::wake_coordinator();
@@ -60,6 +72,9 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
             }
             elections.rows_changed(orders.rows);
             due = elections.pass();
+            if elections.outdated {
+                return;
+            }
             // A lock that the pass waited for has eaten our latch; the kicks tell what it was set for.
             let more = shmem::registry(|r| r.kicks(Kind::Keeper, database) != orders.kicks).unwrap_or(true);
             if more || elections.dropped {

@@ -28,16 +28,12 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<u32> {
         return None;
     }
     bgworker::connect_to(database);
-    // Over whatever the database's or the role's settings say: what it runs writes, and names in it mean
-    // what they say.
+    // Over whatever the database's or the role's settings say. (default_transaction_read_only stays as it is: a
+    // database that is read-only by default gets no elections.)
     for (name, value) in [
         (c"role", c"none"),
         (c"search_path", c"pg_catalog, pg_temp"),
-        (c"default_transaction_read_only", c"off"),
         (c"default_transaction_isolation", c"read committed"),
-        // What the keeper writes fires no trigger on the table but such as its owner wants always fired: others may
-        // put triggers on it, too (the right TRIGGER), which must not run as the owner.
-        (c"session_replication_role", c"replica"),
     ] {
         session::set(name, value);
     }

@@ -290,40 +290,22 @@ fn terms_rise_in_the_order_of_the_rows() {
         )
         .unwrap();
     let (mut quick, mut watch) = (cluster.client(), cluster.client());
-    for slow_is_ours in [false, true] {
-        // The keeper would give up on such a lock soon, but not on one that is had by then.
-        let mut holder = cluster.client();
-        holder.batch_execute("SELECT pg_advisory_lock(7)").unwrap();
-        let mut slow = cluster.client();
-        let pid: i32 = slow.one("SELECT pg_backend_pid()");
-        let stalled = std::thread::spawn(move || {
-            if slow_is_ours {
-                slow.batch_execute("SELECT oban_join('slow')").unwrap();
-            } else {
-                assert!(elect(&mut slow, "slow", Form::ByNode, "0").unwrap());
-            }
-            slow
-        });
-        let waits = if slow_is_ours {
-            "SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'obanrs keeper' AND wait_event = 'advisory'".to_owned()
-        } else {
-            format!("SELECT count(*) = 1 FROM pg_locks WHERE pid = {pid} AND NOT granted")
-        };
-        wait_until("it stalls", || watch.one(&waits));
-        assert!(elect(&mut quick, "quick", Form::ByNode, "0").unwrap());
-        let passed = row(&mut quick).unwrap().1;
-        resign(&mut quick, "quick").unwrap();
-        holder.batch_execute("SELECT pg_advisory_unlock_all()").unwrap();
-        let mut slow = stalled.join().unwrap();
-        wait_until("it leads", || row(&mut watch).is_some_and(|(node, ..)| node == "slow"));
-        assert!(row(&mut watch).unwrap().1 > passed, "ours: {slow_is_ours}");
-        if slow_is_ours {
-            wait_until("it knows", || leads(&mut slow));
-            assert_eq!(slow.one::<Option<i64>>("SELECT oban_term()"), Some(row(&mut watch).unwrap().1));
-        } else {
-            resign(&mut slow, "slow").unwrap();
-        }
-    }
+    let mut holder = cluster.client();
+    holder.batch_execute("SELECT pg_advisory_lock(7)").unwrap();
+    let mut slow = cluster.client();
+    let pid: i32 = slow.one("SELECT pg_backend_pid()");
+    let stalled = std::thread::spawn(move || {
+        assert!(elect(&mut slow, "slow", Form::ByNode, "0").unwrap());
+    });
+    let waits = format!("SELECT count(*) = 1 FROM pg_locks WHERE pid = {pid} AND NOT granted");
+    wait_until("it stalls", || watch.one(&waits));
+    assert!(elect(&mut quick, "quick", Form::ByNode, "0").unwrap());
+    let passed = row(&mut quick).unwrap().1;
+    resign(&mut quick, "quick").unwrap();
+    holder.batch_execute("SELECT pg_advisory_unlock_all()").unwrap();
+    stalled.join().unwrap();
+    wait_until("it leads", || row(&mut watch).is_some_and(|(node, ..)| node == "slow"));
+    assert!(row(&mut watch).unwrap().1 > passed);
 }
 
 /// What others run between the two halves of an upsert must not make it forget whose it is.

@@ -53,6 +53,7 @@ fn a_healthy_prefix_has_a_row_a_thing_and_all_are_ok() {
             "rights on public",
             "triggers on public.oban_peers",
             "public.oban_peers",
+            "elections in public",
             "owner of public.oban_peers",
         ]
     );
@@ -82,7 +83,13 @@ fn what_is_wrong_with_a_prefix_is_named_with_the_statement_that_helps() {
             "CREATE ROLE app; ALTER TABLE oban_peers OWNER TO app; REVOKE INSERT ON oban_peers FROM app",
             "owner of public.oban_peers",
         ),
-        ("REVOKE USAGE ON SCHEMA public FROM PUBLIC", "owner of public.oban_peers"),
+        (
+            "ALTER TABLE oban_peers ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+            "owner of public.oban_peers",
+        ),
+        ("ALTER TABLE oban_peers ADD CHECK (name <> '')", "elections in public"),
+        ("ALTER TABLE oban_peers ADD COLUMN note text NOT NULL DEFAULT ''", "elections in public"),
+        ("CREATE INDEX ON oban_peers (upper(name))", "elections in public"),
     ] {
         client.batch_execute(breaks).unwrap();
         let detail = only_wrong(&mut client, item);

@@ -6,12 +6,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::table::{self, Deletion, PeerRow};
-use super::{Elections, Outcome, transaction};
+use super::table::{self, is_void};
+use super::{Elections, Locks, Outcome, earliest, transaction};
 use crate::logic::lifecycle::Rows;
 use crate::logic::peer::{Electorate, MAX_PREFIX};
 use crate::logic::text::Text;
-use crate::pg::{spi, time};
+use crate::pg::time;
+use crate::prefix::peers::{self, Change, PeerRow};
 use crate::shmem;
 
 pub struct Sweep {
@@ -39,6 +40,11 @@ impl Sweep {
             Rows::All => self.all = true,
         }
     }
+
+    /// Whether a prefix is to be looked at.
+    pub fn is_due(&self, prefix: &str) -> bool {
+        self.changed.contains(prefix)
+    }
 }
 
 /// The most rows that one transaction deletes: its time is bounded.
@@ -50,17 +56,31 @@ enum Swept {
     Until(Option<i64>),
     /// A row that is over is held by somebody.
     Held,
-    /// The table can't be used: whoever changes that tells.
+    /// The table can't be used. The command that changes that tells, or the next member that joins.
     Unusable,
+    /// Another transaction holds a lock on the table.
+    Locked,
     /// There is more to do, or it was another table by then.
     Again,
+}
+
+impl Locks for Swept {
+    fn locked() -> Option<Self> {
+        Some(Self::Locked)
+    }
+}
+
+impl Locks for Vec<String> {
+    fn locked() -> Option<Self> {
+        None
+    }
 }
 
 impl Elections {
     /// Looks at the prefixes that are due; when to come back, if ever.
     pub(super) fn sweep_rows(&mut self) -> Option<i64> {
         if self.sweep.all {
-            let prefixes = transaction(c"obanrs: looking for tables of leaders", spi::installed_prefixes);
+            let prefixes = transaction(c"obanrs: looking for tables of leaders", peers::installed_prefixes);
             match prefixes {
                 Ok(prefixes) => {
                     self.sweep.all = false;
@@ -79,7 +99,8 @@ impl Elections {
         let expired = self.sweep.expiries.iter().filter(|(_, at)| **at <= now).map(|(prefix, _)| prefix);
         let due: HashSet<String> = expired.chain(&self.sweep.changed).cloned().collect();
         for prefix in due.iter().filter(|p| self.retry_at(&of_prefix(p)).is_none()).collect::<Vec<_>>() {
-            match transaction(c"obanrs: looking for expired leaders", || look(prefix)) {
+            let wait = self.waits_for(prefix);
+            match transaction(c"obanrs: looking for expired leaders", || look(prefix, wait)) {
                 Ok(swept) => self.swept(prefix, swept),
                 Err(message) => {
                     self.failed(of_prefix(prefix), message);
@@ -87,7 +108,7 @@ impl Elections {
                 }
             }
         }
-        if self.fenced.is_empty() {
+        if self.held.is_empty() {
             self.expect_fences(false);
         }
         let held_off = due.iter().filter_map(|prefix| self.retry_at(&of_prefix(prefix)));
@@ -99,12 +120,23 @@ impl Elections {
     fn swept(&mut self, prefix: &str, swept: Swept) {
         let key = of_prefix(prefix);
         self.failures.remove(&key);
-        if let Swept::Held = swept {
-            self.hold_off(key);
-            self.sweep.changed.insert(prefix.to_owned());
-            return;
+        match swept {
+            Swept::Held => {
+                self.hold_off(key);
+                self.sweep.changed.insert(prefix.to_owned());
+                return;
+            }
+            Swept::Locked => {
+                self.hold_off_prefix(prefix);
+                self.sweep.changed.insert(prefix.to_owned());
+                return;
+            }
+            Swept::Unusable => {}
+            Swept::Until(_) | Swept::Again => {
+                self.unusable.remove(prefix);
+            }
         }
-        self.fenced.remove(&key);
+        self.held.remove(&key);
         self.sweep.changed.remove(prefix);
         self.sweep.expiries.remove(prefix);
         match swept {
@@ -114,7 +146,7 @@ impl Elections {
             Swept::Again => {
                 self.sweep.changed.insert(prefix.to_owned());
             }
-            Swept::Until(None) | Swept::Unusable | Swept::Held => {}
+            Swept::Until(None) | Swept::Unusable | Swept::Held | Swept::Locked => {}
         }
     }
 }
@@ -123,46 +155,50 @@ fn of_prefix(prefix: &str) -> (String, String) {
     (prefix.to_owned(), String::new())
 }
 
+/// The most rows that are read at a time.
+const MAX_ROWS: usize = 1_000;
+
 /// In one transaction: deletes and announces what is over, and says when there will be more.
-fn look(prefix: &str) -> Swept {
-    let table = match table::table(prefix) {
+fn look(prefix: &str, wait: bool) -> Swept {
+    let table = match table::open(prefix, wait) {
         Ok(table) => table,
         Err(Outcome::Again) => return Swept::Again,
+        Err(Outcome::Locked) => return Swept::Locked,
         Err(_) => return Swept::Unusable,
     };
-    let rows = spi::as_owner(table.elector, || table::or_raise(table::read_rows(&table.name, None)));
+    let rows = table.earliest(MAX_ROWS);
     let (now, boot) = (time::now(), table::or_raise(shmem::boot()));
-    let (mut next, mut deleted, mut held) = (None::<i64>, 0, false);
+    let (mut next, mut deleted, mut held) = (None, 0, false);
     for row in rows.iter().filter(|row| !is_ours(prefix, row)) {
-        if !row.is_void(boot, now) {
-            next = next.into_iter().chain([row.expires_at]).min();
+        if !is_void(row, boot, now) {
+            next = earliest(next, Some(row.expires_at));
             continue;
         }
         if deleted == MOST_DELETIONS {
             return Swept::Again;
         }
-        match table::delete_row(&table, row) {
-            Deletion::Done => {
-                table::announce_down(prefix, &row.name);
+        match table.delete(row) {
+            Change::Done => {
+                table::announce_down(prefix, &row.name());
                 deleted += 1;
             }
-            Deletion::Held => held = true,
-            Deletion::Gone => {} // whoever changed it tells
+            Change::Held => held = true,
+            Change::Gone => {} // the transaction that changed it tells
         }
     }
     match next {
         _ if held => Swept::Held,
         // Behind those that were deleted there may be more.
-        None if deleted > 0 && rows.len() == table::MOST_ROWS => Swept::Again,
+        None if deleted > 0 && rows.len() == MAX_ROWS => Swept::Again,
         // All of them are of names with a seat; of the others the first may expire just after these.
-        None if rows.len() == table::MOST_ROWS => Swept::Until(rows.last().map(|row| row.expires_at)),
+        None if rows.len() == MAX_ROWS => Swept::Until(rows.last().map(|row| row.expires_at)),
         next => Swept::Until(next),
     }
 }
 
 /// Whether the name has a seat, so that its elections are the ones to judge the row.
 fn is_ours(prefix: &str, row: &PeerRow) -> bool {
-    let (prefix, name) = (Text::<MAX_PREFIX>::new(prefix), Text::new(&row.name));
+    let (prefix, name) = (Text::<MAX_PREFIX>::new(prefix), Text::new(&row.name()));
     let Some((prefix, name)) = prefix.zip(name) else { return false };
     let electorate = Electorate { database: crate::pg::session::database(), prefix, name };
     shmem::peers_view(|v| v.seat(&electorate).is_some()).unwrap_or(false)

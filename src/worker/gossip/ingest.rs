@@ -26,7 +26,8 @@ use crate::logic::jsonb;
 use crate::logic::lifecycle::Kind;
 use crate::pg::datum::RawJsonb;
 use crate::pg::notify::{self, Notification};
-use crate::pg::{encoding, session, spi, xact};
+use crate::pg::{encoding, session, xact};
+use crate::prefix::peers;
 use crate::shmem;
 use crate::shmem::rings::{self, Counter};
 
@@ -272,7 +273,7 @@ fn size(notification: &Notification) -> usize {
 
 /// The installed prefixes that can have a channel.
 fn installed() -> BTreeSet<String> {
-    let found = spi::installed_prefixes().into_iter();
+    let found = peers::installed_prefixes().into_iter();
     found.filter(|p| channel::full_name(p, CHANNEL).is_ok()).collect()
 }
 

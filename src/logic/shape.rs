@@ -1,0 +1,466 @@
+//! What a table of leaders must not have, because elections write it through its access methods, which run none of
+//! what the executor runs: constraints, expressions of indexes, defaults, generated columns, rules, policies. A table
+//! with such a thing holds no elections, rather than elections that ignore it.
+
+use std::fmt::Write;
+
+/// The columns that elections write.
+pub const COLUMNS: [(&str, Wanted); 6] = [
+    ("name", Wanted::Text),
+    ("node", Wanted::Text),
+    ("started_at", Wanted::Timestamp),
+    ("expires_at", Wanted::Timestamp),
+    ("term", Wanted::Bigint),
+    ("boot", Wanted::Bigint),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    Text,
+    Timestamp,
+    Bigint,
+}
+
+impl Wanted {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Timestamp => "timestamp",
+            Self::Bigint => "bigint",
+        }
+    }
+}
+
+/// A column's type, without a modifier unless it is `Other`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// text or varchar.
+    Text,
+    Timestamp,
+    Bigint,
+    /// Of any type.
+    Domain,
+    Other,
+}
+
+impl Type {
+    fn is(self, wanted: Wanted) -> bool {
+        matches!(
+            (self, wanted),
+            (Self::Text, Wanted::Text)
+                | (Self::Timestamp, Wanted::Timestamp)
+                | (Self::Bigint, Wanted::Bigint)
+        )
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Column {
+    pub name: String,
+    pub kind: Type,
+    pub not_null: bool,
+    pub has_default: bool,
+    /// Stored or virtual, or an identity.
+    pub generated: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConstraintKind {
+    Check,
+    ForeignKey,
+    Exclusion,
+    /// Unique, primary key, NOT NULL, constraint trigger: an index says it, a column says it, or it is a trigger.
+    Other,
+}
+
+#[derive(Clone, Debug)]
+pub struct Constraint {
+    pub name: String,
+    pub kind: ConstraintKind,
+}
+
+#[derive(Clone, Debug)]
+pub struct Index {
+    /// Qualified and quoted.
+    pub name: String,
+    /// The constraint that it belongs to.
+    pub constraint: Option<String>,
+    pub unique: bool,
+    /// The only key column is `name`.
+    pub on_name: bool,
+    pub deferrable: bool,
+    pub valid: bool,
+    pub exclusion: bool,
+    pub has_expressions: bool,
+    pub has_predicate: bool,
+    /// Its access method and its operator classes are Postgres' own.
+    pub built_in: bool,
+    /// Texts that differ in their bytes are never equal in it.
+    pub deterministic: bool,
+}
+
+impl Index {
+    /// Whether rows can be found, and duplicates be refused, by it.
+    pub fn is_key(&self) -> bool {
+        self.unique && self.on_name && self.valid && self.deterministic && !self.deferrable && self.is_plain()
+    }
+
+    fn is_plain(&self) -> bool {
+        !self.exclusion && !self.has_expressions && !self.has_predicate && self.built_in
+    }
+}
+
+/// What publications want of the table's replica identity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Publication {
+    /// Updates or deletions are published, and nothing identifies the row.
+    pub lacks_identity: bool,
+    /// A row filter, a column list or a generated column does not fit the replica identity.
+    pub misfit: bool,
+}
+
+/// A table as the catalogs have it, under a lock.
+#[derive(Clone, Debug, Default)]
+pub struct Shape {
+    /// An ordinary table.
+    pub is_table: bool,
+    pub is_temporary: bool,
+    /// Of the access method heap.
+    pub is_heap: bool,
+    pub is_partition: bool,
+    /// It inherits from a table, or one inherits from it.
+    pub inherits: bool,
+    pub rules: Vec<String>,
+    /// Its policies bind its owner.
+    pub policies_bind_owner: bool,
+    /// The rights of INSERT, UPDATE, DELETE that the owner has not.
+    pub owner_lacks: Vec<&'static str>,
+    /// Quoted.
+    pub owner: String,
+    pub columns: Vec<Column>,
+    pub constraints: Vec<Constraint>,
+    /// Foreign keys of other tables: the table, qualified and quoted, and the constraint.
+    pub referenced_by: Vec<(String, String)>,
+    pub indexes: Vec<Index>,
+    pub publication: Publication,
+}
+
+/// What keeps a table from holding elections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// "it has a check constraint c".
+    pub what: String,
+    /// The statement that removes it.
+    pub remedy: String,
+    /// It is about the owner's rights, not about the table.
+    pub of_owner: bool,
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Everything that keeps the table, which is called `table` (qualified and quoted), from holding elections.
+/// Empty when there is nothing.
+pub fn obstacles(shape: &Shape, table: &str) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    let mut add = |what: String, remedy: String| found.push(Obstacle { what, remedy, of_owner: false });
+    let replace = format!("ALTER TABLE {table} RENAME TO oban_peers_old, then SELECT oban_install(...)");
+    if !shape.is_table || shape.is_temporary {
+        add("it is no ordinary table".into(), replace);
+        return found;
+    }
+    if !shape.is_heap {
+        add("its access method is not heap".into(), format!("ALTER TABLE {table} SET ACCESS METHOD heap"));
+    }
+    if shape.is_partition {
+        add("it is a partition".into(), format!("ALTER TABLE ... DETACH PARTITION {table}"));
+    }
+    if shape.inherits {
+        add("it inherits, or is inherited from".into(), format!("ALTER TABLE {table} NO INHERIT ..."));
+    }
+    for rule in &shape.rules {
+        add(format!("it has a rule {rule}"), format!("DROP RULE {} ON {table}", quoted(rule)));
+    }
+    for column in &shape.columns {
+        if let Some((what, remedy)) = column_obstacle(column, table) {
+            add(what, remedy);
+        }
+    }
+    for constraint in &shape.constraints {
+        let kind = match constraint.kind {
+            ConstraintKind::Check => "a check constraint",
+            ConstraintKind::ForeignKey => "a foreign key",
+            ConstraintKind::Exclusion => "an exclusion constraint",
+            ConstraintKind::Other => continue,
+        };
+        add(
+            format!("it has {kind} {}", constraint.name),
+            format!("ALTER TABLE {table} DROP CONSTRAINT {}", quoted(&constraint.name)),
+        );
+    }
+    for (other, constraint) in &shape.referenced_by {
+        add(
+            format!("a foreign key {constraint} of {other} refers to it"),
+            format!("ALTER TABLE {other} DROP CONSTRAINT {}", quoted(constraint)),
+        );
+    }
+    for index in &shape.indexes {
+        if let Some(what) = index_obstacle(index) {
+            let remedy = match &index.constraint {
+                Some(constraint) => format!("ALTER TABLE {table} DROP CONSTRAINT {}", quoted(constraint)),
+                None => format!("DROP INDEX {}", index.name),
+            };
+            add(format!("its index {} {what}", index.name), remedy);
+        }
+    }
+    if !shape.indexes.iter().any(Index::is_key) {
+        add("it has no unique index on (name)".into(), format!("ALTER TABLE {table} ADD PRIMARY KEY (name)"));
+    }
+    if shape.publication.lacks_identity {
+        add(
+            "it is published without a replica identity".into(),
+            format!("ALTER TABLE {table} REPLICA IDENTITY FULL"),
+        );
+    }
+    if shape.publication.misfit {
+        add(
+            "it is published with a row filter or a column list that its replica identity does not cover"
+                .into(),
+            format!("ALTER TABLE {table} REPLICA IDENTITY FULL, or ALTER PUBLICATION ... DROP TABLE {table}"),
+        );
+    }
+    found.extend(obstacles_of_owner(shape, table));
+    found
+}
+
+fn obstacles_of_owner(shape: &Shape, table: &str) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    let owner = &shape.owner;
+    if shape.policies_bind_owner {
+        found.push(Obstacle {
+            what: format!("its row level security binds its owner {owner}"),
+            remedy: format!("ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY"),
+            of_owner: true,
+        });
+    }
+    if !shape.owner_lacks.is_empty() {
+        let rights = shape.owner_lacks.join(", ");
+        found.push(Obstacle {
+            what: format!("its owner {owner} lacks {rights}"),
+            remedy: format!("GRANT {rights} ON {table} TO {owner}"),
+            of_owner: true,
+        });
+    }
+    found
+}
+
+fn column_obstacle(column: &Column, table: &str) -> Option<(String, String)> {
+    let (name, alter) = (&column.name, format!("ALTER TABLE {table} ALTER COLUMN {}", quoted(&column.name)));
+    let drop = format!("ALTER TABLE {table} DROP COLUMN {}", quoted(name));
+    let own = COLUMNS.iter().find(|(own, _)| own == name).map(|(_, wanted)| *wanted);
+    if column.generated {
+        return Some((format!("its column {name} is generated"), drop));
+    }
+    if let Some(wanted) = own {
+        return (!column.kind.is(wanted)).then(|| {
+            (
+                format!("its column {name} is not exactly of type {}", wanted.name()),
+                format!("{alter} TYPE {}", wanted.name()),
+            )
+        });
+    }
+    let (mut what, mut changes) = (Vec::new(), Vec::new());
+    if column.not_null {
+        what.push("is NOT NULL");
+        changes.push("DROP NOT NULL");
+    }
+    if column.has_default {
+        what.push("has a default");
+        changes.push("DROP DEFAULT");
+    }
+    if !what.is_empty() {
+        let changes: Vec<String> =
+            changes.iter().map(|change| format!("ALTER COLUMN {} {change}", quoted(name))).collect();
+        Some((
+            format!("its added column {name} {}", what.join(" and ")),
+            format!("ALTER TABLE {table} {}", changes.join(", ")),
+        ))
+    } else if column.kind == Type::Domain {
+        Some((format!("its added column {name} is of a domain"), drop))
+    } else {
+        None
+    }
+}
+
+fn index_obstacle(index: &Index) -> Option<&'static str> {
+    if index.exclusion {
+        Some("is of an exclusion constraint")
+    } else if index.has_expressions {
+        Some("is on an expression")
+    } else if index.has_predicate {
+        Some("is partial")
+    } else if !index.built_in {
+        Some("uses an access method or an operator class that is not Postgres' own")
+    } else if !index.unique {
+        None
+    } else if !index.on_name {
+        Some("is unique on something else than (name)")
+    } else if index.deferrable {
+        Some("is deferrable")
+    } else if !index.deterministic {
+        Some("has a nondeterministic collation")
+    } else {
+        // Also if it is not valid: REINDEX CONCURRENTLY has such a one beside the old one, perhaps for hours.
+        None
+    }
+}
+
+/// All of them in one line, with what removes each: "it has a rule r: DROP RULE ...; ...". At most three.
+pub fn described<'a>(obstacles: impl IntoIterator<Item = &'a Obstacle>) -> String {
+    const MAX_DESCRIBED: usize = 3;
+    let (mut text, mut more) = (String::new(), 0);
+    for (i, obstacle) in obstacles.into_iter().enumerate() {
+        if i >= MAX_DESCRIBED {
+            more += 1;
+            continue;
+        }
+        let separator = if i == 0 { "" } else { "; " };
+        let _ = write!(text, "{separator}{}: {}", obstacle.what, obstacle.remedy);
+    }
+    if more > 0 {
+        let _ = write!(text, "; and {more} more");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(name: &str, kind: Type) -> Column {
+        Column { name: name.into(), kind, not_null: false, has_default: false, generated: false }
+    }
+
+    fn key() -> Index {
+        Index {
+            name: "p.oban_peers_pkey".into(),
+            constraint: Some("oban_peers_pkey".into()),
+            unique: true,
+            on_name: true,
+            deferrable: false,
+            valid: true,
+            exclusion: false,
+            has_expressions: false,
+            has_predicate: false,
+            built_in: true,
+            deterministic: true,
+        }
+    }
+
+    fn obans_own() -> Shape {
+        let kind = |wanted| match wanted {
+            Wanted::Text => Type::Text,
+            Wanted::Timestamp => Type::Timestamp,
+            Wanted::Bigint => Type::Bigint,
+        };
+        let columns = COLUMNS.iter().map(|(name, wanted)| Column {
+            not_null: *wanted != Wanted::Bigint,
+            ..column(name, kind(*wanted))
+        });
+        Shape {
+            is_table: true,
+            is_heap: true,
+            columns: columns.collect(),
+            indexes: vec![key()],
+            constraints: vec![Constraint { name: "oban_peers_pkey".into(), kind: ConstraintKind::Other }],
+            ..Shape::default()
+        }
+    }
+
+    fn said(change: impl FnOnce(&mut Shape)) -> String {
+        let mut shape = obans_own();
+        change(&mut shape);
+        described(&obstacles(&shape, "p.oban_peers"))
+    }
+
+    #[test]
+    fn obans_own_table_has_none() {
+        assert_eq!(obstacles(&obans_own(), "t"), []);
+        // What access methods honour, or what nobody has to honour.
+        assert_eq!(said(|s| s.columns.push(column("note", Type::Other))), "");
+        assert_eq!(said(|s| s.columns[4].has_default = true), "", "elections write all six columns");
+        assert_eq!(
+            said(|s| s.indexes.push(Index { unique: false, on_name: false, valid: false, ..key() })),
+            ""
+        );
+    }
+
+    #[test]
+    fn each_obstacle_is_named_with_what_removes_it() {
+        let constraint =
+            |kind| move |s: &mut Shape| s.constraints.push(Constraint { name: "c\"".into(), kind });
+        let drop = "ALTER TABLE p.oban_peers DROP CONSTRAINT \"c\"\"\"";
+        for kind in [ConstraintKind::Check, ConstraintKind::ForeignKey, ConstraintKind::Exclusion] {
+            assert!(said(constraint(kind)).ends_with(drop), "{kind:?}");
+        }
+        assert!(said(|s| s.rules.push("r".into())).ends_with("DROP RULE \"r\" ON p.oban_peers"));
+        let added = |change: fn(&mut Column)| {
+            move |s: &mut Shape| {
+                let mut new = column("x", Type::Other);
+                change(&mut new);
+                s.columns.push(new);
+            }
+        };
+        assert!(said(added(|c| c.not_null = true)).contains("DROP NOT NULL"));
+        assert!(said(added(|c| c.has_default = true)).contains("DROP DEFAULT"));
+        assert!(said(added(|c| c.generated = true)).contains("DROP COLUMN"));
+        assert!(said(added(|c| c.kind = Type::Domain)).contains("DROP COLUMN"));
+        for at in 0..6 {
+            assert!(said(|s| s.columns[at].kind = Type::Domain).contains(" TYPE "), "{at}");
+            assert!(said(|s| s.columns[at].kind = Type::Other).contains(" TYPE "), "{at}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_plain_immediate_unique_and_on_name() {
+        let spoil: [fn(&mut Index); 9] = [
+            |i| i.unique = false,
+            |i| i.on_name = false,
+            |i| i.deferrable = true,
+            |i| i.valid = false,
+            |i| i.exclusion = true,
+            |i| i.has_expressions = true,
+            |i| i.has_predicate = true,
+            |i| i.built_in = false,
+            |i| i.deterministic = false,
+        ];
+        for (i, spoil) in spoil.into_iter().enumerate() {
+            let mut index = key();
+            spoil(&mut index);
+            assert!(!index.is_key(), "{i}");
+            assert!(said(|s| s.indexes[0] = index.clone()).contains("no unique index on (name)"), "{i}");
+            let harmless = i == 0 || i == 3;
+            assert_eq!(index_obstacle(&index).is_none(), harmless, "{i}: beside a good one");
+        }
+    }
+
+    #[test]
+    fn everything_that_is_set_is_an_obstacle() {
+        let changes: [fn(&mut Shape); 10] = [
+            |s| s.is_table = false,
+            |s| s.is_temporary = true,
+            |s| s.is_heap = false,
+            |s| s.is_partition = true,
+            |s| s.inherits = true,
+            |s| s.policies_bind_owner = true,
+            |s| s.owner_lacks.push("INSERT"),
+            |s| s.referenced_by.push(("o".into(), "c".into())),
+            |s| s.publication.lacks_identity = true,
+            |s| s.publication.misfit = true,
+        ];
+        for (i, change) in changes.into_iter().enumerate() {
+            assert_ne!(said(change), "", "{i}");
+        }
+    }
+}

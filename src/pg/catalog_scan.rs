@@ -1,0 +1,160 @@
+//! Rows of system catalogs, read by an index as they are committed at this moment: no SQL, and no cache that learns
+//! of a change only after the session that made it has woken others. Works in parallel mode, too.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+
+use super::row::{self, Row};
+
+/// What one column of the index has to be.
+pub(super) enum Key<'a> {
+    Oid(u32),
+    /// In the server's encoding.
+    Name(&'a CStr),
+}
+
+/// A catalog and one of its indexes, which pgrx has no names for.
+pub(super) const CONSTRAINTS: (u32, u32) = (2606, 2665); // pg_constraint by conrelid, contypid, conname
+pub(super) const PARENTS: (u32, u32) = (2611, 2680); // pg_inherits by inhrelid, inhseqno
+pub(super) const CHILDREN: (u32, u32) = (2611, 2187); // pg_inherits by inhparent
+pub(super) const RULES: (u32, u32) = (2618, 2692); // pg_rewrite by oid
+pub(super) const SETTINGS: (u32, u32) = (2964, 2965); // pg_db_role_setting by setdatabase, setrole
+pub(super) const RELATIONS: (u32, u32) = (1259, 2663); // pg_class by relname, relnamespace
+pub(super) const COLUMNS: (u32, u32) = (1249, 2659); // pg_attribute by attrelid, attnum
+pub(super) const SCHEMAS: (u32, u32) = (2615, 2685); // pg_namespace by oid
+pub(super) const SCHEMA_NAMES: (u32, u32) = (2615, 2684); // pg_namespace by nspname
+pub(super) const FUNCTIONS: (u32, u32) = (1255, 2691); // pg_proc by proname, proargtypes, pronamespace
+pub(super) const EXTENSIONS: (u32, u32) = (3079, 3081); // pg_extension by extname
+
+/// A row of a catalog; its columns are found by their names.
+pub(super) struct CatalogRow {
+    relation: pg_sys::Relation,
+    row: Row,
+}
+
+impl CatalogRow {
+    fn datum(&self, name: &str) -> Option<pg_sys::Datum> {
+        // SAFETY: the catalog is open for as long as its row is given to a reader.
+        let column = unsafe { row::column(self.relation, name) };
+        let Some(column) = column else { pgrx::error!("a system catalog has no column {name}") };
+        self.row.datum(column)
+    }
+
+    pub fn oid(&self, name: &str) -> u32 {
+        self.datum(name).map_or(0, |d| d.value() as u32)
+    }
+
+    /// A "char".
+    pub fn char(&self, name: &str) -> u8 {
+        self.datum(name).map_or(0, |d| d.value() as u8)
+    }
+
+    pub fn i16(&self, name: &str) -> i16 {
+        self.datum(name).map_or(0, |d| d.value() as i16)
+    }
+
+    pub fn bool(&self, name: &str) -> bool {
+        self.datum(name).is_some_and(|d| d.value() as u8 != 0)
+    }
+
+    /// A name, as UTF-8.
+    pub fn name(&self, name: &str) -> String {
+        let Some(datum) = self.datum(name) else { return String::new() };
+        // SAFETY: a column of type name, which ends with a zero within its 64 bytes.
+        unsafe { lossy(CStr::from_ptr(datum.cast_mut_ptr::<std::ffi::c_char>())) }
+    }
+
+    /// The elements of an array of texts, in the server's encoding.
+    pub fn texts(&self, name: &str) -> Vec<Vec<u8>> {
+        let Some(datum) = self.datum(name) else { return Vec::new() };
+        let (mut elements, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        // SAFETY: a column of type text[]; its elements are copied.
+        unsafe {
+            pg_sys::deconstruct_array(
+                pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast(),
+                pg_sys::TEXTOID,
+                -1,
+                false,
+                b'i' as std::ffi::c_char,
+                &raw mut elements,
+                &raw mut nulls,
+                &raw mut count,
+            );
+            (0..count as usize)
+                .filter(|i| !*nulls.add(*i))
+                .map(|i| pgrx::varlena_to_byte_slice((*elements.add(i)).cast_mut_ptr()).to_vec())
+                .collect()
+        }
+    }
+}
+
+/// A name of the catalogs as UTF-8; what is none is shown as far as it is.
+pub(super) fn lossy(name: &CStr) -> String {
+    super::encoding::to_utf8_lossy(name.to_bytes()).into_owned()
+}
+
+/// What `read` makes of each row of a catalog that has these keys. `read` must not return anything that points
+/// into the row.
+pub(super) fn rows<T>(
+    (catalog, index): (u32, u32),
+    keys: &[(&str, Key<'_>)],
+    mut read: impl FnMut(&CatalogRow) -> Option<T>,
+) -> Vec<T> {
+    let mut found = Vec::new();
+    let mut names: Vec<[u8; 64]> = Vec::with_capacity(keys.len());
+    // SAFETY: a scan of a catalog in a transaction; the names outlive it, as `names` has room for all of them.
+    // What is made here is given back here, or by the transaction's abort.
+    unsafe {
+        let relation = pg_sys::table_open(pg_sys::Oid::from(catalog), pg_sys::AccessShareLock as i32);
+        let mut entries: Vec<pg_sys::ScanKeyData> = Vec::with_capacity(keys.len());
+        for (name, key) in keys {
+            let Some(column) = row::column(relation, name) else {
+                pgrx::error!("a system catalog has no column {name}")
+            };
+            let (procedure, argument) = match key {
+                Key::Oid(oid) => (pg_sys::F_OIDEQ, pg_sys::Datum::from(pg_sys::Oid::from(*oid))),
+                Key::Name(name) => {
+                    let mut padded = [0; 64];
+                    let bytes = name.to_bytes();
+                    let bytes = &bytes[..bytes.len().min(63)];
+                    padded[..bytes.len()].copy_from_slice(bytes);
+                    names.push(padded);
+                    (pg_sys::F_NAMEEQ, pg_sys::Datum::from(names[names.len() - 1].as_ptr()))
+                }
+            };
+            let mut entry = pg_sys::ScanKeyData::default();
+            pg_sys::ScanKeyInit(
+                &raw mut entry,
+                column.number() as pg_sys::AttrNumber,
+                pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
+                pg_sys::Oid::from(procedure),
+                argument,
+            );
+            entries.push(entry);
+        }
+        // A snapshot of now: one from before a change of the catalogs is kept until caches are told of that.
+        pg_sys::InvalidateCatalogSnapshot();
+        let slot = pg_sys::MakeSingleTupleTableSlot((*relation).rd_att, &raw const pg_sys::TTSOpsHeapTuple);
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            pg_sys::Oid::from(index),
+            true,
+            std::ptr::null_mut(),
+            entries.len() as i32,
+            entries.as_mut_ptr(),
+        );
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            pg_sys::ExecStoreHeapTuple(tuple, slot, false);
+            found.extend(read(&CatalogRow { relation, row: Row::in_slot(slot) }));
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+    }
+    found
+}

@@ -1,0 +1,731 @@
+//! One ordinary table, opened by its oid: its rows are read, locked and written through the access methods of the
+//! table and its indexes. No SQL, no planner, no trigger, no change of role and no look-up by name is involved, so
+//! no code of the table's owner can run, and nothing that the owner does with names changes which table is meant.
+//!
+//! What the executor would do besides (constraints, generated columns, triggers, policies, rights) is not done here.
+//! The caller tests first that the table has nothing of that kind: see `shape` and `logic::shape`.
+//!
+//! Locks. A relation is locked before it is opened, and the lock is kept until the transaction ends. A row is
+//! locked before it is changed, so a change never waits and never fails because of another transaction.
+
+use std::marker::PhantomData;
+use std::ptr::null_mut;
+
+use pgrx::pg_sys;
+
+use super::row::{Column, Row};
+use super::xact::next_command;
+
+/// How a table is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableLock {
+    /// ROW SHARE, for a transaction that locks rows and writes none.
+    RowShare,
+    /// ROW EXCLUSIVE, for one that writes rows.
+    RowExclusive,
+    /// ACCESS SHARE, for one that only looks.
+    AccessShare,
+}
+
+impl TableLock {
+    fn mode(self) -> i32 {
+        (match self {
+            Self::RowShare => pg_sys::RowShareLock,
+            Self::RowExclusive => pg_sys::RowExclusiveLock,
+            Self::AccessShare => pg_sys::AccessShareLock,
+        }) as i32
+    }
+}
+
+/// What opening a table came to.
+pub enum Opened<'a> {
+    Table(Heap<'a>),
+    /// Another transaction holds a lock on it that conflicts.
+    Locked,
+    /// No relation has that oid any more.
+    Gone,
+}
+
+/// A table that is open and locked.
+pub struct Heap<'a> {
+    relation: pg_sys::Relation,
+    /// Whether this value closes the relation. A trigger's relation belongs to the executor.
+    owned: bool,
+    _relation: PhantomData<&'a ()>,
+}
+
+impl Drop for Heap<'_> {
+    fn drop(&mut self) {
+        // After an ERROR the transaction's abort closes it.
+        if self.owned && !std::thread::panicking() {
+            // SAFETY: opened by `Heap::open`, closed once. The lock stays until the transaction ends.
+            unsafe { pg_sys::relation_close(self.relation, pg_sys::NoLock as i32) }
+        }
+    }
+}
+
+impl<'a> Heap<'a> {
+    /// Locks and opens a relation of any kind. With `wait` it waits for the lock, up to lock_timeout (55P03).
+    pub fn open(oid: u32, lock: TableLock, wait: bool) -> Opened<'a> {
+        let oid = pg_sys::Oid::from(oid);
+        // SAFETY: a lock on an oid, which needs not exist. Once the lock is held, nothing about the relation that
+        // such a lock protects changes, and what was committed before is known.
+        let relation = unsafe {
+            if wait {
+                pg_sys::LockRelationOid(oid, lock.mode());
+            } else if !pg_sys::ConditionalLockRelationOid(oid, lock.mode()) {
+                return Opened::Locked;
+            }
+            pg_sys::try_relation_open(oid, pg_sys::NoLock as i32)
+        };
+        if relation.is_null() {
+            return Opened::Gone;
+        }
+        Opened::Table(Self { relation, owned: true, _relation: PhantomData })
+    }
+
+    /// Closes the table and gives its lock back, for a caller that has only looked at it.
+    pub fn close_and_unlock(self, lock: TableLock) {
+        let oid = pg_sys::Oid::from(self.oid());
+        drop(self);
+        // SAFETY: the lock was taken by `open`, once.
+        unsafe { pg_sys::UnlockRelationOid(oid, lock.mode()) }
+    }
+
+    /// The table that fired a trigger, which the statement has locked.
+    ///
+    /// # Safety
+    /// `relation` stays open for as long as the result lives.
+    pub(super) unsafe fn of_trigger(relation: pg_sys::Relation) -> Self {
+        Self { relation, owned: false, _relation: PhantomData }
+    }
+
+    pub(super) fn relation(&self) -> pg_sys::Relation {
+        self.relation
+    }
+
+    fn form(&self) -> pg_sys::FormData_pg_class {
+        // SAFETY: an open relation has its row of pg_class, which is plain data.
+        unsafe { *(*self.relation).rd_rel }
+    }
+
+    pub fn oid(&self) -> u32 {
+        // SAFETY: an open relation.
+        unsafe { (*self.relation).rd_id.to_u32() }
+    }
+
+    pub fn namespace(&self) -> u32 {
+        self.form().relnamespace.to_u32()
+    }
+
+    pub fn owner(&self) -> u32 {
+        self.form().relowner.to_u32()
+    }
+
+    /// Whether the relation has this name, in the server's encoding.
+    pub fn is_named(&self, name: &str) -> bool {
+        // SAFETY: the name ends with a zero within its 64 bytes.
+        unsafe {
+            std::ffi::CStr::from_ptr((*(*self.relation).rd_rel).relname.data.as_ptr()).to_bytes()
+                == name.as_bytes()
+        }
+    }
+
+    /// The column of this name; `None` without one.
+    pub fn column(&self, name: &str) -> Option<Column> {
+        // SAFETY: an open relation.
+        unsafe { super::row::column(self.relation, name) }
+    }
+
+    /// Whether the table has a trigger of this name and function that fires for ordinary sessions.
+    pub fn has_enabled_trigger(&self, name: &str, function: u32) -> bool {
+        super::shape::triggers(self.relation).iter().any(|trigger| {
+            // SAFETY: a trigger has a name that ends with a zero.
+            let own = unsafe { std::ffi::CStr::from_ptr(trigger.tgname) };
+            own.to_bytes() == name.as_bytes()
+                && trigger.tgfoid.to_u32() == function
+                && [b'O', b'A'].contains(&(trigger.tgenabled as u8))
+        })
+    }
+
+    /// The newest committed version of the row whose first column of `index` is this text, and what this transaction
+    /// has written itself. `None` without one. `index` has to be a unique btree on a text (`shape` tests that).
+    pub fn find(&self, index: &KeyIndex, key: &[u8]) -> Option<Stored> {
+        let _snapshot = ActiveSnapshot::latest();
+        // SAFETY: the snapshot is active for the whole call.
+        self.scan_key(index, key, unsafe { pg_sys::GetActiveSnapshot() })
+    }
+
+    /// The same by the transaction's own snapshot: under REPEATABLE READ what was there when it began.
+    pub fn find_in_own_snapshot(&self, index: &KeyIndex, key: &[u8]) -> Option<Stored> {
+        // SAFETY: the snapshot is pushed for the call, and popped by the guard.
+        let snapshot = unsafe { pg_sys::GetTransactionSnapshot() };
+        let _snapshot = ActiveSnapshot::push(snapshot);
+        // SAFETY: as above.
+        self.scan_key(index, key, unsafe { pg_sys::GetActiveSnapshot() })
+    }
+
+    fn scan_key(&self, index: &KeyIndex, key: &[u8], snapshot: pg_sys::Snapshot) -> Option<Stored> {
+        let stored = Stored::empty(self);
+        // SAFETY: a scan of an index of this table, of which the first column is a text. The key and the slot outlive
+        // it. The slot keeps a pin on the page of the row that was found.
+        let found = unsafe {
+            let index = OpenIndex::open(index.oid);
+            let mut entry = pg_sys::ScanKeyData::default();
+            let key = pg_sys::cstring_to_text_with_len(key.as_ptr().cast(), key.len() as i32);
+            pg_sys::ScanKeyEntryInitialize(
+                &raw mut entry,
+                0,
+                1,
+                pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
+                pg_sys::InvalidOid,
+                *(*index.relation).rd_indcollation,
+                pg_sys::Oid::from(pg_sys::F_TEXTEQ),
+                pg_sys::Datum::from(key),
+            );
+            let scan = begin_index_scan(self.relation, index.relation, snapshot);
+            pg_sys::index_rescan(scan, &raw mut entry, 1, null_mut(), 0);
+            let found =
+                pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, stored.slot);
+            pg_sys::index_endscan(scan);
+            pg_sys::pfree(key.cast());
+            found
+        };
+        found.then_some(stored)
+    }
+
+    /// What stands in the way of a new row with this key, committed or not: looks at rows that other transactions
+    /// are inserting or deleting, and waits for none of them.
+    pub fn conflict(&self, index: &KeyIndex, key: &[u8]) -> Conflict {
+        let mut dirty = pg_sys::SnapshotData {
+            snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY,
+            ..Default::default()
+        };
+        match self.scan_key(index, key, &raw mut dirty) {
+            None => Conflict::None,
+            Some(_) if dirty.xmin != pg_sys::InvalidTransactionId => Conflict::InProgress,
+            Some(_) if dirty.xmax != pg_sys::InvalidTransactionId => Conflict::InProgress,
+            Some(_) => Conflict::Row,
+        }
+    }
+
+    /// Calls `read` for each row that is committed now, in no order, until it returns false.
+    pub fn each(&self, mut read: impl FnMut(&Row) -> bool) {
+        let _snapshot = ActiveSnapshot::latest();
+        // SAFETY: a scan of the whole table with the active snapshot; what is made here is dropped here.
+        unsafe {
+            let slot = pg_sys::table_slot_create(self.relation, null_mut());
+            let scan = pg_sys::table_beginscan(self.relation, pg_sys::GetActiveSnapshot(), 0, null_mut());
+            while pg_sys::table_scan_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
+                pgrx::check_for_interrupts!();
+                if !read(&Row::in_slot(slot)) {
+                    break;
+                }
+            }
+            pg_sys::table_endscan(scan);
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+        }
+    }
+
+    /// Locks the newest version of a row. Once it is locked, `stored` holds that version, and the caller has to look
+    /// at it again: it may be another holder's by now.
+    pub fn lock_row(&self, stored: &mut Stored, strength: RowLock, wait: bool) -> RowLocked {
+        let _snapshot = ActiveSnapshot::latest();
+        let mut failure = pg_sys::TM_FailureData::default();
+        let wait =
+            if wait { pg_sys::LockWaitPolicy::LockWaitBlock } else { pg_sys::LockWaitPolicy::LockWaitSkip };
+        let locked = Stored::empty(self);
+        // SAFETY: `stored` pins the page of the row, so its tid means that row still. The slot is one of this table.
+        let result = unsafe {
+            let mut tid = (*stored.slot).tts_tid;
+            pg_sys::table_tuple_lock(
+                self.relation,
+                &raw mut tid,
+                pg_sys::GetActiveSnapshot(),
+                locked.slot,
+                pg_sys::GetCurrentCommandId(false),
+                strength.mode(),
+                wait,
+                pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION as u8,
+                &raw mut failure,
+            )
+        };
+        use pg_sys::TM_Result as Tm;
+        match result {
+            Tm::TM_Ok => {
+                *stored = locked;
+                RowLocked::Locked
+            }
+            Tm::TM_WouldBlock | Tm::TM_BeingModified => RowLocked::Held,
+            Tm::TM_Deleted | Tm::TM_Updated | Tm::TM_SelfModified => RowLocked::Gone,
+            other => pgrx::error!("locking a row of a table of leaders failed: {other}"),
+        }
+    }
+
+    /// Deletes a row that was locked with `RowLock::Update`.
+    pub fn delete(&self, stored: &Stored) {
+        let _snapshot = ActiveSnapshot::latest();
+        let mut failure = pg_sys::TM_FailureData::default();
+        // SAFETY: the slot holds the version that this transaction has locked.
+        let result = unsafe {
+            pg_sys::table_tuple_delete(
+                self.relation,
+                &raw mut (*stored.slot).tts_tid,
+                pg_sys::GetCurrentCommandId(true),
+                pg_sys::GetActiveSnapshot(),
+                null_mut(),
+                true, // it waits for nobody: the row is locked by this transaction
+                &raw mut failure,
+                false,
+            )
+        };
+        if result != pg_sys::TM_Result::TM_Ok {
+            pgrx::error!("deleting a locked row of a table of leaders failed: {result}");
+        }
+        next_command();
+    }
+
+    /// Gives columns of a row that was locked with `RowLock::NoKeyUpdate` other values. None of them may be a column
+    /// of a unique index. `stored` holds the old version still.
+    pub fn update<const N: usize>(&self, stored: &Stored, values: [(Column, i64); N]) {
+        let _snapshot = ActiveSnapshot::latest();
+        // The entries of indexes are made for the new version, unless heap_update says that they need not be.
+        let indexes = self.open_indexes();
+        // SAFETY: the slot holds the version that this transaction has locked. Its other columns are copied as they
+        // are stored. The columns that change are passed as a 64-bit value.
+        unsafe {
+            let mut free = false;
+            let old = pg_sys::ExecFetchSlotHeapTuple(stored.slot, false, &raw mut free);
+            let mut numbers = values.map(|(column, _)| column.number());
+            let mut datums = values.map(|(_, value)| pg_sys::Datum::from(value));
+            let mut nulls = [false; N];
+            let changed = pg_sys::heap_modify_tuple_by_cols(
+                old,
+                (*self.relation).rd_att,
+                N as i32,
+                numbers.as_mut_ptr(),
+                datums.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+            );
+            let slot =
+                pg_sys::MakeSingleTupleTableSlot((*self.relation).rd_att, &raw const pg_sys::TTSOpsHeapTuple);
+            pg_sys::ExecStoreHeapTuple(changed, slot, false);
+            (*slot).tts_tableOid = (*self.relation).rd_id;
+            match self.update_heap(stored, slot) {
+                IndexesToUpdate::None => {}
+                which => {
+                    for index in &indexes {
+                        if which == IndexesToUpdate::All || is_summarizing(index.info) {
+                            index.insert(self.relation, slot, Duplicates::Raise, true);
+                        }
+                    }
+                }
+            }
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+            if free {
+                pg_sys::heap_freetuple(old);
+            }
+        }
+        drop(indexes);
+        next_command();
+    }
+
+    /// # Safety
+    /// `stored` holds the locked version, `slot` the new one.
+    unsafe fn update_heap(&self, stored: &Stored, slot: *mut pg_sys::TupleTableSlot) -> IndexesToUpdate {
+        let mut failure = pg_sys::TM_FailureData::default();
+        let mut mode = pg_sys::LockTupleMode::LockTupleNoKeyExclusive;
+        #[cfg(feature = "pg15")]
+        let mut indexes = false;
+        #[cfg(not(feature = "pg15"))]
+        let mut indexes = pg_sys::TU_UpdateIndexes::TU_None;
+        // SAFETY: the caller's promise.
+        let result = unsafe {
+            pg_sys::table_tuple_update(
+                self.relation,
+                &raw mut (*stored.slot).tts_tid,
+                slot,
+                pg_sys::GetCurrentCommandId(true),
+                pg_sys::GetActiveSnapshot(),
+                null_mut(),
+                true, // as above
+                &raw mut failure,
+                &raw mut mode,
+                &raw mut indexes,
+            )
+        };
+        if result != pg_sys::TM_Result::TM_Ok {
+            pgrx::error!("updating a locked row of a table of leaders failed: {result}");
+        }
+        #[cfg(feature = "pg15")]
+        return if indexes { IndexesToUpdate::All } else { IndexesToUpdate::None };
+        #[cfg(not(feature = "pg15"))]
+        match indexes {
+            pg_sys::TU_UpdateIndexes::TU_None => IndexesToUpdate::None,
+            pg_sys::TU_UpdateIndexes::TU_Summarizing => IndexesToUpdate::Summarizing,
+            _ => IndexesToUpdate::All,
+        }
+    }
+
+    /// Inserts a row, NULL in the columns that are not given, unless a row with the same key of a unique index is
+    /// there by then, or is being inserted by another transaction. True when it was inserted.
+    ///
+    /// As INSERT ... ON CONFLICT DO NOTHING: the row is inserted speculatively, so that a conflict takes it back
+    /// without aborting this transaction.
+    pub fn insert<const N: usize>(&self, values: [(Column, Value<'_>); N]) -> bool {
+        let indexes = self.open_indexes();
+        // SAFETY: the slot has as many columns as the table, each is set. The token is released in any case, and an
+        // ERROR in between aborts the transaction, which releases it, too.
+        let inserted = unsafe {
+            let slot =
+                pg_sys::MakeSingleTupleTableSlot((*self.relation).rd_att, &raw const pg_sys::TTSOpsVirtual);
+            pg_sys::ExecClearTuple(slot);
+            for i in 0..(*(*self.relation).rd_att).natts as usize {
+                *(*slot).tts_isnull.add(i) = true;
+                *(*slot).tts_values.add(i) = pg_sys::Datum::null();
+            }
+            for (column, value) in values {
+                let at = column.number() as usize - 1;
+                *(*slot).tts_isnull.add(at) = false;
+                *(*slot).tts_values.add(at) = value.datum();
+            }
+            pg_sys::ExecStoreVirtualTuple(slot);
+            (*slot).tts_tableOid = (*self.relation).rd_id;
+            let xid = pg_sys::GetCurrentTransactionId();
+            let token = pg_sys::SpeculativeInsertionLockAcquire(xid);
+            pg_sys::table_tuple_insert_speculative(
+                self.relation,
+                slot,
+                pg_sys::GetCurrentCommandId(true),
+                0,
+                null_mut(),
+                token,
+            );
+            let mut alone = true;
+            for index in &indexes {
+                alone &= index.insert(self.relation, slot, Duplicates::Tell, false);
+            }
+            pg_sys::table_tuple_complete_speculative(self.relation, slot, token, alone);
+            pg_sys::SpeculativeInsertionLockRelease(xid);
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+            alone
+        };
+        drop(indexes);
+        next_command();
+        inserted
+    }
+
+    /// Every index that a new row version needs an entry in. One that evaluates anything is an ERROR: it was made
+    /// after `shape` had looked, as CREATE INDEX CONCURRENTLY does beside our lock.
+    fn open_indexes(&self) -> Vec<OpenIndex> {
+        self.index_oids().into_iter().map(OpenIndex::open_to_insert).collect()
+    }
+
+    /// The oids of the table's indexes.
+    pub(super) fn index_oids(&self) -> Vec<pg_sys::Oid> {
+        // SAFETY: a list that is a copy, freed after it was read.
+        unsafe {
+            let list = pg_sys::RelationGetIndexList(self.relation);
+            let oids = oids_of(list);
+            pg_sys::list_free(list);
+            oids
+        }
+    }
+}
+
+/// The elements of a list of oids.
+///
+/// # Safety
+/// `list` is null or a list of oids.
+pub(super) unsafe fn oids_of(list: *const pg_sys::List) -> Vec<pg_sys::Oid> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if list.is_null() {
+            return Vec::new();
+        }
+        (0..(*list).length as usize).map(|i| (*(*list).elements.add(i)).oid_value).collect()
+    }
+}
+
+/// A snapshot of this moment, active until this value is dropped. Rows that are stored out of line can be read
+/// under it.
+struct ActiveSnapshot;
+
+impl ActiveSnapshot {
+    fn latest() -> Self {
+        // SAFETY: in a transaction.
+        Self::push(unsafe { pg_sys::GetLatestSnapshot() })
+    }
+
+    fn push(snapshot: pg_sys::Snapshot) -> Self {
+        // SAFETY: popped once, by `drop`.
+        unsafe { pg_sys::PushActiveSnapshot(snapshot) };
+        Self
+    }
+}
+
+impl Drop for ActiveSnapshot {
+    fn drop(&mut self) {
+        // After an ERROR the (sub)transaction's abort pops it.
+        if !std::thread::panicking() {
+            // SAFETY: pushed by `push`; guards are dropped in the reverse order.
+            unsafe { pg_sys::PopActiveSnapshot() }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "pg15", allow(dead_code))] // 15 does not tell summarizing indexes apart
+enum IndexesToUpdate {
+    None,
+    /// Only such as hold a summary of pages (BRIN).
+    Summarizing,
+    All,
+}
+
+/// What is in the way of a new row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conflict {
+    None,
+    /// A committed row.
+    Row,
+    /// A row that another transaction, which has not ended, inserts or deletes.
+    InProgress,
+}
+
+/// How a row is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowLock {
+    /// FOR KEY SHARE: nobody can delete it, its other columns can be updated.
+    KeyShare,
+    /// FOR NO KEY UPDATE: before an update of columns that are no key.
+    NoKeyUpdate,
+    /// FOR UPDATE: before a deletion.
+    Update,
+}
+
+impl RowLock {
+    fn mode(self) -> pg_sys::LockTupleMode::Type {
+        match self {
+            Self::KeyShare => pg_sys::LockTupleMode::LockTupleKeyShare,
+            Self::NoKeyUpdate => pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+            Self::Update => pg_sys::LockTupleMode::LockTupleExclusive,
+        }
+    }
+}
+
+/// What locking a row came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowLocked {
+    Locked,
+    /// Another transaction has locked it, and the caller does not want to wait.
+    Held,
+    /// It was deleted.
+    Gone,
+}
+
+/// A row of a table, in a slot that pins its page.
+pub struct Stored {
+    slot: *mut pg_sys::TupleTableSlot,
+}
+
+impl Stored {
+    fn empty(table: &Heap<'_>) -> Self {
+        // SAFETY: a slot for rows of this table.
+        Self { slot: unsafe { pg_sys::table_slot_create(table.relation, null_mut()) } }
+    }
+
+    pub fn row(&self) -> Row {
+        // SAFETY: the slot holds a row for as long as this lives.
+        unsafe { Row::in_slot(self.slot) }
+    }
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        // After an ERROR the transaction's abort gives the pin back, and its memory context the slot.
+        if !std::thread::panicking() {
+            // SAFETY: made by `empty`, dropped once.
+            unsafe { pg_sys::ExecDropSingleTupleTableSlot(self.slot) }
+        }
+    }
+}
+
+/// A value that is written.
+#[derive(Clone, Copy, Debug)]
+pub enum Value<'a> {
+    /// Of a text or varchar, in the server's encoding.
+    Text(&'a [u8]),
+    /// Of a bigint, or a timestamp in microseconds since 2000.
+    Int(i64),
+}
+
+impl Value<'_> {
+    fn datum(self) -> pg_sys::Datum {
+        match self {
+            // SAFETY: the bytes are copied.
+            Self::Text(bytes) => unsafe {
+                pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32).into()
+            },
+            Self::Int(value) => pg_sys::Datum::from(value),
+        }
+    }
+}
+
+/// The unique index by which rows are found, as `shape` has tested it.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyIndex {
+    pub(super) oid: pg_sys::Oid,
+}
+
+/// An index that is open and locked.
+struct OpenIndex {
+    relation: pg_sys::Relation,
+    /// Null of an index that is only read.
+    info: *mut pg_sys::IndexInfo,
+}
+
+impl Drop for OpenIndex {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        // SAFETY: opened by `open`, closed once.
+        unsafe {
+            if !self.info.is_null() {
+                clean_up_after_insert(self.relation, self.info);
+            }
+            pg_sys::index_close(self.relation, pg_sys::NoLock as i32);
+        }
+    }
+}
+
+/// The first oid that Postgres gives to what users create.
+pub(super) const FIRST_OF_USERS: u32 = pg_sys::FirstNormalObjectId;
+
+impl OpenIndex {
+    fn open(oid: pg_sys::Oid) -> Self {
+        // SAFETY: an index of a table that is locked.
+        let relation = unsafe { pg_sys::index_open(oid, pg_sys::AccessShareLock as i32) };
+        Self { relation, info: null_mut() }
+    }
+
+    /// Opens it and builds what an insertion needs. Building that would already evaluate an immutable function of
+    /// an index's expression or predicate, so the raw row is looked at before.
+    fn open_to_insert(oid: pg_sys::Oid) -> Self {
+        // SAFETY: as above. Whether an index has expressions or a predicate never changes.
+        unsafe {
+            let relation = pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32);
+            if !super::shape::is_plain(relation) {
+                pgrx::ereport!(
+                    ERROR,
+                    pgrx::PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    "an index of the table of leaders evaluates an expression",
+                    "oban_check() names it."
+                );
+            }
+            Self { relation, info: pg_sys::BuildIndexInfo(relation) }
+        }
+    }
+
+    /// Inserts the entry of a row. False when a unique index has, or may have, another row with the same key.
+    ///
+    /// # Safety
+    /// `slot` holds a row of `table` that is in it, and `info` is there.
+    unsafe fn insert(
+        &self,
+        table: pg_sys::Relation,
+        slot: *mut pg_sys::TupleTableSlot,
+        duplicates: Duplicates,
+        unchanged: bool,
+    ) -> bool {
+        let mut values = [pg_sys::Datum::null(); pg_sys::INDEX_MAX_KEYS as usize];
+        let mut nulls = [true; pg_sys::INDEX_MAX_KEYS as usize];
+        // SAFETY: the caller's promise; there are as many values as an index can have columns, and no expressions,
+        // for which alone an executor state would be needed.
+        unsafe {
+            if !(*self.info).ii_ReadyForInserts {
+                return true;
+            }
+            let unique = (*(*self.relation).rd_index).indisunique;
+            let check = match duplicates {
+                _ if !unique => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
+                Duplicates::Tell => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL,
+                Duplicates::Raise => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES,
+            };
+            pg_sys::FormIndexDatum(self.info, slot, null_mut(), values.as_mut_ptr(), nulls.as_mut_ptr());
+            let done = pg_sys::index_insert(
+                self.relation,
+                values.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+                &raw mut (*slot).tts_tid,
+                table,
+                check,
+                unchanged,
+                self.info,
+            );
+            !unique || done
+        }
+    }
+}
+
+/// What comes of a duplicate in a unique index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Duplicates {
+    /// The insertion is told, and takes its row back.
+    Tell,
+    /// An ERROR (23505).
+    Raise,
+}
+
+/// # Safety
+/// `info` was built for an open index.
+#[cfg(feature = "pg15")]
+unsafe fn is_summarizing(_info: *mut pg_sys::IndexInfo) -> bool {
+    false
+}
+
+/// # Safety
+/// `info` was built for an open index.
+#[cfg(not(feature = "pg15"))]
+unsafe fn is_summarizing(info: *mut pg_sys::IndexInfo) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { (*info).ii_Summarizing }
+}
+
+/// # Safety
+/// `info` was built for this open index.
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+unsafe fn clean_up_after_insert(_index: pg_sys::Relation, _info: *mut pg_sys::IndexInfo) {}
+
+/// # Safety
+/// `info` was built for this open index.
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+unsafe fn clean_up_after_insert(index: pg_sys::Relation, info: *mut pg_sys::IndexInfo) {
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::index_insert_cleanup(index, info) }
+}
+
+/// # Safety
+/// Both relations are open, the second is an index of the first, and the snapshot outlives the scan.
+#[cfg(not(feature = "pg18"))]
+unsafe fn begin_index_scan(
+    table: pg_sys::Relation,
+    index: pg_sys::Relation,
+    snapshot: pg_sys::Snapshot,
+) -> pg_sys::IndexScanDesc {
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::index_beginscan(table, index, snapshot, 1, 0) }
+}
+
+/// # Safety
+/// Both relations are open, the second is an index of the first, and the snapshot outlives the scan.
+#[cfg(feature = "pg18")]
+unsafe fn begin_index_scan(
+    table: pg_sys::Relation,
+    index: pg_sys::Relation,
+    snapshot: pg_sys::Snapshot,
+) -> pg_sys::IndexScanDesc {
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::index_beginscan(table, index, snapshot, null_mut(), 1, 0) }
+}

@@ -1,0 +1,279 @@
+//! What an open and locked table is like, for `logic::shape` to judge: the raw rows of the catalogs. Nothing of the
+//! table's is evaluated or built, least of all an expression: that an index is plain is read in its row before
+//! anything makes an IndexInfo of it.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+
+use super::catalog_scan::{CHILDREN, CONSTRAINTS, Key, PARENTS, RULES, lossy, rows};
+use super::heap::{FIRST_OF_USERS, Heap, KeyIndex};
+use crate::logic::shape::{Column, Constraint, ConstraintKind, Index, Publication, Shape, Type};
+
+/// The shape of a table, and the index by which its rows are found by `name`, if there is one.
+pub fn of(table: &Heap<'_>) -> (Shape, Option<KeyIndex>) {
+    let relation = table.relation();
+    // SAFETY: an open relation has its row of pg_class, and its parsed rules and triggers, or null.
+    let form = unsafe { &*(*relation).rd_rel };
+    let is_table = form.relkind as u8 == pg_sys::RELKIND_RELATION;
+    if !is_table {
+        return (Shape::default(), None);
+    }
+    let oid = table.oid();
+    let constraints = constraints(oid);
+    let (indexes, key) = indexes(table);
+    let is_child = |catalog, column| !rows(catalog, &[(column, Key::Oid(oid))], |_| Some(())).is_empty();
+    let shape = Shape {
+        is_table,
+        is_temporary: form.relpersistence as u8 == pg_sys::RELPERSISTENCE_TEMP,
+        // SAFETY: an open table has its access method.
+        is_heap: unsafe { (*relation).rd_tableam == pg_sys::GetHeapamTableAmRoutine() },
+        is_partition: form.relispartition,
+        inherits: is_child(PARENTS, "inhrelid") || is_child(CHILDREN, "inhparent"),
+        rules: rules(relation),
+        policies_bind_owner: policies_bind_owner(relation),
+        owner_lacks: owner_lacks(relation),
+        owner: super::catalog::quoted_role(table.owner()),
+        columns: columns(relation),
+        referenced_by: referenced_by(relation, &constraints),
+        constraints: constraints.into_iter().map(|(_, constraint)| constraint).collect(),
+        indexes,
+        publication: publication(relation),
+    };
+    (shape, key)
+}
+
+fn columns(relation: pg_sys::Relation) -> Vec<Column> {
+    // SAFETY: an open relation's descriptor has natts attributes.
+    unsafe {
+        let descriptor = (*relation).rd_att;
+        (0..(*descriptor).natts)
+            .map(|i| &*super::catalog_attribute(descriptor, i))
+            .filter(|attribute| !attribute.attisdropped)
+            .map(|attribute| Column {
+                name: lossy(CStr::from_ptr(attribute.attname.data.as_ptr())),
+                kind: type_of(attribute.atttypid, attribute.atttypmod),
+                not_null: attribute.attnotnull,
+                has_default: attribute.atthasdef,
+                generated: attribute.attgenerated != 0 || attribute.attidentity != 0,
+            })
+            .collect()
+    }
+}
+
+fn type_of(oid: pg_sys::Oid, modifier: i32) -> Type {
+    match oid {
+        pg_sys::TEXTOID | pg_sys::VARCHAROID if modifier == -1 => Type::Text,
+        pg_sys::TIMESTAMPOID if modifier == -1 => Type::Timestamp,
+        pg_sys::INT8OID => Type::Bigint,
+        // SAFETY: a catalog lookup.
+        oid if unsafe { pg_sys::get_typtype(oid) } as u8 == pg_sys::TYPTYPE_DOMAIN => Type::Domain,
+        _ => Type::Other,
+    }
+}
+
+/// The constraints of a table, each with its oid.
+fn constraints(table: u32) -> Vec<(u32, Constraint)> {
+    rows(CONSTRAINTS, &[("conrelid", Key::Oid(table))], |row| {
+        let kind = match row.char("contype") {
+            b'c' => ConstraintKind::Check,
+            b'f' => ConstraintKind::ForeignKey,
+            b'x' => ConstraintKind::Exclusion,
+            _ => ConstraintKind::Other,
+        };
+        Some((row.oid("oid"), Constraint { name: row.name("conname"), kind }))
+    })
+}
+
+/// The foreign keys of other tables, by the internal triggers that they put on this one.
+fn referenced_by(relation: pg_sys::Relation, own: &[(u32, Constraint)]) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for trigger in triggers(relation) {
+        let constraint = trigger.tgconstraint;
+        if !trigger.tgisinternal || own.iter().any(|(oid, _)| *oid == constraint.to_u32()) {
+            continue;
+        }
+        // SAFETY: a catalog lookup; the name is copied.
+        let name = unsafe {
+            let name = pg_sys::get_constraint_name(constraint);
+            if name.is_null() { String::new() } else { lossy(CStr::from_ptr(name)) }
+        };
+        let other = super::catalog::qualified_name(trigger.tgconstrrelid.to_u32()).unwrap_or_default();
+        if !found.contains(&(other.clone(), name.clone())) {
+            found.push((other, name));
+        }
+    }
+    found
+}
+
+/// The triggers of an open relation.
+pub(super) fn triggers<'a>(relation: pg_sys::Relation) -> &'a [pg_sys::Trigger] {
+    // SAFETY: null, or as many triggers as it says. They live as long as the relation is open and locked.
+    unsafe {
+        let description = (*relation).trigdesc;
+        if description.is_null() {
+            return &[];
+        }
+        std::slice::from_raw_parts((*description).triggers, (*description).numtriggers as usize)
+    }
+}
+
+fn rules(relation: pg_sys::Relation) -> Vec<String> {
+    // SAFETY: null, or as many rules as it says.
+    let oids: Vec<u32> = unsafe {
+        let rules = (*relation).rd_rules;
+        if rules.is_null() {
+            return Vec::new();
+        }
+        (0..(*rules).numLocks as usize).map(|i| (**(*rules).rules.add(i)).ruleId.to_u32()).collect()
+    };
+    oids.into_iter()
+        .map(|oid| {
+            let names = rows(RULES, &[("oid", Key::Oid(oid))], |row| Some(row.name("rulename")));
+            names.into_iter().next().unwrap_or_default()
+        })
+        .collect()
+}
+
+fn policies_bind_owner(relation: pg_sys::Relation) -> bool {
+    // SAFETY: looks into caches of catalogs for an open relation.
+    unsafe {
+        let owner = (*(*relation).rd_rel).relowner;
+        pg_sys::check_enable_rls((*relation).rd_id, owner, true)
+            == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
+    }
+}
+
+fn owner_lacks(relation: pg_sys::Relation) -> Vec<&'static str> {
+    let rights =
+        [(pg_sys::ACL_INSERT, "INSERT"), (pg_sys::ACL_UPDATE, "UPDATE"), (pg_sys::ACL_DELETE, "DELETE")];
+    let lacks = |right: u32| {
+        // SAFETY: a privilege lookup of an open relation.
+        unsafe {
+            let owner = (*(*relation).rd_rel).relowner;
+            pg_sys::pg_class_aclcheck((*relation).rd_id, owner, pg_sys::AclMode::from(right))
+                != pg_sys::AclResult::ACLCHECK_OK
+        }
+    };
+    rights.into_iter().filter(|(right, _)| lacks(*right)).map(|(_, name)| name).collect()
+}
+
+/// Each index of the table, and the one to find rows by: the primary key, if several would do.
+fn indexes(table: &Heap<'_>) -> (Vec<Index>, Option<KeyIndex>) {
+    let (mut found, mut key, mut key_is_primary) = (Vec::new(), None, false);
+    let name = table.column("name").map(|column| column.number());
+    for oid in table.index_oids() {
+        // SAFETY: an index of a locked table. Opening it builds nothing but copies of its catalog rows.
+        unsafe {
+            let relation = pg_sys::index_open(oid, pg_sys::AccessShareLock as i32);
+            let index = index(relation, name);
+            let is_primary = (*(*relation).rd_index).indisprimary;
+            pg_sys::index_close(relation, pg_sys::NoLock as i32);
+            if index.is_key() && (key.is_none() || is_primary && !key_is_primary) {
+                (key, key_is_primary) = (Some(KeyIndex { oid }), is_primary);
+            }
+            found.push(index);
+        }
+    }
+    (found, key)
+}
+
+/// # Safety
+/// `relation` is an open index.
+unsafe fn index(relation: pg_sys::Relation, name: Option<i32>) -> Index {
+    // SAFETY: the caller's promise: it has its row of pg_index, and as many keys, collations and operator classes as
+    // that says.
+    unsafe {
+        let form = &*(*relation).rd_index;
+        let first = i32::from(*form.indkey.values.as_ptr());
+        let constraint = pg_sys::get_index_constraint((*relation).rd_id);
+        let constraint = (constraint != pg_sys::InvalidOid).then(|| {
+            let name = pg_sys::get_constraint_name(constraint);
+            if name.is_null() { String::new() } else { lossy(CStr::from_ptr(name)) }
+        });
+        let keys = form.indnkeyatts as usize;
+        let collations = std::slice::from_raw_parts((*relation).rd_indcollation, keys);
+        Index {
+            name: super::catalog::qualified_name((*relation).rd_id.to_u32()).unwrap_or_default(),
+            constraint,
+            unique: form.indisunique,
+            on_name: keys == 1 && Some(first) == name,
+            deferrable: !form.indimmediate,
+            valid: form.indisvalid && form.indisready,
+            exclusion: form.indisexclusion,
+            has_expressions: has(relation, pg_sys::Anum_pg_index_indexprs),
+            has_predicate: has(relation, pg_sys::Anum_pg_index_indpred),
+            built_in: is_built_in(relation),
+            deterministic: collations
+                .iter()
+                .all(|c| *c == pg_sys::InvalidOid || pg_sys::get_collation_isdeterministic(*c)),
+        }
+    }
+}
+
+/// Whether an index evaluates nothing: neither an expression nor a predicate, nor anything of an operator class
+/// that is not Postgres' own.
+///
+/// # Safety
+/// `relation` is an open index.
+pub(super) unsafe fn is_plain(relation: pg_sys::Relation) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        !has(relation, pg_sys::Anum_pg_index_indexprs)
+            && !has(relation, pg_sys::Anum_pg_index_indpred)
+            && !(*(*relation).rd_index).indisexclusion
+            && is_built_in(relation)
+    }
+}
+
+/// Whether a column of the index's row of pg_index is not NULL.
+///
+/// # Safety
+/// `relation` is an open index.
+unsafe fn has(relation: pg_sys::Relation, column: u32) -> bool {
+    // SAFETY: the caller's promise: it keeps a copy of the row.
+    unsafe { !pg_sys::heap_attisnull((*relation).rd_indextuple, column as i32, std::ptr::null_mut()) }
+}
+
+/// Whether the access method and all operator families of an index are Postgres' own.
+///
+/// # Safety
+/// `relation` is an open index.
+unsafe fn is_built_in(relation: pg_sys::Relation) -> bool {
+    // SAFETY: the caller's promise: it has as many operator families as key columns, and for each of its columns as
+    // many support functions as its access method says.
+    unsafe {
+        if (*(*relation).rd_rel).relam.to_u32() >= FIRST_OF_USERS {
+            return false;
+        }
+        let keys = (*(*relation).rd_index).indnkeyatts as usize;
+        let families = std::slice::from_raw_parts((*relation).rd_opfamily, keys);
+        let support = (*(*relation).rd_indam).amsupport as usize;
+        let procedures = std::slice::from_raw_parts((*relation).rd_support, keys * support);
+        families.iter().all(|family| family.to_u32() < FIRST_OF_USERS)
+            && procedures.iter().all(|procedure| procedure.to_u32() < FIRST_OF_USERS)
+    }
+}
+
+fn publication(relation: pg_sys::Relation) -> Publication {
+    // SAFETY: reads the catalogs of publications for an open relation; filters are walked, not evaluated.
+    unsafe {
+        let mut description = pg_sys::PublicationDesc::default();
+        pg_sys::RelationBuildPublicationDesc(relation, &raw mut description);
+        let actions = description.pubactions;
+        let has_identity = pg_sys::RelationGetReplicaIndex(relation) != pg_sys::InvalidOid
+            || (*(*relation).rd_rel).relreplident as u8 == pg_sys::REPLICA_IDENTITY_FULL;
+        #[cfg(feature = "pg18")]
+        let generated = description.gencols_valid_for_update && description.gencols_valid_for_delete;
+        #[cfg(not(feature = "pg18"))]
+        let generated = true;
+        Publication {
+            lacks_identity: (actions.pubupdate || actions.pubdelete) && !has_identity,
+            misfit: !(description.rf_valid_for_update
+                && description.rf_valid_for_delete
+                && description.cols_valid_for_update
+                && description.cols_valid_for_delete
+                && generated),
+        }
+    }
+}
