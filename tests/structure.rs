@@ -3,6 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "structure/reach.rs"]
+mod reach;
+
+use reach::{Function, Reach};
+
 fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("src is there") {
@@ -123,4 +128,115 @@ fn every_sql_error_has_a_test() {
     for code in codes {
         assert!(tests.contains(&format!("\"{code}\"")), "no test meets {code}");
     }
+}
+
+/// What an election, a fence and a trigger on oban_peers must not do to a table of a user's: run SQL, plan, act as
+/// somebody else, or look a name up.
+const RUNS_USERS_CODE: &[&str] = &[
+    "Spi::",
+    "SPI_",
+    "spi::",
+    "direct_function_call",
+    "OidFunctionCall",
+    "SetUserIdAndSecContext",
+    "as_role",
+    "get_namespace_oid",
+    "get_relname_relid",
+    "get_extension_oid",
+    "namespace_now",
+    "relation_now",
+];
+
+/// The functions that do it all the same, and why that is right.
+const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[
+    (
+        "pg/sequence.rs",
+        "set",
+        "direct_function_call",
+        "setval, C code of Postgres', on the extension's own sequence",
+    ),
+    ("pg/sequence.rs", "set", "as_role", "the same: setval tests the rights on the extension's own sequence"),
+    ("pg/session.rs", "as_role", "SetUserIdAndSecContext", "for that"),
+    (
+        "prefix/peers.rs",
+        "open_heap",
+        "namespace_now",
+        "an electorate and a fence are given by the prefix's name",
+    ),
+    ("prefix/peers.rs", "open_heap", "relation_now", "the same; the lock and all that follows go by the oid"),
+    (
+        "prefix/extension.rs",
+        "sequence_of_terms",
+        "relation_now",
+        "in the extension's own schema, a member of it",
+    ),
+    ("pg/catalog.rs", "namespace", "get_namespace_oid", "rights on a prefix are asked by its name"),
+    ("pg/catalog.rs", "relation", "get_relname_relid", "rights on a prefix are those on its oban_jobs"),
+    ("worker/election/table.rs", "open", "spi::", "quotes a name for a hint"),
+    ("error.rs", "hint", "spi::", "quotes a name for a hint"),
+    ("error.rs", "quote", "spi::", "quotes a name for a hint"),
+    (
+        "pg/datum.rs",
+        "into_datum",
+        "direct_function_call",
+        "jsonb_in, C code of Postgres', for results of functions",
+    ),
+];
+
+#[test]
+fn the_search_for_what_can_be_reached_follows_calls() {
+    let file = |path: &str, text: &str| (PathBuf::from(path), text.to_owned());
+    let reach = Reach::of(&[
+        file("a.rs", "use crate::b; fn root() { b::free(); let t: T; t.method(); \"c::not_called()\"; }"),
+        file(
+            "b.rs",
+            "pub struct T; impl T { fn method(&self) { Self::inner() } fn inner() {} } pub fn free() {}",
+        ),
+        file("c.rs", "fn not_called() { '{'; } // free()"),
+    ]);
+    let names: Vec<String> = reach.from(reach.functions_of(&["a.rs"])).into_iter().map(|f| f.name).collect();
+    assert_eq!(names, ["root", "free", "inner", "method"]);
+}
+
+#[test]
+fn elections_fences_and_triggers_on_oban_peers_run_nobodys_code() {
+    let reach = Reach::of(&sources(Path::new("src")));
+    let roots = reach.functions_of(&[
+        "worker/keeper.rs",
+        "worker/life.rs",
+        "worker/election/mod.rs",
+        "worker/election/sweep.rs",
+        "worker/election/table.rs",
+        "peer/fence.rs",
+        "trigger/peers.rs",
+    ]);
+    let reached = reach.from(roots);
+    for known in [
+        ("pg/heap.rs", "insert"),
+        ("pg/heap.rs", "lock_row"),
+        ("pg/shape.rs", "of"),
+        ("pg/sequence.rs", "next"),
+    ] {
+        let known = Function { file: known.0.into(), name: known.1.into() };
+        assert!(reached.contains(&known), "the search does not find {known:?}");
+    }
+    let (mut met, mut wrong) = (std::collections::BTreeSet::new(), Vec::new());
+    for function in &reached {
+        for &token in RUNS_USERS_CODE {
+            let name = function.name.as_str();
+            if !reach.bodies(function).iter().any(|body| body.contains(token)) {
+                continue;
+            }
+            let exception = EXCEPTIONS.iter().position(|(file, exempt, what, _)| {
+                (function.file.as_path(), name, token) == (Path::new(file), *exempt, *what)
+            });
+            match exception {
+                Some(exception) => drop(met.insert(exception)),
+                None => wrong.push(format!("{}: {name} has {token}", function.file.display())),
+            }
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+    let stale: Vec<_> = (0..EXCEPTIONS.len()).filter(|i| !met.contains(i)).map(|i| EXCEPTIONS[i]).collect();
+    assert!(stale.is_empty(), "no exceptions any more: {stale:?}");
 }
