@@ -6,6 +6,7 @@ use pgrx::prelude::{PgLogLevel, PgSqlErrorCode};
 use thiserror::Error;
 
 use crate::logic::channel::{ChannelError, MAX_CHANNEL};
+use crate::logic::text::excerpt;
 use crate::logic::wire::{MAX_PAYLOAD, WireError};
 
 #[derive(Debug, Error)]
@@ -182,15 +183,15 @@ impl From<ChannelError> for Error {
     fn from(error: ChannelError) -> Self {
         match error {
             ChannelError::Name(channel) => Error::bad(
-                format!("channel \"{}\" is not a channel name", excerpt(&channel)),
+                format!("channel \"{channel}\" is not a channel name"),
                 "A channel is lower-case letters, digits and underscores, and does not begin with a digit.",
             ),
             ChannelError::DottedPrefix(prefix) => Error::bad(
-                format!("prefix \"{}\" contains a dot", excerpt(&prefix)),
+                format!("prefix \"{prefix}\" contains a dot"),
                 "Oban's nodes split a channel's name at its first dot: rename the schema.",
             ),
-            ChannelError::TooLong(full) => Error::bad(
-                format!("channel name \"{}\" has {} bytes", excerpt(&full), full.len()),
+            ChannelError::TooLong(full, bytes) => Error::bad(
+                format!("channel name \"{full}\" has {bytes} bytes"),
                 format!("<prefix>.oban_<channel> may have {MAX_CHANNEL} bytes, as any channel in Postgres."),
             ),
         }
@@ -222,16 +223,6 @@ impl From<WireError> for Error {
 /// Writes a message with a hint into the server's log.
 pub fn log(level: PgLogLevel, code: PgSqlErrorCode, message: impl Into<String>, hint: impl Into<String>) {
     ErrorReport::new(code, message.into(), "obanrs").set_hint(hint).report(level);
-}
-
-/// As much of a value as a message shows.
-pub fn excerpt(text: &str) -> String {
-    const MOST: usize = 100;
-    let mut shown: String = text.chars().take(MOST).collect();
-    if shown.len() < text.len() {
-        shown.push('…');
-    }
-    shown
 }
 
 /// An argument that must not be NULL. (Functions are not STRICT: a silent NULL would hide a mistake.)

@@ -91,7 +91,7 @@ impl Target {
         };
         let name = encoding::to_server(&full).into_owned();
         if name.len() > channel::MAX_CHANNEL {
-            return Err(channel::ChannelError::TooLong(full).into());
+            return Err(channel::too_long(&full).into());
         }
         let prefix = encoding::to_server(prefix).len() as u8;
         Ok(Self { channel: Rc::new(ring::Channel::new(name, prefix)), way })

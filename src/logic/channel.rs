@@ -1,19 +1,27 @@
 //! Channel names on the wire: `<prefix>.oban_<channel>`, as Oban's notifiers build them.
 
+use super::text::excerpt;
+
 /// NAMEDATALEN - 1: Postgres refuses a longer channel in NOTIFY and cuts it in LISTEN.
 pub const MAX_CHANNEL: usize = 63;
 
 /// The channels that every Oban node may listen to; a prefix whose names don't fit is refused at install.
 pub const STANDARD: [&str; 4] = ["gossip", "insert", "leader", "signal"];
 
+/// What a name has against it, with no more of the name than a message shows: the name may be of any length.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChannelError {
     /// Not of the form [a-z_][a-z0-9_]*.
     Name(String),
     /// Oban splits a full name at its first dot, so a prefix can't have one.
     DottedPrefix(String),
-    /// The full name, longer than `MAX_CHANNEL` bytes.
-    TooLong(String),
+    /// The full name, and that it has so many bytes, more than `MAX_CHANNEL`.
+    TooLong(String, usize),
+}
+
+/// The error of a full name that is too long.
+pub fn too_long(full: &str) -> ChannelError {
+    ChannelError::TooLong(excerpt(full), full.len())
 }
 
 /// The full name of a prefix's channel; prefix `""` means that `channel` is the full name.
@@ -25,19 +33,23 @@ pub fn full_name(prefix: &str, channel: &str) -> Result<String, ChannelError> {
 pub fn test(prefix: &str, channel: &str) -> Result<(), ChannelError> {
     let length = if prefix.is_empty() {
         if channel.is_empty() {
-            return Err(ChannelError::Name(channel.to_owned()));
+            return Err(ChannelError::Name(String::new()));
         }
         channel.len()
     } else {
         if prefix.contains('.') {
-            return Err(ChannelError::DottedPrefix(prefix.to_owned()));
+            return Err(ChannelError::DottedPrefix(excerpt(prefix)));
         }
         if !is_name(channel) {
-            return Err(ChannelError::Name(channel.to_owned()));
+            return Err(ChannelError::Name(excerpt(channel)));
         }
         prefix.len() + ".oban_".len() + channel.len()
     };
-    if length > MAX_CHANNEL { Err(ChannelError::TooLong(joined(prefix, channel))) } else { Ok(()) }
+    if length > MAX_CHANNEL {
+        let shown = joined(&excerpt(prefix), &excerpt(channel));
+        return Err(ChannelError::TooLong(excerpt(&shown), length));
+    }
+    Ok(())
 }
 
 fn joined(prefix: &str, channel: &str) -> String {
@@ -71,7 +83,26 @@ mod tests {
     fn the_limit_is_63_bytes() {
         let prefix = "p".repeat(63 - ".oban_insert".len());
         assert_eq!(full_name(&prefix, "insert").map(|n| n.len()), Ok(63));
-        assert!(matches!(full_name(&format!("{prefix}p"), "insert"), Err(ChannelError::TooLong(_))));
+        assert!(matches!(full_name(&format!("{prefix}p"), "insert"), Err(ChannelError::TooLong(_, 64))));
+    }
+
+    #[test]
+    fn an_error_shows_little_of_a_long_name() {
+        let long = "x".repeat(1_000_000);
+        for (prefix, channel) in [(&*long, "insert"), ("public", &*long), ("", &*long), (&long, &long)] {
+            let Err(ChannelError::TooLong(shown, bytes)) = full_name(prefix, channel) else {
+                panic!("{prefix}")
+            };
+            assert!(shown.len() < 500 && bytes >= 1_000_000, "{shown}");
+        }
+        for (prefix, channel) in [(format!("{long}."), "insert"), ("public".into(), &*format!("{long}-"))] {
+            match full_name(&prefix, channel) {
+                Err(ChannelError::Name(shown) | ChannelError::DottedPrefix(shown)) => {
+                    assert!(shown.len() < 500)
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     proptest! {

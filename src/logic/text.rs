@@ -35,6 +35,15 @@ impl<const N: usize> Text<N> {
     }
 }
 
+/// As much of a text as an error message shows.
+pub fn excerpt(text: &str) -> String {
+    const MOST: usize = 100;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 impl<const N: usize> Default for Text<N> {
     fn default() -> Self {
         Self { len: 0, bytes: [0; N] }
@@ -65,6 +74,12 @@ mod tests {
         assert!(Text::<4>::new("abcde").is_none());
         assert_eq!(Text::<4>::truncated("aéé").as_str(), "aé");
         assert_eq!(Text::<2>::truncated("\u{1F600}").as_str(), "");
+    }
+
+    #[test]
+    fn an_excerpt_is_short_and_whole_characters() {
+        assert_eq!(excerpt(&"é".repeat(100)), "é".repeat(100));
+        assert_eq!(excerpt(&"é".repeat(101)), format!("{}…", "é".repeat(100)));
     }
 
     #[test]

@@ -10,8 +10,9 @@ use serde::de::IgnoredAny;
 
 use crate::bus::{self, Target};
 use crate::config;
-use crate::error::{Error, excerpt, given};
+use crate::error::{Error, given};
 use crate::logic::outbox::{self, Origin};
+use crate::logic::text::excerpt;
 use crate::logic::wire::WireError;
 use crate::logic::{channel, wire};
 use crate::pg::acl::{self, Right};
