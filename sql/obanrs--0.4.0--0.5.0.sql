@@ -1,1 +1,13 @@
 \echo Use "ALTER EXTENSION obanrs UPDATE TO '0.5.0'" to load this file. \quit
+
+-- What large arguments are refused with.
+COMMENT ON FUNCTION @extschema@.oban_notify_many(text, jsonb[], text) IS
+    'As oban_notify, one message for each element: all of them or, if one is refused, none. 54000 also for more than 1,048,576 elements, and for more than 128 MB of them.';
+COMMENT ON FUNCTION @extschema@.oban_listen_channels(text[], text) IS
+    'LISTENs in this session to the channels of a prefix, from the end of this transaction on, and returns their full names. Needs SELECT on the prefix''s oban_jobs, or on a column of it; prefix '''' listens to the channels as they are named. 22023 for more than 64 channels and what is no channel; 55000 in recovery.';
+COMMENT ON FUNCTION @extschema@.oban_unlisten_channels(text[], text) IS
+    'Ends what oban_listen_channels began, for the channels of a prefix, and returns their full names. 22023 for more than 64 channels and what is no channel.';
+COMMENT ON FUNCTION @extschema@.oban_encode(jsonb) IS
+    'The wire form of a JSON object: itself up to 7,999 bytes, base64 of gzip (H4sI...) above; 54000 when that is longer, too, or the object is longer than 16 MB as text or nested more than 500 levels deep; 22023 for what is no object.';
+COMMENT ON FUNCTION @extschema@.oban_decode(text) IS
+    'Reads all wire forms of Oban''s nodes: JSON, H4sI..., and Z:H4sI.... 54000 for more than 7,999 bytes, which no notification has, for what unpacks to more than 16 MB and for what is nested more than 500 levels deep; 22023 for anything else, also for JSON that jsonb can''t hold (a NUL, half a surrogate pair, a number out of range).';

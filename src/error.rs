@@ -6,7 +6,7 @@ use pgrx::prelude::{PgLogLevel, PgSqlErrorCode};
 use thiserror::Error;
 
 use crate::logic::channel::{ChannelError, MAX_CHANNEL};
-use crate::logic::text::excerpt;
+use crate::logic::text::Text;
 use crate::logic::wire::{MAX_PAYLOAD, WireError};
 
 #[derive(Debug, Error)]
@@ -39,9 +39,11 @@ pub enum Error {
     TableFull { what: String, setting: &'static str },
     #[error("payload too large: {0}")]
     PayloadTooLarge(String),
+    #[error("{message}")]
+    ArgumentTooLarge { message: String, hint: String },
     #[error("this transaction has as many messages as it may: {0}, or 64 MB")]
     TooManyMessages(usize),
-    #[error("out of memory for another message")]
+    #[error("out of memory")]
     OutOfMemory,
     #[error("cannot PREPARE a transaction that has executed oban_notify")]
     Prepared,
@@ -72,6 +74,19 @@ impl Error {
         Self::BadArgument { message: message.into(), hint: hint.into() }
     }
 
+    /// For an argument of so many bytes that must not have more than `most`.
+    pub fn too_long(argument: &'static str, bytes: usize, most: usize) -> Self {
+        Self::bad(format!("argument \"{argument}\" has {bytes} bytes"), format!("At most {most} bytes fit."))
+    }
+
+    /// The same where the argument is a payload, or some.
+    pub fn too_large(argument: &'static str, bytes: usize, most: usize) -> Self {
+        Self::ArgumentTooLarge {
+            message: format!("argument \"{argument}\" has {bytes} bytes"),
+            hint: format!("At most {most} bytes are read: a notification has at most {MAX_PAYLOAD}."),
+        }
+    }
+
     fn code(&self) -> PgSqlErrorCode {
         use PgSqlErrorCode::*;
         match self {
@@ -84,7 +99,9 @@ impl Error {
                 ERRCODE_INSUFFICIENT_PRIVILEGE
             }
             Self::TableFull { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-            Self::PayloadTooLarge(_) | Self::TooManyMessages(_) => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Self::PayloadTooLarge(_) | Self::ArgumentTooLarge { .. } | Self::TooManyMessages(_) => {
+                ERRCODE_PROGRAM_LIMIT_EXCEEDED
+            }
             Self::InTransactionBlock(_) => ERRCODE_ACTIVE_SQL_TRANSACTION,
             Self::ReadOnly(_) => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Self::NotPreloaded
@@ -103,7 +120,7 @@ impl Error {
     fn hint(&self) -> String {
         match self {
             Self::NullArgument(name) => format!("Leave \"{name}\" out for its default, if it has one."),
-            Self::BadArgument { hint, .. } => hint.clone(),
+            Self::BadArgument { hint, .. } | Self::ArgumentTooLarge { hint, .. } => hint.clone(),
             Self::NodeTaken { lease_ends: Some(ends), pid, .. } => format!(
                 "That member, joined by the backend with PID {pid}, has a lease until {ends}. Give this node another \
                  name, wait until the lease ends, or join with replace => true."
@@ -143,7 +160,9 @@ impl Error {
             Self::TooManyMessages(_) => {
                 "Commit in between, send fewer that differ, or raise obanrs.max_transaction_messages.".into()
             }
-            Self::OutOfMemory => "Commit in between.".into(),
+            Self::OutOfMemory => {
+                "Commit in between, send or ask for less at a time, or give the server more memory.".into()
+            }
             Self::Prepared => "Send after COMMIT PREPARED, in a transaction of its own.".into(),
             Self::NotPreloaded => "Add obanrs to shared_preload_libraries and restart the server.".into(),
             Self::NoExtension => "It was dropped, or its CREATE EXTENSION is not committed yet.".into(),
@@ -212,6 +231,7 @@ impl From<WireError> for Error {
                 "it is nested more than {} levels deep",
                 crate::logic::wire::MAX_DEPTH
             )),
+            WireError::OutOfMemory => Error::OutOfMemory,
             WireError::Malformed(why) => Error::bad(
                 format!("not a wire form of Oban's: {why}"),
                 "Oban sends JSON, base64 of gzip (H4sI...), or the latter behind \"Z:\".",
@@ -230,19 +250,33 @@ pub fn given<T>(name: &'static str, argument: Option<T>) -> Result<T, Error> {
     argument.ok_or(Error::NullArgument(name))
 }
 
+/// A text argument of an SQL function, which is measured before it is read.
+pub trait TextValue {
+    /// Gives the text to `read` if it has at most `most` bytes; 22023 otherwise.
+    fn with_text<R>(
+        &self,
+        argument: &'static str,
+        most: usize,
+        read: impl FnOnce(&str) -> R,
+    ) -> Result<R, Error>;
+}
+
+impl TextValue for &str {
+    fn with_text<R>(
+        &self,
+        argument: &'static str,
+        most: usize,
+        read: impl FnOnce(&str) -> R,
+    ) -> Result<R, Error> {
+        if self.len() > most { Err(Error::too_long(argument, self.len(), most)) } else { Ok(read(self)) }
+    }
+}
+
 /// A text argument for a slot of `N` bytes in shared memory: not empty and not longer.
-pub fn name<const N: usize>(
-    argument: &'static str,
-    value: Option<&str>,
-) -> Result<crate::logic::text::Text<N>, Error> {
-    let value = given(argument, value)?;
-    if value.is_empty() {
+pub fn name<const N: usize>(argument: &'static str, value: Option<impl TextValue>) -> Result<Text<N>, Error> {
+    let name = given(argument, value)?.with_text(argument, N, Text::truncated)?;
+    if name.as_str().is_empty() {
         return Err(Error::bad(format!("argument \"{argument}\" is empty"), "Give it a name."));
     }
-    crate::logic::text::Text::new(value).ok_or_else(|| {
-        Error::bad(
-            format!("argument \"{argument}\" has {} bytes: \"{}\"", value.len(), excerpt(value)),
-            format!("At most {N} bytes fit."),
-        )
-    })
+    Ok(name)
 }

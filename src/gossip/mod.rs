@@ -16,6 +16,7 @@ use crate::logic::jsonb;
 use crate::logic::peer::{MAX_NAME, MAX_NODE, MAX_PREFIX};
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
+use crate::pg::argument::{JsonbArgument, TextArgument};
 use crate::pg::datum::{self, RawJsonb};
 use crate::pg::rows::Rows;
 use crate::pg::{encoding, session, time};
@@ -24,6 +25,10 @@ use crate::shmem;
 /// A year: what is longer is a mistake in the unit.
 const MAX_TTL: i64 = 366 * 86_400 * 1_000_000;
 
+/// The most bytes that are read of a state. Its text is at least a sixth as long: of small numbers in an array each takes
+/// two characters, and twelve bytes.
+const MAX_BYTES: usize = 8 * check::MAX_STATE;
+
 struct Names {
     prefix: Text<MAX_PREFIX>,
     name: Text<MAX_NAME>,
@@ -31,7 +36,11 @@ struct Names {
 }
 
 impl Names {
-    fn of(prefix: Option<&str>, name: Option<&str>, node: Option<&str>) -> Result<Self, Error> {
+    fn of(
+        prefix: Option<TextArgument>,
+        name: Option<TextArgument>,
+        node: Option<TextArgument>,
+    ) -> Result<Self, Error> {
         Ok(Self {
             prefix: error::name("prefix", prefix)?,
             name: error::name("name", name)?,
@@ -52,16 +61,16 @@ impl Names {
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_gossip_put(
-    node: Option<&str>,
-    queue: Option<&str>,
-    state: default!(Option<RawJsonb>, "'{}'"),
-    name: default!(Option<&str>, "'Oban'"),
+    node: Option<TextArgument>,
+    queue: Option<TextArgument>,
+    state: default!(Option<JsonbArgument>, "'{}'"),
+    name: default!(Option<TextArgument>, "'Oban'"),
     ttl: default!(Option<Interval>, "NULL"),
-    prefix: default!(Option<&str>, "'public'"),
+    prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let names = Names::of(prefix, name, node)?;
     let queue: Text<MAX_QUEUE> = error::name("queue", queue)?;
-    let state = given("state", state)?;
+    let state = opened(state)?;
     let ttl = lifetime(ttl)?;
     acl::require(names.prefix.as_str(), Right::Write)?;
     let started_at = validated(&state)?;
@@ -82,6 +91,15 @@ fn oban_gossip_put(
         return Err(Error::TableFull { what, setting: "obanrs.gossip_memory" }.into());
     }
     Ok(())
+}
+
+/// A state that is short enough to be tested.
+fn opened(state: Option<JsonbArgument>) -> Result<RawJsonb, Error> {
+    let state = given("state", state)?;
+    if state.bytes() > MAX_BYTES {
+        return Err(Error::too_long("state", state.bytes(), check::MAX_STATE));
+    }
+    state.open().ok_or(Error::NullArgument("state"))
 }
 
 /// Tests a state, for it has to be an object whose known keys have the types that readers rely on. When the queue
@@ -118,12 +136,12 @@ fn validated(state: &RawJsonb) -> Result<Option<i64>, Error> {
 #[cfg(feature = "bench")]
 #[pg_extern(volatile, parallel_unsafe)]
 fn obanrs_bench_gossip_put(
-    _node: Option<&str>,
-    _queue: Option<&str>,
-    _state: default!(Option<RawJsonb>, "'{}'"),
-    _name: default!(Option<&str>, "'Oban'"),
+    _node: Option<TextArgument>,
+    _queue: Option<TextArgument>,
+    _state: default!(Option<JsonbArgument>, "'{}'"),
+    _name: default!(Option<TextArgument>, "'Oban'"),
     _ttl: default!(Option<Interval>, "NULL"),
-    _prefix: default!(Option<&str>, "'public'"),
+    _prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
     Ok(())
 }
@@ -165,10 +183,10 @@ fn lifetime(ttl: Option<Interval>) -> Result<i64, Error> {
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_gossip_delete(
-    node: Option<&str>,
-    queue: default!(Option<&str>, "NULL"),
-    name: default!(Option<&str>, "'Oban'"),
-    prefix: default!(Option<&str>, "'public'"),
+    node: Option<TextArgument>,
+    queue: default!(Option<TextArgument>, "NULL"),
+    name: default!(Option<TextArgument>, "'Oban'"),
+    prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<i32, ErrorReport> {
     let names = Names::of(prefix, name, node)?;
     let queue: Option<Text<MAX_QUEUE>> = queue.map(|q| error::name("queue", Some(q))).transpose()?;

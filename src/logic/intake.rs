@@ -143,7 +143,7 @@ mod tests {
         for sample in samples {
             let plain = sample["message"].to_string();
             // `encode` packs only what is long; spaces behind a JSON text are none of it.
-            let packed = wire::encode(&format!("{plain}{}", " ".repeat(8_000))).expect("it packs well");
+            let packed = wire::encode(format!("{plain}{}", " ".repeat(8_000))).expect("it packs well");
             for form in [&plain, &packed, &format!("Z:{packed}")] {
                 let intake = all(form);
                 let queues: Vec<&str> = intake.checks.iter().map(|c| &*c.queue).collect();
@@ -177,14 +177,14 @@ mod tests {
     fn a_message_of_more_checks_than_anybody_has_is_not_taken_whole() {
         let check = r#"{"name":"n","node":"o","queue":"q"}"#;
         let message = format!(r#"{{"checks":[{}]}}"#, vec![check; MAX_CHECKS + 5].join(","));
-        let intake = take_apart(&wire::encode(&message).expect("it packs well"));
+        let intake = take_apart(&wire::encode(message).expect("it packs well"));
         assert_eq!((intake.checks.len(), intake.malformed, intake.too_many), (MAX_CHECKS, 0, 5));
     }
 
     #[test]
     fn a_bomb_is_malformed() {
         let json = format!(r#"{{"checks": [], "pad": "{}"}}"#, " ".repeat(2 << 20));
-        let wire = wire::encode(&json).expect("it packs well");
+        let wire = wire::encode(json).expect("it packs well");
         assert!(wire.len() < 8_000);
         assert_eq!(all(&wire).malformed, 1);
     }

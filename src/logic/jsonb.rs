@@ -57,6 +57,12 @@ pub fn read(bytes: &[u8]) -> Result<Value<'_>, Unreadable> {
     }
 }
 
+/// How long a jsonb is as JSON text without spaces, if it is nested no more than `depth` levels deep. A few bytes may
+/// be many as text: a number of 12 bytes has up to 131,072 digits.
+pub fn text_len(bytes: &[u8], depth: usize) -> Result<usize, Unreadable> {
+    read(bytes)?.walk_in(depth, &mut |_| {})
+}
+
 impl<'a> Container<'a> {
     fn read(bytes: &'a [u8]) -> Result<Value<'a>, Unreadable> {
         let header = word(bytes, 0)?;
@@ -433,6 +439,13 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_length_is_told_up_to_a_depth() {
+        let bytes = writing::jsonb(&serde_json::json!([[["x"]]]));
+        assert_eq!((text_len(&bytes, 3), text_len(&bytes, 2)), (Ok(9), Err(Unreadable)));
+        assert_eq!(text_len(&writing::jsonb(&serde_json::json!(12.5)), 1), Ok(4));
+    }
+
     fn json() -> impl Strategy<Value = serde_json::Value> {
         use serde_json::Value;
         let number = prop_oneof![
@@ -468,6 +481,7 @@ mod tests {
             let mut integers = Vec::new();
             let len = value.walk(&mut |n| integers.push(n.integer()));
             prop_assert_eq!(len, Ok(json.to_string().len()));
+            prop_assert_eq!(text_len(&bytes, MAX_DEPTH), len);
             fn wanted(json: &serde_json::Value, into: &mut Vec<Option<i64>>) {
                 match json {
                     serde_json::Value::Number(n) => into.push(n.as_i64()),

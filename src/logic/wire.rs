@@ -24,22 +24,52 @@ pub enum WireError {
     Bomb,
     /// It is nested more than `MAX_DEPTH` levels deep.
     TooDeep,
+    OutOfMemory,
 }
 
 /// The wire form of a JSON object given as text.
-pub fn encode(json: &str) -> Result<String, WireError> {
+pub fn encode(json: String) -> Result<String, WireError> {
     if json.len() <= MAX_PAYLOAD {
-        return Ok(json.to_owned());
+        return Ok(json);
     }
     if json.len() > MAX_UNPACKED {
         return Err(WireError::Bomb); // nobody would read it
     }
-    let mut packed = Vec::new();
-    GzEncoder::new(json.as_bytes(), Compression::default())
-        .read_to_end(&mut packed)
-        .map_err(|_| WireError::Malformed("it can't be compressed"))?;
-    let wire = STANDARD.encode(packed);
-    if wire.len() <= MAX_PAYLOAD { Ok(wire) } else { Err(WireError::TooLong(wire.len())) }
+    let packed = Piece::read(GzEncoder::new(json.as_bytes(), Compression::default()), MAX_PAYLOAD, true)
+        .map_err(|failed| failed.unwrap_or(WireError::Malformed("it can't be compressed")))?;
+    let len = packed.len.div_ceil(3) * 4;
+    if len > MAX_PAYLOAD {
+        return Err(WireError::TooLong(len));
+    }
+    Ok(STANDARD.encode(packed.bytes))
+}
+
+/// The beginning of what a reader gives.
+struct Piece {
+    /// No more than were wanted.
+    bytes: Vec<u8>,
+    /// How many there are.
+    len: usize,
+}
+
+impl Piece {
+    /// Keeps up to `most` bytes; looks how many more there are if that is to be `counted`, else only for one. `None`
+    /// is the reader's error.
+    fn read(mut reader: impl Read, most: usize, counted: bool) -> Result<Self, Option<WireError>> {
+        let mut piece = Self { bytes: Vec::new(), len: 0 };
+        let mut buffer = [0; 8192];
+        while counted || piece.len <= most {
+            let read = reader.read(&mut buffer).map_err(|_| None)?;
+            if read == 0 {
+                break;
+            }
+            let kept = read.min(most - piece.bytes.len());
+            piece.bytes.try_reserve(kept).map_err(|_| Some(WireError::OutOfMemory))?;
+            piece.bytes.extend_from_slice(&buffer[..kept]);
+            piece.len += read;
+        }
+        Ok(piece)
+    }
 }
 
 /// The JSON text of a wire form; whether it is JSON is for the caller's parser to say.
@@ -52,50 +82,73 @@ pub fn decode_up_to(wire: &str, most: usize) -> Result<String, WireError> {
     let packed = match wire.strip_prefix("Z:") {
         Some(packed) => packed,
         None if wire.starts_with("H4sI") => wire,
-        None => return Ok(wire.to_owned()),
+        None => return copied(wire),
     };
     let packed = STANDARD.decode(packed).map_err(|_| WireError::Malformed("it is not base64"))?;
-    let mut json = Vec::new();
-    GzDecoder::new(&*packed)
-        .take(most as u64 + 1)
-        .read_to_end(&mut json)
-        .map_err(|_| WireError::Malformed("it is not gzip"))?;
-    if json.len() > most {
+    let json = Piece::read(GzDecoder::new(&*packed), most, false)
+        .map_err(|failed| failed.unwrap_or(WireError::Malformed("it is not gzip")))?;
+    if json.len > most {
         return Err(WireError::Bomb);
     }
-    String::from_utf8(json).map_err(|_| WireError::Malformed("it is not UTF-8"))
+    String::from_utf8(json.bytes).map_err(|_| WireError::Malformed("it is not UTF-8"))
 }
 
 /// Each reader parses it again, deeper in its stack than the sender was.
 pub const MAX_DEPTH: usize = 500;
 
+/// Whether a character of JSON is part of a string, told one after the other.
+#[derive(Default)]
+struct Strings {
+    quoted: bool,
+    escaped: bool,
+}
+
+impl Strings {
+    /// Whether this one is inside of a string, or its last quote.
+    fn contain(&mut self, c: char) -> bool {
+        let inside = self.quoted;
+        if self.escaped {
+            self.escaped = false;
+        } else {
+            self.escaped = inside && c == '\\';
+            self.quoted ^= c == '"';
+        }
+        inside
+    }
+}
+
 /// JSON as Postgres prints it, without the spaces that it puts between tokens.
 pub fn compact(json: &str) -> Result<String, WireError> {
-    let (mut compact, mut quoted, mut escaped, mut depth) = (String::new(), false, false, 0usize);
-    compact.try_reserve_exact(json.len()).map_err(|_| WireError::Bomb)?;
+    require_flat(json)?;
+    let (mut compact, mut strings) = (String::new(), Strings::default());
+    compact.try_reserve_exact(json.len()).map_err(|_| WireError::OutOfMemory)?;
+    compact.extend(json.chars().filter(|c| strings.contain(*c) || *c != ' '));
+    Ok(compact)
+}
+
+/// Refuses what is nested more than `MAX_DEPTH` levels deep. What is no JSON is for the caller's parser to refuse.
+pub fn require_flat(json: &str) -> Result<(), WireError> {
+    let (mut strings, mut depth) = (Strings::default(), 0usize);
     for c in json.chars() {
-        if !quoted && c == ' ' {
+        if strings.contain(c) {
             continue;
         }
-        if !quoted {
-            match c {
-                '{' | '[' => depth += 1,
-                '}' | ']' => depth = depth.saturating_sub(1),
-                _ => {}
-            }
-            if depth > MAX_DEPTH {
-                return Err(WireError::TooDeep);
-            }
+        match c {
+            '{' | '[' if depth == MAX_DEPTH => return Err(WireError::TooDeep),
+            '{' | '[' => depth += 1,
+            '}' | ']' => depth = depth.saturating_sub(1),
+            _ => {}
         }
-        if escaped {
-            escaped = false;
-        } else {
-            escaped = quoted && c == '\\';
-            quoted ^= c == '"';
-        }
-        compact.push(c);
     }
-    Ok(compact)
+    Ok(())
+}
+
+/// A copy for which there may be no memory.
+fn copied(text: &str) -> Result<String, WireError> {
+    let mut copy = String::new();
+    copy.try_reserve_exact(text.len()).map_err(|_| WireError::OutOfMemory)?;
+    copy.push_str(text);
+    Ok(copy)
 }
 
 /// `{"<key>":"<value>"}` in the server's encoding. Byte by byte, because a trigger has to cope with
@@ -162,10 +215,30 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_compress_is_refused_with_its_packed_length() {
+        let mut random = 1u64;
+        let noise: String = std::iter::repeat_with(|| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            char::from(b' ' + (random >> 33) as u8 % 64)
+        })
+        .take(100_000)
+        .collect();
+        let Err(WireError::TooLong(len)) = encode(noise) else { panic!("it has 600,000 bits") };
+        assert!((75_000..150_000).contains(&len) && len % 4 == 0, "{len}");
+    }
+
+    #[test]
+    fn brackets_in_strings_are_no_levels() {
+        assert_eq!(require_flat(&format!(r#"["\"{}"]"#, "[".repeat(1_000))), Ok(()));
+        assert_eq!(require_flat(&"[".repeat(100_000)), Err(WireError::TooDeep));
+        assert_eq!(require_flat(&"]".repeat(100_000)), Ok(()));
+    }
+
+    #[test]
     fn the_limit_is_7999_bytes() {
         let plain = format!(r#"{{"a":"{}"}}"#, "x".repeat(MAX_PAYLOAD - 8));
-        assert_eq!(encode(&plain), Ok(plain.clone()));
-        let packed = encode(&format!("{plain} ")).unwrap();
+        assert_eq!(encode(plain.clone()), Ok(plain.clone()));
+        let packed = encode(format!("{plain} ")).unwrap();
         assert!(packed.starts_with("H4sI") && packed.len() < 100);
     }
 
@@ -173,7 +246,7 @@ mod tests {
         #[test]
         fn what_was_encoded_is_read_back(body in "[ -~]{0,40}", times in 1usize..600) {
             let json = serde_json::json!({ "body": body.repeat(times) }).to_string();
-            if let Ok(wire) = encode(&json) {
+            if let Ok(wire) = encode(json.clone()) {
                 prop_assert!(wire.len() <= MAX_PAYLOAD);
                 prop_assert_eq!(decode(&wire), Ok(json));
             }

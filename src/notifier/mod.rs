@@ -3,7 +3,8 @@
 pub mod poll;
 pub mod stats;
 
-use pgrx::datum::Array;
+use std::borrow::Cow;
+
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use serde::de::IgnoredAny;
@@ -11,58 +12,84 @@ use serde::de::IgnoredAny;
 use crate::bus::{self, Target};
 use crate::config;
 use crate::error::{Error, given};
+use crate::logic::channel::MAX_CHANNEL;
 use crate::logic::outbox::{self, Origin};
 use crate::logic::text::excerpt;
 use crate::logic::wire::WireError;
-use crate::logic::{channel, wire};
+use crate::logic::{channel, jsonb, wire};
 use crate::pg::acl::{self, Right};
-use crate::pg::datum::{Jsonb, Text};
+use crate::pg::argument::{JsonbArgument, JsonbArray, TextArgument, TextArray};
+use crate::pg::datum::{RawJsonb, Text};
 use crate::pg::{encoding, notify, session};
 use crate::shmem::listeners;
 
+/// The most bytes of a payload as a jsonb. Text that can be packed into a notification has at most 8 MB, which in an array
+/// of small numbers are six times as many bytes.
+const MAX_JSONB: usize = 64 << 20;
+
+/// The most bytes, and elements, of an array of payloads.
+const MAX_PAYLOADS: usize = 128 << 20;
+const MOST_PAYLOADS: usize = 1 << 20;
+
+/// The most channels of a call: a reader compares each with each message, while the ring's lock is held.
+const MOST_CHANNELS: usize = 64;
+
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_notify(
-    channel: Option<Text>,
-    payload: Option<Jsonb>,
-    prefix: default!(Option<Text>, "'public'"),
+    channel: Option<TextArgument>,
+    payload: Option<JsonbArgument>,
+    prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let payload = given("payload", payload)?;
-    Ok(publish(channel.as_deref(), [Some(payload)].into_iter(), prefix.as_deref())?)
+    Ok(publish(channel, "payload", [Some(payload)].into_iter(), prefix)?)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_notify_many(
-    channel: Option<Text>,
-    payloads: Option<Array<'_, Jsonb>>,
-    prefix: default!(Option<Text>, "'public'"),
+    channel: Option<TextArgument>,
+    payloads: Option<JsonbArray>,
+    prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
-    // One after the other: printed they can be many times as large as the array.
     let payloads = given("payloads", payloads)?;
-    Ok(publish(channel.as_deref(), payloads.iter(), prefix.as_deref())?)
+    if payloads.bytes() > MAX_PAYLOADS {
+        return Err(Error::too_large("payloads", payloads.bytes(), MAX_PAYLOADS).into());
+    }
+    let payloads = payloads.open().ok_or(Error::NullArgument("payloads"))?;
+    if payloads.len() > MOST_PAYLOADS {
+        let message = format!("payloads has {} elements", payloads.len());
+        let hint = format!("At most {MOST_PAYLOADS} are read: send them in several calls.");
+        return Err(Error::ArgumentTooLarge { message, hint }.into());
+    }
+    // One after the other: printed they can be many times as large as the array.
+    Ok(publish(channel, "payloads", payloads.iter(), prefix)?)
 }
 
 /// Queues every payload, or none: all are tested before the first is queued.
 fn publish(
-    channel: Option<&str>,
-    payloads: impl Iterator<Item = Option<Jsonb>>,
-    prefix: Option<&str>,
+    channel: Option<TextArgument>,
+    argument: &'static str,
+    payloads: impl Iterator<Item = Option<JsonbArgument>>,
+    prefix: Option<TextArgument>,
 ) -> Result<(), Error> {
     let (channel, prefix) = (given("channel", channel)?, given("prefix", prefix)?);
-    let target = Target::new(prefix, channel)?;
+    let (channel, prefix) = (channel.text("channel", MAX_CHANNEL)?, prefix.text("prefix", MAX_CHANNEL)?);
+    let target = Target::new(&prefix, &channel)?;
     // A verbatim channel is nobody's: any role may NOTIFY it natively.
     if !prefix.is_empty() {
-        acl::require(prefix, right_to_publish(channel))?;
+        acl::require(&prefix, right_to_publish(&channel))?;
     }
     if session::in_recovery() {
         return Err(Error::InRecovery("notify"));
     }
     let (mut forms, mut bytes) = (Vec::new(), 0);
     for payload in payloads {
-        let form = server_form(&given("payloads", payload)?.0)?;
+        pgrx::check_for_interrupts!();
+        let form = server_form(wire_form(argument, given(argument, payload)?)?)?;
         bytes += form.len();
         if bytes > outbox::MOST_BYTES {
             return Err(Error::TooManyMessages(config::max_transaction_messages()));
         }
+        forms.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
         forms.push(form);
     }
     forms.into_iter().try_for_each(|form| bus::queue(&target, form, Origin::Call))
@@ -77,48 +104,73 @@ fn right_to_publish(channel: &str) -> Right {
 }
 
 /// The wire form in the server's encoding, in which it may be longer.
-fn server_form(payload: &str) -> Result<Vec<u8>, Error> {
-    let form = encoding::to_server(&wire_form(payload)?).into_owned();
+fn server_form(form: String) -> Result<Vec<u8>, Error> {
+    let form = match encoding::to_server(&form) {
+        Cow::Borrowed(_) => form.into_bytes(),
+        Cow::Owned(converted) => converted,
+    };
     if form.len() <= wire::MAX_PAYLOAD { Ok(form) } else { Err(WireError::TooLong(form.len()).into()) }
 }
 
-fn wire_form(payload: &str) -> Result<String, Error> {
-    let json = wire::compact(payload)?;
+fn wire_form(argument: &'static str, payload: JsonbArgument) -> Result<String, Error> {
+    let json = compact(argument, payload)?;
     if !json.starts_with('{') {
         return Err(Error::bad(
             format!("payload is no JSON object: {}", excerpt(&json)),
             "Oban's nodes crash on anything else: wrap it, as in {\"value\": 1}.",
         ));
     }
-    Ok(wire::encode(&json)?)
+    Ok(wire::encode(json)?)
+}
+
+/// A payload as text, which is measured before Postgres prints it.
+fn compact(argument: &'static str, payload: JsonbArgument) -> Result<String, Error> {
+    if payload.bytes() > MAX_JSONB {
+        return Err(Error::too_large(argument, payload.bytes(), MAX_JSONB));
+    }
+    let payload = payload.open().ok_or(Error::NullArgument(argument))?;
+    let len = jsonb::text_len(payload.bytes(), wire::MAX_DEPTH).map_err(|_| WireError::TooDeep)?;
+    if len > wire::MAX_UNPACKED {
+        let most = wire::MAX_UNPACKED;
+        return Err(Error::PayloadTooLarge(format!("{len} bytes as text; at most {most} are sent")));
+    }
+    Ok(payload.with_text(wire::compact)?)
 }
 
 #[pg_extern(immutable, parallel_safe)]
-fn oban_encode(payload: Option<Jsonb>) -> Result<Text, ErrorReport> {
-    Ok(Text(wire_form(&given("payload", payload)?.0)?))
+fn oban_encode(payload: Option<JsonbArgument>) -> Result<Text, ErrorReport> {
+    Ok(Text(wire_form("payload", given("payload", payload)?)?))
 }
 
 #[pg_extern(immutable, parallel_safe)]
-fn oban_decode(wire: Option<Text>) -> Result<Jsonb, ErrorReport> {
+fn oban_decode(wire: Option<TextArgument>) -> Result<Option<RawJsonb>, ErrorReport> {
     let wire = given("wire", wire)?;
-    let json = wire::decode(&wire).map_err(Error::from)?;
-    serde_json::from_str::<IgnoredAny>(&json).map_err(|e| {
-        Error::bad(
-            format!("not a wire form of Oban's: \"{}\" is not JSON ({e})", excerpt(&json)),
-            "Oban sends JSON, base64 of gzip (H4sI...), or the latter behind \"Z:\".",
-        )
-    })?;
-    Ok(Jsonb(json))
+    if wire.bytes() > wire::MAX_PAYLOAD {
+        return Err(Error::too_large("wire", wire.bytes(), wire::MAX_PAYLOAD).into());
+    }
+    let json = wire::decode(&wire.text("wire", wire::MAX_PAYLOAD)?).map_err(Error::from)?;
+    wire::require_flat(&json).map_err(Error::from)?;
+    serde_json::from_str::<IgnoredAny>(&json)
+        .map_err(|e| no_wire_form(&format!("\"{}\" is not JSON ({e})", excerpt(&json))))?;
+    pgrx::check_for_interrupts!();
+    Ok(RawJsonb::parse_or(&json, no_wire_form))
+}
+
+fn no_wire_form(why: &str) -> Error {
+    Error::bad(
+        format!("not a wire form of Oban's: {why}"),
+        "Oban sends JSON, base64 of gzip (H4sI...), or the latter behind \"Z:\".",
+    )
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_listen_channels(
-    channels: default!(Option<Vec<Option<Text>>>, "'{gossip,insert,leader,signal}'"),
-    prefix: default!(Option<Text>, "'public'"),
+    channels: default!(Option<TextArray>, "'{gossip,insert,leader,signal}'"),
+    prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<SetOfIterator<'static, Text>, ErrorReport> {
-    let names = full_names(channels, prefix.as_deref())?;
-    if let Some(prefix) = prefix.as_deref().filter(|p| !p.is_empty()) {
-        acl::require(prefix, Right::Read)?;
+    let (names, prefix) = full_names(channels, prefix)?;
+    if !prefix.is_empty() {
+        acl::require(&prefix, Right::Read)?;
     }
     if !session::is_client_backend() {
         return Err(Error::NotSupported("a background process can't listen").into());
@@ -136,10 +188,10 @@ fn oban_listen_channels(
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_unlisten_channels(
-    channels: default!(Option<Vec<Option<Text>>>, "'{gossip,insert,leader,signal}'"),
-    prefix: default!(Option<Text>, "'public'"),
+    channels: default!(Option<TextArray>, "'{gossip,insert,leader,signal}'"),
+    prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<SetOfIterator<'static, Text>, ErrorReport> {
-    let names = full_names(channels, prefix.as_deref())?;
+    let (names, _) = full_names(channels, prefix)?;
     if session::is_restricted() {
         return Err(Error::Restricted("unlisten").into());
     }
@@ -147,8 +199,18 @@ fn oban_unlisten_channels(
     Ok(SetOfIterator::new(names.into_iter().map(Text)))
 }
 
-/// The full names of a prefix's channels.
-fn full_names(channels: Option<Vec<Option<Text>>>, prefix: Option<&str>) -> Result<Vec<String>, Error> {
+/// The full names of a prefix's channels, and the prefix.
+fn full_names(
+    channels: Option<TextArray>,
+    prefix: Option<TextArgument>,
+) -> Result<(Vec<String>, Text), Error> {
+    let (channels, prefix) = names(channels, prefix)?;
+    let names = channels.iter().map(|channel| Ok(channel::full_name(&prefix, channel)?));
+    Ok((names.collect::<Result<_, Error>>()?, prefix))
+}
+
+/// The names of channels, and of their prefix, as they were given.
+fn names(channels: Option<TextArray>, prefix: Option<TextArgument>) -> Result<(Vec<Text>, Text), Error> {
     let (channels, prefix) = (given("channels", channels)?, given("prefix", prefix)?);
-    channels.into_iter().map(|c| Ok(channel::full_name(prefix, &given("channels", c)?)?)).collect()
+    Ok((channels.texts("channels", MOST_CHANNELS, MAX_CHANNEL)?, prefix.text("prefix", MAX_CHANNEL)?))
 }

@@ -1,6 +1,7 @@
 //! Reading the ring: the functions of clients that keep their position themselves, so that any connection,
 //! through any pooler, will do.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::time::Duration;
 
@@ -12,8 +13,10 @@ use pgrx::prelude::*;
 use crate::bus::Target;
 use crate::error::{Error, given};
 use crate::logic::ring::{Batch, Channel, Message, Progress};
+use crate::logic::wire::WireError;
 use crate::logic::{channel, wire};
 use crate::pg::acl::{self, Right};
+use crate::pg::argument::{TextArgument, TextArray};
 use crate::pg::datum::{ServerJson, Text};
 use crate::pg::procedure::{Call, Row};
 use crate::pg::{encoding, latch, session, time};
@@ -27,15 +30,12 @@ const BYTES: usize = 64 * 1024;
 /// Where one answer ends, in bytes: a jsonb has its limits, and so have memory and a client.
 const MOST_BYTES: usize = 16 << 20;
 
-/// Each is compared with each message, while the ring's lock is held.
-const MOST_CHANNELS: usize = 64;
-
 /// A day: what is longer is a mistake in the unit.
 const MAX_TIMEOUT: i128 = 86_400_000_000;
 
 /// What a reader asks for.
-struct Question<'a> {
-    prefix: &'a str,
+struct Question {
+    prefix: Text,
     /// Tested, and put together when there is something to read.
     names: Vec<Text>,
     channels: OnceCell<Vec<Channel>>,
@@ -43,23 +43,16 @@ struct Question<'a> {
     most: usize,
 }
 
-impl<'a> Question<'a> {
+impl Question {
     fn new(
-        channels: Option<Vec<Option<Text>>>,
+        channels: Option<TextArray>,
         after: Option<i64>,
         max_messages: Option<i32>,
-        prefix: Option<&'a str>,
+        prefix: Option<TextArgument>,
     ) -> Result<Self, Error> {
-        let (channels, prefix) = (given("channels", channels)?, given("prefix", prefix)?);
+        let (names, prefix) = super::names(channels, prefix)?;
         let max_messages = given("max_messages", max_messages)?;
-        if channels.len() > MOST_CHANNELS {
-            return Err(Error::bad(
-                format!("channels has {} elements", channels.len()),
-                format!("At most {MOST_CHANNELS} channels can be read at a time."),
-            ));
-        }
-        let names = channels.into_iter().map(|c| given("channels", c)).collect::<Result<Vec<_>, _>>()?;
-        names.iter().try_for_each(|name| channel::test(prefix, name))?;
+        names.iter().try_for_each(|name| channel::test(&prefix, name))?;
         if let Some(after) = after.filter(|after| *after < 0) {
             return Err(Error::bad(
                 format!("after is {after}"),
@@ -78,7 +71,7 @@ impl<'a> Question<'a> {
 
     fn channels(&self) -> Result<&[Channel], Error> {
         if self.channels.get().is_none() {
-            let channels = self.names.iter().map(|name| Ok(Target::new(self.prefix, name)?.channel()));
+            let channels = self.names.iter().map(|name| Ok(Target::new(&self.prefix, name)?.channel()));
             let _ = self.channels.set(channels.collect::<Result<_, Error>>()?);
         }
         Ok(self.channels.get().map_or(&[], Vec::as_slice))
@@ -86,7 +79,7 @@ impl<'a> Question<'a> {
 
     /// A verbatim channel is nobody's: any role may LISTEN to it natively.
     fn require_right(&self) -> Result<(), Error> {
-        if self.prefix.is_empty() { Ok(()) } else { acl::require(self.prefix, Right::Read) }
+        if self.prefix.is_empty() { Ok(()) } else { acl::require(&self.prefix, Right::Read) }
     }
 }
 
@@ -131,11 +124,11 @@ impl Answer {
     /// Adds messages until it has as many bytes as an answer may; but a first one always. How many.
     fn add(&mut self, batch: &Batch) -> Result<usize, Error> {
         for (added, message) in batch.messages().enumerate() {
-            let json = shown(&message);
+            let json = shown(&message)?;
             if self.count > 0 && self.json.len() + json.len() > MOST_BYTES {
                 return Ok(added);
             }
-            self.json.try_reserve(json.len() + 1).map_err(|_| Error::OutOfMemory)?;
+            self.json.try_reserve(json.len() + 2).map_err(|_| Error::OutOfMemory)?;
             self.json.push(b',');
             self.json.extend_from_slice(&json);
             self.count += 1;
@@ -148,33 +141,36 @@ impl Answer {
             Some(comma) => *comma = b'[',
             None => self.json.push(b'['),
         }
-        self.json.push(b']');
+        self.json.push(b']'); // there is room for it
         ServerJson(self.json)
     }
 }
 
-/// A message as JSON, in the server's encoding.
-fn shown(message: &Message<'_>) -> Vec<u8> {
+/// A message as JSON, in the server's encoding. What is packed may become megabytes.
+fn shown(message: &Message<'_>) -> Result<Vec<u8>, Error> {
     let short = match message.prefix {
         0 => message.channel,
         prefix => message.channel.get(usize::from(prefix) + ".oban_".len()..).unwrap_or_default(),
     };
+    // Only what is packed is ASCII, and has to be unpacked; it was UTF-8 then.
+    let unpacked = std::str::from_utf8(message.payload).ok().and_then(|text| match wire::decode(text) {
+        Ok(unpacked) if text != unpacked => Some(Ok(unpacked)),
+        Err(WireError::OutOfMemory) => Some(Err(Error::OutOfMemory)),
+        _ => None,
+    });
+    let unpacked = unpacked.transpose()?;
+    let payload = unpacked.as_deref().map_or(Cow::Borrowed(message.payload), encoding::to_server);
     let mut json = format!("{{\"seq\":{},\"channel\":", message.position).into_bytes();
     wire::push_string(&mut json, short);
-    json.extend_from_slice(b",\"payload\":");
-    // Only what is packed is ASCII, and has to be unpacked; it was UTF-8 then.
-    match std::str::from_utf8(message.payload).map(|text| (text, wire::decode(text))) {
-        Ok((text, Ok(unpacked))) if text != unpacked => {
-            json.extend_from_slice(&encoding::to_server(&unpacked));
-        }
-        _ => json.extend_from_slice(message.payload),
-    }
-    json.extend_from_slice(format!(",\"sent_at\":\"{}\"}}", time::iso(message.sent_at)).as_bytes());
-    json
+    let sent_at = format!(",\"sent_at\":\"{}\"}}", time::iso(message.sent_at));
+    let rest = [b",\"payload\":", &*payload, sent_at.as_bytes()];
+    json.try_reserve(rest.iter().map(|part| part.len()).sum()).map_err(|_| Error::OutOfMemory)?;
+    rest.iter().for_each(|part| json.extend_from_slice(part));
+    Ok(json)
 }
 
 /// What there is to read now.
-fn read(question: &Question<'_>) -> Result<Answer, Error> {
+fn read(question: &Question) -> Result<Answer, Error> {
     rings::count(Counter::Polls, 1);
     let position = rings::position().ok_or_else(no_ring)?;
     let Some(after) = question.after else { return Ok(Answer::new(position)) };
@@ -209,15 +205,15 @@ fn read(question: &Question<'_>) -> Result<Answer, Error> {
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_poll(
-    channels: default!(Option<Vec<Option<Text>>>, "'{gossip,insert,leader,signal}'"),
+    channels: default!(Option<TextArray>, "'{gossip,insert,leader,signal}'"),
     after: default!(Option<i64>, "NULL"),
     max_messages: default!(Option<i32>, "1000"),
-    prefix: default!(Option<Text>, "'public'"),
+    prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<
     TableIterator<'static, (name!(position, i64), name!(missed, Option<i64>), name!(messages, ServerJson))>,
     ErrorReport,
 > {
-    let answer = read(&Question::new(channels, after, max_messages, prefix.as_deref())?)?;
+    let answer = read(&Question::new(channels, after, max_messages, prefix)?)?;
     Ok(TableIterator::once((answer.position, answer.missed, answer.messages())))
 }
 
@@ -225,10 +221,10 @@ fn oban_poll(
 #[cfg(feature = "bench")]
 #[pg_extern(volatile, parallel_unsafe)]
 fn obanrs_bench_poll(
-    _channels: default!(Option<Vec<Option<Text>>>, "'{gossip,insert,leader,signal}'"),
+    _channels: default!(Option<TextArray>, "'{gossip,insert,leader,signal}'"),
     after: default!(Option<i64>, "NULL"),
     _max_messages: default!(Option<i32>, "1000"),
-    _prefix: default!(Option<Text>, "'public'"),
+    _prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<
     TableIterator<'static, (name!(position, i64), name!(missed, Option<i64>), name!(messages, ServerJson))>,
     ErrorReport,
@@ -247,18 +243,18 @@ fn oban_position() -> Result<i64, ErrorReport> {
 #[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)] // they are the contract's
 pub fn oban_wait(
-    channels: Option<Vec<Option<Text>>>,
+    channels: Option<TextArray>,
     after: Option<i64>,
     timeout: Option<Interval>,
     max_messages: Option<i32>,
-    prefix: Option<Text>,
+    prefix: Option<TextArgument>,
     _position: Option<i64>,
     _missed: Option<i64>,
     _messages: Option<i64>, // a jsonb that nobody looks at
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<pgrx::composite_type!('static, "record"), ErrorReport> {
     let timeout = waiting_time(given("timeout", timeout)?)?;
-    let mut question = Question::new(channels, after, max_messages, prefix.as_deref())?;
+    let mut question = Question::new(channels, after, max_messages, prefix)?;
     let call = Call::of(fcinfo);
     if call.is_atomic() {
         return Err(Error::InTransactionBlock("oban_wait").into());
@@ -285,7 +281,7 @@ fn waiting_time(timeout: Interval) -> Result<Duration, Error> {
 
 /// Waits until there is something to read, or a gap, and reads it. Nothing that this session registers
 /// outlives it, whether it returns, raises or ends the session.
-fn wait(question: &mut Question<'_>, answer: &mut Answer, timeout: Duration) -> Result<(), Error> {
+fn wait(question: &mut Question, answer: &mut Answer, timeout: Duration) -> Result<(), Error> {
     struct Awake;
     impl Drop for Awake {
         fn drop(&mut self) {

@@ -10,6 +10,7 @@ use super::electorate;
 use crate::error::{self, Error};
 use crate::logic::peer::{Electorate, Node, View};
 use crate::pg::acl::{self, Right};
+use crate::pg::argument::TextArgument;
 use crate::pg::row::{self, Column, Row};
 use crate::pg::scan::{self, Locked};
 use crate::pg::{catalog, latch, session, spi, time};
@@ -34,7 +35,11 @@ fn led_by(view: &View<'_>, electorate: &Electorate, node: Option<&str>) -> Optio
 }
 
 /// What others do needs a right to see it; what this session does it knows.
-fn term_of(name: Option<&str>, node: Option<&str>, prefix: Option<&str>) -> Result<Option<i64>, Error> {
+fn term_of(
+    name: Option<TextArgument>,
+    node: Option<TextArgument>,
+    prefix: Option<TextArgument>,
+) -> Result<Option<i64>, Error> {
     let electorate = electorate(name, prefix)?;
     let node: Option<Node> = node.map(|n| error::name("node", Some(n))).transpose()?;
     if node.is_some() {
@@ -45,9 +50,9 @@ fn term_of(name: Option<&str>, node: Option<&str>, prefix: Option<&str>) -> Resu
 
 #[pg_extern(volatile, parallel_restricted)]
 fn oban_is_leader(
-    name: default!(Option<&str>, "'Oban'"),
-    node: default!(Option<&str>, "NULL"),
-    prefix: default!(Option<&str>, "'public'"),
+    name: default!(Option<TextArgument>, "'Oban'"),
+    node: default!(Option<TextArgument>, "NULL"),
+    prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<bool, ErrorReport> {
     Ok(term_of(name, node, prefix)?.is_some())
 }
@@ -56,18 +61,18 @@ fn oban_is_leader(
 #[cfg(feature = "bench")]
 #[pg_extern(volatile, parallel_restricted)]
 fn obanrs_bench_is_leader(
-    _name: default!(Option<&str>, "'Oban'"),
-    _node: default!(Option<&str>, "NULL"),
-    _prefix: default!(Option<&str>, "'public'"),
+    _name: default!(Option<TextArgument>, "'Oban'"),
+    _node: default!(Option<TextArgument>, "NULL"),
+    _prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<bool, ErrorReport> {
     Ok(true)
 }
 
 #[pg_extern(volatile, parallel_restricted)]
 fn oban_term(
-    name: default!(Option<&str>, "'Oban'"),
-    node: default!(Option<&str>, "NULL"),
-    prefix: default!(Option<&str>, "'public'"),
+    name: default!(Option<TextArgument>, "'Oban'"),
+    node: default!(Option<TextArgument>, "NULL"),
+    prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<Option<i64>, ErrorReport> {
     Ok(term_of(name, node, prefix)?)
 }
@@ -134,8 +139,8 @@ fn leaders(prefix: &str, name: Option<&str>, locked: Locked) -> Result<Option<Ve
 
 #[pg_extern(volatile, parallel_restricted)]
 fn oban_leader(
-    name: default!(Option<&str>, "'Oban'"),
-    prefix: default!(Option<&str>, "'public'"),
+    name: default!(Option<TextArgument>, "'Oban'"),
+    prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<
     TableIterator<
         'static,

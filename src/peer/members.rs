@@ -10,6 +10,7 @@ use super::electorate;
 use crate::error::{self, Error, given};
 use crate::logic::peer::{Electorate, JoinError, Joining, Member, View};
 use crate::pg::acl::{self, Right};
+use crate::pg::argument::TextArgument;
 use crate::pg::{latch, session, time};
 use crate::shmem;
 use crate::shmem::members::{ended, leave, leave_at_exit};
@@ -23,11 +24,11 @@ const LEASES: std::ops::RangeInclusive<i64> = 100_000..=86_400_000_000;
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_join(
-    node: Option<&str>,
-    name: default!(Option<&str>, "'Oban'"),
+    node: Option<TextArgument>,
+    name: default!(Option<TextArgument>, "'Oban'"),
     lease: default!(Option<Interval>, "NULL"),
     replace: default!(Option<bool>, "false"),
-    prefix: default!(Option<&str>, "'public'"),
+    prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<i64, ErrorReport> {
     let electorate = electorate(name, prefix)?;
     let node = error::name("node", node)?;

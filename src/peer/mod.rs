@@ -8,11 +8,11 @@ pub mod fence;
 pub mod leaders;
 pub mod members;
 
-use crate::error::{self, Error};
+use crate::error::{self, Error, TextValue};
 use crate::logic::peer::Electorate;
 use crate::pg::session;
 
-fn electorate(name: Option<&str>, prefix: Option<&str>) -> Result<Electorate, Error> {
+fn electorate(name: Option<impl TextValue>, prefix: Option<impl TextValue>) -> Result<Electorate, Error> {
     Ok(Electorate {
         database: session::database(),
         prefix: error::name("prefix", prefix)?,

@@ -1,25 +1,38 @@
-//! Arguments and results of SQL functions as Rust has them, whatever the server's encoding is. (pgrx's own
-//! types are for databases in UTF-8.)
+//! Values of SQL as Rust has them, whatever the server's encoding is. (pgrx's own types are for databases in
+//! UTF-8.) Those of arguments are read through `argument`.
 
 use std::ffi::CStr;
 use std::ops::Deref;
+use std::panic::AssertUnwindSafe;
 use std::ptr::{NonNull, null_mut};
 
-use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
-use pgrx::datum::{Datum, UnboxDatum};
-use pgrx::nullable::Nullable;
+use pgrx::callconv::{BoxRet, FcInfo};
+use pgrx::datum::Datum;
 use pgrx::pg_sys;
-use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::pgrx_sql_entity_graph::metadata::{
     ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
 };
 use pgrx::prelude::*;
 
-use super::encoding::{to_server, to_utf8};
+use super::encoding::{to_server, to_string, to_utf8};
 use crate::error::Error;
 
-/// The longest JSON that is read, in bytes as Postgres prints it: what a wire form may unpack to.
-const MAX_TEXT: usize = 16 << 20;
+/// How many bytes a value has, without its header, once it is whole: it may be compressed, or be in a table still.
+///
+/// # Safety
+/// `datum` is of a type of variable length, and not null.
+pub unsafe fn size(datum: pg_sys::Datum) -> usize {
+    use pgrx::varlena::{varatt_is_1b_e, varatt_is_4b_c, varsize_any_exhdr};
+    let value = datum.cast_mut_ptr::<pg_sys::varlena>();
+    // SAFETY: the caller's promise; only headers are read.
+    unsafe {
+        if varatt_is_1b_e(value) || varatt_is_4b_c(value) {
+            return (pg_sys::toast_raw_datum_size(datum) as usize).saturating_sub(pg_sys::VARHDRSZ);
+        }
+        varsize_any_exhdr(value) // most are whole, and this is no call
+    }
+}
 
 /// A `text`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,10 +52,6 @@ pub fn text(text: &str) -> Option<pg_sys::Datum> {
     unsafe { Some(pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32).into()) }
 }
 
-/// A `jsonb` as Postgres prints it. As a result any JSON text will do.
-#[derive(Clone, Debug)]
-pub struct Jsonb(pub String);
-
 impl FromDatum for Text {
     unsafe fn from_polymorphic_datum(
         datum: pg_sys::Datum,
@@ -55,7 +64,7 @@ impl FromDatum for Text {
         // SAFETY: a text, says whoever calls this.
         let bytes =
             unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr())) };
-        Some(Self(to_utf8(bytes).into_owned()))
+        Some(Self(to_string(bytes)))
     }
 }
 
@@ -68,52 +77,39 @@ impl IntoDatum for Text {
     }
 }
 
-impl FromDatum for Jsonb {
-    unsafe fn from_polymorphic_datum(
-        datum: pg_sys::Datum,
-        is_null: bool,
-        _type: pg_sys::Oid,
-    ) -> Option<Self> {
-        if is_null {
-            return None;
-        }
-        // SAFETY: a jsonb, says whoever calls this; its text is copied and freed.
-        unsafe {
-            let text: &CStr = pgrx::direct_function_call(pg_sys::jsonb_out, &[Some(datum)])?;
-            // Postgres has memory for it or has raised; Rust would end the server.
-            if text.count_bytes() > MAX_TEXT {
-                ErrorReport::from(Error::PayloadTooLarge(format!("{} bytes as text", text.count_bytes())))
-                    .report(PgLogLevel::ERROR);
-            }
-            let copy = to_utf8(text.to_bytes()).into_owned();
-            pg_sys::pfree(text.as_ptr().cast_mut().cast());
-            Some(Self(copy))
-        }
-    }
-}
-
-impl IntoDatum for Jsonb {
-    fn into_datum(self) -> Option<pg_sys::Datum> {
-        ServerJson(to_server(&self.0).into_owned()).into_datum()
-    }
-    fn type_oid() -> pg_sys::Oid {
-        pg_sys::JSONBOID
-    }
-}
-
 /// A `jsonb` that is given as JSON text in the server's encoding.
 #[derive(Clone, Debug)]
 pub struct ServerJson(pub Vec<u8>);
 
 impl IntoDatum for ServerJson {
     fn into_datum(self) -> Option<pg_sys::Datum> {
-        let text = super::c_string(self.0);
-        // SAFETY: the text lives for the call.
-        unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[text.as_c_str().into_datum()]) }
+        parse(&self.0)
     }
     fn type_oid() -> pg_sys::Oid {
         pg_sys::JSONBOID
     }
+}
+
+/// A `jsonb` from JSON text in the server's encoding. All its memory is Postgres', which raises when there is none.
+fn parse(json: &[u8]) -> Option<pg_sys::Datum> {
+    // A NUL would end it early; nothing of ours has one, and what is empty is no JSON.
+    let json = if json.contains(&0) { &[] } else { json };
+    // SAFETY: a string with its end, which lives for the call; palloc never returns null.
+    unsafe {
+        let text = pg_sys::palloc(json.len() + 1).cast::<u8>();
+        text.copy_from_nonoverlapping(json.as_ptr(), json.len());
+        text.add(json.len()).write(0);
+        let datum = pg_sys::Datum::from(text);
+        let jsonb = pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(datum)]);
+        pg_sys::pfree(text.cast());
+        jsonb
+    }
+}
+
+/// Whether an error is of class 22.
+fn is_data_exception(code: PgSqlErrorCode) -> bool {
+    let class = |code: PgSqlErrorCode| code as i32 & 0xfff;
+    class(code) == class(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION)
 }
 
 /// A `jsonb` as Postgres keeps it, in memory of the current context: not to be kept beyond the call, or the
@@ -124,9 +120,23 @@ pub struct RawJsonb(NonNull<pg_sys::varlena>);
 impl RawJsonb {
     /// From JSON text. Raises what Postgres has against it (a NUL, a number out of range).
     pub fn parse(json: &str) -> Option<Self> {
-        let datum = ServerJson(to_server(json).into_owned()).into_datum()?;
+        let datum = parse(&to_server(json))?;
         // SAFETY: a jsonb that was just made.
         unsafe { Self::from_datum(datum, false) }
+    }
+
+    /// The same, but what Postgres has against it is raised as the error that `refused` makes of its message.
+    pub fn parse_or(json: &str, refused: fn(&str) -> Error) -> Option<Self> {
+        PgTryBuilder::new(|| AssertUnwindSafe(Self::parse(json)))
+            .catch_others(move |error| match error {
+                CaughtError::PostgresError(e) if is_data_exception(e.sql_error_code()) => {
+                    ErrorReport::from(refused(e.message())).report(PgLogLevel::ERROR);
+                    unreachable!("an ERROR does not return")
+                }
+                other => other.rethrow(),
+            })
+            .execute()
+            .0
     }
 
     /// From what `bytes` gave.
@@ -148,13 +158,18 @@ impl RawJsonb {
 
     /// As Postgres prints it: only of one whose length as text is known to be small.
     pub fn text(&self) -> String {
-        // SAFETY: a jsonb, detoasted; the text is copied and freed.
+        self.with_text(str::to_owned)
+    }
+
+    /// The same without a copy of Rust's.
+    pub fn with_text<R>(&self, read: impl FnOnce(&str) -> R) -> R {
+        // SAFETY: a jsonb, detoasted; the text is freed when it was read.
         unsafe {
             let jsonb = self.0.as_ptr().cast::<pg_sys::Jsonb>();
             let text = pg_sys::JsonbToCString(null_mut(), &raw mut (*jsonb).root, self.bytes().len() as i32);
-            let copy = to_utf8(CStr::from_ptr(text).to_bytes()).into_owned();
+            let result = read(&to_utf8(CStr::from_ptr(text).to_bytes()));
             pg_sys::pfree(text.cast());
-            copy
+            result
         }
     }
 }
@@ -182,36 +197,6 @@ impl IntoDatum for RawJsonb {
     }
 }
 
-macro_rules! sql_type {
-    ($rust:ty, $sql:literal) => {
-        // SAFETY: by FromDatum, which copies.
-        unsafe impl UnboxDatum for $rust {
-            type As<'src> = Self;
-            unsafe fn unbox<'src>(datum: Datum<'src>) -> Self
-            where
-                Self: 'src,
-            {
-                // SAFETY: a datum of this type that is not null, as the trait promises.
-                unsafe { Self::from_datum(std::mem::transmute::<Datum<'src>, pg_sys::Datum>(datum), false) }
-                    .unwrap_or_else(|| pgrx::error!("an element is null"))
-            }
-        }
-        // SAFETY: as pgrx does for its own types of this kind.
-        unsafe impl<'fcx> ArgAbi<'fcx> for $rust {
-            unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
-                // SAFETY: an argument of this type.
-                unsafe { arg.unbox_arg_using_from_datum() }
-                    .unwrap_or_else(|| pgrx::error!("an argument is null"))
-            }
-            unsafe fn unbox_nullable_arg(arg: Arg<'_, 'fcx>) -> Nullable<Self> {
-                // SAFETY: as above.
-                unsafe { arg.unbox_arg_using_from_datum::<Self>() }.into()
-            }
-        }
-        sql_result!($rust, $sql);
-    };
-}
-
 macro_rules! sql_result {
     ($rust:ty, $sql:literal) => {
         // SAFETY: as pgrx does for its own types of this kind.
@@ -235,7 +220,6 @@ macro_rules! sql_result {
     };
 }
 
-sql_type!(Text, "text");
-sql_type!(Jsonb, "jsonb");
-sql_type!(RawJsonb, "jsonb");
+sql_result!(Text, "text");
+sql_result!(RawJsonb, "jsonb");
 sql_result!(ServerJson, "jsonb");

@@ -4,7 +4,10 @@ use std::borrow::Cow;
 use std::ffi::{CStr, c_char};
 
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
+
+use crate::error::Error;
 
 const UTF8: i32 = pg_sys::pg_enc::PG_UTF8 as i32;
 const SQL_ASCII: i32 = pg_sys::pg_enc::PG_SQL_ASCII as i32;
@@ -71,8 +74,26 @@ pub fn to_utf8_lossy(bytes: &[u8]) -> Cow<'_, str> {
 unsafe fn copied(converted: *mut c_char) -> Vec<u8> {
     // SAFETY: the caller's promise; conversions end with a zero.
     unsafe {
-        let bytes = CStr::from_ptr(converted).to_bytes().to_vec();
+        let bytes = copy(CStr::from_ptr(converted).to_bytes());
         pg_sys::pfree(converted.cast());
         bytes
     }
+}
+
+/// As `to_utf8`, in memory of Rust's. 53200 when there is none.
+pub fn to_string(bytes: &[u8]) -> String {
+    match to_utf8(bytes) {
+        Cow::Borrowed(text) => String::from_utf8(copy(text.as_bytes())).unwrap_or_default(),
+        Cow::Owned(text) => text,
+    }
+}
+
+/// What comes out of SQL may be large, and Rust ends the server when it gets no memory.
+fn copy(bytes: &[u8]) -> Vec<u8> {
+    let mut copy = Vec::new();
+    if copy.try_reserve_exact(bytes.len()).is_err() {
+        ErrorReport::from(Error::OutOfMemory).report(PgLogLevel::ERROR);
+    }
+    copy.extend_from_slice(bytes);
+    copy
 }

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod acl;
+pub mod argument;
 pub mod bgworker;
 pub mod catalog;
 mod catalog_scan;

@@ -67,12 +67,19 @@ impl Row {
         self.datum(column).map(|d| d.value() as u8 != 0)
     }
 
-    /// A text of at most `most` bytes, looked at before it is unpacked; `None` for a longer one.
+    /// A text of at most `most` bytes; `None` for a longer one.
     pub fn short_text(&self, column: Column, most: usize) -> Option<String> {
-        if self.text_len(column)? > most {
-            return None;
-        }
-        self.with_text(column, |text| String::from_utf8_lossy(text).into_owned())
+        self.with_short_text(column, most, |text| String::from_utf8_lossy(text).into_owned())
+    }
+
+    /// As `with_text`, but of a text of at most `most` bytes, measured before it is unpacked; `None` for a longer one.
+    pub fn with_short_text<R>(
+        &self,
+        column: Column,
+        most: usize,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Option<R> {
+        if self.text_len(column)? > most { None } else { self.with_text(column, read) }
     }
 
     /// The first bytes of a text, at most `most` of them, in the server's encoding. Of a long text that is stored
@@ -97,10 +104,8 @@ impl Row {
 
     /// The length of a text in bytes, which is known without reading what is stored out of line.
     pub fn text_len(&self, column: Column) -> Option<usize> {
-        let datum = self.datum(column)?;
-        // SAFETY: the column's type is a varlena, of which this reads the header, or the pointer to what is
-        // stored elsewhere.
-        Some(unsafe { pg_sys::toast_raw_datum_size(datum) }.saturating_sub(size_of::<i32>()))
+        // SAFETY: the column's type is a varlena.
+        Some(unsafe { super::datum::size(self.datum(column)?) })
     }
 
     /// A bigint, or a timestamp in microseconds since 2000.

@@ -1,0 +1,167 @@
+//! Arguments of SQL functions that may be of any size: each is measured before it is read.
+//!
+//! Rust ends its process, and with it the server, when it gets no memory, where Postgres would raise 53200. So the size
+//! is tested on the value as the caller has it, which may be compressed or be in a table still: before a copy of it is
+//! made. What is read then is small, or its copies are allocated so that they can fail.
+//!
+//! None of them may be kept beyond its call.
+
+use pgrx::callconv::{Arg, ArgAbi};
+use pgrx::datum::{Array, Datum, UnboxDatum};
+use pgrx::nullable::Nullable;
+use pgrx::pg_sys;
+use pgrx::pgrx_sql_entity_graph::metadata::{
+    ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
+};
+use pgrx::prelude::*;
+
+use super::datum::{RawJsonb, Text, size};
+use crate::error::{Error, TextValue, given};
+
+/// A `text`.
+#[derive(Clone, Copy, Debug)]
+pub struct TextArgument(pg_sys::Datum);
+
+/// A `jsonb`.
+#[derive(Clone, Copy, Debug)]
+pub struct JsonbArgument(pg_sys::Datum);
+
+/// A `text[]`.
+#[derive(Clone, Copy, Debug)]
+pub struct TextArray(pg_sys::Datum);
+
+/// A `jsonb[]`.
+#[derive(Clone, Copy, Debug)]
+pub struct JsonbArray(pg_sys::Datum);
+
+impl TextArgument {
+    fn measure(&self, argument: &'static str, most: usize) -> Result<(), Error> {
+        let bytes = self.bytes();
+        if bytes > most { Err(Error::too_long(argument, bytes, most)) } else { Ok(()) }
+    }
+
+    /// The text, whatever the server's encoding is. 22023 when it has more than `most` bytes there.
+    pub fn text(&self, argument: &'static str, most: usize) -> Result<Text, Error> {
+        self.measure(argument, most)?;
+        // SAFETY: a text that is not null.
+        unsafe { Text::from_datum(self.0, false) }.ok_or(Error::NullArgument(argument))
+    }
+}
+
+impl TextValue for TextArgument {
+    /// Raises in a database that is not in UTF-8 when it is not ASCII.
+    fn with_text<R>(
+        &self,
+        argument: &'static str,
+        most: usize,
+        read: impl FnOnce(&str) -> R,
+    ) -> Result<R, Error> {
+        self.measure(argument, most)?;
+        // SAFETY: a text that is not null.
+        unsafe { <&str>::from_datum(self.0, false) }.map(read).ok_or(Error::NullArgument(argument))
+    }
+}
+
+impl JsonbArgument {
+    /// All of it, for which Postgres has memory or raises.
+    pub fn open(&self) -> Option<RawJsonb> {
+        // SAFETY: a jsonb that is not null.
+        unsafe { RawJsonb::from_datum(self.0, false) }
+    }
+}
+
+impl TextArray {
+    /// The elements. 22023 for more than `most` of them, and for one of more than `each` bytes.
+    pub fn texts(&self, argument: &'static str, most: usize, each: usize) -> Result<Vec<Text>, Error> {
+        /// What an element, and an array, take beside the texts, or more.
+        const ELEMENT: usize = 12;
+        const ARRAY: usize = 128;
+        let refused =
+            |what: String| Error::bad(what, format!("At most {most} elements of at most {each} bytes fit."));
+        let bytes = self.bytes();
+        if bytes > most * (each + ELEMENT) + ARRAY {
+            return Err(refused(format!("argument \"{argument}\" has {bytes} bytes")));
+        }
+        // SAFETY: an array of texts that is not null.
+        let array = unsafe { Array::<TextArgument>::from_datum(self.0, false) };
+        let array = array.ok_or(Error::NullArgument(argument))?;
+        if array.len() > most {
+            return Err(refused(format!("{argument} has {} elements", array.len())));
+        }
+        let element = |element: Option<TextArgument>| {
+            let element = given(argument, element)?;
+            match element.bytes() {
+                bytes if bytes > each => {
+                    Err(refused(format!("argument \"{argument}\" has an element of {bytes} bytes")))
+                }
+                _ => element.text(argument, each),
+            }
+        };
+        array.iter().map(element).collect()
+    }
+}
+
+impl JsonbArray {
+    /// The elements, none of which is read by this. Postgres has memory for the array or raises.
+    pub fn open(&self) -> Option<Array<'_, JsonbArgument>> {
+        // SAFETY: an array of jsonb that is not null.
+        unsafe { Array::from_datum(self.0, false) }
+    }
+}
+
+macro_rules! argument {
+    ($rust:ty, $sql:literal) => {
+        impl $rust {
+            /// How many bytes it has, compressed or elsewhere as it may be.
+            pub fn bytes(&self) -> usize {
+                // SAFETY: an argument, or an element of one, of a type of variable length.
+                unsafe { size(self.0) }
+            }
+        }
+        impl FromDatum for $rust {
+            unsafe fn from_polymorphic_datum(
+                datum: pg_sys::Datum,
+                is_null: bool,
+                _type: pg_sys::Oid,
+            ) -> Option<Self> {
+                (!is_null && !datum.is_null()).then_some(Self(datum))
+            }
+        }
+        // SAFETY: by FromDatum, which looks at nothing.
+        unsafe impl UnboxDatum for $rust {
+            type As<'src> = Self;
+            unsafe fn unbox<'src>(datum: Datum<'src>) -> Self
+            where
+                Self: 'src,
+            {
+                // SAFETY: the same word.
+                Self(unsafe { std::mem::transmute::<Datum<'src>, pg_sys::Datum>(datum) })
+            }
+        }
+        // SAFETY: as pgrx does for its own types of this kind.
+        unsafe impl<'fcx> ArgAbi<'fcx> for $rust {
+            unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+                // SAFETY: an argument of this type.
+                unsafe { arg.unbox_arg_using_from_datum() }
+                    .unwrap_or_else(|| pgrx::error!("an argument is null"))
+            }
+            unsafe fn unbox_nullable_arg(arg: Arg<'_, 'fcx>) -> Nullable<Self> {
+                // SAFETY: as above.
+                unsafe { arg.unbox_arg_using_from_datum::<Self>() }.into()
+            }
+        }
+        // SAFETY: this is its type in SQL.
+        unsafe impl SqlTranslatable for $rust {
+            const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!($rust);
+            const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+            const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal($sql));
+            const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
+                Ok(ReturnsRef::One(SqlMappingRef::literal($sql)));
+        }
+    };
+}
+
+argument!(TextArgument, "text");
+argument!(JsonbArgument, "jsonb");
+argument!(TextArray, "text[]");
+argument!(JsonbArray, "jsonb[]");
