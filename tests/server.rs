@@ -24,6 +24,8 @@ mod ingest;
 mod leases;
 #[path = "server/lifecycle.rs"]
 mod lifecycle;
+#[path = "server/memory.rs"]
+mod memory;
 #[path = "server/museum.rs"]
 mod museum;
 #[path = "server/museum_leaders.rs"]

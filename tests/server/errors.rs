@@ -7,13 +7,17 @@ use postgres::{Client, SimpleQueryMessage};
 use crate::support::{Ask, Cluster};
 
 /// A function of the SQL surface and its arguments: name, type, default.
-struct Function {
-    name: String,
+pub struct Function {
+    pub name: String,
     is_procedure: bool,
-    arguments: Vec<(String, String, Option<String>)>,
+    pub arguments: Vec<(String, String, Option<String>)>,
 }
 
 fn functions(client: &mut Client) -> Vec<Function> {
+    functions_like(client, "oban\\_%")
+}
+
+pub fn functions_like(client: &mut Client, pattern: &str) -> Vec<Function> {
     let sql = "
         SELECT p.proname::text, a.name, format_type(a.type, NULL), pg_get_function_arg_default(p.oid, a.n::int),
                p.prokind = 'p'
@@ -22,10 +26,10 @@ fn functions(client: &mut Client) -> Vec<Function> {
         JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'obanrs'
         LEFT JOIN LATERAL unnest(p.proargnames[1:p.pronargs], p.proargtypes::oid[]) WITH ORDINALITY a (name, type, n)
             ON a.type IS NOT NULL
-        WHERE d.classid = 'pg_proc'::regclass AND d.deptype = 'e' AND p.proname LIKE 'oban\\_%'
+        WHERE d.classid = 'pg_proc'::regclass AND d.deptype = 'e' AND p.proname LIKE $1
         ORDER BY p.oid, a.n";
     let mut found: Vec<Function> = Vec::new();
-    for row in client.query(sql, &[]).unwrap() {
+    for row in client.query(sql, &[&pattern]).unwrap() {
         let name: String = row.get(0);
         if found.last().is_none_or(|f| f.name != name) {
             found.push(Function { name, is_procedure: row.get(4), arguments: Vec::new() });
@@ -64,7 +68,7 @@ fn valid(argument: &str) -> &'static str {
 
 impl Function {
     /// A call with valid arguments but for these.
-    fn call(&self, but: &[(&str, &str)]) -> String {
+    pub fn call(&self, but: &[(&str, &str)]) -> String {
         let argument = |(name, kind, _): &(String, String, Option<String>)| {
             let value = but.iter().find(|(n, _)| n == name).map_or(valid(name), |(_, value)| value);
             format!("\"{name}\" => ({value})::{kind}")

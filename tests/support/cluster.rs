@@ -17,6 +17,8 @@ pub struct Cluster {
     folder: PathBuf,
     /// What is added to the environment of the server.
     environment: Vec<(String, String)>,
+    /// How many bytes of address space each of its processes may have, if that is limited.
+    memory: Option<u64>,
     /// A shell in the network that the server is in, if that is one of its own.
     network: Option<Mutex<Shell>>,
 }
@@ -94,7 +96,7 @@ impl Cluster {
 
     /// A server's folder, with these lines in its configuration.
     fn prepared(settings: &[&str], environment: Vec<(String, String)>) -> Self {
-        let cluster = Self { folder: Self::new_folder(), environment, network: None };
+        let cluster = Self { folder: Self::new_folder(), environment, memory: None, network: None };
         let mut copy = workspace().command("cp".as_ref());
         output(copy.arg("-a").arg(template()).arg(&cluster.folder));
         cluster.configure(settings);
@@ -121,6 +123,14 @@ impl Cluster {
         self.run(&["restart", "-w", "-m", "fast", "-t", "60"]);
     }
 
+    /// Stops it, and starts it again with so many bytes of address space for each of its processes: beyond them an
+    /// allocation fails, as on a machine that does not overcommit.
+    pub fn restart_with_memory(&mut self, bytes: u64) {
+        self.stop("fast");
+        self.memory = Some(bytes);
+        self.start_again();
+    }
+
     /// Stops it in pg_ctl's mode: smart, fast or immediate. Ten seconds are far more than that takes;
     /// a worker that does not go would take for ever.
     pub fn stop(&self, mode: &str) {
@@ -134,7 +144,7 @@ impl Cluster {
     /// A standby of this server, with its settings and these.
     pub fn standby(&self, settings: &[&str]) -> Self {
         let environment = self.environment.clone();
-        let standby = Self { folder: Self::new_folder(), environment, network: None };
+        let standby = Self { folder: Self::new_folder(), environment, memory: None, network: None };
         let mut mkdir = workspace().command("mkdir".as_ref());
         output(mkdir.arg(&standby.folder));
         let mut basebackup = self.program("pg_basebackup");
@@ -162,7 +172,7 @@ impl Cluster {
     }
 
     fn run(&self, what: &[&str]) {
-        let mut command = workspace().command(&installation().bin.join("pg_ctl"));
+        let mut command = self.pg_ctl();
         command
             .arg("-D")
             .arg(self.folder.join("data"))
@@ -174,6 +184,14 @@ impl Cluster {
         command.arg("-o").arg(format!("-c unix_socket_directories={}", self.folder.display()));
         let result = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
         assert!(result.expect("pg_ctl starts").success(), "pg_ctl {what:?} failed:\n{}", self.log());
+    }
+
+    fn pg_ctl(&self) -> Command {
+        let program = installation().bin.join("pg_ctl");
+        let Some(bytes) = self.memory else { return workspace().command(&program) };
+        let mut shell = workspace().command("sh".as_ref());
+        shell.args(["-c", "ulimit -v \"$0\" && exec \"$@\"", &(bytes / 1024).to_string()]).arg(program);
+        shell
     }
 
     fn log_file(&self) -> PathBuf {
