@@ -3,6 +3,7 @@
 //!
 //!     make bench-leaders                  into benches/results/leaders.md (five minutes)
 //!     make bench-leaders BENCH=quick      fewer trials: to see whether it runs; writes nothing
+//!     make bench-leaders BENCH=failover   500 trials of failover alone; writes nothing
 //!
 //! Times are seen by clients on the same host over a Unix socket: from what ends the leader until another member's
 //! session has the answer of `oban_is_leader()`, which it asks for all the time.
@@ -48,6 +49,26 @@ fn killed(cluster: &Cluster, trials: usize) -> Vec<f64> {
         until_it_leads(&mut next, since)
     };
     (0..trials).map(trial).collect()
+}
+
+/// The same beside this many prefixes whose tables another session has locked, in each of which a member waits for an
+/// election.
+fn killed_beside_locked_tables(cluster: &Cluster, trials: usize, prefixes: usize) -> Vec<f64> {
+    let (mut members, mut locker) = (cluster.client(), cluster.client());
+    let all = |call: &str| format!("SELECT {call} FROM generate_series(1, {prefixes}) i");
+    members.batch_execute(&all("oban_install('locked' || i)")).expect("they are installed");
+    let lock: Vec<String> = (1..=prefixes).map(|i| format!("locked{i}.oban_peers")).collect();
+    locker.batch_execute(&format!("BEGIN; LOCK TABLE {}", lock.join(", "))).expect("they are locked");
+    members.batch_execute(&all("oban_join('waits', prefix => 'locked' || i)")).expect("they join");
+    let times = killed(cluster, trials);
+    locker.batch_execute("COMMIT").expect("it is open");
+    wait_until("each has a leader", || {
+        members.one(&format!("SELECT count(*) = {prefixes} FROM oban_leadership WHERE prefix LIKE 'locked%'"))
+    });
+    members
+        .batch_execute("SELECT oban_leave(member) FROM oban_members WHERE node = 'waits'")
+        .expect("they leave");
+    times
 }
 
 /// The leader leaves.
@@ -103,7 +124,14 @@ fn idle(client: &mut Client, time: Duration) -> (i64, i64) {
 
 fn main() {
     let quick = std::env::args().any(|a| a == "quick");
-    let trials = if quick { 5 } else { 100 };
+    let failover = std::env::args().any(|a| a == "failover");
+    let trials = if quick {
+        5
+    } else if failover {
+        500
+    } else {
+        100
+    };
     let cluster = Cluster::start(&[
         "shared_preload_libraries = 'obanrs'",
         "fsync = on",
@@ -123,8 +151,9 @@ fn main() {
     line("---", "---".into());
     let times = |of: Vec<f64>| {
         format!(
-            "p50 {:.1} ms, p99 {:.1} ms, most {:.1} ms",
+            "p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms, most {:.1} ms",
             quantile(&of, 0.5),
+            quantile(&of, 0.9),
             quantile(&of, 0.99),
             quantile(&of, 1.0)
         )
@@ -133,6 +162,13 @@ fn main() {
         "leader's client killed → the next member's `oban_is_leader()` true",
         times(killed(&cluster, trials)),
     );
+    line(
+        "the same beside 20 prefixes whose tables are locked",
+        times(killed_beside_locked_tables(&cluster, trials, 20)),
+    );
+    if failover {
+        return;
+    }
     line("clean leave → the next leader", times(left(&cluster, trials)));
     line("leased leader lapsed: past the end of its lease", times(lapsed(&cluster, trials)));
 

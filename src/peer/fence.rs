@@ -15,6 +15,7 @@ use crate::error::{Error, given};
 use crate::logic::peer::rows;
 use crate::logic::shape;
 use crate::pg::acl::{self, Right};
+use crate::pg::argument::TextArgument;
 use crate::pg::heap::TableLock;
 use crate::pg::{session, time};
 use crate::prefix::peers::{PeersTable, Unusable};
@@ -25,8 +26,8 @@ use crate::shmem::rings::{self, Counter};
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_fence(
     term: Option<i64>,
-    name: default!(Option<&str>, "'Oban'"),
-    prefix: default!(Option<&str>, "'public'"),
+    name: default!(Option<TextArgument>, "'Oban'"),
+    prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let term = given("term", term)?;
     let electorate = electorate(name, prefix)?;

@@ -47,19 +47,27 @@ fn wake_queues(rows: &NewRows<'_>) {
 
     // The last queue seen is nearly always the next one's, too; the set is for the others.
     let (mut last, mut others): (Option<Vec<u8>>, BTreeSet<Vec<u8>>) = (None, BTreeSet::new());
+    let mut too_long = false;
     rows.for_each(|row| {
         let is_available = match available {
             Available::Label(column, label) => row.oid(column) == Some(label),
-            Available::Text(column) => row.with_text(column, |s| s == b"available") == Some(true),
+            Available::Text(column) => {
+                row.with_short_text(column, b"available".len(), |s| s == b"available") == Some(true)
+            }
         };
         if is_available {
-            row.with_text(queue, |name| {
+            // A copy of a queue's name that is longer than any message could end the server.
+            let read = row.with_short_text(queue, wire::MAX_PAYLOAD, |name| {
                 if last.as_deref() != Some(name) {
                     others.extend(last.replace(name.to_vec()));
                 }
             });
+            too_long |= read.is_none() && row.text_len(queue).is_some();
         }
     });
+    if too_long {
+        bus::count_dropped();
+    }
     let Some(last) = last else { return };
     let Some(target) = rows.with_prefix(target) else { return bus::count_dropped() };
     others.remove(&last);
