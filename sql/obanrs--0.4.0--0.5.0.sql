@@ -11,3 +11,7 @@ COMMENT ON FUNCTION @extschema@.oban_encode(jsonb) IS
     'The wire form of a JSON object: itself up to 7,999 bytes, base64 of gzip (H4sI...) above; 54000 when that is longer, too, or the object is longer than 16 MB as text or nested more than 500 levels deep; 22023 for what is no object.';
 COMMENT ON FUNCTION @extschema@.oban_decode(text) IS
     'Reads all wire forms of Oban''s nodes: JSON, H4sI..., and Z:H4sI.... 54000 for more than 7,999 bytes, which no notification has, for what unpacks to more than 16 MB and for what is nested more than 500 levels deep; 22023 for anything else, also for JSON that jsonb can''t hold (a NUL, half a surrogate pair, a number out of range).';
+
+-- Fences write and lock through access methods.
+COMMENT ON FUNCTION @extschema@.oban_fence(bigint, text, text) IS
+    'Lets this transaction go on only if that term is held and its lease unexpired; until it ends nobody else becomes leader. The term is one''s own, from oban_renew or oban_term. 40001 otherwise, also when this transaction''s snapshot (REPEATABLE READ, SERIALIZABLE) is older than the leadership: roll back. Locks the leader''s row in oban_peers against deletion; a renewal does not wait for it. Needs INSERT on the prefix''s oban_jobs. 25006 in a read-only transaction; 55000 in recovery, when the prefix is not installed and when its oban_peers has what elections would have to ignore (the hint names it).';
