@@ -6,6 +6,7 @@ pub mod acl;
 pub mod bgworker;
 pub mod catalog;
 pub mod datum;
+pub mod ddl;
 pub mod encoding;
 pub mod hooks;
 pub mod latch;

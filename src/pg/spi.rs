@@ -248,6 +248,7 @@ pub fn lock_leader(table: &str, name: &str, term: i64) -> Option<(Option<i64>, O
 }
 
 /// Whether our own extension, as it is in this database, has a function of this name.
+#[allow(dead_code)]
 pub fn has_own_function(name: &str) -> bool {
     const SQL: &str = "
         SELECT f.proname::pg_catalog.text FROM pg_catalog.pg_proc f
@@ -257,6 +258,7 @@ pub fn has_own_function(name: &str) -> bool {
 }
 
 /// `schema.name` of a function of our own extension, wherever it was created.
+#[allow(dead_code)]
 pub fn own_function(name: &str) -> String {
     const SQL: &str = "
         SELECT n.nspname::pg_catalog.text FROM pg_catalog.pg_extension e
@@ -267,4 +269,19 @@ pub fn own_function(name: &str) -> String {
         Ok(Some(schema)) => qualified(&schema, name),
         _ => pgrx::error!("the extension obanrs is not there"),
     }
+}
+
+/// A trigger function of our own extension, as it is in this database: a member of it, for others may have
+/// created functions of the same name beside it.
+pub fn own_trigger_function(name: &str) -> Option<u32> {
+    const SQL: &str = "
+        SELECT f.oid::pg_catalog.text FROM pg_catalog.pg_proc f
+        JOIN pg_catalog.pg_depend d ON d.objid OPERATOR(pg_catalog.=) f.oid
+            AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+            AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+            AND d.deptype OPERATOR(pg_catalog.=) 'e'
+        JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid
+        WHERE e.extname OPERATOR(pg_catalog.=) 'obanrs' AND f.proname OPERATOR(pg_catalog.=) $1::pg_catalog.name
+          AND f.prorettype OPERATOR(pg_catalog.=) 'pg_catalog.trigger'::pg_catalog.regtype";
+    look(SQL, name).pop()?.parse().ok()
 }
