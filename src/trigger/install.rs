@@ -145,13 +145,15 @@ fn install(name: &str) -> Result<(), Error> {
 
 /// Reads catalogs only.
 fn is_installed(functions: &Functions, schema: u32) -> bool {
-    let jobs = catalog::relation(schema, JOBS).filter(|jobs| catalog::is_jobs_table(*jobs));
-    let peers = catalog::relation(schema, PEERS);
-    jobs.is_some_and(|jobs| functions.job_tables_without_trigger(jobs).is_empty())
-        && peers.is_some_and(|peers| are_complete(functions, peers))
+    catalog::relation(schema, JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs))
+        && catalog::relation(schema, PEERS).is_some_and(|peers| are_peers_complete(functions, peers))
 }
 
-fn are_complete(functions: &Functions, peers: u32) -> bool {
+fn are_jobs_complete(functions: &Functions, jobs: u32) -> bool {
+    catalog::is_jobs_table(jobs) && functions.job_tables_without_trigger(jobs).is_empty()
+}
+
+fn are_peers_complete(functions: &Functions, peers: u32) -> bool {
     has_columns(peers) && functions.guard(peers)
 }
 
@@ -177,7 +179,7 @@ fn complete(prefix: &Prefix<'_>) -> Result<(), Error> {
 }
 
 fn complete_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
-    if prefix.table(PEERS).is_some_and(|peers| are_complete(functions, peers)) {
+    if prefix.table(PEERS).is_some_and(|peers| are_peers_complete(functions, peers)) {
         return Ok(());
     }
     let peers = prefix.lock(PEERS, |peers| {
@@ -211,6 +213,9 @@ fn lift_terms(peers: u32) {
 }
 
 fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
+    if prefix.table(JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs)) {
+        return Ok(());
+    }
     let jobs = prefix.lock(JOBS, catalog::lock_name)?;
     if !catalog::is_jobs_table(jobs) {
         return Err(prefix.another_kind());

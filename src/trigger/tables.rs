@@ -16,12 +16,14 @@ pub fn create_jobs(prefix: &Prefix<'_>) -> Result<(), Error> {
     let states = states(prefix)?;
     spi::run(&fill(JOBS, prefix));
     let jobs = created(prefix, "oban_jobs")?;
-    if catalog::has_column(jobs, "state", states) && is_whole(jobs) { Ok(()) } else { Err(prefix.changed()) }
+    let is_ours = catalog::has_column(jobs, "state", states) && has_primary_key(jobs) && is_whole(jobs);
+    if is_ours { Ok(()) } else { Err(prefix.changed()) }
 }
 
 pub fn create_peers(prefix: &Prefix<'_>) -> Result<(), Error> {
     spi::run(&fill(PEERS, prefix));
-    created(prefix, "oban_peers").map(|_| ())
+    let peers = created(prefix, "oban_peers")?;
+    if has_primary_key(peers) { Ok(()) } else { Err(prefix.changed()) }
 }
 
 /// The type of a job's state. One that is there already is tested before anything uses it.
@@ -53,7 +55,13 @@ fn created(prefix: &Prefix<'_>, table: &str) -> Result<u32, Error> {
     found.ok_or_else(|| prefix.changed())
 }
 
-/// Whether all that JOBS makes is on the table: each statement finds it by its name anew.
+/// CREATE TABLE itself finds the table by its name anew, to create this index.
+fn has_primary_key(table: u32) -> bool {
+    let sql = "SELECT 'has one' FROM pg_index i WHERE i.indrelid = $1::oid AND i.indisprimary";
+    !spi::look(sql, &table.to_string()).is_empty()
+}
+
+/// Whether all that JOBS makes is on the table: each of its statements finds the table by its name anew.
 fn is_whole(jobs: u32) -> bool {
     let sql = format!(
         "SELECT 'whole' FROM pg_class c
