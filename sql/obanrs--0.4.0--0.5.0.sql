@@ -1,1 +1,6 @@
 \echo Use "ALTER EXTENSION obanrs UPDATE TO '0.5.0'" to load this file. \quit
+
+COMMENT ON FUNCTION @extschema@.oban_install(text, boolean) IS
+    'Makes a prefix (schema) usable: creates what is missing of oban_jobs (as Oban''s migration 14 makes it) and oban_peers, adds the insert trigger to oban_jobs, and the columns term and boot and three triggers to oban_peers. Needs the ownership of tables that exist. Again without effect, and without a lock, when nothing is missing; waits at most 2 s for a lock (55P03); 22023 when a table that is there, or the type oban_job_state, is of another kind than Oban''s; 40001 when the schema or a table is renamed, dropped or replaced meanwhile. Nothing of a table''s owner is evaluated. stage => true is not supported yet (0A000). 25006 in a read-only transaction, 55000 in recovery. Run it again after adding a partition to oban_jobs, and after an update of the extension.';
+COMMENT ON FUNCTION @extschema@.oban_uninstall(text) IS
+    'Removes what oban_install added to the tables of a prefix: the triggers and the columns. Never removes a table. Needs their ownership; waits at most 2 s for a lock (55P03); 3F000 without such a schema, 40001 when it or a table is renamed, dropped or replaced meanwhile, 25006 in a read-only transaction, 55000 in recovery.';
