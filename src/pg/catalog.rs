@@ -314,7 +314,7 @@ pub fn is_type_of_this_transaction(kind: u32) -> bool {
     is_of_this_transaction(pg_sys::SysCacheIdentifier::TYPEOID as i32, kind)
 }
 
-/// By who wrote the catalog's row; `cache` is one that is keyed by an oid alone.
+/// The catalog's row says which transaction wrote it; `cache` is one that is keyed by an oid alone.
 fn is_of_this_transaction(cache: i32, id: u32) -> bool {
     // SAFETY: the tuple's header is read before it is released.
     let writer = unsafe {

@@ -33,7 +33,7 @@ pub struct Trigger {
 /// them. The caller has locked and tested the table: ALTER TABLE's own lock is taken on it here.
 pub fn add_bigints(table: u32, names: &[&CStr]) {
     alter(table, names, |command, name| {
-        // SAFETY: a node of our own; the name is copied.
+        // SAFETY: a node that `alter` has just made; the name is copied.
         unsafe {
             let column = pg_sys::makeColumnDef(name.as_ptr(), pg_sys::INT8OID, -1, pg_sys::InvalidOid);
             (*command).subtype = pg_sys::AlterTableType::AT_AddColumn;
@@ -45,7 +45,7 @@ pub fn add_bigints(table: u32, names: &[&CStr]) {
 /// Drops columns, with the indexes and constraints on them; what else depends on them is an ERROR.
 pub fn drop_columns(table: u32, names: &[&CStr]) {
     alter(table, names, |command, name| {
-        // SAFETY: a node of our own; the name is copied.
+        // SAFETY: a node that `alter` has just made; the name is copied.
         unsafe {
             (*command).subtype = pg_sys::AlterTableType::AT_DropColumn;
             (*command).name = pg_sys::pstrdup(name.as_ptr());

@@ -271,7 +271,7 @@ pub fn own_function(name: &str) -> String {
     }
 }
 
-/// A trigger function of our own extension, as it is in this database: a member of it, for others may have
+/// A trigger function of the extension, as it is in this database: a member of it, for others may have
 /// created functions of the same name beside it.
 pub fn own_trigger_function(name: &str) -> Option<u32> {
     const SQL: &str = "

@@ -99,7 +99,7 @@ fn a_cast_of_a_tenants_type_does_not_run_as_the_installer() {
 const PEERS: &str =
     "CREATE TABLE t.oban_peers (name text, node text, started_at timestamp, expires_at timestamp";
 
-/// Every table of leaders of another kind is refused before anything of it is evaluated, whoever installs, and
+/// Every table of leaders of another kind is refused before anything of it is evaluated, by any installer, and
 /// is left as it was.
 #[test]
 fn tables_of_another_kind_are_refused_unread() {
@@ -280,7 +280,7 @@ fn triggers(client: &mut Client, table: &str) -> i64 {
     client.one(&format!("{sql} = '{table}'::regclass"))
 }
 
-/// What the DDL of a call looks like to who listens to the command that it is part of.
+/// The command that calls a function reports what the function did to tables as its own.
 #[test]
 fn event_triggers_of_a_surrounding_command_see_what_was_done() {
     let cluster = Cluster::with_extension();
