@@ -29,6 +29,8 @@ pub enum Error {
     HolderChanged,
     #[error("prefix \"{0}\" does not exist")]
     NoSuchPrefix(String),
+    #[error("prefix \"{0}\" was changed by somebody else meanwhile")]
+    PrefixChanged(String),
     #[error("permission denied for prefix \"{prefix}\"")]
     NotAllowed { prefix: String, needs: &'static str },
     #[error("must be owner of table {table}")]
@@ -92,7 +94,7 @@ impl Error {
         match self {
             Self::NullArgument(_) => ERRCODE_NULL_VALUE_NOT_ALLOWED,
             Self::BadArgument { .. } | Self::HolderChanged => ERRCODE_INVALID_PARAMETER_VALUE,
-            Self::TermOver { .. } => ERRCODE_T_R_SERIALIZATION_FAILURE,
+            Self::TermOver { .. } | Self::PrefixChanged(_) => ERRCODE_T_R_SERIALIZATION_FAILURE,
             Self::NodeTaken { .. } => ERRCODE_UNIQUE_VIOLATION,
             Self::NoSuchPrefix(_) => ERRCODE_INVALID_SCHEMA_NAME,
             Self::NotAllowed { .. } | Self::NotOwner { .. } | Self::NotYours(_) | Self::Restricted(_) => {
@@ -144,6 +146,9 @@ impl Error {
             ),
             Self::NoSuchPrefix(prefix) => {
                 format!("Create it and its tables with SELECT oban_install({}).", quote(prefix))
+            }
+            Self::PrefixChanged(_) => {
+                "Its schema, or a table or type in it, was renamed, dropped or replaced. Run it again.".into()
             }
             Self::NotAllowed { prefix, needs } => {
                 // Without that table the schema's privileges decide; then this hint leads to installing.
@@ -259,17 +264,6 @@ pub trait TextValue {
         most: usize,
         read: impl FnOnce(&str) -> R,
     ) -> Result<R, Error>;
-}
-
-impl TextValue for &str {
-    fn with_text<R>(
-        &self,
-        argument: &'static str,
-        most: usize,
-        read: impl FnOnce(&str) -> R,
-    ) -> Result<R, Error> {
-        if self.len() > most { Err(Error::too_long(argument, self.len(), most)) } else { Ok(read(self)) }
-    }
 }
 
 /// A text argument for a slot of `N` bytes in shared memory: not empty and not longer.

@@ -20,6 +20,8 @@ mod gossip;
 mod health;
 #[path = "server/ingest.rs"]
 mod ingest;
+#[path = "server/install.rs"]
+mod install;
 #[path = "server/leases.rs"]
 mod leases;
 #[path = "server/lifecycle.rs"]

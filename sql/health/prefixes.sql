@@ -29,7 +29,7 @@ WITH RECURSIVE prefixes AS (
     LEFT JOIN pg_trigger g
         ON g.tgrelid = t.oid AND g.tgname = 'obanrs_jobs_insert' AND g.tgfoid = (
             SELECT f.oid FROM pg_proc f JOIN pg_extension e ON e.extnamespace = f.pronamespace
-            WHERE e.extname = 'obanrs' AND f.proname = 'obanrs_jobs_insert'
+            WHERE e.extname = 'obanrs' AND f.proname = 'obanrs_jobs_insert' AND f.pronargs = 0
         )
 )
 SELECT

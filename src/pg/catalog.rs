@@ -62,8 +62,11 @@ pub struct PeersTable {
 
 /// As it is now. A table of another shape, or a temporary one of another session, is none.
 pub fn peers_table(prefix: &str) -> Option<PeersTable> {
-    let schema = namespace(prefix)?;
-    let oid = relation(schema, "oban_peers")?;
+    peers_table_of(relation(namespace(prefix)?, "oban_peers")?)
+}
+
+/// The same for a relation by its oid.
+pub fn peers_table_of(oid: u32) -> Option<PeersTable> {
     class(oid).filter(|c| c.kind == b'r' && c.persistence != b't')?;
     let all = |names: [&str; 2], wanted: &dyn Fn(pg_sys::Oid) -> bool| {
         names.iter().all(|name| column_type(oid, name).is_some_and(wanted))
@@ -115,11 +118,87 @@ pub fn qualified_name(relation: u32) -> Option<String> {
     }
 }
 
-/// A type by its name in a schema.
-pub fn type_exists(namespace: u32, name: &str) -> bool {
+/// Which of the columns that `oban_install` adds to a table of leaders are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Added {
+    pub term: bool,
+    pub boot: bool,
+}
+
+/// Of a relation that is a table of leaders otherwise, and whose columns of these names are of no other kind. The
+/// types are Postgres' own, so that reading and writing their values runs no code of the table's owner.
+pub fn peers_columns(relation: u32) -> Option<Added> {
+    let has =
+        |name: &str, types: &[pg_sys::Oid]| plain_column(relation, name).map(|kind| types.contains(&kind));
+    let all = |names: [&str; 2], types| names.iter().all(|name| has(name, types) == Some(true));
+    let added = |name: &str| match (column_type(relation, name), has(name, &[pg_sys::INT8OID])) {
+        (None, _) => Some(false),
+        (_, Some(true)) => Some(true),
+        _ => None,
+    };
+    let is_of_leaders = is_table_by_itself(relation)
+        && all(["name", "node"], &[pg_sys::TEXTOID, pg_sys::VARCHAROID])
+        && all(["started_at", "expires_at"], &[pg_sys::TIMESTAMPOID]);
+    if !is_of_leaders {
+        return None;
+    }
+    Some(Added { term: added("term")?, boot: added("boot")? })
+}
+
+/// An ordinary table whose columns are nobody else's business: no temporary one, no partition and none that is
+/// made after a type.
+fn is_table_by_itself(relation: u32) -> bool {
+    // SAFETY: a cache of pg_class by oid; the fields are read before the tuple is released.
+    let found = unsafe {
+        field(pg_sys::SysCacheIdentifier::RELOID as i32, relation, |tuple| {
+            let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
+            (*form).relkind as u8 == pg_sys::RELKIND_RELATION
+                && (*form).relpersistence as u8 != pg_sys::RELPERSISTENCE_TEMP
+                && !(*form).relispartition
+                && (*form).reloftype == pg_sys::InvalidOid
+        })
+    };
+    found == Some(true)
+}
+
+/// The type of a column that is stored as it is written: neither generated nor an identity, and of a type
+/// without a modifier, which could change its values.
+fn plain_column(relation: u32, name: &str) -> Option<pg_sys::Oid> {
+    let (relation, name) = (pg_sys::Oid::from(relation), c_name(name));
+    // SAFETY: catalog lookups; `name` lives for the calls, and the tuple is released after it was read.
+    unsafe {
+        let number = pg_sys::get_attnum(relation, name.as_ptr());
+        if number <= 0 {
+            return None;
+        }
+        let cache = pg_sys::SysCacheIdentifier::ATTNUM as i32;
+        let tuple =
+            pg_sys::SearchSysCache2(cache, pg_sys::Datum::from(relation), pg_sys::Datum::from(number));
+        if tuple.is_null() {
+            return None;
+        }
+        let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_attribute>();
+        let is_plain = (*form).attgenerated == 0 && (*form).attidentity == 0 && (*form).atttypmod == -1;
+        let kind = (*form).atttypid;
+        pg_sys::ReleaseSysCache(tuple);
+        is_plain.then_some(kind)
+    }
+}
+
+/// Whether a relation may be a table of jobs: an ordinary or a partitioned table, and no temporary one.
+pub fn is_jobs_table(relation: u32) -> bool {
+    class(relation).is_some_and(|c| matches!(c.kind, b'r' | b'p') && c.persistence != b't')
+}
+
+/// Whether a relation has a column of this type.
+pub fn has_column(relation: u32, name: &str, kind: u32) -> bool {
+    column_type(relation, name) == Some(pg_sys::Oid::from(kind))
+}
+
+pub fn type_named(namespace: u32, name: &str) -> Option<u32> {
     let name = c_name(name);
     // SAFETY: a catalog lookup; `name` lives for the call.
-    unsafe {
+    some(unsafe {
         pg_sys::GetSysCacheOid(
             pg_sys::SysCacheIdentifier::TYPENAMENSP as i32,
             pg_sys::Anum_pg_type_oid as i16,
@@ -127,8 +206,61 @@ pub fn type_exists(namespace: u32, name: &str) -> bool {
             pg_sys::Datum::from(pg_sys::Oid::from(namespace)),
             pg_sys::Datum::null(),
             pg_sys::Datum::null(),
-        ) != pg_sys::InvalidOid
-    }
+        )
+    })
+}
+
+/// Whether a type is an enum that has each of these labels.
+pub fn is_enum_of<'a>(kind: u32, mut labels: impl Iterator<Item = &'a str>) -> bool {
+    let kind = pg_sys::Oid::from(kind);
+    // SAFETY: a catalog lookup.
+    let is_enum = unsafe { pg_sys::get_typtype(kind) as u8 } == pg_sys::TYPTYPE_ENUM;
+    is_enum && labels.all(|label| super::row::enum_label(kind, &c_name(label)).is_some())
+}
+
+/// Whether this transaction made a relation, or changed it last.
+pub fn is_relation_of_this_transaction(relation: u32) -> bool {
+    is_of_this_transaction(pg_sys::SysCacheIdentifier::RELOID as i32, relation)
+}
+
+/// Whether this transaction made a type, or changed it last.
+pub fn is_type_of_this_transaction(kind: u32) -> bool {
+    is_of_this_transaction(pg_sys::SysCacheIdentifier::TYPEOID as i32, kind)
+}
+
+/// The catalog's row says which transaction wrote it; `cache` is one that is keyed by an oid alone.
+fn is_of_this_transaction(cache: i32, id: u32) -> bool {
+    // SAFETY: the tuple's header is read before it is released.
+    let writer = unsafe {
+        field(cache, id, |tuple| {
+            let header = (*tuple).t_data;
+            let frozen = pg_sys::HEAP_XMIN_FROZEN as u16;
+            ((*header).t_infomask & frozen != frozen).then(|| (*header).t_choice.t_heap.t_xmin)
+        })
+    };
+    // SAFETY: reads the state of this transaction.
+    writer.flatten().is_some_and(|xid| unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xid) })
+}
+
+/// A relation's name as messages show it.
+pub fn shown_name(relation: u32) -> String {
+    qualified_name(relation).unwrap_or_else(|| relation.to_string())
+}
+
+/// Locks a table against what changes its name, schema, owner or kind, until the end of the transaction;
+/// everything else goes on.
+pub fn lock_name(table: u32) {
+    lock(table, pg_sys::AccessShareLock);
+}
+
+/// The same for a transaction that creates triggers on it: nobody writes rows meanwhile.
+pub fn lock_for_triggers(table: u32) {
+    lock(table, pg_sys::ShareRowExclusiveLock);
+}
+
+/// The same for a transaction that drops triggers or changes columns: nobody reads rows meanwhile.
+pub fn lock_for_alteration(table: u32) {
+    lock(table, pg_sys::AccessExclusiveLock);
 }
 
 /// Locks a schema until the end of the transaction, against the same lock only: tables in it can
@@ -137,6 +269,19 @@ pub fn lock_namespace(namespace: u32) {
     // SAFETY: locks an object by its id.
     unsafe {
         pg_sys::LockDatabaseObject(
+            pg_sys::NamespaceRelationId,
+            pg_sys::Oid::from(namespace),
+            0,
+            pg_sys::ShareUpdateExclusiveLock as i32,
+        );
+    }
+}
+
+/// Takes back one `lock_namespace` of this transaction.
+pub fn unlock_namespace(namespace: u32) {
+    // SAFETY: unlocks an object by its id that this transaction has locked.
+    unsafe {
+        pg_sys::UnlockDatabaseObject(
             pg_sys::NamespaceRelationId,
             pg_sys::Oid::from(namespace),
             0,

@@ -8,6 +8,7 @@ pub mod bgworker;
 pub mod catalog;
 mod catalog_scan;
 pub mod datum;
+pub mod ddl;
 pub mod encoding;
 pub mod heap;
 pub mod hooks;

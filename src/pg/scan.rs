@@ -84,3 +84,23 @@ pub fn rows<C, T, E>(
         admitted.map(|_| found)
     }
 }
+
+/// The greatest value that a table's column of type bigint has, in the rows that are committed now, whatever the
+/// statement's snapshot shows. The caller holds a lock that keeps others from writing rows.
+pub fn greatest(table: u32, column: &str) -> Option<i64> {
+    let mut greatest: Option<i64> = None;
+    let find = |column_of: &dyn Fn(&str) -> Option<Column>| {
+        column_of(column).filter(|c| c.type_oid == pg_sys::INT8OID)
+    };
+    let read = |row: &Row, column: &Column| {
+        greatest = greatest.max(row.i64(*column));
+        None::<()>
+    };
+    // SAFETY: a snapshot that is popped again; an ERROR leaves it to the (sub)transaction's abort.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let scanned = rows(table, Locked::Wait, |_| Ok::<_, std::convert::Infallible>(true), find, read);
+    // SAFETY: as above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    scanned.ok().flatten()?;
+    greatest
+}

@@ -55,24 +55,17 @@ pub fn run(sql: &str) {
     }
 }
 
-/// Whether our own extension, as it is in this database, has a function of this name.
-pub fn has_own_function(name: &str) -> bool {
+/// A trigger function of the extension, as it is in this database: a member of it, for others may have
+/// created functions of the same name beside it.
+pub fn own_trigger_function(name: &str) -> Option<u32> {
     const SQL: &str = "
-        SELECT f.proname::pg_catalog.text FROM pg_catalog.pg_proc f
-        JOIN pg_catalog.pg_extension e ON e.extnamespace OPERATOR(pg_catalog.=) f.pronamespace
-        WHERE e.extname OPERATOR(pg_catalog.=) 'obanrs' AND f.proname OPERATOR(pg_catalog.=) $1::pg_catalog.name";
-    !look(SQL, name).is_empty()
-}
-
-/// `schema.name` of a function of our own extension, wherever it was created.
-pub fn own_function(name: &str) -> String {
-    const SQL: &str = "
-        SELECT n.nspname::pg_catalog.text FROM pg_catalog.pg_extension e
-        JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace
-        WHERE e.extname OPERATOR(pg_catalog.=) 'obanrs'";
-    let schema = Spi::connect(|client| client.select(SQL, Some(1), &[])?.first().get_one::<String>());
-    match schema {
-        Ok(Some(schema)) => qualified(&schema, name),
-        _ => pgrx::error!("the extension obanrs is not there"),
-    }
+        SELECT f.oid::pg_catalog.text FROM pg_catalog.pg_proc f
+        JOIN pg_catalog.pg_depend d ON d.objid OPERATOR(pg_catalog.=) f.oid
+            AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+            AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+            AND d.deptype OPERATOR(pg_catalog.=) 'e'
+        JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid
+        WHERE e.extname OPERATOR(pg_catalog.=) 'obanrs' AND f.proname OPERATOR(pg_catalog.=) $1::pg_catalog.name
+          AND f.prorettype OPERATOR(pg_catalog.=) 'pg_catalog.trigger'::pg_catalog.regtype";
+    look(SQL, name).pop()?.parse().ok()
 }

@@ -1,38 +1,47 @@
 //! `oban_install` and `oban_uninstall`.
 //!
-//! Installing looks first and then runs only the statements that something is missing for, so that a
-//! second run takes no lock. What it creates is what Oban's migration 14 creates; what it adds to
-//! tables has names that begin with `obanrs_`, except for two columns of oban_peers. A prefix is
-//! installed by one session at a time: the second waits for a lock of its schema and then finds
-//! everything there. (search_path and lock_timeout are set by the functions' own SET clauses.)
+//! Installing looks first and then does only what is missing, so that a second run takes no lock. What it
+//! creates is what Oban's migration 14 creates; what it adds to tables has names that begin with `obanrs_`,
+//! except for two columns of oban_peers. A prefix is installed by one session at a time: the second waits for a
+//! lock of its schema and then finds everything there. (search_path and lock_timeout are set by the functions'
+//! own SET clauses.)
+//!
+//! Tables are other people's. So a table is found by its name once, locked by its oid, tested again, and only then
+//! altered, by its oid; whatever name it, or its schema, is given meanwhile. Nothing of a table's owner is evaluated.
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use super::attached::{self, Functions};
+use super::tables;
 use crate::error::{self, Error, given};
-use crate::logic::channel;
+use crate::logic::channel::{self, MAX_CHANNEL};
 use crate::logic::peer::{MAX_PREFIX, rows};
+use crate::logic::shape;
 use crate::logic::text::Text;
-use crate::pg::{acl, catalog, session, spi, xact};
+use crate::pg::argument::TextArgument;
+use crate::pg::catalog::{self, Added};
+use crate::pg::{acl, ddl, scan, session, spi, xact};
+use crate::prefix::peers::{self, Unusable};
 use crate::prefix::terms;
 use crate::shmem::at_end::{Note, note};
 
-const JOBS: &str = include_str!("../../sql/prefix/oban_jobs.sql");
-const STATES: &str = include_str!("../../sql/prefix/oban_job_state.sql");
-const PEERS: &str = include_str!("../../sql/prefix/oban_peers.sql");
-const PEERS_COLUMNS: &str = include_str!("../../sql/prefix/oban_peers_columns.sql");
-const PEERS_TRIGGERS: &str = include_str!("../../sql/prefix/peers_triggers.sql");
-const TRIGGER: &str = include_str!("../../sql/prefix/jobs_trigger.sql");
+const JOBS: &str = "oban_jobs";
+const PEERS: &str = "oban_peers";
+
+/// How often to look for what became another one while its lock was waited for.
+const ATTEMPTS: usize = 5;
 
 const LOCK_HINT: &str = "Another transaction holds a lock on the table for long. Find it in pg_locks or \
                          pg_stat_activity, and install again when it has ended.";
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_install(
-    prefix: default!(Option<&str>, "'public'"),
+    prefix: default!(Option<TextArgument>, "'public'"),
     stage: default!(Option<bool>, "NULL"),
 ) -> Result<(), ErrorReport> {
-    let prefix = given("prefix", prefix)?;
+    let prefix = given("prefix", prefix)?.text("prefix", MAX_CHANNEL)?;
+    let prefix: &str = &prefix;
     if prefix.is_empty() {
         return Err(Error::bad("prefix is empty", "Give the schema of the job tables.").into());
     }
@@ -47,192 +56,262 @@ fn oban_install(
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn oban_uninstall(prefix: default!(Option<&str>, "'public'")) -> Result<(), ErrorReport> {
+fn oban_uninstall(prefix: default!(Option<TextArgument>, "'public'")) -> Result<(), ErrorReport> {
     let prefix: Text<MAX_PREFIX> = error::name("prefix", prefix)?;
     let prefix = prefix.as_str();
-    let schema = catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))?;
-    xact::with_hint(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, LOCK_HINT, || uninstall(prefix, schema))?;
+    existing(prefix)?;
+    xact::with_hint(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, LOCK_HINT, || uninstall(prefix))?;
     Ok(())
 }
 
-fn install(prefix: &str) -> Result<(), Error> {
-    let schema = match catalog::namespace(prefix) {
-        Some(schema) => schema,
-        None => {
-            session::require_writable("install")?;
-            catalog::lock_creation_of_prefixes();
-            if catalog::namespace(prefix).is_none() {
-                spi::run(&format!("CREATE SCHEMA {}", pgrx::spi::quote_identifier(prefix)));
+/// What one call works on: a schema by its oid, whatever its name means later.
+pub struct Prefix<'a> {
+    pub name: &'a str,
+    pub schema: u32,
+}
+
+impl<'a> Prefix<'a> {
+    /// Locks the schema that `find` finds by the name, so that no other call works on it.
+    fn locked(name: &'a str, find: impl Fn() -> Result<u32, Error>) -> Result<Self, Error> {
+        for _ in 0..ATTEMPTS {
+            let schema = find()?;
+            catalog::lock_namespace(schema);
+            if catalog::namespace(name) == Some(schema) {
+                return Ok(Self { name, schema });
             }
-            catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))?
+            catalog::unlock_namespace(schema); // nothing was done in it
         }
-    };
-    if is_installed(schema, prefix) {
-        note(Note::Prefix); // the keeper may have missed how it came to that
-        return Ok(());
+        Err(Error::PrefixChanged(name.to_owned()))
+    }
+
+    pub fn table(&self, name: &str) -> Option<u32> {
+        catalog::relation(self.schema, name)
+    }
+
+    /// Locks the table of this name: from then on it keeps its name, schema, owner and kind.
+    fn lock(&self, name: &str, lock: impl Fn(u32)) -> Result<u32, Error> {
+        for _ in 0..ATTEMPTS {
+            let table = self.table(name).ok_or_else(|| self.changed())?;
+            require_owner(table)?; // or anybody could hold up others by the lock
+            lock(table);
+            if self.table(name) == Some(table) {
+                require_owner(table)?;
+                return Ok(table);
+            }
+        }
+        Err(self.changed())
+    }
+
+    pub fn changed(&self) -> Error {
+        Error::PrefixChanged(self.name.to_owned())
+    }
+
+    fn another_kind(&self) -> Error {
+        Error::bad(
+            format!("prefix \"{}\" has an oban_jobs or an oban_peers of another kind than Oban's", self.name),
+            "oban_jobs has to be a table, and oban_peers a table with name and node (text), started_at and \
+             expires_at (timestamp without time zone), neither term nor boot of another type than bigint, none of \
+             these generated, and no table that inherits from it or that it inherits from.",
+        )
+    }
+}
+
+fn existing(prefix: &str) -> Result<u32, Error> {
+    catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))
+}
+
+fn existing_or_new(prefix: &str) -> Result<u32, Error> {
+    if let Some(schema) = catalog::namespace(prefix) {
+        return Ok(schema);
     }
     session::require_writable("install")?;
-    catalog::lock_extension(); // or what is made could depend on a function that is gone
-    catalog::lock_namespace(schema);
-    // Another session may have installed it while this one waited: every look from here on is a new one.
-    complete(schema, prefix)?;
-    note(Note::Prefix);
+    catalog::lock_creation_of_prefixes();
+    if catalog::namespace(prefix).is_none() {
+        spi::run(&format!("CREATE SCHEMA {}", pgrx::spi::quote_identifier(prefix)));
+    }
+    existing(prefix)
+}
+
+fn require_owner(table: u32) -> Result<(), Error> {
+    if acl::owns(table) { Ok(()) } else { Err(Error::NotOwner { table: catalog::shown_name(table) }) }
+}
+
+fn install(name: &str) -> Result<(), Error> {
+    let schema = existing_or_new(name)?;
+    if !is_installed(&Functions::find()?, schema) {
+        session::require_writable("install")?;
+        catalog::lock_extension().ok_or(Error::NoExtension)?; // or what is made could depend on what is gone
+        // Another session may have installed it while this one waited: every look from here on is a new one.
+        complete(&Prefix::locked(name, || existing_or_new(name))?)?;
+    }
+    warn_of_obstacles(name);
+    note(Note::Prefix); // also where nothing is missing: the keeper may have missed how it came to that
     Ok(())
+}
+
+/// A WARNING when the table has what elections would have to ignore: it is installed, and holds none.
+fn warn_of_obstacles(prefix: &str) {
+    if let Err(Unusable::Obstacles(obstacles)) = peers::inspect(prefix) {
+        error::log(
+            PgLogLevel::WARNING,
+            PgSqlErrorCode::ERRCODE_WARNING,
+            format!(
+                "prefix \"{prefix}\" holds no elections, as they would have to ignore what its oban_peers has"
+            ),
+            format!("{}.", shape::described(&obstacles)),
+        );
+    }
+}
+
+/// Reads catalogs only.
+fn is_installed(functions: &Functions, schema: u32) -> bool {
+    catalog::relation(schema, JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs))
+        && catalog::relation(schema, PEERS).is_some_and(|peers| are_peers_complete(functions, peers))
+}
+
+fn are_jobs_complete(functions: &Functions, jobs: u32) -> bool {
+    catalog::is_jobs_table(jobs) && functions.job_tables_without_trigger(jobs).is_empty()
+}
+
+/// Also of a table that earlier versions installed, and that is refused by now: it stays as it is, with a WARNING.
+fn are_peers_complete(functions: &Functions, peers: u32) -> bool {
+    catalog::peers_table_of(peers).is_some_and(|table| table.installed) && functions.guard(peers)
+}
+
+fn has_columns(peers: u32) -> bool {
+    catalog::peers_columns(peers) == Some(Added { term: true, boot: true })
 }
 
 /// Makes what is missing, with the schema locked.
-fn complete(schema: u32, prefix: &str) -> Result<(), Error> {
-    if catalog::relation(schema, "oban_jobs").is_none() {
-        if !catalog::type_exists(schema, "oban_job_state") {
-            spi::run(&fill(STATES, prefix));
+fn complete(prefix: &Prefix<'_>) -> Result<(), Error> {
+    let functions = Functions::find()?;
+    if prefix.table(JOBS).is_none() {
+        tables::create_jobs(prefix)?;
+    }
+    if prefix.table(PEERS).is_none() {
+        tables::create_peers(prefix)?;
+    }
+    for table in [JOBS, PEERS] {
+        require_owner(prefix.table(table).ok_or_else(|| prefix.changed())?)?;
+    }
+    complete_peers(prefix, &functions)?;
+    complete_jobs(prefix, &functions)?;
+    if is_installed(&functions, prefix.schema) { Ok(()) } else { Err(prefix.changed()) }
+}
+
+fn complete_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
+    if prefix.table(PEERS).is_some_and(|peers| are_peers_complete(functions, peers)) {
+        return Ok(());
+    }
+    let peers = prefix.lock(PEERS, |peers| {
+        if has_columns(peers) {
+            catalog::lock_for_triggers(peers)
+        } else {
+            catalog::lock_for_alteration(peers)
         }
-        spi::run(&fill(JOBS, prefix));
+    })?;
+    let there = catalog::peers_columns(peers).filter(|_| !attached::is_inherited(peers));
+    let there = there.ok_or_else(|| prefix.another_kind())?;
+    let columns = [(c"term", there.term), (c"boot", there.boot)];
+    let missing: Vec<_> = columns.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect();
+    if !missing.is_empty() {
+        ddl::add_bigints(peers, &missing);
     }
-    if catalog::relation(schema, "oban_peers").is_none() {
-        spi::run(&fill(PEERS, prefix));
-    }
-    for table in ["oban_jobs", "oban_peers"] {
-        require_owner(schema, prefix, table)?;
-    }
-    if catalog::peers_table(prefix).is_none() {
-        return Err(another_kind(prefix));
-    }
-    if !has_peers_columns(prefix) {
-        spi::run(&fill(PEERS_COLUMNS, prefix));
-    }
-    if !has_peers_triggers(prefix) {
-        lift_terms(prefix);
-        let triggers = PEERS_TRIGGERS.replace("{function}", &spi::own_function("obanrs_peers"));
-        spi::run(&triggers.replace("{table}", &spi::qualified(prefix, "oban_peers")));
-    }
-    for table in tables_without_trigger(prefix) {
-        // The table last: its name may contain anything.
-        let trigger = TRIGGER.replace("{function}", &spi::own_function("obanrs_jobs_insert"));
-        spi::run(&trigger.replace("{table}", &table));
-    }
-    if !has_peers_columns(prefix) || !has_peers_triggers(prefix) || tables_with_trigger(prefix).is_empty() {
-        return Err(another_kind(prefix));
+    if let Some(function) = functions.peers.filter(|_| !functions.guard(peers)) {
+        lift_terms(peers);
+        attached::ON_PEERS.iter().for_each(|trigger| ddl::create_trigger(peers, function, trigger));
     }
     Ok(())
 }
 
-fn another_kind(prefix: &str) -> Error {
-    Error::bad(
-        format!("prefix \"{prefix}\" has an oban_jobs or an oban_peers of another kind than Oban's"),
-        "oban_jobs has to be a table, and oban_peers a table with name and node (text), started_at and \
-         expires_at (timestamp without time zone), and neither term nor boot of another type than bigint.",
+/// Terms go on above those that are in the table: the extension may have been dropped and created since.
+fn lift_terms(peers: u32) {
+    let Some(seen) = scan::greatest(peers, "term") else { return };
+    let least = rows::next_term(session::timeline(), seen);
+    if least > seen {
+        terms::lift_above(seen, least);
+    }
+}
+
+fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
+    if prefix.table(JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs)) {
+        return Ok(());
+    }
+    let jobs = prefix.lock(JOBS, catalog::lock_name)?;
+    if !catalog::is_jobs_table(jobs) {
+        return Err(prefix.another_kind());
+    }
+    each_locked(
+        prefix,
+        || functions.job_tables_without_trigger(jobs),
+        catalog::lock_for_triggers,
+        |table| ddl::create_trigger(table, functions.jobs, &attached::ON_JOBS),
     )
 }
 
-fn uninstall(prefix: &str, schema: u32) -> Result<(), Error> {
-    session::require_writable("uninstall")?;
-    catalog::lock_namespace(schema);
-    for table in ["oban_jobs", "oban_peers"] {
-        if catalog::relation(schema, table).is_some() {
-            require_owner(schema, prefix, table)?;
+/// Does `act` to each of the tables that `find` finds, once that is locked and found again: until there is none.
+fn each_locked(
+    prefix: &Prefix<'_>,
+    find: impl Fn() -> Vec<u32>,
+    lock: impl Fn(u32),
+    act: impl Fn(u32),
+) -> Result<(), Error> {
+    for _ in 0..ATTEMPTS {
+        let found = find();
+        if found.is_empty() {
+            return Ok(());
+        }
+        for table in &found {
+            require_owner(*table)?;
+            lock(*table);
+        }
+        for table in find().into_iter().filter(|table| found.contains(table)) {
+            require_owner(table)?;
+            act(table);
         }
     }
-    for table in tables_with_trigger(prefix) {
-        spi::run(&format!("DROP TRIGGER obanrs_jobs_insert ON {table}"));
+    Err(prefix.changed())
+}
+
+fn uninstall(name: &str) -> Result<(), Error> {
+    session::require_writable("uninstall")?;
+    let prefix = Prefix::locked(name, || existing(name))?;
+    let functions = Functions::find()?;
+    for table in [JOBS, PEERS].into_iter().filter_map(|name| prefix.table(name)) {
+        require_owner(table)?;
     }
-    let peers = spi::qualified(prefix, "oban_peers");
-    for trigger in peers_triggers(prefix) {
-        spi::run(&format!("DROP TRIGGER {trigger} ON {peers}"));
-    }
-    if has_peers_columns(prefix) {
-        spi::run(&format!("ALTER TABLE {peers} DROP COLUMN IF EXISTS term, DROP COLUMN IF EXISTS boot"));
-    }
+    clear_jobs(&prefix, &functions)?;
+    clear_peers(&prefix, &functions)?;
     note(Note::Prefix);
     Ok(())
 }
 
-fn is_installed(schema: u32, prefix: &str) -> bool {
-    catalog::relation(schema, "oban_jobs").is_some()
-        && has_peers_columns(prefix)
-        && has_peers_triggers(prefix)
-        && tables_without_trigger(prefix).is_empty()
-        && !tables_with_trigger(prefix).is_empty()
-}
-
-fn has_peers_columns(prefix: &str) -> bool {
-    catalog::peers_table(prefix).is_some_and(|t| t.installed)
-}
-
-/// Terms go on above those that are in the table: the extension may have been dropped and created since.
-fn lift_terms(prefix: &str) {
-    let sql =
-        format!("SELECT max(term)::text FROM ONLY {} WHERE $1 <> ''", spi::qualified(prefix, "oban_peers"));
-    let seen = spi::look(&sql, prefix).pop().and_then(|term| term.parse::<i64>().ok());
-    if let Some(seen) = seen {
-        let least = rows::next_term(session::timeline(), seen);
-        if least > seen {
-            terms::lift_above(seen, least);
-        }
+fn clear_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
+    let has_trigger = |jobs: u32| !functions.job_tables_with_trigger(jobs).is_empty();
+    if !prefix.table(JOBS).is_some_and(has_trigger) {
+        return Ok(());
     }
+    let jobs = prefix.lock(JOBS, catalog::lock_for_alteration)?;
+    each_locked(
+        prefix,
+        || functions.job_tables_with_trigger(jobs),
+        catalog::lock_for_alteration,
+        |table| functions.on_jobs(table).into_iter().for_each(ddl::drop_trigger),
+    )
 }
 
-/// Those of our triggers that oban_peers has.
-const ON_PEERS: &str = "
-    SELECT g.tgname::text FROM pg_trigger g
-    JOIN pg_class c ON c.oid = g.tgrelid AND c.relname = 'oban_peers'
-    JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = $1::name
-    JOIN pg_proc f ON f.oid = g.tgfoid AND f.proname = 'obanrs_peers'
-    JOIN pg_extension e ON e.extname = 'obanrs' AND e.extnamespace = f.pronamespace
-    WHERE g.tgname IN ('obanrs_peers_guard', 'obanrs_peers_rows', 'obanrs_peers_end')";
-
-fn peers_triggers(prefix: &str) -> Vec<String> {
-    spi::look(ON_PEERS, prefix)
-}
-
-/// True also where the extension in this database is of a version that has none.
-fn has_peers_triggers(prefix: &str) -> bool {
-    !spi::has_own_function("obanrs_peers")
-        || peers_triggers(prefix).len() == PEERS_TRIGGERS.matches("CREATE OR REPLACE TRIGGER").count()
-}
-
-fn require_owner(schema: u32, prefix: &str, table: &str) -> Result<(), Error> {
-    match catalog::relation(schema, table) {
-        Some(relation) if !acl::owns(relation) => {
-            Err(Error::NotOwner { table: spi::qualified(prefix, table) })
-        }
-        _ => Ok(()),
+fn clear_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
+    let has_any = |peers: u32| has_columns(peers) || !functions.on_peers(peers).is_empty();
+    if !prefix.table(PEERS).is_some_and(has_any) {
+        return Ok(());
     }
-}
-
-/// Writes the prefix into a template of sql/prefix.
-fn fill(template: &str, prefix: &str) -> String {
-    template.replace("{prefix}", &pgrx::spi::quote_identifier(prefix))
-}
-
-/// oban_jobs and, when it is partitioned, all partitions: an INSERT into one of them fires only its
-/// own triggers. Foreign tables can't have such a trigger.
-/// (pg_partition_tree would lock them.)
-const JOB_TABLES: &str = "
-    WITH RECURSIVE tables AS (
-        SELECT c.oid, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname = $1::name AND c.relname = 'oban_jobs'
-        UNION
-        SELECT c.oid, c.relkind FROM tables t
-        JOIN pg_inherits i ON i.inhparent = t.oid AND t.relkind = 'p'
-        JOIN pg_class c ON c.oid = i.inhrelid
-    )
-    SELECT t.oid::regclass::text FROM tables t
-    WHERE t.relkind IN ('r', 'p') AND {with_trigger} = EXISTS (
-        SELECT FROM pg_trigger g WHERE g.tgrelid = t.oid AND g.tgname = 'obanrs_jobs_insert' AND g.tgfoid = (
-            SELECT f.oid FROM pg_proc f JOIN pg_extension e ON e.extnamespace = f.pronamespace
-            WHERE e.extname = 'obanrs' AND f.proname = 'obanrs_jobs_insert'
-        )
-    )
-    ORDER BY t.oid";
-
-fn tables_without_trigger(prefix: &str) -> Vec<String> {
-    job_tables(prefix, false)
-}
-
-fn tables_with_trigger(prefix: &str) -> Vec<String> {
-    job_tables(prefix, true)
-}
-
-fn job_tables(prefix: &str, with_trigger: bool) -> Vec<String> {
-    spi::look(&JOB_TABLES.replace("{with_trigger}", if with_trigger { "true" } else { "false" }), prefix)
+    let peers = prefix.lock(PEERS, catalog::lock_for_alteration)?;
+    functions.on_peers(peers).into_iter().for_each(ddl::drop_trigger);
+    if has_columns(peers) {
+        if attached::is_inherited(peers) {
+            return Err(prefix.another_kind());
+        }
+        ddl::drop_columns(peers, &[c"term", c"boot"]);
+    }
+    Ok(())
 }

@@ -1,0 +1,171 @@
+//! DDL on a table by its oid: it alters the table that was locked and tested, whatever any name means by then.
+//!
+//! No event trigger fires for it by itself. Within another command, such as CREATE TABLE … AS SELECT, the
+//! event triggers of that command find it among what the command did.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+
+pub enum Timing {
+    Before,
+    After,
+}
+
+pub enum Event {
+    Insert,
+    Update,
+    Delete,
+    Truncate,
+}
+
+/// A trigger without a condition, columns or arguments.
+pub struct Trigger {
+    pub name: &'static CStr,
+    pub timing: Timing,
+    pub events: &'static [Event],
+    pub for_each_row: bool,
+    /// The name that the trigger's function reads the inserted rows by.
+    pub new_rows: Option<&'static CStr>,
+}
+
+/// Adds columns of type bigint that may be null and have no default, so that no row is read or written for
+/// them. The caller has locked and tested the table: ALTER TABLE's own lock is taken on it here.
+pub fn add_bigints(table: u32, names: &[&CStr]) {
+    alter(table, names, |command, name| {
+        // SAFETY: a node that `alter` has just made; the name is copied.
+        unsafe {
+            let column = pg_sys::makeColumnDef(name.as_ptr(), pg_sys::INT8OID, -1, pg_sys::InvalidOid);
+            (*command).subtype = pg_sys::AlterTableType::AT_AddColumn;
+            (*command).def = column.cast();
+        }
+    });
+}
+
+/// Drops columns, with the indexes and constraints on them; what else depends on them is an ERROR.
+pub fn drop_columns(table: u32, names: &[&CStr]) {
+    alter(table, names, |command, name| {
+        // SAFETY: a node that `alter` has just made; the name is copied.
+        unsafe {
+            (*command).subtype = pg_sys::AlterTableType::AT_DropColumn;
+            (*command).name = pg_sys::pstrdup(name.as_ptr());
+            (*command).behavior = pg_sys::DropBehavior::DROP_RESTRICT;
+        }
+    });
+}
+
+/// ALTER TABLE ONLY, one command for each of these columns.
+fn alter(table: u32, columns: &[&CStr], fill: impl Fn(*mut pg_sys::AlterTableCmd, &CStr)) {
+    let oid = pg_sys::Oid::from(table);
+    // SAFETY: nodes of Postgres' own kinds, which live in the current memory context as long as the call. The
+    // bracket gives AlterTableInternal a current command to write to, where event triggers collect commands;
+    // elsewhere it does nothing. An ERROR leaves all of it to the (sub)transaction's abort.
+    unsafe {
+        let mut commands = std::ptr::null_mut();
+        for column in columns {
+            let command = node::<pg_sys::AlterTableCmd>(pg_sys::NodeTag::T_AlterTableCmd);
+            fill(command, column);
+            commands = pg_sys::lappend(commands, command.cast());
+        }
+        let relation = pg_sys::relation_open(oid, pg_sys::AccessExclusiveLock as i32);
+        pg_sys::CheckTableNotInUse(relation, c"ALTER TABLE".as_ptr());
+        let statement = node::<pg_sys::AlterTableStmt>(pg_sys::NodeTag::T_AlterTableStmt);
+        (*statement).relation = name_of(relation);
+        (*statement).cmds = commands;
+        (*statement).objtype = pg_sys::ObjectType::OBJECT_TABLE;
+        pg_sys::relation_close(relation, pg_sys::NoLock as i32);
+        pg_sys::EventTriggerAlterTableStart(statement.cast());
+        pg_sys::AlterTableInternal(oid, commands, false);
+        pg_sys::EventTriggerAlterTableEnd();
+        pg_sys::CommandCounterIncrement();
+    }
+}
+
+/// CREATE OR REPLACE TRIGGER. Needs the rights that this needs: TRIGGER on the table and EXECUTE on the function.
+pub fn create_trigger(table: u32, function: u32, trigger: &Trigger) {
+    let (table, function) = (pg_sys::Oid::from(table), pg_sys::Oid::from(function));
+    let none = pg_sys::InvalidOid;
+    // SAFETY: nodes of Postgres' own kinds, which live in the current memory context as long as the call. An
+    // ERROR leaves all of it to the (sub)transaction's abort.
+    unsafe {
+        let statement = node::<pg_sys::CreateTrigStmt>(pg_sys::NodeTag::T_CreateTrigStmt);
+        (*statement).replace = true;
+        (*statement).trigname = pg_sys::pstrdup(trigger.name.as_ptr());
+        (*statement).row = trigger.for_each_row;
+        (*statement).timing = trigger.timing.bits();
+        (*statement).events = trigger.events.iter().fold(0, |all, event| all | event.bits());
+        if let Some(name) = trigger.new_rows {
+            let rows = node::<pg_sys::TriggerTransition>(pg_sys::NodeTag::T_TriggerTransition);
+            (*rows).name = pg_sys::pstrdup(name.as_ptr());
+            ((*rows).isNew, (*rows).isTable) = (true, true);
+            (*statement).transitionRels = pg_sys::lappend(std::ptr::null_mut(), rows.cast());
+        }
+        let relation = pg_sys::relation_open(table, pg_sys::ShareRowExclusiveLock as i32);
+        (*statement).relation = name_of(relation);
+        pg_sys::relation_close(relation, pg_sys::NoLock as i32);
+        let text = c"".as_ptr();
+        let condition = std::ptr::null_mut();
+        let made = pg_sys::CreateTrigger(
+            statement, text, table, none, none, none, function, none, condition, false, false,
+        );
+        pg_sys::EventTriggerCollectSimpleCommand(made, pg_sys::InvalidObjectAddress, statement.cast());
+        pg_sys::CommandCounterIncrement();
+    }
+}
+
+/// DROP TRIGGER of a trigger by its oid. The caller has locked and tested its table.
+pub fn drop_trigger(trigger: u32) {
+    let address = pg_sys::ObjectAddress {
+        classId: pg_sys::TriggerRelationId,
+        objectId: pg_sys::Oid::from(trigger),
+        objectSubId: 0,
+    };
+    // SAFETY: the address lives for the call.
+    unsafe { pg_sys::performDeletion(&raw const address, pg_sys::DropBehavior::DROP_RESTRICT, 0) }
+}
+
+impl Timing {
+    fn bits(&self) -> i16 {
+        match self {
+            Self::Before => pg_sys::TRIGGER_TYPE_BEFORE as i16,
+            Self::After => pg_sys::TRIGGER_TYPE_AFTER as i16,
+        }
+    }
+}
+
+impl Event {
+    fn bits(&self) -> i16 {
+        match self {
+            Self::Insert => pg_sys::TRIGGER_TYPE_INSERT as i16,
+            Self::Update => pg_sys::TRIGGER_TYPE_UPDATE as i16,
+            Self::Delete => pg_sys::TRIGGER_TYPE_DELETE as i16,
+            Self::Truncate => pg_sys::TRIGGER_TYPE_TRUNCATE as i16,
+        }
+    }
+}
+
+/// The name of a relation, for event triggers that read a command's parse tree: Postgres goes by the oid.
+///
+/// # Safety
+/// `relation` is open.
+unsafe fn name_of(relation: pg_sys::Relation) -> *mut pg_sys::RangeVar {
+    // SAFETY: the caller's promise; both names are copies.
+    unsafe {
+        let form = (*relation).rd_rel;
+        let schema = pg_sys::get_namespace_name((*form).relnamespace);
+        pg_sys::makeRangeVar(schema, pg_sys::pstrdup((*form).relname.data.as_ptr()), -1)
+    }
+}
+
+/// A node of a parse tree, zeroed but for its tag, in the current memory context.
+///
+/// # Safety
+/// `T` is the node that the tag is of.
+unsafe fn node<T>(tag: pg_sys::NodeTag) -> *mut T {
+    // SAFETY: every node begins with its tag; zeroes are a value of each of its fields.
+    unsafe {
+        let node = pg_sys::palloc0(size_of::<T>());
+        (*node.cast::<pg_sys::Node>()).type_ = tag;
+        node.cast()
+    }
+}

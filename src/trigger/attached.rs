@@ -1,0 +1,118 @@
+//! The triggers that `oban_install` attaches to tables, as the catalogs have them. Tables are named by their oid,
+//! triggers by their name and function, and only catalogs are read.
+
+use crate::error::Error;
+use crate::pg::ddl::{Event, Timing, Trigger};
+use crate::pg::spi;
+
+/// On oban_jobs and each of its partitions.
+pub const ON_JOBS: Trigger = Trigger {
+    name: c"obanrs_jobs_insert",
+    timing: Timing::After,
+    events: &[Event::Insert],
+    for_each_row: false,
+    new_rows: Some(c"obanrs_inserted"),
+};
+
+/// On oban_peers.
+pub const ON_PEERS: [Trigger; 3] = [
+    Trigger {
+        name: c"obanrs_peers_guard",
+        timing: Timing::Before,
+        events: &[Event::Insert, Event::Update],
+        for_each_row: true,
+        new_rows: None,
+    },
+    Trigger {
+        name: c"obanrs_peers_rows",
+        timing: Timing::After,
+        events: &[Event::Insert, Event::Update, Event::Delete],
+        for_each_row: true,
+        new_rows: None,
+    },
+    Trigger {
+        name: c"obanrs_peers_end",
+        timing: Timing::After,
+        events: &[Event::Insert, Event::Truncate],
+        for_each_row: false,
+        new_rows: None,
+    },
+];
+
+/// The functions that the triggers call: those of the extension as it is in this database.
+#[derive(Clone, Copy)]
+pub struct Functions {
+    pub jobs: u32,
+    /// Not in an extension of a version before 0.4.0.
+    pub peers: Option<u32>,
+}
+
+impl Functions {
+    pub fn find() -> Result<Self, Error> {
+        let jobs = spi::own_trigger_function("obanrs_jobs_insert").ok_or(Error::NoExtension)?;
+        Ok(Self { jobs, peers: spi::own_trigger_function("obanrs_peers") })
+    }
+
+    /// Of oban_jobs and, when it is partitioned, all its partitions, those that lack our trigger: an INSERT into a
+    /// partition fires only its own triggers. Foreign tables can't have such a trigger.
+    pub fn job_tables_without_trigger(&self, jobs: u32) -> Vec<u32> {
+        self.job_tables("t.oid", "g.oid IS NULL", jobs)
+    }
+
+    /// The other ones.
+    pub fn job_tables_with_trigger(&self, jobs: u32) -> Vec<u32> {
+        self.job_tables("t.oid", "g.oid IS NOT NULL", jobs)
+    }
+
+    /// Our trigger on one table of jobs.
+    pub fn on_jobs(&self, table: u32) -> Option<u32> {
+        self.job_tables("g.oid", &format!("g.tgrelid = {table}"), table).pop()
+    }
+
+    /// (pg_partition_tree would lock the tables.)
+    fn job_tables(&self, what: &str, condition: &str, jobs: u32) -> Vec<u32> {
+        let sql = format!(
+            "WITH RECURSIVE tables AS (
+                SELECT c.oid, c.relkind FROM pg_class c WHERE c.oid = $1::oid
+                UNION
+                SELECT c.oid, c.relkind FROM tables t
+                JOIN pg_inherits i ON i.inhparent = t.oid AND t.relkind = 'p'
+                JOIN pg_class c ON c.oid = i.inhrelid
+            )
+            SELECT {what}::text FROM tables t
+            LEFT JOIN pg_trigger g
+                ON g.tgrelid = t.oid AND g.tgname = 'obanrs_jobs_insert' AND g.tgfoid = {}
+            WHERE t.relkind IN ('r', 'p') AND {condition}
+            ORDER BY t.oid",
+            self.jobs
+        );
+        oids(&sql, jobs)
+    }
+
+    /// Those of our triggers that a table of leaders has.
+    pub fn on_peers(&self, peers: u32) -> Vec<u32> {
+        let Some(function) = self.peers else { return Vec::new() };
+        let names = ON_PEERS.map(|trigger| format!("'{}'", trigger.name.to_string_lossy()));
+        let sql = format!(
+            "SELECT g.oid::text FROM pg_trigger g
+             WHERE g.tgrelid = $1::oid AND g.tgfoid = {function} AND g.tgname IN ({})",
+            names.join(", ")
+        );
+        oids(&sql, peers)
+    }
+
+    /// Whether a table of leaders has all of them that there are.
+    pub fn guard(&self, peers: u32) -> bool {
+        self.peers.is_none() || self.on_peers(peers).len() == ON_PEERS.len()
+    }
+}
+
+/// Whether a table inherits from another one, or another one from it.
+pub fn is_inherited(table: u32) -> bool {
+    let sql = "SELECT i.inhrelid::text FROM pg_inherits i WHERE $1::oid IN (i.inhparent, i.inhrelid)";
+    !oids(sql, table).is_empty()
+}
+
+fn oids(sql: &str, of: u32) -> Vec<u32> {
+    spi::look(sql, &of.to_string()).iter().filter_map(|oid| oid.parse().ok()).collect()
+}

@@ -1,0 +1,94 @@
+//! Oban's tables, created where a prefix has none: as Oban's migration 14 creates them.
+//!
+//! SQL creates them by the name of the schema, whose owner can give that name to another schema at any moment. So
+//! what is found in the locked schema afterwards has to be this transaction's, and whole: what is missing there
+//! was made elsewhere, and the ERROR takes it back.
+
+use super::install::Prefix;
+use crate::error::Error;
+use crate::pg::{catalog, spi};
+
+const JOBS: &str = include_str!("../../sql/prefix/oban_jobs.sql");
+const STATES: &str = include_str!("../../sql/prefix/oban_job_state.sql");
+const PEERS: &str = include_str!("../../sql/prefix/oban_peers.sql");
+
+pub fn create_jobs(prefix: &Prefix<'_>) -> Result<(), Error> {
+    let states = states(prefix)?;
+    spi::run(&fill(JOBS, prefix));
+    let jobs = created(prefix, "oban_jobs")?;
+    let is_ours = catalog::has_column(jobs, "state", states) && has_primary_key(jobs) && is_whole(jobs);
+    if is_ours { Ok(()) } else { Err(prefix.changed()) }
+}
+
+pub fn create_peers(prefix: &Prefix<'_>) -> Result<(), Error> {
+    spi::run(&fill(PEERS, prefix));
+    let peers = created(prefix, "oban_peers")?;
+    if has_primary_key(peers) { Ok(()) } else { Err(prefix.changed()) }
+}
+
+/// The type of a job's state. One that is there already is tested before anything uses it.
+fn states(prefix: &Prefix<'_>) -> Result<u32, Error> {
+    const NAME: &str = "oban_job_state";
+    if let Some(there) = catalog::type_named(prefix.schema, NAME) {
+        return if catalog::is_enum_of(there, labels()) { Ok(there) } else { Err(odd_states(prefix)) };
+    }
+    spi::run(&fill(STATES, prefix));
+    let made = catalog::type_named(prefix.schema, NAME);
+    made.filter(|kind| catalog::is_type_of_this_transaction(*kind)).ok_or_else(|| prefix.changed())
+}
+
+/// What is quoted in the statement that creates the type.
+fn labels() -> impl Iterator<Item = &'static str> {
+    STATES.split('\'').skip(1).step_by(2)
+}
+
+fn odd_states(prefix: &Prefix<'_>) -> Error {
+    Error::bad(
+        format!("the type oban_job_state of prefix \"{}\" is of another kind than Oban's", prefix.name),
+        format!("It has to be an enum with the labels {}.", labels().collect::<Vec<_>>().join(", ")),
+    )
+}
+
+/// The table of this name in the locked schema, if it is the one that this transaction has just created.
+fn created(prefix: &Prefix<'_>, table: &str) -> Result<u32, Error> {
+    let found = prefix.table(table).filter(|table| catalog::is_relation_of_this_transaction(*table));
+    found.ok_or_else(|| prefix.changed())
+}
+
+/// CREATE TABLE itself finds the table by its name anew, to create this index.
+fn has_primary_key(table: u32) -> bool {
+    let sql = "SELECT 'has one' FROM pg_index i WHERE i.indrelid = $1::oid AND i.indisprimary";
+    !spi::look(sql, &table.to_string()).is_empty()
+}
+
+/// Whether all that JOBS makes is on the table: each of its statements finds the table by its name anew.
+fn is_whole(jobs: u32) -> bool {
+    let sql = format!(
+        "SELECT 'whole' FROM pg_class c
+         WHERE c.oid = $1::oid AND obj_description(c.oid, 'pg_class') = '14'
+           AND EXISTS (
+                SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND k.conname = 'non_negative_priority'
+           )
+           AND {indexes} <= (
+                SELECT count(*) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+                WHERE i.indrelid = c.oid AND x.relnamespace = c.relnamespace
+           )
+           AND EXISTS (
+                SELECT FROM pg_attribute a
+                JOIN pg_attrdef v ON v.adrelid = a.attrelid AND v.adnum = a.attnum
+                JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = v.oid
+                JOIN pg_class s ON d.refclassid = 'pg_class'::regclass AND s.oid = d.refobjid
+                JOIN pg_depend o ON o.classid = 'pg_class'::regclass AND o.objid = s.oid AND o.deptype = 'a'
+                    AND o.refclassid = 'pg_class'::regclass AND o.refobjid = c.oid AND o.refobjsubid = a.attnum
+                WHERE a.attrelid = c.oid AND a.attname = 'id' AND s.relkind = 'S'
+                  AND s.relnamespace = c.relnamespace
+           )",
+        indexes = JOBS.matches("CREATE INDEX").count() + 1 // that of the primary key
+    );
+    !spi::look(&sql, &jobs.to_string()).is_empty()
+}
+
+/// Writes the prefix into a template of sql/prefix.
+fn fill(template: &str, prefix: &Prefix<'_>) -> String {
+    template.replace("{prefix}", &pgrx::spi::quote_identifier(prefix.name))
+}
