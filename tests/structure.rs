@@ -177,7 +177,7 @@ const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[
     ("error.rs", "quote", "spi::", "quotes a name for a hint"),
     (
         "pg/datum.rs",
-        "into_datum",
+        "parse",
         "direct_function_call",
         "jsonb_in, C code of Postgres', for results of functions",
     ),
