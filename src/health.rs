@@ -1,6 +1,7 @@
 //! `oban_check`: what keeps obanrs from working here, one row a thing, each with what to do about it.
 //!
-//! It only reads: settings, shared memory and catalogs. It shows the prefixes that the caller has any
+//! It only reads: settings, shared memory and catalogs. It waits for no lock on a user's table, and holds one no longer
+//! than it looks at the table. It shows the prefixes that the caller has any
 //! right on, and what the caller lacks there.
 
 use pgrx::prelude::*;

@@ -168,7 +168,8 @@ fn indexes(table: &Heap<'_>) -> (Vec<Index>, Option<KeyIndex>) {
             let relation = pg_sys::index_open(oid, pg_sys::AccessShareLock as i32);
             let index = index(relation, name);
             let is_primary = (*(*relation).rd_index).indisprimary;
-            pg_sys::index_close(relation, pg_sys::NoLock as i32);
+            // Its lock is given back at once. The table's keeps it there: DROP INDEX CONCURRENTLY waits for that.
+            pg_sys::index_close(relation, pg_sys::AccessShareLock as i32);
             if index.is_key() && (key.is_none() || is_primary && !key_is_primary) {
                 (key, key_is_primary) = (Some(KeyIndex { oid }), is_primary);
             }

@@ -245,3 +245,19 @@ fn without_preload_it_says_so() {
     latin.batch_execute("CREATE EXTENSION obanrs").unwrap();
     assert!(wrong(&mut latin).iter().any(|(item, d)| item == "encoding" && d.contains("LATIN1")));
 }
+
+/// A transaction that has asked holds up nobody's DDL.
+#[test]
+fn oban_check_keeps_no_lock_on_tables() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("ALTER TABLE oban_peers ADD CONSTRAINT c CHECK (true)").unwrap();
+    for mend in ["SELECT", "ALTER TABLE oban_peers DROP CONSTRAINT c"] {
+        client.batch_execute(mend).unwrap();
+        client.batch_execute("BEGIN; SELECT * FROM oban_check()").unwrap();
+        let locks = "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+            WHERE l.pid = pg_backend_pid() AND c.relnamespace = 'public'::regnamespace AND c.relname LIKE 'oban_peers%'";
+        assert_eq!(client.one::<i64>(locks), 0, "{mend}");
+        client.batch_execute("COMMIT").unwrap();
+    }
+}
