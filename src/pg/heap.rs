@@ -227,13 +227,18 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// Locks the newest version of a row. Once it is locked, `stored` holds that version, and the caller has to look
+    /// Locks the newest version of a row, and without `wait` not FOR KEY SHARE. Once it is locked, `stored` holds that version, and the caller has to look
     /// at it again: it may be another holder's by now.
     pub fn lock_row(&self, stored: &mut Stored, strength: RowLock, wait: bool) -> RowLocked {
         let _snapshot = ActiveSnapshot::latest();
         let mut failure = pg_sys::TM_FailureData::default();
-        let wait =
-            if wait { pg_sys::LockWaitPolicy::LockWaitBlock } else { pg_sys::LockWaitPolicy::LockWaitSkip };
+        // A lock that an update does not wait for, FOR KEY SHARE, has to be on the version that it is just writing,
+        // too: after its commit that is the row.
+        let (wait, in_progress) = if wait {
+            (pg_sys::LockWaitPolicy::LockWaitBlock, pg_sys::TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS)
+        } else {
+            (pg_sys::LockWaitPolicy::LockWaitSkip, 0) // following such an update may wait
+        };
         let locked = Stored::empty(self);
         // SAFETY: `stored` pins the page of the row, so its tid means that row still. The slot is one of this table.
         let result = unsafe {
@@ -246,7 +251,7 @@ impl<'a> Heap<'a> {
                 pg_sys::GetCurrentCommandId(false),
                 strength.mode(),
                 wait,
-                pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION as u8,
+                (pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION | in_progress) as u8,
                 &raw mut failure,
             )
         };
