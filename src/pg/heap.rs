@@ -51,6 +51,8 @@ pub struct Heap<'a> {
     relation: pg_sys::Relation,
     /// Whether this value closes the relation. A trigger's relation belongs to the executor.
     owned: bool,
+    /// Whether locks of its indexes are waited for, as that of the table.
+    waits: bool,
     _relation: PhantomData<&'a ()>,
 }
 
@@ -81,7 +83,7 @@ impl<'a> Heap<'a> {
         if relation.is_null() {
             return Opened::Gone;
         }
-        Opened::Table(Self { relation, owned: true, _relation: PhantomData })
+        Opened::Table(Self { relation, owned: true, waits: wait, _relation: PhantomData })
     }
 
     /// Closes the table and gives its lock back, for a caller that has only looked at it.
@@ -97,11 +99,33 @@ impl<'a> Heap<'a> {
     /// # Safety
     /// `relation` stays open for as long as the result lives.
     pub(super) unsafe fn of_trigger(relation: pg_sys::Relation) -> Self {
-        Self { relation, owned: false, _relation: PhantomData }
+        Self { relation, owned: false, waits: true, _relation: PhantomData }
     }
 
     pub(super) fn relation(&self) -> pg_sys::Relation {
         self.relation
+    }
+
+    /// What `look` says of an index of this table, which is locked for no longer than that: it can't be dropped while
+    /// the table is locked. `None` when another transaction holds a lock on it, and this one waits for none.
+    pub(super) fn look_at_index<R>(
+        &self,
+        oid: pg_sys::Oid,
+        look: impl FnOnce(pg_sys::Relation) -> R,
+    ) -> Option<R> {
+        let mode = pg_sys::AccessShareLock as i32;
+        // SAFETY: an index of a table that is locked. Opening it builds nothing but copies of its catalog rows.
+        unsafe {
+            if self.waits {
+                pg_sys::LockRelationOid(oid, mode);
+            } else if !pg_sys::ConditionalLockRelationOid(oid, mode) {
+                return None;
+            }
+            let index = pg_sys::index_open(oid, pg_sys::NoLock as i32);
+            let seen = look(index);
+            pg_sys::index_close(index, mode);
+            Some(seen)
+        }
     }
 
     fn form(&self) -> pg_sys::FormData_pg_class {

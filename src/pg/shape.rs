@@ -10,18 +10,19 @@ use super::catalog_scan::{CHILDREN, CONSTRAINTS, Key, PARENTS, RULES, lossy, row
 use super::heap::{FIRST_OF_USERS, Heap, KeyIndex};
 use crate::logic::shape::{Column, Constraint, ConstraintKind, Index, Publication, Shape, Type};
 
-/// The shape of a table, and the index by which its rows are found by `name`, if there is one.
-pub fn of(table: &Heap<'_>) -> (Shape, Option<KeyIndex>) {
+/// The shape of a table, and the index by which its rows are found by `name`, if there is one. `None` when another
+/// transaction holds a lock on an index, and this one waits for none.
+pub fn of(table: &Heap<'_>) -> Option<(Shape, Option<KeyIndex>)> {
     let relation = table.relation();
     // SAFETY: an open relation has its row of pg_class, and its parsed rules and triggers, or null.
     let form = unsafe { &*(*relation).rd_rel };
     let is_table = form.relkind as u8 == pg_sys::RELKIND_RELATION;
     if !is_table {
-        return (Shape::default(), None);
+        return Some((Shape::default(), None));
     }
     let oid = table.oid();
     let constraints = constraints(oid);
-    let (indexes, key) = indexes(table);
+    let (indexes, key) = indexes(table)?;
     let is_child = |catalog, column| !rows(catalog, &[(column, Key::Oid(oid))], |_| Some(())).is_empty();
     let shape = Shape {
         is_table,
@@ -40,7 +41,7 @@ pub fn of(table: &Heap<'_>) -> (Shape, Option<KeyIndex>) {
         indexes,
         publication: publication(relation),
     };
-    (shape, key)
+    Some((shape, key))
 }
 
 fn columns(relation: pg_sys::Relation) -> Vec<Column> {
@@ -158,25 +159,20 @@ fn owner_lacks(relation: pg_sys::Relation) -> Vec<&'static str> {
     rights.into_iter().filter(|(right, _)| lacks(*right)).map(|(_, name)| name).collect()
 }
 
-/// Each index of the table, and the one to find rows by: the primary key, if several would do.
-fn indexes(table: &Heap<'_>) -> (Vec<Index>, Option<KeyIndex>) {
+/// Each index of the table, and the one to find rows by: the primary key, if several would do. `None` as `of`.
+fn indexes(table: &Heap<'_>) -> Option<(Vec<Index>, Option<KeyIndex>)> {
     let (mut found, mut key, mut key_is_primary) = (Vec::new(), None, false);
     let name = table.column("name").map(|column| column.number());
     for oid in table.index_oids() {
-        // SAFETY: an index of a locked table. Opening it builds nothing but copies of its catalog rows.
-        unsafe {
-            let relation = pg_sys::index_open(oid, pg_sys::AccessShareLock as i32);
-            let index = index(relation, name);
-            let is_primary = (*(*relation).rd_index).indisprimary;
-            // Its lock is given back at once. The table's keeps it there: DROP INDEX CONCURRENTLY waits for that.
-            pg_sys::index_close(relation, pg_sys::AccessShareLock as i32);
-            if index.is_key() && (key.is_none() || is_primary && !key_is_primary) {
-                (key, key_is_primary) = (Some(KeyIndex { oid }), is_primary);
-            }
-            found.push(index);
+        // SAFETY: the index is open.
+        let look = |relation| unsafe { (index(relation, name), (*(*relation).rd_index).indisprimary) };
+        let (index, is_primary) = table.look_at_index(oid, look)?;
+        if index.is_key() && (key.is_none() || is_primary && !key_is_primary) {
+            (key, key_is_primary) = (Some(KeyIndex { oid }), is_primary);
         }
+        found.push(index);
     }
-    (found, key)
+    Some((found, key))
 }
 
 /// # Safety

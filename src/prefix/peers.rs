@@ -19,7 +19,7 @@ pub const TABLE: &str = "oban_peers";
 pub enum Unusable {
     /// There is none, or `oban_install` has not added its columns.
     Missing,
-    /// Another transaction holds a lock on it.
+    /// Another transaction holds a lock on it, or on an index of it.
     Locked,
     /// It was another one by the time of its lock.
     Replaced,
@@ -346,7 +346,7 @@ fn judge(heap: &Heap<'_>) -> Result<(KeyIndex, Columns), Unusable> {
     if heap.column("term").is_none() || heap.column("boot").is_none() {
         return Err(Unusable::Missing);
     }
-    let (shape, key) = crate::pg::shape::of(heap);
+    let (shape, key) = crate::pg::shape::of(heap).ok_or(Unusable::Locked)?;
     let obstacles = shape::obstacles(&shape, &catalog::qualified_name(heap.oid()).unwrap_or_default());
     if !obstacles.is_empty() {
         return Err(Unusable::Obstacles(obstacles));
