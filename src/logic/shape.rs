@@ -93,7 +93,7 @@ pub struct Index {
     pub exclusion: bool,
     pub has_expressions: bool,
     pub has_predicate: bool,
-    /// Its access method and its operator classes are Postgres' own.
+    /// Its access method, its operator classes and the types of its keys are Postgres' own.
     pub built_in: bool,
     /// Texts that differ in their bytes are never equal in it.
     pub deterministic: bool,
@@ -103,6 +103,12 @@ impl Index {
     /// Whether rows can be found, and duplicates be refused, by it.
     pub fn is_key(&self) -> bool {
         self.unique && self.on_name && self.valid && self.deterministic && !self.deferrable && self.is_plain()
+    }
+
+    /// Whether it is a constraint's, and rows could be found by it if its column had another collation.
+    fn needs_collation(&self) -> bool {
+        let deterministic = Self { deterministic: true, ..self.clone() };
+        self.constraint.is_some() && !self.deterministic && deterministic.is_key()
     }
 
     fn is_plain(&self) -> bool {
@@ -164,7 +170,12 @@ fn quoted(name: &str) -> String {
 /// Empty when there is nothing.
 pub fn obstacles(shape: &Shape, table: &str) -> Vec<Obstacle> {
     let mut found = Vec::new();
-    let mut add = |what: String, remedy: String| found.push(Obstacle { what, remedy, of_owner: false });
+    let mut add = |what: String, remedy: String| {
+        // An exclusion constraint is one thing, and has an index.
+        if !found.iter().any(|before: &Obstacle| before.remedy == remedy) {
+            found.push(Obstacle { what, remedy, of_owner: false });
+        }
+    };
     let replace = format!("ALTER TABLE {table} RENAME TO oban_peers_old, then SELECT oban_install(...)");
     if !shape.is_table || shape.is_temporary {
         add("it is no ordinary table".into(), replace);
@@ -208,13 +219,17 @@ pub fn obstacles(shape: &Shape, table: &str) -> Vec<Obstacle> {
     for index in &shape.indexes {
         if let Some(what) = index_obstacle(index) {
             let remedy = match &index.constraint {
+                // The constraint's next index would have the column's collation again.
+                Some(_) if index.needs_collation() => {
+                    format!("ALTER TABLE {table} ALTER COLUMN \"name\" TYPE text COLLATE \"default\"")
+                }
                 Some(constraint) => format!("ALTER TABLE {table} DROP CONSTRAINT {}", quoted(constraint)),
                 None => format!("DROP INDEX {}", index.name),
             };
             add(format!("its index {} {what}", index.name), remedy);
         }
     }
-    if !shape.indexes.iter().any(Index::is_key) {
+    if !shape.indexes.iter().any(|index| index.is_key() || index.needs_collation()) {
         add("it has no unique index on (name)".into(), format!("ALTER TABLE {table} ADD PRIMARY KEY (name)"));
     }
     if shape.publication.lacks_identity {
@@ -301,7 +316,7 @@ fn index_obstacle(index: &Index) -> Option<&'static str> {
     } else if index.has_predicate {
         Some("is partial")
     } else if !index.built_in {
-        Some("uses an access method or an operator class that is not Postgres' own")
+        Some("uses an access method, an operator class or a type that is not Postgres' own")
     } else if !index.unique {
         None
     } else if !index.on_name {
@@ -309,7 +324,7 @@ fn index_obstacle(index: &Index) -> Option<&'static str> {
     } else if index.deferrable {
         Some("is deferrable")
     } else if !index.deterministic {
-        Some("has a nondeterministic collation")
+        Some("takes different names for equal")
     } else {
         // Also if it is not valid: REINDEX CONCURRENTLY has such a one beside the old one, perhaps for hours.
         None
@@ -438,11 +453,32 @@ mod tests {
         for (i, spoil) in spoil.into_iter().enumerate() {
             let mut index = key();
             spoil(&mut index);
+            index.constraint = None;
             assert!(!index.is_key(), "{i}");
             assert!(said(|s| s.indexes[0] = index.clone()).contains("no unique index on (name)"), "{i}");
             let harmless = i == 0 || i == 3;
             assert_eq!(index_obstacle(&index).is_none(), harmless, "{i}: beside a good one");
         }
+    }
+
+    /// A constraint takes its column's collation: to drop and to add it would change nothing.
+    #[test]
+    fn a_keys_collation_is_changed_with_its_column() {
+        assert_eq!(
+            said(|s| s.indexes[0].deterministic = false),
+            "its index p.oban_peers_pkey takes different names for equal: \
+             ALTER TABLE p.oban_peers ALTER COLUMN \"name\" TYPE text COLLATE \"default\""
+        );
+    }
+
+    #[test]
+    fn what_an_index_and_its_constraint_have_in_common_is_said_once() {
+        let exclusion = Index { exclusion: true, constraint: Some("c".into()), ..key() };
+        let text = said(|s| {
+            s.constraints.push(Constraint { name: "c".into(), kind: ConstraintKind::Exclusion });
+            s.indexes.push(exclusion.clone());
+        });
+        assert_eq!(text.matches("DROP CONSTRAINT").count(), 1, "{text}");
     }
 
     #[test]

@@ -201,15 +201,32 @@ unsafe fn index(relation: pg_sys::Relation, name: Option<i32>) -> Index {
             has_expressions: has(relation, pg_sys::Anum_pg_index_indexprs),
             has_predicate: has(relation, pg_sys::Anum_pg_index_indpred),
             built_in: is_built_in(relation),
-            deterministic: collations
-                .iter()
-                .all(|c| *c == pg_sys::InvalidOid || pg_sys::get_collation_isdeterministic(*c)),
+            deterministic: !takes_padding_for_equal(relation)
+                && collations
+                    .iter()
+                    .all(|c| *c == pg_sys::InvalidOid || pg_sys::get_collation_isdeterministic(*c)),
         }
     }
 }
 
+/// Whether a key column has an operator class for char(n), which a text can be given, and which ignores spaces at its
+/// end.
+///
+/// # Safety
+/// `relation` is an open index.
+unsafe fn takes_padding_for_equal(relation: pg_sys::Relation) -> bool {
+    const BPCHAR_OPS: u32 = 426;
+    const BPCHAR_PATTERN_OPS: u32 = 2097;
+    // SAFETY: the caller's promise: it has as many operator families as key columns.
+    unsafe {
+        let keys = (*(*relation).rd_index).indnkeyatts as usize;
+        let families = std::slice::from_raw_parts((*relation).rd_opfamily, keys);
+        families.iter().any(|family| [BPCHAR_OPS, BPCHAR_PATTERN_OPS].contains(&family.to_u32()))
+    }
+}
+
 /// Whether an index evaluates nothing: neither an expression nor a predicate, nor anything of an operator class
-/// that is not Postgres' own.
+/// or a type that is not Postgres' own.
 ///
 /// # Safety
 /// `relation` is an open index.
@@ -232,7 +249,9 @@ unsafe fn has(relation: pg_sys::Relation, column: u32) -> bool {
     unsafe { !pg_sys::heap_attisnull((*relation).rd_indextuple, column as i32, std::ptr::null_mut()) }
 }
 
-/// Whether the access method and all operator families of an index are Postgres' own.
+/// Whether the access method, all operator families and all types of an index are Postgres' own. Operator classes of
+/// Postgres' own that are for any range or array call what a user said when making the type: `subtype_diff` of a
+/// range in a GiST index.
 ///
 /// # Safety
 /// `relation` is an open index.
@@ -247,8 +266,14 @@ unsafe fn is_built_in(relation: pg_sys::Relation) -> bool {
         let families = std::slice::from_raw_parts((*relation).rd_opfamily, keys);
         let support = (*(*relation).rd_indam).amsupport as usize;
         let procedures = std::slice::from_raw_parts((*relation).rd_support, keys * support);
+        let form = &*(*relation).rd_index;
+        let columns = std::slice::from_raw_parts(form.indkey.values.as_ptr(), keys);
+        // An expression has no type here: it is an obstacle itself.
+        let is_own =
+            |column: i16| column == 0 || pg_sys::get_atttype(form.indrelid, column).to_u32() < FIRST_OF_USERS;
         families.iter().all(|family| family.to_u32() < FIRST_OF_USERS)
             && procedures.iter().all(|procedure| procedure.to_u32() < FIRST_OF_USERS)
+            && columns.iter().all(|column| is_own(*column))
     }
 }
 
