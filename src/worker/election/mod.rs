@@ -7,8 +7,9 @@
 //! A prefix whose table can't be used stops only itself. A missing table is looked at again when the next member joins
 //! or the prefix is installed; one that is locked, or has what elections would have to ignore, with a growing delay.
 //! The first attempt at a table waits for its lock a moment, as a command that has just changed the table still holds
-//! it; further ones do not wait at all. Each such state is logged once. A row that another transaction holds is
-//! skipped; the end of a fence wakes the keeper (unless its transaction was prepared: then the delay has to do).
+//! it; further ones do not wait at all, nor does any after one such wait in vain in the same pass. Each such state is
+//! logged once. A row that another transaction holds is skipped; the end of a fence wakes the keeper (unless its
+//! transaction was prepared: then the delay has to do).
 
 mod sweep;
 mod table;
@@ -60,6 +61,8 @@ pub struct Elections {
     /// Prefixes of which the log says already that they hold no elections.
     warned: HashSet<String>,
     sweep: Sweep,
+    /// No table has been waited for in vain in this pass: a tenant that locks many does not use up the others' time.
+    patient: bool,
     /// An election found that the extension is gone: the keeper has to look, too.
     pub dropped: bool,
     /// This process does not know what holds for the database now: a new one has to take its place.
@@ -99,6 +102,7 @@ impl Elections {
             unusable: HashMap::new(),
             warned: HashSet::new(),
             sweep: Sweep::default(),
+            patient: true,
             dropped: false,
             outdated: false,
         }
@@ -129,6 +133,7 @@ impl Elections {
     /// failed until its delay is over.
     pub fn pass(&mut self) -> Option<i64> {
         let (now, lease) = (time::now(), config::lease());
+        self.patient = true;
         let mut plans = shmem::peers_view(|v| v.plans(self.database, now, lease)).unwrap_or_default();
         self.forget_what_is_gone(&plans);
         plans.sort_by_cached_key(|(e, plan, _)| (self.failures_of(e), !matches!(plan, Plan::Renew { .. })));
@@ -180,7 +185,7 @@ impl Elections {
 
     /// Whether an attempt at a prefix's table waits for its lock.
     fn waits_for(&self, prefix: &str) -> bool {
-        !self.unusable.contains_key(prefix)
+        self.patient && !self.unusable.contains_key(prefix)
     }
 
     /// What is due for one electorate; when to come back, or why it failed.
@@ -254,6 +259,7 @@ impl Elections {
                     self.note(&what);
                     warning!("obanrs: {what}");
                 }
+                self.patient = false;
                 return Some(self.hold_off_prefix(prefix));
             }
             Outcome::Held => {

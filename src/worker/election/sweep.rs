@@ -127,6 +127,7 @@ impl Elections {
                 return;
             }
             Swept::Locked => {
+                self.patient = false;
                 self.hold_off_prefix(prefix);
                 self.sweep.changed.insert(prefix.to_owned());
                 return;
