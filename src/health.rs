@@ -274,8 +274,12 @@ impl Prefix {
             }
             findings.push(found(format!("{name}.oban_peers"), self.persistence()));
         }
-        if catalog::peers_table(name).is_some_and(|table| table.installed) {
-            findings.extend(self.elections());
+        // A column of another type makes it no table of Oban's; what to do about it is said all the same.
+        let inspected = peers::inspect(name);
+        if catalog::peers_table(name).is_some_and(|table| table.installed)
+            || matches!(inspected, Err(Unusable::Obstacles(_)))
+        {
+            findings.extend(self.elections(&inspected));
         }
         findings
     }
@@ -404,9 +408,8 @@ impl Prefix {
     }
 
     /// Whether the keeper can write the table without running code of its owner, and with the owner's rights.
-    fn elections(&self) -> [Finding; 2] {
-        let inspected = peers::inspect(&self.name);
-        let obstacles = match &inspected {
+    fn elections(&self, inspected: &Result<(), Unusable>) -> [Finding; 2] {
+        let obstacles = match inspected {
             Err(Unusable::Obstacles(obstacles)) => obstacles.as_slice(),
             _ => &[],
         };
@@ -420,7 +423,7 @@ impl Prefix {
                 )),
             }
         };
-        let table = match &inspected {
+        let table = match inspected {
             _ if peers::database_read_only() == Some(true) => Err(
                 "none, as the database is read-only by default: ALTER DATABASE ... RESET default_transaction_read_only"
                     .into(),
