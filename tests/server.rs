@@ -46,6 +46,8 @@ mod rights;
 mod schema;
 #[path = "server/splitbrain.rs"]
 mod splitbrain;
+#[path = "server/strangers.rs"]
+mod strangers;
 #[path = "server/tenants.rs"]
 mod tenants;
 #[path = "server/transactions.rs"]

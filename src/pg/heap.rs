@@ -251,8 +251,8 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// Locks the newest version of a row, and without `wait` not FOR KEY SHARE. Once it is locked, `stored` holds that version, and the caller has to look
-    /// at it again: it may be another holder's by now.
+    /// Locks the newest version of a row; FOR KEY SHARE only with `wait`. Once it is locked, `stored` holds that
+    /// version, and the caller has to look at it again: it may be another holder's by now.
     pub fn lock_row(&self, stored: &mut Stored, strength: RowLock, wait: bool) -> RowLocked {
         let _snapshot = ActiveSnapshot::latest();
         let mut failure = pg_sys::TM_FailureData::default();
