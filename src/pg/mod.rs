@@ -26,6 +26,7 @@ pub mod shape;
 pub mod spi;
 pub mod time;
 pub mod transition;
+pub mod trigger;
 pub mod xact;
 
 /// A string for Postgres. What comes out of SQL has no NUL bytes; a name with one would name nothing.

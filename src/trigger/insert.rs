@@ -18,6 +18,7 @@ use crate::logic::outbox::Origin;
 use crate::logic::wire;
 use crate::pg::row::{self, Column};
 use crate::pg::transition::NewRows;
+use crate::pg::trigger::{self, Answer};
 
 /// How a row's state is told.
 enum Available {
@@ -26,17 +27,22 @@ enum Available {
     Text(Column),
 }
 
-#[pg_trigger]
-fn obanrs_jobs_insert<'a>(
-    trigger: &'a PgTrigger<'a>,
-) -> Result<Option<PgHeapTuple<'a, AllocatedByRust>>, std::convert::Infallible> {
-    let rows = NewRows::of(trigger.trigger_data())
-        .filter(|_| trigger.event().fired_by_insert() && trigger.event().fired_for_statement());
-    match rows {
-        Some(rows) => wake_queues(&rows),
-        None => ErrorReport::from(Error::WrongTrigger).report(PgLogLevel::ERROR),
-    }
-    Ok(None)
+#[pg_extern(sql = r#"
+CREATE FUNCTION "obanrs_jobs_insert"()
+	RETURNS TRIGGER
+	LANGUAGE c
+	AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn obanrs_jobs_insert(fcinfo: pg_sys::FunctionCallInfo) -> Result<Answer, ErrorReport> {
+    trigger::called(fcinfo, Error::WrongTrigger, |trigger| {
+        let rows = NewRows::of(trigger.trigger_data())
+            .filter(|_| trigger.event().fired_by_insert() && trigger.event().fired_for_statement());
+        match rows {
+            Some(rows) => wake_queues(&rows),
+            None => ErrorReport::from(Error::WrongTrigger).report(PgLogLevel::ERROR),
+        }
+        None::<PgHeapTuple<AllocatedByRust>>
+    })
 }
 
 fn wake_queues(rows: &NewRows<'_>) {

@@ -28,7 +28,7 @@ use crate::logic::peer::{Electorate, MAX_NAME, rows};
 use crate::logic::text::Text;
 use crate::pg::row::{Column, Row};
 use crate::pg::row_trigger::{Call, RowTrigger};
-use crate::pg::{session, time, xact};
+use crate::pg::{session, time, trigger, xact};
 use crate::prefix::peers::{Columns, PeersTable, TABLE};
 use crate::prefix::terms;
 use crate::shmem::rows::{Change, changed};
@@ -78,23 +78,31 @@ fn digest(row: &Row, column: Column) -> Option<Digest> {
     })
 }
 
-#[pg_trigger]
-fn obanrs_peers<'a>(
-    trigger: &'a PgTrigger<'a>,
-) -> Result<Option<PgHeapTuple<'a, AllocatedByPostgres>>, std::convert::Infallible> {
+#[pg_extern(sql = r#"
+CREATE FUNCTION "obanrs_peers"()
+	RETURNS TRIGGER
+	LANGUAGE c
+	AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn obanrs_peers(fcinfo: pg_sys::FunctionCallInfo) -> Result<trigger::Answer, ErrorReport> {
+    trigger::called(fcinfo, Error::WrongPeersTrigger, fired)
+}
+
+/// The row to write, of a BEFORE trigger.
+fn fired<'a>(trigger: &'a PgTrigger<'a>) -> Option<PgHeapTuple<'a, AllocatedByPostgres>> {
     let row = RowTrigger::of(trigger);
     let Some(call) = row.call() else {
         ErrorReport::from(Error::WrongPeersTrigger).report(PgLogLevel::ERROR);
-        return Ok(None);
+        return None;
     };
     let before = matches!(call, Call::BeforeInsert | Call::BeforeUpdate);
     // Of a table that was altered or renamed since, or that somebody else put this trigger on, there is nothing to
     // hold to any rule, and nothing to tell.
     let concerns_us = row.is_of(TABLE);
     let Some(columns) = Columns::of(|name| row.column(name)).filter(|_| concerns_us) else {
-        return Ok(before.then(|| row.unchanged()));
+        return before.then(|| row.unchanged());
     };
-    Ok(match call {
+    match call {
         Call::BeforeInsert => Some(before_insert(&row, &columns)),
         Call::BeforeUpdate => before_update(&row, &columns),
         Call::AfterInsertStatement => {
@@ -109,7 +117,7 @@ fn obanrs_peers<'a>(
             after(&row, call, &columns);
             None
         }
-    })
+    }
 }
 
 fn least_term() -> i64 {

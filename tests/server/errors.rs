@@ -236,6 +236,16 @@ fn wrong_values_are_shown_with_what_helps() {
     assert_eq!(client.one::<i64>("SELECT count(*) FROM pg_namespace WHERE nspname IN ('a.b', 'new')"), 0);
 }
 
+/// As Postgres' own functions of triggers do.
+#[test]
+fn a_trigger_function_that_is_called_says_so() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    for function in ["obanrs_jobs_insert", "obanrs_peers"] {
+        refused(&mut client, &format!("SELECT {function}()"), "39P01", function, "oban_install");
+    }
+}
+
 /// These functions work, and every other one raises 55000 with this.
 fn works_or_says_why_not(client: &mut Client, works: &[&str], shows: &str, helps: &str) {
     let functions = functions(client);

@@ -1,0 +1,43 @@
+//! The functions of triggers.
+
+use pgrx::callconv::{BoxRet, FcInfo};
+use pgrx::datum::Datum;
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pgrx_sql_entity_graph::metadata::{
+    ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
+};
+use pgrx::prelude::*;
+
+/// What a trigger's function returns: a row or none. Never an SQL NULL.
+pub struct Answer(pg_sys::Datum);
+
+/// The answer of `body` to the trigger that calls, or `otherwise` where none does: anybody may call such a function.
+/// (`#[pg_trigger]` has an internal error for that.)
+pub fn called<A: WhoAllocated>(
+    fcinfo: pg_sys::FunctionCallInfo,
+    otherwise: impl Into<ErrorReport>,
+    body: impl for<'a> FnOnce(&'a PgTrigger<'a>) -> Option<PgHeapTuple<'a, A>>,
+) -> Result<Answer, ErrorReport> {
+    // SAFETY: Postgres' own description of the call, which lasts as long as it.
+    let trigger = unsafe { PgTrigger::from_fcinfo(&*fcinfo) }.map_err(|_| otherwise.into())?;
+    let row = body(&trigger).and_then(PgHeapTuple::into_trigger_datum);
+    Ok(Answer(row.unwrap_or(pg_sys::Datum::null())))
+}
+
+// SAFETY: as `#[pg_trigger]` does.
+unsafe impl BoxRet for Answer {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        // SAFETY: a row in memory of Postgres', or none, which is not an SQL NULL.
+        unsafe { fcinfo.return_raw_datum(self.0) }
+    }
+}
+
+// SAFETY: this is its type in SQL.
+unsafe impl SqlTranslatable for Answer {
+    const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!(Answer);
+    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal("trigger"));
+    const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
+        Ok(ReturnsRef::One(SqlMappingRef::literal("trigger")));
+}
