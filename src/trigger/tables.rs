@@ -14,6 +14,9 @@ const PEERS: &str = include_str!("../../sql/prefix/oban_peers.sql");
 
 pub fn create_jobs(prefix: &Prefix<'_>) -> Result<(), Error> {
     let states = states(prefix)?;
+    for name in ["oban_jobs"].into_iter().chain(indexes()) {
+        require_free(prefix, name, "oban_jobs")?;
+    }
     spi::run(&fill(JOBS, prefix));
     let jobs = created(prefix, "oban_jobs")?;
     let is_ours = catalog::has_column(jobs, "state", states) && has_primary_key(jobs) && is_whole(jobs);
@@ -21,6 +24,7 @@ pub fn create_jobs(prefix: &Prefix<'_>) -> Result<(), Error> {
 }
 
 pub fn create_peers(prefix: &Prefix<'_>) -> Result<(), Error> {
+    require_free(prefix, "oban_peers", "oban_peers")?;
     spi::run(&fill(PEERS, prefix));
     let peers = created(prefix, "oban_peers")?;
     if has_primary_key(peers) { Ok(()) } else { Err(prefix.changed()) }
@@ -47,6 +51,24 @@ fn odd_states(prefix: &Prefix<'_>) -> Error {
         format!("the type oban_job_state of prefix \"{}\" is of another kind than Oban's", prefix.name),
         format!("It has to be an enum with the labels {}.", labels().collect::<Vec<_>>().join(", ")),
     )
+}
+
+/// The names of what JOBS creates beside the table. (Postgres picks names that are free for what has none there.)
+fn indexes() -> impl Iterator<Item = &'static str> {
+    JOBS.split("CREATE INDEX ").skip(1).filter_map(|rest| rest.split_whitespace().next())
+}
+
+/// A table that was given another name keeps those of its indexes, and a type can have the name of a table.
+fn require_free(prefix: &Prefix<'_>, name: &str, table: &str) -> Result<(), Error> {
+    let taken = catalog::relation(prefix.schema, name).is_some()
+        || catalog::type_named(prefix.schema, name).is_some();
+    if !taken {
+        return Ok(());
+    }
+    Err(Error::bad(
+        format!("prefix \"{}\" has no {table}, but already something named {name}", prefix.name),
+        format!("Rename or drop it, so that {table} can be created as Oban has it."),
+    ))
 }
 
 /// The table of this name in the locked schema, if it is the one that this transaction has just created.
@@ -83,7 +105,7 @@ fn is_whole(jobs: u32) -> bool {
                 WHERE a.attrelid = c.oid AND a.attname = 'id' AND s.relkind = 'S'
                   AND s.relnamespace = c.relnamespace
            )",
-        indexes = JOBS.matches("CREATE INDEX").count() + 1 // that of the primary key
+        indexes = indexes().count() + 1 // that of the primary key
     );
     !spi::look(&sql, &jobs.to_string()).is_empty()
 }

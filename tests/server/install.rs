@@ -183,6 +183,36 @@ fn tables_of_another_kind_are_refused_unread() {
     assert_eq!(runs_as_others(&mut root), 0);
 }
 
+/// A table that was renamed keeps the names of its indexes, and a type may have a table's name: the error says so.
+#[test]
+fn names_that_are_taken_are_named() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    for (taken, name, freed) in [
+        (
+            "ALTER TABLE oban_jobs RENAME TO old_jobs",
+            "oban_jobs_state_queue_priority_scheduled_at_id_index",
+            "DROP TABLE old_jobs",
+        ),
+        (
+            "DROP TABLE oban_jobs; CREATE VIEW oban_jobs_args_index AS SELECT 1",
+            "oban_jobs_args_index",
+            "DROP VIEW oban_jobs_args_index",
+        ),
+        ("DROP TABLE oban_jobs; CREATE DOMAIN oban_jobs AS text", "oban_jobs", "DROP DOMAIN oban_jobs"),
+        ("DROP TABLE oban_peers; CREATE DOMAIN oban_peers AS text", "oban_peers", "DROP DOMAIN oban_peers"),
+    ] {
+        client.batch_execute(taken).unwrap();
+        let error = client.batch_execute("SELECT oban_install()").expect_err(taken);
+        let error = error.as_db_error().expect(taken);
+        assert_eq!(error.code().code(), "22023", "{taken}: {error}");
+        assert!(error.message().ends_with(&format!(" named {name}")), "{taken}: {error}");
+        client.batch_execute(freed).unwrap();
+        client.batch_execute("SELECT oban_install()").unwrap();
+    }
+    client.batch_execute("ALTER TABLE oban_peers RENAME TO old_peers; SELECT oban_install()").unwrap();
+}
+
 /// What else a tenant may have on its tables is not asked when they are altered.
 #[test]
 fn code_on_a_tenants_tables_does_not_run_as_the_installer() {
