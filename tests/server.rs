@@ -18,6 +18,8 @@ mod foreign;
 mod gossip;
 #[path = "server/health.rs"]
 mod health;
+#[path = "server/hostile.rs"]
+mod hostile;
 #[path = "server/ingest.rs"]
 mod ingest;
 #[path = "server/install.rs"]

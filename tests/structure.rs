@@ -120,7 +120,10 @@ fn every_unsafe_block_says_why() {
 
 #[test]
 fn every_sql_error_has_a_test() {
-    let tests: String = sources(Path::new("tests/server")).into_iter().map(|(_, text)| text).collect();
+    // hostile.rs lists what it may meet.
+    let tests =
+        sources(Path::new("tests/server")).into_iter().filter(|(path, _)| !path.ends_with("hostile.rs"));
+    let tests: String = tests.map(|(_, text)| text).collect();
     let codes = [
         "22004", "22023", "23505", "25006", "3F000", "40001", "42501", "53400", "54000", "55000", "55P03",
         "0A000",

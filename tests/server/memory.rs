@@ -46,14 +46,14 @@ fn cluster() -> Cluster {
 }
 
 /// That no process of the server has ended by itself is what its oldest session knows, and its log.
-struct Watch {
-    client: Client,
+pub struct Watch {
+    pub client: Client,
     pid: i32,
     started: String,
 }
 
 impl Watch {
-    fn begin(cluster: &Cluster) -> Self {
+    pub fn begin(cluster: &Cluster) -> Self {
         let mut client = cluster.client();
         let (pid, started) = (client.one("SELECT pg_backend_pid()"), client.one(Self::STARTED));
         Self { client, pid, started }
@@ -61,7 +61,7 @@ impl Watch {
 
     const STARTED: &str = "SELECT pg_postmaster_start_time()::text";
 
-    fn nothing_has_ended(&mut self, cluster: &Cluster, what: &str) {
+    pub fn nothing_has_ended(&mut self, cluster: &Cluster, what: &str) {
         let same = self
             .client
             .query_one("SELECT pg_backend_pid()", &[])
@@ -209,7 +209,7 @@ fn a_timeout_ends_a_call_with_a_large_value() {
     }
 }
 
-fn packed(json: &str) -> String {
+pub fn packed(json: &str) -> String {
     let mut bytes = Vec::new();
     GzEncoder::new(json.as_bytes(), Compression::best()).read_to_end(&mut bytes).unwrap();
     STANDARD.encode(bytes)

@@ -16,14 +16,14 @@ use crate::support::history::{self, SCHEMA, Write, check};
 use crate::support::{Cluster, wait_for, wait_until};
 
 /// Numbers that look random, the same in each run.
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (self.0 >> 33) % n
     }
-    fn pause(&mut self, most: u64) {
+    pub fn pause(&mut self, most: u64) {
         std::thread::sleep(Duration::from_millis(self.below(most)));
     }
 }
