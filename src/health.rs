@@ -62,7 +62,12 @@ fn preload() -> Result<String, String> {
 
 fn version() -> Result<String, String> {
     let library = env!("CARGO_PKG_VERSION");
-    let extension = setting("SELECT extversion::text FROM pg_extension WHERE extname = 'obanrs'");
+    // As it is now: the transaction's snapshot may be older than the extension.
+    let extension =
+        crate::pg::spi::look("SELECT extversion::text FROM pg_extension WHERE extname = $1", "obanrs").pop();
+    let Some(extension) = extension else {
+        return Err("the extension is being dropped from this database".into());
+    };
     if extension == library {
         Ok(format!("library and extension are of version {library}"))
     } else {

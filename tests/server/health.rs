@@ -261,3 +261,13 @@ fn oban_check_keeps_no_lock_on_tables() {
         client.batch_execute("COMMIT").unwrap();
     }
 }
+
+/// The function is found by what is there now, and looks at that too.
+#[test]
+fn a_snapshot_that_is_older_than_the_extension_does_not_matter() {
+    let cluster = Cluster::installed();
+    let (mut client, mut other) = (cluster.client(), cluster.client());
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").unwrap();
+    other.batch_execute("DROP EXTENSION obanrs CASCADE; CREATE EXTENSION obanrs").unwrap();
+    assert!(client.one::<bool>("SELECT ok FROM oban_check() WHERE item = 'version'"));
+}
