@@ -253,14 +253,18 @@ impl Elections {
                 return Some(self.hold_off_prefix(prefix));
             }
             Outcome::Locked => {
-                if !self.unusable.contains_key(prefix) {
-                    let what =
-                        format!("elections in prefix \"{prefix}\" wait for a lock on its table of leaders");
+                self.patient = false;
+                let retry_at = self.hold_off_prefix(prefix);
+                let what =
+                    format!("elections in prefix \"{prefix}\" wait for a lock on its table of leaders");
+                // The sweep may have been there before, and has said nothing.
+                let told = self.unusable.get(prefix).is_some_and(|failure| failure.message == what);
+                if !told {
                     self.note(&what);
                     warning!("obanrs: {what}");
+                    self.unusable.entry(prefix.to_owned()).or_default().message = what;
                 }
-                self.patient = false;
-                return Some(self.hold_off_prefix(prefix));
+                return Some(retry_at);
             }
             Outcome::Held => {
                 // Nobody leads meanwhile, and nobody need wait for that.
