@@ -29,6 +29,8 @@ pub enum Error {
     HolderChanged,
     #[error("prefix \"{0}\" does not exist")]
     NoSuchPrefix(String),
+    #[error("prefix \"{0}\" is a schema of Postgres' own")]
+    ReservedPrefix(String),
     #[error("prefix \"{0}\" was changed by somebody else meanwhile")]
     PrefixChanged(String),
     #[error("permission denied for prefix \"{prefix}\"")]
@@ -97,6 +99,7 @@ impl Error {
             Self::TermOver { .. } | Self::PrefixChanged(_) => ERRCODE_T_R_SERIALIZATION_FAILURE,
             Self::NodeTaken { .. } => ERRCODE_UNIQUE_VIOLATION,
             Self::NoSuchPrefix(_) => ERRCODE_INVALID_SCHEMA_NAME,
+            Self::ReservedPrefix(_) => ERRCODE_RESERVED_NAME,
             Self::NotAllowed { .. } | Self::NotOwner { .. } | Self::NotYours(_) | Self::Restricted(_) => {
                 ERRCODE_INSUFFICIENT_PRIVILEGE
             }
@@ -146,6 +149,11 @@ impl Error {
             ),
             Self::NoSuchPrefix(prefix) => {
                 format!("Create it and its tables with SELECT oban_install({}).", quote(prefix))
+            }
+            Self::ReservedPrefix(_) => {
+                "Give another schema: those whose names begin with pg_, and information_schema, are no place for \
+                 tables of anybody's."
+                    .into()
             }
             Self::PrefixChanged(_) => {
                 "Its schema, or a table or type in it, was renamed, dropped or replaced. Run it again.".into()

@@ -48,6 +48,9 @@ fn oban_install(
     for name in channel::STANDARD {
         channel::full_name(prefix, name).map_err(Error::from)?;
     }
+    if prefix.starts_with("pg_") || prefix == "information_schema" {
+        return Err(Error::ReservedPrefix(prefix.to_owned()).into());
+    }
     if stage == Some(true) {
         return Err(Error::NotSupported("staging of scheduled jobs is not supported yet").into());
     }

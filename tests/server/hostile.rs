@@ -37,7 +37,7 @@ const SETTINGS: [&str; 14] = [
 ];
 
 /// The SQLSTATEs with which a call may end, each with its reason. The first are those that DESIGN announces.
-const EXPECTED: [(&str, &str); 35] = [
+const EXPECTED: [(&str, &str); 36] = [
     ("22004", "a null argument"),
     ("22023", "a bad argument"),
     ("23505", "the node has joined already, or as 42P07, of a type"),
@@ -62,6 +62,7 @@ const EXPECTED: [(&str, &str); 35] = [
     ("42P01", "the extension is dropped: no such view"),
     ("26000", "a prepared statement that DISCARD ALL or an error took away"),
     ("34000", "a cursor that an error or a rollback took away"),
+    ("25P01", "DECLARE after a BEGIN that was cancelled"),
     ("42P05", "a prepared statement that was to be deallocated, in vain"),
     ("42P03", "a cursor that was to be closed, in vain"),
     ("42704", "a function of a prepared statement that was dropped with the extension"),
