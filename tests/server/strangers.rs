@@ -643,6 +643,35 @@ fn many_locked_tables_are_not_waited_for_one_by_one() {
     assert!((1..TABLES / 2).contains(&waits), "the keeper waited for {waits} of {TABLES} locked tables");
 }
 
+/// A table as large as its owner likes, changed as often: it is not read again for each change.
+#[test]
+fn a_large_table_takes_a_small_share_of_the_keepers_time() {
+    const CHANGES: i64 = 60;
+    let mut strangers = Strangers::new();
+    strangers
+        .tenant
+        .batch_execute(
+            "ALTER TABLE t.oban_peers DISABLE TRIGGER USER;
+             INSERT INTO t.oban_peers
+                 SELECT 'n' || i, 'x', now(), 'infinity', 1, NULL FROM generate_series(1, 400000) i;
+             ALTER TABLE t.oban_peers ENABLE TRIGGER USER",
+        )
+        .unwrap();
+    let scans = "SELECT pg_stat_get_numscans('t.oban_peers'::regclass)";
+    let before: i64 = strangers.root.one(scans);
+    let change = "INSERT INTO t.oban_peers VALUES (gen_random_uuid(), 'x', now(), now() + interval '1 hour')";
+    strangers.tenant.batch_execute(change).unwrap();
+    wait_until("the keeper has read it", || strangers.root.one::<i64>(scans) > before);
+    let before: i64 = strangers.root.one(scans);
+    for _ in 0..CHANGES {
+        strangers.tenant.batch_execute(change).unwrap();
+        strangers.others_elect();
+    }
+    let read = strangers.root.one::<i64>(scans) - before;
+    assert!(read < CHANGES / 2, "it was read {read} times for {CHANGES} changes");
+    wait_until("it is read at last", || strangers.root.one::<i64>(scans) - before > read);
+}
+
 /// An index can be locked without its table.
 #[test]
 fn a_locked_index_is_waited_for_by_nobody_else() {

@@ -180,7 +180,8 @@ impl Elections {
         let failed = self.failures.get(key).map(|f| f.retry_at);
         let unusable = self.unusable.get(&key.0).map(|f| f.retry_at);
         let held = self.held.get(key).map(|(_, retry_at)| *retry_at);
-        failed.max(unusable).max(held).filter(|at| time::now() < *at)
+        let resting = self.sweep.rests_until(&key.0).filter(|_| key.1.is_empty());
+        failed.max(unusable).max(held).max(resting).filter(|at| time::now() < *at)
     }
 
     /// Whether an attempt at a prefix's table waits for its lock.

@@ -22,11 +22,13 @@ pub struct Sweep {
     changed: HashSet<String>,
     /// When the next row of a prefix expires.
     expiries: HashMap<String, i64>,
+    /// Prefixes whose rows took long to read, and until when they are left alone.
+    resting: HashMap<String, i64>,
 }
 
 impl Default for Sweep {
     fn default() -> Self {
-        Self { all: true, changed: HashSet::new(), expiries: HashMap::new() }
+        Self { all: true, changed: HashSet::new(), expiries: HashMap::new(), resting: HashMap::new() }
     }
 }
 
@@ -41,11 +43,30 @@ impl Sweep {
         }
     }
 
+    /// Until when a prefix is left alone, if it is.
+    pub fn rests_until(&self, prefix: &str) -> Option<i64> {
+        self.resting.get(prefix).copied()
+    }
+
+    /// Leaves a prefix alone whose rows took `took` to read, for so long that all such prefixes together take a small
+    /// share of the keeper's time: elections are what it is there for.
+    fn rest(&mut self, prefix: &str, took: i64, now: i64) {
+        self.resting.retain(|_, until| *until > now);
+        let among = self.resting.len() as i64 + 1;
+        self.resting.insert(prefix.to_owned(), now + took * REST * among);
+    }
+
     /// Whether a prefix is to be looked at.
     pub fn is_due(&self, prefix: &str) -> bool {
         self.changed.contains(prefix)
     }
 }
+
+/// How many microseconds a look at a prefix's rows may take without a rest after it.
+const SLOW: i64 = 20_000;
+
+/// How many times as long as a slow look the rest after it is.
+const REST: i64 = 20;
 
 /// The most rows that one transaction deletes: its time is bounded.
 const MOST_DELETIONS: usize = 100;
@@ -99,13 +120,20 @@ impl Elections {
         let expired = self.sweep.expiries.iter().filter(|(_, at)| **at <= now).map(|(prefix, _)| prefix);
         let due: HashSet<String> = expired.chain(&self.sweep.changed).cloned().collect();
         for prefix in due.iter().filter(|p| self.retry_at(&of_prefix(p)).is_none()).collect::<Vec<_>>() {
-            let wait = self.waits_for(prefix);
-            match transaction(c"obanrs: looking for expired leaders", || look(prefix, wait)) {
+            let (wait, began) = (self.waits_for(prefix), time::now());
+            let swept = transaction(c"obanrs: looking for expired leaders", || look(prefix, wait));
+            let (ended, failed) = (time::now(), swept.is_err());
+            let slow = ended - began > SLOW && !matches!(swept, Ok(Swept::Locked));
+            if slow {
+                self.sweep.rest(prefix, ended - began, ended);
+            }
+            match swept {
                 Ok(swept) => self.swept(prefix, swept),
-                Err(message) => {
-                    self.failed(of_prefix(prefix), message);
-                    return Some(now);
-                }
+                Err(message) => self.failed(of_prefix(prefix), message),
+            }
+            // What has become due meanwhile comes first.
+            if failed || slow {
+                return Some(now);
             }
         }
         if self.held.is_empty() {
