@@ -62,6 +62,7 @@ extension_sql_file!("../sql/90_finish.sql", finalize);
 /// the functions, and nothing that starts by itself.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    pg::session::disable_backtraces();
     if pg::session::is_binary_upgrade() {
         return;
     }

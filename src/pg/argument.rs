@@ -15,7 +15,7 @@ use pgrx::pgrx_sql_entity_graph::metadata::{
 };
 use pgrx::prelude::*;
 
-use super::datum::{RawJsonb, Text, size};
+use super::datum::{RawJsonb, Text, size, sql_name};
 use crate::error::{Error, TextValue, given};
 
 /// A `text`.
@@ -150,14 +150,7 @@ macro_rules! argument {
                 unsafe { arg.unbox_arg_using_from_datum::<Self>() }.into()
             }
         }
-        // SAFETY: this is its type in SQL.
-        unsafe impl SqlTranslatable for $rust {
-            const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!($rust);
-            const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
-            const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal($sql));
-            const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
-                Ok(ReturnsRef::One(SqlMappingRef::literal($sql)));
-        }
+        sql_name!($rust, $sql);
     };
 }
 

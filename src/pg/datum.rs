@@ -197,6 +197,21 @@ impl IntoDatum for RawJsonb {
     }
 }
 
+/// The name that a type of ours has in SQL, as an argument or a result.
+macro_rules! sql_name {
+    ($rust:ty, $sql:literal) => {
+        // SAFETY: this is its type in SQL.
+        unsafe impl SqlTranslatable for $rust {
+            const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!($rust);
+            const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+            const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal($sql));
+            const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
+                Ok(ReturnsRef::One(SqlMappingRef::literal($sql)));
+        }
+    };
+}
+pub(super) use sql_name;
+
 macro_rules! sql_result {
     ($rust:ty, $sql:literal) => {
         // SAFETY: as pgrx does for its own types of this kind.
@@ -209,14 +224,7 @@ macro_rules! sql_result {
                 }
             }
         }
-        // SAFETY: this is its type in SQL.
-        unsafe impl SqlTranslatable for $rust {
-            const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!($rust);
-            const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
-            const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal($sql));
-            const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
-                Ok(ReturnsRef::One(SqlMappingRef::literal($sql)));
-        }
+        sql_name!($rust, $sql);
     };
 }
 

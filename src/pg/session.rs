@@ -146,6 +146,26 @@ pub fn is_preloading() -> bool {
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
 }
 
+/// Keeps backtraces out of errors, whatever RUST_BACKTRACE says in the server's environment: they would be in the DETAIL
+/// that each client gets, with the paths of the machine that built the library. In `_PG_init`, before any error.
+///
+/// The standard library asks the environment once, at the first capture, and each library has a copy of its own. So
+/// the environment is changed for that one moment only, and other extensions find it as it was.
+pub fn disable_backtraces() {
+    let saved = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"].map(|name| (name, std::env::var_os(name)));
+    for (name, _) in &saved {
+        // SAFETY: a process of Postgres' has one thread.
+        unsafe { std::env::remove_var(name) }
+    }
+    drop(std::backtrace::Backtrace::capture());
+    for (name, value) in saved {
+        if let Some(value) = value {
+            // SAFETY: as above.
+            unsafe { std::env::set_var(name, value) }
+        }
+    }
+}
+
 /// Whether this is the session of a CREATE EXTENSION in the midst of its script.
 pub fn is_creating_extension() -> bool {
     // SAFETY: a plain global.

@@ -9,6 +9,8 @@ use pgrx::pgrx_sql_entity_graph::metadata::{
 };
 use pgrx::prelude::*;
 
+use super::datum::sql_name;
+
 /// What a trigger's function returns: a row or none. Never an SQL NULL.
 pub struct Answer(pg_sys::Datum);
 
@@ -33,11 +35,4 @@ unsafe impl BoxRet for Answer {
     }
 }
 
-// SAFETY: this is its type in SQL.
-unsafe impl SqlTranslatable for Answer {
-    const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!(Answer);
-    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
-    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal("trigger"));
-    const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
-        Ok(ReturnsRef::One(SqlMappingRef::literal("trigger")));
-}
+sql_name!(Answer, "trigger");

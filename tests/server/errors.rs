@@ -346,3 +346,22 @@ fn in_recovery_functions_work_or_name_the_primary() {
         "SELECT bool_and(ok) FROM oban_check() WHERE item IN ('preload', 'coordinator', 'keeper', 'relay')";
     assert!(client.one::<bool>(workers), "a standby needs no workers");
 }
+
+/// A backtrace names the functions and the paths of the machine that built the library, which are nobody's business.
+#[test]
+fn no_error_has_a_backtrace() {
+    for preload in ["shared_preload_libraries = 'obanrs'", "port = 5432"] {
+        let cluster =
+            Cluster::start_in(&[preload], &[("RUST_BACKTRACE", "1"), ("RUST_LIB_BACKTRACE", "full")]);
+        let mut client = cluster.client();
+        client.batch_execute("CREATE EXTENSION obanrs").unwrap();
+        // Another session: one that has loaded the library for CREATE EXTENSION knows already.
+        let mut client = cluster.client();
+        for call in ["oban_notify(NULL, '{}')", "oban_fence(1)", "oban_decode('no')", "obanrs_peers()"] {
+            let error = client.batch_execute(&format!("SELECT {call}")).unwrap_err();
+            let error = error.as_db_error().unwrap_or_else(|| panic!("{call}: {error}"));
+            assert_eq!(error.detail(), None, "{call}");
+        }
+        assert!(!cluster.log().contains("std::backtrace"), "nor has the log one");
+    }
+}
