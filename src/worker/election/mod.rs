@@ -1,15 +1,21 @@
-//! Elections in `<prefix>.oban_peers`: what `logic::peer::View::plan` says, done.
+//! Elections in `<prefix>.oban_peers`: the keeper carries out the plans of `logic::peer::View::plan`.
 //!
-//! Each step is one short transaction (`table`), which runs no code of any user's. The copy in shared memory is changed
-//! after its commit (see `logic::peer` for what that order guarantees, and for what a successor does with the row if
-//! this keeper dies in between).
+//! Each step is one short transaction (`table`), which runs no user's code. The keeper changes the copy in
+//! shared memory after the commit. (See `logic::peer` for what that order guarantees, and for what the next
+//! keeper does with the row if this keeper dies in between.)
 //!
-//! A prefix whose table can't be used stops only itself. A missing table is looked at again when the next member joins
-//! or the prefix is installed; one that is locked, or has what elections would have to ignore, with a growing delay.
-//! The first attempt at a table waits for its lock a moment, as a command that has just changed the table still holds
-//! it; further ones do not wait at all, nor does any after one such wait in vain in the same pass. Each such state is
-//! logged once. A row that another transaction holds is skipped; the end of a fence wakes the keeper (unless its
-//! transaction was prepared: then the delay has to do).
+//! A table that can't be used holds up its own prefix and no other:
+//!
+//! * The keeper retries a missing table in each later pass. A member that joins and an installation start a
+//!   pass.
+//! * The keeper retries a table that is locked, or has an obstacle (`logic::shape`), after a growing delay.
+//! * The first attempt at a table waits up to `LOCK_TIMEOUT` for the table's lock, because a command that has
+//!   just changed the table may still hold it. Later attempts do not wait. If one wait was in vain, no other
+//!   attempt of the same pass waits.
+//! * Each such state is logged once.
+//!
+//! The keeper skips a row that another transaction holds. The end of a fence wakes the keeper. The end of a
+//! prepared transaction does not: the keeper then retries after a growing delay.
 
 mod sweep;
 mod table;
@@ -29,18 +35,17 @@ use crate::pg::{latch, session, time, xact};
 use crate::shmem;
 use crate::shmem::rings::{self, Counter};
 
-/// How long the first attempt at a table waits for its lock: a prefix that is locked is not worth more of the others'
-/// time.
+/// How long the first attempt at a table waits for its lock. Elections of other prefixes wait meanwhile.
 pub const LOCK_TIMEOUT: &CStr = c"50ms";
 
-/// How long the commit waits. If it announces the end of a leadership, it queues with every other
-/// NOTIFY of the server, and the holder of that lock may be waiting for its disk or its standby.
+/// How long the commit waits for a lock. A commit that announces the end of a leadership needs the lock that
+/// all NOTIFYs of the server share, and the holder of that lock may be waiting for its disk or its standby.
 const COMMIT_LOCK_TIMEOUT: &CStr = c"5s";
 
-/// The longest that one step may take, in milliseconds: a table may be as large as its owner likes.
+/// The longest that one step may take, in milliseconds: nothing limits the size of a table.
 const STEP_LIMIT: i32 = 1_000;
 
-/// Why a name, or a prefix, has no elections at the moment.
+/// Why a name or a prefix has no elections at the moment, and when the keeper retries.
 #[derive(Default)]
 struct Failure {
     times: u32,
@@ -54,42 +59,45 @@ type Key = (String, String);
 pub struct Elections {
     database: u32,
     failures: HashMap<Key, Failure>,
-    /// Rows that other transactions held: how often they did, and when to look again at the latest.
+    /// Rows that other transactions hold: how often in a row, and the latest time to look again.
     held: HashMap<Key, (u32, i64)>,
-    /// Prefixes whose table is locked, or has what elections would have to ignore.
+    /// Prefixes whose table is locked or has an obstacle.
     unusable: HashMap<String, Failure>,
-    /// Prefixes of which the log says already that they hold no elections.
+    /// Prefixes for which the log says already that they hold no elections.
     warned: HashSet<String>,
     sweep: Sweep,
-    /// No table has been waited for in vain in this pass: a tenant that locks many does not use up the others' time.
+    /// False once this pass has waited for a table's lock in vain. Without it, an owner who locks many tables
+    /// would use up the time of all other prefixes.
     patient: bool,
-    /// An election found that the extension is gone: the keeper has to look, too.
+    /// An election found no extension: the keeper has to look for it.
     pub dropped: bool,
-    /// This process does not know what holds for the database now: a new one has to take its place.
+    /// A setting of the database has changed that a process reads only when it begins: a new keeper has to
+    /// take over.
     pub outdated: bool,
 }
 
-/// What a transaction found or did; shared memory gets to know it after the commit.
+/// What a transaction found or did. The keeper tells shared memory after the commit.
 enum Outcome {
-    /// The row is a member's of ours.
+    /// The row is a member's.
     Ours(Leadership),
-    /// The row is another node's.
+    /// The row is a foreign node's.
     Foreign(Leadership),
-    /// There is no row, and no candidate for it.
+    /// There is no row and no candidate.
     Vacant,
-    /// Another transaction holds the row, or inserts one of that name.
+    /// Another transaction holds the row, or is inserting one of that name.
     Held,
-    /// Another transaction was faster: look again.
+    /// Another transaction has changed the row or replaced the table: look again.
     Again,
-    /// There is no table, or `oban_install` has not completed it.
+    /// There is no table, or `oban_install` has not added its columns.
     Missing { hint: String },
     /// Another transaction holds a lock on the table.
     Locked,
-    /// The table has what elections would have to ignore.
+    /// The table has an obstacle, or the database is read-only by default.
     Unusable { what: String, hint: String },
     /// The extension was dropped.
     Dropped,
-    /// A setting of the database that this process began with has been reset.
+    /// The database no longer has the setting default_transaction_read_only = on with which this process
+    /// began.
     Outdated,
 }
 
@@ -108,17 +116,17 @@ impl Elections {
         }
     }
 
-    /// Somebody may have let go of a row.
+    /// A transaction that held a row may have ended: held rows are looked at in the next pass.
     pub fn let_go(&mut self) {
         self.held.values_mut().for_each(|(_, retry_at)| *retry_at = 0);
     }
 
-    /// Whether whoever ends a transaction with a fence shall wake this keeper.
+    /// Sets whether the end of a transaction with a fence wakes this keeper.
     fn expect_fences(&self, expected: bool) {
         let _ = shmem::registry(|r| r.expect_fences(self.database, expected));
     }
 
-    /// Rows of oban_peers have changed.
+    /// Notes that rows of oban_peers have changed: the next pass looks at them.
     pub fn rows_changed(&mut self, rows: Rows) {
         if rows == Rows::All {
             let _ = shmem::peers(|p| p.doubt(self.database));
@@ -126,11 +134,11 @@ impl Elections {
         self.sweep.changed(rows);
     }
 
-    /// Does what is due now; when to come back, if ever.
+    /// Does what is due now. Returns when the next pass is due, `None` for never.
     ///
-    /// Renewals come first, and what failed before comes last. A step that fails has cost time, that of a lock at the
-    /// most, so the pass ends with it: the next one begins with what has become due meanwhile, and leaves out what
-    /// failed until its delay is over.
+    /// Renewals come first, and electorates that failed before come last. A step that fails has cost up to
+    /// `STEP_LIMIT`, so it ends the elections of this pass. The next pass begins at once with what has become
+    /// due meanwhile, and leaves out the electorate that failed until its delay is over.
     pub fn pass(&mut self) -> Option<i64> {
         let (now, lease) = (time::now(), config::lease());
         self.patient = true;
@@ -156,7 +164,7 @@ impl Elections {
         earliest(due, self.sweep_rows())
     }
 
-    /// Drops what is remembered of electorates that are no more.
+    /// Forgets the electorates that are no longer in shared memory.
     fn forget_what_is_gone(&mut self, plans: &[(Electorate, Plan, bool)]) {
         if !(self.failures.is_empty() && self.held.is_empty()) {
             let known: HashSet<Key> = plans.iter().map(|(e, _, _)| names(e)).collect();
@@ -169,13 +177,13 @@ impl Elections {
         self.unusable.retain(|prefix, _| is_known(prefix) || swept.is_due(prefix));
     }
 
-    /// How often an electorate has failed in a row.
+    /// How often an electorate, or its prefix, has failed in a row.
     fn failures_of(&self, electorate: &Electorate) -> u32 {
         let own = self.failures.get(&names(electorate)).map_or(0, |f| f.times);
         own.max(self.unusable.get(electorate.prefix.as_str()).map_or(0, |f| f.times))
     }
 
-    /// When something that failed, or is held, is tried again; `None` when that is now.
+    /// When the keeper retries a key that failed, is held or rests. `None`: now.
     fn retry_at(&self, key: &Key) -> Option<i64> {
         let failed = self.failures.get(key).map(|f| f.retry_at);
         let unusable = self.unusable.get(&key.0).map(|f| f.retry_at);
@@ -184,15 +192,16 @@ impl Elections {
         failed.max(unusable).max(held).max(resting).filter(|at| time::now() < *at)
     }
 
-    /// Whether an attempt at a prefix's table waits for its lock.
+    /// Whether an attempt at a prefix's table waits for the table's lock.
     fn waits_for(&self, prefix: &str) -> bool {
         self.patient && !self.unusable.contains_key(prefix)
     }
 
-    /// What is due for one electorate; when to come back, or why it failed.
+    /// Does what is due for one electorate. Returns when the next step is due, `None` for never; `Err` says
+    /// why the step failed.
     fn step(&mut self, electorate: &Electorate) -> Result<Option<i64>, String> {
         let wait = self.waits_for(electorate.prefix.as_str());
-        // Twice is enough for every honest race; what is left comes with the next pass.
+        // Two attempts are enough for ordinary races.
         for _ in 0..2 {
             let now = time::now();
             let planned =
@@ -213,25 +222,28 @@ impl Elections {
                     table::renew(electorate, &leader, term, wait)
                 })?,
                 Plan::Elect { ended, candidate } => {
-                    self.expect_fences(true); // before it is tried, or its end could be missed
+                    self.expect_fences(true); // before the attempt, or the end of a fence could be missed
                     transaction(c"obanrs: election", || {
                         table::elect(electorate, ended, candidate, greatest_term, wait)
                     })?
                 }
             };
             match outcome {
-                // Not ours any more. (But a leadership that is over stays so until its row is gone.)
+                // The row is no longer the member's. (A leadership that has ended stays ended until its row
+                // is gone.)
                 Outcome::Again if renewal => vacate(electorate),
                 Outcome::Again => {}
                 outcome => return Ok(self.record_outcome(electorate, outcome, changes_seen, lapsed)),
             }
         }
-        // Its schema's owner swaps tables, or the like: not worth the processor's whole time.
+        // Its schema's owner swaps tables in a loop, say. The delay after a failure keeps that from taking
+        // all the time.
         Err("its row keeps changing under us".into())
     }
 
-    /// Tells shared memory, and members that wait for an election, what the table says now; when to come back.
-    /// `changes_seen` is for `Peers::record`, `lapsed` whether a lease was over.
+    /// Tells shared memory, and the members that wait for an election, what the table says now. Returns when
+    /// the next step is due, `None` for never. `changes_seen` is for `Peers::record`; `lapsed` says whether a
+    /// lease was over.
     fn record_outcome(
         &mut self,
         electorate: &Electorate,
@@ -248,7 +260,7 @@ impl Elections {
                 return None;
             }
             Outcome::Unusable { what, hint } => {
-                // What is in shared memory holds until its lease is over.
+                // A leadership in shared memory stays until its lease is over.
                 wake_considered(electorate);
                 self.warn(prefix, &what, hint);
                 return Some(self.hold_off_prefix(prefix));
@@ -258,7 +270,7 @@ impl Elections {
                 let retry_at = self.hold_off_prefix(prefix);
                 let what =
                     format!("elections in prefix \"{prefix}\" wait for a lock on its table of leaders");
-                // The sweep may have been there before, and has said nothing.
+                // The sweep may have made this entry. It logs nothing.
                 let told = self.unusable.get(prefix).is_some_and(|failure| failure.message == what);
                 if !told {
                     self.note(&what);
@@ -268,7 +280,7 @@ impl Elections {
                 return Some(retry_at);
             }
             Outcome::Held => {
-                // Nobody leads meanwhile, and nobody need wait for that.
+                // The name has no leader until the row is free: members do not wait for that.
                 wake_considered(electorate);
                 return Some(self.hold_off(key));
             }
@@ -293,7 +305,7 @@ impl Elections {
         self.next_of(electorate)
     }
 
-    /// Forgets what was wrong with an electorate and its prefix.
+    /// Forgets the failures of an electorate and of its prefix.
     fn succeeded(&mut self, electorate: &Electorate) {
         let key = names(electorate);
         self.failures.remove(&key);
@@ -302,7 +314,8 @@ impl Elections {
         self.warned.remove(&key.0);
     }
 
-    /// When to come back to an electorate. Members may have come or gone during a step; the plan says so.
+    /// When the next step of an electorate is due, `None` for never. The plan is made anew, because members
+    /// may have joined or left during the step.
     fn next_of(&mut self, electorate: &Electorate) -> Option<i64> {
         let (now, lease) = (time::now(), config::lease());
         match shmem::peers_view(|v| v.plan(electorate, now, lease)).ok()? {
@@ -318,13 +331,13 @@ impl Elections {
         }
     }
 
-    /// Nobody of ours is in this electorate: what there is of it in the table is the sweep's.
+    /// Gives up an electorate without members. Its rows in the table are from now on the sweep's.
     fn forget(&mut self, electorate: &Electorate) {
         vacate(electorate);
         self.sweep.changed(Rows::Of(electorate.prefix));
     }
 
-    /// When to look again at a row that somebody holds, should nobody tell before.
+    /// Notes that another transaction holds a row. Returns when to look again at the latest.
     fn hold_off(&mut self, key: Key) -> i64 {
         let (times, retry_at) = self.held.entry(key).or_default();
         *times += 1;
@@ -332,7 +345,7 @@ impl Elections {
         *retry_at
     }
 
-    /// When to look again at a prefix whose table can't be used.
+    /// Notes that a prefix's table can't be used. Returns when to look again.
     fn hold_off_prefix(&mut self, prefix: &str) -> i64 {
         let failure = self.unusable.entry(prefix.to_owned()).or_default();
         failure.times += 1;
@@ -340,7 +353,7 @@ impl Elections {
         failure.retry_at
     }
 
-    /// Says once, in the log and in oban_workers, that a prefix holds no elections.
+    /// Says in the log and in oban_workers, once, that a prefix holds no elections.
     fn warn(&mut self, prefix: &str, why: &str, hint: String) {
         if self.warned.insert(prefix.to_owned()) {
             let message = format!("obanrs holds no elections in prefix \"{prefix}\": {why}");
@@ -350,7 +363,7 @@ impl Elections {
         }
     }
 
-    /// For the view oban_workers.
+    /// Shows an error in the view oban_workers.
     fn note(&self, what: &str) {
         let _ = shmem::registry(|r| r.note_error(Kind::Keeper, self.database, what));
     }
@@ -377,7 +390,7 @@ impl Elections {
     }
 }
 
-/// The earlier of two times, of which each may be never.
+/// The earlier of two times. `None` is never.
 fn earliest(a: Option<i64>, b: Option<i64>) -> Option<i64> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
@@ -389,8 +402,8 @@ fn names(electorate: &Electorate) -> Key {
     (electorate.prefix.as_str().to_owned(), electorate.name.as_str().to_owned())
 }
 
-/// Runs one step in a transaction. An ERROR in it is given back by its message, but a lock that was not had in time is
-/// an outcome.
+/// Runs one step in a transaction. `Err` is the message of an ERROR. A lock that could not be taken in time
+/// (55P03) is the outcome `R::locked()`, if there is one.
 fn transaction<R: Locks>(activity: &'static CStr, step: impl FnOnce() -> R) -> Result<R, String> {
     let result = xact::contain(|| {
         let outcome = xact::run(activity, || {
@@ -409,8 +422,9 @@ fn transaction<R: Locks>(activity: &'static CStr, step: impl FnOnce() -> R) -> R
     }
 }
 
-/// What a step comes to when a lock was not had in time; `None` when it is a failure like others.
+/// The result of a step that could not take a lock in time.
 trait Locks: Sized {
+    /// `None`: such a step has failed like any other.
     fn locked() -> Option<Self>;
 }
 
@@ -420,8 +434,8 @@ impl Locks for Outcome {
     }
 }
 
-/// What the table says of an electorate's leader, from its commit on; a change of leader is a line in the log.
-/// False when it came too late.
+/// Records in shared memory the leader that the table has since a commit. A change of leader is a line in the
+/// log. False when shared memory has changed since the transaction began: then nothing is recorded.
 fn record(electorate: &Electorate, row: Leadership, changes_seen: u32) -> bool {
     let recorded = shmem::peers(|p| p.record(electorate, row, changes_seen, time::now()));
     let Ok(Recorded::After { before, without }) = recorded else { return false };
@@ -443,7 +457,7 @@ fn record(electorate: &Electorate, row: Leadership, changes_seen: u32) -> bool {
     true
 }
 
-/// Nobody leads, as far as we know; a line in the log if somebody did.
+/// Records in shared memory that an electorate has no known leader. If it had one, that is a line in the log.
 fn vacate(electorate: &Electorate) {
     let before = shmem::peers(|p| p.vacate(electorate, time::now())).ok().flatten();
     if let Some(before) = before {
@@ -457,6 +471,7 @@ fn vacate(electorate: &Electorate) {
     }
 }
 
+/// Wakes the sessions that wait for an election of this electorate.
 fn wake_considered(electorate: &Electorate) {
     for procno in shmem::peers(|p| p.mark_considered(electorate)).unwrap_or_default() {
         latch::wake(procno);

@@ -1,8 +1,10 @@
-//! Rows of names that nobody of ours has joined: foreign nodes', and those of sessions before a restart.
+//! The sweep: rows of names without members, which are foreign nodes' rows and rows of sessions before a
+//! restart.
 //!
-//! One whose lease is over is deleted, with the announcement that its nodes wait for: without that they find out
-//! at their own next election, which may be half a minute away. Nobody of ours takes such a name. The rows
-//! are read when they change and when the next of them expires; a prefix without rows is never looked at.
+//! The keeper deletes such a row when its lease is over, and announces the end. Without the announcement the
+//! foreign nodes of that name would find out at their own next election, up to half a minute later. The
+//! keeper elects nobody for such a name. It reads a prefix's rows when they have changed, and when the next
+//! of them expires.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,13 +18,13 @@ use crate::prefix::peers::{self, Change, PeerRow};
 use crate::shmem;
 
 pub struct Sweep {
-    /// Every prefix is to be looked at.
+    /// All prefixes are due.
     all: bool,
-    /// These are.
+    /// These prefixes are due.
     changed: HashSet<String>,
     /// When the next row of a prefix expires.
     expiries: HashMap<String, i64>,
-    /// Prefixes whose rows took long to read, and until when they are left alone.
+    /// Prefixes whose rows took long to read, each with the time until which it rests.
     resting: HashMap<String, i64>,
 }
 
@@ -43,45 +45,45 @@ impl Sweep {
         }
     }
 
-    /// Until when a prefix is left alone, if it is.
+    /// The time until which a prefix rests, which may be over. `None`: it does not rest.
     pub fn rests_until(&self, prefix: &str) -> Option<i64> {
         self.resting.get(prefix).copied()
     }
 
-    /// Leaves a prefix alone whose rows took `took` to read, for so long that all such prefixes together take a small
-    /// share of the keeper's time: elections are what it is there for.
+    /// Lets a prefix rest whose rows took `took` to read. The rest is so long that all such prefixes together
+    /// take a small share (one part in `REST`) of the keeper's time: the rest of its time is for elections.
     fn rest(&mut self, prefix: &str, took: i64, now: i64) {
         self.resting.retain(|_, until| *until > now);
         let among = self.resting.len() as i64 + 1;
         self.resting.insert(prefix.to_owned(), now + took * REST * among);
     }
 
-    /// Whether a prefix is to be looked at.
+    /// Whether a prefix is due because its rows have changed.
     pub fn is_due(&self, prefix: &str) -> bool {
         self.changed.contains(prefix)
     }
 }
 
-/// How many microseconds a look at a prefix's rows may take without a rest after it.
+/// How many microseconds a look at a prefix's rows may take before the prefix has to rest.
 const SLOW: i64 = 20_000;
 
-/// How many times as long as a slow look the rest after it is.
+/// How many times longer the rest is than the slow look before it.
 const REST: i64 = 20;
 
-/// The most rows that one transaction deletes: its time is bounded.
+/// The most rows that one transaction deletes, so that its time is bounded.
 const MOST_DELETIONS: usize = 100;
 
 /// What a look at a prefix's rows found.
 enum Swept {
-    /// When the next row expires.
+    /// Nothing is left to do until the next row expires; `None`: no row will.
     Until(Option<i64>),
-    /// A row that is over is held by somebody.
+    /// Another transaction holds a row whose lease is over.
     Held,
-    /// The table can't be used. The command that changes that tells, or the next member that joins.
+    /// The table can't be used. The prefix is due again when rows change or `oban_install` runs.
     Unusable,
     /// Another transaction holds a lock on the table.
     Locked,
-    /// There is more to do, or it was another table by then.
+    /// There is more to do, or the table was replaced.
     Again,
 }
 
@@ -98,7 +100,7 @@ impl Locks for Vec<String> {
 }
 
 impl Elections {
-    /// Looks at the prefixes that are due; when to come back, if ever.
+    /// Looks at the prefixes that are due. Returns when the next look is due, `None` for never.
     pub(super) fn sweep_rows(&mut self) -> Option<i64> {
         if self.sweep.all {
             let prefixes = transaction(c"obanrs: looking for tables of leaders", peers::installed_prefixes);
@@ -116,7 +118,7 @@ impl Elections {
             }
         }
         let now = time::now();
-        self.expect_fences(true); // before anything is tried, or its end could be missed
+        self.expect_fences(true); // before any attempt, or the end of a fence could be missed
         let expired = self.sweep.expiries.iter().filter(|(_, at)| **at <= now).map(|(prefix, _)| prefix);
         let due: HashSet<String> = expired.chain(&self.sweep.changed).cloned().collect();
         for prefix in due.iter().filter(|p| self.retry_at(&of_prefix(p)).is_none()).collect::<Vec<_>>() {
@@ -131,7 +133,7 @@ impl Elections {
                 Ok(swept) => self.swept(prefix, swept),
                 Err(message) => self.failed(of_prefix(prefix), message),
             }
-            // What has become due meanwhile comes first.
+            // Elections that have become due meanwhile come first.
             if failed || slow {
                 return Some(now);
             }
@@ -145,6 +147,7 @@ impl Elections {
         held_off.chain(again).chain(live).min()
     }
 
+    /// Notes what a look at a prefix found.
     fn swept(&mut self, prefix: &str, swept: Swept) {
         let key = of_prefix(prefix);
         self.failures.remove(&key);
@@ -184,10 +187,10 @@ fn of_prefix(prefix: &str) -> (String, String) {
     (prefix.to_owned(), String::new())
 }
 
-/// The most rows that are read at a time.
+/// The most rows that one transaction reads.
 const MAX_ROWS: usize = 1_000;
 
-/// In one transaction: deletes and announces what is over, and says when there will be more.
+/// In a transaction: deletes the rows whose lease is over, and announces each.
 fn look(prefix: &str, wait: bool) -> Swept {
     let table = match table::open(prefix, wait) {
         Ok(table) => table,
@@ -212,20 +215,20 @@ fn look(prefix: &str, wait: bool) -> Swept {
                 deleted += 1;
             }
             Change::Held => held = true,
-            Change::Gone => {} // the transaction that changed it tells
+            Change::Gone => {} // the triggers of the transaction that changed it tell the keeper
         }
     }
     match next {
         _ if held => Swept::Held,
-        // Behind those that were deleted there may be more.
+        // More rows may follow those that were deleted.
         None if deleted > 0 && rows.len() == MAX_ROWS => Swept::Again,
-        // All of them are of names with a seat; of the others the first may expire just after these.
+        // All rows that were read are of names with a seat. The next row may expire just after them.
         None if rows.len() == MAX_ROWS => Swept::Until(rows.last().map(|row| row.expires_at)),
         next => Swept::Until(next),
     }
 }
 
-/// Whether the name has a seat, so that its elections are the ones to judge the row.
+/// Whether the row's name has a seat: then its elections judge the row, not the sweep.
 fn is_ours(prefix: &str, row: &PeerRow) -> bool {
     let (prefix, name) = (Text::<MAX_PREFIX>::new(prefix), Text::new(&row.name()));
     let Some((prefix, name)) = prefix.zip(name) else { return false };

@@ -1,8 +1,8 @@
 //! The transactions of an election: what they read, write and announce in `<prefix>.oban_peers`.
 //!
-//! No code of a user's runs in them. Triggers of users do not fire for what the keeper writes, and what triggers of the
-//! extension do for other writers, the keeper does here itself: the term, the start of the server, and telling shared
-//! memory (`Elections::record_outcome`).
+//! They run no user's code, and what the keeper writes fires no trigger. The keeper itself does what the
+//! triggers of the extension do for other writers: it sets `term` and `boot`, and tells shared memory
+//! (`Elections::record_outcome`).
 
 use super::super::keeper;
 use super::Outcome;
@@ -18,12 +18,13 @@ use crate::prefix::peers::{self, Change, NewRow, PeerRow, PeersTable, Unusable};
 use crate::prefix::terms;
 use crate::shmem;
 
-/// A prefix's table, or why there can be no election.
+/// A prefix's table. `Err` says why there can be no election. `wait` is for `PeersTable::open`.
 pub fn open(prefix: &str, wait: bool) -> Result<PeersTable<'static>, Outcome> {
     match peers::database_read_only() {
         Some(false) => {}
         None if !session::is_read_only_by_default() => {}
-        // What the database said when this process began has been reset. What else says so a new process knows.
+        // The database's setting was reset, but this process still has it. A new process will find out
+        // whether a setting elsewhere says the same.
         None if keeper::began_read_only() => return Err(Outcome::Outdated),
         Some(true) | None => {
             let what = "the database is read-only by default";
@@ -44,12 +45,12 @@ pub fn open(prefix: &str, wait: bool) -> Result<PeersTable<'static>, Outcome> {
     })
 }
 
-/// Until when a leader's row holds if it is written at `now`.
+/// The end of a leader's lease in a row that is written at `now`.
 fn lease_of(leader: &Candidate, now: i64) -> i64 {
     leader.lease_ends.unwrap_or(now + config::lease())
 }
 
-/// Extends the lease of our own row, and of no other.
+/// Extends the lease of a leading member's row of this term, and of no other row.
 pub fn renew(electorate: &Electorate, leader: &Candidate, term: i64, wait: bool) -> Outcome {
     match open(electorate.prefix.as_str(), wait) {
         Ok(table) => extend(&table, electorate, leader, term),
@@ -61,33 +62,33 @@ fn extend(table: &PeersTable<'_>, electorate: &Electorate, leader: &Candidate, t
     let expires_at = lease_of(leader, time::now());
     match table.renew(electorate.name.as_str(), leader.node.as_str(), term, expires_at) {
         Ok(started_at) => Outcome::Ours(Leadership::ours(leader, term, started_at, expires_at)),
-        // Somebody locks the row for longer than a moment, or deletes it and has not committed.
+        // Another transaction has locked or deleted the row, and has not ended.
         Err(Change::Held) => Outcome::Held,
-        // Deleted, or another's by now: no leader of ours, and the next plan looks for one.
+        // The row was deleted, or is another holder's: the next plan holds an election.
         Err(_) => Outcome::Again,
     }
 }
 
-/// Whether nobody can lead by a row any more, whoever lives.
+/// Whether a row is void: its lease is over, or it belongs to a session before the server's last start.
 pub fn is_void(row: &PeerRow, boot: i64, now: i64) -> bool {
     row.expires_at <= now || !rows::outlives_start(row.boot, boot)
 }
 
-/// What is known, and changes, while one election is held.
+/// The state of one election while it is held.
 struct Election<'a> {
     electorate: &'a Electorate,
     table: PeersTable<'static>,
     candidate: Option<Candidate>,
     /// The greatest term of the name that is known.
     greatest_term: i64,
-    /// A leadership ended in this transaction, which is to be announced.
+    /// A leadership ended in this transaction: its end has to be announced.
     down: bool,
     boot: i64,
     now: i64,
 }
 
-/// Ends the leadership that is over and elects the candidate, in one transaction, which also announces the end
-/// (`down`), once. `greatest_term` is the greatest term of the name that is known.
+/// In one transaction: deletes the row of the leadership that has ended, announces that once (`down`) and
+/// inserts the candidate's row. `greatest_term` is the greatest known term of the name.
 pub fn elect(
     electorate: &Electorate,
     ended: Option<Ended>,
@@ -95,7 +96,7 @@ pub fn elect(
     greatest_term: i64,
     wait: bool,
 ) -> Outcome {
-    // The sequence of terms is the extension's: keep it from being dropped under us.
+    // The sequence of terms belongs to the extension, which must not be dropped meanwhile.
     if catalog::lock_extension().is_none() {
         return Outcome::Dropped;
     }
@@ -109,7 +110,8 @@ pub fn elect(
 }
 
 impl Election<'_> {
-    /// `Err` ends the election before somebody is elected.
+    /// The outcome. `Err` is the outcome of an election that ended before a candidate was elected; what it
+    /// has written until then is committed, too.
     fn hold(&mut self, ended: Option<Ended>) -> Result<Outcome, Outcome> {
         if let Some(ended) = ended {
             self.retire(ended)?;
@@ -122,9 +124,9 @@ impl Election<'_> {
         self.insert_candidate()
     }
 
-    /// Deletes the row of a leadership that is over.
+    /// Deletes the row of a leadership that has ended.
     fn retire(&mut self, ended: Ended) -> Result<(), Outcome> {
-        // The extension may have been dropped and created since, and its sequence with it.
+        // The extension may have been dropped and created since, with a sequence that begins anew.
         self.greatest_term = self.greatest_term.max(ended.term);
         let name = self.electorate.name.as_str();
         match self.table.delete_term(name, ended.node.as_str(), ended.term) {
@@ -135,7 +137,8 @@ impl Election<'_> {
         Ok(())
     }
 
-    /// What a row of the name means that is there now.
+    /// Judges the row that the name has now, and deletes it if it is void. `Ok`: the name has no row any
+    /// more.
     fn judge_current_row(&mut self) -> Result<(), Outcome> {
         let Some(found) = self.table.find(self.electorate.name.as_str()) else { return Ok(()) };
         let row = found.row;
@@ -144,13 +147,13 @@ impl Election<'_> {
         let judged = rows::Row { expires_at: row.expires_at, term: row.term, boot: row.boot };
         match judge(judged, self.boot, session::timeline(), live.ok().flatten(), self.now) {
             Verdict::Foreign => {
-                // Without triggers its node may resign and nobody is told.
+                // Without the trigger the keeper does not hear of the row's deletion: it looks again.
                 let look_at = if self.table.is_guarded() { i64::MAX } else { self.now + config::lease() / 2 };
                 let (term, expires_at) = (row.term.unwrap_or(0), row.expires_at.min(look_at));
                 Err(Outcome::Foreign(Leadership::foreign(row.node, term, row.started_at, expires_at)))
             }
             Verdict::Adopt(leader) => {
-                // Renewed at once: a row that can't be renewed must not be found here again and again.
+                // The row is renewed at once: one that can't be renewed must not be adopted again and again.
                 Err(extend(&self.table, self.electorate, &leader, row.term.unwrap_or(0)))
             }
             Verdict::Reissue(leader) => {
@@ -166,6 +169,7 @@ impl Election<'_> {
         }
     }
 
+    /// Deletes a row. `Err` is the outcome when another transaction holds the row or has changed it.
     fn remove(&self, row: &PeerRow) -> Result<(), Outcome> {
         match self.table.delete(row) {
             Change::Done => Ok(()),
@@ -174,7 +178,7 @@ impl Election<'_> {
         }
     }
 
-    /// Writes the candidate's row, if there is a candidate, with a term that is above all before it.
+    /// Inserts the candidate's row, if there is a candidate, with a term above all earlier ones.
     fn insert_candidate(&self) -> Result<Outcome, Outcome> {
         let Some(leader) = self.candidate else { return Ok(Outcome::Vacant) };
         let sequence = terms::sequence();
@@ -203,9 +207,10 @@ impl Election<'_> {
     }
 }
 
-/// Tells every node, foreign ones too, that a leadership ended: they hold an election.
+/// Announces to every node, foreign ones included, that a leadership has ended, so that they hold an
+/// election.
 pub fn announce_down(prefix: &str, name: &str) {
-    // oban_install refuses a prefix whose channels don't fit; an adopted table may still have one.
+    // oban_install refuses a prefix whose channels' names are too long, but a prefix can be renamed later.
     if let Ok(target) = Target::new(prefix, "leader") {
         let payload = wire::object_of_one("down", &encoding::to_server(name));
         if payload.len() <= wire::MAX_PAYLOAD {
@@ -214,7 +219,7 @@ pub fn announce_down(prefix: &str, name: &str) {
     }
 }
 
-/// In a transaction of the keeper: an error of ours ends it as one of Postgres' does.
+/// The value of `result`. Raises its error as an ERROR, which aborts the keeper's transaction.
 pub fn or_raise<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
     result.unwrap_or_else(|e| pgrx::error!("{e}"))
 }
