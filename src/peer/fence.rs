@@ -1,11 +1,13 @@
-//! A leader's writes, refused once it leads no more.
+//! `oban_fence`: it refuses the writes of a session that no longer leads.
 //!
-//! A fence locks the row of the leadership until its transaction ends, so that nobody can delete it, and so
-//! nobody else can lead: neither a keeper, which skips such a row and is woken by the end of the transaction
-//! (`shmem::at_end`), nor a foreign node, whose DELETE waits. A renewal of the lease does not wait.
+//! A fence locks the row of the leadership until its transaction ends. Nobody can delete the row until then,
+//! so nobody else can become leader. A keeper skips the row, and the end of the transaction wakes the keeper
+//! (`shmem::at_end`). The DELETE of a foreign node waits. A renewal of the lease does not wait.
 //!
-//! The row is locked through the access methods of its table, with no SQL. So what SQL would test is tested here:
-//! rights, row level security, a read-only transaction, recovery, parallel mode. No right on oban_peers is needed.
+//! The row is locked through the access methods of its table, without SQL. So this tests what SQL would test:
+//! the right on oban_jobs, a read-only transaction, recovery, parallel mode. No right on oban_peers is
+//! needed. Row level security that binds the table's owner is an obstacle (`logic::shape`); other row level
+//! security does not apply.
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -37,11 +39,12 @@ fn oban_fence(
     session::prevent_in_parallel_mode(c"oban_fence()");
     let boot = shmem::boot()?;
     let table = open(prefix)?;
-    note(Note::Fence); // first: whatever happens from here on, a keeper that waits for it is woken
-    // A leadership that began after a fixed snapshot was taken may have written what this transaction can't see.
+    note(Note::Fence); // before the row is locked, so that the end of any such transaction wakes the keeper
+    // A leadership that began after a fixed snapshot was taken may have written what this transaction can't
+    // see.
     let known = !session::has_fixed_snapshot() || table.is_in_own_snapshot(name, term);
     let row = if known { table.fence(name, term) } else { None };
-    // Judged once the row is locked: from here on it can only become longer.
+    // The time is read once the row is locked: from then on its lease can only be extended.
     let now = time::now();
     let over = shmem::peers_view(|v| v.is_over(&electorate, term, now))?;
     let held = row.is_some_and(|row| now < row.expires_at && rows::outlives_start(row.boot, boot));
@@ -52,7 +55,7 @@ fn oban_fence(
     Ok(())
 }
 
-/// The prefix's table of leaders, locked against what would change its name, owner or shape.
+/// The prefix's table of leaders, under a lock that keeps its name, owner and shape as they are.
 fn open(prefix: &str) -> Result<PeersTable<'static>, Error> {
     loop {
         match PeersTable::open(prefix, TableLock::RowShare, true) {
@@ -62,7 +65,7 @@ fn open(prefix: &str) -> Result<PeersTable<'static>, Error> {
                 let what = shape::described(&obstacles);
                 return Err(Error::NoElections { prefix: prefix.to_owned(), what });
             }
-            // Another table has taken its place while its lock was waited for.
+            // The table was replaced while this waited for its lock.
             Err(Unusable::Replaced | Unusable::Locked) => {
                 pgrx::check_for_interrupts!();
             }

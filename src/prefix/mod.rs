@@ -1,5 +1,5 @@
-//! Oban's tables of a prefix, and the extension itself, as the catalogs have them. What is here knows Oban; how
-//! Postgres is asked is in `pg`.
+//! The table of leaders of a prefix, the sequence of terms, and the extension itself, as the catalogs have
+//! them. This part knows Oban's tables; `pg` knows how to read and write any table.
 
 pub mod extension;
 pub mod peers;

@@ -1,10 +1,10 @@
-//! `<prefix>.oban_peers`, the table of leaders: found once by its name, then used by its oid and through its access
-//! methods (`pg::heap`), so that no code of anybody's runs in an election, a fence or a trigger.
+//! `<prefix>.oban_peers`, the table of leaders. It is found once by its name, then used by its oid and
+//! through its access methods (`pg::heap`), so that no user's code runs in an election, a fence or a trigger.
 //!
-//! A table is judged under its lock (`logic::shape`) before anything of it is used. One that has what access methods
-//! do not honour, such as a check constraint, holds no elections.
+//! A table is judged under its lock (`logic::shape`) before anything of it is used. A table with an obstacle,
+//! such as a check constraint, holds no elections: access methods would ignore the constraint.
 //!
-//! No column of text is copied beyond its first bytes: a foreign node's name may be as long as a gigabyte.
+//! Of a text only the first bytes are copied: a foreign node's name may be as long as a gigabyte.
 
 use crate::logic::peer::{MAX_NODE, Node};
 use crate::logic::shape::{self, Obstacle};
@@ -17,13 +17,13 @@ pub const TABLE: &str = "oban_peers";
 /// Why a prefix's table can't be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unusable {
-    /// There is none, or `oban_install` has not added its columns.
+    /// There is no such table, or `oban_install` has not added its columns.
     Missing,
-    /// Another transaction holds a lock on it, or on an index of it.
+    /// Another transaction holds a lock on the table, or on an index of it.
     Locked,
-    /// It was another one by the time of its lock.
+    /// The table was dropped, renamed or replaced before its lock was taken.
     Replaced,
-    /// It has what elections would have to ignore.
+    /// The table has something that elections would have to ignore.
     Obstacles(Vec<Obstacle>),
 }
 
@@ -39,7 +39,7 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// `None` when one is missing, or of another type.
+    /// The columns that `find` finds. `None` when one is missing or is of another type.
     pub fn of(find: impl Fn(&str) -> Option<Column>) -> Option<Self> {
         use pgrx::pg_sys::{INT8OID, TIMESTAMPOID};
         let text = |name: &str| find(name).filter(|c| row::is_name(c.type_oid));
@@ -58,9 +58,9 @@ impl Columns {
 /// One row. Times are microseconds since 2000-01-01 UTC.
 #[derive(Clone, Debug)]
 pub struct PeerRow {
-    /// In the server's encoding, whole: a longer name than `MAX_NAME_READ` is not read at all.
+    /// The whole name, in the server's encoding.
     key: Vec<u8>,
-    /// As much of the node as a member's could have, or more: one that is longer is no member's.
+    /// The node's first `MAX_NODE` bytes.
     pub node: Node,
     pub term: Option<i64>,
     pub boot: Option<i64>,
@@ -68,10 +68,11 @@ pub struct PeerRow {
     pub expires_at: i64,
 }
 
-/// The longest name that is read, in bytes. Those of members are shorter.
+/// The longest name that is read, in bytes: a row with a longer one is ignored. Names of members are shorter.
 const MAX_NAME_READ: usize = 1_023;
 
 impl PeerRow {
+    /// `None` when the name is NULL or longer than `MAX_NAME_READ`.
     fn of(row: &Row, columns: &Columns) -> Option<Self> {
         if row.text_len(columns.name)? > MAX_NAME_READ {
             return None;
@@ -87,18 +88,18 @@ impl PeerRow {
         })
     }
 
-    /// As UTF-8.
+    /// The name as UTF-8.
     pub fn name(&self) -> String {
         encoding::to_utf8_lossy(&self.key).into_owned()
     }
 
-    /// Whether two readings are of one leadership, with one end of its lease.
+    /// Whether two readings of a row are of the same leadership and show the same end of its lease.
     fn is_same(&self, other: &Self) -> bool {
         (&self.key, self.started_at, self.expires_at) == (&other.key, other.started_at, other.expires_at)
     }
 }
 
-/// A text that was cut between bytes, without the character that was cut.
+/// A text without the incomplete character at its end, if cutting it left one there.
 fn whole_characters(bytes: &[u8]) -> &[u8] {
     match std::str::from_utf8(bytes) {
         Err(e) if e.error_len().is_none() => &bytes[..e.valid_up_to()],
@@ -120,13 +121,13 @@ pub struct NewRow<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     Done,
-    /// Another transaction holds it.
+    /// Another transaction holds the row.
     Held,
-    /// It is another one by now, or none.
+    /// The row was deleted or replaced.
     Gone,
 }
 
-/// A table of leaders, open, locked and judged.
+/// A table of leaders that is open and locked, and has no obstacle.
 pub struct PeersTable<'a> {
     heap: Heap<'a>,
     key: KeyIndex,
@@ -134,13 +135,15 @@ pub struct PeersTable<'a> {
 }
 
 impl PeersTable<'_> {
-    /// The table of a prefix, locked until the end of the transaction. With `wait` it waits for the lock, up to
-    /// lock_timeout (55P03).
+    /// Opens the table of a prefix and locks it until the end of the transaction. `Err` says why it can't be
+    /// used. With `wait` this waits for the lock up to lock_timeout (55P03); else a lock of another
+    /// transaction is `Unusable::Locked`.
     pub fn open(prefix: &str, lock: TableLock, wait: bool) -> Result<Self, Unusable> {
         Self::judged(open_heap(prefix, lock, wait)?)
     }
 
-    /// The row of a name, as it is committed now or as this transaction has written it.
+    /// The row of a name, as it is committed now or as this transaction has written it. `None`: there is no
+    /// such row.
     pub fn find(&self, name: &str) -> Option<FoundRow> {
         let stored = self.heap.find(&self.key, &encoding::to_server(name))?;
         Some(FoundRow { row: PeerRow::of(&stored.row(), &self.columns)?, stored })
@@ -152,13 +155,13 @@ impl PeersTable<'_> {
         found.is_some_and(|stored| stored.row().i64(self.columns.term) == Some(term))
     }
 
-    /// The rows that expire first, at most `most` of them, in the order of their ends.
+    /// The `most` rows that expire first, in the order of `expires_at`.
     pub fn earliest(&self, most: usize) -> Vec<PeerRow> {
         let mut rows: Vec<PeerRow> = Vec::new();
         self.heap.each(|row| {
             if let Some(row) = PeerRow::of(row, &self.columns) {
                 rows.push(row);
-                // Sorting is amortised over as many rows as are kept.
+                // One sort for every `most` rows that are read.
                 if rows.len() >= 2 * most {
                     rows.sort_by_key(|row| row.expires_at);
                     rows.truncate(most);
@@ -171,7 +174,7 @@ impl PeersTable<'_> {
         rows
     }
 
-    /// Locks a row, and gives its newest version. `Err` says why there is none.
+    /// Locks a row and returns its newest version. `Err` is `Held` or `Gone`.
     fn lock(&self, found: &mut FoundRow, strength: RowLock, wait: bool) -> Result<PeerRow, Change> {
         match self.heap.lock_row(&mut found.stored, strength, wait) {
             RowLocked::Locked => PeerRow::of(&found.stored.row(), &self.columns).ok_or(Change::Gone),
@@ -180,8 +183,8 @@ impl PeersTable<'_> {
         }
     }
 
-    /// Locks the row of a name and a term against deletion until the transaction ends, waiting for a transaction that
-    /// is deleting it. Its newest version; `None` without such a row.
+    /// Locks the row of a name and a term against deletion until the transaction ends. Waits for another
+    /// transaction that is deleting it. Returns the newest version of the row; `None`: there is no such row.
     pub fn fence(&self, name: &str, term: i64) -> Option<PeerRow> {
         let mut found = self.find(name).filter(|found| found.row.term == Some(term))?;
         let key = found.row.key.clone();
@@ -189,12 +192,12 @@ impl PeersTable<'_> {
         (row.term == Some(term) && row.key == key).then_some(row)
     }
 
-    /// Deletes a row if it is still the one that was found.
+    /// Deletes a row if it is still of the leadership that was read.
     pub fn delete(&self, row: &PeerRow) -> Change {
         self.delete_if(&row.key, |locked| locked.is_same(row))
     }
 
-    /// Deletes the row of a holder and its term.
+    /// Deletes the row of a name if it has this node and this term.
     pub fn delete_term(&self, name: &str, node: &str, term: i64) -> Change {
         let key = encoding::to_server(name);
         self.delete_if(&key, |row| row.node.as_str() == node && row.term == Some(term))
@@ -219,8 +222,8 @@ impl PeersTable<'_> {
         Some(FoundRow { row: PeerRow::of(&stored.row(), &self.columns)?, stored })
     }
 
-    /// Extends the lease of a holder's row of this term, and of no other; when the leadership began. `Err` says why
-    /// it was not extended. A fence does not stand in the way.
+    /// Extends the lease in the row of a name if it has this node and this term. Returns when the leadership
+    /// began; `Err` is `Held` or `Gone`. A fence does not hold this up.
     pub fn renew(&self, name: &str, node: &str, term: i64, expires_at: i64) -> Result<i64, Change> {
         let mut found = self.find(name).ok_or(Change::Gone)?;
         let row = self.lock(&mut found, RowLock::NoKeyUpdate, false)?;
@@ -231,8 +234,8 @@ impl PeersTable<'_> {
         Ok(row.started_at)
     }
 
-    /// Inserts a row, unless one of that name is there (`Gone`: the caller looks again) or is being written by another
-    /// transaction (`Held`). It waits for nobody.
+    /// Inserts a row. Inserts nothing when the name has a row (`Gone`: the caller looks again), or when
+    /// another transaction is writing one (`Held`). Does not wait for that transaction.
     pub fn insert(&self, new: &NewRow<'_>) -> Change {
         let (name, node) = (encoding::to_server(new.name), encoding::to_server(new.node));
         match self.heap.conflict(&self.key, &name) {
@@ -252,7 +255,8 @@ impl PeersTable<'_> {
         if inserted { Change::Done } else { Change::Held }
     }
 
-    /// Gives the row of a name and a term another term; false when there is no such row.
+    /// Replaces the term in the row of a name, if it has the term `term`. False: there is no such row, or
+    /// another transaction holds it.
     pub fn set_term(&self, name: &[u8], term: i64, new: i64) -> bool {
         let Some(mut found) = self.find_by_key(name) else { return false };
         match self.lock(&mut found, RowLock::NoKeyUpdate, false) {
@@ -264,7 +268,7 @@ impl PeersTable<'_> {
         }
     }
 
-    /// Whether the trigger that tells of changes is on this table, and on.
+    /// Whether the table has the trigger that tells the keeper of changes, and the trigger is enabled.
     pub fn is_guarded(&self) -> bool {
         let function = super::extension::peers_function();
         function.is_some_and(|function| self.heap.has_enabled_trigger("obanrs_peers_rows", function))
@@ -277,28 +281,30 @@ impl<'a> PeersTable<'a> {
         Ok(Self { heap, key, columns })
     }
 
-    /// The table that fired a trigger of the extension's; `Err` says why its rows can't be written.
+    /// The table that fired a trigger of the extension. `Err` says why the trigger must not write its rows.
     pub fn of_trigger(trigger: &'a crate::pg::row_trigger::RowTrigger<'a>) -> Result<Self, Unusable> {
         Self::judged(trigger.heap())
     }
 }
 
-/// A row, and where it is.
+/// A row with its place in the table.
 pub struct FoundRow {
     pub row: PeerRow,
     stored: Stored,
 }
 
-/// What ALTER DATABASE says now of default_transaction_read_only, `None` if nothing.
+/// The value of default_transaction_read_only that ALTER DATABASE has set, as it is committed now. `None`: it
+/// has set none.
 pub fn database_read_only() -> Option<bool> {
     let value = catalog::setting_of_database(session::database(), "default_transaction_read_only")?;
-    // As Postgres reads a boolean: any beginning of these words, "of" for "off".
+    // Postgres reads any beginning of these words as a boolean; the shortest for "off" is "of".
     let value = value.to_ascii_lowercase();
     let is = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
     Some(!(is("false", 1) || is("no", 1) || is("off", 2) || value == "0"))
 }
 
-/// The schemas with a table of leaders, of whatever shape, in the order of their names.
+/// The schemas that have a table named oban_peers, in the order of their names. The table's shape is not
+/// looked at.
 pub fn schemas() -> Vec<String> {
     let tables = catalog::tables_named(TABLE);
     let mut names: Vec<_> =
@@ -307,7 +313,7 @@ pub fn schemas() -> Vec<String> {
     names
 }
 
-/// The schemas that `oban_install` made prefixes of, by the columns that it adds to the table of leaders.
+/// The schemas whose table of leaders has the columns that `oban_install` adds.
 pub fn installed_prefixes() -> Vec<String> {
     let installed =
         |(table, _): &(u32, u32)| catalog::has_columns(*table, &["term", "boot"], pgrx::pg_sys::INT8OID);
@@ -315,8 +321,8 @@ pub fn installed_prefixes() -> Vec<String> {
     tables.filter_map(|(_, schema)| catalog::namespace_name(schema)).collect()
 }
 
-/// Whether a prefix's table of leaders can be used, and why not. Holds a lock on it no longer than it looks, and waits
-/// for none.
+/// Whether a prefix's table of leaders can be used. `Err` says why not. Waits for no lock, and gives the
+/// table's lock back after the look.
 pub fn inspect(prefix: &str) -> Result<(), Unusable> {
     let heap = open_heap(prefix, TableLock::AccessShare, false)?;
     let judged = judge(&heap);
@@ -324,7 +330,8 @@ pub fn inspect(prefix: &str) -> Result<(), Unusable> {
     judged.map(|_| ())
 }
 
-/// Names are resolved here, and nowhere else. Whatever they mean later, the table is the one that was locked.
+/// Opens and locks the table of leaders of a prefix. Names are looked up here and nowhere else: all that
+/// follows uses the table that was locked, even if it is renamed later.
 fn open_heap<'a>(prefix: &str, lock: TableLock, wait: bool) -> Result<Heap<'a>, Unusable> {
     let schema = catalog::namespace_now(prefix).ok_or(Unusable::Missing)?;
     let oid = catalog::relation_now(schema, TABLE).ok_or(Unusable::Missing)?;
@@ -333,7 +340,7 @@ fn open_heap<'a>(prefix: &str, lock: TableLock, wait: bool) -> Result<Heap<'a>, 
         Opened::Locked => return Err(Unusable::Locked),
         Opened::Gone => return Err(Unusable::Replaced),
     };
-    // From here on the table keeps its name and its schema. The schema's name was the prefix a moment ago.
+    // The lock keeps the table's name and schema as they are. It does not keep the schema's name.
     if heap.namespace() == schema && heap.is_named(TABLE) && catalog::namespace_now(prefix) == Some(schema) {
         Ok(heap)
     } else {
@@ -341,7 +348,7 @@ fn open_heap<'a>(prefix: &str, lock: TableLock, wait: bool) -> Result<Heap<'a>, 
     }
 }
 
-/// What rows are found by, and the columns, of a table that elections can write as it is.
+/// The index to find rows by and the columns. `Err` says why elections can't write the table.
 fn judge(heap: &Heap<'_>) -> Result<(KeyIndex, Columns), Unusable> {
     if heap.column("term").is_none() || heap.column("boot").is_none() {
         return Err(Unusable::Missing);
