@@ -1,6 +1,6 @@
-//! What a table of leaders must not have, because elections write it through its access methods, which run none of
-//! what the executor runs: constraints, expressions of indexes, defaults, generated columns, rules, policies. A table
-//! with such a thing holds no elections, rather than elections that ignore it.
+//! Obstacles: what a table of leaders must not have. Elections write the table through its access methods,
+//! which do not run what the executor runs: constraints, expressions of indexes, defaults, generated columns,
+//! rules, policies. A table that has one of these holds no elections, because elections would ignore it.
 
 use std::fmt::Write;
 
@@ -38,7 +38,7 @@ pub enum Type {
     Text,
     Timestamp,
     Bigint,
-    /// Of any type.
+    /// A domain over any type.
     Domain,
     Other,
 }
@@ -69,7 +69,8 @@ pub enum ConstraintKind {
     Check,
     ForeignKey,
     Exclusion,
-    /// Unique, primary key, NOT NULL, constraint trigger: an index says it, a column says it, or it is a trigger.
+    /// No obstacle by itself: UNIQUE and PRIMARY KEY are judged as indexes, NOT NULL as a column, and
+    /// elections fire no constraint trigger.
     Other,
 }
 
@@ -95,17 +96,17 @@ pub struct Index {
     pub has_predicate: bool,
     /// Its access method, its operator classes and the types of its keys are Postgres' own.
     pub built_in: bool,
-    /// Texts that differ in their bytes are never equal in it.
+    /// It never takes texts that differ in their bytes for equal.
     pub deterministic: bool,
 }
 
 impl Index {
-    /// Whether rows can be found, and duplicates be refused, by it.
+    /// Whether this index can find a row by its name, and refuses a second row of the same name.
     pub fn is_key(&self) -> bool {
         self.unique && self.on_name && self.valid && self.deterministic && !self.deferrable && self.is_plain()
     }
 
-    /// Whether it is a constraint's, and rows could be found by it if its column had another collation.
+    /// Whether this index belongs to a constraint and would be a key if its column had another collation.
     fn needs_collation(&self) -> bool {
         let deterministic = Self { deterministic: true, ..self.clone() };
         self.constraint.is_some() && !self.deterministic && deterministic.is_key()
@@ -116,7 +117,7 @@ impl Index {
     }
 }
 
-/// What publications want of the table's replica identity.
+/// How the table's publications fit its replica identity.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Publication {
     /// Updates or deletions are published, and nothing identifies the row.
@@ -125,40 +126,41 @@ pub struct Publication {
     pub misfit: bool,
 }
 
-/// A table as the catalogs have it, under a lock.
+/// A locked table, as the catalogs have it.
 #[derive(Clone, Debug, Default)]
 pub struct Shape {
     /// An ordinary table.
     pub is_table: bool,
     pub is_temporary: bool,
-    /// Of the access method heap.
+    /// Its access method is heap.
     pub is_heap: bool,
     pub is_partition: bool,
-    /// It inherits from a table, or one inherits from it.
+    /// It inherits from a table, or a table inherits from it.
     pub inherits: bool,
     pub rules: Vec<String>,
     /// Its policies bind its owner.
     pub policies_bind_owner: bool,
-    /// The rights of INSERT, UPDATE, DELETE that the owner has not.
+    /// Those of INSERT, UPDATE and DELETE that its owner may not do.
     pub owner_lacks: Vec<&'static str>,
-    /// Quoted.
+    /// The name of its owner, quoted.
     pub owner: String,
     pub columns: Vec<Column>,
     pub constraints: Vec<Constraint>,
-    /// Foreign keys of other tables: the table, qualified and quoted, and the constraint.
+    /// The foreign keys of other tables that refer to it: each table, qualified and quoted, and its
+    /// constraint.
     pub referenced_by: Vec<(String, String)>,
     pub indexes: Vec<Index>,
     pub publication: Publication,
 }
 
-/// What keeps a table from holding elections.
+/// One thing that keeps a table from holding elections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Obstacle {
     /// "it has a check constraint c".
     pub what: String,
     /// The statement that removes it.
     pub remedy: String,
-    /// It is about the owner's rights, not about the table.
+    /// Whether this is about the owner's rights, not about the table.
     pub of_owner: bool,
 }
 
@@ -166,12 +168,12 @@ fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Everything that keeps the table, which is called `table` (qualified and quoted), from holding elections.
-/// Empty when there is nothing.
+/// All obstacles of the table with the name `table` (qualified and quoted). Empty: the table can hold
+/// elections.
 pub fn obstacles(shape: &Shape, table: &str) -> Vec<Obstacle> {
     let mut found = Vec::new();
     let mut add = |what: String, remedy: String| {
-        // An exclusion constraint is one thing, and has an index.
+        // An exclusion constraint and its index have the same remedy: they are one obstacle.
         if !found.iter().any(|before: &Obstacle| before.remedy == remedy) {
             found.push(Obstacle { what, remedy, of_owner: false });
         }
@@ -219,7 +221,8 @@ pub fn obstacles(shape: &Shape, table: &str) -> Vec<Obstacle> {
     for index in &shape.indexes {
         if let Some(what) = index_obstacle(index) {
             let remedy = match &index.constraint {
-                // The constraint's next index would have the column's collation again.
+                // If the constraint were dropped and added again, its index would have the column's collation
+                // again.
                 Some(_) if index.needs_collation() => {
                     format!("ALTER TABLE {table} ALTER COLUMN \"name\" TYPE text COLLATE \"default\"")
                 }
@@ -326,12 +329,14 @@ fn index_obstacle(index: &Index) -> Option<&'static str> {
     } else if !index.deterministic {
         Some("takes different names for equal")
     } else {
-        // Also if it is not valid: REINDEX CONCURRENTLY has such a one beside the old one, perhaps for hours.
+        // Nor is an invalid index an obstacle: REINDEX CONCURRENTLY has one beside the old index, perhaps for
+        // hours.
         None
     }
 }
 
-/// All of them in one line, with what removes each: "it has a rule r: DROP RULE ...; ...". At most three.
+/// The first three obstacles in one line, each with its remedy, and how many more there are:
+/// "it has a rule r: DROP RULE ...; ...; and 2 more".
 pub fn described<'a>(obstacles: impl IntoIterator<Item = &'a Obstacle>) -> String {
     const MAX_DESCRIBED: usize = 3;
     let (mut text, mut more) = (String::new(), 0);
@@ -402,7 +407,7 @@ mod tests {
     #[test]
     fn obans_own_table_has_none() {
         assert_eq!(obstacles(&obans_own(), "t"), []);
-        // What access methods honour, or what nobody has to honour.
+        // Access methods honour these, or nothing has to honour them.
         assert_eq!(said(|s| s.columns.push(column("note", Type::Other))), "");
         assert_eq!(said(|s| s.columns[4].has_default = true), "", "elections write all six columns");
         assert_eq!(

@@ -1,5 +1,6 @@
-//! Rows of system catalogs, read by an index as they are committed at this moment: no SQL, and no cache that learns
-//! of a change only after the session that made it has woken others. Works in parallel mode, too.
+//! Rows of system catalogs, found by an index and read as they are committed now. This uses no SQL, and none
+//! of the caches that hear of a change only after the session that made it has woken the workers. It works in
+//! parallel mode, too.
 
 use std::ffi::CStr;
 
@@ -7,14 +8,14 @@ use pgrx::pg_sys;
 
 use super::row::{self, Row};
 
-/// What one column of the index has to be.
+/// The value that a column of the index has to have.
 pub(super) enum Key<'a> {
     Oid(u32),
     /// In the server's encoding.
     Name(&'a CStr),
 }
 
-/// A catalog and one of its indexes, which pgrx has no names for.
+// Each is the oid of a catalog and of one of its indexes: pgrx has no names for the indexes.
 pub(super) const CONSTRAINTS: (u32, u32) = (2606, 2665); // pg_constraint by conrelid, contypid, conname
 pub(super) const PARENTS: (u32, u32) = (2611, 2680); // pg_inherits by inhrelid, inhseqno
 pub(super) const CHILDREN: (u32, u32) = (2611, 2187); // pg_inherits by inhparent
@@ -45,7 +46,7 @@ impl CatalogRow {
         self.datum(name).map_or(0, |d| d.value() as u32)
     }
 
-    /// A "char".
+    /// A column of type "char"; 0 for NULL.
     pub fn char(&self, name: &str) -> u8 {
         self.datum(name).map_or(0, |d| d.value() as u8)
     }
@@ -58,14 +59,14 @@ impl CatalogRow {
         self.datum(name).is_some_and(|d| d.value() as u8 != 0)
     }
 
-    /// A name, as UTF-8.
+    /// A column of type name, as UTF-8; empty for NULL.
     pub fn name(&self, name: &str) -> String {
         let Some(datum) = self.datum(name) else { return String::new() };
         // SAFETY: a column of type name, which ends with a zero within its 64 bytes.
         unsafe { lossy(CStr::from_ptr(datum.cast_mut_ptr::<std::ffi::c_char>())) }
     }
 
-    /// The elements of an array of texts, in the server's encoding.
+    /// The elements of a column of type text[] that are not NULL, in the server's encoding.
     pub fn texts(&self, name: &str) -> Vec<Vec<u8>> {
         let Some(datum) = self.datum(name) else { return Vec::new() };
         let (mut elements, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
@@ -89,13 +90,13 @@ impl CatalogRow {
     }
 }
 
-/// A name of the catalogs as UTF-8; what is none is shown as far as it is.
+/// A name from the catalogs as UTF-8. Bytes that are no valid text are replaced.
 pub(super) fn lossy(name: &CStr) -> String {
     super::encoding::to_utf8_lossy(name.to_bytes()).into_owned()
 }
 
-/// What `read` makes of each row of a catalog that has these keys. `read` must not return anything that points
-/// into the row.
+/// The values that `read` returns for the rows of a catalog that have these keys, without `None`. `read` must
+/// not return anything that points into the row.
 pub(super) fn rows<T>(
     (catalog, index): (u32, u32),
     keys: &[(&str, Key<'_>)],
@@ -103,8 +104,8 @@ pub(super) fn rows<T>(
 ) -> Vec<T> {
     let mut found = Vec::new();
     let mut names: Vec<[u8; 64]> = Vec::with_capacity(keys.len());
-    // SAFETY: a scan of a catalog in a transaction; the names outlive it, as `names` has room for all of them.
-    // What is made here is given back here, or by the transaction's abort.
+    // SAFETY: a scan of a catalog in a transaction; the names outlive it, as `names` has room for all of
+    // them. What is made here is given back here, or by the transaction's abort.
     unsafe {
         let relation = pg_sys::table_open(pg_sys::Oid::from(catalog), pg_sys::AccessShareLock as i32);
         let mut entries: Vec<pg_sys::ScanKeyData> = Vec::with_capacity(keys.len());

@@ -1,12 +1,13 @@
-//! One ordinary table, opened by its oid: its rows are read, locked and written through the access methods of the
-//! table and its indexes. No SQL, no planner, no trigger, no change of role and no look-up by name is involved, so
-//! no code of the table's owner can run, and nothing that the owner does with names changes which table is meant.
+//! One ordinary table, opened by its oid. Its rows are read, locked and written through the access methods of
+//! the table and of its indexes: without SQL, planner, triggers, a change of role or a look-up by name. So no
+//! code of the table's owner runs, and nothing that the owner renames changes which table is meant.
 //!
-//! What the executor would do besides (constraints, generated columns, triggers, policies, rights) is not done here.
-//! The caller tests first that the table has nothing of that kind: see `shape` and `logic::shape`.
+//! This does not do what the executor does besides: constraints, generated columns, triggers, policies,
+//! rights. The caller tests first that the table has nothing of that kind (`shape`, `logic::shape`).
 //!
-//! Locks. A relation is locked before it is opened, and the lock is kept until the transaction ends. A row is
-//! locked before it is changed, so a change never waits and never fails because of another transaction.
+//! Locks. A relation is locked before it is opened, and stays locked until the transaction ends. A row is
+//! locked before it is updated or deleted, so the update or deletion never waits, and never fails because of
+//! another transaction.
 
 use std::marker::PhantomData;
 use std::ptr::null_mut;
@@ -16,7 +17,7 @@ use pgrx::pg_sys;
 use super::row::{Column, Row};
 use super::xact::next_command;
 
-/// How a table is locked.
+/// The mode in which a table is locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableLock {
     /// ROW SHARE, for a transaction that locks rows and writes none.
@@ -37,10 +38,10 @@ impl TableLock {
     }
 }
 
-/// What opening a table came to.
+/// The result of opening a table.
 pub enum Opened<'a> {
     Table(Heap<'a>),
-    /// Another transaction holds a lock on it that conflicts.
+    /// Another transaction holds a conflicting lock.
     Locked,
     /// No relation has that oid any more.
     Gone,
@@ -51,14 +52,14 @@ pub struct Heap<'a> {
     relation: pg_sys::Relation,
     /// Whether this value closes the relation. A trigger's relation belongs to the executor.
     owned: bool,
-    /// Whether locks of its indexes are waited for, as that of the table.
+    /// Whether a look at its indexes waits for their locks, as opening the table did.
     waits: bool,
     _relation: PhantomData<&'a ()>,
 }
 
 impl Drop for Heap<'_> {
     fn drop(&mut self) {
-        // After an ERROR the transaction's abort closes it.
+        // After an ERROR the transaction's abort closes the relation.
         if self.owned && !std::thread::panicking() {
             // SAFETY: opened by `Heap::open`, closed once. The lock stays until the transaction ends.
             unsafe { pg_sys::relation_close(self.relation, pg_sys::NoLock as i32) }
@@ -67,11 +68,12 @@ impl Drop for Heap<'_> {
 }
 
 impl<'a> Heap<'a> {
-    /// Locks and opens a relation of any kind. With `wait` it waits for the lock, up to lock_timeout (55P03).
+    /// Locks and opens a relation of any kind. With `wait` this waits for the lock up to lock_timeout
+    /// (55P03).
     pub fn open(oid: u32, lock: TableLock, wait: bool) -> Opened<'a> {
         let oid = pg_sys::Oid::from(oid);
-        // SAFETY: a lock on an oid, which needs not exist. Once the lock is held, nothing about the relation that
-        // such a lock protects changes, and what was committed before is known.
+        // SAFETY: the lock is on an oid, and no relation needs to have it. Taking the lock makes this process
+        // read what was committed before.
         let relation = unsafe {
             if wait {
                 pg_sys::LockRelationOid(oid, lock.mode());
@@ -86,7 +88,7 @@ impl<'a> Heap<'a> {
         Opened::Table(Self { relation, owned: true, waits: wait, _relation: PhantomData })
     }
 
-    /// Closes the table and gives its lock back, for a caller that has only looked at it.
+    /// Closes the table and gives its lock back, for a caller that has only read it.
     pub fn close_and_unlock(self, lock: TableLock) {
         let oid = pg_sys::Oid::from(self.oid());
         drop(self);
@@ -94,7 +96,7 @@ impl<'a> Heap<'a> {
         unsafe { pg_sys::UnlockRelationOid(oid, lock.mode()) }
     }
 
-    /// The table that fired a trigger, which the statement has locked.
+    /// The table that fired a trigger. The statement has locked it.
     ///
     /// # Safety
     /// `relation` stays open for as long as the result lives.
@@ -106,15 +108,17 @@ impl<'a> Heap<'a> {
         self.relation
     }
 
-    /// What `look` says of an index of this table, which is locked for no longer than that: it can't be dropped while
-    /// the table is locked. `None` when another transaction holds a lock on it, and this one waits for none.
+    /// What `look` returns for an index of this table. The index is locked only for the call: it can't be
+    /// dropped while the table is locked. `None` when another transaction holds a lock on the index and this
+    /// table was opened without waiting.
     pub(super) fn look_at_index<R>(
         &self,
         oid: pg_sys::Oid,
         look: impl FnOnce(pg_sys::Relation) -> R,
     ) -> Option<R> {
         let mode = pg_sys::AccessShareLock as i32;
-        // SAFETY: an index of a table that is locked. Opening it builds nothing but copies of its catalog rows.
+        // SAFETY: an index of a table that is locked. Opening it builds nothing but copies of its catalog
+        // rows.
         unsafe {
             if self.waits {
                 pg_sys::LockRelationOid(oid, mode);
@@ -146,7 +150,7 @@ impl<'a> Heap<'a> {
         self.form().relowner.to_u32()
     }
 
-    /// Whether the relation has this name, in the server's encoding.
+    /// Whether the relation has this name, whose bytes are compared in the server's encoding.
     pub fn is_named(&self, name: &str) -> bool {
         // SAFETY: the name ends with a zero within its 64 bytes.
         unsafe {
@@ -155,7 +159,7 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// The column of this name; `None` without one.
+    /// The column of this name. `None`: there is none.
     pub fn column(&self, name: &str) -> Option<Column> {
         // SAFETY: an open relation.
         unsafe { super::row::column(self.relation, name) }
@@ -172,15 +176,17 @@ impl<'a> Heap<'a> {
         })
     }
 
-    /// The newest committed version of the row whose first column of `index` is this text, and what this transaction
-    /// has written itself. `None` without one. `index` has to be a unique btree on a text (`shape` tests that).
+    /// The row that has this text in the first column of `index`, as it is committed now or as this
+    /// transaction has written it. `None`: there is none. `index` has to be a unique btree on a text (`shape`
+    /// tests that).
     pub fn find(&self, index: &KeyIndex, key: &[u8]) -> Option<Stored> {
         let _snapshot = ActiveSnapshot::latest();
         // SAFETY: the snapshot is active for the whole call.
         self.scan_key(index, key, unsafe { pg_sys::GetActiveSnapshot() })
     }
 
-    /// The same by the transaction's own snapshot: under REPEATABLE READ what was there when it began.
+    /// As `find`, by the transaction's own snapshot: under REPEATABLE READ the row as it was when the
+    /// snapshot was taken.
     pub fn find_in_own_snapshot(&self, index: &KeyIndex, key: &[u8]) -> Option<Stored> {
         // SAFETY: the snapshot is pushed for the call, and popped by the guard.
         let snapshot = unsafe { pg_sys::GetTransactionSnapshot() };
@@ -191,8 +197,8 @@ impl<'a> Heap<'a> {
 
     fn scan_key(&self, index: &KeyIndex, key: &[u8], snapshot: pg_sys::Snapshot) -> Option<Stored> {
         let stored = Stored::empty(self);
-        // SAFETY: a scan of an index of this table, of which the first column is a text. The key and the slot outlive
-        // it. The slot keeps a pin on the page of the row that was found.
+        // SAFETY: a scan of an index of this table, of which the first column is a text. The key and the slot
+        // outlive it. The slot keeps a pin on the page of the row that was found.
         let found = unsafe {
             let index = OpenIndex::open(index.oid);
             let mut entry = pg_sys::ScanKeyData::default();
@@ -218,8 +224,8 @@ impl<'a> Heap<'a> {
         found.then_some(stored)
     }
 
-    /// What stands in the way of a new row with this key, committed or not: looks at rows that other transactions
-    /// are inserting or deleting, and waits for none of them.
+    /// Whether a row with this key conflicts with a new one. This looks at uncommitted rows, too, and waits
+    /// for no transaction.
     pub fn conflict(&self, index: &KeyIndex, key: &[u8]) -> Conflict {
         let mut dirty = pg_sys::SnapshotData {
             snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY,
@@ -233,7 +239,7 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// Calls `read` for each row that is committed now, in no order, until it returns false.
+    /// Calls `read` for each row that is committed now, in no order, until `read` returns false.
     pub fn each(&self, mut read: impl FnMut(&Row) -> bool) {
         let _snapshot = ActiveSnapshot::latest();
         // SAFETY: a scan of the whole table with the active snapshot; what is made here is dropped here.
@@ -251,20 +257,21 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// Locks the newest version of a row; FOR KEY SHARE only with `wait`. Once it is locked, `stored` holds that
-    /// version, and the caller has to look at it again: it may be another holder's by now.
+    /// Locks the newest version of a row. FOR KEY SHARE needs `wait`. Once the row is locked, `stored` holds
+    /// that version. The caller has to read it again: its columns may have changed.
     pub fn lock_row(&self, stored: &mut Stored, strength: RowLock, wait: bool) -> RowLocked {
         let _snapshot = ActiveSnapshot::latest();
         let mut failure = pg_sys::TM_FailureData::default();
-        // A lock that an update does not wait for, FOR KEY SHARE, has to be on the version that it is just writing,
-        // too: after its commit that is the row.
+        // An update does not wait for FOR KEY SHARE. So that lock has to be on the version that an update is
+        // writing, too: after the update's commit that version is the row.
         let (wait, in_progress) = if wait {
             (pg_sys::LockWaitPolicy::LockWaitBlock, pg_sys::TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS)
         } else {
             (pg_sys::LockWaitPolicy::LockWaitSkip, 0) // following such an update may wait
         };
         let locked = Stored::empty(self);
-        // SAFETY: `stored` pins the page of the row, so its tid means that row still. The slot is one of this table.
+        // SAFETY: `stored` pins the page of the row, so its tid means that row still. The slot is one of this
+        // table.
         let result = unsafe {
             let mut tid = (*stored.slot).tts_tid;
             pg_sys::table_tuple_lock(
@@ -303,7 +310,7 @@ impl<'a> Heap<'a> {
                 pg_sys::GetCurrentCommandId(true),
                 pg_sys::GetActiveSnapshot(),
                 null_mut(),
-                true, // it waits for nobody: the row is locked by this transaction
+                true, // this does not wait: this transaction has locked the row
                 &raw mut failure,
                 false,
             )
@@ -314,14 +321,14 @@ impl<'a> Heap<'a> {
         next_command();
     }
 
-    /// Gives columns of a row that was locked with `RowLock::NoKeyUpdate` other values. None of them may be a column
-    /// of a unique index. `stored` holds the old version still.
+    /// Updates columns of a row that was locked with `RowLock::NoKeyUpdate`. None of them may be in a unique
+    /// index. `stored` keeps the old version.
     pub fn update<const N: usize>(&self, stored: &Stored, values: [(Column, i64); N]) {
         let _snapshot = ActiveSnapshot::latest();
-        // The entries of indexes are made for the new version, unless heap_update says that they need not be.
+        // The new version gets index entries, unless heap_update says that it needs none.
         let indexes = self.open_indexes();
-        // SAFETY: the slot holds the version that this transaction has locked. Its other columns are copied as they
-        // are stored. The columns that change are passed as a 64-bit value.
+        // SAFETY: the slot holds the version that this transaction has locked. Its other columns are copied
+        // as they are stored. The columns that change are passed as a 64-bit value.
         unsafe {
             let mut free = false;
             let old = pg_sys::ExecFetchSlotHeapTuple(stored.slot, false, &raw mut free);
@@ -359,6 +366,8 @@ impl<'a> Heap<'a> {
         next_command();
     }
 
+    /// Writes the new version into the table. Returns which indexes need an entry for it.
+    ///
     /// # Safety
     /// `stored` holds the locked version, `slot` the new one.
     unsafe fn update_heap(&self, stored: &Stored, slot: *mut pg_sys::TupleTableSlot) -> IndexesToUpdate {
@@ -377,7 +386,7 @@ impl<'a> Heap<'a> {
                 pg_sys::GetCurrentCommandId(true),
                 pg_sys::GetActiveSnapshot(),
                 null_mut(),
-                true, // as above
+                true, // this does not wait: this transaction has locked the row
                 &raw mut failure,
                 &raw mut mode,
                 &raw mut indexes,
@@ -396,15 +405,15 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// Inserts a row, NULL in the columns that are not given, unless a row with the same key of a unique index is
-    /// there by then, or is being inserted by another transaction. True when it was inserted.
+    /// Inserts a row with NULL in the columns that are not given. False when nothing was inserted, because a
+    /// unique index has a row with the same key, which may be uncommitted.
     ///
-    /// As INSERT ... ON CONFLICT DO NOTHING: the row is inserted speculatively, so that a conflict takes it back
-    /// without aborting this transaction.
+    /// The row is inserted speculatively, as by INSERT ... ON CONFLICT DO NOTHING: a conflict takes the row
+    /// back and does not abort this transaction.
     pub fn insert<const N: usize>(&self, values: [(Column, Value<'_>); N]) -> bool {
         let indexes = self.open_indexes();
-        // SAFETY: the slot has as many columns as the table, each is set. The token is released in any case, and an
-        // ERROR in between aborts the transaction, which releases it, too.
+        // SAFETY: the slot has as many columns as the table, and each is set. The token is released here, or
+        // after an ERROR by the transaction's abort.
         let inserted = unsafe {
             let slot =
                 pg_sys::MakeSingleTupleTableSlot((*self.relation).rd_att, &raw const pg_sys::TTSOpsVirtual);
@@ -444,8 +453,9 @@ impl<'a> Heap<'a> {
         inserted
     }
 
-    /// Every index that a new row version needs an entry in. One that evaluates anything is an ERROR: it was made
-    /// after `shape` had looked, as CREATE INDEX CONCURRENTLY does beside our lock.
+    /// Every index of the table, open and locked for an insertion. An index that evaluates an expression is
+    /// an ERROR: it was created after `shape` had looked, which CREATE INDEX CONCURRENTLY can do beside the
+    /// table's lock.
     fn open_indexes(&self) -> Vec<OpenIndex> {
         self.index_oids().into_iter().map(OpenIndex::open_to_insert).collect()
     }
@@ -476,7 +486,7 @@ pub(super) unsafe fn oids_of(list: *const pg_sys::List) -> Vec<pg_sys::Oid> {
     }
 }
 
-/// A snapshot of this moment, active until this value is dropped. Rows that are stored out of line can be read
+/// A snapshot that is active until this value is dropped. Values that are stored out of line can be read
 /// under it.
 struct ActiveSnapshot;
 
@@ -504,30 +514,31 @@ impl Drop for ActiveSnapshot {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "pg15", allow(dead_code))] // 15 does not tell summarizing indexes apart
+#[cfg_attr(feature = "pg15", allow(dead_code))] // Postgres 15 does not tell summarizing indexes apart
 enum IndexesToUpdate {
     None,
-    /// Only such as hold a summary of pages (BRIN).
+    /// Only indexes that summarize pages (BRIN).
     Summarizing,
     All,
 }
 
-/// What is in the way of a new row.
+/// What conflicts with a new row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conflict {
     None,
     /// A committed row.
     Row,
-    /// A row that another transaction, which has not ended, inserts or deletes.
+    /// A row that a running transaction has inserted, updated or deleted.
     InProgress,
 }
 
-/// How a row is locked.
+/// The mode in which a row is locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowLock {
-    /// FOR KEY SHARE: nobody can delete it, its other columns can be updated.
+    /// FOR KEY SHARE: other transactions can update columns that are in no unique index, and can't delete the
+    /// row.
     KeyShare,
-    /// FOR NO KEY UPDATE: before an update of columns that are no key.
+    /// FOR NO KEY UPDATE: before an update of columns that are in no unique index.
     NoKeyUpdate,
     /// FOR UPDATE: before a deletion.
     Update,
@@ -543,17 +554,17 @@ impl RowLock {
     }
 }
 
-/// What locking a row came to.
+/// The result of locking a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowLocked {
     Locked,
-    /// Another transaction has locked it, and the caller does not want to wait.
+    /// Another transaction holds the row, and the caller does not wait.
     Held,
-    /// It was deleted.
+    /// The row was deleted.
     Gone,
 }
 
-/// A row of a table, in a slot that pins its page.
+/// A row of a table. Its slot pins the row's page.
 pub struct Stored {
     slot: *mut pg_sys::TupleTableSlot,
 }
@@ -572,7 +583,7 @@ impl Stored {
 
 impl Drop for Stored {
     fn drop(&mut self) {
-        // After an ERROR the transaction's abort gives the pin back, and its memory context the slot.
+        // After an ERROR the transaction's abort releases the pin and frees the slot.
         if !std::thread::panicking() {
             // SAFETY: made by `empty`, dropped once.
             unsafe { pg_sys::ExecDropSingleTupleTableSlot(self.slot) }
@@ -580,7 +591,7 @@ impl Drop for Stored {
     }
 }
 
-/// A value that is written.
+/// The value of a column that is written.
 #[derive(Clone, Copy, Debug)]
 pub enum Value<'a> {
     /// Of a text or varchar, in the server's encoding.
@@ -601,7 +612,7 @@ impl Value<'_> {
     }
 }
 
-/// The unique index by which rows are found, as `shape` has tested it.
+/// The unique index by which rows are found. `shape` has tested it.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyIndex {
     pub(super) oid: pg_sys::Oid,
@@ -610,7 +621,7 @@ pub struct KeyIndex {
 /// An index that is open and locked.
 struct OpenIndex {
     relation: pg_sys::Relation,
-    /// Null of an index that is only read.
+    /// Null when the index is only read.
     info: *mut pg_sys::IndexInfo,
 }
 
@@ -639,8 +650,8 @@ impl OpenIndex {
         Self { relation, info: null_mut() }
     }
 
-    /// Opens it and builds what an insertion needs. Building that would already evaluate an immutable function of
-    /// an index's expression or predicate, so the raw row is looked at before.
+    /// Opens an index and builds what an insertion needs. Building that would evaluate an immutable function
+    /// in the index's expression or predicate, so the index's row of pg_index is tested before.
     fn open_to_insert(oid: pg_sys::Oid) -> Self {
         // SAFETY: as above. Whether an index has expressions or a predicate never changes.
         unsafe {
@@ -657,10 +668,11 @@ impl OpenIndex {
         }
     }
 
-    /// Inserts the entry of a row. False when a unique index has, or may have, another row with the same key.
+    /// Inserts the index entry of a row. False when this is a unique index that has, or may have, another row
+    /// with the same key.
     ///
     /// # Safety
-    /// `slot` holds a row of `table` that is in it, and `info` is there.
+    /// `slot` holds a row that is stored in `table`, and `info` is not null.
     unsafe fn insert(
         &self,
         table: pg_sys::Relation,
@@ -670,8 +682,8 @@ impl OpenIndex {
     ) -> bool {
         let mut values = [pg_sys::Datum::null(); pg_sys::INDEX_MAX_KEYS as usize];
         let mut nulls = [true; pg_sys::INDEX_MAX_KEYS as usize];
-        // SAFETY: the caller's promise; there are as many values as an index can have columns, and no expressions,
-        // for which alone an executor state would be needed.
+        // SAFETY: the caller's promise; there are as many values as an index can have columns, and no
+        // expressions, for which alone an executor state would be needed.
         unsafe {
             if !(*self.info).ii_ReadyForInserts {
                 return true;
@@ -698,15 +710,17 @@ impl OpenIndex {
     }
 }
 
-/// What comes of a duplicate in a unique index.
+/// What a duplicate in a unique index leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Duplicates {
-    /// The insertion is told, and takes its row back.
+    /// `OpenIndex::insert` returns false, and the caller takes its row back.
     Tell,
     /// An ERROR (23505).
     Raise,
 }
 
+/// Whether an index summarizes pages. Postgres 15 does not tell.
+///
 /// # Safety
 /// `info` was built for an open index.
 #[cfg(feature = "pg15")]

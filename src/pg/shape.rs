@@ -1,6 +1,8 @@
-//! What an open and locked table is like, for `logic::shape` to judge: the raw rows of the catalogs. Nothing of the
-//! table's is evaluated or built, least of all an expression: that an index is plain is read in its row before
-//! anything makes an IndexInfo of it.
+//! The shape of an open and locked table, read from the raw rows of the catalogs, for `logic::shape` to
+//! judge.
+//!
+//! No expression of the table is evaluated or built. In particular, whether an index has an expression is
+//! read in its row of pg_index, because building an IndexInfo would already evaluate parts of it.
 
 use std::ffi::CStr;
 
@@ -10,8 +12,8 @@ use super::catalog_scan::{CHILDREN, CONSTRAINTS, Key, PARENTS, RULES, lossy, row
 use super::heap::{FIRST_OF_USERS, Heap, KeyIndex};
 use crate::logic::shape::{Column, Constraint, ConstraintKind, Index, Publication, Shape, Type};
 
-/// The shape of a table, and the index by which its rows are found by `name`, if there is one. `None` when another
-/// transaction holds a lock on an index, and this one waits for none.
+/// The shape of a table, and the index by which its rows are found by `name`, if there is one. `None` when
+/// another transaction holds a lock on an index and the table was opened without waiting.
 pub fn of(table: &Heap<'_>) -> Option<(Shape, Option<KeyIndex>)> {
     let relation = table.relation();
     // SAFETY: an open relation has its row of pg_class, and its parsed rules and triggers, or null.
@@ -86,7 +88,8 @@ fn constraints(table: u32) -> Vec<(u32, Constraint)> {
     })
 }
 
-/// The foreign keys of other tables, by the internal triggers that they put on this one.
+/// The foreign keys of other tables that refer to this one: each table and constraint. They are found by the
+/// internal triggers that they have put on this table.
 fn referenced_by(relation: pg_sys::Relation, own: &[(u32, Constraint)]) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for trigger in triggers(relation) {
@@ -159,7 +162,8 @@ fn owner_lacks(relation: pg_sys::Relation) -> Vec<&'static str> {
     rights.into_iter().filter(|(right, _)| lacks(*right)).map(|(_, name)| name).collect()
 }
 
-/// Each index of the table, and the one to find rows by: the primary key, if several would do. `None` as `of`.
+/// All indexes of the table, and the index to find rows by: the primary key, if several would do. `None` as
+/// for `of`.
 fn indexes(table: &Heap<'_>) -> Option<(Vec<Index>, Option<KeyIndex>)> {
     let (mut found, mut key, mut key_is_primary) = (Vec::new(), None, false);
     let name = table.column("name").map(|column| column.number());
@@ -175,11 +179,13 @@ fn indexes(table: &Heap<'_>) -> Option<(Vec<Index>, Option<KeyIndex>)> {
     Some((found, key))
 }
 
+/// What `logic::shape` has to know of an index. `name` is the number of the table's column `name`.
+///
 /// # Safety
 /// `relation` is an open index.
 unsafe fn index(relation: pg_sys::Relation, name: Option<i32>) -> Index {
-    // SAFETY: the caller's promise: it has its row of pg_index, and as many keys, collations and operator classes as
-    // that says.
+    // SAFETY: the caller's promise: it has its row of pg_index, and as many keys, collations and operator
+    // classes as that says.
     unsafe {
         let form = &*(*relation).rd_index;
         let first = i32::from(*form.indkey.values.as_ptr());
@@ -209,8 +215,8 @@ unsafe fn index(relation: pg_sys::Relation, name: Option<i32>) -> Index {
     }
 }
 
-/// Whether a key column has an operator class for char(n), which a text can be given, and which ignores spaces at its
-/// end.
+/// Whether a key column has an operator class for char(n). A column of type text can have such an operator
+/// class, which ignores spaces at the end.
 ///
 /// # Safety
 /// `relation` is an open index.
@@ -225,8 +231,8 @@ unsafe fn takes_padding_for_equal(relation: pg_sys::Relation) -> bool {
     }
 }
 
-/// Whether an index evaluates nothing: neither an expression nor a predicate, nor anything of an operator class
-/// or a type that is not Postgres' own.
+/// Whether an index has no expression, no predicate and no exclusion constraint, and its access method,
+/// operator classes and types are Postgres' own: then an insertion into it runs no user's code.
 ///
 /// # Safety
 /// `relation` is an open index.
@@ -240,7 +246,7 @@ pub(super) unsafe fn is_plain(relation: pg_sys::Relation) -> bool {
     }
 }
 
-/// Whether a column of the index's row of pg_index is not NULL.
+/// Whether a column of an index's row of pg_index is not NULL.
 ///
 /// # Safety
 /// `relation` is an open index.
@@ -249,15 +255,15 @@ unsafe fn has(relation: pg_sys::Relation, column: u32) -> bool {
     unsafe { !pg_sys::heap_attisnull((*relation).rd_indextuple, column as i32, std::ptr::null_mut()) }
 }
 
-/// Whether the access method, all operator families and all types of an index are Postgres' own. Operator classes of
-/// Postgres' own that are for any range or array call what a user said when making the type: `subtype_diff` of a
-/// range in a GiST index.
+/// Whether the access method, all operator families and all key types of an index are Postgres' own. The
+/// types count, because Postgres' operator classes for any range or array call functions that the type's
+/// creator chose: a GiST index calls a range's `subtype_diff`.
 ///
 /// # Safety
 /// `relation` is an open index.
 unsafe fn is_built_in(relation: pg_sys::Relation) -> bool {
-    // SAFETY: the caller's promise: it has as many operator families as key columns, and for each of its columns as
-    // many support functions as its access method says.
+    // SAFETY: the caller's promise: it has as many operator families as key columns, and for each of its
+    // columns as many support functions as its access method says.
     unsafe {
         if (*(*relation).rd_rel).relam.to_u32() >= FIRST_OF_USERS {
             return false;
@@ -268,7 +274,7 @@ unsafe fn is_built_in(relation: pg_sys::Relation) -> bool {
         let procedures = std::slice::from_raw_parts((*relation).rd_support, keys * support);
         let form = &*(*relation).rd_index;
         let columns = std::slice::from_raw_parts(form.indkey.values.as_ptr(), keys);
-        // An expression has no type here: it is an obstacle itself.
+        // Column 0 is an expression, which is an obstacle by itself.
         let is_own =
             |column: i16| column == 0 || pg_sys::get_atttype(form.indrelid, column).to_u32() < FIRST_OF_USERS;
         families.iter().all(|family| family.to_u32() < FIRST_OF_USERS)
