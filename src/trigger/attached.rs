@@ -1,11 +1,11 @@
-//! The triggers that `oban_install` attaches to tables, as the catalogs have them. Tables are named by their oid,
-//! triggers by their name and function, and only catalogs are read.
+//! The triggers that `oban_install` attaches to tables, as the catalogs have them. A table is given by its
+//! oid, a trigger is found by its name and function. Only catalogs are read.
 
 use crate::error::Error;
 use crate::pg::ddl::{Event, Timing, Trigger};
 use crate::pg::spi;
 
-/// On oban_jobs and each of its partitions.
+/// The trigger on oban_jobs and on each of its partitions.
 pub const ON_JOBS: Trigger = Trigger {
     name: c"obanrs_jobs_insert",
     timing: Timing::After,
@@ -14,7 +14,7 @@ pub const ON_JOBS: Trigger = Trigger {
     new_rows: Some(c"obanrs_inserted"),
 };
 
-/// On oban_peers.
+/// The triggers on oban_peers.
 pub const ON_PEERS: [Trigger; 3] = [
     Trigger {
         name: c"obanrs_peers_guard",
@@ -39,11 +39,11 @@ pub const ON_PEERS: [Trigger; 3] = [
     },
 ];
 
-/// The functions that the triggers call: those of the extension as it is in this database.
+/// The functions that the triggers call, of the version of the extension that this database has.
 #[derive(Clone, Copy)]
 pub struct Functions {
     pub jobs: u32,
-    /// Not in an extension of a version before 0.4.0.
+    /// `None` in an extension older than 0.4.0.
     pub peers: Option<u32>,
 }
 
@@ -53,23 +53,25 @@ impl Functions {
         Ok(Self { jobs, peers: spi::own_trigger_function("obanrs_peers") })
     }
 
-    /// Of oban_jobs and, when it is partitioned, all its partitions, those that lack our trigger: an INSERT into a
-    /// partition fires only its own triggers. Foreign tables can't have such a trigger.
+    /// Those of oban_jobs and its partitions that lack the trigger. Partitions count, because an INSERT into
+    /// a partition fires only the partition's own triggers. Foreign tables do not count, because they can't
+    /// have such a trigger.
     pub fn job_tables_without_trigger(&self, jobs: u32) -> Vec<u32> {
         self.job_tables("t.oid", "g.oid IS NULL", jobs)
     }
 
-    /// The other ones.
+    /// Those of oban_jobs and its partitions that have the trigger.
     pub fn job_tables_with_trigger(&self, jobs: u32) -> Vec<u32> {
         self.job_tables("t.oid", "g.oid IS NOT NULL", jobs)
     }
 
-    /// Our trigger on one table of jobs.
+    /// The oid of the trigger on one table of jobs. `None`: the table has none.
     pub fn on_jobs(&self, table: u32) -> Option<u32> {
         self.job_tables("g.oid", &format!("g.tgrelid = {table}"), table).pop()
     }
 
-    /// (pg_partition_tree would lock the tables.)
+    /// The column `what` of oban_jobs and its partitions where `condition` holds. (pg_partition_tree would
+    /// lock the tables.)
     fn job_tables(&self, what: &str, condition: &str, jobs: u32) -> Vec<u32> {
         let sql = format!(
             "WITH RECURSIVE tables AS (
@@ -89,7 +91,7 @@ impl Functions {
         oids(&sql, jobs)
     }
 
-    /// Those of our triggers that a table of leaders has.
+    /// The oids of the extension's triggers that a table of leaders has.
     pub fn on_peers(&self, peers: u32) -> Vec<u32> {
         let Some(function) = self.peers else { return Vec::new() };
         let names = ON_PEERS.map(|trigger| format!("'{}'", trigger.name.to_string_lossy()));
@@ -101,13 +103,13 @@ impl Functions {
         oids(&sql, peers)
     }
 
-    /// Whether a table of leaders has all of them that there are.
+    /// Whether a table of leaders has all the triggers that this version of the extension has.
     pub fn guard(&self, peers: u32) -> bool {
         self.peers.is_none() || self.on_peers(peers).len() == ON_PEERS.len()
     }
 }
 
-/// Whether a table inherits from another one, or another one from it.
+/// Whether a table inherits from another one, or another one inherits from it.
 pub fn is_inherited(table: u32) -> bool {
     let sql = "SELECT i.inhrelid::text FROM pg_inherits i WHERE $1::oid IN (i.inhparent, i.inhrelid)";
     !oids(sql, table).is_empty()

@@ -1,8 +1,8 @@
 //! The trigger that tells a queue's workers of new jobs: AFTER INSERT, once per statement.
 //!
-//! It sends `{"queue": …}` once for each distinct queue whose inserted rows are `available`, in the
-//! transaction of the INSERT, so that what is heard can be seen. It must never be the reason why a
-//! user's INSERT fails: what it can't make sense of, it lets pass.
+//! It sends `{"queue": …}` once for each distinct queue that has an `available` row among the inserted ones.
+//! It sends in the transaction of the INSERT, so that a worker that hears of rows can see them. It must never
+//! make a user's INSERT fail: it sends nothing for a row that it can't read.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -20,9 +20,9 @@ use crate::pg::row::{self, Column};
 use crate::pg::transition::NewRows;
 use crate::pg::trigger::{self, Answer};
 
-/// How a row's state is told.
+/// How to see that a row's state is `available`.
 enum Available {
-    /// The column is an enum, and this is its label's oid.
+    /// The column is an enum, and this is the oid of the label `available`.
     Label(Column, pg_sys::Oid),
     Text(Column),
 }
@@ -51,7 +51,7 @@ fn wake_queues(rows: &NewRows<'_>) {
         return bus::count_dropped(); // a column is missing, or means something else
     };
 
-    // The last queue seen is nearly always the next one's, too; the set is for the others.
+    // Nearly always the next row is of the last row's queue. The set is for the other queues.
     let (mut last, mut others): (Option<Vec<u8>>, BTreeSet<Vec<u8>>) = (None, BTreeSet::new());
     let mut too_long = false;
     rows.for_each(|row| {
@@ -62,7 +62,8 @@ fn wake_queues(rows: &NewRows<'_>) {
             }
         };
         if is_available {
-            // A copy of a queue's name that is longer than any message could end the server.
+            // A name that is longer than any message is not copied: a copy without memory would end the
+            // server.
             let read = row.with_short_text(queue, wire::MAX_PAYLOAD, |name| {
                 if last.as_deref() != Some(name) {
                     others.extend(last.replace(name.to_vec()));
@@ -83,7 +84,7 @@ fn wake_queues(rows: &NewRows<'_>) {
             bus::count_dropped();
             continue;
         }
-        // Over the transaction's limit it is dropped: the row counts, not the hint.
+        // Beyond the transaction's limit the wake-up is dropped: the INSERT must not fail.
         let _ = bus::queue(&target, payload, Origin::Trigger);
     }
 }

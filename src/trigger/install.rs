@@ -1,13 +1,13 @@
 //! `oban_install` and `oban_uninstall`.
 //!
-//! Installing looks first and then does only what is missing, so that a second run takes no lock. What it
-//! creates is what Oban's migration 14 creates; what it adds to tables has names that begin with `obanrs_`,
-//! except for two columns of oban_peers. A prefix is installed by one session at a time: the second waits for a
-//! lock of its schema and then finds everything there. (search_path and lock_timeout are set by the functions'
+//! `oban_install` looks first and then makes only what is missing, so that a second run changes nothing. It
+//! creates tables as Oban's migration 14 does. What it adds to tables has names that begin with `obanrs_`,
+//! except for two columns of oban_peers. One session at a time works on a prefix: a second one waits for a
+//! lock on the schema and then finds all of it there. (search_path and lock_timeout are set by the functions'
 //! own SET clauses.)
 //!
-//! Tables are other people's. So a table is found by its name once, locked by its oid, tested again, and only then
-//! altered, by its oid; whatever name it, or its schema, is given meanwhile. Nothing of a table's owner is evaluated.
+//! The tables belong to users, who may rename or replace them at any moment. So a table is found by its name
+//! once, locked by its oid, tested again, and only then altered, by its oid. No code of a table's owner runs.
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -29,7 +29,7 @@ use crate::shmem::at_end::{Note, note};
 const JOBS: &str = "oban_jobs";
 const PEERS: &str = "oban_peers";
 
-/// How often to look for what became another one while its lock was waited for.
+/// How often to look again for a schema or table that was replaced while this waited for its lock.
 const ATTEMPTS: usize = 5;
 
 const LOCK_HINT: &str = "Another transaction holds a lock on the table for long. Find it in pg_locks or \
@@ -67,14 +67,16 @@ fn oban_uninstall(prefix: default!(Option<TextArgument>, "'public'")) -> Result<
     Ok(())
 }
 
-/// What one call works on: a schema by its oid, whatever its name means later.
+/// The schema that one call works on. It is used by its oid; `name` is for messages and for the SQL that
+/// creates tables.
 pub struct Prefix<'a> {
     pub name: &'a str,
     pub schema: u32,
 }
 
 impl<'a> Prefix<'a> {
-    /// Locks the schema that `find` finds by the name, so that no other call works on it.
+    /// Locks the schema that `find` finds by its name, so that no other call works on it. `Err` when the name
+    /// keeps changing its schema.
     fn locked(name: &'a str, find: impl Fn() -> Result<u32, Error>) -> Result<Self, Error> {
         for _ in 0..ATTEMPTS {
             let schema = find()?;
@@ -82,7 +84,7 @@ impl<'a> Prefix<'a> {
             if catalog::namespace(name) == Some(schema) {
                 return Ok(Self { name, schema });
             }
-            catalog::unlock_namespace(schema); // nothing was done in it
+            catalog::unlock_namespace(schema); // nothing was changed in it
         }
         Err(Error::PrefixChanged(name.to_owned()))
     }
@@ -91,11 +93,12 @@ impl<'a> Prefix<'a> {
         catalog::relation(self.schema, name)
     }
 
-    /// Locks the table of this name: from then on it keeps its name, schema, owner and kind.
+    /// Locks the table of this name, which then keeps its name, schema, owner and kind. `Err` when the caller
+    /// does not own it, or it keeps being replaced.
     fn lock(&self, name: &str, lock: impl Fn(u32)) -> Result<u32, Error> {
         for _ in 0..ATTEMPTS {
             let table = self.table(name).ok_or_else(|| self.changed())?;
-            require_owner(table)?; // or anybody could hold up others by the lock
+            require_owner(table)?; // before the lock, which holds up other sessions
             lock(table);
             if self.table(name) == Some(table) {
                 require_owner(table)?;
@@ -143,16 +146,18 @@ fn install(name: &str) -> Result<(), Error> {
     let schema = existing_or_new(name)?;
     if !is_installed(&Functions::find()?, schema) {
         session::require_writable("install")?;
-        catalog::lock_extension().ok_or(Error::NoExtension)?; // or what is made could depend on what is gone
-        // Another session may have installed it while this one waited: every look from here on is a new one.
+        catalog::lock_extension().ok_or(Error::NoExtension)?; // or a function could be dropped meanwhile
+        // Another session may have installed the prefix while this one waited: from here on all is looked up
+        // anew.
         complete(&Prefix::locked(name, || existing_or_new(name))?)?;
     }
     warn_of_obstacles(name);
-    note(Note::Prefix); // also where nothing is missing: the keeper may have missed how it came to that
+    note(Note::Prefix); // even if nothing was missing: the keeper may not know the tables yet
     Ok(())
 }
 
-/// A WARNING when the table has what elections would have to ignore: it is installed, and holds none.
+/// Raises a WARNING when the prefix's table of leaders has an obstacle: the prefix is installed, and holds no
+/// elections.
 fn warn_of_obstacles(prefix: &str) {
     if let Err(Unusable::Obstacles(obstacles)) = peers::inspect(prefix) {
         error::log(
@@ -166,7 +171,7 @@ fn warn_of_obstacles(prefix: &str) {
     }
 }
 
-/// Reads catalogs only.
+/// Whether nothing is missing. Reads catalogs only.
 fn is_installed(functions: &Functions, schema: u32) -> bool {
     catalog::relation(schema, JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs))
         && catalog::relation(schema, PEERS).is_some_and(|peers| are_peers_complete(functions, peers))
@@ -176,7 +181,9 @@ fn are_jobs_complete(functions: &Functions, jobs: u32) -> bool {
     catalog::is_jobs_table(jobs) && functions.job_tables_without_trigger(jobs).is_empty()
 }
 
-/// Also of a table that earlier versions installed, and that is refused by now: it stays as it is, with a WARNING.
+/// Whether a table of leaders has all columns and triggers. True also for a table that an earlier version has
+/// installed and this version would refuse: it stays as it is, and `warn_of_obstacles` names what is wrong
+/// with it.
 fn are_peers_complete(functions: &Functions, peers: u32) -> bool {
     catalog::peers_table_of(peers).is_some_and(|table| table.installed) && functions.guard(peers)
 }
@@ -227,7 +234,8 @@ fn complete_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Erro
     Ok(())
 }
 
-/// Terms go on above those that are in the table: the extension may have been dropped and created since.
+/// Lifts the sequence of terms above the terms in the table: the extension may have been dropped and created
+/// since they were given.
 fn lift_terms(peers: u32) {
     let Some(seen) = scan::greatest(peers, "term") else { return };
     let least = rows::next_term(session::timeline(), seen);
@@ -252,7 +260,8 @@ fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error
     )
 }
 
-/// Does `act` to each of the tables that `find` finds, once that is locked and found again: until there is none.
+/// Locks each table that `find` finds and, if `find` finds it again, calls `act` for it; until `find` finds
+/// none. `Err` when `find` still finds one after `ATTEMPTS` rounds.
 fn each_locked(
     prefix: &Prefix<'_>,
     find: impl Fn() -> Vec<u32>,

@@ -1,4 +1,4 @@
-//! What `oban_install` puts on the tables of a prefix.
+//! `oban_install`, `oban_uninstall`, and the triggers that they add to the tables of a prefix and remove.
 
 mod attached;
 pub mod insert;

@@ -1,16 +1,17 @@
-//! The triggers on oban_peers, which hold nodes that are no members of ours to the rules of
-//! `logic::peer::guard`, give their leaderships terms, and tell shared memory and the keeper what they do.
+//! The triggers on oban_peers. They hold foreign nodes (nodes that are no members) to the rules of
+//! `logic::peer::guard`, give their leaderships terms, and tell shared memory and the keeper what they have
+//! changed.
 //!
-//! An upsert passes here twice: BEFORE INSERT with the row that its node proposes, and, if there is one already,
-//! BEFORE UPDATE with that. In between it may have waited for a row that was not committed yet, so only the
-//! second can judge, and it needs to know what was proposed: that is remembered in between, and forgotten with
-//! the end of the statement, or of what it is rolled back with.
+//! An upsert calls the triggers twice: BEFORE INSERT with the row that its node proposes, and, if the name
+//! already has a row, BEFORE UPDATE with that row. The upsert may wait in between for a row that is not
+//! committed yet, so only the second call can judge. It needs to know what was proposed: the first call
+//! remembers the proposal. The end of the statement forgets it, and so does a rollback.
 //!
-//! A term is drawn before the row is had, and others may draw and lead meanwhile. So once the row is there, and
-//! with it the name, a term that is not the last one drawn is replaced: see `terms::later`. The row is written through
-//! its table's access methods, so no trigger of anybody's fires for that.
+//! A term is drawn before the row is inserted, and meanwhile other nodes may draw terms and lead. So once the
+//! row is inserted, its term is replaced if it is not the last one drawn: see `terms::later`. The new term is
+//! written through the table's access methods, so no trigger fires for it.
 //!
-//! The keeper's writes fire no triggers. All but the telling works without preload, too.
+//! The keeper's writes fire no triggers. Without preload the triggers do all of this except telling.
 
 use std::cell::RefCell;
 use std::collections::hash_map::DefaultHasher;
@@ -33,11 +34,10 @@ use crate::prefix::peers::{Columns, PeersTable, TABLE};
 use crate::prefix::terms;
 use crate::shmem::rows::{Change, changed};
 
-/// A text by its length and a hash: what others wrote may be as long as a gigabyte, and need not be copied to
-/// be compared.
+/// A text's length and hash. They are compared in place of the text, which may be as long as a gigabyte.
 type Digest = (usize, u64);
 
-/// What the statement that runs has proposed to insert last, in the subtransaction of this level.
+/// The row that the running statement has proposed to insert last, in the subtransaction of this level.
 struct Proposal {
     table: u32,
     name: Digest,
@@ -47,7 +47,7 @@ struct Proposal {
 }
 
 thread_local! {
-    /// One, unless a trigger of somebody else's runs statements on such tables in between.
+    /// One at most, unless a user's trigger runs statements on such tables in between.
     static PROPOSALS: RefCell<Vec<Proposal>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -88,7 +88,7 @@ fn obanrs_peers(fcinfo: pg_sys::FunctionCallInfo) -> Result<trigger::Answer, Err
     trigger::called(fcinfo, Error::WrongPeersTrigger, fired)
 }
 
-/// The row to write, of a BEFORE trigger.
+/// The row that a BEFORE trigger writes. `None`: it writes none, or this is an AFTER trigger.
 fn fired<'a>(trigger: &'a PgTrigger<'a>) -> Option<PgHeapTuple<'a, AllocatedByPostgres>> {
     let row = RowTrigger::of(trigger);
     let Some(call) = row.call() else {
@@ -96,8 +96,8 @@ fn fired<'a>(trigger: &'a PgTrigger<'a>) -> Option<PgHeapTuple<'a, AllocatedByPo
         return None;
     };
     let before = matches!(call, Call::BeforeInsert | Call::BeforeUpdate);
-    // Of a table that was altered or renamed since, or that somebody else put this trigger on, there is nothing to
-    // hold to any rule, and nothing to tell.
+    // The table may have been altered or renamed since, or a user has put this trigger on another table. Then
+    // no rule applies, and there is nothing to tell.
     let concerns_us = row.is_of(TABLE);
     let Some(columns) = Columns::of(|name| row.column(name)).filter(|_| concerns_us) else {
         return before.then(|| row.unchanged());
@@ -128,11 +128,11 @@ fn next_term() -> i64 {
     terms::next(terms::sequence(), least_term())
 }
 
-/// A new row: the server's times, a term above all others, and no start of the server that it is bound to.
+/// The row to insert. It has the server's times, a term above all others, and no `boot`.
 fn before_insert<'a>(row: &RowTrigger<'a>, columns: &Columns) -> PgHeapTuple<'a, AllocatedByPostgres> {
     let (proposed, now) = (row.row(), time::now());
     let (started_at, expires_at) = (proposed.i64(columns.started_at), proposed.i64(columns.expires_at));
-    // Without one of the times, which the table refuses unless its owner has it otherwise, no longer than ours.
+    // A row without one of its times (NULL) gets no longer lease than a member's.
     let lease = config::lease();
     let expires_at = expires_at.map(|ends| guard::lease_of(started_at.unwrap_or(i64::MIN), ends, now, lease));
     let (name, node) = (digest(&proposed, columns.name), digest(&proposed, columns.node));
@@ -151,6 +151,7 @@ fn before_insert<'a>(row: &RowTrigger<'a>, columns: &Columns) -> PgHeapTuple<'a,
     ])
 }
 
+/// The row to write in place of the old one. `None`: the row stays as it is.
 fn before_update<'a>(
     row: &RowTrigger<'a>,
     columns: &Columns,
@@ -178,8 +179,8 @@ fn before_update<'a>(
             ErrorReport::from(Error::HolderChanged).report(PgLogLevel::ERROR);
             None
         }
-        // A leader from before the table had its triggers has no term yet, one from before a promotion may have one
-        // that others have passed.
+        // A leader from before the table had its triggers has no term yet. One from before a promotion may
+        // have a term that is no longer the greatest.
         Answer::Renew { expires_at } => Some(row.with([
             (columns.expires_at, Some(expires_at)),
             (columns.term, Some(term.filter(|term| *term >= least_term()).unwrap_or_else(next_term))),
@@ -187,11 +188,13 @@ fn before_update<'a>(
     }
 }
 
-/// What there is to tell. (That a lease is longer now its keeper sees when it looks at the end of it.)
+/// Tells shared memory and the keeper of a change. It does not tell of a renewal, which the keeper sees when
+/// it looks at the old end of the lease.
 fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
     let old = row.row();
     let term = |row: &Row| row.i64(columns.term).unwrap_or(0);
-    // One that is too long for a name of ours nobody has joined: the keeper hears of its prefix all the same.
+    // No member can have joined a name that is longer than `MAX_NAME`. The empty name tells the keeper of the
+    // prefix.
     let name = old.with_text(columns.name, |name| {
         if name.len() <= MAX_NAME { String::from_utf8_lossy(name).into_owned() } else { String::new() }
     });
@@ -207,9 +210,8 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
     changed(electorate(row, &name), change);
 }
 
-/// The term of a row that is there now, replaced if others have drawn terms since it was drawn. A row of a table that
-/// can't be written without running its owner's code keeps its term: no election is held there, and an INSERT must not
-/// fail by this.
+/// The term of a row that was just inserted. It is replaced first if another term has been drawn since. In a
+/// table with an obstacle the row keeps its term: no elections are held there, and the INSERT must not fail.
 fn reissued(row: &RowTrigger<'_>, columns: &Columns, name: &str, term: i64) -> i64 {
     let Some(new) = terms::later(terms::sequence(), term, least_term()).filter(|_| !name.is_empty()) else {
         return term;

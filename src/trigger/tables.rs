@@ -1,8 +1,8 @@
-//! Oban's tables, created where a prefix has none: as Oban's migration 14 creates them.
+//! Oban's tables, created in a prefix that lacks them, as Oban's migration 14 creates them.
 //!
-//! SQL creates them by the name of the schema, whose owner can give that name to another schema at any moment. So
-//! what is found in the locked schema afterwards has to be this transaction's, and whole: what is missing there
-//! was made elsewhere, and the ERROR takes it back.
+//! SQL creates them by the name of the schema, and the schema's owner can give that name to another schema at
+//! any moment. So after that the tables in the locked schema have to be complete and created by this
+//! transaction. If they are not, the SQL has created them in another schema, and an ERROR takes them back.
 
 use super::install::Prefix;
 use crate::error::Error;
@@ -30,7 +30,7 @@ pub fn create_peers(prefix: &Prefix<'_>) -> Result<(), Error> {
     if has_primary_key(peers) { Ok(()) } else { Err(prefix.changed()) }
 }
 
-/// The type of a job's state. One that is there already is tested before anything uses it.
+/// The type of a job's state. A type that is there already is tested before anything uses it.
 fn states(prefix: &Prefix<'_>) -> Result<u32, Error> {
     const NAME: &str = "oban_job_state";
     if let Some(there) = catalog::type_named(prefix.schema, NAME) {
@@ -41,7 +41,7 @@ fn states(prefix: &Prefix<'_>) -> Result<u32, Error> {
     made.filter(|kind| catalog::is_type_of_this_transaction(*kind)).ok_or_else(|| prefix.changed())
 }
 
-/// What is quoted in the statement that creates the type.
+/// The labels of the type: the quoted words of the statement that creates it.
 fn labels() -> impl Iterator<Item = &'static str> {
     STATES.split('\'').skip(1).step_by(2)
 }
@@ -53,12 +53,13 @@ fn odd_states(prefix: &Prefix<'_>) -> Error {
     )
 }
 
-/// The names of what JOBS creates beside the table. (Postgres picks names that are free for what has none there.)
+/// The names of the indexes that JOBS creates. (Postgres picks free names for what has no name there.)
 fn indexes() -> impl Iterator<Item = &'static str> {
     JOBS.split("CREATE INDEX ").skip(1).filter_map(|rest| rest.split_whitespace().next())
 }
 
-/// A table that was given another name keeps those of its indexes, and a type can have the name of a table.
+/// Refuses a name (22023) that another relation or a type has already. For example, a table that was renamed
+/// has kept the names of its indexes.
 fn require_free(prefix: &Prefix<'_>, name: &str, table: &str) -> Result<(), Error> {
     let taken = catalog::relation(prefix.schema, name).is_some()
         || catalog::type_named(prefix.schema, name).is_some();
@@ -77,13 +78,14 @@ fn created(prefix: &Prefix<'_>, table: &str) -> Result<u32, Error> {
     found.ok_or_else(|| prefix.changed())
 }
 
-/// CREATE TABLE itself finds the table by its name anew, to create this index.
+/// Whether a table has its primary key. CREATE TABLE looks the table up by its name again to create that
+/// index.
 fn has_primary_key(table: u32) -> bool {
     let sql = "SELECT 'has one' FROM pg_index i WHERE i.indrelid = $1::oid AND i.indisprimary";
     !spi::look(sql, &table.to_string()).is_empty()
 }
 
-/// Whether all that JOBS makes is on the table: each of its statements finds the table by its name anew.
+/// Whether the table has all that JOBS makes. Each statement of JOBS looks the table up by its name again.
 fn is_whole(jobs: u32) -> bool {
     let sql = format!(
         "SELECT 'whole' FROM pg_class c
