@@ -1,10 +1,11 @@
-//! Arguments of SQL functions that may be of any size: each is measured before it is read.
+//! Arguments of SQL functions that may have any size: each is measured before it is read.
 //!
-//! Rust ends its process, and with it the server, when it gets no memory, where Postgres would raise 53200. So the size
-//! is tested on the value as the caller has it, which may be compressed or be in a table still: before a copy of it is
-//! made. What is read then is small, or its copies are allocated so that they can fail.
+//! When Rust gets no memory, it ends its process, and with it the server; Postgres would raise 53200. So the
+//! size is tested before the value is copied, on the value as the caller passes it, which may be compressed
+//! or stored out of line. A value that is then read is small, or is copied in such a way that a lack of
+//! memory is an ERROR.
 //!
-//! None of them may be kept beyond its call.
+//! No value of these types may be kept after the call of its function.
 
 use pgrx::callconv::{Arg, ArgAbi};
 use pgrx::datum::{Array, Datum, UnboxDatum};
@@ -35,12 +36,13 @@ pub struct TextArray(pg_sys::Datum);
 pub struct JsonbArray(pg_sys::Datum);
 
 impl TextArgument {
+    /// 22023 when the text has more than `most` bytes.
     fn measure(&self, argument: &'static str, most: usize) -> Result<(), Error> {
         let bytes = self.bytes();
         if bytes > most { Err(Error::too_long(argument, bytes, most)) } else { Ok(()) }
     }
 
-    /// The text, whatever the server's encoding is. 22023 when it has more than `most` bytes there.
+    /// The text in any encoding of the server. 22023 when it has more than `most` bytes in that encoding.
     pub fn text(&self, argument: &'static str, most: usize) -> Result<Text, Error> {
         self.measure(argument, most)?;
         // SAFETY: a text that is not null.
@@ -49,7 +51,8 @@ impl TextArgument {
 }
 
 impl TextValue for TextArgument {
-    /// Raises in a database that is not in UTF-8 when it is not ASCII.
+    /// What `read` returns for the text. In a database of another encoding than UTF-8, a text that is not
+    /// ASCII is an ERROR.
     fn with_text<R>(
         &self,
         argument: &'static str,
@@ -63,7 +66,7 @@ impl TextValue for TextArgument {
 }
 
 impl JsonbArgument {
-    /// All of it, for which Postgres has memory or raises.
+    /// The whole value, uncompressed. Postgres raises when it has no memory for it.
     pub fn open(&self) -> Option<RawJsonb> {
         // SAFETY: a jsonb that is not null.
         unsafe { RawJsonb::from_datum(self.0, false) }
@@ -71,9 +74,9 @@ impl JsonbArgument {
 }
 
 impl TextArray {
-    /// The elements. 22023 for more than `most` of them, and for one of more than `each` bytes.
+    /// The elements. 22023 for more than `most` elements, and for an element of more than `each` bytes.
     pub fn texts(&self, argument: &'static str, most: usize, each: usize) -> Result<Vec<Text>, Error> {
-        /// What an element, and an array, take beside the texts, or more.
+        /// The most bytes that an element and an array take beside the texts.
         const ELEMENT: usize = 12;
         const ARRAY: usize = 128;
         let refused =
@@ -102,7 +105,7 @@ impl TextArray {
 }
 
 impl JsonbArray {
-    /// The elements, none of which is read by this. Postgres has memory for the array or raises.
+    /// The elements, none of which is read yet. Postgres raises when it has no memory for the array.
     pub fn open(&self) -> Option<Array<'_, JsonbArgument>> {
         // SAFETY: an array of jsonb that is not null.
         unsafe { Array::from_datum(self.0, false) }
@@ -112,7 +115,8 @@ impl JsonbArray {
 macro_rules! argument {
     ($rust:ty, $sql:literal) => {
         impl $rust {
-            /// How many bytes it has, compressed or elsewhere as it may be.
+            /// How many bytes the value has when it is uncompressed. Reads neither a compressed value nor one
+            /// that is stored out of line.
             pub fn bytes(&self) -> usize {
                 // SAFETY: an argument, or an element of one, of a type of variable length.
                 unsafe { size(self.0) }
@@ -127,7 +131,7 @@ macro_rules! argument {
                 (!is_null && !datum.is_null()).then_some(Self(datum))
             }
         }
-        // SAFETY: by FromDatum, which looks at nothing.
+        // SAFETY: it keeps the word and reads nothing.
         unsafe impl UnboxDatum for $rust {
             type As<'src> = Self;
             unsafe fn unbox<'src>(datum: Datum<'src>) -> Self

@@ -1,7 +1,8 @@
-//! DDL on a table by its oid: it alters the table that was locked and tested, whatever any name means by then.
+//! DDL on a table by its oid: it alters the table that was locked and tested, even if names have changed
+//! since.
 //!
-//! No event trigger fires for it by itself. Within another command, such as CREATE TABLE … AS SELECT, the
-//! event triggers of that command find it among what the command did.
+//! No event trigger fires for this DDL by itself. Within another command, such as CREATE TABLE … AS SELECT,
+//! the event triggers of that command see this DDL as a part of the command.
 
 use std::ffi::CStr;
 
@@ -25,12 +26,12 @@ pub struct Trigger {
     pub timing: Timing,
     pub events: &'static [Event],
     pub for_each_row: bool,
-    /// The name that the trigger's function reads the inserted rows by.
+    /// The name of the transition table in which the trigger's function finds the inserted rows.
     pub new_rows: Option<&'static CStr>,
 }
 
-/// Adds columns of type bigint that may be null and have no default, so that no row is read or written for
-/// them. The caller has locked and tested the table: ALTER TABLE's own lock is taken on it here.
+/// Adds columns of type bigint that may be NULL and have no default, so that ALTER TABLE reads and writes no
+/// row. The caller has locked and tested the table. This takes the table's ACCESS EXCLUSIVE lock.
 pub fn add_bigints(table: u32, names: &[&CStr]) {
     alter(table, names, |command, name| {
         // SAFETY: a node that `alter` has just made; the name is copied.
@@ -42,7 +43,8 @@ pub fn add_bigints(table: u32, names: &[&CStr]) {
     });
 }
 
-/// Drops columns, with the indexes and constraints on them; what else depends on them is an ERROR.
+/// Drops columns, with the indexes and constraints on them. Any other object that depends on them is an
+/// ERROR. The caller has locked and tested the table.
 pub fn drop_columns(table: u32, names: &[&CStr]) {
     alter(table, names, |command, name| {
         // SAFETY: a node that `alter` has just made; the name is copied.
@@ -54,12 +56,13 @@ pub fn drop_columns(table: u32, names: &[&CStr]) {
     });
 }
 
-/// ALTER TABLE ONLY, one command for each of these columns.
+/// ALTER TABLE ONLY with one subcommand for each of these columns.
 fn alter(table: u32, columns: &[&CStr], fill: impl Fn(*mut pg_sys::AlterTableCmd, &CStr)) {
     let oid = pg_sys::Oid::from(table);
-    // SAFETY: nodes of Postgres' own kinds, which live in the current memory context as long as the call. The
-    // bracket gives AlterTableInternal a current command to write to, where event triggers collect commands;
-    // elsewhere it does nothing. An ERROR leaves all of it to the (sub)transaction's abort.
+    // SAFETY: nodes of Postgres' own kinds, which live in the current memory context as long as the call.
+    // AlterTableInternal needs the calls of EventTriggerAlterTableStart and End around it where event
+    // triggers collect commands; elsewhere they do nothing. After an ERROR the (sub)transaction's abort
+    // cleans up.
     unsafe {
         let mut commands = std::ptr::null_mut();
         for column in columns {
@@ -81,12 +84,13 @@ fn alter(table: u32, columns: &[&CStr], fill: impl Fn(*mut pg_sys::AlterTableCmd
     }
 }
 
-/// CREATE OR REPLACE TRIGGER. Needs the rights that this needs: TRIGGER on the table and EXECUTE on the function.
+/// CREATE OR REPLACE TRIGGER. The current role needs the rights TRIGGER on the table and EXECUTE on the
+/// function. The caller has locked and tested the table.
 pub fn create_trigger(table: u32, function: u32, trigger: &Trigger) {
     let (table, function) = (pg_sys::Oid::from(table), pg_sys::Oid::from(function));
     let none = pg_sys::InvalidOid;
-    // SAFETY: nodes of Postgres' own kinds, which live in the current memory context as long as the call. An
-    // ERROR leaves all of it to the (sub)transaction's abort.
+    // SAFETY: nodes of Postgres' own kinds, which live in the current memory context as long as the call.
+    // After an ERROR the (sub)transaction's abort cleans up.
     unsafe {
         let statement = node::<pg_sys::CreateTrigStmt>(pg_sys::NodeTag::T_CreateTrigStmt);
         (*statement).replace = true;
@@ -144,7 +148,7 @@ impl Event {
     }
 }
 
-/// The name of a relation, for event triggers that read a command's parse tree: Postgres goes by the oid.
+/// The name of a relation, for event triggers that read a command's parse tree. Postgres itself uses the oid.
 ///
 /// # Safety
 /// `relation` is open.
@@ -157,10 +161,10 @@ unsafe fn name_of(relation: pg_sys::Relation) -> *mut pg_sys::RangeVar {
     }
 }
 
-/// A node of a parse tree, zeroed but for its tag, in the current memory context.
+/// A node of a parse tree in the current memory context. All of it but the tag is zero.
 ///
 /// # Safety
-/// `T` is the node that the tag is of.
+/// `tag` is the tag of the node type `T`.
 unsafe fn node<T>(tag: pg_sys::NodeTag) -> *mut T {
     // SAFETY: every node begins with its tag; zeroes are a value of each of its fields.
     unsafe {

@@ -1,4 +1,4 @@
-//! Columns and rows of a user's table, read where they are: no SQL, no plan, no code of anybody's.
+//! Columns and rows of a user's table, read in place: without SQL or a plan, so that no user's code runs.
 
 use pgrx::pg_sys;
 
@@ -72,7 +72,8 @@ impl Row {
         self.with_short_text(column, most, |text| String::from_utf8_lossy(text).into_owned())
     }
 
-    /// As `with_text`, but of a text of at most `most` bytes, measured before it is unpacked; `None` for a longer one.
+    /// As `with_text`, but of a text of at most `most` bytes, measured before it is unpacked; `None` for a
+    /// longer one.
     pub fn with_short_text<R>(
         &self,
         column: Column,
@@ -82,8 +83,8 @@ impl Row {
         if self.text_len(column)? > most { None } else { self.with_text(column, read) }
     }
 
-    /// The first bytes of a text, at most `most` of them, in the server's encoding. Of a long text that is stored
-    /// out of line only these are read. Cut between bytes, not between characters. `None` for NULL.
+    /// The first bytes of a text, at most `most` of them, in the server's encoding. Of a long text that is
+    /// stored out of line only these are read. Cut between bytes, not between characters. `None` for NULL.
     pub fn text_prefix(&self, column: Column, most: usize) -> Option<Vec<u8>> {
         let datum = self.datum(column)?;
         // SAFETY: the column's type is a varlena. What detoasting made is freed after it was copied.

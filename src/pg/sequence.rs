@@ -11,12 +11,13 @@ unsafe extern "C-unwind" {
     fn nextval_internal(sequence: pg_sys::Oid, check_permissions: bool) -> i64;
 }
 
+/// The next value of a sequence. An ERROR in a read-only transaction, and when it was dropped.
 pub fn next(sequence: u32) -> i64 {
     // SAFETY: a sequence, or an ERROR.
     unsafe { pg_guard_ffi_boundary(|| nextval_internal(pg_sys::Oid::from(sequence), false)) }
 }
 
-/// The value that it gave last; 0 before the first time, and when it was dropped.
+/// The value that a sequence gave last. 0 when it has given none, or was dropped.
 pub fn last(sequence: u32) -> i64 {
     let Opened::Table(relation) = Heap::open(sequence, TableLock::AccessShare, true) else { return 0 };
     let columns = (relation.column("last_value"), relation.column("is_called"));
@@ -30,8 +31,8 @@ pub fn last(sequence: u32) -> i64 {
     last
 }
 
-/// Lifts it to `value`, the one that it gave last. `setval` tests rights, so it is called as the sequence's owner: it
-/// is C code of Postgres', and runs nobody else's.
+/// Sets `value` as the value that a sequence gave last. `setval` tests rights, so it is called with the
+/// rights of the sequence's owner. It is Postgres' own C code and runs no user's code.
 pub fn set(sequence: u32, value: i64) {
     let Some(owner) = catalog::owner(sequence) else { return };
     session::as_role(owner, || {
@@ -45,7 +46,7 @@ pub fn set(sequence: u32, value: i64) {
     });
 }
 
-/// Keeps other transactions from lifting it until this one ends.
+/// Locks a sequence until the transaction ends, against the same lock only.
 pub fn lock(sequence: u32) {
     catalog::lock(sequence, pg_sys::ShareUpdateExclusiveLock);
 }

@@ -1,4 +1,4 @@
-//! The functions of triggers.
+//! Functions that triggers call.
 
 use pgrx::callconv::{BoxRet, FcInfo};
 use pgrx::datum::Datum;
@@ -11,11 +11,11 @@ use pgrx::prelude::*;
 
 use super::datum::sql_name;
 
-/// What a trigger's function returns: a row or none. Never an SQL NULL.
+/// What a trigger's function returns: a row or no row. It is never an SQL NULL.
 pub struct Answer(pg_sys::Datum);
 
-/// The answer of `body` to the trigger that calls, or `otherwise` where none does: anybody may call such a function.
-/// (`#[pg_trigger]` has an internal error for that.)
+/// The answer of `body` to the trigger that has called the function. `Err` is `otherwise` when no trigger has
+/// called it: any role may call such a function in SQL. (`#[pg_trigger]` would raise an internal error.)
 pub fn called<A: WhoAllocated>(
     fcinfo: pg_sys::FunctionCallInfo,
     otherwise: impl Into<ErrorReport>,
@@ -30,7 +30,7 @@ pub fn called<A: WhoAllocated>(
 // SAFETY: as `#[pg_trigger]` does.
 unsafe impl BoxRet for Answer {
     unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
-        // SAFETY: a row in memory of Postgres', or none, which is not an SQL NULL.
+        // SAFETY: a row in Postgres' memory, or a null pointer, which says "no row" and is not an SQL NULL.
         unsafe { fcinfo.return_raw_datum(self.0) }
     }
 }

@@ -56,8 +56,8 @@ unsafe extern "C-unwind" {
 /// Its number in Postgres' enum of timeouts; the same in 15 to 18.
 const STATEMENT_TIMEOUT: c_int = 3;
 
-/// Runs `body` within a transaction, cancelled (57014) after that many milliseconds. The setting
-/// statement_timeout does nothing in a background worker, and what runs here may be users' triggers.
+/// Runs `body` within a transaction. After that many milliseconds `body` is cancelled (57014). The setting
+/// statement_timeout does nothing in a background worker.
 pub fn limit<R>(milliseconds: i32, body: impl FnOnce() -> R) -> R {
     // SAFETY: the timeout is registered in every process with a database; `contain` ends it on errors.
     unsafe { pg_guard_ffi_boundary(|| enable_timeout_after(STATEMENT_TIMEOUT, milliseconds)) };
@@ -120,13 +120,15 @@ pub type Callback = fn(event: pg_sys::XactEvent::Type);
 pub type SubCallback = fn(event: pg_sys::SubXactEvent::Type);
 
 thread_local! {
-    /// Filled in `_PG_init`, in the order of registration. Not borrowed while one runs: it may raise, or end the process.
+    /// Filled in `_PG_init`, in the order of registration. Not borrowed while one runs: it may raise, or end
+    /// the process.
     static CALLBACKS: RefCell<Vec<Callback>> = const { RefCell::new(Vec::new()) };
     static SUB_CALLBACKS: RefCell<Vec<SubCallback>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Registers `callback` for every event of every transaction of this process and its children; the last one that was
-/// registered is called first. After a commit it must not raise: that would be a PANIC of the whole server.
+/// Registers `callback` for every event of every transaction of this process and its children; the last one
+/// that was registered is called first. After a commit it must not raise: that would be a PANIC of the whole
+/// server.
 pub fn on_event(callback: Callback) {
     static REGISTERED: Once = Once::new();
     // SAFETY: a function that lives as long as the library, which is never unloaded.
