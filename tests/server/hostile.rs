@@ -1,8 +1,11 @@
-//! Every function, procedure and view of the extension, as the catalogs list them, called with what nobody should:
-//! by several roles at once, in every kind of transaction, cancelled and terminated, with names that shadow
-//! Postgres' own, while the schemas and tables that they are about are renamed, replaced and dropped.
+//! Calls of every function, procedure and view of the extension, as the catalogs list them, with hostile
+//! arguments.
 //!
-//! Each session's statements follow from the seed that is printed; OBANRS_HOSTILE_SEED gives it again.
+//! Several roles call at once, in every kind of transaction. Calls are cancelled and sessions terminated.
+//! Names shadow Postgres' own. Meanwhile other sessions rename, replace and drop the schemas and tables that
+//! the calls are about.
+//!
+//! The test prints a seed, from which the statements of each session follow. OBANRS_HOSTILE_SEED sets it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +22,7 @@ use crate::support::{Ask, Cluster, wait_until};
 
 const SETTINGS: [&str; 14] = [
     "shared_preload_libraries = 'obanrs'",
-    // Small, so that they are full at times.
+    // These are small, so that they are full at times.
     "obanrs.max_members = 16",
     "obanrs.gossip_memory = 64kB",
     "obanrs.ring_size = 64kB",
@@ -77,7 +80,8 @@ const EXPECTED: [(&str, &str); 36] = [
     ("42P07", "a relation that was created after oban_install has looked for its name"),
 ];
 
-/// What Postgres itself raises as XX000 where DDL races with DDL: of statements that are not calls of ours.
+/// What Postgres itself raises as XX000 when DDL races with DDL, in statements that are no calls of the
+/// extension.
 const OWN_RACES: [&str; 5] = [
     "tuple concurrently",
     "cache lookup failed for",

@@ -1,5 +1,5 @@
-//! What `oban_install` and `oban_uninstall` do to tables that are somebody else's: they run nobody's code, and
-//! alter the table that was tested and no other.
+//! `oban_install` and `oban_uninstall` on tables of another role: they run no code of the table's owner, and
+//! alter the table that they have tested and no other.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,8 +7,9 @@ use postgres::Client;
 
 use crate::support::{Ask, Cluster, code, wait_until};
 
-/// A role `tenant` that owns the schema `t` and may create others, with functions that count in a sequence, which
-/// no rollback takes back, how often they run as somebody else. The superuser's connection, and the tenant's.
+/// Creates a role `tenant` that owns the schema `t` and may create schemas. Its functions count in a
+/// sequence, which a rollback does not take back, how often another role runs them. Returns the superuser's
+/// connection and the tenant's.
 fn tenant(cluster: &Cluster) -> (Client, Client) {
     let mut root = cluster.client();
     root.batch_execute(
@@ -43,12 +44,12 @@ fn tenant(cluster: &Cluster) -> (Client, Client) {
     (root, tenant)
 }
 
-/// How often the tenant's functions have run as somebody else.
+/// How often another role than the tenant has run the tenant's functions.
 fn runs_as_others(root: &mut Client) -> i64 {
     root.one("SELECT last_value FROM public.ran_as_others")
 }
 
-/// What the catalogs say of everything in a schema, but for what is written in place.
+/// What the catalogs say of all relations in a schema, without what Postgres updates in place.
 fn contents(root: &mut Client, schema: u32) -> String {
     root.one(&format!(
         "SELECT string_agg(what, E'\\n' ORDER BY what) FROM (
@@ -99,8 +100,8 @@ fn a_cast_of_a_tenants_type_does_not_run_as_the_installer() {
 const PEERS: &str =
     "CREATE TABLE t.oban_peers (name text, node text, started_at timestamp, expires_at timestamp";
 
-/// Every table of leaders of another kind is refused before anything of it is evaluated, by any installer, and
-/// is left as it was.
+/// Every table of leaders of another kind is refused before anything of it is evaluated, by any installer,
+/// and is left as it was.
 #[test]
 fn tables_of_another_kind_are_refused_unread() {
     let cluster = Cluster::with_extension();
@@ -183,7 +184,8 @@ fn tables_of_another_kind_are_refused_unread() {
     assert_eq!(runs_as_others(&mut root), 0);
 }
 
-/// A table that was renamed keeps the names of its indexes, and a type may have a table's name: the error says so.
+/// A table that was renamed keeps the names of its indexes, and a type may have a table's name: the error
+/// says so.
 #[test]
 fn names_that_are_taken_are_named() {
     let cluster = Cluster::installed();
@@ -398,7 +400,8 @@ fn event_triggers_may_install_and_uninstall() {
     assert_eq!((triggers(&mut root, "r.oban_jobs"), triggers(&mut root, "r.oban_peers")), (1, 3));
 }
 
-/// Runs `change` in the tenant's open transaction while a call waits for its lock, and commits; what the call gives.
+/// Runs `change` in the tenant's open transaction while a call waits for its lock, and commits; what the call
+/// gives.
 fn while_it_waits(
     cluster: &Cluster,
     caller: &mut Client,
@@ -521,8 +524,8 @@ fn partitions_are_tested_each() {
     assert_eq!(all(&mut root), [0; 4]);
 }
 
-/// A schema's owner gives its name to another schema, again and again, while a superuser installs and uninstalls:
-/// what is created and altered is in the one schema, and in the other nothing happens.
+/// A schema's owner gives its name to another schema, again and again, while a superuser installs and
+/// uninstalls: what is created and altered is in the one schema, and in the other nothing happens.
 #[test]
 fn a_schema_that_is_swapped_gets_nothing_of_another_ones() {
     const ROUNDS: usize = 300;
@@ -590,8 +593,8 @@ fn a_schema_that_is_swapped_gets_nothing_of_another_ones() {
     assert!(root.one::<bool>(&format!("SELECT ok FROM oban_check() WHERE item = 'prefix {name}'")));
 }
 
-/// What earlier versions installed, and held elections in, is not refused when it is installed again: it is said that
-/// there are no elections any more, and what helps.
+/// What earlier versions installed, and held elections in, is not refused when it is installed again: it is
+/// said that there are no elections any more, and what helps.
 #[test]
 fn a_prefix_that_elects_no_more_is_warned_of() {
     let cluster = Cluster::installed();

@@ -1,5 +1,5 @@
-//! Arguments of any size. Rust ends its process when it gets no memory, and Postgres then ends all the others: so
-//! each argument is measured before it is read.
+//! Arguments of any size. When Rust gets no memory, it ends its process, and Postgres then ends all others.
+//! So obanrs measures each argument before it reads it.
 
 use std::io::Read;
 
@@ -14,8 +14,9 @@ use crate::support::{Ask, Cluster, code};
 
 const MB: u64 = 1 << 20;
 
-/// Values larger than anything that is of use, by the type of their argument, in a table of one row. They are
-/// compressed in it, so that whoever takes one needs no memory until it is read.
+/// Values that are larger than any useful argument, each with its type and the column that holds it. The
+/// table of one row stores them compressed, so that a call that passes one needs no memory until the value is
+/// read.
 const LARGE: [(&str, &str, &str); 7] = [
     ("text", "long", "repeat(repeat('x', 1000000), 400)"),
     ("text[]", "one", "ARRAY[repeat(repeat('x', 1000000), 400)]"),
@@ -27,7 +28,8 @@ const LARGE: [(&str, &str, &str); 7] = [
     ("jsonb[]", "objects", "array_fill('{}'::jsonb, ARRAY[20000000])"),
 ];
 
-/// A server with a table of these values, and a function that gives each: CALL takes no query.
+/// A server with a table of these values, and with a function that returns each, because an argument of CALL
+/// can't be a query.
 fn cluster() -> Cluster {
     let cluster = Cluster::installed();
     let columns: Vec<String> = LARGE.iter().map(|(kind, name, _)| format!("{name} {kind}")).collect();
@@ -45,7 +47,7 @@ fn cluster() -> Cluster {
     cluster
 }
 
-/// That no process of the server has ended by itself is what its oldest session knows, and its log.
+/// Tells whether a process of the server has crashed: a crash ends this old session, and is in the log.
 pub struct Watch {
     pub client: Client,
     pid: i32,
@@ -93,8 +95,8 @@ fn call_with_each(function: &Function, mut tried: impl FnMut(&str, &str)) -> usi
     calls
 }
 
-/// Every function of the extension, each of its arguments of variable length: first where a copy of the value would
-/// fit once, and not again, then where it would not fit at all.
+/// Every function of the extension, each of its arguments of variable length: first where a copy of the value
+/// would fit once, and not again, then where it would not fit at all.
 #[test]
 fn large_arguments_are_refused_and_the_server_lives() {
     let mut cluster = cluster();
@@ -152,8 +154,8 @@ fn large_values_of_the_statement_are_refused_and_the_server_lives() {
     }
 }
 
-/// The trigger on jobs reads queues of any length, where the table's owner allows them: it counts one that no message
-/// could name.
+/// The trigger on jobs reads queues of any length, where the table's owner allows them: it counts one that no
+/// message could name.
 #[test]
 fn a_huge_queue_is_counted_and_the_server_lives() {
     let mut cluster = Cluster::installed();
@@ -190,7 +192,8 @@ fn a_timeout_ends_a_call_with_a_large_value() {
     client.batch_execute("SET statement_timeout = '100ms'").unwrap();
     let answer = outcome(&mut client, "SELECT oban_decode(list) FROM large").unwrap_err();
     assert!(["54000", "57014"].contains(&&*answer), "{answer}");
-    // The longest that a wire form can unpack to is read, or cancelled. (Postgres' parser can't be cancelled.)
+    // The longest that a wire form can unpack to is read, or cancelled. (Postgres' parser can't be
+    // cancelled.)
     let wire = packed(&format!("[{}1]", "1,".repeat(2_900_000)));
     assert!((7_000..8_000).contains(&wire.len()), "{}", wire.len());
     let answer = outcome(&mut client, &format!("SELECT oban_decode('{wire}')"));

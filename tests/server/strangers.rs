@@ -1,5 +1,7 @@
-//! Code of a table's owner, and rows of nodes that are no members, beside elections, fences and triggers: none of that
-//! code runs for anybody but its author, no row of theirs ends an election in an error, and what is stored is right.
+//! Elections, fences and triggers on tables that contain their owner's code and foreign nodes' rows.
+//!
+//! The owner's code runs in the owner's own sessions only. No foreign row makes an election fail. The table
+//! and its indexes agree.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +12,9 @@ use postgres::Client;
 use crate::support::elixir::{Form, upsert};
 use crate::support::{Ask, Cluster, code, wait_for, wait_until};
 
-/// What every piece of the tenant's code calls: it counts and logs the calls for anybody else than `author`, in a
-/// process of nobody's, or without triggers. A sequence counts what is rolled back, too.
+/// The function that all of the tenant's code calls. It counts and logs a call when the role is not `author`,
+/// when the process is no client's backend, and when session_replication_role is not origin. It counts in a
+/// sequence, because a rollback does not take that back.
 const WATCH: &str = "
     CREATE SEQUENCE public.strangers;
     GRANT USAGE ON SEQUENCE public.strangers TO PUBLIC;
@@ -555,8 +558,8 @@ fn come_and_go(client: &mut Client, prefix: &str, stop: &AtomicBool) {
     }
 }
 
-/// A schema's owner gives its name to another schema, and back, while elections are held there. Neither the tables'
-/// owner nor the keeper runs anything of the table that has taken the place of the other.
+/// A schema's owner gives its name to another schema, and back, while elections are held there. Neither the
+/// tables' owner nor the keeper runs anything of the table that has taken the place of the other.
 #[test]
 fn a_schema_that_takes_anothers_place_gets_no_code_run() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
@@ -622,8 +625,8 @@ fn a_schema_that_takes_anothers_place_gets_no_code_run() {
     assert_no_leaks(&cluster);
 }
 
-/// A tenant locks all of its many tables. A table is waited for a moment: all of them together must not be the time in
-/// which the others have no leader.
+/// A tenant locks all of its many tables. A table is waited for a moment: all of them together must not be
+/// the time in which the others have no leader.
 #[test]
 fn many_locked_tables_are_not_waited_for_one_by_one() {
     const TABLES: usize = 40;
@@ -990,7 +993,8 @@ fn foreign_rows_come_by_every_way_of_sql() {
     assert_no_leaks(&cluster);
 }
 
-/// Everything that SQL has to do with a table at once, by its owner, beside members, fences and foreign nodes.
+/// Everything that SQL has to do with a table at once, by its owner, beside members, fences and foreign
+/// nodes.
 #[test]
 fn commands_on_the_table_break_no_election() {
     let mut strangers = Strangers::with(&["deadlock_timeout = 50ms"]);
@@ -1084,8 +1088,8 @@ impl Dice {
     }
 }
 
-/// Runs `work` again and again until it is told to stop, with a new connection after each that was lost; how often it
-/// succeeded. Only errors that come of others' work are passed over.
+/// Runs `work` again and again until it is told to stop, with a new connection after each that was lost; how
+/// often it succeeded. Only errors that come of others' work are passed over.
 fn worker(
     cluster: &Arc<Cluster>,
     stop: &Arc<AtomicBool>,

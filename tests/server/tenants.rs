@@ -109,8 +109,8 @@ fn settings_of_a_database_do_not_bind_its_keeper() {
     wait_until("it leads", || client.one("SELECT oban_is_leader()"));
 }
 
-/// Access methods do not know that a database is read-only: the keeper leaves such a one alone, whether it was so
-/// before the keeper began or becomes so later.
+/// Access methods do not know that a database is read-only: the keeper leaves such a one alone, whether it
+/// was so before the keeper began or becomes so later.
 #[test]
 fn a_database_that_is_read_only_by_default_is_left_alone() {
     let cluster = Cluster::installed();
@@ -293,7 +293,7 @@ fn a_huge_row_is_not_read_for_anybody() {
     assert!(root.one::<bool>(shown));
 }
 
-/// The keeper's writes fire no triggers of anybody's, whoever owns the schema and the table.
+/// The keeper's writes fire no user's triggers, whichever role owns the schema and the table.
 #[test]
 fn elections_fire_no_triggers_of_users() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.lease = 1s"]);
@@ -329,8 +329,8 @@ fn elections_fire_no_triggers_of_users() {
     assert_eq!(root.one::<i64>("SELECT count(*) FROM seen"), 0);
 }
 
-/// What one tenant writes into its own table stops nobody else's elections: names in bytes that are no text, nodes
-/// that are far too long.
+/// What one tenant writes into its own table stops nobody else's elections: names in bytes that are no text,
+/// nodes that are far too long.
 #[test]
 fn odd_rows_stop_nobodys_elections() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.lease = 1s"]);
@@ -379,8 +379,8 @@ fn odd_rows_stop_nobodys_elections() {
     }
 }
 
-/// Whoever may put triggers on the table must not have them run as its owner: neither by the keeper nor by the term
-/// that a row is given in its own session.
+/// A role with the right TRIGGER on the table can't have its triggers run as the table's owner: neither the
+/// keeper's writes fire them, nor does the write of a new term in the session that inserted the row.
 #[test]
 fn triggers_of_others_do_not_run_as_the_tables_owner() {
     let cluster = Cluster::installed();
@@ -417,8 +417,8 @@ fn triggers_of_others_do_not_run_as_the_tables_owner() {
     assert_eq!(roles, "app", "its own INSERT fired them, and nothing else");
 }
 
-/// The triggers need no right that an upsert did not need before, and where the keeper's role may not write the table
-/// they let it be.
+/// The triggers need no right that an upsert did not need before, and where the keeper's role may not write
+/// the table they let it be.
 #[test]
 fn foreign_elections_need_no_new_rights() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
