@@ -1,8 +1,8 @@
 //! `oban_check`: what keeps obanrs from working here, one row a thing, each with what to do about it.
 //!
-//! It only reads: settings, shared memory and catalogs. It waits for no lock on a user's table, and holds one no longer
-//! than it looks at the table. It shows the prefixes that the caller has any
-//! right on, and what the caller lacks there.
+//! It only reads: settings, shared memory and catalogs. It waits for no lock on a user's table, and gives
+//! such a lock back after the look. It shows the prefixes that the caller has any right on, and what the
+//! caller lacks there.
 
 use pgrx::prelude::*;
 use pgrx::spi::{SpiHeapTupleData, SpiResult};
@@ -279,7 +279,8 @@ impl Prefix {
             }
             findings.push(found(format!("{name}.oban_peers"), self.persistence()));
         }
-        // A column of another type makes it no table of Oban's; what to do about it is said all the same.
+        // A table with a column of another type is no table of Oban's. The findings name the column all the
+        // same.
         let inspected = peers::inspect(name);
         if catalog::peers_table(name).is_some_and(|table| table.installed)
             || matches!(inspected, Err(Unusable::Obstacles(_)))

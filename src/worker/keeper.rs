@@ -20,11 +20,11 @@ use crate::prefix::{extension, peers};
 use crate::shmem;
 
 thread_local! {
-    /// Whether ALTER DATABASE said when this process began that the database is read-only by default.
+    /// Whether ALTER DATABASE had set default_transaction_read_only = on when this process began.
     static BEGAN_READ_ONLY: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this process has the setting default_transaction_read_only = on from its database.
+/// Whether this process has got the setting default_transaction_read_only = on from its database.
 pub fn began_read_only() -> bool {
     BEGAN_READ_ONLY.get()
 }
@@ -64,8 +64,8 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
         }
         let news = orders.kicks != kicks;
         kicks = orders.kicks;
-        // The limit of a step leaves its timer on, which sets our latch when the step is long over: then there is
-        // nothing to do, least of all a pass that sets the timer again.
+        // The limit of a step leaves its timer on, which sets our latch when the step is long over: then
+        // there is nothing to do, least of all a pass that sets the timer again.
         if news || reloaded || due.is_some_and(|at| at <= time::now()) {
             if news {
                 elections.let_go();

@@ -28,8 +28,8 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<u32> {
         return None;
     }
     bgworker::connect_to(database);
-    // Over whatever the database's or the role's settings say. (default_transaction_read_only stays as it is: a
-    // database that is read-only by default gets no elections.)
+    // These override the settings of the database and of the role. (default_transaction_read_only stays as it
+    // is: a database that is read-only by default holds no elections.)
     for (name, value) in [
         (c"role", c"none"),
         (c"search_path", c"pg_catalog, pg_temp"),
