@@ -100,8 +100,8 @@ fn a_cast_of_a_tenants_type_does_not_run_as_the_installer() {
 const PEERS: &str =
     "CREATE TABLE t.oban_peers (name text, node text, started_at timestamp, expires_at timestamp";
 
-/// Every table of leaders of another kind is refused before anything of it is evaluated, by any installer,
-/// and is left as it was.
+/// `oban_install` refuses each table of leaders of another kind, whichever role calls it, runs none of its
+/// code, and leaves it as it was.
 #[test]
 fn tables_of_another_kind_are_refused_unread() {
     let cluster = Cluster::with_extension();
@@ -184,8 +184,8 @@ fn tables_of_another_kind_are_refused_unread() {
     assert_eq!(runs_as_others(&mut root), 0);
 }
 
-/// A table that was renamed keeps the names of its indexes, and a type may have a table's name: the error
-/// says so.
+/// A table that was renamed keeps the names of its indexes, and a type may have a table's name. The error
+/// gives the name that is taken.
 #[test]
 fn names_that_are_taken_are_named() {
     let cluster = Cluster::installed();
@@ -215,7 +215,7 @@ fn names_that_are_taken_are_named() {
     client.batch_execute("ALTER TABLE oban_peers RENAME TO old_peers; SELECT oban_install()").unwrap();
 }
 
-/// What else a tenant may have on its tables is not asked when they are altered.
+/// The alteration of a table fires nothing else that a tenant may have put on it.
 #[test]
 fn code_on_a_tenants_tables_does_not_run_as_the_installer() {
     let cluster = Cluster::with_extension();
@@ -289,7 +289,7 @@ fn a_type_of_another_kind_is_refused_before_it_is_used() {
     tenant.batch_execute("INSERT INTO t.oban_jobs (worker) VALUES ('w')").unwrap();
 }
 
-/// Names that others gave to functions beside ours mean nothing.
+/// Users' functions with the names of the extension's functions are ignored.
 #[test]
 fn functions_of_the_same_names_are_not_ours() {
     let cluster = Cluster::with_extension();
@@ -306,13 +306,13 @@ fn functions_of_the_same_names_are_not_ours() {
     tenant.batch_execute("SELECT oban_uninstall('t')").unwrap();
 }
 
-/// Which of our triggers a table has.
+/// How many of the extension's triggers a table has.
 fn triggers(client: &mut Client, table: &str) -> i64 {
     let sql = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'obanrs%' AND tgrelid";
     client.one(&format!("{sql} = '{table}'::regclass"))
 }
 
-/// The command that calls a function reports what the function did to tables as its own.
+/// The event triggers of a command that calls `oban_install` see what that did to tables.
 #[test]
 fn event_triggers_of_a_surrounding_command_see_what_was_done() {
     let cluster = Cluster::with_extension();
@@ -400,8 +400,8 @@ fn event_triggers_may_install_and_uninstall() {
     assert_eq!((triggers(&mut root, "r.oban_jobs"), triggers(&mut root, "r.oban_peers")), (1, 3));
 }
 
-/// Runs `change` in the tenant's open transaction while a call waits for its lock, and commits; what the call
-/// gives.
+/// Runs `change` in the tenant's open transaction while a call waits for its lock, and commits. Returns the
+/// call's result.
 fn while_it_waits(
     cluster: &Cluster,
     caller: &mut Client,
@@ -421,7 +421,7 @@ fn while_it_waits(
     })
 }
 
-/// A table that becomes another one while its lock is waited for is tested again.
+/// A table that is replaced while the call waits for its lock is tested again.
 #[test]
 fn a_table_is_tested_again_once_it_is_locked() {
     let cluster = Cluster::with_extension();
@@ -476,7 +476,7 @@ fn a_table_is_tested_again_once_it_is_locked() {
     assert_eq!(refused.unwrap_err().code().unwrap().code(), "42501");
 }
 
-/// As ALTER TABLE refuses it.
+/// The installation is refused where ALTER TABLE would be.
 #[test]
 fn a_table_that_this_session_is_reading_is_not_altered() {
     let cluster = Cluster::with_extension();
@@ -525,7 +525,7 @@ fn partitions_are_tested_each() {
 }
 
 /// A schema's owner gives its name to another schema, again and again, while a superuser installs and
-/// uninstalls: what is created and altered is in the one schema, and in the other nothing happens.
+/// uninstalls. All changes are in one schema, and none in the other.
 #[test]
 fn a_schema_that_is_swapped_gets_nothing_of_another_ones() {
     const ROUNDS: usize = 300;
@@ -593,8 +593,8 @@ fn a_schema_that_is_swapped_gets_nothing_of_another_ones() {
     assert!(root.one::<bool>(&format!("SELECT ok FROM oban_check() WHERE item = 'prefix {name}'")));
 }
 
-/// What earlier versions installed, and held elections in, is not refused when it is installed again: it is
-/// said that there are no elections any more, and what helps.
+/// A table with an obstacle that an earlier version has installed is not refused when it is installed again.
+/// A WARNING says that it holds no elections any more, and what removes the obstacle.
 #[test]
 fn a_prefix_that_elects_no_more_is_warned_of() {
     let cluster = Cluster::installed();

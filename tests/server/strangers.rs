@@ -137,7 +137,7 @@ impl Strangers {
     }
 }
 
-/// What Postgres says when it lost track of something, which it does at the end of a transaction.
+/// The warnings with which Postgres reports a leaked resource at the end of a transaction.
 fn assert_no_leaks(cluster: &Cluster) {
     let log = cluster.log();
     let wrong = ["leak", "TRAP:", "PANIC", "was terminated by signal", "still referenced", "missing chunk"];
@@ -153,7 +153,7 @@ fn complaints(cluster: &Cluster) -> Vec<String> {
     cluster.log().lines().filter(of_keeper).map(str::to_owned).collect()
 }
 
-/// A kind of thing that a table may have, and elections do not honour.
+/// A kind of thing that a table may have and that elections would have to ignore.
 struct Obstacle {
     what: &'static str,
     /// The tenant's statements.
@@ -323,14 +323,14 @@ const OBSTACLES: &[Obstacle] = &[
     },
 ];
 
-/// Only of 18.
+/// Only on Postgres 18.
 const VIRTUAL: Obstacle = Obstacle {
     what: "a virtual generated column",
     make: &["ALTER TABLE t.oban_peers ADD COLUMN g text GENERATED ALWAYS AS (upper(name)) VIRTUAL"],
     ..PLAIN
 };
 
-/// Only of servers with ICU.
+/// Only on servers with ICU.
 const COLLATION: Obstacle = Obstacle {
     what: "a collation in which different names are equal",
     prepare: "CREATE COLLATION t.any (PROVIDER = icu, LOCALE = 'und-u-ks-level2', DETERMINISTIC = false);
@@ -340,7 +340,7 @@ const COLLATION: Obstacle = Obstacle {
     ..PLAIN
 };
 
-/// The statements that oban_check has named: what stands behind the last colon of each part.
+/// The statements that oban_check has named: the text after the last colon of each part.
 fn remedies(said: &str) -> Vec<String> {
     let said = said.rsplit("what it has: ").next().unwrap_or_default();
     said.split("; ").filter_map(|part| part.rsplit_once(": ")).map(|(_, ddl)| ddl.to_owned()).collect()
@@ -398,7 +398,7 @@ fn what_elections_would_have_to_ignore_is_named_and_never_runs() {
     assert_no_leaks(&strangers.cluster);
 }
 
-/// All that access methods keep, and all that does not fire for elections, on one table.
+/// A table with all that access methods maintain, and with all that elections do not fire.
 #[test]
 fn what_elections_honour_does_not_stop_them() {
     let mut strangers = Strangers::new();
@@ -449,7 +449,8 @@ fn what_elections_honour_does_not_stop_them() {
     assert_no_leaks(&strangers.cluster);
 }
 
-/// The opposite case: a range type's code is called by Postgres' own operator class, from the second page on.
+/// The opposite case: Postgres' own operator class calls a range type's code, once the index has a second
+/// page.
 #[test]
 fn a_range_types_code_does_not_run_for_a_renewal() {
     let mut strangers = Strangers::new();
@@ -473,7 +474,7 @@ fn a_range_types_code_does_not_run_for_a_renewal() {
     strangers.nothing_was_seen("a renewal");
 }
 
-/// An index with code of its own comes and goes beside elections that are always under way.
+/// An index that runs user's code is created and dropped while elections go on.
 #[test]
 fn an_index_that_comes_and_goes_runs_for_nobody_else() {
     let mut strangers = Strangers::new();
@@ -511,7 +512,7 @@ fn an_index_that_comes_and_goes_runs_for_nobody_else() {
     assert_no_leaks(&strangers.cluster);
 }
 
-/// A new index of the old one's shape is there for as long as some old transaction lives.
+/// REINDEX CONCURRENTLY keeps a second index of the same shape for as long as an old transaction runs.
 #[test]
 fn elections_go_on_while_an_index_is_built_anew() {
     let mut strangers = Strangers::new();
@@ -534,7 +535,7 @@ fn elections_go_on_while_an_index_is_built_anew() {
     assert_no_leaks(&strangers.cluster);
 }
 
-/// Ends the loops of other threads with a test's own end, by a panic, too.
+/// Ends the loops of other threads when the test ends, also when it panics.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -543,7 +544,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Joins and leaves of leased members, and fences; errors are the fences' own.
+/// Leased members join, fence and leave. Only the fences may raise an error.
 fn come_and_go(client: &mut Client, prefix: &str, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let join = format!("SELECT oban_join('m', 'Short', '1 hour', prefix => '{prefix}', replace => true)");
@@ -559,7 +560,7 @@ fn come_and_go(client: &mut Client, prefix: &str, stop: &AtomicBool) {
 }
 
 /// A schema's owner gives its name to another schema, and back, while elections are held there. Neither the
-/// tables' owner nor the keeper runs anything of the table that has taken the place of the other.
+/// tables' owner nor the keeper runs code of the table that has taken the other's place.
 #[test]
 fn a_schema_that_takes_anothers_place_gets_no_code_run() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
@@ -625,8 +626,8 @@ fn a_schema_that_takes_anothers_place_gets_no_code_run() {
     assert_no_leaks(&cluster);
 }
 
-/// A tenant locks all of its many tables. A table is waited for a moment: all of them together must not be
-/// the time in which the others have no leader.
+/// A tenant locks all of its many tables. The keeper waits a moment for a table, and must not wait for all of
+/// them while other prefixes have no leader.
 #[test]
 fn many_locked_tables_are_not_waited_for_one_by_one() {
     const TABLES: usize = 40;
@@ -657,7 +658,7 @@ fn many_locked_tables_are_not_waited_for_one_by_one() {
     assert!((1..TABLES / 2).contains(&waits), "the keeper waited for {waits} of {TABLES} locked tables");
 }
 
-/// A table as large as its owner likes, changed as often: it is not read again for each change.
+/// A large table that changes often is not read again after each change.
 #[test]
 fn a_large_table_takes_a_small_share_of_the_keepers_time() {
     const CHANGES: i64 = 60;
@@ -686,7 +687,7 @@ fn a_large_table_takes_a_small_share_of_the_keepers_time() {
     wait_until("it is read at last", || strangers.root.one::<i64>(scans) - before > read);
 }
 
-/// An index can be locked without its table.
+/// A transaction can lock an index without its table.
 #[test]
 fn a_locked_index_is_waited_for_by_nobody_else() {
     let mut strangers = Strangers::new();
@@ -710,7 +711,7 @@ fn a_locked_index_is_waited_for_by_nobody_else() {
     assert_eq!(strangers.obstacles(), None);
 }
 
-/// What a foreign node has open when ours elects, and whether a row of its own was there before.
+/// What a foreign node's transaction has done when the keeper elects, and whether the node had a row before.
 const FOREIGN: [(&str, bool); 6] = [
     ("INSERT INTO oban_peers VALUES ('Oban', 'f', now(), now() + interval '1 hour')", false),
     ("upsert", false),
@@ -762,7 +763,7 @@ fn an_open_transaction_of_a_foreign_node_delays_its_own_name_only() {
     assert_no_leaks(&cluster);
 }
 
-/// Foreign nodes write a node as long as they like, and a name as long as an index takes.
+/// Foreign nodes write nodes of any length, and names as long as an index entry can be.
 #[test]
 fn long_rows_of_foreign_nodes_are_no_burden_to_ours() {
     let cluster = installed(&[]);
@@ -803,7 +804,7 @@ fn bound(client: &mut Client) -> (i64, i64) {
     (id, client.one("SELECT oban_term()"))
 }
 
-/// Whether a deletion of the row waits for somebody; it is taken back.
+/// Whether a deletion of the row waits for another transaction. The deletion is rolled back.
 fn deletion_waits(client: &mut Client) -> bool {
     client.batch_execute("SET lock_timeout = '300ms'; BEGIN").unwrap();
     let waits = match client.batch_execute("DELETE FROM oban_peers WHERE name = 'Oban'") {
@@ -932,7 +933,7 @@ fn a_fence_tests_what_sql_would_test() {
     assert_no_leaks(&cluster);
 }
 
-/// What fires the triggers in odd ways: terms are given, nothing is lost.
+/// Unusual statements fire the triggers: each row gets a term, and no row is lost.
 #[test]
 fn foreign_rows_come_by_every_way_of_sql() {
     let cluster = Cluster::installed();
@@ -993,7 +994,7 @@ fn foreign_rows_come_by_every_way_of_sql() {
     assert_no_leaks(&cluster);
 }
 
-/// Everything that SQL has to do with a table at once, by its owner, beside members, fences and foreign
+/// The table's owner runs every kind of command on the table at once, beside members, fences and foreign
 /// nodes.
 #[test]
 fn commands_on_the_table_break_no_election() {
@@ -1078,7 +1079,7 @@ fn commands_on_the_table_break_no_election() {
     assert_eq!(odd, [] as [String; 0]);
 }
 
-/// Numbers that look random, the same in each run.
+/// Pseudo-random numbers, the same in each run.
 struct Dice(u64);
 
 impl Dice {
@@ -1088,8 +1089,8 @@ impl Dice {
     }
 }
 
-/// Runs `work` again and again until it is told to stop, with a new connection after each that was lost; how
-/// often it succeeded. Only errors that come of others' work are passed over.
+/// Runs `work` again and again until `stop`, with a new connection after each lost one. Returns how often it
+/// succeeded. Ignores only errors that other threads' work can cause.
 fn worker(
     cluster: &Arc<Cluster>,
     stop: &Arc<AtomicBool>,
@@ -1117,7 +1118,8 @@ fn worker(
     })
 }
 
-/// What an index finds, and what the table has, are the same; so says amcheck, where there is one.
+/// Asserts that the table and its indexes have the same rows. amcheck has to say so, too, where it is
+/// installed.
 fn assert_stored_right(client: &mut Client) {
     let indexes = client
         .query(
@@ -1175,7 +1177,7 @@ fn assert_stored_right(client: &mut Client) {
     assert_eq!(names, 0, "each name has one row");
 }
 
-/// Everything that writes the table, what rebuilds it, and what ends in the middle of both.
+/// All that writes the table and all that rebuilds it, with crashes in the middle of both.
 fn storage(kills: u32) {
     let settings = [
         "shared_preload_libraries = 'obanrs'",
