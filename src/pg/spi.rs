@@ -1,4 +1,5 @@
-//! SQL on tables of users.
+//! SQL through SPI: queries of catalogs, and the DDL that creates a prefix. No election, fence or trigger on
+//! oban_peers uses it.
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -8,8 +9,8 @@ pub fn qualified(schema: &str, name: &str) -> String {
     spi::quote_qualified_identifier(schema, name)
 }
 
-/// The texts that a query with one text argument gives, by what is committed now: pgrx would show it
-/// what the transaction's own snapshot shows, and a lock that was waited for has made that old.
+/// The texts that a query with one text argument returns, by what is committed now. (pgrx would run the query
+/// under the transaction's own snapshot, which is old after a wait for a lock.)
 pub fn look(sql: &str, argument: &str) -> Vec<String> {
     let sql = super::c_name(sql);
     let Some(argument) = argument.into_datum() else { return Vec::new() };
@@ -55,8 +56,8 @@ pub fn run(sql: &str) {
     }
 }
 
-/// A trigger function of the extension, as it is in this database: a member of it, for others may have
-/// created functions of the same name beside it.
+/// The extension's trigger function of this name in this database. `None`: this version has none. It has to
+/// be a member of the extension, because users may have created functions of the same name.
 pub fn own_trigger_function(name: &str) -> Option<u32> {
     const SQL: &str = "
         SELECT f.oid::pg_catalog.text FROM pg_catalog.pg_proc f
