@@ -213,6 +213,17 @@ fn idle_sessions() -> Result<String, String> {
     }
 }
 
+/// Whether the database is left alone by elections, as ALTER DATABASE says, or else the server's configuration.
+fn read_only_by_default() -> bool {
+    let configured = || {
+        setting(
+            "SELECT (setting = 'on' AND source IN ('configuration file', 'command line'))::text
+             FROM pg_settings WHERE name = 'default_transaction_read_only'",
+        ) == "true"
+    };
+    peers::database_read_only().unwrap_or_else(configured)
+}
+
 /// One text from a query with one row.
 fn setting(sql: &str) -> String {
     let value = Spi::connect(|client| client.select(sql, Some(1), &[])?.first().get_one::<String>());
@@ -430,8 +441,8 @@ impl Prefix {
             }
         };
         let table = match inspected {
-            _ if peers::database_read_only() == Some(true) => Err(
-                "none, as the database is read-only by default: ALTER DATABASE ... RESET default_transaction_read_only"
+            _ if read_only_by_default() => Err(
+                "none, as the database is read-only by default: ALTER DATABASE ... SET default_transaction_read_only = off"
                     .into(),
             ),
             Err(Unusable::Locked) => Err(

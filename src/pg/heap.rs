@@ -83,6 +83,8 @@ impl<'a> Heap<'a> {
             pg_sys::try_relation_open(oid, pg_sys::NoLock as i32)
         };
         if relation.is_null() {
+            // SAFETY: the lock was taken above, once.
+            unsafe { pg_sys::UnlockRelationOid(oid, lock.mode()) }
             return Opened::Gone;
         }
         Opened::Table(Self { relation, owned: true, waits: wait, _relation: PhantomData })

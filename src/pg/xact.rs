@@ -21,6 +21,8 @@ pub fn run<R>(activity: &'static CStr, body: impl FnOnce() -> R) -> R {
         pg_sys::debug_query_string = activity.as_ptr();
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr());
         pg_sys::StartTransactionCommand();
+        // A default of the database must not fail it half way. Elections ask for that default before they begin.
+        pg_sys::XactReadOnly = false;
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
     }
     let result = body();

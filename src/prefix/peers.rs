@@ -344,6 +344,7 @@ fn open_heap<'a>(prefix: &str, lock: TableLock, wait: bool) -> Result<Heap<'a>, 
     if heap.namespace() == schema && heap.is_named(TABLE) && catalog::namespace_now(prefix) == Some(schema) {
         Ok(heap)
     } else {
+        heap.close_and_unlock(lock); // it would hold up DDL on a table that is none of a prefix
         Err(Unusable::Replaced)
     }
 }

@@ -20,13 +20,16 @@ use crate::prefix::{extension, peers};
 use crate::shmem;
 
 thread_local! {
-    /// Whether ALTER DATABASE had set default_transaction_read_only = on when this process began.
-    static BEGAN_READ_ONLY: Cell<bool> = const { Cell::new(false) };
+    /// Whether ALTER DATABASE said something of default_transaction_read_only when this process began: then the
+    /// process has that value until it ends, whatever is said later.
+    static BEGAN_WITH_SETTING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this process has got the setting default_transaction_read_only = on from its database.
-pub fn began_read_only() -> bool {
-    BEGAN_READ_ONLY.get()
+/// Whether the database of this keeper is read-only by default, as ALTER DATABASE says now, or else the server's
+/// configuration.
+pub fn database_is_read_only() -> bool {
+    let configured = || !BEGAN_WITH_SETTING.get() && session::is_read_only_by_default();
+    peers::database_read_only().unwrap_or_else(configured)
 }
 
 #[pg_guard]
@@ -39,7 +42,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
     session::set(c"lock_timeout", election::LOCK_TIMEOUT);
     session::set(c"synchronous_commit", c"local");
 
-    BEGAN_READ_ONLY.set(xact::run(c"obanrs: reading a setting", peers::database_read_only) == Some(true));
+    BEGAN_WITH_SETTING.set(xact::run(c"obanrs: reading a setting", peers::database_read_only).is_some());
     let mut elections = Elections::new(database);
     let (mut look, mut kicks) = (true, 0);
     // When the next pass is due by itself; the first is at once.
@@ -72,9 +75,6 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
             }
             elections.rows_changed(orders.rows);
             due = elections.pass();
-            if elections.outdated {
-                return;
-            }
             // A lock that the pass waited for has eaten our latch; the kicks tell what it was set for.
             let more = shmem::registry(|r| r.kicks(Kind::Keeper, database) != orders.kicks).unwrap_or(true);
             if more || elections.dropped {

@@ -126,12 +126,28 @@ fn a_database_that_is_read_only_by_default_is_left_alone() {
         assert!(!client.one::<bool>("SELECT oban_is_leader()"));
         assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_peers"), 0);
         assert!(!client.one::<bool>(check));
-        client.batch_execute("ALTER DATABASE postgres RESET default_transaction_read_only").unwrap();
+        let end = if restart {
+            "RESET default_transaction_read_only"
+        } else {
+            "SET default_transaction_read_only = off"
+        };
+        client.batch_execute(&format!("ALTER DATABASE postgres {end}")).unwrap();
         wait_until("it leads", || client.one("SELECT oban_is_leader()"));
         assert!(client.one::<bool>(check));
         client.query_one("SELECT oban_leave($1)", &[&id]).unwrap();
         wait_until("its row is gone", || client.one("SELECT count(*) = 0 FROM oban_peers"));
     }
+    // The keeper began with the database's setting. What the server's configuration says holds for a new one.
+    client.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on").unwrap();
+    client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    client.batch_execute(kill).unwrap();
+    let mut client = cluster.client();
+    client.batch_execute("SET default_transaction_read_only = off; SELECT oban_join('a')").unwrap();
+    assert!(!client.one::<bool>("SELECT oban_is_leader()"));
+    // A default can be overridden for one database, also beneath a keeper that has it.
+    client.batch_execute("ALTER DATABASE postgres SET default_transaction_read_only = off").unwrap();
+    wait_until("it leads", || client.one("SELECT oban_is_leader()"));
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_peers"), 1);
 }
 
 #[test]

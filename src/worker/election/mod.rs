@@ -20,6 +20,7 @@
 mod sweep;
 mod table;
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
 
@@ -71,9 +72,6 @@ pub struct Elections {
     patient: bool,
     /// An election found no extension: the keeper has to look for it.
     pub dropped: bool,
-    /// A setting of the database has changed that a process reads only when it begins: a new keeper has to
-    /// take over.
-    pub outdated: bool,
 }
 
 /// What a transaction found or did. The keeper tells shared memory after the commit.
@@ -96,9 +94,6 @@ enum Outcome {
     Unusable { what: String, hint: String },
     /// The extension was dropped.
     Dropped,
-    /// The database no longer has the setting default_transaction_read_only = on with which this process
-    /// began.
-    Outdated,
 }
 
 impl Elections {
@@ -112,7 +107,6 @@ impl Elections {
             sweep: Sweep::default(),
             patient: true,
             dropped: false,
-            outdated: false,
         }
     }
 
@@ -148,7 +142,13 @@ impl Elections {
         let mut due = None::<i64>;
         for (electorate, plan, waiting) in &plans {
             let next = match (self.retry_at(&names(electorate)), plan) {
-                (Some(retry_at), _) => Some(retry_at),
+                (Some(retry_at), _) => {
+                    // Members that have joined meanwhile need not wait for an election either.
+                    if *waiting && self.warned.contains(electorate.prefix.as_str()) {
+                        wake_considered(electorate);
+                    }
+                    Some(retry_at)
+                }
                 (None, Plan::Wait { until }) if !waiting => Some(*until),
                 (None, _) => match self.step(electorate) {
                     Ok(next) => next,
@@ -288,10 +288,6 @@ impl Elections {
                 self.dropped = true;
                 return None;
             }
-            Outcome::Outdated => {
-                self.outdated = true;
-                return None;
-            }
             Outcome::Ours(row) | Outcome::Foreign(row) => {
                 let told = record(electorate, row, changes_seen);
                 rings::count(Counter::Lapses, usize::from(told && lapsed));
@@ -311,7 +307,10 @@ impl Elections {
         self.failures.remove(&key);
         self.held.remove(&key);
         self.unusable.remove(&key.0);
-        self.warned.remove(&key.0);
+        if self.warned.remove(&key.0) {
+            // The sweep has given up on the prefix, too.
+            self.sweep.changed(Rows::Of(electorate.prefix));
+        }
     }
 
     /// When the next step of an electorate is due, `None` for never. The plan is made anew, because members
@@ -405,17 +404,20 @@ fn names(electorate: &Electorate) -> Key {
 /// Runs one step in a transaction. `Err` is the message of an ERROR. A lock that could not be taken in time
 /// (55P03) is the outcome `R::locked()`, if there is one.
 fn transaction<R: Locks>(activity: &'static CStr, step: impl FnOnce() -> R) -> Result<R, String> {
+    // The commit may wait for another lock: that of NOTIFY.
+    let committing = Cell::new(false);
     let result = xact::contain(|| {
         let outcome = xact::run(activity, || {
             let outcome = xact::limit(STEP_LIMIT, step);
             session::set(c"lock_timeout", COMMIT_LOCK_TIMEOUT);
+            committing.set(true);
             outcome
         });
         session::set(c"lock_timeout", LOCK_TIMEOUT); // an abort takes it back by itself
         outcome
     });
     match result {
-        Err(caught) if caught.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
+        Err(caught) if caught.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE && !committing.get() => {
             R::locked().ok_or(caught.message)
         }
         result => result.map_err(|caught| caught.message),

@@ -77,13 +77,13 @@ const MOST_DELETIONS: usize = 100;
 enum Swept {
     /// Nothing is left to do until the next row expires; `None`: no row will.
     Until(Option<i64>),
-    /// Another transaction holds a row whose lease is over.
+    /// Another transaction holds a row whose lease is over, or has replaced the table.
     Held,
     /// The table can't be used. The prefix is due again when rows change or `oban_install` runs.
     Unusable,
     /// Another transaction holds a lock on the table.
     Locked,
-    /// There is more to do, or the table was replaced.
+    /// There is more to do.
     Again,
 }
 
@@ -194,7 +194,8 @@ const MAX_ROWS: usize = 1_000;
 fn look(prefix: &str, wait: bool) -> Swept {
     let table = match table::open(prefix, wait) {
         Ok(table) => table,
-        Err(Outcome::Again) => return Swept::Again,
+        // Its owner may swap tables in a loop: not worth the processor's whole time.
+        Err(Outcome::Again) => return Swept::Held,
         Err(Outcome::Locked) => return Swept::Locked,
         Err(_) => return Swept::Unusable,
     };

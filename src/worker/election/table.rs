@@ -14,23 +14,16 @@ use crate::logic::peer::{Candidate, Electorate, Ended, Leadership};
 use crate::logic::{shape, wire};
 use crate::pg::heap::TableLock;
 use crate::pg::{catalog, encoding, session, time};
-use crate::prefix::peers::{self, Change, NewRow, PeerRow, PeersTable, Unusable};
+use crate::prefix::peers::{Change, NewRow, PeerRow, PeersTable, Unusable};
 use crate::prefix::terms;
 use crate::shmem;
 
 /// A prefix's table. `Err` says why there can be no election. `wait` is for `PeersTable::open`.
 pub fn open(prefix: &str, wait: bool) -> Result<PeersTable<'static>, Outcome> {
-    match peers::database_read_only() {
-        Some(false) => {}
-        None if !session::is_read_only_by_default() => {}
-        // The database's setting was reset, but this process still has it. A new process will find out
-        // whether a setting elsewhere says the same.
-        None if keeper::began_read_only() => return Err(Outcome::Outdated),
-        Some(true) | None => {
-            let what = "the database is read-only by default";
-            let hint = "Run ALTER DATABASE ... RESET default_transaction_read_only.";
-            return Err(Outcome::Unusable { what: what.into(), hint: hint.into() });
-        }
+    if keeper::database_is_read_only() {
+        let what = "the database is read-only by default";
+        let hint = "Run ALTER DATABASE ... SET default_transaction_read_only = off.";
+        return Err(Outcome::Unusable { what: what.into(), hint: hint.into() });
     }
     PeersTable::open(prefix, TableLock::RowExclusive, wait).map_err(|why| match why {
         Unusable::Missing => Outcome::Missing {
