@@ -412,3 +412,23 @@ fn a_table_that_was_replaced_has_a_leader_of_its_own() {
     assert!(!leads(&mut ours));
     assert_eq!(row(&mut elixir).unwrap().0, "x");
 }
+
+/// The command that removes an obstacle tells the keeper nothing. The election that succeeds again does.
+#[test]
+fn rows_that_lapsed_beside_an_obstacle_are_swept_once_it_is_gone() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "ALTER TABLE oban_peers ADD CONSTRAINT c CHECK (name <> '');
+             INSERT INTO oban_peers VALUES ('Other', 'x', timezone('utc', now()), timezone('utc', now()) + interval '300 ms');
+             SELECT oban_join('a')",
+        )
+        .unwrap();
+    let lapsed = "SELECT count(*) = 1 FROM oban_peers WHERE expires_at < timezone('utc', clock_timestamp())";
+    wait_until("it lapses, and stays", || client.one(lapsed));
+    wait_until("the keeper has given up on the table", || cluster.log().contains("holds no elections"));
+    client.batch_execute("ALTER TABLE oban_peers DROP CONSTRAINT c").unwrap();
+    wait_until("ours leads", || client.one("SELECT oban_is_leader()"));
+    wait_until("the other row is swept", || client.one("SELECT count(*) = 1 FROM oban_peers"));
+}
