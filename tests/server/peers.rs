@@ -508,3 +508,22 @@ fn a_missing_table_costs_nothing_while_it_is_missing() {
     client.batch_execute("ALTER TABLE away RENAME TO oban_peers; SELECT oban_install()").unwrap();
     wait_until("both lead", || client.one("SELECT count(*) = 2 FROM oban_members WHERE leader"));
 }
+
+/// The views are parallel restricted: the leader of a parallel plan runs them, where Postgres takes no new snapshot.
+#[test]
+fn views_of_leaders_can_be_part_of_a_parallel_plan() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    join(&mut client, "a");
+    wait_until("it leads", || leads(&mut client));
+    client
+        .batch_execute(
+            "CREATE TABLE big AS SELECT i FROM generate_series(1, 200000) i; ANALYZE big;
+             SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0",
+        )
+        .unwrap();
+    let query = "SELECT count(*) FROM big b, oban_leadership l, oban_members m WHERE b.i > 199000";
+    let plan = client.query(&format!("EXPLAIN {query}"), &[]).unwrap();
+    assert!(plan.iter().any(|line| line.get::<_, &str>(0).contains("Gather")), "it is parallel");
+    assert_eq!(client.one::<i64>(query), 1_000);
+}
