@@ -193,7 +193,7 @@ fn the_search_for_what_can_be_reached_follows_calls() {
         file("a.rs", "use crate::b; fn root() { b::free(); let t: T; t.method(); \"c::not_called()\"; }"),
         file(
             "b.rs",
-            "pub struct T; impl T { fn method(&self) { Self::inner() } fn inner() {} } pub fn free() {}",
+            "pub struct T; impl T { fn method(&self, n: [u8; 2]) -> [u8; 2] { Self::inner() } fn inner() {} } pub fn free();\n pub fn free() {}",
         ),
         file("c.rs", "fn not_called() { '{'; } // free()"),
     ]);
@@ -216,6 +216,8 @@ fn elections_fences_and_triggers_on_oban_peers_run_nobodys_code() {
     let reached = reach.from(roots);
     for known in [
         ("pg/heap.rs", "insert"),
+        ("pg/heap.rs", "update"),
+        ("pg/index.rs", "open_to_insert"),
         ("pg/heap.rs", "lock_row"),
         ("pg/shape.rs", "of"),
         ("pg/sequence.rs", "next"),

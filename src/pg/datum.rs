@@ -92,7 +92,7 @@ impl IntoDatum for ServerJson {
 
 /// A `jsonb` from JSON text in the server's encoding. All its memory is Postgres', which raises when there is none.
 fn parse(json: &[u8]) -> Option<pg_sys::Datum> {
-    // A NUL would end it early; nothing of ours has one, and what is empty is no JSON.
+    // A NUL would end the text early. No JSON that this library writes has one, and an empty text is no JSON.
     let json = if json.contains(&0) { &[] } else { json };
     // SAFETY: a string with its end, which lives for the call; palloc never returns null.
     unsafe {
@@ -197,7 +197,7 @@ impl IntoDatum for RawJsonb {
     }
 }
 
-/// The name that a type of ours has in SQL, as an argument or a result.
+/// Declares the name in SQL of a Rust type of this library, as an argument and as a result.
 macro_rules! sql_name {
     ($rust:ty, $sql:literal) => {
         // SAFETY: this is its type in SQL.

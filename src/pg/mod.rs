@@ -12,6 +12,7 @@ pub mod ddl;
 pub mod encoding;
 pub mod heap;
 pub mod hooks;
+pub mod index;
 pub mod latch;
 pub mod lwlock;
 pub mod notify;

@@ -9,7 +9,8 @@ use std::ffi::CStr;
 use pgrx::pg_sys;
 
 use super::catalog_scan::{CHILDREN, CONSTRAINTS, Key, PARENTS, RULES, lossy, rows};
-use super::heap::{FIRST_OF_USERS, Heap, KeyIndex};
+use super::heap::Heap;
+use super::index::{FIRST_OF_USERS, KeyIndex};
 use crate::logic::shape::{Column, Constraint, ConstraintKind, Index, Publication, Shape, Type};
 
 /// The shape of a table, and the index by which its rows are found by `name`, if there is one. `None` when

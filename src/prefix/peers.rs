@@ -8,7 +8,8 @@
 
 use crate::logic::peer::{MAX_NODE, Node};
 use crate::logic::shape::{self, Obstacle};
-use crate::pg::heap::{Conflict, Heap, KeyIndex, Opened, RowLock, RowLocked, Stored, TableLock, Value};
+use crate::pg::heap::{Conflict, Heap, Opened, RowLock, RowLocked, Stored, TableLock, Value};
+use crate::pg::index::KeyIndex;
 use crate::pg::row::{self, Column, Row};
 use crate::pg::{catalog, encoding, session};
 

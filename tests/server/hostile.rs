@@ -968,7 +968,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// DDL and DML on the tables of prefixes, beside those who call.
+    /// DDL and DML on the tables of prefixes, beside the sessions that call.
     fn alter(&mut self, roles: &[&'static str]) {
         while !self.world.stopped() {
             self.connect(roles);

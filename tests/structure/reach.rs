@@ -95,6 +95,22 @@ fn block(text: &str) -> &str {
     text
 }
 
+/// Where the body of a function begins, of a text that begins with its declaration. `None` without a body. The
+/// semicolon of an array's type does not end a declaration.
+fn body_of(declaration: &str) -> Option<usize> {
+    let mut depth = 0;
+    for (at, c) in declaration.char_indices() {
+        match c {
+            '(' | '[' => depth += 1,
+            ')' | ']' => depth -= 1,
+            '{' if depth == 0 => return Some(at),
+            ';' if depth == 0 => return None,
+            _ => {}
+        }
+    }
+    None
+}
+
 impl Source {
     fn of(path: &Path, text: &str) -> Self {
         let text = blanked(text);
@@ -113,13 +129,9 @@ impl Source {
             let before = text[..at].chars().next_back();
             let name: String = text[at + 3..].chars().take_while(|c| is_word(*c)).collect();
             let rest = &text[at..];
-            let (brace, end) = (rest.find('{'), rest.find(';'));
-            if name.is_empty() || before.is_some_and(is_word) || brace.is_none() {
-                continue;
-            }
-            // A declaration, or a type, has no body.
-            if let (Some(brace), end) = (brace, end)
-                && end.is_none_or(|end| brace < end)
+            if !name.is_empty()
+                && !before.is_some_and(is_word)
+                && let Some(brace) = body_of(rest)
             {
                 source.functions.entry(name).or_default().push(block(&rest[brace..]).to_owned());
             }

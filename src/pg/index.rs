@@ -1,0 +1,169 @@
+//! An index of a table, opened and locked: for a scan, or for the entry of a new row version.
+//!
+//! An index that is opened for entries must evaluate nothing (`shape::is_plain`): neither an expression nor a predicate,
+//! nor a function of a type or an operator class that a user has made.
+
+use std::ptr::null_mut;
+
+use pgrx::pg_sys;
+
+/// The unique index by which rows are found. `shape` has tested it.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyIndex {
+    pub(super) oid: pg_sys::Oid,
+}
+
+/// An index that is open and locked.
+pub(super) struct OpenIndex {
+    pub relation: pg_sys::Relation,
+    /// Null when the index is only read.
+    pub info: *mut pg_sys::IndexInfo,
+}
+
+impl Drop for OpenIndex {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        // SAFETY: opened by `open`, closed once.
+        unsafe {
+            if !self.info.is_null() {
+                clean_up_after_insert(self.relation, self.info);
+            }
+            pg_sys::index_close(self.relation, pg_sys::NoLock as i32);
+        }
+    }
+}
+
+/// The first oid that Postgres gives to what users create.
+pub(super) const FIRST_OF_USERS: u32 = pg_sys::FirstNormalObjectId;
+
+impl OpenIndex {
+    pub fn open(oid: pg_sys::Oid) -> Self {
+        // SAFETY: an index of a table that is locked.
+        let relation = unsafe { pg_sys::index_open(oid, pg_sys::AccessShareLock as i32) };
+        Self { relation, info: null_mut() }
+    }
+
+    /// Opens an index and builds what an insertion needs. Building that would evaluate an immutable function
+    /// in the index's expression or predicate, so the index's row of pg_index is tested before.
+    pub fn open_to_insert(oid: pg_sys::Oid) -> Self {
+        // SAFETY: as above. Whether an index has expressions or a predicate never changes.
+        unsafe {
+            let relation = pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32);
+            if !super::shape::is_plain(relation) {
+                pgrx::ereport!(
+                    ERROR,
+                    pgrx::PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    "an index of the table of leaders evaluates an expression",
+                    "oban_check() names it."
+                );
+            }
+            Self { relation, info: pg_sys::BuildIndexInfo(relation) }
+        }
+    }
+
+    /// Inserts the index entry of a row. False when this is a unique index that has, or may have, another row
+    /// with the same key.
+    ///
+    /// # Safety
+    /// `slot` holds a row that is stored in `table`, and `info` is not null.
+    pub unsafe fn insert(
+        &self,
+        table: pg_sys::Relation,
+        slot: *mut pg_sys::TupleTableSlot,
+        duplicates: Duplicates,
+        unchanged: bool,
+    ) -> bool {
+        let mut values = [pg_sys::Datum::null(); pg_sys::INDEX_MAX_KEYS as usize];
+        let mut nulls = [true; pg_sys::INDEX_MAX_KEYS as usize];
+        // SAFETY: the caller's promise; there are as many values as an index can have columns, and no
+        // expressions, for which alone an executor state would be needed.
+        unsafe {
+            if !(*self.info).ii_ReadyForInserts {
+                return true;
+            }
+            let unique = (*(*self.relation).rd_index).indisunique;
+            let check = match duplicates {
+                _ if !unique => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
+                Duplicates::Tell => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_PARTIAL,
+                Duplicates::Raise => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES,
+            };
+            pg_sys::FormIndexDatum(self.info, slot, null_mut(), values.as_mut_ptr(), nulls.as_mut_ptr());
+            let done = pg_sys::index_insert(
+                self.relation,
+                values.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+                &raw mut (*slot).tts_tid,
+                table,
+                check,
+                unchanged,
+                self.info,
+            );
+            !unique || done
+        }
+    }
+}
+
+/// What a duplicate in a unique index leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Duplicates {
+    /// `OpenIndex::insert` returns false, and the caller takes its row back.
+    Tell,
+    /// An ERROR (23505).
+    Raise,
+}
+
+/// Whether an index summarizes pages. Postgres 15 does not tell.
+///
+/// # Safety
+/// `info` was built for an open index.
+#[cfg(feature = "pg15")]
+pub(super) unsafe fn is_summarizing(_info: *mut pg_sys::IndexInfo) -> bool {
+    false
+}
+
+/// # Safety
+/// `info` was built for an open index.
+#[cfg(not(feature = "pg15"))]
+pub(super) unsafe fn is_summarizing(info: *mut pg_sys::IndexInfo) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { (*info).ii_Summarizing }
+}
+
+/// # Safety
+/// `info` was built for this open index.
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+unsafe fn clean_up_after_insert(_index: pg_sys::Relation, _info: *mut pg_sys::IndexInfo) {}
+
+/// # Safety
+/// `info` was built for this open index.
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+unsafe fn clean_up_after_insert(index: pg_sys::Relation, info: *mut pg_sys::IndexInfo) {
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::index_insert_cleanup(index, info) }
+}
+
+/// # Safety
+/// Both relations are open, the second is an index of the first, and the snapshot outlives the scan.
+#[cfg(not(feature = "pg18"))]
+pub(super) unsafe fn begin_index_scan(
+    table: pg_sys::Relation,
+    index: pg_sys::Relation,
+    snapshot: pg_sys::Snapshot,
+) -> pg_sys::IndexScanDesc {
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::index_beginscan(table, index, snapshot, 1, 0) }
+}
+
+/// # Safety
+/// Both relations are open, the second is an index of the first, and the snapshot outlives the scan.
+#[cfg(feature = "pg18")]
+pub(super) unsafe fn begin_index_scan(
+    table: pg_sys::Relation,
+    index: pg_sys::Relation,
+    snapshot: pg_sys::Snapshot,
+) -> pg_sys::IndexScanDesc {
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::index_beginscan(table, index, snapshot, null_mut(), 1, 0) }
+}
