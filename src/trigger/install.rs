@@ -6,8 +6,9 @@
 //! lock on the schema and then finds all of it there. (search_path and lock_timeout are set by the functions'
 //! own SET clauses.)
 //!
-//! The tables belong to users. A user may rename or replace a table at any moment. So a table is found by its name
-//! once, locked by its oid, tested again, and only then altered, by its oid. No code of a table's owner runs.
+//! The tables belong to users. A user may rename or replace a table at any moment. So a table is found by
+//! its name once, locked by its oid, tested again, and only then altered, by its oid. No code of a table's
+//! owner runs.
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
