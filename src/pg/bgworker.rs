@@ -94,11 +94,15 @@ impl Drop for Handle {
 
 /// A worker's first step: SIGTERM ends it at the next interrupt check, in the middle of a query too
 /// (FATAL, exit code 1: a static worker is restarted), SIGHUP makes `reload_config` read the settings.
+///
+/// Postgres ignores a SIGHUP that comes between the fork and this call, and the worker has the settings from before
+/// the fork. So the first `reload_config` reads them in any case.
 pub fn take_signals() {
-    // SAFETY: both are async-signal-safe handlers of Postgres' own.
+    // SAFETY: both are async-signal-safe handlers of Postgres' own; the flag is a plain global.
     unsafe {
         pqsignal(pg_sys::SIGTERM as c_int, Some(die));
         pqsignal(pg_sys::SIGHUP as c_int, Some(SignalHandlerForConfigReload));
+        pg_sys::ConfigReloadPending = 1;
         pg_sys::BackgroundWorkerUnblockSignals();
     }
 }
@@ -117,7 +121,7 @@ pub fn connect_to(database: u32) {
     }
 }
 
-/// Reads the settings again if SIGHUP asked for it; whether it did.
+/// Reads the settings again if SIGHUP asked for it, and at the first call. Returns whether it did.
 pub fn reload_config() -> bool {
     // SAFETY: plain globals, and a call at a point where no transaction is open.
     unsafe {
