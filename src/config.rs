@@ -40,6 +40,9 @@ static LEASE: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 /// at `logic::outbox::MOST_BYTES`.
 static MAX_TRANSACTION_MESSAGES: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 
+/// In percent. A quarter: one role can't take what others need, and an application of one role has room.
+static ROLE_SHARE: GucSetting<i32> = GucSetting::<i32>::new(25);
+
 /// In `_PG_init`. Sizes of shared memory can only be defined while it is still being laid out.
 pub fn register(preloading: bool) {
     GucRegistry::define_int_guc(
@@ -87,6 +90,16 @@ pub fn register(preloading: bool) {
         &MAX_TRANSACTION_MESSAGES,
         1,
         i32::MAX,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"obanrs.role_share",
+        c"How much of what all share one role may hold, in percent.",
+        c"Of obanrs.max_members, of obanrs.gossip_memory, and of what waits in a ring. What counts is the current role of the call. Superusers and the owner of the database have no limit. 100 turns it off.",
+        &ROLE_SHARE,
+        1,
+        100,
         GucContext::Sighup,
         GucFlags::default(),
     );
@@ -211,6 +224,11 @@ pub fn gossip_ingest() -> bool {
 
 pub fn max_transaction_messages() -> usize {
     MAX_TRANSACTION_MESSAGES.get() as usize
+}
+
+/// In percent.
+pub fn role_share() -> usize {
+    ROLE_SHARE.get() as usize
 }
 
 /// In microseconds, as the rules count.

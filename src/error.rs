@@ -29,6 +29,8 @@ pub enum Error {
     HolderChanged,
     #[error("prefix \"{0}\" does not exist")]
     NoSuchPrefix(String),
+    #[error("role {role} has its share of {setting}: no room for {what}")]
+    ShareUsed { role: String, what: String, setting: &'static str },
     #[error("prefix \"{0}\" is a schema of Postgres' own")]
     ReservedPrefix(String),
     #[error("prefix \"{0}\" was changed by somebody else meanwhile")]
@@ -103,7 +105,7 @@ impl Error {
             Self::NotAllowed { .. } | Self::NotOwner { .. } | Self::NotYours(_) | Self::Restricted(_) => {
                 ERRCODE_INSUFFICIENT_PRIVILEGE
             }
-            Self::TableFull { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            Self::TableFull { .. } | Self::ShareUsed { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
             Self::PayloadTooLarge(_) | Self::ArgumentTooLarge { .. } | Self::TooManyMessages(_) => {
                 ERRCODE_PROGRAM_LIMIT_EXCEEDED
             }
@@ -167,6 +169,10 @@ impl Error {
             Self::TableFull { setting, .. } => {
                 format!("Raise {setting} and restart the server, or wait until entries end.")
             }
+            Self::ShareUsed { setting, .. } => format!(
+                "Raise obanrs.role_share and reload the configuration, raise {setting} and restart the server, or wait \
+                 until entries of this role end."
+            ),
             Self::PayloadTooLarge(_) => {
                 "Put the data into a table and send its key: a notification is a hint.".into()
             }

@@ -79,7 +79,7 @@ impl Question {
 
     /// A verbatim channel is nobody's: any role may LISTEN to it natively.
     fn require_right(&self) -> Result<(), Error> {
-        if self.prefix.is_empty() { Ok(()) } else { acl::require(&self.prefix, Right::Read) }
+        if self.prefix.is_empty() { Ok(()) } else { acl::require(&self.prefix, Right::Read).map(|_| ()) }
     }
 }
 

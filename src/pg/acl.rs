@@ -3,6 +3,7 @@
 use pgrx::pg_sys;
 
 use super::{catalog, session};
+use crate::config;
 use crate::error::Error;
 
 /// What is asked for. Without a table `oban_jobs` in the prefix, `Read` is USAGE of the schema and
@@ -30,11 +31,12 @@ impl Right {
     }
 }
 
-/// 3F000 without such a prefix, 42501 without the right.
-pub fn require(prefix: &str, right: Right) -> Result<(), Error> {
+/// The schema of a prefix, for which the current role has the right. 3F000 without such a schema, 42501 without the
+/// right.
+pub fn require(prefix: &str, right: Right) -> Result<u32, Error> {
     let schema = catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))?;
-    if allowed(schema, right) {
-        Ok(())
+    if allows_in(schema, right) {
+        Ok(schema)
     } else {
         Err(Error::NotAllowed { prefix: prefix.to_owned(), needs: right.needs() })
     }
@@ -42,10 +44,11 @@ pub fn require(prefix: &str, right: Right) -> Result<(), Error> {
 
 /// Whether the current role has the right; false without such a prefix.
 pub fn allows(prefix: &str, right: Right) -> bool {
-    catalog::namespace(prefix).is_some_and(|schema| allowed(schema, right))
+    catalog::namespace(prefix).is_some_and(|schema| allows_in(schema, right))
 }
 
-fn allowed(schema: u32, right: Right) -> bool {
+/// Whether the current role has the right in a schema. Of a schema that does not exist: whether it is a superuser.
+pub fn allows_in(schema: u32, right: Right) -> bool {
     let (role, ok) = (pg_sys::Oid::from(session::role()), pg_sys::AclResult::ACLCHECK_OK);
     let Some(table) = catalog::relation(schema, "oban_jobs") else {
         let mode = if right == Right::Read { pg_sys::ACL_USAGE } else { pg_sys::ACL_CREATE };
@@ -90,6 +93,14 @@ pub fn owns_database(database: u32) -> bool {
     unsafe {
         pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, database, role)
     }
+}
+
+/// The most of `total` that the current role may hold: its share (obanrs.role_share). `None`: it has no limit, as a
+/// superuser or the owner of the database.
+pub fn share_of(total: usize) -> Option<usize> {
+    // SAFETY: a lookup in the role caches.
+    let limited = !unsafe { pg_sys::superuser() } && !owns_database(session::database());
+    limited.then(|| (total * config::role_share() / 100).max(1))
 }
 
 fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {

@@ -13,6 +13,25 @@ pub fn namespace(name: &str) -> Option<u32> {
     some(unsafe { pg_sys::get_namespace_oid(name.as_ptr(), true) })
 }
 
+/// The name of a schema, as this transaction's caches have it. `None`: there is no such schema.
+pub fn schema_name(schema: u32) -> Option<String> {
+    with_schema_name(schema, |name| scan::lossy(name))
+}
+
+/// The same in the server's encoding, without a copy for those who need none.
+pub fn with_schema_name<R>(schema: u32, read: impl FnOnce(&CStr) -> R) -> Option<R> {
+    // SAFETY: a catalog lookup; the name is freed after it was read.
+    unsafe {
+        let name = pg_sys::get_namespace_name(pg_sys::Oid::from(schema));
+        if name.is_null() {
+            return None;
+        }
+        let result = read(CStr::from_ptr(name));
+        pg_sys::pfree(name.cast());
+        Some(result)
+    }
+}
+
 /// A relation of any kind by its name in a schema.
 pub fn relation(namespace: u32, name: &str) -> Option<u32> {
     let name = c_name(name);

@@ -31,15 +31,24 @@ pub enum Listening {
 pub type BeforeDatabaseCommand = fn(DatabaseCommand<'_>);
 /// The same.
 pub type BeforeListening = fn(Listening);
-/// What changes in this database's catalogs.
+/// What changes in the catalogs. The change may not be visible yet: the hook runs in the midst of the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// An extension was created or is being dropped.
     Extension,
-    /// A trigger was, or a schema or a table was altered: prefixes may have come or gone.
-    Prefixes,
+    /// A trigger was created or is being dropped.
+    Trigger,
+    /// This schema was altered or is being dropped.
+    Schema(u32),
+    /// This relation was altered or is being dropped.
+    Relation(u32),
+    /// This database was created.
+    Database(u32),
+    /// COMMIT PREPARED or ROLLBACK PREPARED will run: what the prepared transaction changed is not known.
+    Prepared,
 }
 
-/// Called when that happens; does not raise.
+/// Called when that happens; must not raise.
 pub type OnChange = fn(Change);
 
 // Postgres' own, not pgrx's wrapper of it, which would guard it.
@@ -98,7 +107,8 @@ unsafe extern "C-unwind" fn utility(
                 | pg_sys::NodeTag::T_ListenStmt
                 | pg_sys::NodeTag::T_UnlistenStmt
                 | pg_sys::NodeTag::T_DiscardStmt
-        ) {
+        ) || ends_prepared(node)
+        {
             before(node);
         }
         match NEXT_UTILITY {
@@ -107,6 +117,22 @@ unsafe extern "C-unwind" fn utility(
                 standard_ProcessUtility(statement, query, read_only, context, params, env, dest, completion);
             }
         }
+    }
+}
+
+/// Whether a statement is COMMIT PREPARED or ROLLBACK PREPARED. Every BEGIN and COMMIT asks this.
+///
+/// # Safety
+/// `node` is a statement.
+unsafe fn ends_prepared(node: *mut pg_sys::Node) -> bool {
+    use pg_sys::TransactionStmtKind::{TRANS_STMT_COMMIT_PREPARED, TRANS_STMT_ROLLBACK_PREPARED};
+    // SAFETY: the node's tag says what it is.
+    unsafe {
+        (*node).type_ == pg_sys::NodeTag::T_TransactionStmt
+            && matches!(
+                (*node.cast::<pg_sys::TransactionStmt>()).kind,
+                TRANS_STMT_COMMIT_PREPARED | TRANS_STMT_ROLLBACK_PREPARED
+            )
     }
 }
 
@@ -123,10 +149,15 @@ unsafe extern "C-unwind" fn access(
         if let Some(on_change) = ON_CHANGE {
             match (class, access) {
                 (pg_sys::ExtensionRelationId, OAT_POST_CREATE | OAT_DROP) => on_change(Change::Extension),
-                (pg_sys::TriggerRelationId, OAT_POST_CREATE | OAT_DROP)
-                | (pg_sys::NamespaceRelationId | pg_sys::RelationRelationId, OAT_POST_ALTER) => {
-                    on_change(Change::Prefixes);
+                (pg_sys::TriggerRelationId, OAT_POST_CREATE | OAT_DROP) => on_change(Change::Trigger),
+                (pg_sys::NamespaceRelationId, OAT_POST_ALTER | OAT_DROP) => {
+                    on_change(Change::Schema(object.to_u32()));
                 }
+                // Of a column, too: its number is `sub`.
+                (pg_sys::RelationRelationId, OAT_POST_ALTER | OAT_DROP) => {
+                    on_change(Change::Relation(object.to_u32()));
+                }
+                (pg_sys::DatabaseRelationId, OAT_POST_CREATE) => on_change(Change::Database(object.to_u32())),
                 _ => {}
             }
         }
@@ -142,6 +173,11 @@ unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) {
     unsafe {
         let (Some(before), Some(listening)) = (BEFORE_DATABASE_COMMAND, BEFORE_LISTENING) else { return };
         match (*node).type_ {
+            pg_sys::NodeTag::T_TransactionStmt => {
+                if let Some(on_change) = ON_CHANGE {
+                    on_change(Change::Prepared);
+                }
+            }
             pg_sys::NodeTag::T_ListenStmt => listening(Listening::Begins),
             pg_sys::NodeTag::T_UnlistenStmt
                 if (*node.cast::<pg_sys::UnlistenStmt>()).conditionname.is_null() =>

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use pgrx::pg_sys;
 
+use super::clock;
+
 /// This process's number, what `wake` takes.
 #[cfg(any(feature = "pg15", feature = "pg16"))]
 pub fn my_procno() -> i32 {
@@ -45,6 +47,16 @@ pub fn wait(timeout: Option<Duration>) {
         pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, millis, pg_sys::PG_WAIT_EXTENSION);
     }
     pgrx::check_for_interrupts!();
+}
+
+/// The longest that a process with a deadline sleeps before it looks at the clock again. A latch's timeout does not
+/// count the time that the machine is suspended, deadlines do.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+
+/// As `wait`, until `clock` reads `deadline` (`None`: for ever). It may return earlier: callers ask the clock.
+pub fn wait_until(deadline: Option<i64>) {
+    let left = |at: i64| Duration::from_micros(at.saturating_sub(clock::now()).max(0) as u64);
+    wait(deadline.map(|at| left(at).min(LOOK_AGAIN)));
 }
 
 /// As `wait`, on behalf of a client that waits with us: should it go away, this session ends (FATAL).

@@ -7,6 +7,7 @@ pub mod argument;
 pub mod bgworker;
 pub mod catalog;
 mod catalog_scan;
+pub mod clock;
 pub mod datum;
 pub mod ddl;
 pub mod encoding;

@@ -26,7 +26,8 @@ pub fn install() {
     };
     let change = |change| match change {
         Change::Extension => note(Note::Extension),
-        Change::Prefixes => note(Note::Shapes),
+        Change::Trigger | Change::Schema(_) | Change::Relation(_) => note(Note::Shapes),
+        Change::Database(_) | Change::Prepared => {}
     };
     hooks::install(before_database_command, listening, change);
 }

@@ -1,0 +1,42 @@
+//! The clock that deadlines in memory count on: microseconds since the machine started, with the time that it was
+//! suspended. Nobody can set it, so a step of the server's wall clock ends no lease early and none late.
+//!
+//! The wall clock (`time`) is for rows, for what users see, and for what foreign nodes write. A reading of this
+//! clock goes into no row: it means nothing on another machine, or after the machine's next start.
+
+use std::ffi::{c_int, c_long};
+
+use super::time;
+
+#[repr(C)]
+struct TimeSpec {
+    seconds: c_long,
+    nanoseconds: c_long,
+}
+
+unsafe extern "C" {
+    fn clock_gettime(clock: c_int, time: *mut TimeSpec) -> c_int;
+}
+
+/// CLOCK_BOOTTIME.
+#[cfg(target_os = "linux")]
+const CLOCK: c_int = 7;
+/// CLOCK_MONOTONIC, which counts the time of a suspend there.
+#[cfg(target_os = "macos")]
+const CLOCK: c_int = 6;
+/// CLOCK_MONOTONIC.
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+const CLOCK: c_int = 4;
+
+/// The time since the machine started, in microseconds. Never 0. Callable after commit and under a lock.
+pub fn now() -> i64 {
+    let mut time = TimeSpec { seconds: 0, nanoseconds: 0 };
+    // SAFETY: writes the struct. It can't fail for a clock that the platform has.
+    unsafe { clock_gettime(CLOCK, &mut time) };
+    (time.seconds as i64 * 1_000_000 + time.nanoseconds as i64 / 1_000).max(1)
+}
+
+/// What the wall clock shows, as it is set now, when this clock reads `at`. In microseconds since 2000-01-01 UTC.
+pub fn to_wall(at: i64) -> i64 {
+    time::now().saturating_add(at.saturating_sub(now()))
+}
