@@ -11,7 +11,7 @@ use pgrx::prelude::*;
 use crate::config;
 use crate::error::{self, Error, given};
 use crate::logic::check::{self, Bad, BadKey, MAX_QUEUE, Members};
-use crate::logic::gossip::{Full, Key, Origin, Seen};
+use crate::logic::gossip::{Full, Key, Origin, Seen, Share};
 use crate::logic::jsonb;
 use crate::logic::peer::{MAX_NAME, MAX_NODE, MAX_PREFIX};
 use crate::logic::text::Text;
@@ -19,7 +19,7 @@ use crate::pg::acl::{self, Right};
 use crate::pg::argument::{JsonbArgument, TextArgument};
 use crate::pg::datum::{self, RawJsonb};
 use crate::pg::rows::Rows;
-use crate::pg::{encoding, session, time};
+use crate::pg::{catalog, clock, encoding, session, time};
 use crate::shmem;
 
 /// A year: what is longer is a mistake in the unit.
@@ -48,14 +48,10 @@ impl Names {
         })
     }
 
-    fn key<'a>(&'a self, queue: &'a str) -> Key<'a> {
-        Key {
-            database: session::database(),
-            prefix: self.prefix.as_str(),
-            name: self.name.as_str(),
-            node: self.node.as_str(),
-            queue,
-        }
+    /// Of an entry in the prefix's schema.
+    fn key<'a>(&'a self, schema: u32, queue: &'a str) -> Key<'a> {
+        let (name, node) = (self.name.as_str(), self.node.as_str());
+        Key { database: session::database(), schema, name, node, queue }
     }
 }
 
@@ -72,7 +68,7 @@ fn oban_gossip_put(
     let queue: Text<MAX_QUEUE> = error::name("queue", queue)?;
     let state = opened(state)?;
     let ttl = lifetime(ttl)?;
-    acl::require(names.prefix.as_str(), Right::Write)?;
+    let schema = acl::require(names.prefix.as_str(), Right::Write)?;
     let started_at = validated(&state)?;
     if !encoding::is_utf8() {
         // What can't be converted could never be broadcast, nor anything beside it. (Raises, and is short by now.)
@@ -84,13 +80,18 @@ fn oban_gossip_put(
         return Err(Error::InRecovery("gossip").into());
     }
 
-    let key = names.key(queue.as_str());
-    let put = shmem::gossip::put(&key, state.bytes(), started_at, ttl, Origin::Ours)?;
-    if let Err(Full { missing }) = put {
-        let what = format!("the state of queue \"{}\" ({missing} bytes missing)", queue.as_str());
-        return Err(Error::TableFull { what, setting: "obanrs.gossip_memory" }.into());
+    let key = names.key(schema, queue.as_str());
+    let share = acl::share_of(shmem::gossip::blocks()).map(|most| Share { role: session::role(), most });
+    let put = shmem::gossip::put(&key, state.bytes(), started_at, ttl, Origin::Ours(share))?;
+    let Err(Full { missing, share }) = put else { return Ok(()) };
+    let what = format!("the state of queue \"{}\" ({missing} bytes missing)", queue.as_str());
+    let setting = "obanrs.gossip_memory";
+    Err(if share {
+        Error::ShareUsed { role: catalog::quoted_role(session::role()), what, setting }
+    } else {
+        Error::TableFull { what, setting }
     }
-    Ok(())
+    .into())
 }
 
 /// A state that is short enough to be tested.
@@ -190,48 +191,51 @@ fn oban_gossip_delete(
 ) -> Result<i32, ErrorReport> {
     let names = Names::of(prefix, name, node)?;
     let queue: Option<Text<MAX_QUEUE>> = queue.map(|q| error::name("queue", Some(q))).transpose()?;
-    acl::require(names.prefix.as_str(), Right::Write)?;
+    let schema = acl::require(names.prefix.as_str(), Right::Write)?;
     let deleted = match queue {
-        Some(queue) => usize::from(shmem::gossip::delete(&names.key(queue.as_str()))?),
-        None => shmem::gossip::delete_node(&names.key(""))?,
+        Some(queue) => usize::from(shmem::gossip::delete(&names.key(schema, queue.as_str()))?),
+        None => shmem::gossip::delete_node(&names.key(schema, ""))?,
     };
     Ok(deleted as i32)
 }
+
+/// What a schema is called now, if it has a name and the caller may read it; found out once for each.
+type Prefixes = HashMap<u32, Option<String>>;
 
 /// The rows of the view oban_gossip: of this database and the prefixes that the caller may read. Its columns are
 /// in sql/50_views.sql.
 #[pg_extern(sql = false)]
 pub fn obanrs_gossip(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
     let (database, mut rows) = (session::database(), Rows::of(fcinfo));
-    let mut readable = HashMap::new();
+    let mut prefixes = Prefixes::new();
+    session::see_changes(); // or a schema that was renamed would have its old name in this transaction
     let once = shmem::gossip::each(database, false, |piece| {
         pgrx::check_for_interrupts!();
-        rows.within(|rows| piece.take(|entry| push(rows, &entry, &mut readable)));
+        rows.within(|rows| piece.take(|entry| push(rows, &entry, &mut prefixes)));
     })?;
     if !once {
         rows.clear();
         let entries = shmem::gossip::entries(database, false)?;
-        rows.within(|rows| entries.iter().for_each(|entry| push(rows, &entry.seen(), &mut readable)));
+        rows.within(|rows| entries.iter().for_each(|entry| push(rows, &entry.seen(), &mut prefixes)));
     }
     Ok(())
 }
 
-/// Adds an entry's row, if the caller may read its prefix; `readable` is what was found out about that.
-fn push(rows: &mut Rows, entry: &Seen<'_>, readable: &mut HashMap<String, bool>) {
-    let readable = match readable.get(entry.prefix) {
-        Some(readable) => *readable,
-        None => *readable.entry(entry.prefix.to_owned()).or_insert_with_key(|p| acl::allows(p, Right::Read)),
-    };
-    if readable {
+/// Adds an entry's row, if it is to be seen.
+fn push(rows: &mut Rows, entry: &Seen<'_>, prefixes: &mut Prefixes) {
+    let prefix = prefixes.entry(entry.schema).or_insert_with_key(|schema| {
+        catalog::schema_name(*schema).filter(|_| acl::allows_in(*schema, Right::Read))
+    });
+    if let Some(prefix) = prefix {
         rows.push([
-            datum::text(entry.prefix),
+            datum::text(prefix),
             datum::text(entry.name),
             datum::text(entry.node),
             datum::text(entry.queue),
             RawJsonb::copy(entry.state).into_datum(),
             time::timestamptz(entry.started_at).into_datum(),
             time::timestamptz(entry.updated_at).into_datum(),
-            time::timestamptz(entry.expires_at).into_datum(),
+            time::timestamptz(clock::to_wall(entry.expires_at)).into_datum(),
         ]);
     }
 }

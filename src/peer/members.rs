@@ -34,7 +34,8 @@ fn oban_join(
     let node = error::name("node", node)?;
     let replace = given("replace", replace)?;
     let lease = lease.map(microseconds).transpose()?;
-    acl::require(electorate.prefix.as_str(), Right::Write)?;
+    let schema = acl::require(electorate.prefix.as_str(), Right::Write)?;
+    shmem::members::joins(electorate.prefix.as_str(), schema);
     if session::in_recovery() {
         return Err(Error::InRecovery("join").into());
     }

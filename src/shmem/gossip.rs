@@ -1,4 +1,5 @@
-//! The gossip table: putting, deleting, reading, expiring, and who has to be woken for that.
+//! The gossip table: putting, deleting, reading, expiring, and who has to be woken for that. What is a deadline here
+//! counts on `pg::clock`.
 //!
 //! The coordinator lets entries expire (readers leave out what is over by themselves); a database's relay
 //! announces what is put there. A relay that has nothing to announce is woken by the next put: under
@@ -10,15 +11,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::rings::{self, Counter};
 use super::{area, layout, registry, root};
 use crate::error::Error;
-use crate::logic::gossip::{Copied, Full, Key, New, Origin, Piece, Put, Table, Usage, View};
+use crate::logic::gossip::{Copied, Full, HOLDINGS, Key, New, Origin, Piece, Put, Table, Usage, View};
 use crate::pg::lwlock::{self, Lock, Mode};
-use crate::pg::{latch, session, time};
+use crate::pg::{clock, latch, session, time};
 
 /// How long an entry that is over stays in the table, in microseconds: many that end one after the other are
 /// looked for at a time. Nobody sees it meanwhile, and who needs its room takes it.
 const SLACK: i64 = 100_000;
 
-/// The table, to change it. `sweep_at` is when the coordinator will next look for expired entries (0: never).
+/// The table, to change it. `sweep_at` is the deadline at which the coordinator will next look for expired entries (0:
+/// it will not).
 fn table<R>(body: impl FnOnce(&mut Table<'_>, &mut i64) -> R) -> Result<R, Error> {
     let (root, l) = (root()?, layout());
     let _guard = lwlock::acquire(Lock::Gossip, Mode::Exclusive);
@@ -29,6 +31,7 @@ fn table<R>(body: impl FnOnce(&mut Table<'_>, &mut i64) -> R) -> Result<R, Error
             buckets: area(root, l.buckets, l.max_entries),
             entries: area(root, l.entries, l.max_entries),
             blocks: area(root, l.blocks, l.max_entries),
+            holdings: area(root, l.holdings, HOLDINGS),
         };
         Ok(body(&mut table, &mut (*root).sweep_at))
     }
@@ -49,8 +52,13 @@ fn view<R>(body: impl FnOnce(View<'_>) -> R) -> Result<(R, u64), Error> {
     }
 }
 
-/// Inserts or replaces an entry, which ends after `ttl` microseconds. (Not in recovery: the coordinator, who
-/// lets entries expire, is not there either.)
+/// How many blocks there are; as many entries.
+pub fn blocks() -> usize {
+    layout().max_entries
+}
+
+/// Inserts or replaces an entry, which ends after `ttl` microseconds. `started_at` is wall time. (Not in recovery: the
+/// coordinator, who lets entries expire, is not there either.)
 pub fn put(
     key: &Key<'_>,
     state: &[u8],
@@ -58,9 +66,9 @@ pub fn put(
     ttl: i64,
     origin: Origin,
 ) -> Result<Result<Put, Full>, Error> {
-    let now = time::now();
+    let now = clock::now();
     let expires_at = now.saturating_add(ttl);
-    let new = New { state, started_at, now, expires_at, origin };
+    let new = New { state, started_at, updated_at: time::now(), now, expires_at, origin };
     let mut expired = Vec::new();
     let (put, sooner) = table(|table, sweep_at| {
         let put = table.put(key, &new).or_else(|full| {
@@ -85,7 +93,7 @@ pub fn put(
     count_expired(&expired);
     let Ok(done) = put else { return Ok(put) };
     rings::count(Counter::GossipExpired, usize::from(done.expired));
-    if origin == Origin::Ours {
+    if origin != Origin::Foreign {
         rings::count(Counter::GossipPuts, 1);
         wake_announcer(key.database);
     }
@@ -94,22 +102,37 @@ pub fn put(
 
 /// Deletes an entry; whether it was there.
 pub fn delete(key: &Key<'_>) -> Result<bool, Error> {
-    table(|table, _| table.delete(key, time::now()))
+    table(|table, _| table.delete(key, clock::now()))
 }
 
 /// Deletes a node's entries, whatever the key's queue is; how many.
 pub fn delete_node(key: &Key<'_>) -> Result<usize, Error> {
-    table(|table, _| table.delete_node(key, time::now()))
+    table(|table, _| table.delete_node(key, clock::now()))
 }
 
-/// Deletes what a database that is gone has left, put before that time.
+/// Deletes what a database that is gone has left, put before that reading of the clock.
 pub fn forget_database(database: u32, before: i64) {
     let _ = table(|table, _| table.forget_database(database, before));
 }
 
-/// Lets entries expire; when the next one does, if any.
+/// Deletes what a schema that was dropped has left; how many entries that were. Callable after commit.
+pub fn forget_schema(database: u32, schema: u32) -> usize {
+    table(|table, _| table.forget_schema(database, schema, i64::MAX)).unwrap_or(0)
+}
+
+/// For how long an entry of a schema without a name is kept, in microseconds: the transaction that creates the schema
+/// may put into it before it commits.
+const NAMELESS: i64 = 10_000_000;
+
+/// Deletes what was put some time ago into a schema that has no name: it was dropped after the put, or never committed.
+pub fn forget_nameless(database: u32, schema: u32) {
+    let before = clock::now() - NAMELESS;
+    let _ = table(|table, _| table.forget_schema(database, schema, before));
+}
+
+/// Lets entries expire. The deadline of the next look; `None`: there is no entry.
 pub fn sweep() -> Option<i64> {
-    let now = time::now();
+    let now = clock::now();
     let mut expired = Vec::new();
     let next = table(|table, sweep_at| {
         if table.head.next_expiry != 0 && table.head.next_expiry <= now {
@@ -135,7 +158,7 @@ fn count_expired(expired: &[u32]) {
 /// Gives `body` the entries of a database that hold now, all or only ours, piece by piece: each a consistent
 /// copy. False if entries were inserted meanwhile, so that some may have been given twice.
 pub fn each(database: u32, only_ours: bool, mut body: impl FnMut(&mut Piece)) -> Result<bool, Error> {
-    let (now, mut piece) = (time::now(), Piece::new());
+    let (now, mut piece) = (clock::now(), Piece::new());
     let mut first = None;
     loop {
         // Between two pieces whoever waits to put goes first.
@@ -157,7 +180,7 @@ pub fn entries(database: u32, only_ours: bool) -> Result<Vec<Copied>, Error> {
 
 /// What a database has in the table.
 pub fn usage(database: u32) -> Result<Usage, Error> {
-    let (now, mut usage, mut from) = (time::now(), Usage::default(), Some(0));
+    let (now, mut usage, mut from) = (clock::now(), Usage::default(), Some(0));
     while let Some(at) = from {
         from = view(|view| view.add_usage(database, now, at, &mut usage))?.0;
     }
@@ -181,7 +204,7 @@ pub fn full() -> Result<f64, Error> {
 
 /// Whether a database has an entry of ours.
 pub fn has_ours(database: u32) -> bool {
-    view(|view| view.has_ours(database, time::now())).is_ok_and(|(has, _)| has)
+    view(|view| view.has_ours(database, clock::now())).is_ok_and(|(has, _)| has)
 }
 
 /// Says of each slot's life whether its relay looks for entries by itself: the slot's birth if so.

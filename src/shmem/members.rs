@@ -3,6 +3,8 @@
 //! A member that is bound to a session ends with it in whatever way it ends: the exit callback takes it
 //! out, with its node's gossip, and wakes the keeper, which elects the next. One with a lease ends by that.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgrx::pg_sys;
@@ -24,7 +26,7 @@ pub fn ended(electorate: &Electorate, member: &Member) {
     if member.lease_ends().is_none() {
         let key = Key {
             database: electorate.database,
-            prefix: electorate.prefix.as_str(),
+            schema: schema_of(electorate),
             name: electorate.name.as_str(),
             node: member.node.as_str(),
             queue: "",
@@ -32,6 +34,21 @@ pub fn ended(electorate: &Electorate, member: &Member) {
         let _ = super::gossip::delete_node(&key);
     }
     super::wake_keeper(electorate.database);
+}
+
+thread_local! {
+    /// Schemas of the prefixes in which this session has joined; it may end where no catalog can be read.
+    static JOINED: RefCell<HashMap<String, u32>> = RefCell::default();
+}
+
+/// The schema of an electorate; 0 when it is not known.
+fn schema_of(electorate: &Electorate) -> u32 {
+    JOINED.with_borrow(|joined| joined.get(electorate.prefix.as_str()).copied()).unwrap_or(0)
+}
+
+/// Remembers the schema of a prefix in which this session joins.
+pub fn joins(prefix: &str, schema: u32) {
+    JOINED.with_borrow_mut(|joined| joined.insert(prefix.to_owned(), schema));
 }
 
 /// Registers this backend's exit callback, once and before its first member: what it clears up is

@@ -1,8 +1,8 @@
 //! The segment of shared memory: its layout, and the tables in it under their locks.
 //!
 //! ```text
-//! Root │ Database[] │ Hold[] │ Member[] │ Seat[] │ gossip: buckets[] │ Entry[] │ Block[]
-//!      └── lock Registry ──┘  └── lock Peers ──┘  └─── lock Gossip (gossip.rs) ────┘
+//! Root │ Database[] │ Hold[] │ Member[] │ Seat[] │ gossip: Holding[] │ buckets[] │ Entry[] │ Block[]
+//!      └── lock Registry ──┘  └── lock Peers ──┘  └───────── lock Gossip (gossip.rs) ──────────┘
 //!      │ Sleeper[] │ ring::Head[] │ for each database's slot: ring::Entry[] │ bytes
 //!      └───── a lock Ring for each database's slot (rings.rs) ───────────────────┘
 //!      │ for each database's slot: Counters, whether its relay announces gossip (atomics)
@@ -36,7 +36,9 @@ use pgrx::shmem::PgSharedMemoryInitialization;
 use self::rings::{Counters, Padded};
 use crate::config;
 use crate::error::Error;
-use crate::logic::gossip::{Block, Entry, Head as GossipHead, capacity as gossip_capacity};
+use crate::logic::gossip::{
+    Block, Entry, HOLDINGS, Head as GossipHead, Holding, capacity as gossip_capacity,
+};
 use crate::logic::lifecycle::{Database, Hold, Registry};
 use crate::logic::peer::{self, Member, Peers, Seat};
 use crate::logic::ring::{self, Head, Sleeper};
@@ -64,7 +66,8 @@ struct Root {
     rescan: AtomicI32,
     /// Under the lock Gossip.
     gossip: GossipHead,
-    /// When the coordinator will look for expired entries; 0 for never. Under the lock Gossip.
+    /// The deadline, on `pg::clock`, at which the coordinator will look for expired entries; 0 for never. Under the
+    /// lock Gossip.
     sweep_at: i64,
     /// The last birth of a database's slot. Under the lock Registry.
     births: u64,
@@ -81,6 +84,7 @@ struct Layout {
     holds: usize,
     members: usize,
     seats: usize,
+    holdings: usize,
     buckets: usize,
     entries: usize,
     blocks: usize,
@@ -122,6 +126,7 @@ fn lay_out() -> Layout {
         holds: area(size_of::<Hold>(), HOLDS),
         members: area(size_of::<Member>(), max_members),
         seats: area(size_of::<Seat>(), max_members),
+        holdings: area(size_of::<Holding>(), HOLDINGS),
         buckets: area(size_of::<u32>(), max_entries),
         entries: area(size_of::<Entry>(), max_entries),
         blocks: area(size_of::<Block>(), max_entries),

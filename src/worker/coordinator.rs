@@ -16,7 +16,7 @@ use pgrx::prelude::*;
 use crate::error;
 use crate::logic::lifecycle::{Kind, Registry};
 use crate::pg::bgworker::{self, Handle, Worker};
-use crate::pg::{catalog, latch, session, time, xact};
+use crate::pg::{catalog, clock, latch, session, time, xact};
 use crate::shmem;
 
 /// How long the postmaster waits before it starts a coordinator that ended.
@@ -87,7 +87,7 @@ impl Coordinator {
         self.reap();
         self.launch();
         let next_launch = shmem::registry(|r| r.next_launch()).ok().flatten();
-        next_launch.into_iter().chain(shmem::gossip::sweep()).min()
+        next_launch.into_iter().chain(shmem::gossip::sweep().map(clock::to_wall)).min()
     }
 
     fn scan(&mut self, what: i32) {

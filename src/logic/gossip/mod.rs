@@ -1,7 +1,8 @@
-//! The gossip table: one entry for each (database, prefix, instance name, node, queue), of bounded
-//! memory, with states of any size (what bounds one is the caller's business).
+//! The gossip table: one entry for each (database, schema, instance name, node, queue), of bounded
+//! memory, with states of any size (what bounds one is the caller's business). A schema is its oid: a rename
+//! changes nothing here, and a new schema of an old name has none of the old one's entries.
 //!
-//! An entry's bytes (its four names, then its state) are in a chain of equal blocks, and a free block
+//! An entry's bytes (its three names, then its state) are in a chain of equal blocks, and a free block
 //! is as good as any other, so there is no fragmentation. Entries hang in hash buckets. Indexes count
 //! from 1 and 0 means none, so that zeroed memory is an empty table.
 //!
@@ -10,6 +11,12 @@
 //! An entry is *ours*, put by a call here, or *foreign*, heard from a node that gossips by NOTIFY. Ours is
 //! what is broadcast. A foreign one never takes the place of one of ours that lives, and all foreign ones
 //! together never take more than half of the memory: anybody may NOTIFY.
+//!
+//! Each entry counts for one `Holding`: that of the foreign ones, or of the role that put it last. A put that would
+//! let a role hold more than its share is refused. Counting costs a put no look at other entries.
+//!
+//! Two clocks: what is called a deadline or a clock reading is of the clock that nobody sets, in microseconds;
+//! `started_at` and `updated_at` are wall time, for people and for other nodes, and decide nothing here.
 //!
 //! Readers copy entries piece by piece (`Piece`), so that who puts never waits for a whole reading: each
 //! entry is consistent, the whole is no snapshot. An entry stays where it is while it is replaced; one that
@@ -47,17 +54,48 @@ pub struct Entry {
     blocks: u32,
     first: u32,
     database: u32,
-    prefix: u16,
+    schema: u32,
+    // The lengths of its parts, in bytes.
+    state: u32,
     name: u16,
     node: u16,
     queue: u16,
-    state: u32,
-    /// 1: heard from a node that gossips by NOTIFY.
-    foreign: u32,
+    /// The index of the holding that it counts for. `FOREIGN`: it was heard from a node that gossips by NOTIFY.
+    holding: u16,
     started_at: i64,
     updated_at: i64,
+    /// A clock reading.
+    put_at: i64,
+    /// A deadline.
     expires_at: i64,
 }
+
+impl Entry {
+    fn is_foreign(&self) -> bool {
+        self.holding == FOREIGN
+    }
+}
+
+/// How many blocks the entries of a role take, or others that count together. (They are no more than that many
+/// entries: each has a block.)
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// 0: free, or none of a single role.
+    role: u32,
+    blocks: u32,
+}
+
+/// How many holdings there are. All but three are of single roles, which are told apart while they have entries.
+pub const HOLDINGS: usize = 128;
+
+/// The holding of all foreign entries.
+const FOREIGN: u16 = 0;
+/// The holding of all entries that were put by roles without a limit.
+const UNLIMITED: u16 = 1;
+/// The first holding of a single role. The last one of all is shared by the roles that find none of their own; what
+/// counts there stays there, also when their later entries find one.
+const FIRST_ROLE: u16 = 2;
 
 /// Counters and the heads of the free lists. `*_touched` is how many were ever used: memory above
 /// it is free and was never written.
@@ -70,9 +108,9 @@ pub struct Head {
     blocks_touched: u32,
     pub entries: u32,
     pub blocks: u32,
-    /// Of those, the ones of foreign entries.
-    pub foreign_blocks: u32,
-    /// Not later than the earliest expiry of any entry; 0 when there is none.
+    /// How many holdings of single roles were ever used.
+    roles_touched: u32,
+    /// A deadline, not later than the earliest of any entry; 0 when there is none.
     pub next_expiry: i64,
     /// How many entries were inserted, ever: a reading during which it stays has none twice.
     pub inserted: u64,
@@ -87,26 +125,38 @@ pub fn capacity(bytes: usize) -> usize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key<'a> {
     pub database: u32,
-    pub prefix: &'a str,
+    pub schema: u32,
     pub name: &'a str,
     pub node: &'a str,
     pub queue: &'a str,
 }
 
+/// The role that puts, and how many blocks it may hold at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub role: u32,
+    pub most: usize,
+}
+
 /// Where an entry comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    Ours,
+    /// Put by a role. `None`: one without a limit.
+    Ours(Option<Share>),
     Foreign,
 }
 
-/// What is put. Times are in microseconds since 2000.
+/// What is put.
 #[derive(Clone, Copy, Debug)]
 pub struct New<'a> {
     pub state: &'a [u8],
-    /// When nobody knows: that of the entry of the same origin that it replaces, if it lives, else `now`.
+    /// Wall time. `None`: that of the entry of the same origin that it replaces, if it lives, else `updated_at`.
     pub started_at: Option<i64>,
+    /// Wall time.
+    pub updated_at: i64,
+    /// The clock's reading.
     pub now: i64,
+    /// A deadline.
     pub expires_at: i64,
     pub origin: Origin,
 }
@@ -120,10 +170,13 @@ pub struct Put {
     pub expired: bool,
 }
 
-/// No room: this many more bytes would have been needed.
+/// No room.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full {
+    /// So many more bytes would have been needed.
     pub missing: usize,
+    /// Whether it is the share of the role that is used up; else it is the table.
+    pub share: bool,
 }
 
 /// The table. Whoever has this holds its lock exclusively.
@@ -132,6 +185,8 @@ pub struct Table<'a> {
     pub buckets: &'a mut [u32],
     pub entries: &'a mut [Entry],
     pub blocks: &'a mut [Block],
+    /// At least four.
+    pub holdings: &'a mut [Holding],
 }
 
 /// The table for readers. Whoever has this holds its lock shared.
@@ -154,7 +209,7 @@ pub struct Usage {
 /// An entry on its way out of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen<'a> {
-    pub prefix: &'a str,
+    pub schema: u32,
     pub name: &'a str,
     pub node: &'a str,
     pub queue: &'a str,
@@ -167,7 +222,7 @@ pub struct Seen<'a> {
 /// The same, to be kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copied {
-    pub prefix: String,
+    pub schema: u32,
     pub name: String,
     pub node: String,
     pub queue: String,
@@ -179,18 +234,18 @@ pub struct Copied {
 
 impl Copied {
     pub fn seen(&self) -> Seen<'_> {
-        let Self { prefix, name, node, queue, state, started_at, updated_at, expires_at } = self;
-        let (started_at, updated_at, expires_at) = (*started_at, *updated_at, *expires_at);
-        Seen { prefix, name, node, queue, state, started_at, updated_at, expires_at }
+        let Self { name, node, queue, state, .. } = self;
+        let Self { schema, started_at, updated_at, expires_at, .. } = *self;
+        Seen { schema, name, node, queue, state, started_at, updated_at, expires_at }
     }
 }
 
 impl Seen<'_> {
     pub fn copy(&self) -> Copied {
-        let Seen { started_at, updated_at, expires_at, .. } = *self;
-        let [prefix, name, node, queue] = [self.prefix, self.name, self.node, self.queue].map(str::to_owned);
+        let Seen { schema, started_at, updated_at, expires_at, .. } = *self;
+        let [name, node, queue] = [self.name, self.node, self.queue].map(str::to_owned);
         let state = self.state.to_vec();
-        Copied { prefix, name, node, queue, state, started_at, updated_at, expires_at }
+        Copied { schema, name, node, queue, state, started_at, updated_at, expires_at }
     }
 }
 
@@ -205,25 +260,31 @@ impl Table<'_> {
     /// Inserts or replaces the entry of `key`.
     pub fn put(&mut self, key: &Key<'_>, new: &New<'_>) -> Result<Put, Full> {
         let New { state, now, expires_at, origin, .. } = *new;
-        let parts =
-            [key.prefix.as_bytes(), key.name.as_bytes(), key.node.as_bytes(), key.queue.as_bytes(), state];
+        let parts = [key.name.as_bytes(), key.node.as_bytes(), key.queue.as_bytes(), state];
         let needed = parts.iter().map(|p| p.len()).sum::<usize>().div_ceil(BLOCK).max(1);
         let (node_hash, hash) = hashes(key);
         let old = self.find(hash, key);
         let before = old.map_or_else(Entry::default, |i| self.entries[i]);
         let lives = old.is_some() && now < before.expires_at;
-        if origin == Origin::Foreign && lives && before.foreign == 0 {
+        if origin == Origin::Foreign && lives && !before.is_foreign() {
             return Ok(Put { ignored: true, expired: false });
         }
 
-        let mut free = self.blocks.len() - self.head.blocks as usize + before.blocks as usize;
-        if origin == Origin::Foreign {
-            let others = (self.head.foreign_blocks - before.foreign * before.blocks) as usize;
-            free = free.min((self.blocks.len() / 2).saturating_sub(others));
-        }
+        let holding = self.holding_of(origin);
+        let free = self.blocks.len() - (self.head.blocks - before.blocks) as usize;
+        let most = match origin {
+            Origin::Foreign => Some(self.blocks.len() / 2),
+            Origin::Ours(share) => share.map(|share| share.most),
+        };
+        let own = most.map_or(free, |most| {
+            // What it replaces may count for another.
+            let replaced = if before.holding as usize == holding { before.blocks } else { 0 };
+            most.saturating_sub((self.holdings[holding].blocks - replaced) as usize)
+        });
         let no_entry = old.is_none() && self.head.entries as usize >= self.entries.len();
-        if needed > free || no_entry {
-            return Err(Full { missing: needed.saturating_sub(free).max(1) * size_of::<Block>() });
+        if needed > free.min(own) || no_entry {
+            let missing = needed.saturating_sub(free.min(own)).max(1) * size_of::<Block>();
+            return Err(Full { missing, share: origin != Origin::Foreign && own < needed.min(free) });
         }
 
         let index = match old {
@@ -234,8 +295,8 @@ impl Table<'_> {
             None => self.take_entry(hash),
         };
         let first = self.write_blocks(&parts, needed);
-        let foreign = u32::from(origin == Origin::Foreign);
-        self.head.foreign_blocks += foreign * needed as u32;
+        self.hold(holding, origin, needed);
+        let same_origin = old.is_some() && before.is_foreign() == (origin == Origin::Foreign);
         let entry = &mut self.entries[index];
         *entry = Entry {
             hash,
@@ -244,24 +305,50 @@ impl Table<'_> {
             blocks: needed as u32,
             first,
             database: key.database,
-            prefix: key.prefix.len() as u16,
+            schema: key.schema,
+            state: state.len() as u32,
             name: key.name.len() as u16,
             node: key.node.len() as u16,
             queue: key.queue.len() as u16,
-            state: state.len() as u32,
-            foreign,
-            started_at: new.started_at.unwrap_or(if lives && before.foreign == foreign {
+            holding: holding as u16,
+            started_at: new.started_at.unwrap_or(if lives && same_origin {
                 before.started_at
             } else {
-                now
+                new.updated_at
             }),
-            updated_at: now,
+            updated_at: new.updated_at,
+            put_at: now,
             expires_at,
         };
         if self.head.next_expiry == 0 || expires_at < self.head.next_expiry {
             self.head.next_expiry = expires_at;
         }
         Ok(Put { ignored: false, expired: old.is_some() && !lives })
+    }
+
+    /// The holding that an entry of this origin counts for: the role's own, else a free one, else the last.
+    fn holding_of(&self, origin: Origin) -> usize {
+        let share = match origin {
+            Origin::Foreign => return FOREIGN as usize,
+            Origin::Ours(None) => return UNLIMITED as usize,
+            Origin::Ours(Some(share)) => share,
+        };
+        let (first, last) = (FIRST_ROLE as usize, self.holdings.len() - 1);
+        let touched = first + self.head.roles_touched as usize;
+        let found = |wanted: u32| self.holdings[first..touched].iter().position(|h| h.role == wanted);
+        found(share.role).or_else(|| found(0)).map_or(touched.min(last), |i| first + i)
+    }
+
+    /// Counts so many blocks of an entry of this origin for a holding.
+    fn hold(&mut self, index: usize, origin: Origin, blocks: usize) {
+        self.holdings[index].blocks += blocks as u32;
+        if let Origin::Ours(Some(share)) = origin
+            && index != self.holdings.len() - 1
+        {
+            self.holdings[index].role = share.role;
+            let touched = index + 1 - FIRST_ROLE as usize;
+            self.head.roles_touched = self.head.roles_touched.max(touched as u32);
+        }
     }
 
     /// Deletes the entry of `key`; whether it still held at `now`.
@@ -302,9 +389,15 @@ impl Table<'_> {
         self.head.next_expiry = earliest;
     }
 
-    /// Deletes the entries of a database that was dropped, or whose extension was, put before that time.
+    /// Deletes the entries of a database that was dropped, or whose extension was, put before that clock reading.
     pub fn forget_database(&mut self, database: u32, before: i64) -> usize {
-        self.remove_where(|entry| entry.database == database && entry.updated_at < before)
+        self.remove_where(|entry| entry.database == database && entry.put_at < before)
+    }
+
+    /// The same for a schema.
+    pub fn forget_schema(&mut self, database: u32, schema: u32, before: i64) -> usize {
+        let of_schema = |e: &Entry| (e.database, e.schema) == (database, schema);
+        self.remove_where(|entry| of_schema(entry) && entry.put_at < before)
     }
 
     fn remove_where(&mut self, mut wanted: impl FnMut(&Entry) -> bool) -> usize {
@@ -421,8 +514,9 @@ impl Table<'_> {
         first
     }
 
+    /// Gives the blocks of an entry back, and what it counts for its holding.
     fn release_blocks(&mut self, index: usize) {
-        let Entry { first, blocks, foreign, .. } = self.entries[index];
+        let Entry { first, blocks, holding, .. } = self.entries[index];
         let mut last = first;
         for _ in 1..blocks {
             last = self.blocks[last as usize - 1].next;
@@ -430,7 +524,11 @@ impl Table<'_> {
         self.blocks[last as usize - 1].next = self.head.free_block;
         self.head.free_block = first;
         self.head.blocks -= blocks;
-        self.head.foreign_blocks -= foreign * blocks;
+        let holding = &mut self.holdings[holding as usize];
+        holding.blocks -= blocks;
+        if holding.blocks == 0 {
+            holding.role = 0;
+        }
     }
 }
 
@@ -444,7 +542,7 @@ impl View<'_> {
             let wanted = entry.blocks != 0
                 && entry.database == database
                 && now < entry.expires_at
-                && !(only_ours && entry.foreign != 0);
+                && !(only_ours && entry.is_foreign());
             if wanted {
                 if piece.bytes.len() >= Piece::BYTES {
                     return false;
@@ -464,7 +562,7 @@ impl View<'_> {
         let own = |e: &&Entry| e.blocks != 0 && e.database == database && now < e.expires_at;
         for entry in self.entries[from.min(end)..end].iter().filter(own) {
             usage.entries += 1;
-            usage.foreign += entry.foreign as usize;
+            usage.foreign += usize::from(entry.is_foreign());
             usage.bytes += entry.blocks as usize * size_of::<Block>() + size_of::<Entry>();
         }
         (end < self.touched).then_some(end)
@@ -473,7 +571,7 @@ impl View<'_> {
     /// Whether any entry of ours holds at `now` in a database.
     pub fn has_ours(&self, database: u32, now: i64) -> bool {
         let ours =
-            |e: &Entry| e.blocks != 0 && e.database == database && e.foreign == 0 && now < e.expires_at;
+            |e: &Entry| e.blocks != 0 && e.database == database && !e.is_foreign() && now < e.expires_at;
         self.entries[..self.touched].iter().any(ours)
     }
 
@@ -488,11 +586,11 @@ impl View<'_> {
     }
 
     fn begins_with(&self, entry: &Entry, key: &Key<'_>, queue: &str) -> bool {
-        let lengths = (entry.prefix as usize, entry.name as usize, entry.node as usize);
-        if entry.database != key.database || lengths != (key.prefix.len(), key.name.len(), key.node.len()) {
+        let is_of_schema = (entry.database, entry.schema) == (key.database, key.schema);
+        if !is_of_schema || (entry.name as usize, entry.node as usize) != (key.name.len(), key.node.len()) {
             return false;
         }
-        let names = [key.prefix, key.name, key.node, queue];
+        let names = [key.name, key.node, queue];
         let mut bytes = self.slices(entry);
         let mut slice = bytes.next().unwrap_or_default();
         names.iter().all(|name| {
@@ -513,7 +611,7 @@ impl View<'_> {
 
     /// An entry's bytes, block by block.
     fn slices(&self, entry: &Entry) -> impl Iterator<Item = &[u8]> {
-        let names = [entry.prefix, entry.name, entry.node, entry.queue].map(usize::from);
+        let names = [entry.name, entry.node, entry.queue].map(usize::from);
         let mut left = names.iter().sum::<usize>() + entry.state as usize;
         let mut at = entry.first;
         (0..entry.blocks).map(move |_| {
@@ -561,26 +659,23 @@ impl Piece {
             part
         };
         for entry in self.entries.drain(..) {
-            let [prefix, name, node, queue] = [entry.prefix, entry.name, entry.node, entry.queue]
+            let [name, node, queue] = [entry.name, entry.node, entry.queue]
                 .map(|len| std::str::from_utf8(cut(len as usize)).unwrap_or_default());
             let state = cut(entry.state as usize);
-            let Entry { started_at, updated_at, expires_at, .. } = entry;
-            body(Seen { prefix, name, node, queue, state, started_at, updated_at, expires_at });
+            let Entry { schema, started_at, updated_at, expires_at, .. } = entry;
+            body(Seen { schema, name, node, queue, state, started_at, updated_at, expires_at });
         }
         self.bytes.clear();
     }
 
-    /// Of entries that were read twice, as they were deleted and put again meanwhile, the later.
+    /// Of entries that were read twice, as they were deleted and put again meanwhile, the later: the one that was
+    /// read later, as a key has one entry at a time.
     pub fn into_latest(mut entries: Vec<Copied>) -> Vec<Copied> {
-        let mut latest: HashMap<[&str; 4], usize> = HashMap::with_capacity(entries.len());
+        let mut latest: HashMap<(u32, [&str; 3]), usize> = HashMap::with_capacity(entries.len());
         let mut twice = Vec::new();
         for (i, entry) in entries.iter().enumerate() {
-            let key = [&entry.prefix, &entry.name, &entry.node, &entry.queue].map(String::as_str);
-            if let Some(before) = latest.insert(key, i) {
-                let later = if entries[before].updated_at > entry.updated_at { before } else { i };
-                twice.push(before + i - later);
-                latest.insert(key, later);
-            }
+            let names = [&entry.name, &entry.node, &entry.queue].map(String::as_str);
+            twice.extend(latest.insert((entry.schema, names), i));
         }
         twice.sort_unstable();
         twice.into_iter().rev().for_each(|i| {
@@ -606,7 +701,8 @@ fn hashes(key: &Key<'_>) -> (u64, u64) {
     }
     let mut fnv = Fnv(0xcbf2_9ce4_8422_2325);
     fnv.write_u32(key.database);
-    for part in [key.prefix, key.name, key.node] {
+    fnv.write_u32(key.schema);
+    for part in [key.name, key.node] {
         fnv.write(part.as_bytes());
         fnv.write_u8(0xff);
     }

@@ -2,11 +2,14 @@ use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
+const OURS: Origin = Origin::Ours(None);
+
 struct Memory {
     head: Head,
     buckets: Vec<u32>,
     entries: Vec<Entry>,
     blocks: Vec<Block>,
+    holdings: Vec<Holding>,
 }
 
 impl Memory {
@@ -16,6 +19,7 @@ impl Memory {
             buckets: vec![0; 3], // few, so that chains are tested
             entries: vec![Entry::default(); entries],
             blocks: vec![Block::default(); blocks],
+            holdings: vec![Holding::default(); 5], // of two single roles
         }
     }
     fn put(
@@ -26,7 +30,7 @@ impl Memory {
         expires_at: i64,
         origin: Origin,
     ) -> Result<Put, Full> {
-        self.table().put(key, &New { state, started_at: None, now, expires_at, origin })
+        self.table().put(key, &New { state, started_at: None, updated_at: now, now, expires_at, origin })
     }
     fn table(&mut self) -> Table<'_> {
         Table {
@@ -34,7 +38,18 @@ impl Memory {
             buckets: &mut self.buckets,
             entries: &mut self.entries,
             blocks: &mut self.blocks,
+            holdings: &mut self.holdings,
         }
+    }
+    fn foreign_blocks(&self) -> u32 {
+        self.holdings[FOREIGN as usize].blocks
+    }
+    /// The holdings, as the entries say.
+    fn recount(&self) -> Vec<u32> {
+        let mut blocks = vec![0; self.holdings.len()];
+        let used = self.entries.iter().filter(|e| e.blocks != 0);
+        used.for_each(|e| blocks[e.holding as usize] += e.blocks);
+        blocks
     }
     fn all(&self, database: u32, now: i64) -> Vec<Copied> {
         self.read(database, false, now)
@@ -62,23 +77,24 @@ impl Memory {
 }
 
 fn key<'a>(node: &'a str, queue: &'a str) -> Key<'a> {
-    Key { database: 1, prefix: "public", name: "Oban", node, queue }
+    Key { database: 1, schema: 7, name: "Oban", node, queue }
 }
 
 #[test]
 fn a_state_is_replaced_whole_or_not_at_all() {
     let mut memory = Memory::new(4, 3);
     let (small, large) = (vec![b's'; 300], vec![b'l'; 3 * BLOCK]);
-    memory.put(&key("a", "q"), &small, 1, 100, Origin::Ours).unwrap();
-    let full = memory.put(&key("a", "q"), &large, 2, 200, Origin::Ours).unwrap_err();
-    assert_eq!(full, Full { missing: size_of::<Block>() });
+    memory.put(&key("a", "q"), &small, 1, 100, OURS).unwrap();
+    let full = memory.put(&key("a", "q"), &large, 2, 200, OURS).unwrap_err();
+    assert_eq!(full, Full { missing: size_of::<Block>(), share: false });
     let kept = memory.all(1, 1).pop().unwrap();
     assert_eq!((&*kept.state, kept.started_at, kept.updated_at), (&*small, 1, 1));
-    memory.put(&key("a", "q"), b"{}", 3, 300, Origin::Ours).unwrap();
+    memory.put(&key("a", "q"), b"{}", 3, 300, OURS).unwrap();
     let kept = memory.all(1, 1).pop().unwrap();
     assert_eq!((&*kept.state, kept.started_at, kept.updated_at, kept.expires_at), (&b"{}"[..], 1, 3, 300));
     assert_eq!(memory.head.blocks, 1);
-    let known = New { state: b"{}", started_at: Some(-7), now: 4, expires_at: 300, origin: Origin::Ours };
+    let known =
+        New { state: b"{}", started_at: Some(-7), updated_at: 4, now: 4, expires_at: 300, origin: OURS };
     memory.table().put(&key("a", "q"), &known).unwrap();
     assert_eq!(memory.all(1, 4)[0].started_at, -7, "as somebody knows");
 }
@@ -86,16 +102,16 @@ fn a_state_is_replaced_whole_or_not_at_all() {
 #[test]
 fn entries_expire_and_their_room_comes_back() {
     let mut memory = Memory::new(2, 2);
-    memory.put(&key("a", "1"), b"{}", 0, 10, Origin::Ours).unwrap();
-    memory.put(&key("a", "2"), b"{}", 0, 20, Origin::Ours).unwrap();
+    memory.put(&key("a", "1"), b"{}", 0, 10, OURS).unwrap();
+    memory.put(&key("a", "2"), b"{}", 0, 20, OURS).unwrap();
     assert_eq!(memory.head.next_expiry, 10);
-    assert!(memory.put(&key("a", "3"), b"{}", 0, 5, Origin::Ours).is_err());
+    assert!(memory.put(&key("a", "3"), b"{}", 0, 5, OURS).is_err());
     assert_eq!(memory.all(1, 10).len(), 1, "expired for readers before any sweep");
     let mut expired = Vec::new();
     memory.table().expire(10, |database| expired.push(database));
     assert_eq!(expired, [1]);
     assert_eq!(memory.head.next_expiry, 20);
-    memory.put(&key("a", "3"), b"{}", 0, 30, Origin::Ours).unwrap();
+    memory.put(&key("a", "3"), b"{}", 0, 30, OURS).unwrap();
     memory.table().expire(30, |database| expired.push(database));
     assert_eq!(expired, [1, 1, 1]);
     assert_eq!((memory.head.next_expiry, memory.head.entries, memory.head.blocks), (0, 0, 0));
@@ -105,8 +121,8 @@ fn entries_expire_and_their_room_comes_back() {
 fn deletes_a_queue_or_a_node_and_forgets_a_database() {
     let mut memory = Memory::new(9, 9);
     for (node, queue) in [("a", "1"), ("a", "2"), ("b", "1")] {
-        memory.put(&key(node, queue), b"{}", 0, 10, Origin::Ours).unwrap();
-        memory.put(&Key { database: 2, ..key(node, queue) }, b"{}", 0, 10, Origin::Ours).unwrap();
+        memory.put(&key(node, queue), b"{}", 0, 10, OURS).unwrap();
+        memory.put(&Key { database: 2, ..key(node, queue) }, b"{}", 0, 10, OURS).unwrap();
     }
     assert!(memory.table().delete(&key("a", "1"), 0));
     assert!(!memory.table().delete(&key("a", "1"), 0));
@@ -121,7 +137,7 @@ fn deletes_a_queue_or_a_node_and_forgets_a_database() {
 #[test]
 fn a_foreign_one_does_not_replace_one_of_ours_that_lives() {
     let mut memory = Memory::new(9, 9);
-    memory.put(&key("a", "q"), b"ours", 0, 10, Origin::Ours).unwrap();
+    memory.put(&key("a", "q"), b"ours", 0, 10, OURS).unwrap();
     let ignored = memory.put(&key("a", "q"), b"theirs", 1, 11, Origin::Foreign);
     assert_eq!(ignored, Ok(Put { ignored: true, expired: false }));
     assert_eq!(memory.all(1, 1)[0].state, b"ours");
@@ -129,9 +145,9 @@ fn a_foreign_one_does_not_replace_one_of_ours_that_lives() {
     assert_eq!(taken, Ok(Put { ignored: false, expired: true }), "ours was over");
     assert!(memory.read(1, true, 11).is_empty() && !memory.view().has_ours(1, 11));
     let usage = memory.usage(1, 11);
-    assert_eq!((usage.entries, usage.foreign, memory.head.foreign_blocks), (1, 1, 1));
-    memory.put(&key("a", "q"), b"ours", 12, 30, Origin::Ours).unwrap();
-    assert_eq!((memory.read(1, true, 12).len(), memory.head.foreign_blocks), (1, 0));
+    assert_eq!((usage.entries, usage.foreign, memory.foreign_blocks()), (1, 1, 1));
+    memory.put(&key("a", "q"), b"ours", 12, 30, OURS).unwrap();
+    assert_eq!((memory.read(1, true, 12).len(), memory.foreign_blocks()), (1, 0));
     assert_eq!(memory.all(1, 12)[0].started_at, 12, "theirs says nothing of ours");
     assert!(
         memory.view().has_ours(1, 12) && !memory.view().has_ours(2, 12) && !memory.view().has_ours(1, 30)
@@ -145,14 +161,14 @@ fn foreign_ones_take_no_more_than_half() {
         memory.put(&key("f", queue), b"{}", 0, 10, Origin::Foreign).unwrap();
     }
     let full = memory.put(&key("f", "5"), b"{}", 0, 10, Origin::Foreign);
-    assert_eq!(full, Err(Full { missing: size_of::<Block>() }));
+    assert_eq!(full, Err(Full { missing: size_of::<Block>(), share: false }));
     memory.put(&key("f", "4"), b"[]", 0, 10, Origin::Foreign).expect("its own room is free for it");
     for queue in ["1", "2", "3", "4"] {
-        memory.put(&key("o", queue), b"{}", 0, 10, Origin::Ours).unwrap();
+        memory.put(&key("o", queue), b"{}", 0, 10, OURS).unwrap();
     }
-    assert!(memory.put(&key("o", "5"), b"{}", 0, 10, Origin::Ours).is_err());
-    memory.put(&key("f", "1"), b"{}", 0, 10, Origin::Ours).expect("it takes a foreign one's place");
-    assert_eq!(memory.head.foreign_blocks, 3);
+    assert!(memory.put(&key("o", "5"), b"{}", 0, 10, OURS).is_err());
+    memory.put(&key("f", "1"), b"{}", 0, 10, OURS).expect("it takes a foreign one's place");
+    assert_eq!(memory.foreign_blocks(), 3);
 }
 
 #[test]
@@ -160,13 +176,111 @@ fn names_that_run_together_are_other_names() {
     let mut memory = Memory::new(9, 9);
     let long = "n".repeat(BLOCK);
     for (node, queue) in [("ab", "c"), ("a", "bc"), (&*long, "x"), (&*long, "y")] {
-        memory.put(&key(node, queue), queue.as_bytes(), 0, 10, Origin::Ours).unwrap();
+        memory.put(&key(node, queue), queue.as_bytes(), 0, 10, OURS).unwrap();
     }
     assert_eq!(memory.all(1, 0).len(), 4);
     assert!(memory.table().delete(&key(&long, "y"), 0) && !memory.table().delete(&key("abc", ""), 0));
     assert_eq!(memory.table().delete_node(&key("a", ""), 0), 1);
     assert_eq!(memory.table().delete_node(&key(&long, ""), 0), 1);
     assert_eq!(memory.all(1, 0)[0].node, "ab");
+}
+
+#[test]
+fn a_schema_has_its_own_and_is_forgotten_alone() {
+    let mut memory = Memory::new(9, 9);
+    let other = Key { schema: 8, ..key("a", "q") };
+    memory.put(&key("a", "q"), b"7", 0, 10, OURS).unwrap();
+    memory.put(&other, b"8", 1, 10, Origin::Foreign).unwrap();
+    memory.put(&Key { database: 2, ..other }, b"8", 1, 10, OURS).unwrap();
+    let seen = |m: &Memory, database| -> Vec<_> {
+        m.all(database, 2).into_iter().map(|c| (c.schema, c.state)).collect()
+    };
+    assert_eq!(seen(&memory, 1), [(7, b"7".to_vec()), (8, b"8".to_vec())]);
+    assert!(!memory.table().delete(&Key { schema: 9, ..other }, 2));
+    assert_eq!(memory.table().forget_schema(1, 8, 1), 0, "it was put later");
+    assert_eq!(memory.table().forget_schema(1, 8, 2), 1);
+    assert_eq!((seen(&memory, 1).len(), seen(&memory, 2).len()), (1, 1));
+}
+
+/// What is put at a time when the wall clock was set back was put all the same.
+#[test]
+fn wall_time_decides_nothing() {
+    let mut memory = Memory::new(9, 9);
+    let new = New { state: b"{}", started_at: None, updated_at: -50, now: 5, expires_at: 10, origin: OURS };
+    memory.table().put(&key("a", "q"), &new).unwrap();
+    assert_eq!(memory.all(1, 9).len(), 1);
+    assert!(memory.all(1, 10).is_empty());
+    assert_eq!(memory.table().forget_database(1, 5), 0, "put at 5, not at -50");
+    memory.table().put(&key("a", "q"), &New { updated_at: -90, now: 6, ..new }).unwrap();
+    let kept = memory.all(1, 9).pop().unwrap();
+    assert_eq!((kept.started_at, kept.updated_at), (-50, -90));
+}
+
+fn of(role: u32, most: usize) -> Origin {
+    Origin::Ours(Some(Share { role, most }))
+}
+
+#[test]
+fn a_role_holds_no_more_than_its_share() {
+    let mut memory = Memory::new(16, 16);
+    let two = vec![b'x'; BLOCK + 1];
+    let share = |missing: usize| Err(Full { missing: missing * size_of::<Block>(), share: true });
+    memory.put(&key("a", "1"), &two, 0, 10, of(100, 4)).unwrap();
+    memory.put(&key("a", "2"), b"{}", 0, 10, of(100, 4)).unwrap();
+    assert_eq!(memory.put(&key("a", "3"), &two, 0, 10, of(100, 4)), share(1));
+    assert!(memory.all(1, 0).iter().all(|c| c.queue != "3"), "it changed nothing");
+    memory.put(&key("a", "2"), &two, 0, 10, of(100, 4)).expect("what it replaces is given back");
+    assert_eq!(
+        memory.put(&key("a", "3"), b"{}", 0, 10, of(100, 4)),
+        share(1),
+        "one of them is too many, too"
+    );
+    memory.put(&key("b", "1"), b"{}", 0, 10, of(200, 4)).expect("another role has its own");
+    memory.put(&key("c", "1"), &[b'x'; 5 * BLOCK], 0, 10, OURS).expect("without a limit");
+    // What another role puts is that role's from then on.
+    memory.put(&key("a", "1"), b"{}", 0, 10, of(200, 4)).unwrap();
+    memory.put(&key("a", "3"), &two, 0, 10, of(100, 4)).unwrap();
+    assert_eq!(memory.recount(), [0, 6, 4, 2, 0]);
+    // What ends is given back in each way.
+    memory.table().delete(&key("a", "2"), 0);
+    memory.table().expire(10, |_| {});
+    assert_eq!(memory.recount(), [0; 5]);
+    for _ in 0..3 {
+        memory.put(&key("a", "1"), &[b'x'; 3 * BLOCK], 0, 10, of(100, 4)).unwrap();
+        assert!(memory.put(&key("a", "2"), b"{}", 0, 10, of(100, 4)).is_err());
+        memory.table().forget_database(1, i64::MAX);
+        memory.put(&key("a", "1"), &[b'x'; 3 * BLOCK], 0, 10, of(100, 4)).unwrap();
+        memory.table().delete_node(&key("a", ""), 0);
+    }
+}
+
+/// A table that is full says so, to a role that has room in its share.
+#[test]
+fn a_full_table_is_not_the_share_of_a_role() {
+    let mut memory = Memory::new(4, 4);
+    memory.put(&key("a", "1"), &[b'x'; 2 * BLOCK], 0, 10, OURS).unwrap();
+    let full = memory.put(&key("b", "1"), &[b'x'; BLOCK], 0, 10, of(100, 4)).unwrap_err();
+    assert_eq!(full, Full { missing: size_of::<Block>(), share: false });
+    memory.put(&key("b", "1"), b"{}", 0, 10, of(100, 1)).unwrap();
+    assert!(!memory.put(&key("b", "2"), b"{}", 0, 10, of(200, 1)).unwrap_err().share);
+}
+
+/// The last holding is that of all roles for which there is none.
+#[test]
+fn roles_beyond_the_holdings_share_one() {
+    let mut memory = Memory::new(16, 16);
+    for role in [100, 200, 300] {
+        memory.put(&key("a", &role.to_string()), b"{}", 0, 10, of(role, 2)).unwrap();
+    }
+    memory.put(&key("b", "400"), b"{}", 0, 10, of(400, 2)).unwrap();
+    assert!(memory.put(&key("b", "500"), b"{}", 0, 10, of(500, 2)).unwrap_err().share);
+    memory.put(&key("b", "200"), b"{}", 0, 10, of(200, 2)).expect("who has one keeps it");
+    // A holding that is free is the next role's.
+    assert!(memory.table().delete(&key("a", "100"), 0));
+    memory.put(&key("b", "500"), b"{}", 0, 10, of(500, 2)).unwrap();
+    assert_eq!(memory.recount(), [0, 0, 1, 2, 2]);
+    memory.table().expire(10, |_| {});
+    assert!(memory.holdings.iter().all(|h| *h == Holding::default()));
 }
 
 /// A reading in pieces, between which entries change: what stays is read once, and what moved shows its last
@@ -176,14 +290,14 @@ fn an_entry_that_moves_during_a_reading_is_read_once() {
     let mut memory = Memory::new(5000, 5000);
     let queues: Vec<String> = (0..4000).map(|n| n.to_string()).collect();
     for queue in &queues {
-        memory.put(&key("a", queue), b"old", 0, 10, Origin::Ours).unwrap();
+        memory.put(&key("a", queue), b"old", 0, 10, OURS).unwrap();
     }
     let (mut piece, mut all) = (Piece::new(), Vec::new());
     assert!(!memory.view().read(1, false, 1, &mut piece), "more than a piece");
     piece.take(|entry| all.push(entry.copy()));
     assert!(memory.table().delete(&key("a", "0"), 1) && memory.table().delete(&key("a", "1"), 1));
     for queue in ["1", "new", "0"] {
-        memory.put(&key("a", queue), b"newer", 2, 10, Origin::Ours).unwrap();
+        memory.put(&key("a", queue), b"newer", 2, 10, OURS).unwrap();
     }
     while !memory.view().read(1, false, 2, &mut piece) {
         piece.take(|entry| all.push(entry.copy()));
@@ -201,7 +315,7 @@ fn an_entry_that_moves_during_a_reading_is_read_once() {
 fn a_piece_ends_by_its_bytes() {
     let mut memory = Memory::new(3000, 3000);
     for queue in ["1", "2", "3"] {
-        memory.put(&key("a", queue), &vec![b'x'; 60_000], 0, 10, Origin::Ours).unwrap();
+        memory.put(&key("a", queue), &vec![b'x'; 60_000], 0, 10, OURS).unwrap();
     }
     let (mut piece, mut all) = (Piece::new(), Vec::new());
     assert!(!memory.view().read(1, false, 1, &mut piece));
@@ -214,22 +328,45 @@ fn a_piece_ends_by_its_bytes() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Put { node: u8, queue: u8, size: usize, ttl: i64, foreign: bool },
-    Delete { node: u8, queue: Option<u8> },
+    /// By a role (0: one without a limit), or foreign.
+    Put {
+        node: u8,
+        queue: u8,
+        size: usize,
+        ttl: i64,
+        role: Option<u32>,
+    },
+    Delete {
+        node: u8,
+        queue: Option<u8>,
+    },
     Expire,
+    Forget {
+        node: u8,
+        since: i64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (0u8..4, 0u8..4, 0usize..900, 1i64..40, any::<bool>())
-            .prop_map(|(node, queue, size, ttl, foreign)| Step::Put { node, queue, size, ttl, foreign }),
+        6 => (0u8..4, 0u8..4, 0usize..900, 1i64..40, prop::option::weighted(0.7, 0u32..5))
+            .prop_map(|(node, queue, size, ttl, role)| Step::Put { node, queue, size, ttl, role }),
         1 => (0u8..4, prop::option::of(0u8..4)).prop_map(|(node, queue)| Step::Delete { node, queue }),
         1 => Just(Step::Expire),
+        1 => (0u8..4, 0i64..20).prop_map(|(node, since)| Step::Forget { node, since }),
     ]
 }
 
-/// What the model knows of an entry: its state, its end, whether it is foreign.
-type Known = (Vec<u8>, i64, bool);
+/// What the model knows of an entry: its state, its end, whose it is, and when it was put.
+type Known = (Vec<u8>, i64, Option<u32>, i64);
+
+/// The schema in which a node's entries are.
+fn schema_of(node: &str) -> u32 {
+    node.parse::<u32>().unwrap() % 2
+}
+
+/// The share of each role, in blocks.
+const MOST: usize = 5;
 
 proptest! {
     /// The table is a map of bounded size: same contents as a BTreeMap after any steps, and no
@@ -237,31 +374,45 @@ proptest! {
     #[test]
     fn behaves_as_a_bounded_map(steps in prop::collection::vec(step(), 1..200)) {
         let mut memory = Memory::new(8, 16);
+        fn at<'a>(node: &'a str, queue: &'a str) -> Key<'a> {
+            Key { schema: schema_of(node), ..key(node, queue) }
+        }
         let mut model: BTreeMap<(String, String), Known> = BTreeMap::new();
         for (now, step) in steps.into_iter().enumerate() {
             let now = now as i64;
             match step {
-                Step::Put { node, queue, size, ttl, foreign } => {
+                Step::Put { node, queue, size, ttl, role } => {
                     let (node, queue) = (node.to_string(), queue.to_string());
                     let state = format!("{now:04}").repeat(size / 4).into_bytes();
-                    let origin = if foreign { Origin::Foreign } else { Origin::Ours };
-                    let put = memory.put(&key(&node, &queue), &state, now, now + ttl, origin);
+                    let origin = role.map_or(Origin::Foreign, |r| if r == 0 { OURS } else { of(r, MOST) });
+                    let holding = memory.table().holding_of(origin);
+                    let held = memory.holdings[holding].blocks;
+                    let put = memory.put(&at(&node, &queue), &state, now, now + ttl, origin);
                     let ours_lives = model.get(&(node.clone(), queue.clone()))
-                        .is_some_and(|(_, until, foreign)| now < *until && !foreign);
-                    if let Ok(put) = put {
-                        prop_assert_eq!(put.ignored, foreign && ours_lives);
-                        if !put.ignored {
-                            model.insert((node, queue), (state, now + ttl, foreign));
+                        .is_some_and(|(_, until, role, _)| now < *until && role.is_some());
+                    match put {
+                        Ok(put) => {
+                            prop_assert_eq!(put.ignored, role.is_none() && ours_lives);
+                            if !put.ignored {
+                                model.insert((node, queue), (state, now + ttl, role, now));
+                            }
+                        }
+                        Err(full) => {
+                            // Names, state and what is replaced are at most this.
+                            let needed = (state.len() + 8).div_ceil(BLOCK);
+                            let shared = role.is_some_and(|r| r != 0) && held as usize + needed > MOST;
+                            prop_assert!(!full.share || shared, "{:?}", full);
                         }
                     }
                 }
                 Step::Delete { node, queue } => {
                     let (node, queue) = (node.to_string(), queue.map(|q| q.to_string()));
                     let goes = |n: &str, q: &str| n == node && queue.as_ref().is_none_or(|w| w == q);
-                    let lived = model.iter().filter(|((n, q), (_, until, _))| goes(n, q) && now < *until).count();
+                    let lived =
+                        model.iter().filter(|((n, q), (_, until, ..))| goes(n, q) && now < *until).count();
                     let deleted = match &queue {
-                        Some(queue) => usize::from(memory.table().delete(&key(&node, queue), now)),
-                        None => memory.table().delete_node(&key(&node, ""), now),
+                        Some(queue) => usize::from(memory.table().delete(&at(&node, queue), now)),
+                        None => memory.table().delete_node(&at(&node, ""), now),
                     };
                     prop_assert_eq!(deleted, lived);
                     model.retain(|(n, q), _| !goes(n, q));
@@ -270,8 +421,14 @@ proptest! {
                     let mut expired = 0;
                     memory.table().expire(now, |_| expired += 1);
                     let before = model.len();
-                    model.retain(|_, (_, until, _)| *until > now);
+                    model.retain(|_, (_, until, ..)| *until > now);
                     prop_assert_eq!(expired, before - model.len());
+                }
+                Step::Forget { node, since } => {
+                    let (schema, before) = (u32::from(node) % 2, model.len());
+                    let forgotten = memory.table().forget_schema(1, schema, now - since);
+                    model.retain(|(n, _), (.., put_at)| schema_of(n) != schema || *put_at >= now - since);
+                    prop_assert_eq!(forgotten, before - model.len());
                 }
             }
             let seen = |only_ours| {
@@ -281,8 +438,10 @@ proptest! {
                 seen
             };
             let wanted = |only_ours: bool| -> Vec<_> {
-                let live = model.iter().filter(|(_, (_, until, foreign))| *until > now && !(only_ours && *foreign));
-                live.map(|(k, (state, _, _))| (k.clone(), state.clone())).collect()
+                let live = model
+                    .iter()
+                    .filter(|(_, (_, until, role, _))| *until > now && !(only_ours && role.is_none()));
+                live.map(|(k, (state, ..))| (k.clone(), state.clone())).collect()
             };
             prop_assert_eq!(seen(false), wanted(false));
             prop_assert_eq!(seen(true), wanted(true));
@@ -291,9 +450,18 @@ proptest! {
 
             let chained: u32 = memory.entries.iter().map(|e| e.blocks).sum();
             prop_assert_eq!(chained, memory.head.blocks);
-            let foreign: u32 = memory.entries.iter().map(|e| e.blocks * e.foreign).sum();
-            prop_assert_eq!(foreign, memory.head.foreign_blocks);
-            prop_assert!(foreign as usize <= memory.blocks.len() / 2);
+            let counted: Vec<u32> = memory.holdings.iter().map(|h| h.blocks).collect();
+            prop_assert_eq!(&counted, &memory.recount());
+            prop_assert!(memory.foreign_blocks() as usize <= memory.blocks.len() / 2);
+            // No role holds more than its share, and those that count together no more than one.
+            let last = memory.holdings.len() - 1;
+            prop_assert!(counted[FIRST_ROLE as usize..].iter().all(|blocks| *blocks as usize <= MOST));
+            for (i, holding) in memory.holdings.iter().enumerate() {
+                let single = (FIRST_ROLE as usize..last).contains(&i);
+                prop_assert_eq!(holding.role != 0, single && holding.blocks != 0);
+                let same = memory.holdings.iter().filter(|h| h.role != 0 && h.role == holding.role);
+                prop_assert!(same.count() <= 1);
+            }
             let (mut free, mut at) = (0, memory.head.free_block);
             while at != 0 { free += 1; at = memory.blocks[at as usize - 1].next; }
             prop_assert_eq!(free + chained, memory.head.blocks_touched);

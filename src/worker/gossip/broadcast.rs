@@ -1,4 +1,4 @@
-//! Telling others of the queues here: one merged broadcast for each prefix every `obanrs.gossip_interval`, while
+//! Telling others of the queues here: one merged broadcast for each schema, on the channel of its name, every `obanrs.gossip_interval`, while
 //! there are entries of ours. What was taken in is never sent again: its nodes tell by themselves.
 //!
 //! It goes through the bus as any message does, to those who poll and those who LISTEN. A broadcast that would take
@@ -22,7 +22,7 @@ use crate::logic::lifecycle::Kind;
 use crate::logic::outbox::Origin;
 use crate::logic::wire;
 use crate::pg::datum::RawJsonb;
-use crate::pg::{encoding, notify, time, xact};
+use crate::pg::{catalog, encoding, notify, time, xact};
 use crate::shmem;
 use crate::shmem::gossip::announcer;
 use crate::shmem::listeners;
@@ -75,7 +75,8 @@ impl Broadcaster {
         if stuck {
             return Some(self.next);
         }
-        match xact::contain(|| xact::run(c"obanrs: broadcasting gossip", || broadcast(&entries))) {
+        let database = self.database;
+        match xact::contain(|| xact::run(c"obanrs: broadcasting gossip", || broadcast(database, &entries))) {
             Ok(sent) => {
                 rings::count(Counter::GossipBroadcasts, usize::from(sent.checks > 0));
                 rings::count(Counter::GossipShortened, sent.shortened);
@@ -104,19 +105,22 @@ impl Broadcaster {
 }
 
 /// Sends what there is of these entries, in the transaction that is open.
-fn broadcast(entries: &[Copied]) -> Broadcast {
+fn broadcast(database: u32, entries: &[Copied]) -> Broadcast {
     let bytes: usize = entries.iter().map(|e| e.state.len() + BESIDE_STATE).sum();
     let through_ring = bytes <= config::ring_size() / PART_OF_RING;
     let mut all = Broadcast::default();
     // A full queue of NOTIFY would fail the transaction, each time anew.
-    if !through_ring && (!listeners::any() || notify::is_queue_full()) {
-        return all;
-    }
-    let mut prefixes: BTreeMap<&str, Vec<&Copied>> = BTreeMap::new();
-    entries.iter().for_each(|e| prefixes.entry(&e.prefix).or_default().push(e));
-    for (prefix, entries) in prefixes {
+    let sends = through_ring || (listeners::any() && !notify::is_queue_full());
+    let mut schemas: BTreeMap<u32, Vec<&Copied>> = BTreeMap::new();
+    entries.iter().for_each(|e| schemas.entry(e.schema).or_default().push(e));
+    for (schema, entries) in schemas {
+        // As it is called now: a session that has renamed it wakes this process before its caches are told.
+        let Some(prefix) = catalog::namespace_name(schema) else {
+            shmem::gossip::forget_nameless(database, schema);
+            continue;
+        };
         // A prefix may be too long for a channel; nobody could listen to it.
-        let Ok(target) = Target::new(prefix, "gossip") else { continue };
+        let Some(target) = Target::new(&prefix, "gossip").ok().filter(|_| sends) else { continue };
         let sent = messages(&entries);
         for message in &sent.messages {
             let payload = encoding::to_server(message).into_owned();

@@ -1,6 +1,7 @@
 //! Taking in what Oban's nodes gossip by NOTIFY: it shows in oban_gossip beside what was put here.
 //!
-//! The relay listens to the gossip channel of each installed prefix. What has come is read soon, into memory of
+//! The relay listens to the gossip channel of each installed prefix, and follows a rename. What comes on a channel is
+//! of the schema that has its name at the moment when it is taken in. What has come is read soon, into memory of
 //! this process, so that NOTIFY's queue need not keep it; it is taken apart a little at a time, between the relay's
 //! transactions, so that nobody's flood keeps it from relaying. Its own broadcasts come back, and are known by how
 //! they begin.
@@ -26,7 +27,7 @@ use crate::logic::jsonb;
 use crate::logic::lifecycle::Kind;
 use crate::pg::datum::RawJsonb;
 use crate::pg::notify::{self, Notification};
-use crate::pg::{encoding, session, xact};
+use crate::pg::{catalog, encoding, session, xact};
 use crate::prefix::peers;
 use crate::shmem;
 use crate::shmem::rings::{self, Counter};
@@ -244,7 +245,11 @@ impl Ingest {
     /// Puts checks in one transaction; if Postgres refuses one of them, each in its own.
     fn put(&mut self, checks: &[Heard]) {
         let (database, prefix) = (self.database, &*self.prefix);
-        let put_all = || checks.iter().map(|heard| put_one(database, prefix, heard)).collect::<Vec<_>>();
+        let put_all = || {
+            // What came for a schema that is gone is nobody's.
+            let Some(schema) = catalog::namespace_now(prefix) else { return Vec::new() };
+            checks.iter().map(|heard| put_one(database, schema, heard)).collect()
+        };
         match xact::contain(|| xact::run(TAKING_IN, put_all)) {
             Ok(counters) => counters.into_iter().flatten().for_each(|counter| rings::count(counter, 1)),
             Err(_) if checks.len() > 1 => {
@@ -278,7 +283,7 @@ fn installed() -> BTreeSet<String> {
 }
 
 /// What it is counted as, if at all. May raise.
-fn put_one(database: u32, prefix: &str, heard: &Heard) -> Option<Counter> {
+fn put_one(database: u32, schema: u32, heard: &Heard) -> Option<Counter> {
     let Heard { name, node, queue, state } = heard;
     // A name that this database can't show would break the view for all.
     [name, node, queue].into_iter().for_each(|name| drop(encoding::to_server(name)));
@@ -289,7 +294,7 @@ fn put_one(database: u32, prefix: &str, heard: &Heard) -> Option<Counter> {
     if state.bytes().len() > MAX_FOREIGN {
         return Some(Counter::GossipRefused);
     }
-    let key = Key { database, prefix, name, node, queue };
+    let key = Key { database, schema, name, node, queue };
     let ttl = config::gossip_ttl().as_micros() as i64;
     match shmem::gossip::put(&key, state.bytes(), started_at, ttl, Origin::Foreign) {
         Ok(Ok(put)) => (!put.ignored).then_some(Counter::GossipTakenIn),
