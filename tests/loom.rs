@@ -55,7 +55,7 @@ const RELAY: i32 = 0;
 const READER: i32 = 1;
 
 fn on(channel: &str) -> Channel {
-    Channel::new(channel.into(), 1)
+    Channel::new(1, channel.into())
 }
 
 impl Server {

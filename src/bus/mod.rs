@@ -18,6 +18,10 @@
 //! A relay that has ended is waited for; one that does not come is done without: then each transaction sends
 //! what waits in the ring before its own.
 //!
+//! A message belongs to a schema, not to its name. Whoever sends it natively asks for the name then (`names`): the
+//! relay, and a transaction that sends by itself, before its commit. What has no channel by then goes to nobody who
+//! LISTENs, and counts as dropped.
+//!
 //! The outbox and what follows it are plain memory of this process, empty whenever no transaction is open.
 //! An error, a cancel or the end of the process between PRE_COMMIT and COMMIT is an abort, and that gives the
 //! reserved room back; a process that dies without one (SIGKILL) takes shared memory along.
@@ -37,6 +41,10 @@ use crate::logic::{channel, relay};
 use crate::pg::{encoding, notify, session, xact};
 use crate::shmem::listeners;
 use crate::shmem::rings::{self, Counter, Handle, Reserved};
+
+pub mod names;
+
+use names::Names;
 
 thread_local! {
     static OUTBOX: RefCell<Outbox> = RefCell::default();
@@ -79,32 +87,26 @@ pub struct Target {
 }
 
 impl Target {
-    /// A prefix's channel; prefix `""` means that `channel` is the full name, of a watched table or of
-    /// anybody's. 22023 for names that no channel can have.
-    pub fn new(prefix: &str, channel: &str) -> Result<Self, Error> {
+    /// A channel of a prefix, whose schema this is. Without a schema `prefix` is `""` and `channel` the full name, of a
+    /// watched table or of anybody's. 22023 for names that no channel can have.
+    pub fn new(schema: Option<u32>, prefix: &str, channel: &str) -> Result<Self, Error> {
         let full = channel::full_name(prefix, channel)?;
-        let way = match (prefix, channel) {
-            // Rare, and their order and repetition matter; so does it that nobody's relay has to run for them.
-            (p, "signal" | "leader") if !p.is_empty() => Way::Natively,
-            (p, "insert") if !p.is_empty() => Way::Merged,
-            _ => Way::Single,
-        };
-        let name = encoding::to_server(&full).into_owned();
-        if name.len() > channel::MAX_CHANNEL {
+        if encoding::to_server(&full).len() > channel::MAX_CHANNEL {
             return Err(channel::too_long(&full).into());
         }
-        let prefix = encoding::to_server(prefix).len() as u8;
-        Ok(Self { channel: Rc::new(ring::Channel::new(name, prefix)), way })
+        let way = match (schema, channel) {
+            // Rare, and their order and repetition matter; so does it that nobody's relay has to run for them.
+            (Some(_), "signal" | "leader") => Way::Natively,
+            (Some(_), "insert") => Way::Merged,
+            _ => Way::Single,
+        };
+        let name = encoding::to_server(channel).into_owned();
+        Ok(Self { channel: Rc::new(ring::Channel::new(schema.unwrap_or(0), name)), way })
     }
 
-    /// Where the wake-ups of a prefix go, whose name is in the server's encoding: every byte of it below 128 is
-    /// ASCII, so that nothing need be converted. `None` for one that can't have a channel.
-    pub fn wakeups(prefix: &[u8]) -> Option<Self> {
-        let name = [prefix, b".oban_insert"].concat();
-        (!prefix.contains(&b'.') && name.len() <= channel::MAX_CHANNEL).then(|| Self {
-            channel: Rc::new(ring::Channel::new(name, prefix.len() as u8)),
-            way: Way::Merged,
-        })
+    /// Where the wake-ups of a schema go. Whether its name can have a channel shows when they are sent.
+    pub fn wakeups(schema: u32) -> Self {
+        Self { channel: Rc::new(ring::Channel::new(schema, b"insert".to_vec())), way: Way::Merged }
     }
 
     /// As readers ask for it.
@@ -118,12 +120,12 @@ impl Target {
 pub fn queue(target: &Target, payload: Vec<u8>, origin: Origin) -> Result<(), Error> {
     // A parallel worker, which Postgres refuses.
     if session::is_parallel_worker() {
-        notify::notify(&target.channel.name, &payload);
+        notify_now(target, &payload);
         return Ok(());
     }
     // Somebody else's PRE_COMMIT callback, after ours.
     if CLOSED.get() {
-        notify::notify(&target.channel.name, &payload);
+        notify_now(target, &payload);
         count_late();
         return Ok(());
     }
@@ -138,6 +140,13 @@ pub fn queue(target: &Target, payload: Vec<u8>, origin: Origin) -> Result<(), Er
         (Queued::New | Queued::Merged, _) => {}
     }
     Ok(())
+}
+
+/// Sends a message natively, with this transaction, and past the ring. What has no channel any more is dropped.
+pub fn notify_now(target: &Target, payload: &[u8]) {
+    if !Names::now().notify(target.channel.schema, &target.channel.name, payload) {
+        count_dropped();
+    }
 }
 
 /// A trigger that can't do its work counts what it did not send.
@@ -216,13 +225,18 @@ fn prepare(messages: Vec<Message>) {
 fn send(messages: &[Message], all: bool) -> usize {
     let mut sent = 0;
     let mut full = None;
+    let mut names = None;
     for message in messages.iter().filter(|m| all || m.way == Way::Natively) {
         if message.origin == Origin::Trigger && *full.get_or_insert_with(notify::is_queue_full) {
             rings::count(Counter::Dropped, 1);
             continue;
         }
-        notify::notify(&message.channel.name, &message.payload);
-        sent += 1;
+        let names = names.get_or_insert_with(Names::now);
+        if names.notify(message.channel.schema, &message.channel.name, &message.payload) {
+            sent += 1;
+        } else {
+            count_dropped();
+        }
     }
     sent
 }
@@ -244,8 +258,10 @@ fn send_orphans(ring: Handle) -> Option<Orphans> {
     let orphans: Vec<_> = batch.messages().collect();
     let sent = plan.transactions.first().into_iter().flatten().filter_map(|number| orphans.get(*number));
     if listeners::any() {
-        sent.for_each(|m| notify::notify(m.channel, m.payload));
-        rings::count(Counter::NativeFallbacks, batch.len());
+        let mut names = Names::now();
+        let dropped = sent.filter(|m| !names.notify(m.schema, m.channel, m.payload)).count();
+        rings::count(Counter::Dropped, dropped);
+        rings::count(Counter::NativeFallbacks, batch.len() - dropped);
     }
     Some(Orphans { upto, left, batch })
 }
@@ -262,11 +278,14 @@ impl Orphans {
     /// Whether these messages have to wait, too: for those before them, or for a transaction in which an equal one
     /// does not stand for them.
     fn are_followed_by(&self, messages: &[Message]) -> bool {
-        let equal = |m: &Message| {
-            m.way != Way::Merged
-                && self.batch.messages().any(|o| o.channel == m.channel.name && o.payload == m.payload)
+        let mut names = Names::now();
+        let mut full = |schema, channel: &[u8]| names.full(schema, channel).map(<[u8]>::to_vec);
+        let mut equal = |m: &Message| {
+            let equal = self.batch.messages().filter(|o| o.payload == m.payload);
+            let own = full(m.channel.schema, &m.channel.name);
+            m.way != Way::Merged && equal.into_iter().any(|o| full(o.schema, o.channel) == own)
         };
-        self.left || messages.iter().any(equal)
+        self.left || messages.iter().any(&mut equal)
     }
 }
 

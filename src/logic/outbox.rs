@@ -57,7 +57,7 @@ impl Message {
 
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (&self.channel.name, self.channel.prefix, &self.payload).hash(&mut hasher);
+        (self.channel.schema, &self.channel.name, &self.payload).hash(&mut hasher);
         hasher.finish()
     }
 }
@@ -181,7 +181,7 @@ mod tests {
 
     fn message(n: u8) -> Message {
         let origin = if n.is_multiple_of(2) { Origin::Call } else { Origin::Trigger };
-        let channel = Rc::new(Channel::new(b"public.oban_insert".to_vec(), 6));
+        let channel = Rc::new(Channel::new(6, b"insert".to_vec()));
         Message { channel, payload: vec![n], origin, way: Way::Merged }
     }
 
@@ -224,7 +224,7 @@ mod tests {
         assert!(!outbox.has_calls());
         assert_eq!(outbox.queue(with(Origin::Call, Way::Merged), 1, 10), Queued::Merged);
         assert!(outbox.has_calls());
-        let verbatim = Channel::new(b"public.oban_insert".to_vec(), 0);
+        let verbatim = Channel::new(0, b"insert".to_vec());
         assert_eq!(
             outbox.queue(Message { channel: Rc::new(verbatim), ..message(1) }, 1, 10),
             Queued::New,

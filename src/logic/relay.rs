@@ -3,6 +3,10 @@
 //! Postgres sends equal notifications of one transaction once. For wake-ups that is welcome: whoever is woken
 //! looks into the tables, where it finds the rows of all of them. Any other message means something each
 //! time (pause, resume, pause), so an equal one begins a new transaction. Messages keep their order.
+//!
+//! Two messages of one schema and channel are equal on the wire if their payloads are. A verbatim channel may have
+//! the full name of a schema's channel, and the schema's name is not known yet: where the rest of both names is the
+//! same they count as equal.
 
 use std::collections::HashSet;
 
@@ -18,16 +22,51 @@ pub struct Plan {
     pub first_messages: usize,
 }
 
+/// What one transaction sends.
+#[derive(Default)]
+struct Seen<'m> {
+    messages: HashSet<(u32, &'m [u8], &'m [u8])>,
+    /// Short channel and payload of those that may meet a message of another kind on the wire, and whether they are
+    /// verbatim.
+    on_the_wire: HashSet<(&'m [u8], &'m [u8], bool)>,
+}
+
+impl<'m> Seen<'m> {
+    /// False if the message is equal to one before it, or may be.
+    fn insert(&mut self, message: &Message<'m>) -> bool {
+        let is_verbatim = message.schema == 0;
+        let short = if is_verbatim { short_of(message.channel) } else { Some(message.channel) };
+        if let Some(short) = short {
+            if self.on_the_wire.contains(&(short, message.payload, !is_verbatim)) {
+                return false;
+            }
+            self.on_the_wire.insert((short, message.payload, is_verbatim));
+        }
+        self.messages.insert((message.schema, message.channel, message.payload))
+    }
+
+    fn clear(&mut self) {
+        self.messages.clear();
+        self.on_the_wire.clear();
+    }
+}
+
+/// The short channel of a full name; `None` for one that no prefix can have.
+fn short_of(full: &[u8]) -> Option<&[u8]> {
+    let dot = full.iter().position(|byte| *byte == b'.')?;
+    full[dot..].strip_prefix(b".oban_")
+}
+
 pub fn plan<'m>(messages: impl Iterator<Item = Message<'m>>) -> Plan {
     let mut plan = Plan::default();
-    let mut seen = HashSet::new();
+    let mut seen = Seen::default();
     let mut count = 0;
     for (number, message) in messages.enumerate() {
         count = number + 1;
         if plan.transactions.is_empty() {
             plan.transactions.push(Vec::new());
         }
-        if !seen.insert((message.channel, message.payload)) {
+        if !seen.insert(&message) {
             if message.wakeup {
                 plan.merged += 1;
                 continue;
@@ -36,7 +75,7 @@ pub fn plan<'m>(messages: impl Iterator<Item = Message<'m>>) -> Plan {
                 plan.first_messages = number;
             }
             seen.clear();
-            seen.insert((message.channel, message.payload));
+            seen.insert(&message);
             plan.transactions.push(Vec::new());
         }
         if let Some(last) = plan.transactions.last_mut() {
@@ -58,8 +97,8 @@ mod tests {
         Message {
             position: 0,
             sent_at: 0,
-            channel: if n.0 { b"public.oban_insert" } else { b"public.oban_gossip" },
-            prefix: 6,
+            schema: 6,
+            channel: if n.0 { b"insert" } else { b"gossip" },
             payload: std::slice::from_ref(&n.1),
             wakeup: n.0,
             missed: 0,
@@ -78,6 +117,20 @@ mod tests {
         assert_eq!(planned(&[wake, pause, wake, resume, wake]), (vec![vec![0, 1, 3]], 2));
         assert_eq!(planned(&[pause, resume, pause, wake]), (vec![vec![0, 1], vec![2, 3]], 0));
         assert_eq!(planned(&[pause, pause, pause]), (vec![vec![0], vec![1], vec![2]], 0));
+    }
+
+    #[test]
+    fn what_may_be_equal_on_the_wire_is_sent_twice() {
+        let on = |schema, channel: &'static [u8]| Message { schema, channel, ..message(&(false, 1)) };
+        let sent = |messages: &[Message<'_>]| plan(messages.iter().copied()).transactions;
+        let (own, verbatim) = (on(6, b"gossip"), on(0, b"public.oban_gossip"));
+        assert_eq!(sent(&[own, verbatim]), [[0], [1]]);
+        assert_eq!(sent(&[verbatim, own]), [[0], [1]]);
+        assert_eq!(
+            sent(&[own, on(7, b"gossip"), on(0, b"gossip"), on(0, b"public.oban_sonar")]),
+            [[0, 1, 2, 3]]
+        );
+        assert_eq!(sent(&[on(0, b"a.b.oban_gossip"), own]), [[0, 1]], "no prefix has a dot");
     }
 
     proptest! {

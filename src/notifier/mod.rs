@@ -73,11 +73,11 @@ fn publish(
 ) -> Result<(), Error> {
     let (channel, prefix) = (given("channel", channel)?, given("prefix", prefix)?);
     let (channel, prefix) = (channel.text("channel", MAX_CHANNEL)?, prefix.text("prefix", MAX_CHANNEL)?);
-    let target = Target::new(&prefix, &channel)?;
+    channel::test(&prefix, &channel)?;
     // A verbatim channel is nobody's: any role may NOTIFY it natively.
-    if !prefix.is_empty() {
-        acl::require(&prefix, right_to_publish(&channel))?;
-    }
+    let schema =
+        if prefix.is_empty() { None } else { Some(acl::require(&prefix, right_to_publish(&channel))?) };
+    let target = Target::new(schema, &prefix, &channel)?;
     if session::in_recovery() {
         return Err(Error::InRecovery("notify"));
     }

@@ -33,9 +33,12 @@ const MOST_BYTES: usize = 16 << 20;
 /// A day: what is longer is a mistake in the unit.
 const MAX_TIMEOUT: i128 = 86_400_000_000;
 
-/// What a reader asks for.
+/// What a reader asks for. The prefix's name is read once, at the call: after that a schema's new name changes nothing,
+/// and another schema of the old name is another prefix.
 struct Question {
     prefix: Text,
+    /// The prefix's schema; `None` for verbatim channels, which are nobody's: any role may LISTEN to them natively.
+    schema: Option<u32>,
     /// Tested, and put together when there is something to read.
     names: Vec<Text>,
     channels: OnceCell<Vec<Channel>>,
@@ -63,23 +66,27 @@ impl Question {
             return Err(Error::bad(format!("max_messages is {max_messages}"), "It has to be at least 1."));
         }
         let most = max_messages as usize;
-        let question = Self { prefix, names, channels: OnceCell::new(), after, most };
-        question.require_right()?;
+        let schema = if prefix.is_empty() { None } else { Some(acl::require(&prefix, Right::Read)?) };
         require_ring("poll")?;
-        Ok(question)
+        Ok(Self { prefix, schema, names, channels: OnceCell::new(), after, most })
     }
 
     fn channels(&self) -> Result<&[Channel], Error> {
         if self.channels.get().is_none() {
-            let channels = self.names.iter().map(|name| Ok(Target::new(&self.prefix, name)?.channel()));
+            let channels =
+                self.names.iter().map(|name| Ok(Target::new(self.schema, &self.prefix, name)?.channel()));
             let _ = self.channels.set(channels.collect::<Result<_, Error>>()?);
         }
         Ok(self.channels.get().map_or(&[], Vec::as_slice))
     }
 
-    /// A verbatim channel is nobody's: any role may LISTEN to it natively.
+    /// The right may have been revoked, the schema dropped, while this waited.
     fn require_right(&self) -> Result<(), Error> {
-        if self.prefix.is_empty() { Ok(()) } else { acl::require(&self.prefix, Right::Read).map(|_| ()) }
+        session::see_changes();
+        match self.schema {
+            Some(schema) => acl::require_in(schema, &self.prefix, Right::Read),
+            None => Ok(()),
+        }
     }
 }
 
@@ -148,10 +155,6 @@ impl Answer {
 
 /// A message as JSON, in the server's encoding. What is packed may become megabytes.
 fn shown(message: &Message<'_>) -> Result<Vec<u8>, Error> {
-    let short = match message.prefix {
-        0 => message.channel,
-        prefix => message.channel.get(usize::from(prefix) + ".oban_".len()..).unwrap_or_default(),
-    };
     // Only what is packed is ASCII, and has to be unpacked; it was UTF-8 then.
     let unpacked = std::str::from_utf8(message.payload).ok().and_then(|text| match wire::decode(text) {
         Ok(unpacked) if text != unpacked => Some(Ok(unpacked)),
@@ -161,7 +164,7 @@ fn shown(message: &Message<'_>) -> Result<Vec<u8>, Error> {
     let unpacked = unpacked.transpose()?;
     let payload = unpacked.as_deref().map_or(Cow::Borrowed(message.payload), encoding::to_server);
     let mut json = format!("{{\"seq\":{},\"channel\":", message.position).into_bytes();
-    wire::push_string(&mut json, short);
+    wire::push_string(&mut json, message.channel);
     let sent_at = format!(",\"sent_at\":\"{}\"}}", time::iso(message.sent_at));
     let rest = [b",\"payload\":", &*payload, sent_at.as_bytes()];
     json.try_reserve(rest.iter().map(|part| part.len()).sum()).map_err(|_| Error::OutOfMemory)?;
@@ -311,7 +314,5 @@ fn wait(question: &mut Question, answer: &mut Answer, timeout: Duration) -> Resu
             latch::wait_with_client(left);
         }
     }
-    // The right may have been revoked, the prefix dropped, meanwhile.
-    session::see_changes();
     question.require_right()
 }

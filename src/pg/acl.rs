@@ -42,6 +42,18 @@ pub fn require(prefix: &str, right: Right) -> Result<u32, Error> {
     }
 }
 
+/// The same for a prefix that was found before, under this name. 3F000 when its schema was dropped since.
+pub fn require_in(schema: u32, prefix: &str, right: Right) -> Result<(), Error> {
+    if catalog::schema_name(schema).is_none() {
+        return Err(Error::NoSuchPrefix(prefix.to_owned()));
+    }
+    if allows_in(schema, right) {
+        Ok(())
+    } else {
+        Err(Error::NotAllowed { prefix: prefix.to_owned(), needs: right.needs() })
+    }
+}
+
 /// Whether the current role has the right; false without such a prefix.
 pub fn allows(prefix: &str, right: Right) -> bool {
     catalog::namespace(prefix).is_some_and(|schema| allows_in(schema, right))

@@ -23,9 +23,9 @@ impl<'a> NewRows<'a> {
     }
 
     /// The schema that is the prefix of the table: the table's own, or for a partition the one of the
-    /// partitioned table above it. Calls `read` with its name in the server's encoding.
-    pub fn with_prefix<R>(&self, read: impl FnOnce(&[u8]) -> Option<R>) -> Option<R> {
-        // SAFETY: the relation is open, and the name is freed after it was read.
+    /// partitioned table above it.
+    pub fn schema(&self) -> u32 {
+        // SAFETY: the relation is open.
         unsafe {
             let relation = self.data.tg_relation;
             let mut namespace = (*(*relation).rd_rel).relnamespace;
@@ -36,13 +36,7 @@ impl<'a> NewRows<'a> {
                     namespace = pg_sys::get_rel_namespace(root);
                 }
             }
-            let name = pg_sys::get_namespace_name(namespace);
-            if name.is_null() {
-                return None;
-            }
-            let result = read(std::ffi::CStr::from_ptr(name).to_bytes());
-            pg_sys::pfree(name.cast());
-            result
+            namespace.to_u32()
         }
     }
 

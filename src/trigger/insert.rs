@@ -76,7 +76,7 @@ fn wake_queues(rows: &NewRows<'_>) {
         bus::count_dropped();
     }
     let Some(last) = last else { return };
-    let Some(target) = rows.with_prefix(target) else { return bus::count_dropped() };
+    let target = target(rows.schema());
     others.remove(&last);
     for queue in others.into_iter().chain([last]) {
         let payload = wire::object_of_one("queue", &queue);
@@ -89,18 +89,17 @@ fn wake_queues(rows: &NewRows<'_>) {
     }
 }
 
-/// The channel of a prefix's wake-ups. Most sessions insert into one prefix again and again.
-fn target(prefix: &[u8]) -> Option<Target> {
+/// The channel of a schema's wake-ups. Most sessions insert into one schema again and again.
+fn target(schema: u32) -> Target {
     thread_local! {
-        static LAST: RefCell<Option<(Vec<u8>, Target)>> = const { RefCell::new(None) };
+        static LAST: RefCell<Option<(u32, Target)>> = const { RefCell::new(None) };
     }
-    let last = LAST.with_borrow(|last| {
-        last.as_ref().filter(|(name, _)| name == prefix).map(|(_, target)| target.clone())
-    });
-    last.or_else(|| {
-        let target = Target::wakeups(prefix)?;
-        LAST.set(Some((prefix.to_vec(), target.clone())));
-        Some(target)
+    let last = LAST
+        .with_borrow(|last| last.as_ref().filter(|(of, _)| *of == schema).map(|(_, target)| target.clone()));
+    last.unwrap_or_else(|| {
+        let target = Target::wakeups(schema);
+        LAST.set(Some((schema, target.clone())));
+        target
     })
 }
 

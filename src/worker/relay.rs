@@ -5,7 +5,7 @@
 //! no table, so that no lock of a user's can hold it up. What comes in while one of them runs goes into the
 //! next; after one it lets `obanrs.relay_interval` pass, so that under load many messages share a
 //! transaction and the one lock that NOTIFY takes for the whole server. A message after a quiet time goes
-//! at once.
+//! at once. A message goes to the channel of the name that its schema has then.
 //!
 //! If it dies, what it has not sent stays in the ring, and is not overwritten; the next one sends it. What was
 //! sent in its last transaction may then come twice. It goes as the keeper does, and sends what there is
@@ -20,6 +20,7 @@ use pgrx::prelude::*;
 
 use super::gossip::Gossip;
 use super::life;
+use crate::bus::names::Names;
 use crate::config;
 use crate::error;
 use crate::logic::backoff::RELAY;
@@ -27,7 +28,7 @@ use crate::logic::lifecycle::Kind;
 use crate::logic::relay::plan;
 use crate::logic::ring::Batch;
 use crate::pg::xact::Caught;
-use crate::pg::{bgworker, latch, notify, session, xact};
+use crate::pg::{bgworker, latch, session, xact};
 use crate::shmem;
 use crate::shmem::listeners;
 use crate::shmem::rings::{self, Counter, Handle};
@@ -172,14 +173,15 @@ impl Relay {
         while let Some(transaction) = self.left.pop_front() {
             let sent = xact::contain(|| {
                 xact::run(c"obanrs: relaying", || {
-                    for message in transaction.iter().map(|number| &messages[*number]) {
-                        notify::notify(message.channel, message.payload);
-                    }
-                });
+                    let mut names = Names::now();
+                    let all = transaction.iter().map(|number| &messages[*number]);
+                    all.filter(|m| names.notify(m.schema, m.channel, m.payload)).count()
+                })
             });
             match sent {
-                Ok(()) => {
-                    rings::count(Counter::Relayed, transaction.len());
+                Ok(sent) => {
+                    rings::count(Counter::Relayed, sent);
+                    rings::count(Counter::Dropped, transaction.len() - sent);
                     rings::count(Counter::RelayTransactions, 1);
                 }
                 // What Postgres refuses was to be refused at the call. Should one have come through, it must not

@@ -20,6 +20,10 @@
 //! then sleeps on its latch. So the one that brings a message knows exactly whom to wake, and each sleeper
 //! is woken once. (tests/loom.rs tries every order of the steps.)
 //!
+//! **Channels** are keyed by the oid of their prefix's schema and their short name. A schema's name is for
+//! native NOTIFY only, and is looked up when that sends: a message outlives the renaming of its schema, and a
+//! new schema of an old name has none of the old one's.
+//!
 //! Whoever has a `Ring` holds its lock exclusively, whoever has a `View` at least shared. Nothing here
 //! allocates, so that nothing fails under the lock.
 
@@ -82,10 +86,10 @@ pub struct Entry {
     sent_at: i64,
     at: u64,
     key: u32,
+    /// Of the channel; 0 for a verbatim one.
+    schema: u32,
     payload: u16,
     channel: u8,
-    /// The length of the channel's prefix; 0 for a verbatim channel.
-    prefix: u8,
     /// 1: equal ones may be merged.
     wakeup: u8,
     /// 1: its listeners have heard it, or there are none.
@@ -109,24 +113,25 @@ impl Entry {
 /// A channel as readers ask for it. Under the same full name a verbatim channel is another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Channel {
+    /// The oid of the prefix's schema; 0 for a verbatim channel.
+    pub schema: u32,
+    /// The short name; the full one of a verbatim channel.
     pub name: Vec<u8>,
-    /// The length of the prefix; 0 for a verbatim channel.
-    pub prefix: u8,
     /// Of both of them.
     key: u32,
 }
 
 impl Channel {
-    pub fn new(name: Vec<u8>, prefix: u8) -> Self {
-        let key = key(&name, prefix);
-        Self { name, prefix, key }
+    pub fn new(schema: u32, name: Vec<u8>) -> Self {
+        let key = key(schema, &name);
+        Self { schema, name, key }
     }
 }
 
-fn key(name: &[u8], prefix: u8) -> u32 {
+fn key(schema: u32, name: &[u8]) -> u32 {
     let mut hasher = DefaultHasher::new();
+    hasher.write_u32(schema);
     hasher.write(name);
-    hasher.write_u8(prefix);
     hasher.finish() as u32
 }
 
@@ -204,8 +209,10 @@ struct Item {
 pub struct Message<'a> {
     pub position: i64,
     pub sent_at: i64,
+    /// The channel's schema; 0 for a verbatim channel.
+    pub schema: u32,
+    /// The short name; the full one of a verbatim channel.
     pub channel: &'a [u8],
-    pub prefix: u8,
     pub payload: &'a [u8],
     pub wakeup: bool,
     /// How many messages the reader passed over unread before this one, in this read.
@@ -236,8 +243,8 @@ impl Batch {
             Message {
                 position: entry.position,
                 sent_at: entry.sent_at,
+                schema: entry.schema,
                 channel: &self.bytes[*at..at + channel],
-                prefix: entry.prefix,
                 payload: &self.bytes[at + channel..at + channel + payload],
                 wakeup: entry.wakeup != 0,
                 missed: *missed,
@@ -295,7 +302,7 @@ impl View<'_> {
 
     fn is_on(&self, entry: &Entry, channel: &Channel) -> bool {
         if entry.key != channel.key
-            || entry.prefix != channel.prefix
+            || entry.schema != channel.schema
             || usize::from(entry.channel) != channel.name.len()
         {
             return false;
@@ -464,9 +471,9 @@ impl Ring<'_> {
             sent_at: now,
             at,
             key: message.channel.key,
+            schema: message.channel.schema,
             payload: message.payload.len() as u16,
             channel: name.len() as u8,
-            prefix: message.channel.prefix,
             wakeup: message.wakeup.into(),
             sent: message.sent.into(),
         };

@@ -48,7 +48,7 @@ impl Memory {
 }
 
 fn on(channel: &str) -> Channel {
-    Channel::new(channel.into(), 1)
+    Channel::new(1, channel.into())
 }
 
 fn payloads(batch: &Batch) -> Vec<String> {
@@ -72,7 +72,7 @@ fn readers_go_on_where_they_were_and_hear_their_channels_only() {
         (vec!["1".into(), "2".into()], Progress { more: true, ..at(1002) })
     );
     assert_eq!(memory.read(1002, &["b"], 9), (vec![], at(1003)));
-    let verbatim = [Channel::new(b"a".to_vec(), 0)];
+    let verbatim = [Channel::new(0, b"a".to_vec())];
     let mut batch = Batch::new(9, 0);
     memory.view().read(1000, &verbatim, &mut batch);
     assert_eq!(batch.len(), 0, "a verbatim channel is another one");

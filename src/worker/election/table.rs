@@ -204,7 +204,8 @@ impl Election<'_> {
 /// election.
 pub fn announce_down(prefix: &str, name: &str) {
     // oban_install refuses a prefix whose channels' names are too long, but a prefix can be renamed later.
-    if let Ok(target) = Target::new(prefix, "leader") {
+    let target = catalog::namespace(prefix).map(|schema| Target::new(Some(schema), prefix, "leader"));
+    if let Some(Ok(target)) = target {
         let payload = wire::object_of_one("down", &encoding::to_server(name));
         if payload.len() <= wire::MAX_PAYLOAD {
             or_raise(bus::queue(&target, payload, Origin::Call));

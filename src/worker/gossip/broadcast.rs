@@ -120,7 +120,9 @@ fn broadcast(database: u32, entries: &[Copied]) -> Broadcast {
             continue;
         };
         // A prefix may be too long for a channel; nobody could listen to it.
-        let Some(target) = Target::new(&prefix, "gossip").ok().filter(|_| sends) else { continue };
+        let Some(target) = Target::new(Some(schema), &prefix, "gossip").ok().filter(|_| sends) else {
+            continue;
+        };
         let sent = messages(&entries);
         for message in &sent.messages {
             let payload = encoding::to_server(message).into_owned();
@@ -128,7 +130,7 @@ fn broadcast(database: u32, entries: &[Copied]) -> Broadcast {
                 // Never refused: what has no room is dropped.
                 let _ = bus::queue(&target, payload, Origin::Trigger);
             } else {
-                notify::notify(&target.channel().name, &payload);
+                bus::notify_now(&target, &payload);
             }
         }
         all.checks += sent.checks;

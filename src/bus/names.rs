@@ -1,0 +1,51 @@
+//! Native NOTIFY on the channels of schemas, which may have been renamed or dropped since the call: the name is the
+//! one that the schema has at the moment of sending.
+
+use std::collections::HashMap;
+
+use crate::logic::channel::MAX_CHANNEL;
+use crate::pg::{catalog, notify, session};
+
+/// For the time of one transaction, which looks each schema up once.
+pub struct Names {
+    /// `<name>.oban_`, by the schema's oid. `None`: no channel can be in it.
+    prefixes: HashMap<u32, Option<Vec<u8>>>,
+    full: Vec<u8>,
+}
+
+impl Names {
+    /// As they are committed now, or changed by this transaction.
+    pub fn now() -> Self {
+        session::see_changes();
+        Self { prefixes: HashMap::new(), full: Vec::new() }
+    }
+
+    /// Queues a native notification until the end of this transaction. False when there is no such channel, as the
+    /// schema was dropped, has a dot in its name by now, or a name that is too long.
+    pub fn notify(&mut self, schema: u32, channel: &[u8], payload: &[u8]) -> bool {
+        let full = self.full(schema, channel);
+        full.is_some_and(|full| {
+            notify::notify(full, payload);
+            true
+        })
+    }
+
+    /// The full name of a channel, in the server's encoding.
+    pub fn full(&mut self, schema: u32, channel: &[u8]) -> Option<&[u8]> {
+        self.full.clear();
+        if schema != 0 {
+            let prefix = self.prefixes.entry(schema).or_insert_with(|| prefix_of(schema));
+            self.full.extend_from_slice(prefix.as_ref()?);
+        }
+        self.full.extend_from_slice(channel);
+        (self.full.len() <= MAX_CHANNEL).then_some(&*self.full)
+    }
+}
+
+/// Every byte below 128 of a name in the server's encoding is ASCII, so that nothing need be converted.
+fn prefix_of(schema: u32) -> Option<Vec<u8>> {
+    catalog::with_schema_name(schema, |name| {
+        let name = name.to_bytes();
+        (!name.contains(&b'.')).then(|| [name, b".oban_"].concat())
+    })?
+}
