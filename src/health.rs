@@ -13,8 +13,10 @@ use crate::logic::channel;
 use crate::logic::lifecycle::{Kind, RUNNING, STARTING, Worker, state_name};
 use crate::logic::shape;
 use crate::logic::text::Text;
+use crate::peer::leaders::leaders;
 use crate::pg::acl::{self, Right};
-use crate::pg::{catalog, session, time};
+use crate::pg::scan::Locked;
+use crate::pg::{catalog, clock, session};
 use crate::prefix::peers::{self, Unusable};
 use crate::shmem;
 
@@ -292,7 +294,8 @@ impl Prefix {
         }
         // A table with a column of another type is no table of Oban's. The findings name the column all the
         // same.
-        let inspected = peers::inspect(name);
+        let schema = catalog::namespace(name);
+        let inspected = schema.map_or(Err(Unusable::Missing), peers::inspect);
         if catalog::peers_table(name).is_some_and(|table| table.installed)
             || matches!(inspected, Err(Unusable::Obstacles(_)))
         {
@@ -344,17 +347,34 @@ impl Prefix {
         if !acl::allows(&self.name, Right::Read) {
             return None;
         }
-        // Elections take milliseconds. (That who stepped down was alone is worth saying.)
+        // Elections take milliseconds. (A name whose only member has stepped down is worth a word.)
         const MOMENT: i64 = 2_000_000;
-        let (own, now) = (session::database(), time::now());
+        let (own, now, schema) = (session::database(), clock::now(), catalog::namespace(&self.name)?);
         let names: Vec<(String, bool)> = shmem::peers_view(|view| {
-            let here = view.led(own, now, MOMENT).into_iter().filter(|(e, _)| e.prefix.as_str() == self.name);
+            let here = view.led(own, now, MOMENT).into_iter().filter(|(e, _)| e.schema == schema);
             here.map(|(e, led)| (e.name.as_str().to_owned(), led)).collect()
         })
         .ok()?;
-        let nobody: Vec<&str> = names.iter().filter(|(_, led)| !led).map(|(name, _)| name.as_str()).collect();
+        // In a table that is not installed, foreign nodes lead and members can't.
+        let rows = leaders(schema, None, Locked::Skip).ok().flatten().unwrap_or_default();
+        let foreign = |name: &str| rows.iter().find(|row| row.name == name);
+        let others: Vec<String> = names
+            .iter()
+            .filter(|(_, led)| !led)
+            .filter_map(|(name, _)| foreign(name).map(|row| format!("{} leads {name}", row.node)))
+            .collect();
+        let nobody: Vec<&str> = names
+            .iter()
+            .filter(|(name, led)| !led && foreign(name).is_none())
+            .map(|(name, _)| name.as_str())
+            .collect();
         if names.is_empty() {
             None
+        } else if nobody.is_empty() && !others.is_empty() {
+            Some(Err(format!(
+                "{}, and no member can: elections of members need what oban_install adds",
+                others.join(", ")
+            )))
         } else if nobody.is_empty() {
             Some(Ok("every name that has members has a leader".into()))
         } else {

@@ -75,6 +75,7 @@ pub extern "C-unwind" fn _PG_init() {
         shmem::at_end::register();
         shmem::listeners::register();
         shmem::rows::register();
+        shmem::tables::register();
         worker::register();
     } else if pg::session::is_creating_extension() {
         pg::xact::on_event(say_not_preloaded);

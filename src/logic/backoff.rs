@@ -18,6 +18,9 @@ pub const HEALTHY: i64 = 60_000 * MILLISECOND;
 /// Elections of one prefix whose table is locked, missing or broken.
 pub const ELECTION: Backoff = Backoff { first: 50 * MILLISECOND, most: 5_000 * MILLISECOND };
 
+/// Announcements that wait for room in NOTIFY's queue.
+pub const ANNOUNCEMENT: Backoff = Backoff { first: 50 * MILLISECOND, most: 1_000 * MILLISECOND };
+
 /// Transactions of a relay that fail, as NOTIFY's queue or the disk is full.
 pub const RELAY: Backoff = Backoff { first: 50 * MILLISECOND, most: 5_000 * MILLISECOND };
 

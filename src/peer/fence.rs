@@ -12,14 +12,14 @@
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::electorate;
+use super::Names;
 use crate::error::{Error, given};
 use crate::logic::peer::rows;
 use crate::logic::shape;
-use crate::pg::acl::{self, Right};
+use crate::pg::acl::Right;
 use crate::pg::argument::TextArgument;
 use crate::pg::heap::TableLock;
-use crate::pg::{session, time};
+use crate::pg::{clock, session, time};
 use crate::prefix::peers::{PeersTable, Unusable};
 use crate::shmem;
 use crate::shmem::at_end::{Note, note};
@@ -32,22 +32,26 @@ fn oban_fence(
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let term = given("term", term)?;
-    let electorate = electorate(name, prefix)?;
-    let (name, prefix) = (electorate.name.as_str(), electorate.prefix.as_str());
-    acl::require(prefix, Right::Write)?;
+    let names = Names::of(name, prefix)?;
+    let electorate = names.electorate(Right::Write)?;
+    let name = electorate.name.as_str();
     session::require_writable("fence")?;
     session::prevent_in_parallel_mode(c"oban_fence()");
     let boot = shmem::boot()?;
-    let table = open(prefix)?;
+    let table = open(electorate.schema, names.prefix())?;
     note(Note::Fence); // before the row is locked, so that the end of any such transaction wakes the keeper
     // A leadership that began after a fixed snapshot was taken may have written what this transaction can't
     // see.
     let known = !session::has_fixed_snapshot() || table.is_in_own_snapshot(name, term);
     let row = if known { table.fence(name, term) } else { None };
-    // The time is read once the row is locked: from then on its lease can only be extended.
-    let now = time::now();
+    // The time is read once the row is locked: from then on its lease can only be extended. Memory knows how long the
+    // lease of a row runs; a row that it does not know is judged by the wall clock.
+    let (now, wall) = (clock::now(), time::now());
     let over = shmem::peers_view(|v| v.is_over(&electorate, term, now))?;
-    let held = row.is_some_and(|row| now < row.expires_at && rows::outlives_start(row.boot, boot));
+    let held = row.is_some_and(|row| {
+        let holds = shmem::peers_view(|v| v.holds(&electorate, term, row.started_at, now)).ok().flatten();
+        holds.unwrap_or(wall < row.expires_at) && rows::outlives_start(row.boot, boot)
+    });
     if !held || over {
         rings::count(Counter::FencesRefused, 1);
         return Err(Error::TermOver { name: name.to_owned(), term }.into());
@@ -55,10 +59,11 @@ fn oban_fence(
     Ok(())
 }
 
-/// The prefix's table of leaders, under a lock that keeps its name, owner and shape as they are.
-fn open(prefix: &str) -> Result<PeersTable<'static>, Error> {
+/// The table of leaders of a schema, under a lock that keeps its name, owner and shape as they are. `prefix` is for
+/// messages.
+fn open(schema: u32, prefix: &str) -> Result<PeersTable<'static>, Error> {
     loop {
-        match PeersTable::open(prefix, TableLock::RowShare, true) {
+        match PeersTable::open(schema, TableLock::RowShare, true) {
             Ok(table) => return Ok(table),
             Err(Unusable::Missing) => return Err(Error::NotInstalled(prefix.to_owned())),
             Err(Unusable::Obstacles(obstacles)) => {

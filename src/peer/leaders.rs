@@ -6,14 +6,15 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::electorate;
+use super::Names;
 use crate::error::{self, Error};
 use crate::logic::peer::{Electorate, Node, View};
+use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::TextArgument;
 use crate::pg::row::{self, Column, Row};
 use crate::pg::scan::{self, Locked};
-use crate::pg::{catalog, latch, session, spi, time};
+use crate::pg::{catalog, clock, latch, session, spi, time};
 use crate::prefix::peers;
 use crate::shmem;
 
@@ -24,14 +25,14 @@ thread_local! {
 
 /// The term of the leadership that counts as "mine": of a member of this session, or of the named node.
 fn led_by(view: &View<'_>, electorate: &Electorate, node: Option<&str>) -> Option<i64> {
-    let (seat, now) = (view.seat_near(electorate, LAST_SEAT.get())?, time::now());
+    let (seat, now) = (view.seat_near(electorate, LAST_SEAT.get())?, clock::now());
     LAST_SEAT.set(seat);
     let (held, leader) = view.held(seat, now)?;
     let mine = match node {
         Some(node) => held.node.as_str() == node,
         None => leader.is_of(latch::my_pid(), session::began_at()),
     };
-    mine.then_some(held.term)
+    mine.then_some(held.lease.term)
 }
 
 /// What others do needs a right to see it; what this session does it knows.
@@ -40,11 +41,14 @@ fn term_of(
     node: Option<TextArgument>,
     prefix: Option<TextArgument>,
 ) -> Result<Option<i64>, Error> {
-    let electorate = electorate(name, prefix)?;
+    let names = Names::of(name, prefix)?;
     let node: Option<Node> = node.map(|n| error::name("node", Some(n))).transpose()?;
-    if node.is_some() {
-        acl::require(electorate.prefix.as_str(), Right::Read)?;
-    }
+    let electorate = match node {
+        Some(_) => Some(names.electorate(Right::Read)?),
+        None => names.known(),
+    };
+    // Without such a schema this session leads nothing in it.
+    let Some(electorate) = electorate else { return shmem::require().map(|()| None) };
     shmem::peers_view(|v| led_by(&v, &electorate, node.as_ref().map(Node::as_str)))
 }
 
@@ -78,9 +82,9 @@ fn oban_term(
 }
 
 /// A leader as its row in oban_peers has it.
-struct LeaderRow {
-    name: String,
-    node: String,
+pub struct LeaderRow {
+    pub name: String,
+    pub node: String,
     term: Option<i64>,
     started_at: Option<TimestampWithTimeZone>,
     expires_at: Option<TimestampWithTimeZone>,
@@ -89,13 +93,17 @@ struct LeaderRow {
 /// The longest name of an instance or a node that is shown. Oban's own are host names and the like.
 const LONGEST_SHOWN: usize = 1_024;
 
-/// The unexpired rows of a prefix's oban_peers, of one name or of all in their order; `None` when the table
-/// can't be read. The table, not shared memory: it knows foreign leaders of names that nobody of ours has
-/// joined, and it is there on a standby. Who may ask is tested by our rules, so the table's own rights and
-/// policies are not, and its owner's code never runs in the asking session.
-fn leaders(prefix: &str, name: Option<&str>, locked: Locked) -> Result<Option<Vec<LeaderRow>>, Error> {
+/// The unexpired rows of a schema's oban_peers, of one name or of all in their order; `None` when the table
+/// can't be read. The table, not shared memory: it has foreign leaders of names without members, and it is there on a
+/// standby. The rights are those of the extension's functions, so the table's own rights and policies are not tested,
+/// and its owner's code never runs in the asking session.
+///
+/// Whether a lease holds is what memory says of a row that it knows, so that all calls give one answer whatever the
+/// wall clock shows. Other rows are judged by the wall clock.
+pub fn leaders(schema: u32, name: Option<&str>, locked: Locked) -> Result<Option<Vec<LeaderRow>>, Error> {
     type Columns = (Column, Column, Column, Column, Option<Column>);
-    let now = time::now();
+    let (now, wall) = (clock::now(), time::now());
+    let database = session::database();
     let find = |column: &dyn Fn(&str) -> Option<Column>| -> Option<Columns> {
         let typed = |name: &str, kind: pg_sys::Oid| column(name).filter(|c| c.type_oid == kind);
         let text = |name: &str| column(name).filter(|c| row::is_name(c.type_oid));
@@ -105,26 +113,36 @@ fn leaders(prefix: &str, name: Option<&str>, locked: Locked) -> Result<Option<Ve
     };
     let read = |row: &Row, columns: &Columns| {
         let (of_name, node, started_at, expires_at, term) = columns;
-        let ends = row.i64(*expires_at).filter(|ends| *ends > now)?;
+        let ends = row.i64(*expires_at)?;
         let own =
             row.short_text(*of_name, LONGEST_SHOWN).filter(|own| name.is_none_or(|name| own == name))?;
+        let (term_read, started) = (term.and_then(|term| row.i64(term)), row.i64(*started_at));
+        let holds = Text::new(&own).and_then(|name| {
+            let electorate = Electorate { database, schema, name };
+            let (term, started) = (term_read.unwrap_or(0), started.unwrap_or(0));
+            shmem::peers_view(|v| v.holds(&electorate, term, started, now)).ok().flatten()
+        });
+        if !holds.unwrap_or(ends > wall) {
+            return None;
+        }
         Some(LeaderRow {
             name: own,
             node: row.short_text(*node, LONGEST_SHOWN)?,
-            term: term.and_then(|term| row.i64(term)),
-            started_at: row.i64(*started_at).and_then(time::timestamptz),
+            term: term_read,
+            started_at: started.and_then(time::timestamptz),
             expires_at: time::timestamptz(ends),
         })
     };
     // Again if the table was another one by the time of its lock; who keeps replacing it gets no answer.
     for _ in 0..3 {
-        let Some(table) = catalog::peers_table(prefix) else { return Ok(None) };
+        let Some(table) = catalog::peers_table_in(schema) else { return Ok(None) };
         let admit = |unlogged: bool| {
-            acl::require(prefix, Right::Read)?;
+            let prefix = catalog::schema_name(schema).unwrap_or_default();
+            acl::require(&prefix, Right::Read)?;
             if unlogged && session::in_recovery() {
-                return Err(Error::UnloggedInRecovery { table: spi::qualified(prefix, "oban_peers") });
+                return Err(Error::UnloggedInRecovery { table: spi::qualified(&prefix, "oban_peers") });
             }
-            Ok(catalog::peers_table(prefix).is_some_and(|now| now.oid == table.oid))
+            Ok(catalog::peers_table_in(schema).is_some_and(|now| now.oid == table.oid))
         };
         if let Some(mut rows) = scan::rows(table.oid, locked, admit, find, read)? {
             rows.sort_by(|a, b| a.name.cmp(&b.name));
@@ -153,15 +171,14 @@ fn oban_leader(
     >,
     ErrorReport,
 > {
-    let electorate = electorate(name, prefix)?;
-    let (name, prefix) = (electorate.name.as_str(), electorate.prefix.as_str());
-    acl::require(prefix, Right::Read)?;
-    let rows = leaders(prefix, Some(name), Locked::Wait)?.unwrap_or_default();
+    let electorate = Names::of(name, prefix)?.electorate(Right::Read)?;
+    let name = electorate.name.as_str();
+    let rows = leaders(electorate.schema, Some(name), Locked::Wait)?.unwrap_or_default();
     Ok(TableIterator::new(rows.into_iter().map(|r| (r.node, r.term, r.started_at, r.expires_at))))
 }
 
-/// The rows of the view oban_leadership: of every prefix that the caller may read, but those whose table
-/// can't be read at the moment. A tenant's lock must not hold up who asks about all.
+/// The rows of the view oban_leadership: of every prefix that the caller may read and that has a table of leaders,
+/// installed or not, but those whose table can't be read at the moment. A tenant's lock must not hold up who asks about all.
 #[pg_extern(volatile, parallel_restricted)]
 fn obanrs_leadership() -> TableIterator<
     'static,
@@ -174,11 +191,11 @@ fn obanrs_leadership() -> TableIterator<
         name!(expires_at, Option<TimestampWithTimeZone>),
     ),
 > {
-    let prefixes = peers::schemas().into_iter().filter(|prefix| acl::allows(prefix, Right::Read));
-    let installed = prefixes.filter(|prefix| catalog::peers_table(prefix).is_some_and(|t| t.installed));
-    let rows: Vec<_> = installed
-        .flat_map(|prefix| {
-            let rows = leaders(&prefix, None, Locked::Skip).ok().flatten().unwrap_or_default().into_iter();
+    let prefixes =
+        peers::named_schemas().into_iter().filter(|(_, schema)| acl::allows_in(*schema, Right::Read));
+    let rows: Vec<_> = prefixes
+        .flat_map(|(prefix, schema)| {
+            let rows = leaders(schema, None, Locked::Skip).ok().flatten().unwrap_or_default().into_iter();
             rows.map(move |r| (prefix.clone(), r.name, r.node, r.term, r.started_at, r.expires_at))
         })
         .collect();

@@ -1,17 +1,19 @@
 //! Joining, renewing, stepping down and leaving.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use pgrx::datum::Interval;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::electorate;
+use super::Names;
+use crate::config;
 use crate::error::{self, Error, given};
 use crate::logic::peer::{Electorate, JoinError, Joining, Member, View};
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::TextArgument;
-use crate::pg::{latch, session, time};
+use crate::pg::{catalog, clock, latch, session, time};
 use crate::shmem;
 use crate::shmem::members::{ended, leave, leave_at_exit};
 
@@ -30,12 +32,11 @@ fn oban_join(
     replace: default!(Option<bool>, "false"),
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<i64, ErrorReport> {
-    let electorate = electorate(name, prefix)?;
+    let names = Names::of(name, prefix)?;
     let node = error::name("node", node)?;
     let replace = given("replace", replace)?;
     let lease = lease.map(microseconds).transpose()?;
-    let schema = acl::require(electorate.prefix.as_str(), Right::Write)?;
-    shmem::members::joins(electorate.prefix.as_str(), schema);
+    let electorate = names.electorate(Right::Write)?;
     if session::in_recovery() {
         return Err(Error::InRecovery("join").into());
     }
@@ -51,6 +52,8 @@ fn oban_join(
         procno: latch::my_procno(),
         session_began: session::began_at(),
         lease: lease.unwrap_or(0),
+        wall: time::now(),
+        share: acl::share_of(config::max_members()),
     };
     if lease.is_none() {
         leave_at_exit();
@@ -60,7 +63,7 @@ fn oban_join(
     let mut instead_of = None;
     let id = loop {
         let (joined, replaced) = shmem::peers(|p| {
-            let now = time::now();
+            let now = clock::now();
             let replaced = instead_of.and_then(|id| p.view().member(id, now)).map(|(_, m)| *m);
             (p.join(&joining, instead_of, now), replaced)
         })?;
@@ -77,10 +80,18 @@ fn oban_join(
                 }
                 .into());
             }
+            Err(JoinError::ShareUsed) => {
+                return Err(Error::ShareUsed {
+                    role: catalog::quoted_role(session::role()),
+                    what: "another member".into(),
+                    setting: "obanrs.max_members",
+                }
+                .into());
+            }
             Err(JoinError::Taken { member, pid, role, lease_ends }) => {
                 if !replace {
                     let (node, name) = (node.as_str().to_owned(), electorate.name.as_str().to_owned());
-                    let lease_ends = lease_ends.map(time::iso);
+                    let lease_ends = lease_ends.map(|ends| time::iso(clock::to_wall(ends)));
                     return Err(Error::NodeTaken { node, name, pid, lease_ends }.into());
                 }
                 if !session::acts_for(role) {
@@ -91,7 +102,7 @@ fn oban_join(
         }
     };
     shmem::wake_keeper(electorate.database);
-    wait_until(|v| v.is_considered(id, time::now()))?;
+    wait_until(|v| v.is_considered(id, clock::now()))?;
     Ok(id)
 }
 
@@ -122,7 +133,7 @@ fn wait_until(done: impl Fn(View<'_>) -> bool) -> Result<(), Error> {
 
 /// The member of this id in this database that the caller may act for. `None` when there is none.
 fn own_member(id: i64) -> Result<Option<(Electorate, Member)>, Error> {
-    let known = shmem::peers_view(|v| v.member(id, time::now()).map(|(_, m)| (*v.electorate(m), *m)))?;
+    let known = shmem::peers_view(|v| v.member(id, clock::now()).map(|(_, m)| (*v.electorate(m), *m)))?;
     match known.filter(|(e, _)| e.database == session::database()) {
         Some((_, member)) if !session::acts_for(member.role) => Err(not_yours(id)),
         known => Ok(known),
@@ -145,25 +156,25 @@ fn required_member(id: i64, what: &'static str) -> Result<Electorate, Error> {
 fn oban_renew(member: Option<i64>) -> Result<Option<i64>, ErrorReport> {
     let id = given("member", member)?;
     let electorate = required_member(id, "renew")?;
-    let renewed = shmem::peers(|p| p.renew(id, latch::my_procno(), time::now()))?;
+    let renewed = shmem::peers(|p| p.renew(id, latch::my_procno(), clock::now()))?;
     let renewed = renewed.ok_or(Error::NoMember(id))?;
     if !renewed.due {
         return Ok(renewed.term);
     }
     // The answer shall hold for half a lease at least, so the row comes first.
     shmem::wake_keeper(electorate.database);
-    wait_until(|v| v.is_considered(id, time::now()))?;
-    Ok(shmem::peers_view(|v| v.term_of(id, time::now()))?)
+    wait_until(|v| v.is_considered(id, clock::now()))?;
+    Ok(shmem::peers_view(|v| v.term_of(id, clock::now()))?)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_resign(member: Option<i64>) -> Result<bool, ErrorReport> {
     let id = given("member", member)?;
     let electorate = required_member(id, "resign")?;
-    let led = shmem::peers(|p| p.resign(id, latch::my_procno(), time::now()))?.ok_or(Error::NoMember(id))?;
+    let led = shmem::peers(|p| p.resign(id, latch::my_procno(), clock::now()))?.ok_or(Error::NoMember(id))?;
     if led {
         shmem::wake_keeper(electorate.database);
-        wait_until(|v| v.is_considered(id, time::now()))?;
+        wait_until(|v| v.is_considered(id, clock::now()))?;
     }
     Ok(led)
 }
@@ -195,21 +206,37 @@ fn obanrs_members() -> Result<
     ErrorReport,
 > {
     let mut members: Vec<(Electorate, Member, bool)> =
-        shmem::peers_view(|v| v.members_of(session::database(), time::now()))?;
-    members.retain(|(e, _, _)| acl::allows(e.prefix.as_str(), Right::Read));
+        shmem::peers_view(|v| v.members_of(session::database(), clock::now()))?;
     members.sort_by_key(|(_, m, _)| m.id);
-    Ok(TableIterator::new(members.into_iter().map(|(electorate, m, leader)| {
-        let lease_ends = m.lease_ends();
-        (
-            electorate.prefix.as_str().to_owned(),
-            electorate.name.as_str().to_owned(),
-            m.node.as_str().to_owned(),
-            m.id,
-            if lease_ends.is_none() { "session" } else { "lease" },
-            lease_ends.is_none().then_some(m.pid),
-            leader,
-            time::timestamptz(m.joined_at),
-            lease_ends.and_then(time::timestamptz),
-        )
-    })))
+    let mut readable = Readable::default();
+    let rows: Vec<_> = members
+        .into_iter()
+        .filter_map(|(electorate, m, leader)| {
+            let lease_ends = m.lease_ends();
+            Some((
+                readable.name(electorate.schema)?,
+                electorate.name.as_str().to_owned(),
+                m.node.as_str().to_owned(),
+                m.id,
+                if lease_ends.is_none() { "session" } else { "lease" },
+                lease_ends.is_none().then_some(m.pid),
+                leader,
+                time::timestamptz(m.joined_at_wall),
+                lease_ends.and_then(|ends| time::timestamptz(clock::to_wall(ends))),
+            ))
+        })
+        .collect();
+    Ok(TableIterator::new(rows))
+}
+
+/// The names of the schemas that the caller may read.
+#[derive(Default)]
+struct Readable(HashMap<u32, Option<String>>);
+
+impl Readable {
+    /// `None`: the caller may not read that schema, or it was dropped.
+    fn name(&mut self, schema: u32) -> Option<String> {
+        let look = || catalog::schema_name(schema).filter(|_| acl::allows_in(schema, Right::Read));
+        self.0.entry(schema).or_insert_with(look).clone()
+    }
 }

@@ -9,13 +9,37 @@ pub mod leaders;
 pub mod members;
 
 use crate::error::{self, Error, TextValue};
-use crate::logic::peer::Electorate;
-use crate::pg::session;
+use crate::logic::peer::{Electorate, MAX_NAME, MAX_PREFIX};
+use crate::logic::text::Text;
+use crate::pg::acl::{self, Right};
+use crate::pg::{catalog, session};
 
-fn electorate(name: Option<impl TextValue>, prefix: Option<impl TextValue>) -> Result<Electorate, Error> {
-    Ok(Electorate {
-        database: session::database(),
-        prefix: error::name("prefix", prefix)?,
-        name: error::name("name", name)?,
-    })
+/// The names that a call gives.
+struct Names {
+    prefix: Text<MAX_PREFIX>,
+    name: Text<MAX_NAME>,
+}
+
+impl Names {
+    fn of(name: Option<impl TextValue>, prefix: Option<impl TextValue>) -> Result<Self, Error> {
+        Ok(Self { prefix: error::name("prefix", prefix)?, name: error::name("name", name)? })
+    }
+
+    fn prefix(&self) -> &str {
+        self.prefix.as_str()
+    }
+
+    /// What the names mean, for a role that has this right. 3F000 without such a schema, 42501 without the right.
+    fn electorate(&self, right: Right) -> Result<Electorate, Error> {
+        Ok(self.of_schema(acl::require(self.prefix(), right)?))
+    }
+
+    /// What the names mean; `None` without such a schema. Needs no right.
+    fn known(&self) -> Option<Electorate> {
+        catalog::namespace(self.prefix()).map(|schema| self.of_schema(schema))
+    }
+
+    fn of_schema(&self, schema: u32) -> Electorate {
+        Electorate { database: session::database(), schema, name: self.name }
+    }
 }

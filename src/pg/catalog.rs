@@ -61,6 +61,25 @@ fn class(relation: u32) -> Option<Class> {
     }
 }
 
+/// Whether a relation has this name and is in this schema, as this transaction's caches have it.
+pub fn is_named(relation: u32, schema: u32, name: &str) -> bool {
+    let name = c_name(name);
+    // SAFETY: a cache of pg_class by oid; the fields are compared before the tuple is released.
+    let named = unsafe {
+        field(pg_sys::SysCacheIdentifier::RELOID as i32, relation, |tuple| {
+            let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
+            (*form).relnamespace.to_u32() == schema && CStr::from_ptr((*form).relname.data.as_ptr()) == &*name
+        })
+    };
+    named == Some(true)
+}
+
+/// The schema of a relation, as this transaction's caches have it.
+pub fn schema_of(relation: u32) -> Option<u32> {
+    // SAFETY: a catalog lookup.
+    some(unsafe { pg_sys::get_rel_namespace(pg_sys::Oid::from(relation)) })
+}
+
 /// The type of a relation's column, if it has one of this name.
 fn column_type(relation: u32, name: &str) -> Option<pg_sys::Oid> {
     let (relation, name) = (pg_sys::Oid::from(relation), c_name(name));
@@ -81,7 +100,12 @@ pub struct PeersTable {
 
 /// As it is now. A table of another shape, or a temporary one of another session, is none.
 pub fn peers_table(prefix: &str) -> Option<PeersTable> {
-    peers_table_of(relation(namespace(prefix)?, "oban_peers")?)
+    peers_table_in(namespace(prefix)?)
+}
+
+/// The same in a schema by its oid.
+pub fn peers_table_in(schema: u32) -> Option<PeersTable> {
+    peers_table_of(relation(schema, "oban_peers")?)
 }
 
 /// The same for a relation by its oid.

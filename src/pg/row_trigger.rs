@@ -73,18 +73,10 @@ impl<'a> RowTrigger<'a> {
         unsafe { Heap::of_trigger(self.data.tg_relation) }
     }
 
-    /// The name of the table's schema.
-    pub fn schema(&self) -> String {
-        // SAFETY: the relation that fired the trigger is open; the name is copied before it is freed.
-        unsafe {
-            let name = pg_sys::get_namespace_name((*(*self.data.tg_relation).rd_rel).relnamespace);
-            if name.is_null() {
-                return String::new();
-            }
-            let schema = std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned();
-            pg_sys::pfree(name.cast());
-            schema
-        }
+    /// The table's schema.
+    pub fn schema(&self) -> u32 {
+        // SAFETY: the relation that fired the trigger is open.
+        unsafe { (*(*self.data.tg_relation).rd_rel).relnamespace.to_u32() }
     }
 
     /// The column of this name.

@@ -136,11 +136,16 @@ pub struct PeersTable<'a> {
 }
 
 impl PeersTable<'_> {
-    /// Opens the table of a prefix and locks it until the end of the transaction. `Err` says why it can't be
+    /// Opens the table of a schema and locks it until the end of the transaction. `Err` says why it can't be
     /// used. With `wait` this waits for the lock up to lock_timeout (55P03); else a lock of another
     /// transaction is `Unusable::Locked`.
-    pub fn open(prefix: &str, lock: TableLock, wait: bool) -> Result<Self, Unusable> {
-        Self::judged(open_heap(prefix, lock, wait)?)
+    pub fn open(schema: u32, lock: TableLock, wait: bool) -> Result<Self, Unusable> {
+        Self::judged(open_heap(schema, lock, wait)?)
+    }
+
+    /// The oid of the table.
+    pub fn oid(&self) -> u32 {
+        self.heap.oid()
     }
 
     /// The row of a name, as it is committed now or as this transaction has written it. `None`: there is no
@@ -304,48 +309,55 @@ pub fn database_read_only() -> Option<bool> {
     Some(!(is("false", 1) || is("no", 1) || is("off", 2) || value == "0"))
 }
 
-/// The schemas that have a table named oban_peers, in the order of their names. The table's shape is not
-/// looked at.
-pub fn schemas() -> Vec<String> {
-    let tables = catalog::tables_named(TABLE);
-    let mut names: Vec<_> =
-        tables.into_iter().filter_map(|(_, schema)| catalog::namespace_name(schema)).collect();
-    names.sort();
-    names
+/// The schemas that have a table named oban_peers, as they are committed now. The table's shape is not looked at.
+pub fn schemas() -> Vec<u32> {
+    catalog::tables_named(TABLE).into_iter().map(|(_, schema)| schema).collect()
+}
+
+/// The same with their names, in the order of these.
+pub fn named_schemas() -> Vec<(String, u32)> {
+    let named = |schema| Some((catalog::namespace_name(schema)?, schema));
+    let mut named: Vec<_> = schemas().into_iter().filter_map(named).collect();
+    named.sort();
+    named
 }
 
 /// The schemas whose table of leaders has the columns that `oban_install` adds.
-pub fn installed_prefixes() -> Vec<String> {
+pub fn installed_schemas() -> Vec<u32> {
     let installed =
         |(table, _): &(u32, u32)| catalog::has_columns(*table, &["term", "boot"], pgrx::pg_sys::INT8OID);
     let tables = catalog::tables_named(TABLE).into_iter().filter(installed);
-    tables.filter_map(|(_, schema)| catalog::namespace_name(schema)).collect()
+    tables.map(|(_, schema)| schema).collect()
 }
 
-/// Whether a prefix's table of leaders can be used. `Err` says why not. Waits for no lock, and gives the
+/// The same by their names.
+pub fn installed_prefixes() -> Vec<String> {
+    installed_schemas().into_iter().filter_map(catalog::namespace_name).collect()
+}
+
+/// Whether a schema's table of leaders can be used. `Err` says why not. Waits for no lock, and gives the
 /// table's lock back after the look.
-pub fn inspect(prefix: &str) -> Result<(), Unusable> {
-    let heap = open_heap(prefix, TableLock::AccessShare, false)?;
+pub fn inspect(schema: u32) -> Result<(), Unusable> {
+    let heap = open_heap(schema, TableLock::AccessShare, false)?;
     let judged = judge(&heap);
     heap.close_and_unlock(TableLock::AccessShare);
     judged.map(|_| ())
 }
 
-/// Opens and locks the table of leaders of a prefix. Names are looked up here and nowhere else: all that
-/// follows uses the table that was locked, even if it is renamed later.
-fn open_heap<'a>(prefix: &str, lock: TableLock, wait: bool) -> Result<Heap<'a>, Unusable> {
-    let schema = catalog::namespace_now(prefix).ok_or(Unusable::Missing)?;
+/// Opens and locks the table of leaders of a schema. Its name is looked up here and nowhere else: all that follows
+/// uses the table that was locked, even if it is renamed later.
+fn open_heap<'a>(schema: u32, lock: TableLock, wait: bool) -> Result<Heap<'a>, Unusable> {
     let oid = catalog::relation_now(schema, TABLE).ok_or(Unusable::Missing)?;
     let heap = match Heap::open(oid, lock, wait) {
         Opened::Table(heap) => heap,
         Opened::Locked => return Err(Unusable::Locked),
         Opened::Gone => return Err(Unusable::Replaced),
     };
-    // The lock keeps the table's name and schema as they are. It does not keep the schema's name.
-    if heap.namespace() == schema && heap.is_named(TABLE) && catalog::namespace_now(prefix) == Some(schema) {
+    // The lock keeps the table's name and schema as they are.
+    if heap.namespace() == schema && heap.is_named(TABLE) {
         Ok(heap)
     } else {
-        heap.close_and_unlock(lock); // it would hold up DDL on a table that is none of a prefix
+        heap.close_and_unlock(lock); // it would hold up DDL on a table that is no table of leaders
         Err(Unusable::Replaced)
     }
 }

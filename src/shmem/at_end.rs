@@ -60,7 +60,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
         super::look_for_extension(session::database());
     }
     if noted(Note::Prefix) {
-        super::look_at_rows(session::database());
+        super::look_at_rows(session::database(), None);
         super::wake_keeper(session::database());
     }
     if noted(Note::Prefix) || noted(Note::Shapes) {

@@ -3,8 +3,6 @@
 //! A member that is bound to a session ends with it in whatever way it ends: the exit callback takes it
 //! out, with its node's gossip, and wakes the keeper, which elects the next. One with a lease ends by that.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgrx::pg_sys;
@@ -12,11 +10,11 @@ use pgrx::prelude::*;
 
 use crate::logic::gossip::Key;
 use crate::logic::peer::{Electorate, Member, Peers};
-use crate::pg::{latch, session, time};
+use crate::pg::{clock, latch, session};
 
 /// Ends a membership and what ends with it. `None` when it is none.
 pub fn leave(id: i64) -> Option<()> {
-    let left = super::peers(|p| p.leave(id, time::now())).ok().flatten();
+    let left = super::peers(|p| p.leave(id, clock::now())).ok().flatten();
     left.map(|(electorate, member)| ended(&electorate, &member))
 }
 
@@ -26,7 +24,7 @@ pub fn ended(electorate: &Electorate, member: &Member) {
     if member.lease_ends().is_none() {
         let key = Key {
             database: electorate.database,
-            schema: schema_of(electorate),
+            schema: electorate.schema,
             name: electorate.name.as_str(),
             node: member.node.as_str(),
             queue: "",
@@ -34,21 +32,6 @@ pub fn ended(electorate: &Electorate, member: &Member) {
         let _ = super::gossip::delete_node(&key);
     }
     super::wake_keeper(electorate.database);
-}
-
-thread_local! {
-    /// Schemas of the prefixes in which this session has joined; it may end where no catalog can be read.
-    static JOINED: RefCell<HashMap<String, u32>> = RefCell::default();
-}
-
-/// The schema of an electorate; 0 when it is not known.
-fn schema_of(electorate: &Electorate) -> u32 {
-    JOINED.with_borrow(|joined| joined.get(electorate.prefix.as_str()).copied()).unwrap_or(0)
-}
-
-/// Remembers the schema of a prefix in which this session joins.
-pub fn joins(prefix: &str, schema: u32) {
-    JOINED.with_borrow_mut(|joined| joined.insert(prefix.to_owned(), schema));
 }
 
 /// Registers this backend's exit callback, once and before its first member: what it clears up is
@@ -71,7 +54,7 @@ pub fn leave_all() {
     let own = |p: &mut Peers<'_>| {
         let bound = |m: &&Member| m.id != 0 && m.pid == pid && m.lease_ends().is_none();
         let id = p.members.iter().find(bound).map(|m| m.id)?;
-        p.leave(id, time::now())
+        p.leave(id, clock::now())
     };
     while let Ok(Some((electorate, member))) = super::peers(own) {
         ended(&electorate, &member);

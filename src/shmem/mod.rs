@@ -1,8 +1,8 @@
 //! The segment of shared memory: its layout, and the tables in it under their locks.
 //!
 //! ```text
-//! Root │ Database[] │ Hold[] │ Member[] │ Seat[] │ gossip: Holding[] │ buckets[] │ Entry[] │ Block[]
-//!      └── lock Registry ──┘  └── lock Peers ──┘  └───────── lock Gossip (gossip.rs) ──────────┘
+//! Root │ Database[] │ Hold[] │ Member[] │ Seat[] │ Owed[] │ gossip: Holding[] │ buckets[] │ Entry[] │ Block[]
+//!      └── lock Registry ──┘  └────── lock Peers ───────┘  └───────── lock Gossip (gossip.rs) ──────────┘
 //!      │ Sleeper[] │ ring::Head[] │ for each database's slot: ring::Entry[] │ bytes
 //!      └───── a lock Ring for each database's slot (rings.rs) ───────────────────┘
 //!      │ for each database's slot: Counters, whether its relay announces gossip (atomics)
@@ -23,6 +23,7 @@ pub mod listeners;
 pub mod members;
 pub mod rings;
 pub mod rows;
+pub mod tables;
 
 use std::ptr::null_mut;
 use std::sync::OnceLock;
@@ -40,7 +41,7 @@ use crate::logic::gossip::{
     Block, Entry, HOLDINGS, Head as GossipHead, Holding, capacity as gossip_capacity,
 };
 use crate::logic::lifecycle::{Database, Hold, Registry};
-use crate::logic::peer::{self, Member, Peers, Seat};
+use crate::logic::peer::{self, Electorate, Member, Peers, Seat};
 use crate::logic::ring::{self, Head, Sleeper};
 use crate::pg::lwlock::{self, Lock, Mode};
 use crate::pg::{session, time};
@@ -50,6 +51,10 @@ const CACHE_LINE: usize = 128;
 /// What a session may hold at a time are the databases that its transaction drops or renames: few.
 /// Past that DROP DATABASE still works, it may just have to be repeated.
 const HOLDS: usize = 64;
+
+/// Names whose last leadership ended while NOTIFY's queue was full. What has no room is not announced: foreign nodes
+/// find out at their next election, within half a minute.
+const OWED: usize = 256;
 
 #[repr(C)]
 struct Root {
@@ -85,6 +90,7 @@ struct Layout {
     members: usize,
     seats: usize,
     holdings: usize,
+    owed: usize,
     buckets: usize,
     entries: usize,
     blocks: usize,
@@ -127,6 +133,7 @@ fn lay_out() -> Layout {
         members: area(size_of::<Member>(), max_members),
         seats: area(size_of::<Seat>(), max_members),
         holdings: area(size_of::<Holding>(), HOLDINGS),
+        owed: area(size_of::<Electorate>(), OWED),
         buckets: area(size_of::<u32>(), max_entries),
         entries: area(size_of::<Entry>(), max_entries),
         blocks: area(size_of::<Block>(), max_entries),
@@ -248,7 +255,11 @@ pub fn peers<R>(body: impl FnOnce(&mut Peers<'_>) -> R) -> Result<R, Error> {
     let _guard = lwlock::acquire(Lock::Peers, Mode::Exclusive);
     // SAFETY: the areas of the lock that is held exclusively until `body` has returned.
     let mut peers = unsafe {
-        Peers { members: area(root, l.members, l.max_members), seats: area(root, l.seats, l.max_members) }
+        Peers {
+            members: area(root, l.members, l.max_members),
+            seats: area(root, l.seats, l.max_members),
+            owed: area(root, l.owed, OWED),
+        }
     };
     Ok(body(&mut peers))
 }
@@ -366,9 +377,9 @@ pub fn look_for_prefixes(database: u32) {
     relay.into_iter().for_each(crate::pg::latch::wake);
 }
 
-/// Has the database's keeper read all rows of oban_peers again, if there is one (a new one does anyway).
-/// Callable after commit.
-pub fn look_at_rows(database: u32) {
-    let keeper = registry(|r| r.rows_changed(database, None)).ok().flatten();
+/// Has the database's keeper read the rows of oban_peers again, of one schema or of all, if there is a keeper (a new one
+/// does anyway). Callable after commit.
+pub fn look_at_rows(database: u32, schema: Option<u32>) {
+    let keeper = registry(|r| r.rows_changed(database, schema)).ok().flatten();
     keeper.into_iter().for_each(crate::pg::latch::wake);
 }

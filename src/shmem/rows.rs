@@ -4,14 +4,14 @@
 //! name while our member still believes it leads; should the commit fail after that, the keeper deletes the
 //! row and elects anew. That there is something to read is told after the commit. What savepoints take back
 //! is no change. At PREPARE TRANSACTION a deletion counts as done: the row is locked from then on, and no
-//! callback tells of COMMIT PREPARED (the keeper finds that out by itself, with growing delays).
+//! callback tells of COMMIT PREPARED itself (`tables` wakes the keeper then).
 
 use std::cell::RefCell;
 
 use pgrx::pg_sys;
 
 use crate::logic::peer::{Electorate, RowChange};
-use crate::pg::{latch, session, time, xact};
+use crate::pg::{clock, session, xact};
 
 /// What happened to rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Change {
     Written(i64),
     /// The row of this term was deleted.
     Deleted(i64),
-    /// All rows of the prefix were. The electorate's name is empty.
+    /// All rows of the schema were. The electorate's name is empty.
     Truncated,
 }
 
@@ -62,13 +62,13 @@ pub fn changed(electorate: Electorate, change: Change) {
 
 /// Tells shared memory. Callable after commit.
 fn tell(changes: &[(Electorate, Change, u32)]) {
-    let now = time::now();
+    let now = clock::now();
     let _ = super::peers(|p| {
         for (electorate, change, _) in changes {
             match change {
                 Change::Written(term) => p.row_changed(electorate, RowChange::Written(*term), now),
                 Change::Deleted(term) => p.row_changed(electorate, RowChange::Deleted(*term), now),
-                Change::Truncated => p.rows_truncated(electorate.database, &electorate.prefix, now),
+                Change::Truncated => p.rows_truncated(electorate.database, electorate.schema, now),
             }
         }
     });
@@ -93,11 +93,10 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     }
     // After an abort, too: a leadership may be over since just before it.
     let database = session::database();
-    let mut prefixes = changes.iter().map(|(e, _, _)| e.prefix);
-    let first = prefixes.next();
-    let one = first.filter(|first| prefixes.all(|other| other == *first));
-    let keeper = super::registry(|r| r.rows_changed(database, one)).ok().flatten();
-    keeper.into_iter().for_each(latch::wake);
+    let mut schemas = changes.iter().map(|(e, _, _)| e.schema);
+    let first = schemas.next();
+    let one = first.filter(|first| schemas.all(|other| other == *first));
+    super::look_at_rows(database, one);
 }
 
 fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {

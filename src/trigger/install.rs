@@ -152,15 +152,15 @@ fn install(name: &str) -> Result<(), Error> {
         // anew.
         complete(&Prefix::locked(name, || existing_or_new(name))?)?;
     }
-    warn_of_obstacles(name);
+    warn_of_obstacles(name, schema);
     note(Note::Prefix); // even if nothing was missing: the keeper may not know the tables yet
     Ok(())
 }
 
 /// Raises a WARNING when the prefix's table of leaders has an obstacle: the prefix is installed, and holds no
 /// elections.
-fn warn_of_obstacles(prefix: &str) {
-    if let Err(Unusable::Obstacles(obstacles)) = peers::inspect(prefix) {
+fn warn_of_obstacles(prefix: &str, schema: u32) {
+    if let Err(Unusable::Obstacles(obstacles)) = peers::inspect(schema) {
         error::log(
             PgLogLevel::WARNING,
             PgSqlErrorCode::ERRCODE_WARNING,

@@ -227,7 +227,7 @@ fn reissued(row: &RowTrigger<'_>, columns: &Columns, name: &str, term: i64) -> i
 fn electorate(row: &RowTrigger<'_>, name: &str) -> Electorate {
     Electorate {
         database: session::database(),
-        prefix: Text::truncated(&row.schema()),
+        schema: row.schema(),
         name: Text::new(name).unwrap_or_default(),
     }
 }

@@ -7,7 +7,7 @@ use crate::pg::hooks::{self, Change, DatabaseCommand, Listening};
 use crate::pg::{acl, catalog, latch, session};
 use crate::shmem;
 use crate::shmem::at_end::{Note, note};
-use crate::shmem::listeners;
+use crate::shmem::{listeners, tables};
 
 /// A worker that is idle goes at once. One in the middle of a transaction (50 ms for each lock) is
 /// terminated after the first time; after the second, which is as long as Postgres itself would wait
@@ -26,8 +26,20 @@ pub fn install() {
     };
     let change = |change| match change {
         Change::Extension => note(Note::Extension),
-        Change::Trigger | Change::Schema(_) | Change::Relation(_) => note(Note::Shapes),
-        Change::Database(_) | Change::Prepared => {}
+        Change::Trigger => note(Note::Shapes),
+        Change::Schema(schema) => {
+            note(Note::Shapes);
+            tables::schema_touched(schema);
+        }
+        Change::Relation(relation) => {
+            note(Note::Shapes);
+            tables::relation_touched(relation);
+        }
+        Change::Prepared => {
+            note(Note::Shapes);
+            tables::prepared_ends();
+        }
+        Change::Database(_) => {}
     };
     hooks::install(before_database_command, listening, change);
 }

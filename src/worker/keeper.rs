@@ -7,7 +7,6 @@
 //! changed or let go of, a prefix was installed) or until the next lease is half over, or over.
 
 use std::cell::Cell;
-use std::time::Duration;
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -15,7 +14,7 @@ use pgrx::prelude::*;
 use super::election::{self, Elections};
 use super::life;
 use crate::logic::lifecycle::Kind;
-use crate::pg::{bgworker, latch, session, time, xact};
+use crate::pg::{bgworker, clock, latch, session, time, xact};
 use crate::prefix::{extension, peers};
 use crate::shmem;
 
@@ -69,7 +68,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
         kicks = orders.kicks;
         // The limit of a step leaves its timer on, which sets our latch when the step is long over: then
         // there is nothing to do, least of all a pass that sets the timer again.
-        if news || reloaded || due.is_some_and(|at| at <= time::now()) {
+        if news || reloaded || due.is_some_and(|at| at <= clock::now()) {
             if news {
                 elections.let_go();
             }
@@ -81,6 +80,6 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
                 continue;
             }
         }
-        latch::wait(due.map(|at| Duration::from_micros((at - time::now()).max(0) as u64)));
+        latch::wait_until(due);
     }
 }

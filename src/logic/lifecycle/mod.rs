@@ -22,7 +22,6 @@
 //! became a template, has its workers told to leave; that is no failure either.
 
 use super::backoff::{HEALTHY, RESTART};
-use super::peer::MAX_PREFIX;
 use super::text::Text;
 
 pub const UNKNOWN: u32 = 0;
@@ -122,9 +121,9 @@ pub struct Database {
     pub birth: u64,
     /// When the keeper that found no extension began to look.
     absent_since: i64,
-    /// Whose rows of oban_peers the keeper shall read: of nobody, `rows_prefix` or every prefix.
+    /// Whose rows of oban_peers the keeper shall read: of no schema, of `rows_schema` or of every schema.
     rows: u32,
-    rows_prefix: Text<MAX_PREFIX>,
+    rows_schema: u32,
     /// 1: the keeper may have to wait for the end of somebody's fence.
     expects_fences: u32,
     /// 1: the relay shall look which prefixes are installed.
@@ -139,7 +138,7 @@ impl Database {
     fn take_rows(&mut self) -> Rows {
         match std::mem::take(&mut self.rows) {
             0 => Rows::Unchanged,
-            ROWS_OF_ONE => Rows::Of(self.rows_prefix),
+            ROWS_OF_ONE => Rows::Of(self.rows_schema),
             _ => Rows::All,
         }
     }
@@ -191,12 +190,12 @@ pub struct Orders {
     pub prefixes: bool,
 }
 
-/// Of which prefixes the rows of oban_peers have changed.
+/// Of which schemas the rows of oban_peers have changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rows {
     #[default]
     Unchanged,
-    Of(Text<MAX_PREFIX>),
+    Of(u32),
     All,
 }
 
@@ -403,14 +402,14 @@ impl Registry<'_> {
         self.find(oid)?.keeper().kick()
     }
 
-    /// Rows of oban_peers have changed, of this prefix or of many: the keeper to wake, if there is one.
-    pub fn rows_changed(&mut self, oid: u32, prefix: Option<Text<MAX_PREFIX>>) -> Option<i32> {
+    /// Rows of oban_peers have changed, of this schema or of many: the keeper to wake, if there is one.
+    pub fn rows_changed(&mut self, oid: u32, schema: Option<u32>) -> Option<i32> {
         let d = self.find(oid)?;
-        (d.rows, d.rows_prefix) = match prefix {
-            Some(prefix) if d.rows == 0 || (d.rows == ROWS_OF_ONE && d.rows_prefix == prefix) => {
-                (ROWS_OF_ONE, prefix)
+        (d.rows, d.rows_schema) = match schema {
+            Some(schema) if d.rows == 0 || (d.rows == ROWS_OF_ONE && d.rows_schema == schema) => {
+                (ROWS_OF_ONE, schema)
             }
-            _ => (ROWS_OF_ALL, Text::default()),
+            _ => (ROWS_OF_ALL, 0),
         };
         d.keeper().kick()
     }

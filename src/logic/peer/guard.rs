@@ -14,7 +14,7 @@
 
 /// The longest lease that is taken for one, in microseconds: as long as obanrs.lease may be. Times that lie
 /// further apart are no lease that was just taken, but, say, a row out of a dump.
-const LONGEST: i64 = 3_600_000_000;
+pub const LONGEST: i64 = 3_600_000_000;
 
 /// The lease of a row that is inserted: its length by the client's clock, from `now` on by the server's; of what
 /// is none the end as it is, but no later than a lease of ours.

@@ -1,7 +1,7 @@
 //! Members, and who of them leads: the tables that shared memory holds and the rules over them.
 //!
-//! An *electorate* is what has one leader: (database, prefix, instance name). A *seat* is the place of one
-//! in shared memory. Its *members* are processes that joined, bound to their session or to a lease that they
+//! An *electorate* is what has one leader: (database, schema, instance name). The schema is known by its oid, so
+//! that an electorate stays the same when the schema is renamed. A *seat* is the place of one in shared memory. Its *members* are processes that joined, bound to their session or to a lease that they
 //! renew; its *leadership* is a copy of its row in `<prefix>.oban_peers`. The row is the truth between nodes
 //! of every kind, the copy answers `oban_is_leader` without touching a table.
 //!
@@ -26,6 +26,10 @@
 //!
 //! Every question has a time: a member whose lease is over is none, whether or not anybody has cleared
 //! it away. A row's lease never exceeds its leased member's, so that both lapse at the same moment.
+//!
+//! Times here are readings of `pg::clock`, which nobody can set, unless a name or a comment says *wall*. The wall
+//! times of a row are compared with nothing but the row: what is left of its lease is judged once, when the keeper
+//! first sees the row (`rows::time_left`), and from then on the deadline in the copy counts.
 
 pub mod guard;
 mod plan;
@@ -35,10 +39,12 @@ pub use plan::{Candidate, Ended, Plan, View};
 
 use super::text::Text;
 
-/// Longest instance name, node name and prefix in bytes. A prefix is a schema's name (NAMEDATALEN - 1);
-/// the others are texts in Oban, whose real values are module names and host names.
+/// Longest instance name and node name in bytes. They are texts in Oban, whose real values are module names and
+/// host names.
 pub const MAX_NAME: usize = 127;
 pub const MAX_NODE: usize = 255;
+
+/// Longest prefix in bytes: the name of a schema (NAMEDATALEN - 1).
 pub const MAX_PREFIX: usize = 63;
 
 pub type Node = Text<MAX_NODE>;
@@ -47,7 +53,8 @@ pub type Node = Text<MAX_NODE>;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Electorate {
     pub database: u32,
-    pub prefix: Text<MAX_PREFIX>,
+    /// The schema of the table of leaders.
+    pub schema: u32,
     pub name: Text<MAX_NAME>,
 }
 
@@ -71,6 +78,8 @@ pub struct Member {
     considered: u32,
     pub node: Node,
     pub joined_at: i64,
+    /// The same by the wall clock, to be shown.
+    pub joined_at_wall: i64,
     /// In microseconds; 0 for a member that is bound to its session.
     pub lease: i64,
     /// The end of its lease.
@@ -95,6 +104,28 @@ impl Member {
     }
 }
 
+/// The lease that a row of oban_peers grants.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lease {
+    /// The table that has the row.
+    pub table: u32,
+    /// 0 when the row has none (a foreign node wrote it before the table had its triggers).
+    pub term: i64,
+    /// The row's own times, by the wall clock.
+    pub started_at: i64,
+    pub expires_at: i64,
+    /// When it ends, unless it is renewed.
+    pub deadline: i64,
+}
+
+impl Lease {
+    /// Whether a row with these times is the one that this lease was read from: it was not renewed or replaced.
+    pub fn is_of(&self, term: i64, started_at: i64, expires_at: i64) -> bool {
+        (self.term, self.started_at, self.expires_at) == (term, started_at, expires_at)
+    }
+}
+
 /// The copy of one row of oban_peers. `used` 0 is none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,16 +134,15 @@ pub struct Leadership {
     /// 1: it is over, though its member lives and its lease runs: the member resigned, or somebody
     /// deletes the row.
     ended: u32,
-    /// 1: the table may be another one now; the next renewal will tell.
+    /// 1: the table may have changed; the next renewal will tell.
     doubted: u32,
     /// The leading member, or 0 when the row is another node's; and the slot that it was in.
     pub member: i64,
     slot: u32,
     pub node: Node,
-    /// 0 when the row has none (a foreign node wrote it before the table had its triggers).
-    pub term: i64,
-    pub started_at: i64,
-    pub expires_at: i64,
+    pub lease: Lease,
+    /// Of a foreign node's row: when the keeper looks at it again, even if its lease runs longer.
+    look_at: i64,
 }
 
 /// The place of an electorate that has members or a leadership. `electorate.database` 0 is a free one.
@@ -162,6 +192,10 @@ pub struct Joining {
     pub session_began: i64,
     /// In microseconds; 0 to be bound to the session.
     pub lease: i64,
+    /// The time by the wall clock, to be shown.
+    pub wall: i64,
+    /// The most members that its role may have; `None` for no limit.
+    pub share: Option<usize>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -171,6 +205,8 @@ pub enum JoinError {
     Taken { member: i64, pid: i32, role: u32, lease_ends: Option<i64> },
     /// Every slot is in use.
     Full,
+    /// Its role has as many members as its share allows.
+    ShareUsed,
 }
 
 /// What a renewal did.
@@ -182,22 +218,24 @@ pub struct Renewed {
     pub due: bool,
 }
 
-/// The two tables of shared memory. Whoever has this holds their lock.
+/// The tables of shared memory, under their lock, which is held exclusively.
 pub struct Peers<'a> {
     pub members: &'a mut [Member],
     pub seats: &'a mut [Seat],
+    /// Names whose last leadership ended without an announcement, as NOTIFY's queue was full. Database 0 is free.
+    pub owed: &'a mut [Electorate],
 }
 
 impl Leadership {
-    /// As a member of ours holds it.
-    pub fn ours(leader: &Candidate, term: i64, started_at: i64, expires_at: i64) -> Self {
+    /// As a member holds it.
+    pub fn ours(leader: &Candidate, lease: Lease) -> Self {
         let (member, slot, node) = (leader.member, leader.slot, leader.node);
-        Self { used: 1, ended: 0, doubted: 0, member, slot, node, term, started_at, expires_at }
+        Self { used: 1, ended: 0, doubted: 0, member, slot, node, lease, look_at: lease.deadline }
     }
 
-    /// As another node holds it.
-    pub fn foreign(node: Node, term: i64, started_at: i64, expires_at: i64) -> Self {
-        Self { used: 1, node, term, started_at, expires_at, ..Self::default() }
+    /// As a foreign node holds it. The keeper looks at the row again at `look_at` at the latest.
+    pub fn foreign(node: Node, lease: Lease, look_at: i64) -> Self {
+        Self { used: 1, node, lease, look_at: look_at.min(lease.deadline), ..Self::default() }
     }
 
     pub fn is_ours(&self) -> bool {
@@ -230,8 +268,15 @@ impl Peers<'_> {
                 return Err(JoinError::Taken { member, pid, role, lease_ends });
             }
         }
-        let seat = seat.or_else(|| self.free_seat(now)).ok_or(JoinError::Full)?;
         let replaced = old.map(|(slot, _)| slot);
+        if let Some(share) = new.share {
+            let of_role = |(slot, m): &(usize, &Member)| m.role == new.role && Some(*slot) != replaced;
+            let live = self.members.iter().enumerate().filter(|(_, m)| m.is_live(now));
+            if live.filter(of_role).count() >= share {
+                return Err(JoinError::ShareUsed);
+            }
+        }
+        let seat = seat.or_else(|| self.free_seat(now)).ok_or(JoinError::Full)?;
         // What a lapsed member leaves is free: the seat's leadership tells members apart by their ids.
         let free = replaced.or_else(|| self.members.iter().position(|m| !m.is_live(now)));
         let slot = free.ok_or(JoinError::Full)?;
@@ -258,6 +303,7 @@ impl Peers<'_> {
             considered: 0,
             node: new.node,
             joined_at: now,
+            joined_at_wall: new.wall,
             lease: new.lease,
             lease_ends: now.saturating_add(new.lease),
             resigned_at: 0,
@@ -299,8 +345,8 @@ impl Peers<'_> {
         member.lease_ends = now.saturating_add(member.lease);
         let (seat, lease) = (member.seat as usize, member.lease);
         let held = self.view().held(seat, now).map(|(l, _)| l).filter(|l| l.member == id);
-        let due = held.is_some_and(|l| lease != 0 && now >= l.expires_at.saturating_sub(lease / 2));
-        let term = held.map(|l| l.term);
+        let due = held.is_some_and(|l| lease != 0 && now >= l.lease.deadline.saturating_sub(lease / 2));
+        let term = held.map(|l| l.lease.term);
         if due {
             (self.members[slot].considered, self.members[slot].procno) = (0, procno);
         }
@@ -339,8 +385,8 @@ impl Peers<'_> {
         let was = *leadership;
         let over = match change {
             _ if was.used == 0 => return,
-            RowChange::Deleted(term) => !was.is_ours() || term == was.term,
-            RowChange::Written(term) => was.is_ours() && term > was.term,
+            RowChange::Deleted(term) => !was.is_ours() || term == was.lease.term,
+            RowChange::Written(term) => was.is_ours() && term > was.lease.term,
         };
         if !was.is_ours() {
             *leadership = Leadership::default();
@@ -348,13 +394,17 @@ impl Peers<'_> {
             leadership.ended = 1;
         }
         if over && was.ended == 0 {
-            seat.vacant_since = was.expires_at.min(now);
+            seat.vacant_since = was.lease.deadline.min(now);
         }
     }
 
-    /// Tables were made or replaced: what is known of every leader of a database is to be read anew.
-    pub fn doubt(&mut self, database: u32) {
-        for seat in self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database) {
+    /// Tables may have been altered or replaced: what is known of every leader of a database, or of one table only, is
+    /// to be read anew.
+    pub fn doubt(&mut self, database: u32, table: Option<u32>) {
+        let concerns = |s: &&mut Seat| {
+            s.electorate.database == database && table.is_none_or(|table| s.leadership.lease.table == table)
+        };
+        for seat in self.seats.iter_mut().filter(|_| database != 0).filter(concerns) {
             if seat.leadership.is_ours() {
                 seat.leadership.doubted = 1;
             } else {
@@ -363,14 +413,60 @@ impl Peers<'_> {
         }
     }
 
-    /// As `row_changed` for all names of a prefix, with all rows deleted.
-    pub fn rows_truncated(&mut self, database: u32, prefix: &Text<MAX_PREFIX>, now: i64) {
-        for seat in 0..self.seats.len() {
-            let Seat { electorate, leadership, .. } = self.seats[seat];
-            if electorate.database == database && electorate.prefix == *prefix {
-                self.row_changed(&electorate, RowChange::Deleted(leadership.term), now);
+    /// As `row_changed` for all names of a schema, with all rows deleted.
+    pub fn rows_truncated(&mut self, database: u32, schema: u32, now: i64) {
+        self.rows_gone(database, |seat| seat.electorate.schema == schema, now);
+    }
+
+    /// As `row_changed` for all names whose row is in a table, with all rows deleted: it was dropped, renamed or moved
+    /// to another schema.
+    pub fn table_gone(&mut self, database: u32, table: u32, now: i64) {
+        self.rows_gone(database, |seat| seat.leadership.lease.table == table, now);
+    }
+
+    fn rows_gone(&mut self, database: u32, is_gone: impl Fn(&Seat) -> bool, now: i64) {
+        for number in 0..self.seats.len() {
+            let seat = self.seats[number];
+            if database != 0 && seat.electorate.database == database && is_gone(&seat) {
+                self.row_changed(&seat.electorate, RowChange::Deleted(seat.leadership.lease.term), now);
             }
         }
+    }
+
+    /// A schema was dropped: its members and leaderships end. Returns the backends of these members that wait for an
+    /// election.
+    pub fn forget_schema(&mut self, database: u32, schema: u32) -> Vec<i32> {
+        let mut waiting = Vec::new();
+        for number in 0..self.seats.len() {
+            let electorate = self.seats[number].electorate;
+            if database != 0 && (electorate.database, electorate.schema) == (database, schema) {
+                waiting.extend(self.mark_considered(&electorate));
+                self.clear_seat(number);
+            }
+        }
+        let gone = |e: &Electorate| (e.database, e.schema) == (database, schema);
+        self.owed.iter_mut().filter(|e| gone(e)).for_each(|e| *e = Electorate::default());
+        waiting
+    }
+
+    /// Notes that the end of a leadership is still to be announced. False when there is no room for that.
+    pub fn owe(&mut self, electorate: &Electorate) -> bool {
+        if self.owed.contains(electorate) {
+            return true;
+        }
+        let Some(free) = self.owed.iter_mut().find(|e| e.database == 0) else { return false };
+        *free = *electorate;
+        true
+    }
+
+    /// Notes that it was announced, or need not be.
+    pub fn announced(&mut self, electorate: &Electorate) {
+        self.owed.iter_mut().filter(|e| *e == electorate).for_each(|e| *e = Electorate::default());
+    }
+
+    /// The names of a database whose last leadership ended without an announcement.
+    pub fn owed(&self, database: u32) -> Vec<Electorate> {
+        self.owed.iter().filter(|e| database != 0 && e.database == database).copied().collect()
     }
 
     /// Notes what the table says after a commit: a row of a member of ours, or of a foreign node. `seen` are the
@@ -383,16 +479,16 @@ impl Peers<'_> {
             return Recorded::Stale;
         }
         let before = Some(seat.leadership).filter(|l| l.used != 0);
-        let changed = before.is_some_and(|b| (b.node, b.term) != (row.node, row.term));
+        let changed = before.is_some_and(|b| (b.node, b.lease.term) != (row.node, row.lease.term));
         let since = match seat.vacant_since {
-            0 => before.filter(|_| changed).map(|b| b.expires_at.min(now)),
+            0 => before.filter(|_| changed).map(|b| b.lease.deadline.min(now)),
             since => Some(since),
         };
         if row.member != seat.resigned {
             // Others have had their turn.
             (seat.resigned, seat.resigned_at) = (0, 0);
         }
-        (seat.leadership, seat.greatest_term) = (row, seat.greatest_term.max(row.term));
+        (seat.leadership, seat.greatest_term) = (row, seat.greatest_term.max(row.lease.term));
         // It may have ended while it was elected or renewed.
         let ended = row.is_ours() && self.view().leader(&row, number, now).is_none();
         if !ended {
@@ -408,7 +504,7 @@ impl Peers<'_> {
         let seat = &mut self.seats[number];
         let before = Some(std::mem::take(&mut seat.leadership)).filter(|l| l.used != 0);
         if let Some(before) = before.filter(|_| seat.vacant_since == 0) {
-            seat.vacant_since = before.expires_at.min(now);
+            seat.vacant_since = before.lease.deadline.min(now);
         }
         if self.view().live(number, now).next().is_none() {
             self.clear_seat(number);
@@ -416,8 +512,7 @@ impl Peers<'_> {
         before
     }
 
-    /// Frees a seat, with those of its members that have lapsed: a clock that is set back must not find them in
-    /// another's.
+    /// Frees a seat, with those of its members that are left, so that they are never found in another's.
     fn clear_seat(&mut self, number: usize) {
         self.seats[number] = Seat::default();
         for m in self.members.iter_mut().filter(|m| m.id != 0 && m.seat as usize == number) {
@@ -454,6 +549,8 @@ impl Peers<'_> {
                 self.seats[number] = Seat::default();
             }
         }
+        let gone = |e: &Electorate| database != 0 && e.database == database;
+        self.owed.iter_mut().filter(|e| gone(e)).for_each(|e| *e = Electorate::default());
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reading the tables: who leads, and what a keeper has to do.
 
-use super::{Electorate, Leadership, Member, Node, Seat};
+use super::{Electorate, Leadership, Lease, Member, Node, Seat};
 
 /// Who is to be elected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,10 +68,46 @@ impl<'a> View<'a> {
         .collect()
     }
 
-    /// For `Peers::record`, and the greatest term that is known.
-    pub fn changes(&self, electorate: &Electorate) -> (u32, i64) {
+    /// The `changes` for `Peers::record`, the greatest term that is known, and the lease in the copy of the row, if
+    /// there is a copy.
+    pub fn changes(&self, electorate: &Electorate) -> (u32, i64, Option<Lease>) {
         let seat = self.seat(electorate).map(|seat| &self.seats[seat]);
-        seat.map_or((0, 0), |seat| (seat.changes, seat.greatest_term))
+        seat.map_or((0, 0, None), |seat| {
+            let copy = Some(seat.leadership).filter(|l| l.used != 0);
+            (seat.changes, seat.greatest_term, copy.map(|l| l.lease))
+        })
+    }
+
+    /// Whether the leadership that a row shows holds at `now`, if memory has a copy of that row: `None` if it has
+    /// none.
+    pub fn holds(&self, electorate: &Electorate, term: i64, started_at: i64, now: i64) -> Option<bool> {
+        let number = self.seat(electorate)?;
+        let copy = &self.seats[number].leadership;
+        if copy.used == 0 || (copy.lease.term, copy.lease.started_at) != (term, started_at) {
+            return None;
+        }
+        Some(if copy.is_ours() { self.held(number, now).is_some() } else { now < copy.lease.deadline })
+    }
+
+    /// The tables of a database that memory has copies of rows of, each with its schema.
+    pub fn tables(&self, database: u32) -> Vec<(u32, u32)> {
+        let own = self.seats.iter().filter(|s| database != 0 && s.electorate.database == database);
+        let mut tables: Vec<_> = own
+            .filter(|s| s.leadership.used != 0)
+            .map(|s| (s.leadership.lease.table, s.electorate.schema))
+            .collect();
+        tables.sort_unstable();
+        tables.dedup();
+        tables
+    }
+
+    /// The schemas of a database's electorates.
+    pub fn schemas(&self, database: u32) -> Vec<u32> {
+        let own = self.seats.iter().filter(|s| database != 0 && s.electorate.database == database);
+        let mut schemas: Vec<u32> = own.map(|s| s.electorate.schema).collect();
+        schemas.sort_unstable();
+        schemas.dedup();
+        schemas
     }
 
     /// What is to be done for `electorate` at `now`, with leases of `lease` microseconds.
@@ -114,27 +150,28 @@ impl<'a> View<'a> {
         }
         if !leadership.is_ours() {
             return match somebody {
-                true if now < leadership.expires_at => Plan::Wait { until: leadership.expires_at },
+                true if now < leadership.look_at => Plan::Wait { until: leadership.look_at },
                 _ => vacant(),
             };
         }
         let Some(leader) = self.holder(leadership, number, now) else {
             // Its slot is its own until somebody else takes it.
             let member = self.members.get(leadership.slot as usize).filter(|m| m.id == leadership.member);
-            let lapsed = now >= leadership.expires_at || member.is_some_and(|m| !m.is_live(now));
+            let lapsed = now >= leadership.lease.deadline || member.is_some_and(|m| !m.is_live(now));
             let lapsed = leadership.ended == 0 && lapsed;
-            return elect(Some(Ended { node: leadership.node, term: leadership.term, lapsed }));
+            return elect(Some(Ended { node: leadership.node, term: leadership.lease.term, lapsed }));
         };
-        let half = |lease: i64| leadership.expires_at.saturating_sub(lease / 2);
+        let deadline = leadership.lease.deadline;
+        let half = |lease: i64| deadline.saturating_sub(lease / 2);
         let renew_at = match leader.lease_ends() {
             None => half(lease),
             // Nothing to extend it by until the member renews, which tells from here on.
-            Some(ends) if ends <= leadership.expires_at && now >= half(leader.lease) => leadership.expires_at,
+            Some(ends) if ends <= deadline && now >= half(leader.lease) => deadline,
             Some(_) => half(leader.lease),
         };
         if now >= renew_at || leadership.doubted != 0 {
             let leader = Candidate::of((leadership.slot as usize, leader));
-            Plan::Renew { leader, term: leadership.term }
+            Plan::Renew { leader, term: leadership.lease.term }
         } else {
             // A lease that was joined anew may be shorter than the row's.
             Plan::Wait { until: leader.lease_ends().map_or(renew_at, |ends| renew_at.min(ends)) }
@@ -149,7 +186,7 @@ impl<'a> View<'a> {
 
     /// The member that holds a leadership at `now`.
     fn holder(&self, leadership: &Leadership, seat: usize, now: i64) -> Option<&'a Member> {
-        let runs = leadership.used != 0 && leadership.ended == 0 && now < leadership.expires_at;
+        let runs = leadership.used != 0 && leadership.ended == 0 && now < leadership.lease.deadline;
         self.leader(leadership, seat, now).filter(|_| runs)
     }
 
@@ -166,14 +203,14 @@ impl<'a> View<'a> {
         self.seat(electorate).is_some_and(|seat| {
             let leadership = &self.seats[seat].leadership;
             let over = leadership.ended != 0 || self.leader(leadership, seat, now).is_none();
-            leadership.is_ours() && leadership.term == term && over
+            leadership.is_ours() && leadership.lease.term == term && over
         })
     }
 
     /// The term that this member holds.
     pub fn term_of(&self, id: i64, now: i64) -> Option<i64> {
         let (_, member) = self.member(id, now)?;
-        self.held(member.seat as usize, now).filter(|(l, _)| l.member == id).map(|(l, _)| l.term)
+        self.held(member.seat as usize, now).filter(|(l, _)| l.member == id).map(|(l, _)| l.lease.term)
     }
 
     /// The names of a database that have members, each with whether it is led, or is without a leader for
@@ -183,8 +220,8 @@ impl<'a> View<'a> {
         own.filter(|seat| self.live(*seat, now).next().is_some())
             .map(|number| {
                 let seat = &self.seats[number];
-                let led =
-                    seat.leadership.used != 0 && now < seat.leadership.expires_at.saturating_add(moment);
+                let until = seat.leadership.lease.deadline.saturating_add(moment);
+                let led = seat.leadership.used != 0 && now < until;
                 let waiting = self.live(number, now).any(|(_, m)| m.joined_at < now - moment);
                 (seat.electorate, led || !waiting)
             })

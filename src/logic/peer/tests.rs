@@ -4,7 +4,7 @@ use proptest::prelude::*;
 const LEASE: i64 = 30_000_000;
 
 fn electorate(name: &str) -> Electorate {
-    Electorate { database: 5, prefix: Text::truncated("public"), name: Text::truncated(name) }
+    Electorate { database: 5, schema: 2200, name: Text::truncated(name) }
 }
 
 fn joining(id: i64, pid: i32, node: &str, lease: i64) -> Joining {
@@ -20,15 +20,29 @@ fn candidate(member: i64, slot: u32, node: &str, lease_ends: Option<i64>) -> Can
     Candidate { member, slot, node: Text::truncated(node), lease_ends }
 }
 
-struct Memory(Vec<Member>, Vec<Seat>);
+struct Memory(Vec<Member>, Vec<Seat>, Vec<Electorate>);
 
 impl Memory {
     fn new(capacity: usize) -> Self {
-        Self(vec![Member::default(); capacity], vec![Seat::default(); capacity])
+        let owed = vec![Electorate::default(); capacity];
+        Self(vec![Member::default(); capacity], vec![Seat::default(); capacity], owed)
     }
     fn peers(&mut self) -> Peers<'_> {
-        Peers { members: &mut self.0, seats: &mut self.1 }
+        Peers { members: &mut self.0, seats: &mut self.1, owed: &mut self.2 }
     }
+}
+
+/// The table that has the rows.
+const TABLE: u32 = 99;
+
+/// A lease from `now` on. The wall clock is an hour ahead.
+fn lease(term: i64, now: i64, deadline: i64) -> Lease {
+    let wall = |at| at + 3_600_000_000;
+    Lease { table: TABLE, term, started_at: wall(now), expires_at: wall(deadline), deadline }
+}
+
+fn foreign(node: &str, term: i64, now: i64, deadline: i64) -> Leadership {
+    Leadership::foreign(Text::truncated(node), lease(term, now, deadline), i64::MAX)
 }
 
 /// As the keeper does it: what the plan says is to be elected leads from `now` on.
@@ -36,13 +50,13 @@ fn elect(peers: &mut Peers<'_>, e: &Electorate, term: i64, now: i64) -> Option<i
     let Plan::Elect { candidate: Some(c), .. } = peers.view().plan(e, now, LEASE) else {
         panic!("nobody to elect: {:?}", peers.view().plan(e, now, LEASE))
     };
-    let expires_at = c.lease_ends.unwrap_or(now + LEASE);
-    tell(peers, e, Leadership::ours(&c, term, now, expires_at), now)
+    let deadline = c.lease_ends.unwrap_or(now + LEASE);
+    tell(peers, e, Leadership::ours(&c, lease(term, now, deadline)), now)
 }
 
 /// For how long there was no leader.
 fn tell(peers: &mut Peers<'_>, e: &Electorate, row: Leadership, now: i64) -> Option<i64> {
-    let (seen, _) = peers.view().changes(e);
+    let (seen, ..) = peers.view().changes(e);
     match peers.record(e, row, seen, now) {
         Recorded::After { without, .. } => without,
         Recorded::Stale => panic!("nothing happened meanwhile"),
@@ -51,7 +65,7 @@ fn tell(peers: &mut Peers<'_>, e: &Electorate, row: Leadership, now: i64) -> Opt
 
 fn held(peers: &Peers<'_>, e: &Electorate, now: i64) -> Option<i64> {
     let view = peers.view();
-    view.seat(e).and_then(|seat| view.held(seat, now)).map(|(l, _)| l.term)
+    view.seat(e).and_then(|seat| view.held(seat, now)).map(|(l, _)| l.lease.term)
 }
 
 #[test]
@@ -131,7 +145,7 @@ fn a_lease_ends_membership_and_leadership_at_once() {
     assert_eq!(peers.view().plan(&e, 60, LEASE), Plan::Renew { leader, term: 7 });
     assert_eq!(held(&peers, &e, 99), Some(7));
     assert_eq!(held(&peers, &e, 100), None, "the row was not renewed");
-    tell(&mut peers, &e, Leadership::ours(&leader, 7, 0, 160), 70);
+    tell(&mut peers, &e, Leadership::ours(&leader, lease(7, 0, 160)), 70);
     assert_eq!(held(&peers, &e, 159), Some(7));
     assert_eq!(peers.renew(2, 10, 70), None);
 
@@ -172,7 +186,7 @@ fn who_resigns_comes_last() {
     assert_eq!(peers.view().plan(&e, 14, LEASE), Plan::Wait { until: 14 + LEASE });
     elect(&mut peers, &e, 5, 14 + LEASE);
     peers.resign(2, 10, 15 + LEASE);
-    tell(&mut peers, &e, Leadership::foreign(Text::truncated("x"), 6, 0, 16 + LEASE), 15 + LEASE);
+    tell(&mut peers, &e, foreign("x", 6, 0, 16 + LEASE), 15 + LEASE);
     elect(&mut peers, &e, 7, 16 + LEASE);
 }
 
@@ -182,9 +196,16 @@ fn a_foreign_leader_is_respected_until_its_row_changes() {
     let mut peers = memory.peers();
     peers.row_changed(&e, RowChange::Deleted(1), 0); // nobody of ours cares
     peers.join(&bound(1, 10, "a"), None, 0).unwrap();
-    let foreign = Leadership::foreign(Text::truncated("elixir"), 3, 0, LEASE);
-    tell(&mut peers, &e, foreign, 0);
+    let leader = foreign("elixir", 3, 0, LEASE);
+    tell(&mut peers, &e, leader, 0);
     assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: LEASE });
+    assert_eq!(peers.view().holds(&e, 3, leader.lease.started_at, 5), Some(true));
+    assert_eq!(peers.view().holds(&e, 3, leader.lease.started_at, LEASE), Some(false));
+    assert_eq!(peers.view().holds(&e, 4, leader.lease.started_at, 5), None, "another row");
+    let unguarded = Leadership::foreign(leader.node, leader.lease, 7);
+    tell(&mut peers, &e, unguarded, 0);
+    assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: 7 }, "nobody tells of its end");
+    tell(&mut peers, &e, leader, 0);
     assert_eq!(held(&peers, &e, 5), None);
     let candidate = Some(candidate(1, 0, "a", None));
     assert_eq!(peers.view().plan(&e, LEASE, LEASE), Plan::Elect { ended: None, candidate });
@@ -198,9 +219,11 @@ fn a_foreign_leader_is_respected_until_its_row_changes() {
     assert_eq!(held(&peers, &e, 11), None, "over before the deletion commits");
     peers.vacate(&e, 11);
     elect(&mut peers, &e, 5, 12);
-    peers.rows_truncated(5, &Text::truncated("another"), 13);
+    peers.rows_truncated(5, 2201, 13);
+    peers.table_gone(5, TABLE + 1, 13);
+    peers.table_gone(6, TABLE, 13);
     assert_eq!(held(&peers, &e, 13), Some(5));
-    peers.rows_truncated(5, &e.prefix, 13);
+    peers.rows_truncated(5, 2200, 13);
     assert_eq!(held(&peers, &e, 13), None);
     peers.vacate(&e, 13);
     elect(&mut peers, &e, 6, 14);
@@ -214,15 +237,16 @@ fn what_may_have_changed_is_read_again_at_once() {
     let mut peers = memory.peers();
     peers.join(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 1, 0);
-    peers.doubt(6);
+    peers.doubt(6, None);
+    peers.doubt(5, Some(TABLE + 1));
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: LEASE / 2 });
-    peers.doubt(5);
+    peers.doubt(5, Some(TABLE));
     let leader = candidate(1, 0, "a", None);
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: 1 });
-    tell(&mut peers, &e, Leadership::ours(&leader, 1, 0, 1 + LEASE), 1);
+    tell(&mut peers, &e, Leadership::ours(&leader, lease(1, 0, 1 + LEASE)), 1);
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: 1 + LEASE / 2 });
-    tell(&mut peers, &e, Leadership::foreign(Text::truncated("x"), 2, 0, LEASE), 2);
-    peers.doubt(5);
+    tell(&mut peers, &e, foreign("x", 2, 0, LEASE), 2);
+    peers.doubt(5, None);
     assert!(matches!(peers.view().plan(&e, 3, LEASE), Plan::Elect { ended: None, .. }));
 }
 
@@ -245,9 +269,9 @@ fn who_joins_while_the_row_is_read_has_it_judged_anew() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
     peers.join(&bound(1, 10, "other"), None, 0).unwrap();
-    let (seen, _) = peers.view().changes(&e);
+    let (seen, ..) = peers.view().changes(&e);
     peers.join(&joining(2, 11, "leased", 1_000), None, 0).unwrap();
-    let row = Leadership::foreign(Text::truncated("leased"), 7, 0, 1_000);
+    let row = foreign("leased", 7, 0, 1_000);
     assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
 }
 
@@ -262,7 +286,7 @@ fn seats_of_lapsed_members_are_free_for_others() {
     let other = Joining { electorate: electorate("C"), ..bound(3, 11, "n") };
     assert_eq!(peers.join(&other, None, 99), Err(JoinError::Full));
     assert_eq!(peers.join(&other, None, 100), Ok(3));
-    assert_eq!(peers.view().members_of(5, 0).len(), 2, "the clock set back: one lapsed, and the new one");
+    assert_eq!(peers.view().members_of(5, 0).len(), 2, "one lapsed, and the new one");
     assert!(peers.view().members_of(5, 0).iter().all(|(e, m, _)| (m.id == 3) == (e.name.as_str() == "C")));
 }
 
@@ -285,19 +309,69 @@ fn what_ended_meanwhile_does_not_begin_again() {
     let mut peers = memory.peers();
     peers.join(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 7, 0);
-    let renewed = Leadership::ours(&candidate(1, 0, "a", None), 7, 0, 2 * LEASE);
-    let (seen, _) = peers.view().changes(&e);
+    let renewed = Leadership::ours(&candidate(1, 0, "a", None), lease(7, 0, 2 * LEASE));
+    let (seen, ..) = peers.view().changes(&e);
     peers.resign(1, 10, 5);
     assert_eq!(peers.record(&e, renewed, seen, 6), Recorded::Stale);
     assert_eq!(held(&peers, &e, 6), None, "it had resigned");
     peers.vacate(&e, 6);
 
     // The new row is deleted before its keeper tells of it.
-    let (seen, _) = peers.view().changes(&e);
+    let (seen, ..) = peers.view().changes(&e);
     peers.row_changed(&e, RowChange::Deleted(8), 7);
-    assert_eq!(peers.record(&e, Leadership { term: 8, ..renewed }, seen, 8), Recorded::Stale);
+    let new = Leadership { lease: Lease { term: 8, ..renewed.lease }, ..renewed };
+    assert_eq!(peers.record(&e, new, seen, 8), Recorded::Stale);
     assert_eq!(held(&peers, &e, 8), None);
     assert_eq!(peers.record(&electorate("Other"), renewed, 0, 8), Recorded::Stale, "forgotten");
+}
+
+#[test]
+fn a_schema_takes_all_of_its_own_along() {
+    let (mut memory, e) = (Memory::new(4), electorate("Oban"));
+    let mut peers = memory.peers();
+    let other = Electorate { schema: 2201, ..e };
+    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    peers.join(&Joining { electorate: other, ..bound(2, 11, "a") }, None, 0).unwrap();
+    elect(&mut peers, &e, 1, 0);
+    elect(&mut peers, &other, 2, 0);
+    assert!(peers.owe(&e) && peers.owe(&e) && peers.owe(&other));
+    assert_eq!((peers.owed(5).len(), peers.owed(6).len(), peers.owed(0).len()), (2, 0, 0));
+    assert_eq!(peers.view().schemas(5), [2200, 2201]);
+    assert_eq!(peers.view().tables(5), [(TABLE, 2200), (TABLE, 2201)]);
+    assert_eq!(peers.forget_schema(5, 2200), [10], "that one still waited for its election");
+    assert!(peers.forget_schema(5, 2200).is_empty() && peers.forget_schema(0, 0).is_empty());
+    assert_eq!((held(&peers, &e, 1), held(&peers, &other, 1)), (None, Some(2)));
+    assert!(peers.view().member(1, 1).is_none() && peers.view().member(2, 1).is_some());
+    assert_eq!(peers.owed(5), [other]);
+    peers.announced(&other);
+    assert!(peers.owed(5).is_empty());
+}
+
+#[test]
+fn what_is_to_be_announced_is_bounded() {
+    let mut memory = Memory::new(2);
+    let mut peers = memory.peers();
+    assert!(peers.owe(&electorate("A")) && peers.owe(&electorate("B")) && !peers.owe(&electorate("C")));
+    peers.forget_database(6, 1);
+    assert_eq!(peers.owed(5).len(), 2);
+    peers.forget_database(5, 1);
+    assert!(peers.owed(5).is_empty());
+}
+
+#[test]
+fn a_role_has_its_share_of_members() {
+    let mut memory = Memory::new(6);
+    let mut peers = memory.peers();
+    let of = |id, node, role, lease| Joining { role, share: Some(2), ..joining(id, 10, node, lease) };
+    assert_eq!(peers.join(&of(1, "a", 7, 0), None, 0), Ok(1));
+    assert_eq!(peers.join(&of(2, "b", 7, 50), None, 0), Ok(2));
+    assert_eq!(peers.join(&of(3, "c", 7, 0), None, 0), Err(JoinError::ShareUsed));
+    assert_eq!(peers.join(&of(3, "a", 7, 0), None, 0), Ok(1), "the same member again");
+    let later = Joining { session_began: 1, ..of(4, "a", 7, 0) };
+    assert_eq!(peers.join(&later, Some(1), 0), Ok(4), "in place of one of its own");
+    assert_eq!(peers.join(&of(5, "c", 8, 0), None, 0), Ok(5), "another role");
+    assert_eq!(peers.join(&of(6, "d", 7, 0), None, 50), Ok(6), "one has lapsed");
+    assert_eq!(peers.join(&Joining { share: None, ..of(7, "e", 7, 0) }, None, 50), Ok(7));
 }
 
 /// One row of the table, as a keeper and foreign nodes see it.
@@ -335,13 +409,13 @@ proptest! {
                 6 => if let Some(r) = row.as_mut() { r.fenced = which != 1 },
                 // Somebody else's DELETE: over here before it is in the table.
                 7 => if let Some(r) = row.filter(|r| !r.fenced) {
-                    peers.row_changed(&e, RowChange::Deleted(r.leadership.term), now);
+                    peers.row_changed(&e, RowChange::Deleted(r.leadership.lease.term), now);
                     row = None;
                 },
                 // A foreign node takes a free name.
                 8 => if row.is_none() {
                     last_term += 1;
-                    let leadership = Leadership::foreign(Text::truncated("x"), last_term, now, now + LEASE);
+                    let leadership = foreign("x", last_term, now, now + LEASE);
                     row = Some(InTable { leadership, fenced: false });
                     peers.row_changed(&e, RowChange::Written(last_term), now);
                 },
@@ -351,22 +425,22 @@ proptest! {
                     _ => {} // the keeper died
                 },
                 _ => {
-                    let (seen, _) = peers.view().changes(&e);
+                    let (seen, ..) = peers.view().changes(&e);
                     match peers.view().plan(&e, now, LEASE) {
                         Plan::Wait { until } => prop_assert!(until > now, "a busy loop"),
                         Plan::Forget => { peers.vacate(&e, now); }
-                        Plan::Renew { leader, term } => match row.as_mut().filter(|r| r.leadership.term == term) {
+                        Plan::Renew { leader, term } => match row.as_mut().filter(|r| r.leadership.lease.term == term) {
                             Some(r) => {
                                 let until = leader.lease_ends.unwrap_or(now + LEASE);
-                                prop_assert!(until >= r.leadership.expires_at, "a renewal never shortens");
-                                r.leadership.expires_at = until;
+                                prop_assert!(until >= r.leadership.lease.deadline, "a renewal never shortens");
+                                r.leadership.lease.deadline = until;
                                 on_its_way = Some((Some(r.leadership), seen));
                             }
                             None => on_its_way = Some((None, seen)),
                         },
                         Plan::Elect { ended, candidate } => {
-                            let over = |r: &InTable| ended.is_some_and(|x| x.term == r.leadership.term)
-                                || r.leadership.expires_at <= now;
+                            let over = |r: &InTable| ended.is_some_and(|x| x.term == r.leadership.lease.term)
+                                || r.leadership.lease.deadline <= now;
                             if row.is_some_and(|r| over(&r) && r.fenced) {
                                 continue; // until the fence ends
                             }
@@ -381,7 +455,7 @@ proptest! {
                             if let (None, Some(c)) = (new, candidate) {
                                 last_term += 1;
                                 let until = c.lease_ends.unwrap_or(now + LEASE);
-                                new = Some(Leadership::ours(&c, last_term, now, until));
+                                new = Some(Leadership::ours(&c, lease(last_term, now, until)));
                                 row = new.map(|leadership| InTable { leadership, fenced: false });
                             }
                             on_its_way = Some((new, seen));
@@ -392,11 +466,11 @@ proptest! {
             let view = peers.view();
             if let Some((l, member)) = view.seat(&e).and_then(|seat| view.held(seat, now)) {
                 let there = row.map(|r| r.leadership);
-                prop_assert_eq!(there.map(|r| (r.term, r.node)), Some((l.term, l.node)), "led without a row");
-                prop_assert!(there.is_some_and(|r| l.expires_at <= r.expires_at));
-                prop_assert_eq!((member.id, view.term_of(member.id, now)), (l.member, Some(l.term)));
-                prop_assert!(member.lease_ends().is_none_or(|ends| l.expires_at <= ends));
-                prop_assert!(l.term <= last_term);
+                prop_assert_eq!(there.map(|r| (r.lease.term, r.node)), Some((l.lease.term, l.node)), "led without a row");
+                prop_assert!(there.is_some_and(|r| l.lease.deadline <= r.lease.deadline));
+                prop_assert_eq!((member.id, view.term_of(member.id, now)), (l.member, Some(l.lease.term)));
+                prop_assert!(member.lease_ends().is_none_or(|ends| l.lease.deadline <= ends));
+                prop_assert!(l.lease.term <= last_term);
             }
         }
     }

@@ -14,9 +14,16 @@
 //!   attempt of the same pass waits.
 //! * Each such state is logged once.
 //!
+//! A pass makes at most one attempt that is not an ordinary one (at a name that failed before, or for the sweep) after
+//! something new has come in: a tenant with a thousand broken tables costs an election that is due one attempt.
+//!
+//! While NOTIFY's queue is full, elections are held without the announcement of what ended. Shared memory keeps that,
+//! and the keeper announces it once there is room.
+//!
 //! The keeper skips a row that another transaction holds. The end of a fence wakes the keeper. The end of a
 //! prepared transaction does not: the keeper then retries after a growing delay.
 
+mod names;
 mod sweep;
 mod table;
 
@@ -27,12 +34,13 @@ use std::ffi::CStr;
 use pgrx::prelude::*;
 
 use self::sweep::Sweep;
+use self::table::{Announcing, Known};
 use crate::config;
 use crate::error;
-use crate::logic::backoff::ELECTION;
+use crate::logic::backoff::{ANNOUNCEMENT, ELECTION};
 use crate::logic::lifecycle::{Kind, Rows};
 use crate::logic::peer::{Electorate, Ended, Leadership, Plan, Recorded};
-use crate::pg::{latch, session, time, xact};
+use crate::pg::{catalog, clock, latch, notify, session, xact};
 use crate::shmem;
 use crate::shmem::rings::{self, Counter};
 
@@ -54,8 +62,8 @@ struct Failure {
     message: String,
 }
 
-/// By prefix and name; the name is empty for a prefix's sweep.
-type Key = (String, String);
+/// By schema and name; the name is empty for the sweep of a schema.
+type Key = (u32, String);
 
 pub struct Elections {
     database: u32,
@@ -63,15 +71,19 @@ pub struct Elections {
     /// Rows that other transactions hold: how often in a row, and the latest time to look again.
     held: HashMap<Key, (u32, i64)>,
     /// Prefixes whose table is locked or has an obstacle.
-    unusable: HashMap<String, Failure>,
+    unusable: HashMap<u32, Failure>,
     /// Prefixes for which the log says already that they hold no elections.
-    warned: HashSet<String>,
+    warned: HashSet<u32>,
     sweep: Sweep,
     /// False once this pass has waited for a table's lock in vain. Without it, an owner who locks many tables
     /// would use up the time of all other prefixes.
     patient: bool,
     /// An election found no extension: the keeper has to look for it.
     pub dropped: bool,
+    /// Schemas may have been dropped without a word.
+    verify: bool,
+    /// How often in a row the end of a leadership could not be announced, and when to try again.
+    unannounced: (u32, i64),
 }
 
 /// What a transaction found or did. The keeper tells shared memory after the commit.
@@ -86,6 +98,8 @@ enum Outcome {
     Held,
     /// Another transaction has changed the row or replaced the table: look again.
     Again,
+    /// The schema was dropped.
+    SchemaGone,
     /// There is no table, or `oban_install` has not added its columns.
     Missing { hint: String },
     /// Another transaction holds a lock on the table.
@@ -107,6 +121,8 @@ impl Elections {
             sweep: Sweep::default(),
             patient: true,
             dropped: false,
+            verify: true,
+            unannounced: (0, 0),
         }
     }
 
@@ -123,7 +139,8 @@ impl Elections {
     /// Notes that rows of oban_peers have changed: the next pass looks at them.
     pub fn rows_changed(&mut self, rows: Rows) {
         if rows == Rows::All {
-            let _ = shmem::peers(|p| p.doubt(self.database));
+            let _ = shmem::peers(|p| p.doubt(self.database, None));
+            self.verify = true;
         }
         self.sweep.changed(rows);
     }
@@ -134,26 +151,33 @@ impl Elections {
     /// `STEP_LIMIT`, so it ends the elections of this pass. The next pass begins at once with what has become
     /// due meanwhile, and leaves out the electorate that failed until its delay is over.
     pub fn pass(&mut self) -> Option<i64> {
-        let (now, lease) = (time::now(), config::lease());
+        let (now, lease) = (clock::now(), config::lease());
         self.patient = true;
+        let began = self.kicks();
+        if std::mem::take(&mut self.verify) {
+            self.forget_dropped_schemas();
+        }
         let mut plans = shmem::peers_view(|v| v.plans(self.database, now, lease)).unwrap_or_default();
         self.forget_what_is_gone(&plans);
         plans.sort_by_cached_key(|(e, plan, _)| (self.failures_of(e), !matches!(plan, Plan::Renew { .. })));
         let mut due = None::<i64>;
         for (electorate, plan, waiting) in &plans {
-            let next = match (self.retry_at(&names(electorate)), plan) {
+            let failed_before = self.failures_of(electorate) > 0;
+            let next = match (self.retry_at(&key_of(electorate)), plan) {
                 (Some(retry_at), _) => {
                     // Members that have joined meanwhile need not wait for an election either.
-                    if *waiting && self.warned.contains(electorate.prefix.as_str()) {
+                    if *waiting && self.warned.contains(&electorate.schema) {
                         wake_considered(electorate);
                     }
                     Some(retry_at)
                 }
                 (None, Plan::Wait { until }) if !waiting => Some(*until),
                 (None, _) => match self.step(electorate) {
+                    // Something has become due meanwhile, maybe where nothing ever failed.
+                    Ok(_) if failed_before && self.kicks() != began => return Some(now),
                     Ok(next) => next,
                     Err(message) => {
-                        self.failed(names(electorate), message);
+                        self.failed(key_of(electorate), message);
                         due = Some(now);
                         break;
                     }
@@ -161,26 +185,89 @@ impl Elections {
             };
             due = earliest(due, next);
         }
-        earliest(due, self.sweep_rows())
+        due = earliest(due, self.announce_owed());
+        earliest(due, self.sweep_rows(began))
+    }
+
+    /// Counts the reasons for another pass.
+    fn kicks(&self) -> u32 {
+        shmem::registry(|r| r.kicks(Kind::Keeper, self.database)).unwrap_or(0)
+    }
+
+    /// Ends what is in shared memory for schemas that are gone. A schema that is dropped by an ordinary transaction
+    /// is forgotten at its commit (`shmem::tables`); this is for the others, such as a prepared transaction.
+    fn forget_dropped_schemas(&mut self) {
+        let known = shmem::peers_view(|v| v.schemas(self.database)).unwrap_or_default();
+        if known.is_empty() {
+            return;
+        }
+        let gone = transaction(c"obanrs: looking for schemas", || {
+            known
+                .into_iter()
+                .filter(|schema| catalog::namespace_name(*schema).is_none())
+                .collect::<Vec<u32>>()
+        });
+        match gone {
+            Ok(gone) => gone.into_iter().for_each(|schema| self.forget_schema(schema)),
+            Err(_) => self.verify = true, // each step finds out for itself meanwhile
+        }
+    }
+
+    /// A schema was dropped: its members and what they led and told are gone.
+    fn forget_schema(&self, schema: u32) {
+        let waiting = shmem::peers(|p| p.forget_schema(self.database, schema)).unwrap_or_default();
+        shmem::gossip::forget_schema(self.database, schema);
+        waiting.into_iter().for_each(latch::wake);
+    }
+
+    /// Announces the ends of leaderships that could not be announced while NOTIFY's queue was full. Returns when to
+    /// try again, `None` without any.
+    fn announce_owed(&mut self) -> Option<i64> {
+        let owed = shmem::peers(|p| p.owed(self.database)).unwrap_or_default();
+        let (failures, retry_at) = self.unannounced;
+        if owed.is_empty() {
+            self.unannounced = (0, 0);
+            return None;
+        }
+        if clock::now() < retry_at {
+            return Some(retry_at);
+        }
+        let announced = transaction(c"obanrs: announcing", || {
+            // This moves the tail of NOTIFY's queue, too, which nobody else may do.
+            let full = notify::is_queue_full();
+            if !full {
+                owed.iter().for_each(table::send_down);
+            }
+            !full
+        });
+        if announced.is_ok_and(|announced| announced) {
+            let _ = shmem::peers(|p| owed.iter().for_each(|e| p.announced(e)));
+            self.unannounced = (0, 0);
+            return None;
+        }
+        let retry_at = clock::now() + ANNOUNCEMENT.delay(failures + 1);
+        self.unannounced = (failures.saturating_add(1), retry_at);
+        Some(retry_at)
     }
 
     /// Forgets the electorates that are no longer in shared memory.
     fn forget_what_is_gone(&mut self, plans: &[(Electorate, Plan, bool)]) {
         if !(self.failures.is_empty() && self.held.is_empty()) {
-            let known: HashSet<Key> = plans.iter().map(|(e, _, _)| names(e)).collect();
+            let known: HashSet<Key> = plans.iter().map(|(e, _, _)| key_of(e)).collect();
             self.failures.retain(|key, _| key.1.is_empty() || known.contains(key));
             self.held.retain(|key, _| key.1.is_empty() || known.contains(key));
         }
-        let is_known = |prefix: &String| plans.iter().any(|(e, _, _)| prefix == e.prefix.as_str());
-        self.warned.retain(is_known);
+        let schemas: HashSet<u32> = plans.iter().map(|(e, _, _)| e.schema).collect();
+        self.warned.retain(|schema| schemas.contains(schema));
         let swept = &self.sweep;
-        self.unusable.retain(|prefix, _| is_known(prefix) || swept.is_due(prefix));
+        self.unusable.retain(|schema, _| schemas.contains(schema) || swept.is_due(*schema));
+        names::retain(|schema| schemas.contains(&schema) || swept.is_due(schema));
     }
 
     /// How often an electorate, or its prefix, has failed in a row.
     fn failures_of(&self, electorate: &Electorate) -> u32 {
-        let own = self.failures.get(&names(electorate)).map_or(0, |f| f.times);
-        own.max(self.unusable.get(electorate.prefix.as_str()).map_or(0, |f| f.times))
+        let own = self.failures.get(&key_of(electorate)).map_or(0, |f| f.times);
+        own.max(self.unusable.get(&electorate.schema).map_or(0, |f| f.times))
     }
 
     /// When the keeper retries a key that failed, is held or rests. `None`: now.
@@ -188,25 +275,26 @@ impl Elections {
         let failed = self.failures.get(key).map(|f| f.retry_at);
         let unusable = self.unusable.get(&key.0).map(|f| f.retry_at);
         let held = self.held.get(key).map(|(_, retry_at)| *retry_at);
-        let resting = self.sweep.rests_until(&key.0).filter(|_| key.1.is_empty());
-        failed.max(unusable).max(held).max(resting).filter(|at| time::now() < *at)
+        let resting = self.sweep.rests_until(key.0).filter(|_| key.1.is_empty());
+        failed.max(unusable).max(held).max(resting).filter(|at| clock::now() < *at)
     }
 
     /// Whether an attempt at a prefix's table waits for the table's lock.
-    fn waits_for(&self, prefix: &str) -> bool {
-        self.patient && !self.unusable.contains_key(prefix)
+    fn waits_for(&self, schema: u32) -> bool {
+        self.patient && !self.unusable.contains_key(&schema)
     }
 
     /// Does what is due for one electorate. Returns when the next step is due, `None` for never; `Err` says
     /// why the step failed.
-    fn step(&mut self, electorate: &Electorate) -> Result<Option<i64>, String> {
-        let wait = self.waits_for(electorate.prefix.as_str());
+    fn step(&mut self, electorate: &Electorate) -> Result<Option<i64>, Failed> {
+        let wait = self.waits_for(electorate.schema);
+        let mut announcing = Announcing::WithRow;
         // Two attempts are enough for ordinary races.
         for _ in 0..2 {
-            let now = time::now();
+            let now = clock::now();
             let planned =
                 shmem::peers_view(|v| (v.plan(electorate, now, config::lease()), v.changes(electorate)));
-            let Ok((plan, (changes_seen, greatest_term))) = planned else { return Ok(None) };
+            let Ok((plan, (changes_seen, greatest_term, copy))) = planned else { return Ok(None) };
             let lapsed = matches!(plan, Plan::Elect { ended: Some(Ended { lapsed: true, .. }), .. });
             let renewal = matches!(plan, Plan::Renew { .. });
             let outcome = match plan {
@@ -223,9 +311,18 @@ impl Elections {
                 })?,
                 Plan::Elect { ended, candidate } => {
                     self.expect_fences(true); // before the attempt, or the end of a fence could be missed
-                    transaction(c"obanrs: election", || {
-                        table::elect(electorate, ended, candidate, greatest_term, wait)
-                    })?
+                    let known = Known { greatest_term, copy };
+                    let elected = transaction(c"obanrs: election", || {
+                        table::elect(electorate, ended, candidate, known, announcing, wait)
+                    });
+                    match elected {
+                        // NOTIFY's queue was filled between the look at it and the commit.
+                        Err(failed) if failed.queue_full && announcing == Announcing::WithRow => {
+                            announcing = Announcing::Later;
+                            continue;
+                        }
+                        elected => elected?,
+                    }
                 }
             };
             match outcome {
@@ -238,7 +335,7 @@ impl Elections {
         }
         // Its schema's owner swaps tables in a loop, say. The delay after a failure keeps that from taking
         // all the time.
-        Err("its row keeps changing under us".into())
+        Err("its row keeps changing under us".to_owned().into())
     }
 
     /// Tells shared memory, and the members that wait for an election, what the table says now. Returns when
@@ -251,31 +348,36 @@ impl Elections {
         changes_seen: u32,
         lapsed: bool,
     ) -> Option<i64> {
-        let (prefix, key) = (electorate.prefix.as_str(), names(electorate));
+        let (schema, key) = (electorate.schema, key_of(electorate));
         match outcome {
+            Outcome::SchemaGone => {
+                self.forget_schema(schema);
+                return None;
+            }
             Outcome::Missing { hint } => {
                 vacate(electorate);
                 wake_considered(electorate);
-                self.warn(prefix, "its table of leaders is missing, or not installed", hint);
+                self.warn(schema, "its table of leaders is missing, or not installed", hint);
                 return None;
             }
             Outcome::Unusable { what, hint } => {
                 // A leadership in shared memory stays until its lease is over.
                 wake_considered(electorate);
-                self.warn(prefix, &what, hint);
-                return Some(self.hold_off_prefix(prefix));
+                self.warn(schema, &what, hint);
+                return Some(self.hold_off_schema(schema));
             }
             Outcome::Locked => {
                 self.patient = false;
-                let retry_at = self.hold_off_prefix(prefix);
+                let retry_at = self.hold_off_schema(schema);
+                let prefix = names::shown(schema);
                 let what =
                     format!("elections in prefix \"{prefix}\" wait for a lock on its table of leaders");
                 // The sweep may have made this entry. It logs nothing.
-                let told = self.unusable.get(prefix).is_some_and(|failure| failure.message == what);
+                let told = self.unusable.get(&schema).is_some_and(|failure| failure.message == what);
                 if !told {
                     self.note(&what);
                     warning!("obanrs: {what}");
-                    self.unusable.entry(prefix.to_owned()).or_default().message = what;
+                    self.unusable.entry(schema).or_default().message = what;
                 }
                 return Some(retry_at);
             }
@@ -303,20 +405,20 @@ impl Elections {
 
     /// Forgets the failures of an electorate and of its prefix.
     fn succeeded(&mut self, electorate: &Electorate) {
-        let key = names(electorate);
+        let key = key_of(electorate);
         self.failures.remove(&key);
         self.held.remove(&key);
         self.unusable.remove(&key.0);
         if self.warned.remove(&key.0) {
             // The sweep has given up on the prefix, too.
-            self.sweep.changed(Rows::Of(electorate.prefix));
+            self.sweep.changed(Rows::Of(electorate.schema));
         }
     }
 
     /// When the next step of an electorate is due, `None` for never. The plan is made anew, because members
     /// may have joined or left during the step.
     fn next_of(&mut self, electorate: &Electorate) -> Option<i64> {
-        let (now, lease) = (time::now(), config::lease());
+        let (now, lease) = (clock::now(), config::lease());
         match shmem::peers_view(|v| v.plan(electorate, now, lease)).ok()? {
             Plan::Wait { until } => {
                 wake_considered(electorate);
@@ -333,28 +435,29 @@ impl Elections {
     /// Gives up an electorate without members. Its rows in the table are from now on the sweep's.
     fn forget(&mut self, electorate: &Electorate) {
         vacate(electorate);
-        self.sweep.changed(Rows::Of(electorate.prefix));
+        self.sweep.changed(Rows::Of(electorate.schema));
     }
 
     /// Notes that another transaction holds a row. Returns when to look again at the latest.
     fn hold_off(&mut self, key: Key) -> i64 {
         let (times, retry_at) = self.held.entry(key).or_default();
         *times += 1;
-        *retry_at = time::now() + ELECTION.delay(*times);
+        *retry_at = clock::now() + ELECTION.delay(*times);
         *retry_at
     }
 
     /// Notes that a prefix's table can't be used. Returns when to look again.
-    fn hold_off_prefix(&mut self, prefix: &str) -> i64 {
-        let failure = self.unusable.entry(prefix.to_owned()).or_default();
+    fn hold_off_schema(&mut self, schema: u32) -> i64 {
+        let failure = self.unusable.entry(schema).or_default();
         failure.times += 1;
-        failure.retry_at = time::now() + ELECTION.delay(failure.times);
+        failure.retry_at = clock::now() + ELECTION.delay(failure.times);
         failure.retry_at
     }
 
     /// Says in the log and in oban_workers, once, that a prefix holds no elections.
-    fn warn(&mut self, prefix: &str, why: &str, hint: String) {
-        if self.warned.insert(prefix.to_owned()) {
+    fn warn(&mut self, schema: u32, why: &str, hint: String) {
+        if self.warned.insert(schema) {
+            let prefix = names::shown(schema);
             let message = format!("obanrs holds no elections in prefix \"{prefix}\": {why}");
             self.note(&message);
             let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
@@ -367,13 +470,14 @@ impl Elections {
         let _ = shmem::registry(|r| r.note_error(Kind::Keeper, self.database, what));
     }
 
-    fn failed(&mut self, key: Key, message: String) {
+    fn failed(&mut self, key: Key, failed: Failed) {
+        let message = failed.message;
         let (times, known) = match self.failures.get(&key) {
             Some(before) => (before.times + 1, before.message == message),
             None => (1, false),
         };
         if !known {
-            let (prefix, name) = &key;
+            let (prefix, name) = (names::shown(key.0), &key.1);
             let what = if name.is_empty() {
                 format!(
                     "looking for expired leaders in prefix \"{prefix}\" failed, will try again: {message}"
@@ -384,7 +488,7 @@ impl Elections {
             self.note(&what);
             warning!("obanrs: {what}");
         }
-        let retry_at = time::now() + ELECTION.delay(times);
+        let retry_at = clock::now() + ELECTION.delay(times);
         self.failures.insert(key, Failure { times, retry_at, message });
     }
 }
@@ -397,13 +501,26 @@ fn earliest(a: Option<i64>, b: Option<i64>) -> Option<i64> {
     }
 }
 
-fn names(electorate: &Electorate) -> Key {
-    (electorate.prefix.as_str().to_owned(), electorate.name.as_str().to_owned())
+fn key_of(electorate: &Electorate) -> Key {
+    (electorate.schema, electorate.name.as_str().to_owned())
+}
+
+/// Why a step failed.
+struct Failed {
+    message: String,
+    /// NOTIFY's queue was full at the commit.
+    queue_full: bool,
+}
+
+impl From<String> for Failed {
+    fn from(message: String) -> Self {
+        Self { message, queue_full: false }
+    }
 }
 
 /// Runs one step in a transaction. `Err` is the message of an ERROR. A lock that could not be taken in time
 /// (55P03) is the outcome `R::locked()`, if there is one.
-fn transaction<R: Locks>(activity: &'static CStr, step: impl FnOnce() -> R) -> Result<R, String> {
+fn transaction<R: Locks>(activity: &'static CStr, step: impl FnOnce() -> R) -> Result<R, Failed> {
     // The commit may wait for another lock: that of NOTIFY.
     let committing = Cell::new(false);
     let result = xact::contain(|| {
@@ -418,9 +535,12 @@ fn transaction<R: Locks>(activity: &'static CStr, step: impl FnOnce() -> R) -> R
     });
     match result {
         Err(caught) if caught.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE && !committing.get() => {
-            R::locked().ok_or(caught.message)
+            R::locked().ok_or(caught.message.into())
         }
-        result => result.map_err(|caught| caught.message),
+        result => result.map_err(|caught| Failed {
+            queue_full: caught.code == PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED && committing.get(),
+            message: caught.message,
+        }),
     }
 }
 
@@ -428,6 +548,18 @@ fn transaction<R: Locks>(activity: &'static CStr, step: impl FnOnce() -> R) -> R
 trait Locks: Sized {
     /// `None`: such a step has failed like any other.
     fn locked() -> Option<Self>;
+}
+
+impl Locks for Vec<u32> {
+    fn locked() -> Option<Self> {
+        None
+    }
+}
+
+impl Locks for bool {
+    fn locked() -> Option<Self> {
+        None
+    }
 }
 
 impl Locks for Outcome {
@@ -439,9 +571,9 @@ impl Locks for Outcome {
 /// Records in shared memory the leader that the table has since a commit. A change of leader is a line in the
 /// log. False when shared memory has changed since the transaction began: then nothing is recorded.
 fn record(electorate: &Electorate, row: Leadership, changes_seen: u32) -> bool {
-    let recorded = shmem::peers(|p| p.record(electorate, row, changes_seen, time::now()));
+    let recorded = shmem::peers(|p| p.record(electorate, row, changes_seen, clock::now()));
     let Ok(Recorded::After { before, without }) = recorded else { return false };
-    if before.is_some_and(|b| (b.node, b.term) == (row.node, row.term)) {
+    if before.is_some_and(|b| (b.node, b.lease.term) == (row.node, row.lease.term)) {
         return true;
     }
     if row.is_ours() {
@@ -453,22 +585,22 @@ fn record(electorate: &Electorate, row: Leadership, changes_seen: u32) -> bool {
         "obanrs: node \"{}\" leads \"{}\" in prefix \"{}\" (term {}){after}",
         row.node.as_str(),
         electorate.name.as_str(),
-        electorate.prefix.as_str(),
-        row.term
+        names::shown(electorate.schema),
+        row.lease.term
     );
     true
 }
 
 /// Records in shared memory that an electorate has no known leader. If it had one, that is a line in the log.
 fn vacate(electorate: &Electorate) {
-    let before = shmem::peers(|p| p.vacate(electorate, time::now())).ok().flatten();
+    let before = shmem::peers(|p| p.vacate(electorate, clock::now())).ok().flatten();
     if let Some(before) = before {
         log!(
             "obanrs: nobody leads \"{}\" in prefix \"{}\", after \"{}\" (term {})",
             electorate.name.as_str(),
-            electorate.prefix.as_str(),
+            names::shown(electorate.schema),
             before.node.as_str(),
-            before.term
+            before.lease.term
         );
     }
 }

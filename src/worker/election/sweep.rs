@@ -6,14 +6,16 @@
 //! keeper elects nobody for such a name. It reads a prefix's rows when they have changed, and when the next
 //! of them expires.
 
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 
-use super::table::{self, is_void};
-use super::{Elections, Locks, Outcome, earliest, transaction};
+use super::table::{self, Announcing};
+use super::{Elections, Failed, Key, Locks, Outcome, earliest, transaction};
 use crate::logic::lifecycle::Rows;
-use crate::logic::peer::{Electorate, MAX_PREFIX};
+use crate::logic::peer::{Electorate, rows};
 use crate::logic::text::Text;
-use crate::pg::time;
+use crate::pg::{clock, session};
 use crate::prefix::peers::{self, Change, PeerRow};
 use crate::shmem;
 
@@ -21,16 +23,28 @@ pub struct Sweep {
     /// All prefixes are due.
     all: bool,
     /// These prefixes are due.
-    changed: HashSet<String>,
+    changed: HashSet<u32>,
     /// When the next row of a prefix expires.
-    expiries: HashMap<String, i64>,
+    expiries: HashMap<u32, i64>,
     /// Prefixes whose rows took long to read, each with the time until which it rests.
-    resting: HashMap<String, i64>,
+    resting: HashMap<u32, i64>,
+    /// The deadlines of the rows that the last look at a prefix has seen. A row that has not changed since keeps its
+    /// deadline, whatever the wall clock shows.
+    seen: HashMap<u32, Deadlines>,
 }
+
+/// By `fingerprint`: a name may have a thousand bytes, and a prefix a thousand rows.
+type Deadlines = HashMap<u64, i64>;
 
 impl Default for Sweep {
     fn default() -> Self {
-        Self { all: true, changed: HashSet::new(), expiries: HashMap::new(), resting: HashMap::new() }
+        Self {
+            all: true,
+            changed: HashSet::new(),
+            expiries: HashMap::new(),
+            resting: HashMap::new(),
+            seen: HashMap::new(),
+        }
     }
 }
 
@@ -38,29 +52,29 @@ impl Sweep {
     pub fn changed(&mut self, rows: Rows) {
         match rows {
             Rows::Unchanged => {}
-            Rows::Of(prefix) => {
-                self.changed.insert(prefix.as_str().to_owned());
+            Rows::Of(schema) => {
+                self.changed.insert(schema);
             }
             Rows::All => self.all = true,
         }
     }
 
     /// The time until which a prefix rests, which may be over. `None`: it does not rest.
-    pub fn rests_until(&self, prefix: &str) -> Option<i64> {
-        self.resting.get(prefix).copied()
+    pub fn rests_until(&self, schema: u32) -> Option<i64> {
+        self.resting.get(&schema).copied()
     }
 
     /// Lets a prefix rest whose rows took `took` to read. The rest is so long that all such prefixes together
     /// take a small share (one part in `REST`) of the keeper's time: the rest of its time is for elections.
-    fn rest(&mut self, prefix: &str, took: i64, now: i64) {
+    fn rest(&mut self, schema: u32, took: i64, now: i64) {
         self.resting.retain(|_, until| *until > now);
         let among = self.resting.len() as i64 + 1;
-        self.resting.insert(prefix.to_owned(), now + took * REST * among);
+        self.resting.insert(schema, now + took * REST * among);
     }
 
     /// Whether a prefix is due because its rows have changed.
-    pub fn is_due(&self, prefix: &str) -> bool {
-        self.changed.contains(prefix)
+    pub fn is_due(&self, schema: u32) -> bool {
+        self.changed.contains(&schema)
     }
 }
 
@@ -93,106 +107,132 @@ impl Locks for Swept {
     }
 }
 
-impl Locks for Vec<String> {
-    fn locked() -> Option<Self> {
-        None
-    }
-}
-
 impl Elections {
-    /// Looks at the prefixes that are due. Returns when the next look is due, `None` for never.
-    pub(super) fn sweep_rows(&mut self) -> Option<i64> {
+    /// Looks at the prefixes that are due. Returns when the next look is due, `None` for never. `began` are the kicks
+    /// at the beginning of the pass: when there are more, elections come first again.
+    pub(super) fn sweep_rows(&mut self, began: u32) -> Option<i64> {
         if self.sweep.all {
-            let prefixes = transaction(c"obanrs: looking for tables of leaders", peers::installed_prefixes);
-            match prefixes {
-                Ok(prefixes) => {
+            let schemas = transaction(c"obanrs: looking for tables of leaders", peers::installed_schemas);
+            match schemas {
+                Ok(schemas) => {
                     self.sweep.all = false;
-                    self.sweep.expiries.retain(|prefix, _| prefixes.contains(prefix));
-                    self.failures.retain(|(prefix, name), _| !name.is_empty() || prefixes.contains(prefix));
-                    self.sweep.changed.extend(prefixes);
+                    self.sweep.expiries.retain(|schema, _| schemas.contains(schema));
+                    self.sweep.seen.retain(|schema, _| schemas.contains(schema));
+                    self.failures.retain(|(schema, name), _| !name.is_empty() || schemas.contains(schema));
+                    self.sweep.changed.extend(schemas);
                 }
-                Err(message) => {
-                    self.failed(of_prefix(""), message);
-                    return self.retry_at(&of_prefix(""));
+                Err(failed) => {
+                    self.failed(sweep_of(0), failed);
+                    return self.retry_at(&sweep_of(0));
                 }
             }
         }
-        let now = time::now();
+        let now = clock::now();
         self.expect_fences(true); // before any attempt, or the end of a fence could be missed
-        let expired = self.sweep.expiries.iter().filter(|(_, at)| **at <= now).map(|(prefix, _)| prefix);
-        let due: HashSet<String> = expired.chain(&self.sweep.changed).cloned().collect();
-        for prefix in due.iter().filter(|p| self.retry_at(&of_prefix(p)).is_none()).collect::<Vec<_>>() {
-            let (wait, began) = (self.waits_for(prefix), time::now());
-            let swept = transaction(c"obanrs: looking for expired leaders", || look(prefix, wait));
-            let (ended, failed) = (time::now(), swept.is_err());
-            let slow = ended - began > SLOW && !matches!(swept, Ok(Swept::Locked));
+        let expired = self.sweep.expiries.iter().filter(|(_, at)| **at <= now).map(|(schema, _)| schema);
+        let due: HashSet<u32> = expired.chain(&self.sweep.changed).copied().collect();
+        for schema in
+            due.iter().copied().filter(|s| self.retry_at(&sweep_of(*s)).is_none()).collect::<Vec<_>>()
+        {
+            let (wait, began_at) = (self.waits_for(schema), clock::now());
+            let known = self.sweep.seen.remove(&schema).unwrap_or_default();
+            let mut seen = Deadlines::new();
+            let swept = self.look_at(schema, wait, &known, &mut seen);
+            let (ended, failed) = (clock::now(), swept.is_err());
+            let slow = ended - began_at > SLOW && !matches!(swept, Ok(Swept::Locked));
             if slow {
-                self.sweep.rest(prefix, ended - began, ended);
+                self.sweep.rest(schema, ended - began_at, ended);
             }
+            // What was not looked at keeps its deadlines.
+            let looked =
+                matches!(swept, Ok(Swept::Until(_) | Swept::Again | Swept::Held)) && !seen.is_empty();
+            self.sweep.seen.insert(schema, if looked { seen } else { known });
             match swept {
-                Ok(swept) => self.swept(prefix, swept),
-                Err(message) => self.failed(of_prefix(prefix), message),
+                Ok(swept) => self.swept(schema, swept),
+                Err(why) => self.failed(sweep_of(schema), why),
             }
             // Elections that have become due meanwhile come first.
-            if failed || slow {
+            if failed || slow || self.kicks() != began {
                 return Some(now);
             }
         }
         if self.held.is_empty() {
             self.expect_fences(false);
         }
-        let held_off = due.iter().filter_map(|prefix| self.retry_at(&of_prefix(prefix)));
-        let again = self.sweep.changed.iter().filter(|p| self.retry_at(&of_prefix(p)).is_none()).map(|_| now);
+        let held_off = due.iter().filter_map(|schema| self.retry_at(&sweep_of(*schema)));
+        let again =
+            self.sweep.changed.iter().filter(|s| self.retry_at(&sweep_of(**s)).is_none()).map(|_| now);
         let live = self.sweep.expiries.values().copied().filter(|at| *at > now);
         held_off.chain(again).chain(live).min()
     }
 
+    /// One look. When NOTIFY's queue is full at its commit, once more without the announcements.
+    fn look_at(
+        &self,
+        schema: u32,
+        wait: bool,
+        known: &Deadlines,
+        seen: &mut Deadlines,
+    ) -> Result<Swept, Failed> {
+        let mut look = |announcing| {
+            seen.clear();
+            transaction(c"obanrs: looking for expired leaders", || {
+                look(schema, wait, announcing, known, seen)
+            })
+        };
+        match look(Announcing::WithRow) {
+            Err(failed) if failed.queue_full => look(Announcing::Later),
+            swept => swept,
+        }
+    }
+
     /// Notes what a look at a prefix found.
-    fn swept(&mut self, prefix: &str, swept: Swept) {
-        let key = of_prefix(prefix);
+    fn swept(&mut self, schema: u32, swept: Swept) {
+        let key = sweep_of(schema);
         self.failures.remove(&key);
         match swept {
             Swept::Held => {
                 self.hold_off(key);
-                self.sweep.changed.insert(prefix.to_owned());
+                self.sweep.changed.insert(schema);
                 return;
             }
             Swept::Locked => {
                 self.patient = false;
-                self.hold_off_prefix(prefix);
-                self.sweep.changed.insert(prefix.to_owned());
+                self.hold_off_schema(schema);
+                self.sweep.changed.insert(schema);
                 return;
             }
             Swept::Unusable => {}
             Swept::Until(_) | Swept::Again => {
-                self.unusable.remove(prefix);
+                self.unusable.remove(&schema);
             }
         }
         self.held.remove(&key);
-        self.sweep.changed.remove(prefix);
-        self.sweep.expiries.remove(prefix);
+        self.sweep.changed.remove(&schema);
+        self.sweep.expiries.remove(&schema);
         match swept {
             Swept::Until(Some(at)) => {
-                self.sweep.expiries.insert(prefix.to_owned(), at);
+                self.sweep.expiries.insert(schema, at);
             }
             Swept::Again => {
-                self.sweep.changed.insert(prefix.to_owned());
+                self.sweep.changed.insert(schema);
             }
             Swept::Until(None) | Swept::Unusable | Swept::Held | Swept::Locked => {}
         }
     }
 }
 
-fn of_prefix(prefix: &str) -> (String, String) {
-    (prefix.to_owned(), String::new())
+fn sweep_of(schema: u32) -> Key {
+    (schema, String::new())
 }
 
 /// The most rows that one transaction reads.
 const MAX_ROWS: usize = 1_000;
 
-/// In a transaction: deletes the rows whose lease is over, and announces each.
-fn look(prefix: &str, wait: bool) -> Swept {
-    let table = match table::open(prefix, wait) {
+/// In a transaction: deletes the rows whose lease is over, and announces each. `known` are the deadlines of the rows
+/// that the look before has seen, `seen` becomes those of the rows that are left.
+fn look(schema: u32, wait: bool, announcing: Announcing, known: &Deadlines, seen: &mut Deadlines) -> Swept {
+    let table = match table::open(schema, wait) {
         Ok(table) => table,
         // Its owner may swap tables in a loop: not worth the processor's whole time.
         Err(Outcome::Again) => return Swept::Held,
@@ -200,11 +240,21 @@ fn look(prefix: &str, wait: bool) -> Swept {
         Err(_) => return Swept::Unusable,
     };
     let rows = table.earliest(MAX_ROWS);
-    let (now, boot) = (time::now(), table::or_raise(shmem::boot()));
+    let (now, boot) = (clock::now(), table::or_raise(shmem::boot()));
     let (mut next, mut deleted, mut held) = (None, 0, false);
-    for row in rows.iter().filter(|row| !is_ours(prefix, row)) {
-        if !is_void(row, boot, now) {
-            next = earliest(next, Some(row.expires_at));
+    for row in &rows {
+        let electorate = electorate(schema, row);
+        if electorate.as_ref().is_some_and(has_seat) {
+            continue; // its elections judge the row
+        }
+        let print = fingerprint(row);
+        let deadline = known
+            .get(&print)
+            .copied()
+            .unwrap_or_else(|| now.saturating_add(table::time_left(row, None, boot)));
+        if now < deadline && rows::outlives_start(row.boot, boot) {
+            seen.insert(print, deadline);
+            next = earliest(next, Some(deadline));
             continue;
         }
         if deleted == MOST_DELETIONS {
@@ -212,7 +262,8 @@ fn look(prefix: &str, wait: bool) -> Swept {
         }
         match table.delete(row) {
             Change::Done => {
-                table::announce_down(prefix, &row.name());
+                // A name that is longer than a member's is no electorate's, and is not announced.
+                electorate.iter().for_each(|e| table::announce_down(e, announcing));
                 deleted += 1;
             }
             Change::Held => held = true,
@@ -224,15 +275,27 @@ fn look(prefix: &str, wait: bool) -> Swept {
         // More rows may follow those that were deleted.
         None if deleted > 0 && rows.len() == MAX_ROWS => Swept::Again,
         // All rows that were read are of names with a seat. The next row may expire just after them.
-        None if rows.len() == MAX_ROWS => Swept::Until(rows.last().map(|row| row.expires_at)),
+        None if rows.len() == MAX_ROWS => {
+            let left = rows.last().map(|row| table::time_left(row, None, boot));
+            Swept::Until(left.map(|left| now.saturating_add(left)))
+        }
         next => Swept::Until(next),
     }
 }
 
-/// Whether the row's name has a seat: then its elections judge the row, not the sweep.
-fn is_ours(prefix: &str, row: &PeerRow) -> bool {
-    let (prefix, name) = (Text::<MAX_PREFIX>::new(prefix), Text::new(&row.name()));
-    let Some((prefix, name)) = prefix.zip(name) else { return false };
-    let electorate = Electorate { database: crate::pg::session::database(), prefix, name };
-    shmem::peers_view(|v| v.seat(&electorate).is_some()).unwrap_or(false)
+/// The electorate of a row; `None` when its name is longer than a member's may be.
+fn electorate(schema: u32, row: &PeerRow) -> Option<Electorate> {
+    Some(Electorate { database: session::database(), schema, name: Text::new(&row.name())? })
+}
+
+/// Whether a name has a seat: then its elections judge the row, not the sweep.
+fn has_seat(electorate: &Electorate) -> bool {
+    shmem::peers_view(|v| v.seat(electorate).is_some()).unwrap_or(false)
+}
+
+/// Tells a row from all others, and from itself after a renewal.
+fn fingerprint(row: &PeerRow) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (row.name(), row.node.as_str(), row.term, row.started_at, row.expires_at).hash(&mut hasher);
+    hasher.finish()
 }

@@ -9,25 +9,27 @@ use super::Outcome;
 use crate::bus::{self, Target};
 use crate::config;
 use crate::logic::outbox::Origin;
-use crate::logic::peer::rows::{self, LEASED, Verdict, judge};
-use crate::logic::peer::{Candidate, Electorate, Ended, Leadership};
+use crate::logic::peer::rows::{self, Clocks, LEASED, Verdict, judge};
+use crate::logic::peer::{Candidate, Electorate, Ended, Leadership, Lease};
 use crate::logic::{shape, wire};
 use crate::pg::heap::TableLock;
-use crate::pg::{catalog, encoding, session, time};
+use crate::pg::{catalog, clock, encoding, notify, session, time};
 use crate::prefix::peers::{Change, NewRow, PeerRow, PeersTable, Unusable};
 use crate::prefix::terms;
 use crate::shmem;
 
-/// A prefix's table. `Err` says why there can be no election. `wait` is for `PeersTable::open`.
-pub fn open(prefix: &str, wait: bool) -> Result<PeersTable<'static>, Outcome> {
+/// A schema's table. `Err` says why there can be no election. `wait` is for `PeersTable::open`.
+pub fn open(schema: u32, wait: bool) -> Result<PeersTable<'static>, Outcome> {
+    let Some(prefix) = catalog::namespace_name(schema) else { return Err(Outcome::SchemaGone) };
+    super::names::remember(schema, &prefix);
     if keeper::database_is_read_only() {
         let what = "the database is read-only by default";
         let hint = "Run ALTER DATABASE ... SET default_transaction_read_only = off.";
         return Err(Outcome::Unusable { what: what.into(), hint: hint.into() });
     }
-    PeersTable::open(prefix, TableLock::RowExclusive, wait).map_err(|why| match why {
+    PeersTable::open(schema, TableLock::RowExclusive, wait).map_err(|why| match why {
         Unusable::Missing => Outcome::Missing {
-            hint: format!("Run SELECT oban_install({}).", pgrx::spi::quote_literal(prefix)),
+            hint: format!("Run SELECT oban_install({}).", pgrx::spi::quote_literal(&prefix)),
         },
         Unusable::Locked => Outcome::Locked,
         Unusable::Replaced => Outcome::Again,
@@ -38,23 +40,25 @@ pub fn open(prefix: &str, wait: bool) -> Result<PeersTable<'static>, Outcome> {
     })
 }
 
-/// The end of a leader's lease in a row that is written at `now`.
-fn lease_of(leader: &Candidate, now: i64) -> i64 {
-    leader.lease_ends.unwrap_or(now + config::lease())
+/// The lease that a row grants a leader who has it from now on. The row's times are of the wall clock, which it may
+/// have shown at `started_at` long ago.
+fn lease_of(table: &PeersTable<'_>, leader: &Candidate, term: i64, started_at: i64) -> Lease {
+    let deadline = leader.lease_ends.unwrap_or(clock::now() + config::lease());
+    Lease { table: table.oid(), term, started_at, expires_at: clock::to_wall(deadline), deadline }
 }
 
 /// Extends the lease of a leading member's row of this term, and of no other row.
 pub fn renew(electorate: &Electorate, leader: &Candidate, term: i64, wait: bool) -> Outcome {
-    match open(electorate.prefix.as_str(), wait) {
+    match open(electorate.schema, wait) {
         Ok(table) => extend(&table, electorate, leader, term),
         Err(outcome) => outcome,
     }
 }
 
 fn extend(table: &PeersTable<'_>, electorate: &Electorate, leader: &Candidate, term: i64) -> Outcome {
-    let expires_at = lease_of(leader, time::now());
-    match table.renew(electorate.name.as_str(), leader.node.as_str(), term, expires_at) {
-        Ok(started_at) => Outcome::Ours(Leadership::ours(leader, term, started_at, expires_at)),
+    let lease = lease_of(table, leader, term, 0);
+    match table.renew(electorate.name.as_str(), leader.node.as_str(), term, lease.expires_at) {
+        Ok(started_at) => Outcome::Ours(Leadership::ours(leader, Lease { started_at, ..lease })),
         // Another transaction has locked or deleted the row, and has not ended.
         Err(Change::Held) => Outcome::Held,
         // The row was deleted, or is another holder's: the next plan holds an election.
@@ -62,9 +66,16 @@ fn extend(table: &PeersTable<'_>, electorate: &Electorate, leader: &Candidate, t
     }
 }
 
-/// Whether a row is void: its lease is over, or it belongs to a session before the server's last start.
-pub fn is_void(row: &PeerRow, boot: i64, now: i64) -> bool {
-    row.expires_at <= now || !rows::outlives_start(row.boot, boot)
+/// How long the lease of a row still runs: see `rows::time_left`. `copy` is what the keeper knows of the name's row.
+pub fn time_left(row: &PeerRow, copy: Option<Lease>, boot: i64) -> i64 {
+    let seen = rows::Seen {
+        term: row.term.unwrap_or(0),
+        boot: row.boot,
+        started_at: row.started_at,
+        expires_at: row.expires_at,
+    };
+    let clocks = Clocks { now: clock::now(), wall: time::now(), boot, lease: config::lease() };
+    rows::time_left(seen, copy, clocks)
 }
 
 /// The state of one election while it is held.
@@ -74,31 +85,54 @@ struct Election<'a> {
     candidate: Option<Candidate>,
     /// The greatest term of the name that is known.
     greatest_term: i64,
+    /// The lease in the copy of the name's row, if memory has one.
+    copy: Option<Lease>,
     /// A leadership ended in this transaction: its end has to be announced.
     down: bool,
+    announcing: Announcing,
     boot: i64,
-    now: i64,
+}
+
+/// When the end of a leadership is announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announcing {
+    /// In the transaction that deletes its row, if NOTIFY's queue has room.
+    WithRow,
+    /// In a later transaction, as NOTIFY's queue was full at the commit of this one.
+    Later,
+}
+
+/// What memory knows of a name before its election.
+#[derive(Clone, Copy)]
+pub struct Known {
+    /// The greatest term.
+    pub greatest_term: i64,
+    /// The lease in the copy of its row.
+    pub copy: Option<Lease>,
 }
 
 /// In one transaction: deletes the row of the leadership that has ended, announces that once (`down`) and
-/// inserts the candidate's row. `greatest_term` is the greatest known term of the name.
+/// inserts the candidate's row.
 pub fn elect(
     electorate: &Electorate,
     ended: Option<Ended>,
     candidate: Option<Candidate>,
-    greatest_term: i64,
+    known: Known,
+    announcing: Announcing,
     wait: bool,
 ) -> Outcome {
     // The sequence of terms belongs to the extension, which must not be dropped meanwhile.
     if catalog::lock_extension().is_none() {
         return Outcome::Dropped;
     }
-    let table = match open(electorate.prefix.as_str(), wait) {
+    let table = match open(electorate.schema, wait) {
         Ok(table) => table,
         Err(outcome) => return outcome,
     };
-    let (boot, now) = (or_raise(shmem::boot()), time::now());
-    let mut election = Election { electorate, table, candidate, greatest_term, down: false, boot, now };
+    let Known { greatest_term, copy } = known;
+    let boot = or_raise(shmem::boot());
+    let mut election =
+        Election { electorate, table, candidate, greatest_term, copy, down: false, announcing, boot };
     election.hold(ended).unwrap_or_else(|outcome| outcome)
 }
 
@@ -111,7 +145,7 @@ impl Election<'_> {
         }
         let judged = self.judge_current_row();
         if self.down {
-            announce_down(self.electorate.prefix.as_str(), self.electorate.name.as_str());
+            announce_down(self.electorate, self.announcing);
         }
         judged?;
         self.insert_candidate()
@@ -136,14 +170,22 @@ impl Election<'_> {
         let Some(found) = self.table.find(self.electorate.name.as_str()) else { return Ok(()) };
         let row = found.row;
         self.greatest_term = self.greatest_term.max(row.term.unwrap_or(0));
-        let live = shmem::peers_view(|v| v.member_of_node(self.electorate, row.node.as_str(), self.now));
-        let judged = rows::Row { expires_at: row.expires_at, term: row.term, boot: row.boot };
-        match judge(judged, self.boot, session::timeline(), live.ok().flatten(), self.now) {
+        let now = clock::now();
+        let live = shmem::peers_view(|v| v.member_of_node(self.electorate, row.node.as_str(), now));
+        let left = time_left(&row, self.copy, self.boot);
+        let judged = rows::Row { left, term: row.term, boot: row.boot };
+        match judge(judged, self.boot, session::timeline(), live.ok().flatten()) {
             Verdict::Foreign => {
                 // Without the trigger the keeper does not hear of the row's deletion: it looks again.
-                let look_at = if self.table.is_guarded() { i64::MAX } else { self.now + config::lease() / 2 };
-                let (term, expires_at) = (row.term.unwrap_or(0), row.expires_at.min(look_at));
-                Err(Outcome::Foreign(Leadership::foreign(row.node, term, row.started_at, expires_at)))
+                let look_at = if self.table.is_guarded() { i64::MAX } else { now + config::lease() / 2 };
+                let lease = Lease {
+                    table: self.table.oid(),
+                    term: row.term.unwrap_or(0),
+                    started_at: row.started_at,
+                    expires_at: row.expires_at,
+                    deadline: now + left,
+                };
+                Err(Outcome::Foreign(Leadership::foreign(row.node, lease, look_at)))
             }
             Verdict::Adopt(leader) => {
                 // The row is renewed at once: one that can't be renewed must not be adopted again and again.
@@ -177,13 +219,13 @@ impl Election<'_> {
         let sequence = terms::sequence();
         let least = rows::next_term(session::timeline(), self.greatest_term);
         let term = terms::next(sequence, least);
-        let expires_at = lease_of(&leader, self.now);
+        let lease = lease_of(&self.table, &leader, term, time::now());
         let name = self.electorate.name.as_str();
         let new = NewRow {
             name,
             node: leader.node.as_str(),
-            started_at: self.now,
-            expires_at,
+            started_at: lease.started_at,
+            expires_at: lease.expires_at,
             term,
             boot: if leader.lease_ends.is_some() { LEASED } else { self.boot },
         };
@@ -196,17 +238,30 @@ impl Election<'_> {
             Some(later) if self.table.set_term(&encoding::to_server(name), term, later) => later,
             _ => term,
         };
-        Ok(Outcome::Ours(Leadership::ours(&leader, term, self.now, expires_at)))
+        Ok(Outcome::Ours(Leadership::ours(&leader, Lease { term, ..lease })))
     }
 }
 
 /// Announces to every node, foreign ones included, that a leadership has ended, so that they hold an
-/// election.
-pub fn announce_down(prefix: &str, name: &str) {
+/// election. While NOTIFY's queue is full that would fail the transaction: then shared memory keeps what is to be
+/// announced (`Elections::announce_owed`), for the next keeper, too.
+pub fn announce_down(electorate: &Electorate, announcing: Announcing) {
+    if announcing == Announcing::Later || notify::is_queue_full() {
+        let kept = or_raise(shmem::peers(|p| p.owe(electorate)));
+        if !kept {
+            pgrx::warning!("obanrs: NOTIFY's queue is full, and the end of a leadership is not announced");
+        }
+        return;
+    }
+    send_down(electorate);
+}
+
+/// In a transaction: the same at once. A schema that was dropped meanwhile has nobody to tell.
+pub fn send_down(electorate: &Electorate) {
+    let Some(prefix) = catalog::namespace_name(electorate.schema) else { return };
     // oban_install refuses a prefix whose channels' names are too long, but a prefix can be renamed later.
-    let target = catalog::namespace(prefix).map(|schema| Target::new(Some(schema), prefix, "leader"));
-    if let Some(Ok(target)) = target {
-        let payload = wire::object_of_one("down", &encoding::to_server(name));
+    if let Ok(target) = Target::new(Some(electorate.schema), &prefix, "leader") {
+        let payload = wire::object_of_one("down", &encoding::to_server(electorate.name.as_str()));
         if payload.len() <= wire::MAX_PAYLOAD {
             or_raise(bus::queue(&target, payload, Origin::Call));
         }

@@ -1,0 +1,27 @@
+//! The names of schemas, for the keeper's log: lines are written outside of transactions, where no name can be looked up.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+thread_local! {
+    static NAMES: RefCell<HashMap<u32, String>> = RefCell::default();
+}
+
+/// Notes the name that a schema has now.
+pub fn remember(schema: u32, name: &str) {
+    NAMES.with_borrow_mut(|names| {
+        if names.get(&schema).is_none_or(|known| known != name) {
+            names.insert(schema, name.to_owned());
+        }
+    });
+}
+
+/// The name that a schema had when it was last looked at; else its oid.
+pub fn shown(schema: u32) -> String {
+    NAMES.with_borrow(|names| names.get(&schema).cloned()).unwrap_or_else(|| schema.to_string())
+}
+
+/// Forgets the names of all other schemas.
+pub fn retain(is_needed: impl Fn(u32) -> bool) {
+    NAMES.with_borrow_mut(|names| names.retain(|schema, _| is_needed(*schema)));
+}
