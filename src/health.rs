@@ -350,23 +350,23 @@ impl Prefix {
         // Elections take milliseconds. (A name whose only member has stepped down is worth a word.)
         const MOMENT: i64 = 2_000_000;
         let (own, now, schema) = (session::database(), clock::now(), catalog::namespace(&self.name)?);
-        let names: Vec<(String, bool)> = shmem::peers_view(|view| {
-            let here = view.led(own, now, MOMENT).into_iter().filter(|(e, _)| e.schema == schema);
-            here.map(|(e, led)| (e.name.as_str().to_owned(), led)).collect()
+        let names: Vec<(String, bool, bool)> = shmem::peers_view(|view| {
+            let here = view.led(own, now, MOMENT).into_iter().filter(|(e, ..)| e.schema == schema);
+            here.map(|(e, known, led)| (e.name.as_str().to_owned(), known, led)).collect()
         })
         .ok()?;
         // In a table that is not installed, foreign nodes lead and members can't.
-        let rows = leaders(schema, None, Locked::Skip).ok().flatten().unwrap_or_default();
+        let rows = leaders(schema, None, Locked::Peek).ok().flatten().unwrap_or_default();
         let foreign = |name: &str| rows.iter().find(|row| row.name == name);
         let others: Vec<String> = names
             .iter()
-            .filter(|(_, led)| !led)
-            .filter_map(|(name, _)| foreign(name).map(|row| format!("{} leads {name}", row.node)))
+            .filter(|(_, known, _)| !known)
+            .filter_map(|(name, ..)| foreign(name).map(|row| format!("{} leads {name}", row.node)))
             .collect();
         let nobody: Vec<&str> = names
             .iter()
-            .filter(|(name, led)| !led && foreign(name).is_none())
-            .map(|(name, _)| name.as_str())
+            .filter(|(name, known, led)| !led && (*known || foreign(name).is_none()))
+            .map(|(name, ..)| name.as_str())
             .collect();
         if names.is_empty() {
             None

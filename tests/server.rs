@@ -46,6 +46,8 @@ mod readme;
 mod rights;
 #[path = "server/schema.rs"]
 mod schema;
+#[path = "server/schemas.rs"]
+mod schemas;
 #[path = "server/splitbrain.rs"]
 mod splitbrain;
 #[path = "server/strangers.rs"]

@@ -148,7 +148,7 @@ pub fn leaders(schema: u32, name: Option<&str>, locked: Locked) -> Result<Option
             rows.sort_by(|a, b| a.name.cmp(&b.name));
             return Ok(Some(rows));
         }
-        if locked == Locked::Skip {
+        if locked != Locked::Wait {
             break;
         }
     }

@@ -364,6 +364,11 @@ pub fn namespace_name(oid: u32) -> Option<String> {
     found.into_iter().next()
 }
 
+/// Whether there is no schema of this oid, not even one that a transaction in progress has created.
+pub fn is_no_schema(oid: u32) -> bool {
+    scan::rows_in_progress(scan::SCHEMAS, &[("oid", Key::Oid(oid))], |_| Some(())).is_empty()
+}
+
 /// A relation of any kind by its name in a schema, as it is committed now.
 pub fn relation_now(namespace: u32, name: &str) -> Option<u32> {
     let name = c_name(name);

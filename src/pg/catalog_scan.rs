@@ -98,8 +98,29 @@ pub(super) fn lossy(name: &CStr) -> String {
 /// The values that `read` returns for the rows of a catalog that have these keys, without `None`. `read` must
 /// not return anything that points into the row.
 pub(super) fn rows<T>(
+    catalog: (u32, u32),
+    keys: &[(&str, Key<'_>)],
+    read: impl FnMut(&CatalogRow) -> Option<T>,
+) -> Vec<T> {
+    rows_of(catalog, keys, std::ptr::null_mut(), read)
+}
+
+/// The same with the rows that transactions in progress have written.
+pub(super) fn rows_in_progress<T>(
+    catalog: (u32, u32),
+    keys: &[(&str, Key<'_>)],
+    read: impl FnMut(&CatalogRow) -> Option<T>,
+) -> Vec<T> {
+    let mut dirty =
+        pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY, ..Default::default() };
+    rows_of(catalog, keys, &raw mut dirty, read)
+}
+
+/// As `rows`, as a snapshot shows them. Null is a snapshot of now.
+fn rows_of<T>(
     (catalog, index): (u32, u32),
     keys: &[(&str, Key<'_>)],
+    snapshot: pg_sys::Snapshot,
     mut read: impl FnMut(&CatalogRow) -> Option<T>,
 ) -> Vec<T> {
     let mut found = Vec::new();
@@ -141,7 +162,7 @@ pub(super) fn rows<T>(
             relation,
             pg_sys::Oid::from(index),
             true,
-            std::ptr::null_mut(),
+            snapshot,
             entries.len() as i32,
             entries.as_mut_ptr(),
         );

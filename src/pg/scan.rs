@@ -10,6 +10,8 @@ use super::row::{self, Column, Row};
 pub enum Locked {
     Wait,
     Skip,
+    /// As `Skip`; the lock is given back after the look.
+    Peek,
 }
 
 /// The most rows that are read of one table. Memory of ours that can't be had ends the server, where for
@@ -36,11 +38,17 @@ pub fn rows<C, T, E>(
     unsafe {
         match locked {
             Locked::Wait => pg_sys::LockRelationOid(table, lock),
-            Locked::Skip if !pg_sys::ConditionalLockRelationOid(table, lock) => return Ok(None),
-            Locked::Skip => {}
+            Locked::Skip | Locked::Peek if !pg_sys::ConditionalLockRelationOid(table, lock) => {
+                return Ok(None);
+            }
+            Locked::Skip | Locked::Peek => {}
         }
         let relation = pg_sys::try_relation_open(table, pg_sys::NoLock as i32);
+        let unlock = if locked == Locked::Peek { lock } else { pg_sys::NoLock as i32 };
         if relation.is_null() {
+            if locked == Locked::Peek {
+                pg_sys::UnlockRelationOid(table, lock);
+            }
             return Ok(None);
         }
         let form = (*relation).rd_rel;
@@ -80,7 +88,7 @@ pub fn rows<C, T, E>(
             pg_sys::ExecDropSingleTupleTableSlot(slot);
             found
         });
-        pg_sys::relation_close(relation, pg_sys::NoLock as i32);
+        pg_sys::relation_close(relation, unlock);
         admitted.map(|_| found)
     }
 }

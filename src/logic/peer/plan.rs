@@ -213,9 +213,9 @@ impl<'a> View<'a> {
         self.held(member.seat as usize, now).filter(|(l, _)| l.member == id).map(|(l, _)| l.lease.term)
     }
 
-    /// The names of a database that have members, each with whether it is led, or is without a leader for
-    /// less than `moment`.
-    pub fn led(&self, database: u32, now: i64, moment: i64) -> Vec<(Electorate, bool)> {
+    /// The names of a database that have members. The first value of each says whether memory has a copy of its row,
+    /// the second whether it is led, or is without a leader for less than `moment`.
+    pub fn led(&self, database: u32, now: i64, moment: i64) -> Vec<(Electorate, bool, bool)> {
         let own = (0..self.seats.len()).filter(|s| self.seats[*s].electorate.database == database);
         own.filter(|seat| self.live(*seat, now).next().is_some())
             .map(|number| {
@@ -223,7 +223,7 @@ impl<'a> View<'a> {
                 let until = seat.leadership.lease.deadline.saturating_add(moment);
                 let led = seat.leadership.used != 0 && now < until;
                 let waiting = self.live(number, now).any(|(_, m)| m.joined_at < now - moment);
-                (seat.electorate, led || !waiting)
+                (seat.electorate, seat.leadership.used != 0, led || !waiting)
             })
             .collect()
     }

@@ -98,8 +98,10 @@ enum Outcome {
     Held,
     /// Another transaction has changed the row or replaced the table: look again.
     Again,
-    /// The schema was dropped.
+    /// There is no such schema.
     SchemaGone,
+    /// A transaction that creates the schema is in progress.
+    SchemaToCome,
     /// There is no table, or `oban_install` has not added its columns.
     Missing { hint: String },
     /// Another transaction holds a lock on the table.
@@ -202,10 +204,7 @@ impl Elections {
             return;
         }
         let gone = transaction(c"obanrs: looking for schemas", || {
-            known
-                .into_iter()
-                .filter(|schema| catalog::namespace_name(*schema).is_none())
-                .collect::<Vec<u32>>()
+            known.into_iter().filter(|schema| catalog::is_no_schema(*schema)).collect::<Vec<u32>>()
         });
         match gone {
             Ok(gone) => gone.into_iter().for_each(|schema| self.forget_schema(schema)),
@@ -353,6 +352,12 @@ impl Elections {
             Outcome::SchemaGone => {
                 self.forget_schema(schema);
                 return None;
+            }
+            // The end of its transaction wakes the keeper if oban_install runs in it.
+            Outcome::SchemaToCome => {
+                vacate(electorate);
+                wake_considered(electorate);
+                return Some(self.hold_off_schema(schema));
             }
             Outcome::Missing { hint } => {
                 vacate(electorate);

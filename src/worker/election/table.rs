@@ -20,7 +20,10 @@ use crate::shmem;
 
 /// A schema's table. `Err` says why there can be no election. `wait` is for `PeersTable::open`.
 pub fn open(schema: u32, wait: bool) -> Result<PeersTable<'static>, Outcome> {
-    let Some(prefix) = catalog::namespace_name(schema) else { return Err(Outcome::SchemaGone) };
+    let Some(prefix) = catalog::namespace_name(schema) else {
+        let gone = catalog::is_no_schema(schema);
+        return Err(if gone { Outcome::SchemaGone } else { Outcome::SchemaToCome });
+    };
     super::names::remember(schema, &prefix);
     if keeper::database_is_read_only() {
         let what = "the database is read-only by default";
