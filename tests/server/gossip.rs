@@ -372,6 +372,124 @@ fn databases_and_prefixes_see_only_their_own() {
     assert_eq!(limits(&mut first), "other2");
 }
 
+/// What was of a schema that is gone is nobody's, and takes no room for long.
+#[test]
+fn a_new_schema_of_an_old_name_has_nothing_of_the_old_one() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_interval = 50ms"]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install('s')").unwrap();
+    let put = "SELECT oban_gossip_put('old', 'q', ttl => '1 hour', prefix => 's')";
+    client.batch_execute(put).unwrap();
+    client.batch_execute("DROP SCHEMA s CASCADE; SELECT oban_install('s')").unwrap();
+    assert!(queues(&mut client).is_empty());
+    assert_eq!(client.one::<i32>("SELECT oban_gossip_delete('old', prefix => 's')"), 0);
+    client.batch_execute("SELECT oban_gossip_put('new', 'q', ttl => '1 hour', prefix => 's')").unwrap();
+    assert_eq!(queues(&mut client), ["new/q"]);
+    wait_until("the old one is forgotten", || stat(&mut client, "gossip_entries") == 1);
+    assert_eq!(queues(&mut client), ["new/q"]);
+
+    // The transaction that makes a schema may put into it before it commits, and others broadcast meanwhile.
+    let mut maker = cluster.client();
+    maker.batch_execute("BEGIN; DROP SCHEMA s CASCADE; SELECT oban_install('s')").unwrap();
+    maker.batch_execute(put).unwrap();
+    assert_eq!(
+        (queues(&mut maker), queues(&mut client)),
+        (vec!["old/q".to_owned()], vec!["new/q".to_owned()])
+    );
+    let rounds = stat(&mut client, "gossip_broadcasts");
+    wait_until("others are told of", || stat(&mut client, "gossip_broadcasts") > rounds + 3);
+    maker.batch_execute("COMMIT").unwrap();
+    assert_eq!(queues(&mut client), ["old/q"]);
+    // One that is rolled back has put into a schema that never was.
+    maker.batch_execute("BEGIN; DROP SCHEMA s CASCADE; SELECT oban_install('s')").unwrap();
+    maker
+        .batch_execute("SELECT oban_gossip_put('never', 'q', ttl => '1 hour', prefix => 's'); ROLLBACK")
+        .unwrap();
+    assert_eq!(queues(&mut client), ["old/q"]);
+    wait_until("it is forgotten", || stat(&mut client, "gossip_entries") == 1);
+    assert_eq!(queues(&mut client), ["old/q"]);
+}
+
+/// How many entries a session can put for nodes that begin with `node`.
+fn fill(client: &mut Client, node: &str, prefix: &str) -> (i32, postgres::error::DbError) {
+    let sql = "SELECT oban_gossip_put($1, 'q', prefix => $2)";
+    for n in 0..1_000 {
+        if let Err(error) = client.query_one(sql, &[&format!("{node}{n}"), &prefix]) {
+            let error = error.as_db_error().expect("the server answers").clone();
+            assert_eq!(error.code().code(), "53400");
+            return (n, error);
+        }
+    }
+    panic!("64 kB hold a thousand entries")
+}
+
+#[test]
+fn a_role_may_hold_its_share_of_the_memory() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_memory = '64kB'"]);
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE EXTENSION obanrs; SELECT oban_install();
+             CREATE ROLE greedy LOGIN; CREATE ROLE modest LOGIN; CREATE ROLE owner LOGIN;
+             CREATE SCHEMA g AUTHORIZATION greedy; GRANT SELECT, INSERT ON oban_jobs TO greedy, modest;
+             ",
+        )
+        .unwrap();
+    client.batch_execute("CREATE DATABASE owned OWNER owner").unwrap();
+    let mut greedy = cluster.client_as("postgres", "greedy");
+    // Over all prefixes.
+    greedy.batch_execute("SELECT oban_gossip_put('there', 'q', prefix => 'g')").unwrap();
+    let (many, error) = fill(&mut greedy, "n", "public");
+    assert!(error.message().contains("greedy has its share of obanrs.gossip_memory"), "{error:?}");
+    assert!(error.hint().unwrap().contains("obanrs.role_share"), "{error:?}");
+    assert!((30..60).contains(&many), "{many}: a quarter of some 190");
+    // Bytes count, too, and what it replaces is its own again.
+    let large = "SELECT oban_gossip_put('n0', 'q', jsonb_build_object('pad', repeat('x', 1000)))";
+    assert_eq!(code(&mut greedy, large), "53400");
+    greedy.batch_execute("SELECT oban_gossip_delete('n1'), oban_gossip_delete('n2'), oban_gossip_delete('n3'), oban_gossip_delete('n4')").unwrap();
+    greedy.batch_execute(large).unwrap();
+    assert_eq!(fill(&mut greedy, "m", "public").0, 0);
+    greedy.batch_execute("SELECT oban_gossip_put('n0', 'q')").unwrap();
+    assert_eq!(fill(&mut greedy, "m", "public").0, 4);
+
+    // Others have theirs; who replaces an entry has it from then on.
+    let mut modest = cluster.client_as("postgres", "modest");
+    modest.batch_execute("SELECT oban_gossip_put('m0', 'q'), oban_gossip_put('own', 'q')").unwrap();
+    assert_eq!(fill(&mut greedy, "l", "public").0, 1);
+    // What counts is the current role.
+    client.batch_execute("SET ROLE greedy").unwrap();
+    assert_eq!(fill(&mut client, "k", "public").0, 0);
+    client.batch_execute("RESET ROLE; SELECT oban_gossip_put('k', 'q')").unwrap();
+    let mut owner = cluster.client_as("owned", "owner");
+    cluster.client_of("owned").batch_execute("CREATE EXTENSION obanrs").unwrap();
+    owner.batch_execute("SELECT oban_install('o')").unwrap();
+    let (rest, error) = fill(&mut owner, "o", "o");
+    assert!(rest > 60 && error.message().starts_with("no room for"), "{rest}: {error:?}");
+    assert_eq!(
+        owner.one::<i64>("SELECT sum(oban_gossip_delete(node, prefix => 'o')) FROM oban_gossip"),
+        i64::from(rest)
+    );
+
+    // A reload changes it; what ends is given back in each way.
+    cluster.configure(&["obanrs.role_share = 50"]);
+    client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    wait_until("the setting counts", || greedy.one::<String>("SHOW obanrs.role_share") == "50");
+    let (more, _) = fill(&mut greedy, "j", "public");
+    assert!((many - 2..=many + 2).contains(&more), "{more} beside {many}");
+    greedy.batch_execute("SELECT oban_gossip_delete(node) FROM oban_gossip WHERE prefix = 'public'").unwrap();
+    for _ in 0..3 {
+        let sql =
+            "SELECT count(oban_gossip_put('e' || i, 'q', ttl => '100 ms')) FROM generate_series(1, $1) i";
+        assert_eq!(
+            greedy.query_one(sql, &[&(many + more)]).unwrap().get::<_, i64>(0),
+            i64::from(many + more)
+        );
+        wait_until("they have expired", || {
+            client.one("SELECT NOT EXISTS (SELECT FROM oban_gossip WHERE node LIKE 'e%')")
+        });
+    }
+}
+
 /// A reading of many entries and a key that moves among them.
 #[test]
 fn many_entries_are_read_once_each() {

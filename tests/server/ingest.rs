@@ -236,6 +236,60 @@ fn prefixes_that_come_go_and_change_their_names_are_followed() {
     });
 }
 
+/// A schema is its oid. What was put into it, and what was heard for it, is its own under each of its names.
+#[test]
+fn a_renamed_schema_keeps_its_entries() {
+    let cluster = Cluster::start(&[
+        "shared_preload_libraries = 'obanrs'",
+        "obanrs.gossip_interval = 50ms",
+        "obanrs.gossip_ttl = 1h",
+    ]);
+    let (mut client, mut other) = (cluster.client(), cluster.client());
+    client
+        .batch_execute(
+            "CREATE EXTENSION obanrs; SELECT oban_install('one');
+             SELECT oban_gossip_put('ours', 'q', prefix => 'one');
+             SELECT oban_listen_channels('{gossip}', 'one'); LISTEN \"two.oban_gossip\"",
+        )
+        .unwrap();
+    wait_until_heard(&mut other, "one.oban_gossip");
+    send(&mut other, "one.oban_gossip", &check("theirs", "q", ""));
+    wait_until("both are there", || entries(&mut other) == ["one/ours/q", "one/theirs/q"]);
+
+    client.batch_execute("BEGIN").unwrap();
+    assert_eq!(entries(&mut client).len(), 2);
+    other.batch_execute("ALTER SCHEMA one RENAME TO two").unwrap();
+    let renamed = ["two/ours/q", "two/theirs/q"];
+    assert_eq!(
+        (entries(&mut other), entries(&mut client)),
+        (renamed.map(Into::into).into(), renamed.map(Into::into).into())
+    );
+    client.batch_execute("COMMIT").unwrap();
+    wait_until_heard(&mut other, "two.oban_gossip");
+    send(&mut other, "two.oban_gossip", &check("theirs", "later", ""));
+    wait_until("it is taken in", || entries(&mut other).contains(&"two/theirs/later".into()));
+
+    // One that has the name now is another.
+    other.batch_execute("SELECT oban_install('one')").unwrap();
+    wait_until_heard(&mut other, "one.oban_gossip");
+    send(&mut other, "one.oban_gossip", &check("new", "q", ""));
+    wait_until("it is taken in", || entries(&mut other).contains(&"one/new/q".into()));
+    assert_eq!(other.one::<i32>("SELECT oban_gossip_delete('ours', prefix => 'one')"), 0);
+    assert_eq!(entries(&mut other), ["one/new/q", "two/ours/q", "two/theirs/later", "two/theirs/q"]);
+
+    // What is put here is told on the channel of the name that its schema has.
+    let relay: i32 = other.one("SELECT pid FROM oban_workers WHERE kind = 'relay'");
+    let rounds = stat(&mut other, "gossip_broadcasts");
+    wait_until("it was broadcast", || stat(&mut other, "gossip_broadcasts") > rounds + 3);
+    let all = crate::support::heard(&mut client);
+    let channels: Vec<_> = all.iter().filter(|n| n.process_id() == relay).map(|n| n.channel()).collect();
+    let first = channels.iter().position(|c| *c == "two.oban_gossip").expect("it is told on its new channel");
+    assert!(channels[first..].iter().all(|c| *c == "two.oban_gossip"), "{channels:?}");
+    assert!(channels[..first].iter().all(|c| *c == "one.oban_gossip") && first > 0, "{channels:?}");
+
+    assert_eq!(other.one::<i32>("SELECT oban_gossip_delete('ours', prefix => 'two')"), 1);
+}
+
 #[test]
 fn it_can_be_turned_off_and_on_and_a_new_relay_goes_on() {
     let (cluster, mut client) = listening();
