@@ -6,6 +6,8 @@ mod support;
 mod broadcast;
 #[path = "server/bus.rs"]
 mod bus;
+#[path = "server/clock.rs"]
+mod clock;
 #[path = "server/drivers.rs"]
 mod drivers;
 #[path = "server/errors.rs"]

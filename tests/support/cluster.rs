@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -72,6 +72,36 @@ impl Cluster {
         let cluster = Self::prepared(settings, environment.collect());
         cluster.run(&["start", "-w", "-t", "60"]);
         cluster
+    }
+
+    /// A running server with a wall clock of its own, which `step_clock` steps.
+    pub fn start_with_clock(settings: &[&str]) -> Self {
+        let mut cluster = Self::prepared(settings, Vec::new());
+        let file = cluster.clock_file();
+        fs::write(&file, 0_i64.to_ne_bytes()).expect("its folder can be written");
+        output(Command::new("chmod").arg("a+r").arg(&file));
+        let text = |path: &Path| path.to_str().expect("our paths are text").to_owned();
+        cluster.environment = vec![
+            ("LD_PRELOAD".to_owned(), text(clock_library())),
+            ("OBANRS_TEST_CLOCK".to_owned(), text(&file)),
+        ];
+        cluster.start_again();
+        cluster
+    }
+
+    /// Steps the wall clock of a server that was started with one of its own: of all its processes at once, and of
+    /// those that it starts later. Its other clocks go on.
+    pub fn step_clock(&self, seconds: i64) {
+        let file = self.clock_file();
+        let before = fs::read(&file).expect("the server was started with a clock");
+        let before = i64::from_ne_bytes(before.try_into().expect("it is a number"));
+        // In place and with one write: it is mapped.
+        let mut file = fs::OpenOptions::new().write(true).open(file).expect("it can be written");
+        file.write_all(&(before + seconds).to_ne_bytes()).expect("it can be written");
+    }
+
+    fn clock_file(&self) -> PathBuf {
+        self.folder.join("clock")
     }
 
     /// The same in a network of its own, in which there is nothing but its loopback: TCP there is nobody else's.
@@ -281,6 +311,22 @@ fn template() -> &'static PathBuf {
         let text = fs::read_to_string(&file).expect("initdb writes it");
         fs::write(file, text + SETTINGS).expect("the configuration can be written");
         folder
+    })
+}
+
+/// The library that gives a server a wall clock of its own, built once for the process.
+fn clock_library() -> &'static PathBuf {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let library = workspace().folder.join("clock.so");
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-o"])
+            .arg(&library)
+            .arg("tests/support/clock.c")
+            .status();
+        assert!(built.is_ok_and(|s| s.success()), "cc builds tests/support/clock.c");
+        output(Command::new("chmod").arg("a+rx").arg(&library));
+        library
     })
 }
 
