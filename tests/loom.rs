@@ -5,7 +5,7 @@
 #[allow(dead_code)]
 mod logic;
 
-use logic::ring::{Batch, Channel, Entry, Head, Incoming, News, Ring, Sleeper, Way};
+use logic::ring::{Batch, Channel, Charge, Entry, Head, Holder, Incoming, News, Ring, Share, Sleeper, Way};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
@@ -13,13 +13,14 @@ struct Memory {
     head: Head,
     entries: [Entry; 4],
     bytes: [u8; 32],
+    holders: [Holder; 2],
     sleepers: [Sleeper; 2],
 }
 
 impl Memory {
     fn ring(&mut self) -> Ring<'_> {
-        let Self { head, entries, bytes, sleepers } = self;
-        Ring { head, entries, bytes, sleepers }
+        let Self { head, entries, bytes, holders, sleepers } = self;
+        Ring { head, entries, bytes, holders, sleepers }
     }
 }
 
@@ -64,6 +65,7 @@ impl Server {
             head: Head::default(),
             entries: Default::default(),
             bytes: [0; 32],
+            holders: Default::default(),
             sleepers: Default::default(),
         };
         let latch = || Latch { set: Mutex::new(false), changed: Condvar::new() };
@@ -77,10 +79,18 @@ impl Server {
         let (relay, woken, count) = {
             let mut memory = self.memory.lock().unwrap();
             let mut ring = memory.ring();
-            let way = ring.reserve(1, channel.len() + 1, || 0);
+            let all = Share { entries: usize::MAX, bytes: usize::MAX };
+            let way = ring.reserve(&mut [Charge::new(0, 1, channel.len() + 1)], all, || 0);
             let channel = on(channel);
             ring.append(
-                &Incoming { channel: &channel, payload: b"!", wakeup: false, sent: way != Way::Relay },
+                &Incoming {
+                    channel: &channel,
+                    payload: b"!",
+                    wakeup: false,
+                    sent: way != Way::Relay,
+                    holder: 0,
+                },
+                0,
                 0,
             );
             let mut keys = [0; 1];
@@ -212,7 +222,7 @@ fn a_relay_that_leaves_loses_nothing() {
         let start = server.memory.lock().unwrap().ring().view().position();
         let publishers = publishers(&server, &["a", "b"]);
         // It dies without a look; the next one sends what is there and what comes.
-        server.memory.lock().unwrap().ring().relay_left(RELAY, 0);
+        server.memory.lock().unwrap().ring().relay_left(RELAY);
         server.memory.lock().unwrap().ring().relay_came(RELAY);
         let sent = {
             let mut memory = server.memory.lock().unwrap();

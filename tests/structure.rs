@@ -161,6 +161,12 @@ const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[
     ("pg/sequence.rs", "set", "as_role", "the same: setval tests the rights on the extension's own sequence"),
     ("pg/session.rs", "as_role", "SetUserIdAndSecContext", "for that"),
     (
+        "pg/notify.rs",
+        "is_queue_full",
+        "direct_function_call",
+        "pg_notification_queue_usage, C code of Postgres'",
+    ),
+    (
         "prefix/peers.rs",
         "open_heap",
         "namespace_now",

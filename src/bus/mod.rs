@@ -36,9 +36,9 @@ use pgrx::prelude::*;
 use crate::config::{self, Notifier};
 use crate::error::Error;
 use crate::logic::outbox::{Message, Origin, Outbox, Queued, Way};
-use crate::logic::ring::{self, Batch, Incoming};
+use crate::logic::ring::{self, Batch, Charge, Incoming};
 use crate::logic::{channel, relay};
-use crate::pg::{encoding, notify, session, xact};
+use crate::pg::{acl, encoding, notify, session, xact};
 use crate::shmem::listeners;
 use crate::shmem::rings::{self, Counter, Handle, Reserved};
 
@@ -50,8 +50,10 @@ thread_local! {
     static OUTBOX: RefCell<Outbox> = RefCell::default();
     /// Between PRE_COMMIT, when the outbox was emptied, and the end of the transaction.
     static CLOSED: Cell<bool> = const { Cell::new(false) };
-    /// Room in the ring that an abort has to give back: entries and bytes.
-    static RESERVED: Cell<Option<(Handle, usize, usize)>> = const { Cell::new(None) };
+    /// Room in the ring that an abort has to give back.
+    static RESERVED: Cell<Option<(Handle, Vec<Charge>)>> = const { Cell::new(None) };
+    /// The last role that queued a message in this transaction, and what `charged_role` says of it.
+    static LAST_ROLE: Cell<Option<(u32, u32)>> = const { Cell::new(None) };
     /// What is published with the commit.
     static PUBLICATION: RefCell<Option<Publication>> = const { RefCell::new(None) };
 }
@@ -63,6 +65,8 @@ thread_local! {
 struct Publication {
     ring: Handle,
     messages: Vec<Message>,
+    /// What each of their roles has reserved.
+    charges: Vec<Charge>,
     /// Whether there is room for them in the ring.
     room: bool,
     /// Whether all of them were sent natively.
@@ -71,6 +75,13 @@ struct Publication {
     relayed: Option<u64>,
     /// How many more messages there are, not in the ring.
     late: usize,
+}
+
+impl Publication {
+    fn empty(ring: Handle) -> Self {
+        let (messages, charges) = (Vec::new(), Vec::new());
+        Self { ring, messages, charges, room: true, sent: true, relayed: None, late: 0 }
+    }
 }
 
 /// In `_PG_init`, once per process.
@@ -109,6 +120,11 @@ impl Target {
         Self { channel: Rc::new(ring::Channel::new(schema, b"insert".to_vec())), way: Way::Merged }
     }
 
+    /// The same, past the ring.
+    pub fn aside(self) -> Self {
+        Self { way: Way::Aside, ..self }
+    }
+
     /// As readers ask for it.
     pub fn channel(&self) -> ring::Channel {
         (*self.channel).clone()
@@ -126,12 +142,18 @@ pub fn queue(target: &Target, payload: Vec<u8>, origin: Origin) -> Result<(), Er
     // Somebody else's PRE_COMMIT callback, after ours.
     if CLOSED.get() {
         notify_now(target, &payload);
-        count_late();
+        if target.way != Way::Aside {
+            count_late();
+        }
         return Ok(());
     }
-    let way = if config::notifier() == Notifier::Postgres { Way::Natively } else { target.way };
+    let way = match target.way {
+        Way::Aside => Way::Aside,
+        _ if config::notifier() == Notifier::Postgres => Way::Natively,
+        way => way,
+    };
     let (most, level) = (config::max_transaction_messages(), xact::level());
-    let message = Message { channel: target.channel.clone(), payload, origin, way };
+    let message = Message { channel: target.channel.clone(), payload, origin, way, role: charged_role() };
     let queued = OUTBOX.with_borrow_mut(|outbox| outbox.queue(message, level, most));
     match (queued, origin) {
         (Queued::Full, Origin::Call) => return Err(Error::TooManyMessages(most)),
@@ -140,6 +162,20 @@ pub fn queue(target: &Target, payload: Vec<u8>, origin: Origin) -> Result<(), Er
         (Queued::New | Queued::Merged, _) => {}
     }
     Ok(())
+}
+
+/// The current role, or 0 if it has no limit, as a superuser or the owner of the database. Asked for once a
+/// transaction, as long as it is the same.
+fn charged_role() -> u32 {
+    let role = session::role();
+    match LAST_ROLE.get() {
+        Some((last, charged)) if last == role => charged,
+        _ => {
+            let charged = if acl::share_of(1).is_some() { role } else { 0 };
+            LAST_ROLE.set(Some((role, charged)));
+            charged
+        }
+    }
 }
 
 /// Sends a message natively, with this transaction, and past the ring. What has no channel any more is dropped.
@@ -157,21 +193,21 @@ pub fn count_dropped() {
 /// A message that came too late for the ring: readers are told of a gap.
 fn count_late() {
     let ring = PUBLICATION.with_borrow(|p| p.as_ref().map(|p| p.ring));
-    let Some(ring) = ring.or_else(|| rings::reserve(0, 0).map(|r| r.ring)) else { return };
+    let Some(ring) = ring.or_else(|| rings::reserve(&mut []).map(|r| r.ring)) else { return };
     PUBLICATION.with_borrow_mut(|publication| {
-        let none = Publication { ring, messages: Vec::new(), room: true, sent: true, relayed: None, late: 0 };
-        publication.get_or_insert(none).late += 1;
+        publication.get_or_insert_with(|| Publication::empty(ring)).late += 1;
     });
 }
 
 fn transaction_event(event: pg_sys::XactEvent::Type) {
     if xact::is_end(event) {
         CLOSED.set(false);
+        LAST_ROLE.set(None);
         let (reserved, publication) = (RESERVED.take(), PUBLICATION.take());
         if xact::is_commit(event) {
             publication.into_iter().for_each(publish);
-        } else if let Some((ring, entries, bytes)) = reserved {
-            rings::give_back(ring, entries, bytes);
+        } else if let Some((ring, charges)) = reserved {
+            rings::give_back(ring, &charges);
         }
         // Of a transaction that was rolled back, or prepared.
         if let Some(left) = take() {
@@ -194,14 +230,18 @@ fn take() -> Option<Vec<Message>> {
 
 /// Before the commit: finds the way for the messages, reserves it, and sends natively what has to be.
 fn prepare(messages: Vec<Message>) {
-    let bytes = messages.iter().map(Message::bytes).sum();
-    let Some(Reserved { ring, way, orphaned }) = rings::reserve(messages.len(), bytes) else {
-        send(&messages, true);
+    let mut charges = charges(&messages);
+    let reserved = if charges.is_empty() { None } else { rings::reserve(&mut charges) };
+    let Some(Reserved { ring, way, orphaned }) = reserved else {
+        let natively = send(&messages, true);
+        let fallbacks = messages.iter().filter(|m| !m.is_native()).count().min(natively);
+        rings::count(Counter::Native, natively);
+        rings::count(Counter::NativeFallbacks, fallbacks);
         return;
     };
     // From here on an abort gives the room back. Native NOTIFY may raise, or end the process.
     let room = way != ring::Way::Natively;
-    RESERVED.set(room.then_some((ring, messages.len(), bytes)));
+    RESERVED.set(room.then(|| (ring, charges.clone())));
     let orphans = if orphaned { send_orphans(ring) } else { None };
     // In the ring they wait as those before them; what has no room there can't.
     let wait = orphaned && orphans.as_ref().is_none_or(|o| o.are_followed_by(&messages));
@@ -209,15 +249,29 @@ fn prepare(messages: Vec<Message>) {
     // find it. But it finds only what is in the ring. And what is in one transaction with a signal is not
     // overtaken by it.
     let sent = match way {
-        ring::Way::Relay => messages.iter().any(|m| m.way == Way::Natively),
+        ring::Way::Relay => messages.iter().any(Message::is_native),
         ring::Way::Both => listeners::any() && !wait,
         ring::Way::Natively => true,
     };
     let natively = send(&messages, sent);
     let relayed = orphans.map(|o| o.upto);
-    PUBLICATION.set(Some(Publication { ring, messages, room, sent, relayed, late: 0 }));
+    let messages = messages.into_iter().filter(|m| !m.is_aside()).collect();
+    PUBLICATION.set(Some(Publication { ring, messages, charges, room, sent, relayed, late: 0 }));
     let fallbacks = if way == ring::Way::Relay { 0 } else { natively };
     rings::count_all(ring, &[(Counter::Native, natively), (Counter::NativeFallbacks, fallbacks)]);
+}
+
+/// What each role would have in the ring.
+fn charges(messages: &[Message]) -> Vec<Charge> {
+    let mut charges: Vec<Charge> = Vec::new();
+    for message in messages.iter().filter(|m| !m.is_aside()) {
+        let bytes = message.bytes();
+        match charges.iter_mut().rev().find(|charge| charge.role == message.role) {
+            Some(charge) => (charge.entries, charge.bytes) = (charge.entries + 1, charge.bytes + bytes),
+            None => charges.push(Charge::new(message.role, 1, bytes)),
+        }
+    }
+    charges
 }
 
 /// Sends all messages natively, or those that have to be; how many. A full queue of NOTIFY would fail the
@@ -226,7 +280,7 @@ fn send(messages: &[Message], all: bool) -> usize {
     let mut sent = 0;
     let mut full = None;
     let mut names = None;
-    for message in messages.iter().filter(|m| all || m.way == Way::Natively) {
+    for message in messages.iter().filter(|m| all || m.is_native()) {
         if message.origin == Origin::Trigger && *full.get_or_insert_with(notify::is_queue_full) {
             rings::count(Counter::Dropped, 1);
             continue;
@@ -266,6 +320,15 @@ fn send_orphans(ring: Handle) -> Option<Orphans> {
     Some(Orphans { upto, left, batch })
 }
 
+/// Sends what waits for a relay that does not come, in a transaction that is for nothing else, as far as one can: false
+/// if it could send nothing.
+pub fn send_for_relay() -> bool {
+    let Some(Reserved { ring, orphaned: true, .. }) = rings::reserve(&mut []) else { return true };
+    let Some(Orphans { upto, .. }) = send_orphans(ring) else { return false };
+    PUBLICATION.set(Some(Publication { relayed: Some(upto), ..Publication::empty(ring) }));
+    true
+}
+
 /// What waited for a relay and was sent.
 struct Orphans {
     upto: u64,
@@ -291,8 +354,9 @@ impl Orphans {
 
 /// After the commit.
 fn publish(publication: Publication) {
-    let Publication { ring, messages, room, sent, relayed, late } = publication;
-    relayed.into_iter().for_each(|upto| rings::relay::sent(ring, upto));
+    let Publication { ring, messages, charges, room, sent, relayed, late } = publication;
+    let holder = |role| charges.iter().find(|c| c.role == role).map_or(0, Charge::holder);
+    relayed.into_iter().for_each(|upto| rings::relay::sent_by_others(ring, upto));
     let nobody = !sent && !listeners::any();
     let (in_ring, gap) = if room { (&messages[..], late) } else { (&[][..], late + messages.len()) };
     let incoming = in_ring.iter().map(|message| Incoming {
@@ -300,6 +364,7 @@ fn publish(publication: Publication) {
         payload: &message.payload,
         wakeup: message.way == Way::Merged,
         sent: sent || nobody || message.way == Way::Natively,
+        holder: holder(message.role),
     });
     if !rings::publish(ring, incoming, gap) {
         rings::count(Counter::Dropped, messages.len());

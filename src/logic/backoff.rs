@@ -13,6 +13,9 @@ pub struct Backoff {
 
 /// Restarts of a worker. One that ran for `HEALTHY` starts again from no failures.
 pub const RESTART: Backoff = Backoff { first: 100 * MILLISECOND, most: 30_000 * MILLISECOND };
+
+/// Restarts of a relay, without which messages wait: half of the time that they wait for one at most.
+pub const RESTART_RELAY: Backoff = Backoff { most: super::ring::RELAY_MAY_BE_AWAY / 2, ..RESTART };
 pub const HEALTHY: i64 = 60_000 * MILLISECOND;
 
 /// Elections of one prefix whose table is locked, missing or broken.

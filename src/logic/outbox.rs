@@ -24,7 +24,7 @@ pub enum Origin {
     Trigger,
 }
 
-/// How a message reaches its listeners. Readers of the ring get them all.
+/// How a message reaches its listeners. Readers of the ring get all but the last kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Way {
     /// Through the relay, which may merge it with an equal one of another transaction.
@@ -33,6 +33,8 @@ pub enum Way {
     Single,
     /// Natively, in its own transaction.
     Natively,
+    /// The same, and past the ring: its readers are told nothing.
+    Aside,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub struct Message {
     pub payload: Vec<u8>,
     pub origin: Origin,
     pub way: Way,
+    /// The role that a place in the ring is charged to; 0 for one that has no limit.
+    pub role: u32,
 }
 
 impl Message {
@@ -50,14 +54,23 @@ impl Message {
         self.channel.name.len() + self.payload.len()
     }
 
-    /// Whether it says the same, whoever wanted it and however it is sent.
+    /// Whether it says the same to the same readers, whoever wanted it.
     fn is_equal(&self, other: &Self) -> bool {
-        self.channel == other.channel && self.payload == other.payload
+        self.channel == other.channel && self.payload == other.payload && self.is_aside() == other.is_aside()
+    }
+
+    pub fn is_aside(&self) -> bool {
+        self.way == Way::Aside
+    }
+
+    /// Whether its own transaction has to send it.
+    pub fn is_native(&self) -> bool {
+        matches!(self.way, Way::Natively | Way::Aside)
     }
 
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (self.channel.schema, &self.channel.name, &self.payload).hash(&mut hasher);
+        (self.channel.schema, &self.channel.name, &self.payload, self.is_aside()).hash(&mut hasher);
         hasher.finish()
     }
 }
@@ -182,7 +195,7 @@ mod tests {
     fn message(n: u8) -> Message {
         let origin = if n.is_multiple_of(2) { Origin::Call } else { Origin::Trigger };
         let channel = Rc::new(Channel::new(6, b"insert".to_vec()));
-        Message { channel, payload: vec![n], origin, way: Way::Merged }
+        Message { channel, payload: vec![n], origin, way: Way::Merged, role: 0 }
     }
 
     fn sent(outbox: &mut Outbox) -> Vec<u8> {
@@ -232,6 +245,11 @@ mod tests {
         );
         assert_eq!(outbox.take()[0], with(Origin::Call, Way::Natively));
 
+        outbox.queue(with(Origin::Call, Way::Single), 1, 10);
+        assert_eq!(outbox.queue(with(Origin::Call, Way::Aside), 1, 10), Queued::New, "for other readers");
+        assert_eq!(outbox.queue(with(Origin::Call, Way::Aside), 1, 10), Queued::Merged);
+        outbox.take();
+
         // A call in a savepoint: whether it is taken back decides about PREPARE TRANSACTION.
         for others in [0, 20] {
             let mut outbox = Outbox::default();
@@ -251,7 +269,7 @@ mod tests {
     #[test]
     fn bytes_are_limited_and_given_back() {
         let mut outbox = Outbox::default();
-        let large = |n: u8| Message { payload: vec![n; MOST_BYTES / 2 - 20], ..message(n) };
+        let large = |n: u8| Message { payload: vec![n; MOST_BYTES / 2 - 8], ..message(n) };
         assert_eq!(outbox.queue(large(1), 1, 10), Queued::New);
         assert_eq!(outbox.queue(large(2), 2, 10), Queued::New);
         assert_eq!(outbox.queue(message(3), 2, 10), Queued::Full);

@@ -1,5 +1,7 @@
 //! Who may do what: rights on a prefix are rights on its `oban_jobs`.
 
+use std::cell::Cell;
+
 use pgrx::pg_sys;
 
 use super::{catalog, session};
@@ -113,6 +115,29 @@ pub fn share_of(total: usize) -> Option<usize> {
     // SAFETY: a lookup in the role caches.
     let limited = !unsafe { pg_sys::superuser() } && !owns_database(session::database());
     limited.then(|| (total * config::role_share() / 100).max(1))
+}
+
+/// Whether the current role may write to a prefix of this database: as a superuser, as the owner of the database, or
+/// with that right in any schema that is not Postgres' own.
+pub fn writes_somewhere() -> bool {
+    thread_local! {
+        /// The schema that it was the last time.
+        static LAST: Cell<u32> = const { Cell::new(0) };
+    }
+    // A schema may be dropped while this looks.
+    let writes = |schema: &u32| {
+        catalog::with_schema_name(*schema, |_| ()).is_some() && allows_in(*schema, Right::Write)
+    };
+    if share_of(1).is_none() || (LAST.get() != 0 && writes(&LAST.get())) {
+        return true;
+    }
+    // First where it is likely.
+    let mut found = catalog::schemas_of("oban_jobs").into_iter().find(writes);
+    if found.is_none() {
+        found = catalog::schemas_of_users().into_iter().find(writes);
+    }
+    LAST.set(found.unwrap_or(0));
+    found.is_some()
 }
 
 fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {

@@ -385,6 +385,21 @@ pub fn tables_named(name: &str) -> Vec<(u32, u32)> {
     })
 }
 
+/// The schemas that have a relation of this name which is not temporary, as they are committed now.
+pub fn schemas_of(name: &str) -> Vec<u32> {
+    scan::rows(scan::RELATIONS, &[("relname", Key::Name(&c_name(name)))], |row| {
+        (row.char("relpersistence") != pg_sys::RELPERSISTENCE_TEMP).then(|| row.oid("relnamespace"))
+    })
+}
+
+/// The schemas that are not Postgres' own, as they are committed now.
+pub fn schemas_of_users() -> Vec<u32> {
+    scan::rows(scan::SCHEMAS, &[], |row| {
+        let name = row.name("nspname");
+        (!name.starts_with("pg_") && name != "information_schema").then(|| row.oid("oid"))
+    })
+}
+
 /// Whether a relation has columns of all these names and this type, as it is committed now.
 pub fn has_columns(relation: u32, names: &[&str], type_oid: pg_sys::Oid) -> bool {
     let found = scan::rows(scan::COLUMNS, &[("attrelid", Key::Oid(relation))], |row| {

@@ -3,7 +3,7 @@
 //! ```text
 //! Root │ Database[] │ Hold[] │ Member[] │ Seat[] │ Owed[] │ gossip: Holding[] │ buckets[] │ Entry[] │ Block[]
 //!      └── lock Registry ──┘  └────── lock Peers ───────┘  └───────── lock Gossip (gossip.rs) ──────────┘
-//!      │ Sleeper[] │ ring::Head[] │ for each database's slot: ring::Entry[] │ bytes
+//!      │ Sleeper[] │ ring::Head[] │ for each database's slot: Holder[] │ ring::Entry[] │ bytes
 //!      └───── a lock Ring for each database's slot (rings.rs) ───────────────────┘
 //!      │ for each database's slot: Counters, whether its relay announces gossip (atomics)
 //! ```
@@ -42,7 +42,7 @@ use crate::logic::gossip::{
 };
 use crate::logic::lifecycle::{Database, Hold, Registry};
 use crate::logic::peer::{self, Electorate, Member, Peers, Seat};
-use crate::logic::ring::{self, Head, Sleeper};
+use crate::logic::ring::{self, Head, Holder, Sleeper};
 use crate::pg::lwlock::{self, Lock, Mode};
 use crate::pg::{session, time};
 
@@ -95,6 +95,7 @@ struct Layout {
     entries: usize,
     blocks: usize,
     sleepers: usize,
+    holders: usize,
     rings: usize,
     counters: usize,
     announcing: usize,
@@ -138,6 +139,7 @@ fn lay_out() -> Layout {
         entries: area(size_of::<Entry>(), max_entries),
         blocks: area(size_of::<Block>(), max_entries),
         sleepers: area(size_of::<Sleeper>(), max_processes),
+        holders: area(size_of::<Holder>(), ring::HOLDERS * max_databases),
         rings: area(size_of::<Padded<Head>>(), max_databases),
         counters: area(size_of::<Padded<Counters>>(), max_databases),
         announcing: area(size_of::<AtomicU64>(), max_databases),

@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use crate::logic::ring::{Batch, Channel, Incoming, News, Progress, Ring, View, Way};
+use crate::config;
+use crate::logic::ring::{Batch, Channel, Charge, HOLDERS, Incoming, News, Progress, Ring, Share, View, Way};
 use crate::pg::lwlock::{self, Lock, Mode};
-use crate::pg::{latch, session, time};
+use crate::pg::{clock, latch, session, time};
 
 use super::{area, layout, registry, root};
 
@@ -163,6 +164,8 @@ fn locked<R>(slot: usize, mode: Mode, body: impl FnOnce(&mut Ring<'_>) -> R) -> 
             entries: &mut area(root, l.ring_entries, entries * l.max_databases)
                 [entries * slot..entries * (slot + 1)],
             bytes: &mut area(root, l.ring_bytes, bytes * l.max_databases)[bytes * slot..bytes * (slot + 1)],
+            holders: &mut area(root, l.holders, HOLDERS * l.max_databases)
+                [HOLDERS * slot..HOLDERS * (slot + 1)],
             sleepers: area(root, l.sleepers, l.max_processes),
         }
     };
@@ -224,18 +227,26 @@ pub fn close(slot: usize, birth: u64) {
 }
 
 /// Reserves room for the messages of a transaction that is about to commit; where there is a ring.
-pub fn reserve(entries: usize, bytes: usize) -> Option<Reserved> {
+pub fn reserve(charges: &mut [Charge]) -> Option<Reserved> {
+    let share = share();
     with_own(|ring| {
         let reserve =
-            |r: &mut Ring<'_>| (r.view().is_orphaned(time::now), r.reserve(entries, bytes, time::now));
+            |r: &mut Ring<'_>| (r.view().is_orphaned(clock::now), r.reserve(charges, share, clock::now));
         let (orphaned, way) = of(ring, reserve)?;
         Some(Reserved { ring, way, orphaned })
     })
 }
 
 /// Gives back what `reserve` gave, at the transaction's abort.
-pub fn give_back(handle: Handle, entries: usize, bytes: usize) {
-    of(handle, |ring| ring.give_back(entries, bytes));
+pub fn give_back(handle: Handle, charges: &[Charge]) {
+    of(handle, |ring| ring.give_back(charges));
+}
+
+/// What one role with a limit may have waiting in a ring.
+fn share() -> Share {
+    let part = |all: usize| (all * config::role_share() / 100).max(1);
+    let (entries, bytes) = layout().ring_capacity;
+    Share { entries: part(entries), bytes: part(bytes) }
 }
 
 /// Publishes messages for which room was reserved, and tells of `gap` more that are not in the ring. Wakes
@@ -246,12 +257,14 @@ pub fn publish<'m>(
     messages: impl ExactSizeIterator<Item = Incoming<'m>>,
     gap: usize,
 ) -> bool {
-    let (now, mut messages) = (time::now(), messages);
+    let (sent_at, now, mut messages) = (time::now(), clock::now(), messages);
     loop {
         let chunk = messages.len().min(CHUNK);
         let (mut keys, mut woken) = ([0; CHUNK], [0; CHUNK]);
         let published = of(handle, |ring| {
-            messages.by_ref().take(chunk).for_each(|message| ring.append(&message, now));
+            let waited = ring.view().orphaned_at().is_some();
+            messages.by_ref().take(chunk).for_each(|message| ring.append(&message, sent_at, now));
+            let waits = !waited && ring.view().orphaned_at().is_some();
             let last = messages.len() == 0;
             let count = ring.keys(chunk, &mut keys).map_or(0, <[u32]>::len);
             let tell_all = last && gap > 0;
@@ -259,9 +272,12 @@ pub fn publish<'m>(
                 ring.skip(gap);
             }
             let news = if tell_all { News::All } else { News::Keys(&keys[..count]) };
-            (ring.wake_relay(), ring.wake(news, &mut woken), count, tell_all)
+            (ring.wake_relay(), ring.wake(news, &mut woken), count, tell_all, waits)
         });
-        let Some((relay, sleepers, count, tell_all)) = published else { return false };
+        let Some((relay, sleepers, count, tell_all, waits)) = published else { return false };
+        if waits {
+            tell_keeper();
+        }
         relay.into_iter().for_each(latch::wake);
         woken[..sleepers].iter().for_each(|procno| latch::wake(*procno));
         if sleepers == CHUNK {
@@ -271,6 +287,12 @@ pub fn publish<'m>(
             return true;
         }
     }
+}
+
+/// The relay has ended since there was room: the keeper shall send, should no other come.
+fn tell_keeper() {
+    let keeper = registry(|r| r.kick(session::database())).ok().flatten();
+    keeper.into_iter().for_each(latch::wake);
 }
 
 fn wake_sleepers(slot: usize, news: News<'_>) {
@@ -335,7 +357,7 @@ pub mod relay {
 
     /// It is no more.
     pub fn left(handle: Handle) {
-        of(handle, |ring| ring.relay_left(latch::my_procno(), time::now()));
+        of(handle, |ring| ring.relay_left(latch::my_procno()));
     }
 
     /// Copies what is to be sent, until the batch is full: how far that is, for `sent`, and whether there is more.
@@ -343,9 +365,20 @@ pub mod relay {
         view(handle, |ring| ring.unsent(batch))
     }
 
-    /// Everything before was sent.
+    /// This process, the relay, sent everything before.
     pub fn sent(handle: Handle, ordinal: u64) {
+        of(handle, |ring| ring.relayed_by_relay(ordinal, clock::now()));
+    }
+
+    /// Everything before was sent in the relay's place.
+    pub fn sent_by_others(handle: Handle, ordinal: u64) {
         of(handle, |ring| ring.relayed(ordinal));
+    }
+
+    /// By the clock that nobody sets: when what waits in the ring of this database has waited for too long without a
+    /// relay. `None` when there is one, or nothing waits.
+    pub fn orphaned_at() -> Option<i64> {
+        with_own(|handle| view(handle, |ring| ring.orphaned_at())).flatten()
     }
 
     /// The next message will set this process's latch; false when there is something to send.

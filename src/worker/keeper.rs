@@ -1,6 +1,9 @@
 //! A keeper: the worker of one database that has the extension. It holds elections and sweeps up what has
 //! expired (`election`).
 //!
+//! Should the relay not come back, it sends in its place what has waited too long, so that this depends on nobody's
+//! next commit.
+//!
 //! It goes when it is not wanted any more: a command needs the database alone, the database became a
 //! template, or the extension was dropped. Otherwise the coordinator brings it back. It holds no
 //! transaction and no lock while it waits, and it waits for its latch (somebody joined or left, a row was
@@ -13,10 +16,13 @@ use pgrx::prelude::*;
 
 use super::election::{self, Elections};
 use super::life;
+use crate::bus;
+use crate::logic::backoff::RELAY;
 use crate::logic::lifecycle::Kind;
 use crate::pg::{bgworker, clock, latch, session, time, xact};
 use crate::prefix::{extension, peers};
 use crate::shmem;
+use crate::shmem::rings;
 
 thread_local! {
     /// Whether ALTER DATABASE said something of default_transaction_read_only when this process began: then the
@@ -46,6 +52,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
     let (mut look, mut kicks) = (true, 0);
     // When the next pass is due by itself; the first is at once.
     let mut due = Some(0);
+    let mut orphans = Orphans::default();
     loop {
         latch::reset();
         let reloaded = bgworker::reload_config();
@@ -80,6 +87,46 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
                 continue;
             }
         }
-        latch::wait_until(due);
+        let orphaned = orphans.send();
+        // The lock of NOTIFY eats a latch, too.
+        if orphans.sent && shmem::registry(|r| r.kicks(Kind::Keeper, database) != kicks).unwrap_or(true) {
+            continue;
+        }
+        latch::wait_until(due.into_iter().chain(orphaned).min());
+    }
+}
+
+/// What waits for a relay that does not come.
+#[derive(Default)]
+struct Orphans {
+    /// Attempts to send that failed, in a row.
+    failures: u32,
+    /// When to try again after a failure, by the clock that nobody sets.
+    retry_at: i64,
+    /// Whether the last call of `send` ran a transaction.
+    sent: bool,
+}
+
+impl Orphans {
+    /// Sends what has waited too long, by the code that commits use; when to look again, by the clock that nobody
+    /// sets. `None`: there is a relay, or nothing waits. That this ceases to be so wakes this process: the relay's
+    /// end does, and so does a commit that finds no relay any more for what it leaves to one.
+    fn send(&mut self) -> Option<i64> {
+        self.sent = false;
+        loop {
+            let at = rings::relay::orphaned_at()?.max(self.retry_at);
+            if at > clock::now() {
+                return Some(at);
+            }
+            self.sent = true;
+            let sent = xact::contain(|| xact::run(c"obanrs: relaying", bus::send_for_relay));
+            if matches!(sent, Ok(true)) {
+                (self.failures, self.retry_at) = (0, 0);
+            } else {
+                // NOTIFY's queue is full, or somebody else is at it.
+                self.failures = self.failures.saturating_add(1);
+                self.retry_at = clock::now() + RELAY.delay(self.failures);
+            }
+        }
     }
 }

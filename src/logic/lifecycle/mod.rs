@@ -21,7 +21,7 @@
 //! whichever way that ends (`shmem::at_end`). A database that takes no workers any more, because it
 //! became a template, has its workers told to leave; that is no failure either.
 
-use super::backoff::{HEALTHY, RESTART};
+use super::backoff::{HEALTHY, RESTART, RESTART_RELAY};
 use super::text::Text;
 
 pub const UNKNOWN: u32 = 0;
@@ -81,9 +81,10 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn back_off(&mut self, now: i64) {
+    fn back_off(&mut self, kind: Kind, now: i64) {
+        let backoff = if kind == Kind::Relay { RESTART_RELAY } else { RESTART };
         self.state = BACKOFF;
-        self.retry_at = now + RESTART.delay(self.failures);
+        self.retry_at = now + backoff.delay(self.failures);
         self.failures = self.failures.saturating_add(1);
     }
 
@@ -303,7 +304,7 @@ impl Registry<'_> {
     pub fn launch_failed(&mut self, kind: Kind, oid: u32, now: i64, why: &str) {
         let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
         if let Some(worker) = worker.filter(|w| w.state == STARTING && w.pid == 0) {
-            worker.back_off(now);
+            worker.back_off(kind, now);
             worker.last_error = Text::truncated(why);
         }
     }
@@ -349,9 +350,10 @@ impl Registry<'_> {
         }
     }
 
-    /// The worker's last act: it has left the list of processes. Returns the holders to wake.
+    /// The worker's last act: it has left the list of processes. Returns the holders to wake, and the keeper when
+    /// its relay ended.
     pub fn exited(&mut self, kind: Kind, oid: u32, pid: i32, now: i64) -> Vec<i32> {
-        let holders: Vec<i32> =
+        let mut holders: Vec<i32> =
             self.holds.iter().filter(|h| h.database == oid && oid != 0).map(|h| h.procno).collect();
         let held = !holders.is_empty();
         let Some(d) = self.find(oid).filter(|d| d.worker(kind).pid == pid) else { return holders };
@@ -376,7 +378,9 @@ impl Registry<'_> {
         }
         worker.restarts += 1;
         worker.last_error = Text::truncated("the worker ended: the server's log says why");
-        worker.back_off(now);
+        worker.back_off(kind, now);
+        // Without a relay the keeper has to see to what waits for one.
+        holders.extend(if kind == Kind::Relay { d.keeper().kick() } else { None });
         holders
     }
 

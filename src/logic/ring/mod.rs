@@ -16,6 +16,15 @@
 //! what it reserved after it, when nothing may fail any more. What the relay has not sent yet is not
 //! overwritten; everything else is, oldest first, whoever may not have read it.
 //!
+//! **Shares**: a role that has a limit has at most its share of the entries and of the bytes between `relayed` and
+//! the reservations. What it would have beyond that is sent natively, with a gap for readers; so one role alone can't
+//! bring it about that others find no room. Nothing is said about what the relay has passed: that is overwritten
+//! oldest first, whichever role writes, so a role that may write can turn the ring over, and readers are told
+//! how many messages they missed.
+//!
+//! **Without a relay** messages wait for the next one, for their order's sake, but not for long: the time counts
+//! from when a relay last sent something, or the first of them came, not from the end of the last of many relays.
+//!
 //! **Waking**: whoever finds nothing to do says so under the same lock under which messages come in, and
 //! then sleeps on its latch. So the one that brings a message knows exactly whom to wake, and each sleeper
 //! is woken once. (tests/loom.rs tries every order of the steps.)
@@ -31,9 +40,12 @@ use std::hash::{DefaultHasher, Hasher};
 
 use super::backoff::MILLISECOND;
 
-/// How long messages wait for a relay that has ended, for their order's sake; a new one comes within a
-/// second. After that each transaction sends what waits, and its own, natively.
-const RELAY_MAY_BE_AWAY: i64 = 10_000 * MILLISECOND;
+/// How long messages wait where no relay sends any, for their order's sake; a new one comes within a second. After
+/// that each transaction sends what waits, and its own, natively, and so does the keeper.
+pub const RELAY_MAY_BE_AWAY: i64 = 10_000 * MILLISECOND;
+
+/// The roles with a limit that may have something waiting in one ring at a time. One more sends natively.
+pub const HOLDERS: usize = 64;
 
 /// The most entries that are looked at while the lock is held once.
 const SCAN: u64 = 1024;
@@ -61,8 +73,9 @@ pub struct Head {
     asleep: u32,
     /// The first sleeping reader's process number plus 1.
     sleepers: u32,
-    /// When the relay ended.
-    relay_lost_at: i64,
+    /// By the clock that nobody sets: when the relay last sent something, or the first message that waits came,
+    /// whichever is later. Means nothing while no message waits.
+    waits_since: i64,
     /// The position before the first message of this life.
     start: i64,
     /// The last position that was given.
@@ -94,14 +107,54 @@ pub struct Entry {
     wakeup: u8,
     /// 1: its listeners have heard it, or there are none.
     sent: u8,
+    /// Of `Charge`: what the relay gives back to when it passes it.
+    holder: u16,
 }
 
 impl Head {
-    /// Whether there is no relay, and none to be expected soon.
-    fn is_orphaned(&self, now: i64) -> bool {
-        // A clock that was set back must not make anybody wait.
-        self.relay == 0 && !(0..RELAY_MAY_BE_AWAY).contains(&(now - self.relay_lost_at))
+    /// When what waits is to be sent without a relay, as there is none.
+    fn orphaned_at(&self) -> Option<i64> {
+        (self.relay == 0 && self.relayed < self.next).then(|| self.waits_since + RELAY_MAY_BE_AWAY)
     }
+}
+
+/// A role with a limit, and what it has reserved or has in the ring and the relay has not passed. A free place has no
+/// entries.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Holder {
+    role: u32,
+    entries: u32,
+    bytes: u64,
+}
+
+/// The messages of one role in a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Charge {
+    /// 0: without a limit.
+    pub role: u32,
+    pub entries: usize,
+    pub bytes: usize,
+    /// The place of its holder plus 1, while room is reserved; 0 without a limit.
+    holder: u16,
+}
+
+impl Charge {
+    pub fn new(role: u32, entries: usize, bytes: usize) -> Self {
+        Self { role, entries, bytes, holder: 0 }
+    }
+
+    /// For `Incoming`.
+    pub fn holder(&self) -> u16 {
+        self.holder
+    }
+}
+
+/// The most that one role with a limit may have in a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub entries: usize,
+    pub bytes: usize,
 }
 
 impl Entry {
@@ -142,6 +195,8 @@ pub struct Incoming<'a> {
     pub payload: &'a [u8],
     pub wakeup: bool,
     pub sent: bool,
+    /// Of the charge that it is a part of.
+    pub holder: u16,
 }
 
 /// How a transaction that is about to commit shall send.
@@ -151,7 +206,7 @@ pub enum Way {
     Relay,
     /// Room is reserved, but there is no relay: the transaction sends.
     Both,
-    /// There is no room: the transaction sends, and readers are told of a gap.
+    /// There is no room, or not within a role's share: the transaction sends, and readers are told of a gap.
     Natively,
 }
 
@@ -280,9 +335,14 @@ impl View<'_> {
         (self.head.end - self.head.begin, self.bytes.len() as u64)
     }
 
-    /// Whether entries wait for a relay that is not to be expected.
+    /// Whether entries wait, and no relay has sent any for too long.
     pub fn is_orphaned(&self, now: impl Fn() -> i64) -> bool {
-        self.head.relay == 0 && self.backlog() > 0 && self.head.is_orphaned(now())
+        self.head.orphaned_at().is_some_and(|at| at <= now())
+    }
+
+    /// From when on that is so, if no relay comes; `None` when there is one, or nothing waits.
+    pub fn orphaned_at(&self) -> Option<i64> {
+        self.head.orphaned_at()
     }
 
     /// How many entries wait for the relay.
@@ -391,6 +451,7 @@ pub struct Ring<'a> {
     pub head: &'a mut Head,
     pub entries: &'a mut [Entry],
     pub bytes: &'a mut [u8],
+    pub holders: &'a mut [Holder],
     /// One for each process.
     pub sleepers: &'a mut [Sleeper],
 }
@@ -407,6 +468,7 @@ impl Ring<'_> {
             let start = start.max(self.head.position + 1);
             let sleepers = self.head.sleepers;
             *self.head = Head { birth, start, position: start, sleepers, ..Head::default() };
+            self.holders.fill(Holder::default());
         }
         self.view().is_of(birth)
     }
@@ -419,10 +481,10 @@ impl Ring<'_> {
         self.head.position
     }
 
-    /// Reserves room for a transaction's messages, if there is any.
-    pub fn reserve(&mut self, entries: usize, bytes: usize, now: impl Fn() -> i64) -> Way {
+    /// Reserves room for a transaction's messages if there is any, for each role within its share.
+    pub fn reserve(&mut self, charges: &mut [Charge], share: Share, now: impl Fn() -> i64) -> Way {
         let head = &mut *self.head;
-        let (entries, bytes) = (entries as u64, bytes as u64);
+        let (entries, bytes) = total(charges);
         let unsent = head.next - head.relayed;
         let unsent_bytes = if unsent == 0 {
             0
@@ -434,20 +496,69 @@ impl Ring<'_> {
         {
             return Way::Natively;
         }
+        // Two charges of one transaction are of different roles.
+        for at in 0..charges.len() {
+            if !self.charge(&mut charges[at], share) {
+                charges[..at].iter().for_each(|charge| self.discharge(charge));
+                return Way::Natively;
+            }
+        }
+        let head = &mut *self.head;
         head.reserved_entries += entries;
         head.reserved_bytes += bytes;
         // What waits for a relay would be overtaken by what is sent now.
-        if head.relay != 0 || (unsent > 0 && !head.is_orphaned(now())) { Way::Relay } else { Way::Both }
+        let waits = head.orphaned_at().is_some_and(|at| now() < at);
+        if head.relay != 0 || waits { Way::Relay } else { Way::Both }
     }
 
-    /// Gives room back: what was not used at an abort, what was just filled at a commit.
-    pub fn give_back(&mut self, entries: usize, bytes: usize) {
-        self.head.reserved_entries -= entries as u64;
-        self.head.reserved_bytes -= bytes as u64;
+    /// Notes what a role reserves; false if it may not have that much.
+    fn charge(&mut self, charge: &mut Charge, share: Share) -> bool {
+        charge.holder = 0;
+        if charge.role == 0 || charge.entries == 0 {
+            return true;
+        }
+        let (known, free) =
+            (|h: &Holder| h.entries > 0 && h.role == charge.role, |h: &Holder| h.entries == 0);
+        let Some(at) = self.holders.iter().position(known).or_else(|| self.holders.iter().position(free))
+        else {
+            return false;
+        };
+        let before = if self.holders[at].entries > 0 { self.holders[at] } else { Holder::default() };
+        let after = Holder {
+            role: charge.role,
+            entries: before.entries + charge.entries as u32,
+            bytes: before.bytes + charge.bytes as u64,
+        };
+        if after.entries as usize > share.entries || after.bytes > share.bytes as u64 {
+            return false;
+        }
+        self.holders[at] = after;
+        charge.holder = at as u16 + 1;
+        true
     }
 
-    /// Adds a message in room that was reserved, and that it gives back.
-    pub fn append(&mut self, message: &Incoming<'_>, now: i64) {
+    fn discharge(&mut self, charge: &Charge) {
+        self.release(charge.holder, charge.entries, charge.bytes);
+    }
+
+    fn release(&mut self, holder: u16, entries: usize, bytes: usize) {
+        if let Some(holder) = usize::from(holder).checked_sub(1).and_then(|at| self.holders.get_mut(at)) {
+            holder.entries -= entries as u32;
+            holder.bytes -= bytes as u64;
+        }
+    }
+
+    /// Gives back what was reserved and not used, at an abort.
+    pub fn give_back(&mut self, charges: &[Charge]) {
+        let (entries, bytes) = total(charges);
+        self.head.reserved_entries -= entries;
+        self.head.reserved_bytes -= bytes;
+        charges.iter().for_each(|charge| self.discharge(charge));
+    }
+
+    /// Adds a message in room that was reserved, and that it gives back. `sent_at` is for readers, `now` of the clock
+    /// that nobody sets.
+    pub fn append(&mut self, message: &Incoming<'_>, sent_at: i64, now: i64) {
         let name = &*message.channel.name;
         let len = name.len() + message.payload.len();
         let (slots, space) = (self.entries.len() as u64, self.bytes.len() as u64);
@@ -468,7 +579,7 @@ impl Ring<'_> {
         self.head.position += 1;
         self.entries[(self.head.next % slots) as usize] = Entry {
             position: self.head.position,
-            sent_at: now,
+            sent_at,
             at,
             key: message.channel.key,
             schema: message.channel.schema,
@@ -476,13 +587,20 @@ impl Ring<'_> {
             channel: name.len() as u8,
             wakeup: message.wakeup.into(),
             sent: message.sent.into(),
+            holder: message.holder,
         };
-        if message.sent && self.head.relayed == self.head.next {
-            self.head.relayed += 1;
+        if self.head.relayed == self.head.next {
+            if message.sent {
+                self.head.relayed += 1;
+                self.release(message.holder, 1, len);
+            } else {
+                self.head.waits_since = now;
+            }
         }
         self.head.next += 1;
         self.head.end += len as u64;
-        self.give_back(1, len);
+        self.head.reserved_entries -= 1;
+        self.head.reserved_bytes -= len as u64;
     }
 
     fn write(&mut self, at: u64, what: &[u8]) {
@@ -497,18 +615,28 @@ impl Ring<'_> {
         self.head.position += messages as i64;
     }
 
-    /// The relay sent everything before this ordinal.
+    /// Everything before this ordinal was sent.
     pub fn relayed(&mut self, ordinal: u64) {
-        self.head.relayed = self.head.relayed.max(ordinal.min(self.head.next));
+        for passed in self.head.relayed..ordinal.min(self.head.next) {
+            let entry = *self.view().entry(passed);
+            self.release(entry.holder, 1, entry.len() as usize);
+            self.head.relayed = passed + 1;
+        }
+    }
+
+    /// The relay sent it, and so what follows waits anew.
+    pub fn relayed_by_relay(&mut self, ordinal: u64, now: i64) {
+        self.relayed(ordinal);
+        self.head.waits_since = now;
     }
 
     pub fn relay_came(&mut self, procno: i32) {
         (self.head.relay, self.head.asleep) = (procno as u32 + 1, 0);
     }
 
-    pub fn relay_left(&mut self, procno: i32, now: i64) {
+    pub fn relay_left(&mut self, procno: i32) {
         if self.head.relay == procno as u32 + 1 {
-            (self.head.relay, self.head.asleep, self.head.relay_lost_at) = (0, 0, now);
+            (self.head.relay, self.head.asleep) = (0, 0);
         }
     }
 
@@ -594,6 +722,11 @@ impl Ring<'_> {
         }
         Some(&keys[..count])
     }
+}
+
+/// Entries and bytes.
+fn total(charges: &[Charge]) -> (u64, u64) {
+    charges.iter().fold((0, 0), |(entries, bytes), c| (entries + c.entries as u64, bytes + c.bytes as u64))
 }
 
 #[cfg(test)]

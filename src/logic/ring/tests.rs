@@ -5,6 +5,7 @@ struct Memory {
     head: Head,
     entries: Vec<Entry>,
     bytes: Vec<u8>,
+    holders: Vec<Holder>,
     sleepers: Vec<Sleeper>,
 }
 
@@ -14,14 +15,15 @@ impl Memory {
             head: Head::default(),
             entries: vec![Entry::default(); entries],
             bytes: vec![0; bytes],
+            holders: vec![Holder::default(); 3],
             sleepers: vec![Sleeper::default(); 4],
         };
         assert!(memory.ring().open(1, 1000));
         memory
     }
     fn ring(&mut self) -> Ring<'_> {
-        let Self { head, entries, bytes, sleepers } = self;
-        Ring { head, entries, bytes, sleepers }
+        let Self { head, entries, bytes, holders, sleepers } = self;
+        Ring { head, entries, bytes, holders, sleepers }
     }
     fn view(&self) -> View<'_> {
         View { head: &self.head, entries: &self.entries, bytes: &self.bytes }
@@ -29,13 +31,13 @@ impl Memory {
     /// A transaction of one message, which the relay is to send unless there is none.
     fn send(&mut self, channel: &str, payload: &str) -> Way {
         let mut ring = self.ring();
-        let way = ring.reserve(1, channel.len() + payload.len(), || 0);
+        let way = reserve(&mut ring, 1, channel.len() + payload.len(), 0);
         if way == Way::Natively {
             ring.skip(1);
         } else {
             let (channel, payload) = (&on(channel), payload.as_bytes());
             let sent = way == Way::Both;
-            ring.append(&Incoming { channel, payload, wakeup: false, sent }, 7);
+            ring.append(&Incoming { channel, payload, wakeup: false, sent, holder: 0 }, 7, 0);
         }
         way
     }
@@ -45,6 +47,17 @@ impl Memory {
         let progress = self.view().read(after, &channels, &mut batch);
         (payloads(&batch), progress)
     }
+}
+
+const ALL: Share = Share { entries: usize::MAX, bytes: usize::MAX };
+
+/// For a role without a limit.
+fn reserve(ring: &mut Ring<'_>, entries: usize, bytes: usize, now: i64) -> Way {
+    ring.reserve(&mut [Charge::new(0, entries, bytes)], ALL, || now)
+}
+
+fn give_back(ring: &mut Ring<'_>, entries: usize, bytes: usize) {
+    ring.give_back(&[Charge::new(0, entries, bytes)]);
 }
 
 fn on(channel: &str) -> Channel {
@@ -116,21 +129,88 @@ fn what_the_relay_has_not_sent_is_not_overwritten() {
     memory.ring().relayed(2);
     assert_eq!(memory.send("a", "5"), Way::Relay);
     // The relay is away for a moment: its messages are not overtaken. Then each sends its own.
-    memory.ring().relay_left(5, 0);
+    memory.ring().relay_left(5);
     assert_eq!(memory.send("a", "6"), Way::Relay);
     assert_eq!(memory.send("a", "7"), Way::Natively);
     memory.ring().relayed(4);
-    assert!(!memory.view().is_orphaned(|| 0));
-    for later in [RELAY_MAY_BE_AWAY, -1] {
-        assert!(memory.view().is_orphaned(|| later));
-        assert_eq!(memory.ring().reserve(1, 2, || later), Way::Both);
-        memory.ring().give_back(1, 2);
-    }
+    assert!(!memory.view().is_orphaned(|| RELAY_MAY_BE_AWAY - 1));
+    assert!(memory.view().is_orphaned(|| RELAY_MAY_BE_AWAY));
+    assert_eq!(reserve(&mut memory.ring(), 1, 2, RELAY_MAY_BE_AWAY), Way::Both);
+    give_back(&mut memory.ring(), 1, 2);
     batch.clear();
     assert_eq!((memory.view().unsent(&mut batch), payloads(&batch)), ((5, false), vec!["6".into()]));
     memory.ring().relayed(5);
     assert_eq!(memory.send("a", "8"), Way::Both, "nothing waits, nobody comes");
-    assert_eq!(memory.view().backlog(), 0);
+    assert_eq!((memory.view().backlog(), memory.view().orphaned_at()), (0, None));
+}
+
+#[test]
+fn what_waits_is_orphaned_when_no_relay_has_sent_for_too_long() {
+    let mut memory = Memory::new(9, 100);
+    let send = |memory: &mut Memory, now: i64| {
+        let mut ring = memory.ring();
+        assert_eq!(reserve(&mut ring, 1, 2, now), Way::Relay);
+        ring.append(
+            &Incoming { channel: &on("a"), payload: b"1", wakeup: false, sent: false, holder: 0 },
+            7,
+            now,
+        );
+    };
+    memory.ring().relay_came(5);
+    send(&mut memory, 100);
+    send(&mut memory, 200);
+    send(&mut memory, 300);
+    assert_eq!(memory.view().orphaned_at(), None, "there is a relay");
+    // Relays that come and send nothing do not make anything wait longer; one that sends does.
+    for _ in 0..3 {
+        memory.ring().relay_left(5);
+        assert_eq!(memory.view().orphaned_at(), Some(100 + RELAY_MAY_BE_AWAY));
+        memory.ring().relay_came(5);
+    }
+    memory.ring().relayed_by_relay(1, 400);
+    memory.ring().relay_left(5);
+    assert_eq!(memory.view().orphaned_at(), Some(400 + RELAY_MAY_BE_AWAY));
+    // What somebody else sends in its place does not, or what is left would wait again.
+    memory.ring().relayed(2);
+    assert_eq!(memory.view().orphaned_at(), Some(400 + RELAY_MAY_BE_AWAY));
+    memory.ring().relayed(3);
+    assert_eq!(memory.view().orphaned_at(), None, "nothing waits");
+}
+
+#[test]
+fn a_role_has_its_share_and_no_more() {
+    let mut memory = Memory::new(8, 100);
+    memory.ring().relay_came(5);
+    let share = Share { entries: 2, bytes: 10 };
+    let mut ring = memory.ring();
+    let mut ask = |role, entries, bytes| {
+        let mut charges = [Charge::new(role, entries, bytes)];
+        (ring.reserve(&mut charges, share, || 0), charges[0])
+    };
+    assert_eq!(ask(1, 3, 3).0, Way::Natively, "three entries");
+    assert_eq!(ask(1, 1, 11).0, Way::Natively, "eleven bytes");
+    let (way, first) = ask(1, 2, 4);
+    assert_eq!((way, ask(1, 1, 1).0), (Way::Relay, Way::Natively), "three together");
+    let (way, second) = ask(2, 2, 4);
+    assert_eq!((way, ask(0, 1, 50).0), (Way::Relay, Way::Relay), "other roles, and those without a limit");
+    let (way, third) = ask(3, 1, 1);
+    assert_eq!((way, ask(4, 1, 1).0), (Way::Relay, Way::Natively), "the table of roles is full");
+    // Two roles in one transaction: both or none.
+    let mut both = [Charge::new(3, 1, 1), Charge::new(2, 1, 1)];
+    assert_eq!(memory.ring().reserve(&mut both, share, || 0), Way::Natively);
+    memory.ring().give_back(&[first, second]);
+    assert_eq!(memory.ring().reserve(&mut both, share, || 0), Way::Relay);
+    // In the ring it counts until the relay has passed it.
+    let incoming = |charge: &Charge| charge.holder();
+    let (holder, channel) = (incoming(&third), on("a"));
+    let message = Incoming { channel: &channel, payload: b"", wakeup: false, sent: false, holder };
+    memory.ring().append(&message, 7, 0);
+    memory.ring().give_back(&both[1..]);
+    memory.ring().append(&message, 7, 0);
+    let full = |memory: &mut Memory| memory.ring().reserve(&mut [Charge::new(3, 1, 1)], share, || 0);
+    assert_eq!(full(&mut memory), Way::Natively);
+    memory.ring().relayed(1);
+    assert_eq!(full(&mut memory), Way::Relay);
 }
 
 #[test]
@@ -138,12 +218,12 @@ fn what_is_reserved_is_kept_and_given_back() {
     let mut memory = Memory::new(3, 10);
     memory.ring().relay_came(5);
     let mut ring = memory.ring();
-    assert_eq!(ring.reserve(2, 4, || 0), Way::Relay);
-    assert_eq!(ring.reserve(2, 4, || 0), Way::Natively, "three entries");
-    assert_eq!(ring.reserve(1, 7, || 0), Way::Natively, "ten bytes");
-    ring.give_back(2, 4);
-    assert_eq!(ring.reserve(3, 10, || 0), Way::Relay);
-    assert_eq!(ring.reserve(1, 11, || 0), Way::Natively);
+    assert_eq!(reserve(&mut ring, 2, 4, 0), Way::Relay);
+    assert_eq!(reserve(&mut ring, 2, 4, 0), Way::Natively, "three entries");
+    assert_eq!(reserve(&mut ring, 1, 7, 0), Way::Natively, "ten bytes");
+    give_back(&mut ring, 2, 4);
+    assert_eq!(reserve(&mut ring, 3, 10, 0), Way::Relay);
+    assert_eq!(reserve(&mut ring, 1, 11, 0), Way::Natively);
 }
 
 #[test]
@@ -160,9 +240,9 @@ fn the_relay_is_woken_once_and_only_for_something_to_send() {
     assert!(!memory.ring().relay_sleeps(), "there is something to do");
     memory.ring().relayed(2);
     assert!(memory.ring().relay_sleeps());
-    memory.ring().relay_left(4, 0);
+    memory.ring().relay_left(4);
     assert_eq!(memory.head.relay, 6, "that was another one");
-    memory.ring().relay_left(5, 0);
+    memory.ring().relay_left(5);
     memory.send("a", "3");
     assert_eq!(memory.ring().wake_relay(), None);
 }
@@ -229,9 +309,11 @@ fn capacity_uses_the_memory() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A transaction with messages of these lengths on channel `a` or `b`.
-    Commit(Vec<(bool, usize)>),
-    Abort(usize, usize),
+    /// A transaction of a role with messages of these lengths on channel `a` or `b`.
+    Commit(u32, Vec<(bool, usize)>),
+    /// One that reserves as much, and ends later.
+    Open(u32, usize, usize),
+    Abort,
     Relay(usize),
     RelayComes(bool),
     /// From so far behind the last position.
@@ -240,8 +322,9 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        6 => prop::collection::vec((any::<bool>(), 0usize..40), 1..4).prop_map(Step::Commit),
-        1 => (1usize..5, 0usize..80).prop_map(|(e, b)| Step::Abort(e, b)),
+        6 => (0u32..5, prop::collection::vec((any::<bool>(), 0usize..40), 1..4)).prop_map(|(r, m)| Step::Commit(r, m)),
+        1 => (0u32..5, 1usize..5, 0usize..80).prop_map(|(r, e, b)| Step::Open(r, e, b)),
+        1 => Just(Step::Abort),
         4 => (1usize..6).prop_map(Step::Relay),
         1 => any::<bool>().prop_map(Step::RelayComes),
         4 => (-2i64..40, 1usize..9).prop_map(|(b, m)| Step::Read(b, m)),
@@ -253,21 +336,24 @@ proptest! {
     /// The model keeps every message for ever. What is in the ring is its tail, each message whole;
     /// what is not read is counted; what the relay did not send is always there.
     #[test]
-    fn it_is_the_tail_of_everything_sent(steps in steps(), slots in 1usize..12, space in 42usize..200) {
+    fn it_is_the_tail_of_everything_sent(steps in steps(), slots in 1usize..12, space in 42usize..200, part in 1usize..5) {
         let mut memory = Memory::new(slots, space);
         memory.ring().relay_came(1);
         // (position, channel, payload), and what the relay still has to send.
         let mut sent: Vec<(i64, bool, String)> = Vec::new();
         let mut unsent: Vec<String> = Vec::new();
         let mut relay = true;
+        let share = Share { entries: slots.div_ceil(part), bytes: space.div_ceil(part) };
+        let mut open: Vec<Charge> = Vec::new();
         for (n, step) in steps.into_iter().enumerate() {
             match step {
-                Step::Commit(messages) => {
+                Step::Commit(role, messages) => {
                     let payload = |len: usize, i: usize| format!("{n}.{i}.{}", "x".repeat(len)).chars().take(len.max(1)).collect::<String>();
                     let messages: Vec<(bool, String)> =
                         messages.into_iter().enumerate().map(|(i, (b, len))| (b, payload(len, i))).collect();
                     let bytes = messages.iter().map(|(_, p)| p.len() + 1).sum();
-                    let way = memory.ring().reserve(messages.len(), bytes, || 0);
+                    let mut charges = [Charge::new(role, messages.len(), bytes)];
+                    let way = memory.ring().reserve(&mut charges, share, || 0);
                     for (b, payload) in messages {
                         let position = memory.view().position() + 1;
                         if way == Way::Natively {
@@ -276,20 +362,23 @@ proptest! {
                         }
                         let channel = &on(if b { "b" } else { "a" });
                         let is_sent = way == Way::Both;
-                        memory.ring().append(&Incoming { channel, payload: payload.as_bytes(), wakeup: b, sent: is_sent }, 7);
+                        let holder = charges[0].holder();
+                        memory.ring().append(&Incoming { channel, payload: payload.as_bytes(), wakeup: b, sent: is_sent, holder }, 7, 0);
                         if !is_sent {
                             unsent.push(payload.clone());
                         }
                         sent.push((position, b, payload));
                     }
                 }
-                Step::Abort(entries, bytes) => {
-                    if memory.ring().reserve(entries, bytes, || 0) != Way::Natively {
-                        memory.ring().give_back(entries, bytes);
+                Step::Open(role, entries, bytes) => {
+                    let mut charges = [Charge::new(role, entries, bytes)];
+                    if memory.ring().reserve(&mut charges, share, || 0) != Way::Natively {
+                        open.extend(charges);
                     }
                 }
+                Step::Abort => open.pop().into_iter().for_each(|charge| memory.ring().give_back(&[charge])),
                 Step::RelayComes(comes) => {
-                    if comes { memory.ring().relay_came(1) } else { memory.ring().relay_left(1, 0) }
+                    if comes { memory.ring().relay_came(1) } else { memory.ring().relay_left(1) }
                     relay = comes;
                 }
                 Step::Relay(most) if relay => {
@@ -323,7 +412,18 @@ proptest! {
             let Memory { head, .. } = &memory;
             prop_assert!(head.first <= head.relayed && head.relayed <= head.next);
             prop_assert!(head.next - head.first <= slots as u64 && head.end - head.begin <= space as u64);
-            prop_assert_eq!((head.reserved_entries, head.reserved_bytes), (0, 0));
+            prop_assert_eq!((head.reserved_entries, head.reserved_bytes), total(&open));
+            // What each role has is what a count of it gives, and within its share.
+            for (at, holder) in memory.holders.iter().enumerate() {
+                let of_it = |h: u16| usize::from(h) == at + 1;
+                let reserved: Vec<Charge> = open.iter().filter(|c| of_it(c.holder)).copied().collect();
+                let waiting = (head.relayed..head.next).map(|n| *memory.view().entry(n)).filter(|e| of_it(e.holder));
+                let (entries, bytes) = waiting.fold(total(&reserved), |(n, b), e| (n + 1, b + e.len()));
+                prop_assert_eq!((u64::from(holder.entries), holder.bytes), (entries, bytes));
+                prop_assert!(entries <= share.entries as u64 && bytes <= share.bytes as u64);
+                let others = memory.holders[..at].iter().filter(|h| h.entries > 0 && h.role == holder.role);
+                prop_assert!(holder.entries == 0 || others.count() == 0, "a role has one place");
+            }
         }
         let mut batch = Batch::new(1000, 100_000);
         memory.view().unsent(&mut batch);
