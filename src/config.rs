@@ -21,6 +21,8 @@ static RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 /// In ms. What a wake-up may wait under load; five hundred transactions a second are a few percent of what a
 /// server commits.
 static RELAY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(2);
+/// Databases that have a ring at a time. Most of those with the extension are quiet, or use its members only.
+static MAX_RINGS: GucSetting<i32> = GucSetting::<i32>::new(8);
 /// Databases with the extension that get their workers. Eight: a server rarely has more than one
 /// application with jobs in each of a few databases, and a slot costs less than a kilobyte.
 static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(8);
@@ -122,15 +124,24 @@ pub fn register(preloading: bool) {
         GucFlags::UNIT_MS,
     );
     if preloading {
-        let sizes: [(_, _, _, &'static GucSetting<i32>, _, _, _); 4] = [
+        let sizes: [(_, _, _, &'static GucSetting<i32>, _, _, _); 5] = [
             (
                 c"obanrs.ring_size",
                 c"Shared memory for the last messages of each database.",
-                c"As much for each of obanrs.max_databases. A reader that was away gets what is still there. 8 MB hold about 43,000 messages of 140 bytes.",
+                c"As much for each of obanrs.max_rings. A reader that was away gets what is still there. 8 MB hold about 43,000 messages of 140 bytes.",
                 &RING_SIZE,
                 64,
                 1024 * 1024,
                 GucFlags::UNIT_KB,
+            ),
+            (
+                c"obanrs.max_rings",
+                c"How many databases may have a ring of messages at a time.",
+                c"A database takes one of them when something is first sent or read there, and keeps it while it has the extension. Without one its transactions send natively, and oban_poll, oban_wait and oban_position fail. More than obanrs.max_databases are never used.",
+                &MAX_RINGS,
+                1,
+                10_000,
+                GucFlags::default(),
             ),
             (
                 c"obanrs.max_databases",
@@ -185,6 +196,10 @@ fn reserve_prefix() {
 
 pub fn max_databases() -> usize {
     MAX_DATABASES.get() as usize
+}
+
+pub fn max_rings() -> usize {
+    MAX_RINGS.get() as usize
 }
 
 pub fn max_members() -> usize {

@@ -39,6 +39,7 @@ fn oban_check() -> TableIterator<'static, (name!(item, String), name!(ok, bool),
         findings.push(found("coordinator", coordinator()));
         findings.extend(Kind::ALL.map(|kind| found(kind.name(), worker(kind))));
         findings.push(found("max_worker_processes", worker_slots()));
+        findings.push(found("ring", ring()));
         findings.push(found("gossip", gossip()));
     }
     findings.push(found("idle_session_timeout", idle_sessions()));
@@ -161,6 +162,20 @@ fn worker_slots() -> Result<String, String> {
              server has {most}, which parallel queries and other extensions share: raise max_worker_processes and \
              restart the server"
         ))
+    }
+}
+
+/// Whether this database has a ring of messages, or will have one when it needs it.
+fn ring() -> Result<String, String> {
+    match shmem::rings::places() {
+        Some((true, _)) => Ok("this database has one".into()),
+        Some((false, 0)) => Err(
+            "no ring is free: transactions here send natively, behind one lock of the whole server, and oban_poll, \
+             oban_wait and oban_position fail; raise obanrs.max_rings and restart the server"
+                .into(),
+        ),
+        Some((false, free)) => Ok(format!("none yet: the first message or reader takes one of {free} that are free")),
+        None => Ok("none, as this database has no workers".into()),
     }
 }
 

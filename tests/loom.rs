@@ -70,7 +70,7 @@ impl Server {
         };
         let latch = || Latch { set: Mutex::new(false), changed: Condvar::new() };
         let server = Self { memory: Mutex::new(memory), latches: [latch(), latch()] };
-        assert!(server.memory.lock().unwrap().ring().open(1, 0));
+        assert_eq!(server.memory.lock().unwrap().ring().open(1, 0), Some(true));
         Arc::new(server)
     }
 

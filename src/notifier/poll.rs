@@ -98,6 +98,10 @@ fn require_ring(what: &'static str) -> Result<(), Error> {
 
 /// Why this database has no ring.
 fn no_ring() -> Error {
+    if rings::places().is_some() {
+        let what = "this database's messages".into();
+        return Error::TableFull { what, setting: "obanrs.max_rings" };
+    }
     if shmem::registry(|r| r.is_full()).unwrap_or(false) {
         let what = "this database's messages".into();
         return Error::TableFull { what, setting: "obanrs.max_databases" };

@@ -13,7 +13,7 @@ pub enum Lock {
     Registry,
     Peers,
     Gossip,
-    /// That of the ring in a database's slot.
+    /// That of a ring of the pool.
     Ring(usize),
 }
 
@@ -23,7 +23,7 @@ impl Lock {
             Lock::Registry => 0,
             Lock::Peers => 1,
             Lock::Gossip => 2,
-            Lock::Ring(slot) => 3 + slot,
+            Lock::Ring(ring) => 3 + ring,
         }
     }
 

@@ -44,12 +44,32 @@ pub fn notify(channel: &[u8], payload: &[u8]) {
     unsafe { pg_guard_ffi_boundary(|| Async_Notify(channel.as_ptr(), payload.as_ptr())) }
 }
 
-/// Whether the next NOTIFY might find its queue full, which fails a commit. (A session that LISTENs and does
+/// Whether the next NOTIFY might find its queue full, which fails a commit. Moves the queue's tail, as nobody else does
+/// while no NOTIFY succeeds: a queue that was full stays so until somebody asks this. (A session that LISTENs and does
 /// not end its transaction lets it fill: 8 GB by default.)
 pub fn is_queue_full() -> bool {
     // SAFETY: a function without arguments that reads shared memory.
     let usage = unsafe { pgrx::direct_function_call::<f64>(pg_sys::pg_notification_queue_usage, &[]) };
     usage.is_some_and(|usage| usage > 0.95)
+}
+
+/// Has every session of the server that LISTENs read on in NOTIFY's queue. A transaction that found the queue full has
+/// left entries in it up to that point, of which nobody is told, and which keep it full.
+pub fn rouse_listeners() {
+    // SAFETY: an array in shared memory that lives as long as the server. A pid may be stale by now: then no process
+    // is signalled, as it is looked up among those that take such signals; who does not LISTEN ignores it.
+    unsafe {
+        let all = pg_sys::ProcGlobal;
+        for i in 0..(*all).allProcCount as usize {
+            let process = &raw const *(*all).allProcs.add(i);
+            let (pid, database) = ((*process).pid, (*process).databaseId);
+            if pid != 0 && database != pg_sys::InvalidOid {
+                const NOBODY_KNOWS_ITS_NUMBER: i32 = -1;
+                let reason = pg_sys::ProcSignalReason::PROCSIG_NOTIFY_INTERRUPT;
+                pg_sys::SendProcSignal(pid, reason, NOBODY_KNOWS_ITS_NUMBER);
+            }
+        }
+    }
 }
 
 /// Starts listening with the end of this transaction.

@@ -3,8 +3,8 @@
 //! ```text
 //! Root │ Database[] │ Hold[] │ Member[] │ Seat[] │ Owed[] │ gossip: Holding[] │ buckets[] │ Entry[] │ Block[]
 //!      └── lock Registry ──┘  └────── lock Peers ───────┘  └───────── lock Gossip (gossip.rs) ──────────┘
-//!      │ Sleeper[] │ ring::Head[] │ for each database's slot: Holder[] │ ring::Entry[] │ bytes
-//!      └───── a lock Ring for each database's slot (rings.rs) ───────────────────┘
+//!      │ Slot[] │ Place[] │ Sleeper[] │ ring::Head[] │ for each ring: Holder[] │ ring::Entry[] │ bytes
+//!      └ lock Registry ───┘ └─────────────── a lock Ring for each ring (rings.rs) ────────────────────┘
 //!      │ for each database's slot: Counters, whether its relay announces gossip (atomics)
 //! ```
 //!
@@ -42,6 +42,7 @@ use crate::logic::gossip::{
 };
 use crate::logic::lifecycle::{Database, Hold, Registry};
 use crate::logic::peer::{self, Electorate, Member, Peers, Seat};
+use crate::logic::ring::pool::Place;
 use crate::logic::ring::{self, Head, Holder, Sleeper};
 use crate::pg::lwlock::{self, Lock, Mode};
 use crate::pg::{session, time};
@@ -76,6 +77,8 @@ struct Root {
     sweep_at: i64,
     /// The last birth of a database's slot. Under the lock Registry.
     births: u64,
+    /// The last life of a ring. Under the lock Registry.
+    ring_lives: u64,
     /// The first position of a ring that begins is above it.
     floor: AtomicI64,
     /// How many sessions LISTEN, by their database's oid modulo the length: databases that share a counter
@@ -94,6 +97,8 @@ struct Layout {
     buckets: usize,
     entries: usize,
     blocks: usize,
+    slots: usize,
+    places: usize,
     sleepers: usize,
     holders: usize,
     rings: usize,
@@ -106,6 +111,7 @@ struct Layout {
     ring_capacity: (usize, usize),
     max_processes: usize,
     max_databases: usize,
+    max_rings: usize,
     max_members: usize,
     max_entries: usize,
 }
@@ -116,8 +122,14 @@ fn layout() -> &'static Layout {
     LAYOUT.get_or_init(lay_out)
 }
 
+/// No more than databases have slots.
+fn max_rings() -> usize {
+    config::max_rings().min(config::max_databases())
+}
+
 fn lay_out() -> Layout {
     let max_databases = config::max_databases();
+    let max_rings = max_rings();
     let max_members = config::max_members();
     let max_entries = gossip_capacity(config::gossip_memory());
     let max_processes = session::max_processes();
@@ -138,17 +150,20 @@ fn lay_out() -> Layout {
         buckets: area(size_of::<u32>(), max_entries),
         entries: area(size_of::<Entry>(), max_entries),
         blocks: area(size_of::<Block>(), max_entries),
+        slots: area(size_of::<rings::Slot>(), max_databases),
+        places: area(size_of::<Place>(), max_rings),
         sleepers: area(size_of::<Sleeper>(), max_processes),
-        holders: area(size_of::<Holder>(), ring::HOLDERS * max_databases),
-        rings: area(size_of::<Padded<Head>>(), max_databases),
+        holders: area(size_of::<Holder>(), ring::HOLDERS * max_rings),
+        rings: area(size_of::<Padded<Head>>(), max_rings),
         counters: area(size_of::<Padded<Counters>>(), max_databases),
         announcing: area(size_of::<AtomicU64>(), max_databases),
-        ring_entries: area(size_of::<ring::Entry>(), ring_capacity.0 * max_databases),
-        ring_bytes: area(1, ring_capacity.1 * max_databases),
+        ring_entries: area(size_of::<ring::Entry>(), ring_capacity.0 * max_rings),
+        ring_bytes: area(1, ring_capacity.1 * max_rings),
         total: area(0, 0),
         ring_capacity,
         max_processes,
         max_databases,
+        max_rings,
         max_members,
         max_entries,
     }
@@ -173,7 +188,7 @@ impl PgSharedMemoryInitialization for Segment {
         // SAFETY: called from shmem_request_hook, as the trait promises.
         unsafe {
             pg_sys::RequestAddinShmemSpace(layout().total);
-            let locks = Lock::count(config::max_databases());
+            let locks = Lock::count(max_rings());
             pg_sys::RequestNamedLWLockTranche(lwlock::TRANCHE.as_ptr(), locks as i32);
         }
     }

@@ -1,8 +1,13 @@
-//! The rings, one for each database's slot: this process's way to its own, publishing, and sleeping.
+//! The rings: this process's way to its database's own, publishing, and sleeping.
 //!
-//! A process remembers its database's slot with the slot's birth; a ring that serves another life of the
-//! slot refuses it, and it looks again. A database without a slot (more databases than
-//! obanrs.max_databases, or the extension was just dropped) has no ring: its transactions send natively.
+//! There are fewer rings than slots of databases (`logic::ring::pool`). A process remembers its database's slot with
+//! the slot's birth, and its ring with the ring's life; a ring in another life refuses it, and it looks again. A
+//! database without a slot (more databases than obanrs.max_databases, or the extension was just dropped), or for
+//! which no ring is free, has none: its transactions send natively. Counters are of the slot.
+//!
+//! A ring begins with its first message or reader, often while the relay runs already. Who begins it enters the relay
+//! there, wakes it, and looks afterwards whether that relay is still the one: it takes itself out of the slot before
+//! it takes itself out of the ring, so that one of both sees the other.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,13 +16,16 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::config;
+use crate::logic::ring::pool::{Pool, Use};
 use crate::logic::ring::{Batch, Channel, Charge, HOLDERS, Incoming, News, Progress, Ring, Share, View, Way};
 use crate::pg::lwlock::{self, Lock, Mode};
 use crate::pg::{clock, latch, session, time};
 
+use crate::logic::lifecycle::Registry;
+
 use super::{area, layout, registry, root};
 
-/// What oban_stats shows of a database. Counted since its ring began.
+/// What oban_stats shows of a database. Counted since it has its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
     /// Messages that were given a position.
@@ -126,11 +134,28 @@ pub type Counters = [AtomicU64; Counter::ALL.len()];
 #[repr(C, align(128))]
 pub struct Padded<T>(pub T);
 
-/// A ring in one of its lives.
+/// What the bus has to know of a database's slot. Under the lock Registry.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Slot {
+    /// The use of the slot that this is about.
+    birth: u64,
+    /// The process number of its relay plus 1; 0 without one.
+    relay: u32,
+}
+
+/// A use of a database's slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Handle {
+struct Home {
     slot: usize,
     birth: u64,
+}
+
+/// A ring in one of its lives, and the slot whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handle {
+    home: Home,
+    used: Use,
 }
 
 /// The way of a transaction that is about to commit.
@@ -146,26 +171,26 @@ pub struct Reserved {
 const CHUNK: usize = 64;
 
 thread_local! {
+    static HOME: Cell<Option<Home>> = const { Cell::new(None) };
     static OWN: Cell<Option<Handle>> = const { Cell::new(None) };
-    /// The slot of the ring in which this process sleeps.
+    /// The ring in which this process sleeps.
     static SLEEPING: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// Runs `body` on the ring in a slot.
-fn locked<R>(slot: usize, mode: Mode, body: impl FnOnce(&mut Ring<'_>) -> R) -> Option<R> {
+/// Runs `body` on a ring of the pool.
+fn locked<R>(ring: usize, mode: Mode, body: impl FnOnce(&mut Ring<'_>) -> R) -> Option<R> {
     let (root, l) = (root().ok()?, layout());
     let (entries, bytes) = l.ring_capacity;
-    let _guard = lwlock::acquire(Lock::Ring(slot), mode);
+    let _guard = lwlock::acquire(Lock::Ring(ring), mode);
     // SAFETY: the areas of the lock that is held until `body` has returned. Held in shared mode, `body` is one
     // of this file's that read only.
     let mut ring = unsafe {
         Ring {
-            head: &mut area::<Padded<_>>(root, l.rings, l.max_databases)[slot].0,
-            entries: &mut area(root, l.ring_entries, entries * l.max_databases)
-                [entries * slot..entries * (slot + 1)],
-            bytes: &mut area(root, l.ring_bytes, bytes * l.max_databases)[bytes * slot..bytes * (slot + 1)],
-            holders: &mut area(root, l.holders, HOLDERS * l.max_databases)
-                [HOLDERS * slot..HOLDERS * (slot + 1)],
+            head: &mut area::<Padded<_>>(root, l.rings, l.max_rings)[ring].0,
+            entries: &mut area(root, l.ring_entries, entries * l.max_rings)
+                [entries * ring..entries * (ring + 1)],
+            bytes: &mut area(root, l.ring_bytes, bytes * l.max_rings)[bytes * ring..bytes * (ring + 1)],
+            holders: &mut area(root, l.holders, HOLDERS * l.max_rings)[HOLDERS * ring..HOLDERS * (ring + 1)],
             sleepers: area(root, l.sleepers, l.max_processes),
         }
     };
@@ -174,41 +199,100 @@ fn locked<R>(slot: usize, mode: Mode, body: impl FnOnce(&mut Ring<'_>) -> R) -> 
 
 /// The same, for this life of it; `None` when that is over.
 fn of<R>(handle: Handle, body: impl FnOnce(&mut Ring<'_>) -> R) -> Option<R> {
-    locked(handle.slot, Mode::Exclusive, |ring| ring.view().is_of(handle.birth).then(|| body(ring))).flatten()
+    let Use { ring, life } = handle.used;
+    locked(ring, Mode::Exclusive, |ring| ring.view().is_of(life).then(|| body(ring))).flatten()
 }
 
 /// Reads this life of a ring; `None` when that is over.
 fn view<R>(handle: Handle, body: impl FnOnce(View<'_>) -> R) -> Option<R> {
-    let read = |ring: &mut Ring<'_>| ring.view().is_of(handle.birth).then(|| body(ring.view()));
-    locked(handle.slot, Mode::Shared, read).flatten()
+    let Use { ring, life } = handle.used;
+    let read = |ring: &mut Ring<'_>| ring.view().is_of(life).then(|| body(ring.view()));
+    locked(ring, Mode::Shared, read).flatten()
 }
 
-/// The ring of this process's database, if there is one.
-fn own() -> Option<Handle> {
+/// Runs `body` with the pool of rings, under the lock Registry.
+fn pool<R>(body: impl FnOnce(&mut Registry<'_>, &mut Pool<'_>) -> R) -> Option<R> {
+    let (root, l) = (root().ok()?, layout());
+    registry(|r| {
+        // SAFETY: areas of the lock that is held exclusively until `body` has returned.
+        let mut pool =
+            unsafe { Pool { places: area(root, l.places, l.max_rings), lives: &mut (*root).ring_lives } };
+        body(r, &mut pool)
+    })
+    .ok()
+}
+
+/// The same, with a database's slot; `None` when it has none.
+fn with_slot<R>(database: u32, body: impl FnOnce(Home, &mut Slot, &mut Pool<'_>) -> R) -> Option<R> {
+    let (root, l) = (root().ok()?, layout());
+    pool(|r, pool| {
+        let (at, birth) = r.slot(database)?;
+        // SAFETY: as above.
+        let slots: &mut [Slot] = unsafe { area(root, l.slots, l.max_databases) };
+        let slot = slots.get_mut(at)?;
+        if slot.birth != birth {
+            *slot = Slot { birth, relay: 0 };
+            counters(at)?.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
+        }
+        Some(body(Home { slot: at, birth }, slot, pool))
+    })
+    .flatten()
+}
+
+/// The slot of this process's database, as this process remembers it, if it has one.
+fn home() -> Option<Home> {
+    HOME.get().or_else(|| {
+        HOME.set(with_slot(session::database(), |home, _, _| home));
+        HOME.get()
+    })
+}
+
+/// The ring of this process's database, if there is one. Takes one if it has none yet and `takes` says so.
+fn own(takes: bool) -> Option<Handle> {
     if let Some(handle) = OWN.get() {
         return Some(handle);
     }
-    let (slot, birth) = registry(|r| r.slot(session::database())).ok().flatten()?;
+    let found = with_slot(session::database(), |home, slot, pool| {
+        let used = if takes { pool.take(home.birth) } else { pool.of(home.birth) };
+        (home, used, slot.relay)
+    });
+    HOME.set(found.map(|(home, ..)| home));
+    let (home, used, relay) = found?;
+    let handle = Handle { home, used: used? };
     let root = root().ok()?;
     // SAFETY: an atomic in the segment.
     let floor = unsafe { &(*root).floor }.load(Ordering::SeqCst);
-    let handle = Handle { slot, birth };
-    let (opened, begins) = locked(slot, Mode::Exclusive, |ring| {
-        let before = ring.view().position();
-        (ring.open(birth, time::now().max(floor)), ring.view().position() != before)
-    })?;
-    if begins {
-        counters(slot)?.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
+    let begins = locked(handle.used.ring, Mode::Exclusive, |ring| {
+        let begins = ring.open(handle.used.life, time::now().max(floor))?;
+        if begins && relay != 0 {
+            ring.relay_came(relay as i32 - 1);
+        }
+        Some(begins)
+    })
+    .flatten()?;
+    if begins && relay != 0 {
+        entered(handle, relay);
     }
-    OWN.set(opened.then_some(handle));
-    OWN.get()
+    OWN.set(Some(handle));
+    Some(handle)
+}
+
+/// This process has entered a relay into a ring: tells it, or takes it out again if it has gone meanwhile.
+fn entered(handle: Handle, relay: u32) {
+    let procno = relay as i32 - 1;
+    let is_there = |home: Home, slot: &mut Slot, _: &mut Pool<'_>| home == handle.home && slot.relay == relay;
+    if with_slot(session::database(), is_there) == Some(true) {
+        latch::wake(procno);
+    } else {
+        of(handle, |ring| ring.relay_left(procno));
+    }
 }
 
 /// Runs `body` with the ring of this process's database. Twice at most: the slot may have changed since this
 /// process last looked.
-fn with_own<R>(mut body: impl FnMut(Handle) -> Option<R>) -> Option<R> {
+fn with_own<R>(takes: bool, mut body: impl FnMut(Handle) -> Option<R>) -> Option<R> {
     for _ in 0..2 {
-        match body(own()?) {
+        match body(own(takes)?) {
             None => OWN.set(None),
             found => return found,
         }
@@ -216,20 +300,22 @@ fn with_own<R>(mut body: impl FnMut(Handle) -> Option<R>) -> Option<R> {
     None
 }
 
-/// Ends a life of a ring, when its database's slot was freed: readers go and look for another.
-pub fn close(slot: usize, birth: u64) {
-    let Some(position) = locked(slot, Mode::Exclusive, |ring| ring.close(birth)) else { return };
+/// Ends the life of the ring of a database whose slot was freed, if it had one: readers go and look for another.
+pub fn close(birth: u64) {
+    let Some(used) = pool(|_, pool| pool.of(birth)).flatten() else { return };
+    let Some(position) = locked(used.ring, Mode::Exclusive, |ring| ring.close(used.life)) else { return };
     if let Ok(root) = root() {
         // SAFETY: an atomic in the segment.
         unsafe { &(*root).floor }.fetch_max(position, Ordering::SeqCst);
     }
-    wake_sleepers(slot, News::All);
+    wake_sleepers(used.ring, News::All);
+    pool(|_, pool| pool.give_back(birth));
 }
 
 /// Reserves room for the messages of a transaction that is about to commit; where there is a ring.
 pub fn reserve(charges: &mut [Charge]) -> Option<Reserved> {
     let share = share();
-    with_own(|ring| {
+    with_own(!charges.is_empty(), |ring| {
         let reserve =
             |r: &mut Ring<'_>| (r.view().is_orphaned(clock::now), r.reserve(charges, share, clock::now));
         let (orphaned, way) = of(ring, reserve)?;
@@ -281,7 +367,7 @@ pub fn publish<'m>(
         relay.into_iter().for_each(latch::wake);
         woken[..sleepers].iter().for_each(|procno| latch::wake(*procno));
         if sleepers == CHUNK {
-            wake_sleepers(handle.slot, if tell_all { News::All } else { News::Keys(&keys[..count]) });
+            wake_sleepers(handle.used.ring, if tell_all { News::All } else { News::Keys(&keys[..count]) });
         }
         if messages.len() == 0 {
             return true;
@@ -295,10 +381,10 @@ fn tell_keeper() {
     keeper.into_iter().for_each(latch::wake);
 }
 
-fn wake_sleepers(slot: usize, news: News<'_>) {
+fn wake_sleepers(ring: usize, news: News<'_>) {
     loop {
         let mut woken = [0; CHUNK];
-        let count = locked(slot, Mode::Exclusive, |ring| ring.wake(news, &mut woken)).unwrap_or(0);
+        let count = locked(ring, Mode::Exclusive, |ring| ring.wake(news, &mut woken)).unwrap_or(0);
         woken[..count].iter().for_each(|procno| latch::wake(*procno));
         if count < CHUNK {
             return;
@@ -308,12 +394,12 @@ fn wake_sleepers(slot: usize, news: News<'_>) {
 
 /// The last position of this database.
 pub fn position() -> Option<i64> {
-    with_own(|handle| view(handle, |ring| ring.position()))
+    with_own(true, |handle| view(handle, |ring| ring.position()))
 }
 
 /// Copies messages behind `after`; `None` without a ring.
 pub fn read(after: i64, channels: &[Channel], batch: &mut Batch) -> Option<Progress> {
-    with_own(|handle| view(handle, |ring| ring.read(after, channels, batch)))
+    with_own(true, |handle| view(handle, |ring| ring.read(after, channels, batch)))
 }
 
 /// The same; where there is nothing to read, this process is a sleeper from then on, whose latch is set by the
@@ -322,11 +408,11 @@ pub fn read_or_sleep(after: i64, channels: &[Channel], batch: &mut Batch) -> Opt
     static REGISTERED: std::sync::Once = std::sync::Once::new();
     REGISTERED.call_once(|| session::before_exit(exited));
     stop_sleeping();
-    with_own(|handle| {
+    with_own(true, |handle| {
         of(handle, |ring| {
             let progress = ring.view().read(after, channels, batch);
             if batch.len() == 0 && progress.missed == Some(0) && !progress.more {
-                SLEEPING.set(Some(handle.slot));
+                SLEEPING.set(Some(handle.used.ring));
                 ring.sleep(latch::my_procno(), channels);
             }
             progress
@@ -336,8 +422,8 @@ pub fn read_or_sleep(after: i64, channels: &[Channel], batch: &mut Batch) -> Opt
 
 /// This process is no sleeper any more.
 pub fn stop_sleeping() {
-    if let Some(slot) = SLEEPING.take() {
-        locked(slot, Mode::Exclusive, |ring| ring.stop_sleeping(latch::my_procno()));
+    if let Some(ring) = SLEEPING.take() {
+        locked(ring, Mode::Exclusive, |ring| ring.stop_sleeping(latch::my_procno()));
     }
 }
 
@@ -350,14 +436,26 @@ unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
 pub mod relay {
     use super::*;
 
-    /// This process is the relay of its database: the ring, if there is one.
-    pub fn came() -> Option<Handle> {
-        with_own(|handle| of(handle, |ring| ring.relay_came(latch::my_procno())).map(|()| handle))
+    /// This process is the relay of its database; false when that has no slot.
+    pub fn came() -> bool {
+        let own = latch::my_procno() as u32 + 1;
+        with_slot(session::database(), |_, slot, _| slot.relay = own).is_some()
+    }
+
+    /// The ring of its database, once there is one, with this process as its relay. Who takes it wakes this process.
+    pub fn ring() -> Option<Handle> {
+        with_own(false, |handle| of(handle, |ring| ring.relay_came(latch::my_procno())).map(|()| handle))
     }
 
     /// It is no more.
-    pub fn left(handle: Handle) {
-        of(handle, |ring| ring.relay_left(latch::my_procno()));
+    pub fn left() {
+        let procno = latch::my_procno();
+        with_slot(session::database(), |_, slot, _| {
+            if slot.relay == procno as u32 + 1 {
+                slot.relay = 0;
+            }
+        });
+        with_own(false, |handle| of(handle, |ring| ring.relay_left(procno)));
     }
 
     /// Copies what is to be sent, until the batch is full: how far that is, for `sent`, and whether there is more.
@@ -378,7 +476,7 @@ pub mod relay {
     /// By the clock that nobody sets: when what waits in the ring of this database has waited for too long without a
     /// relay. `None` when there is one, or nothing waits.
     pub fn orphaned_at() -> Option<i64> {
-        with_own(|handle| view(handle, |ring| ring.orphaned_at())).flatten()
+        with_own(false, |handle| view(handle, |ring| ring.orphaned_at())).flatten()
     }
 
     /// The next message will set this process's latch; false when there is something to send.
@@ -396,7 +494,11 @@ fn counters(slot: usize) -> Option<&'static Counters> {
 
 /// Adds to counters of a ring's database. Callable after commit.
 pub fn count_all(ring: Handle, more: &[(Counter, usize)]) {
-    if let Some(counters) = counters(ring.slot) {
+    count_at(ring.home, more);
+}
+
+fn count_at(home: Home, more: &[(Counter, usize)]) {
+    if let Some(counters) = counters(home.slot) {
         for (counter, more) in more.iter().filter(|(_, more)| *more > 0) {
             counters[*counter as usize].fetch_add(*more as u64, Ordering::Relaxed);
         }
@@ -406,37 +508,41 @@ pub fn count_all(ring: Handle, more: &[(Counter, usize)]) {
 /// Adds to a counter of this process's database. Callable after commit.
 pub fn count(counter: Counter, more: usize) {
     if more > 0
-        && let Some(ring) = own()
+        && let Some(home) = home()
     {
-        count_all(ring, &[(counter, more)]);
+        count_at(home, &[(counter, more)]);
     }
 }
 
 /// Adds to a counter of any database that has a slot.
 pub fn count_in(database: u32, counter: Counter, more: usize) {
-    if let Some((slot, birth)) = registry(|r| r.slot(database)).ok().flatten() {
-        count_all(Handle { slot, birth }, &[(counter, more)]);
+    if let Some(home) = with_slot(database, |home, _, _| home) {
+        count_at(home, &[(counter, more)]);
     }
 }
 
 /// The slot of this process's database and its birth, as this process remembers them: that life may be over.
 pub fn own_slot() -> Option<(usize, u64)> {
-    own().map(|ring| (ring.slot, ring.birth))
+    home().map(|home| (home.slot, home.birth))
 }
 
 /// Sets a counter of this process's database that is a measure.
 pub fn set(measure: Counter, value: u64) {
-    if let Some(counters) = own().and_then(|ring| counters(ring.slot)) {
+    if let Some(counters) = home().and_then(|home| counters(home.slot)) {
         counters[measure as usize].store(value, Ordering::Relaxed);
     }
 }
 
 /// All counters of this database, and what of its ring is used and waits for the relay: (bytes in use, bytes
-/// in all, messages that wait).
+/// in all, messages that wait); zeros while it has no ring. `None` without a slot.
 pub fn stats() -> Option<([u64; Counter::ALL.len()], (u64, u64, u64))> {
-    with_own(|handle| {
-        let ring = view(handle, |ring| (ring.used(), ring.backlog()))?;
-        let counters = counters(handle.slot)?.each_ref().map(|counter| counter.load(Ordering::Relaxed));
-        Some((counters, (ring.0.0, ring.0.1, ring.1)))
-    })
+    let home = with_slot(session::database(), |home, _, _| home)?;
+    let counters = counters(home.slot)?.each_ref().map(|counter| counter.load(Ordering::Relaxed));
+    let ring = with_own(false, |handle| view(handle, |ring| (ring.used(), ring.backlog())));
+    Some((counters, ring.map_or((0, 0, 0), |((used, all), waiting)| (used, all, waiting))))
+}
+
+/// Whether this database has a ring, and how many are free; `None` without a slot.
+pub fn places() -> Option<(bool, usize)> {
+    with_slot(session::database(), |home, _, pool| (pool.of(home.birth).is_some(), pool.free()))
 }

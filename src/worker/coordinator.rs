@@ -119,7 +119,7 @@ impl Coordinator {
             shmem::gossip::forget_database(oid, before);
         }
         let (freed, leaving) = shmem::registry(|r| r.reap(alive)).unwrap_or_default();
-        freed.iter().for_each(|f| shmem::rings::close(f.slot, f.birth));
+        freed.iter().for_each(|f| shmem::rings::close(f.birth));
         self.absent.extend(freed.into_iter().map(|f| f.oid).filter(|oid| self.databases.contains(oid)));
         leaving.into_iter().for_each(latch::wake);
     }

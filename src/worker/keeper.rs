@@ -19,7 +19,7 @@ use super::life;
 use crate::bus;
 use crate::logic::backoff::RELAY;
 use crate::logic::lifecycle::Kind;
-use crate::pg::{bgworker, clock, latch, session, time, xact};
+use crate::pg::{bgworker, clock, latch, notify, session, time, xact};
 use crate::prefix::{extension, peers};
 use crate::shmem;
 use crate::shmem::rings;
@@ -124,6 +124,7 @@ impl Orphans {
                 (self.failures, self.retry_at) = (0, 0);
             } else {
                 // NOTIFY's queue is full, or somebody else is at it.
+                notify::rouse_listeners();
                 self.failures = self.failures.saturating_add(1);
                 self.retry_at = clock::now() + RELAY.delay(self.failures);
             }

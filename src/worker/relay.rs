@@ -7,11 +7,13 @@
 //! transaction and the one lock that NOTIFY takes for the whole server. A message after a quiet time goes
 //! at once. A message goes to the channel of the name that its schema has then.
 //!
+//! NOTIFY's queue may be full, as some session LISTENs and does not end its transaction. Then messages wait, and as much
+//! is sent as the queue has room for.
+//!
 //! If it dies, what it has not sent stays in the ring, and is not overwritten; the next one sends it. What was
 //! sent in its last transaction may then come twice. It goes as the keeper does, and sends what there is
 //! before.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -28,7 +30,7 @@ use crate::logic::lifecycle::Kind;
 use crate::logic::relay::plan;
 use crate::logic::ring::Batch;
 use crate::pg::xact::Caught;
-use crate::pg::{bgworker, latch, session, xact};
+use crate::pg::{bgworker, latch, notify, session, xact};
 use crate::shmem;
 use crate::shmem::listeners;
 use crate::shmem::rings::{self, Counter, Handle};
@@ -40,10 +42,6 @@ const BYTES: usize = 256 * 1024;
 /// How long it goes on sending when it has to leave: somebody waits for that.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-thread_local! {
-    static RING: Cell<Option<Handle>> = const { Cell::new(None) };
-}
-
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
@@ -51,13 +49,14 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
     // What is lost in a crash has no listener any more.
     session::set(c"synchronous_commit", c"off");
     bgworker::report_name(c"obanrs relay");
-    let Some(ring) = rings::relay::came() else { return };
-    RING.set(Some(ring));
     session::before_exit(left);
+    if !rings::relay::came() {
+        return;
+    }
     let _ = shmem::registry(|r| r.running(Kind::Relay, database, latch::my_pid()));
 
     let batch = Batch::new(MESSAGES, BYTES);
-    let mut relay = Relay { database, ring, batch, upto: 0, left: VecDeque::new(), failures: 0 };
+    let mut relay = Relay { database, ring: None, batch, upto: 0, left: VecDeque::new(), failures: 0 };
     let mut gossip = Gossip::new(database);
     // Others wake us, too: by a NOTIFY of theirs, for instance.
     let mut not_before = Instant::now();
@@ -89,7 +88,7 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
         if !nothing {
             latch::wait(Some(until(due.map_or(not_before, |due| due.min(not_before)))));
-        } else if rings::relay::sleeps(ring) // what the broadcast put into it goes at once
+        } else if relay.may_sleep() // what the broadcast put into the ring goes at once
             && !gossip.has_news()
             && shmem::registry(|r| r.kicks(Kind::Relay, database) == orders.kicks).unwrap_or(false)
         {
@@ -100,9 +99,7 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn left(_code: i32, _argument: pg_sys::Datum) {
-    if let Some(ring) = RING.get() {
-        rings::relay::left(ring);
-    }
+    rings::relay::left();
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -119,7 +116,8 @@ enum Pass {
 
 struct Relay {
     database: u32,
-    ring: Handle,
+    /// `None` until this database has one.
+    ring: Option<Handle>,
     batch: Batch,
     /// How far the batch reaches.
     upto: u64,
@@ -129,11 +127,23 @@ struct Relay {
 }
 
 impl Relay {
+    /// The ring of this database, once it has one. Who takes it wakes this process.
+    fn ring(&mut self) -> Option<Handle> {
+        self.ring = self.ring.or_else(rings::relay::ring);
+        self.ring
+    }
+
+    /// Whether there is nothing to send; then the next message sets this process's latch.
+    fn may_sleep(&mut self) -> bool {
+        self.ring().is_none_or(rings::relay::sleeps)
+    }
+
     /// Sends one batch, in as many transactions as it takes, or what is left of the last one.
     fn pass(&mut self) -> Pass {
+        let Some(ring) = self.ring() else { return Pass::Nothing };
         if self.left.is_empty() {
             self.batch.clear();
-            let Some((upto, _)) = rings::relay::unsent(self.ring, &mut self.batch) else { return Pass::Gone };
+            let Some((upto, _)) = rings::relay::unsent(ring, &mut self.batch) else { return Pass::Gone };
             self.upto = upto;
             if self.batch.len() > 0 && listeners::any() {
                 let plan = plan(self.batch.messages());
@@ -141,18 +151,21 @@ impl Relay {
                 rings::count(Counter::Merged, plan.merged);
             } else {
                 rings::count(Counter::Unheard, self.batch.len());
-                rings::relay::sent(self.ring, upto); // by their own transactions, or to nobody
+                rings::relay::sent(ring, upto); // by their own transactions, or to nobody
                 return Pass::Nothing;
             }
         }
         match self.send() {
             Ok(()) => {
-                rings::relay::sent(self.ring, self.upto);
+                rings::relay::sent(ring, self.upto);
                 self.failures = 0;
                 Pass::Sent
             }
             // NOTIFY's queue is full, or the disk is: nothing that is up to a message.
-            Err(Caught { message: why, .. }) => {
+            Err(Caught { message: why, code }) => {
+                if code == PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED {
+                    notify::rouse_listeners();
+                }
                 if self.failures == 0 {
                     let _ = shmem::registry(|r| r.note_error(Kind::Relay, self.database, &why));
                     error::log(
@@ -170,9 +183,12 @@ impl Relay {
 
     fn send(&mut self) -> Result<(), Caught> {
         let messages: Vec<_> = self.batch.messages().collect();
-        while let Some(transaction) = self.left.pop_front() {
+        while let Some(mut transaction) = self.left.pop_front() {
             let sent = xact::contain(|| {
                 xact::run(c"obanrs: relaying", || {
+                    if self.failures > 0 {
+                        notify::is_queue_full(); // for its tail's sake
+                    }
                     let mut names = Names::now();
                     let all = transaction.iter().map(|number| &messages[*number]);
                     all.filter(|m| names.notify(m.schema, m.channel, m.payload)).count()
@@ -183,6 +199,15 @@ impl Relay {
                     rings::count(Counter::Relayed, sent);
                     rings::count(Counter::Dropped, transaction.len() - sent);
                     rings::count(Counter::RelayTransactions, 1);
+                    self.failures = self.failures.min(1);
+                }
+                // NOTIFY's queue may have room for a part of it.
+                Err(Caught { code: PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, .. })
+                    if transaction.len() > 1 =>
+                {
+                    let later = transaction.split_off(transaction.len() / 2);
+                    self.left.push_front(later);
+                    self.left.push_front(transaction);
                 }
                 // What Postgres refuses was to be refused at the call. Should one have come through, it must not
                 // keep the others from being sent.

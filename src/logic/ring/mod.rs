@@ -40,6 +40,8 @@ use std::hash::{DefaultHasher, Hasher};
 
 use super::backoff::MILLISECOND;
 
+pub mod pool;
+
 /// How long messages wait where no relay sends any, for their order's sake; a new one comes within a second. After
 /// that each transaction sends what waits, and its own, natively, and so does the keeper.
 pub const RELAY_MAY_BE_AWAY: i64 = 10_000 * MILLISECOND;
@@ -63,8 +65,8 @@ pub fn capacity(memory: usize) -> (usize, usize) {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Head {
-    /// The use of the database slot that this ring serves.
-    birth: u64,
+    /// The life that it is in (`pool`).
+    life: u64,
     /// 1: the database has no slot any more.
     closed: u32,
     /// The relay's process number plus 1; 0 without a relay.
@@ -326,8 +328,8 @@ impl View<'_> {
         self.head.position
     }
 
-    pub fn is_of(&self, birth: u64) -> bool {
-        self.head.birth == birth && self.head.closed == 0
+    pub fn is_of(&self, life: u64) -> bool {
+        self.head.life == life && self.head.closed == 0
     }
 
     /// Bytes of messages that are in the ring, and those that it can hold.
@@ -461,22 +463,23 @@ impl Ring<'_> {
         View { head: self.head, entries: self.entries, bytes: self.bytes }
     }
 
-    /// Begins a new life unless this one, or a later one, has begun: whether it is this one's. The first
-    /// position will be above `start`, and above what the ring's earlier lives have given.
-    pub fn open(&mut self, birth: u64, start: i64) -> bool {
-        if self.head.birth < birth {
+    /// Begins a new life unless this one, or a later one, has begun: whether this call began it. `None`: it is over. The
+    /// first position will be above `start`, and above what the ring's earlier lives have given.
+    pub fn open(&mut self, life: u64, start: i64) -> Option<bool> {
+        let begins = self.head.life < life;
+        if begins {
             let start = start.max(self.head.position + 1);
             let sleepers = self.head.sleepers;
-            *self.head = Head { birth, start, position: start, sleepers, ..Head::default() };
+            *self.head = Head { life, start, position: start, sleepers, ..Head::default() };
             self.holders.fill(Holder::default());
         }
-        self.view().is_of(birth)
+        self.view().is_of(life).then_some(begins)
     }
 
     /// Ends this life, unless a later one has begun. The last position.
-    pub fn close(&mut self, birth: u64) -> i64 {
-        if self.head.birth <= birth {
-            (self.head.birth, self.head.closed) = (birth, 1);
+    pub fn close(&mut self, life: u64) -> i64 {
+        if self.head.life <= life {
+            (self.head.life, self.head.closed) = (life, 1);
         }
         self.head.position
     }

@@ -18,7 +18,7 @@ impl Memory {
             holders: vec![Holder::default(); 3],
             sleepers: vec![Sleeper::default(); 4],
         };
-        assert!(memory.ring().open(1, 1000));
+        assert_eq!(memory.ring().open(1, 1000), Some(true));
         memory
     }
     fn ring(&mut self) -> Ring<'_> {
@@ -283,19 +283,19 @@ fn sleepers_are_woken_once_and_for_their_channels_only() {
 fn lives_of_a_ring() {
     let mut memory = Memory::new(4, 100);
     memory.send("a", "1");
-    assert!(memory.ring().open(1, 5000), "the same life goes on");
+    assert_eq!(memory.ring().open(1, 5000), Some(false), "the same life goes on");
     assert_eq!(memory.view().position(), 1001);
     memory.ring().sleep(2, &[on("a")]);
     assert_eq!(memory.ring().close(1), 1001);
-    assert!(!memory.ring().open(1, 5000) && !memory.view().is_of(1), "who comes late is told");
-    assert!(memory.ring().open(2, 500));
+    assert!(memory.ring().open(1, 5000).is_none() && !memory.view().is_of(1), "who comes late is told");
+    assert_eq!(memory.ring().open(2, 500), Some(true));
     assert!(memory.view().position() > 1001, "positions never go back");
     assert_eq!(memory.read(1001, &["a"], 9).0, [""; 0]);
-    assert!(!memory.ring().open(1, 5000));
+    assert_eq!(memory.ring().open(1, 5000), None);
     memory.ring().close(1);
     assert!(memory.view().is_of(2), "a later life is not ended");
     memory.ring().close(4);
-    assert!(!memory.ring().open(3, 0), "nor begun by who comes late");
+    assert_eq!(memory.ring().open(3, 0), None, "nor begun by who comes late");
     memory.ring().stop_sleeping(2);
     assert_eq!(memory.head.sleepers, 0);
 }
