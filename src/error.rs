@@ -133,7 +133,7 @@ impl Error {
                  name, wait until the lease ends, or join with replace => true."
             ),
             Self::NoMember(_) => {
-                "Its lease has ended, or it left, was replaced, or its session ended. Join again: what it led, others may \
+                "Its lease has ended, or it left, was replaced, or its session ended, or its prefix was dropped. Join again: what it led, others may \
                  lead by now."
                     .into()
             }

@@ -527,3 +527,57 @@ fn views_of_leaders_can_be_part_of_a_parallel_plan() {
     assert!(plan.iter().any(|line| line.get::<_, &str>(0).contains("Gather")), "it is parallel");
     assert_eq!(client.one::<i64>(query), 1_000);
 }
+
+/// A listener that stays in its transaction has NOTIFY's queue fill. Elections do not wait for it, and what they could
+/// not announce is announced as soon as there is room, by another keeper, too.
+#[test]
+fn elections_go_on_while_notifys_queue_is_full() {
+    let old = "SELECT current_setting('server_version_num')::int < 170000";
+    if Cluster::installed().client().one::<bool>(old) {
+        return; // the queue has 8 GB
+    }
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_notify_queue_pages = 64"]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    let mut listener = cluster.client();
+    listener.batch_execute("LISTEN \"public.oban_leader\"; LISTEN junk; BEGIN; SELECT 1").unwrap();
+    let fill = "SELECT pg_notify('junk', n || repeat('x', 7000)) FROM generate_series(1, 20) n";
+    let full = (0..1_000).any(|_| client.batch_execute(fill).is_err());
+    assert!(full, "the queue can be filled");
+
+    // A leader that goes, and a row of a foreign node that expires.
+    client
+        .batch_execute(
+            "INSERT INTO oban_peers (name, node, started_at, expires_at)
+             VALUES ('Other', 'ex', timezone('utc', now()), timezone('utc', now()) + interval '1 s')",
+        )
+        .unwrap();
+    let mut first = cluster.client();
+    join(&mut first, "first");
+    let mut second = cluster.client();
+    join(&mut second, "second");
+    let term: i64 = first.one("SELECT oban_term()");
+    drop(first);
+    wait_until("the second leads", || leads(&mut second));
+    assert!(second.one::<i64>("SELECT oban_term()") > term);
+    wait_until("the expired row is gone", || client.one("SELECT count(*) = 1 FROM oban_peers"));
+    assert!(leads(&mut second));
+
+    let kill =
+        "SELECT count(pg_terminate_backend(pid)) FROM oban_workers WHERE kind = 'keeper' AND pid IS NOT NULL";
+    assert_eq!(client.one::<i64>(kill), 1);
+    listener.batch_execute("COMMIT").unwrap();
+    let mut downs = Vec::new();
+    wait_until("both ends are announced", || {
+        let mut notifications = listener.notifications();
+        let mut heard = notifications.timeout_iter(std::time::Duration::from_millis(100));
+        while let Some(n) = heard.next().unwrap() {
+            if n.channel() == "public.oban_leader" {
+                downs.push(n.payload().to_owned());
+            }
+        }
+        downs.len() >= 2
+    });
+    downs.sort();
+    assert_eq!(downs, [r#"{"down":"Oban"}"#, r#"{"down":"Other"}"#]);
+}
