@@ -36,7 +36,12 @@ pub fn now() -> i64 {
     (time.seconds as i64 * 1_000_000 + time.nanoseconds as i64 / 1_000).max(1)
 }
 
+/// How far the wall clock is ahead of this clock, as it is set now. It changes when the wall clock is set.
+pub fn wall_ahead() -> i64 {
+    time::now() - now()
+}
+
 /// What the wall clock shows, as it is set now, when this clock reads `at`. In microseconds since 2000-01-01 UTC.
 pub fn to_wall(at: i64) -> i64 {
-    time::now().saturating_add(at.saturating_sub(now()))
+    at.saturating_add(wall_ahead())
 }

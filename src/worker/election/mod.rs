@@ -54,6 +54,9 @@ const COMMIT_LOCK_TIMEOUT: &CStr = c"5s";
 /// The longest that one step may take, in milliseconds: nothing limits the size of a table.
 const STEP_LIMIT: i32 = 1_000;
 
+/// What is a step of the wall clock and not its ordinary correction, in microseconds.
+const STEP: i64 = 1_000_000;
+
 /// Why a name or a prefix has no elections at the moment, and when the keeper retries.
 #[derive(Default)]
 struct Failure {
@@ -82,6 +85,8 @@ pub struct Elections {
     pub dropped: bool,
     /// Schemas may have been dropped without a word.
     verify: bool,
+    /// How far the wall clock was ahead of the clock of deadlines at the last pass.
+    wall_ahead: i64,
     /// How often in a row the end of a leadership could not be announced, and when to try again.
     unannounced: (u32, i64),
 }
@@ -124,6 +129,7 @@ impl Elections {
             patient: true,
             dropped: false,
             verify: true,
+            wall_ahead: clock::wall_ahead(),
             unannounced: (0, 0),
         }
     }
@@ -158,6 +164,12 @@ impl Elections {
         let began = self.kicks();
         if std::mem::take(&mut self.verify) {
             self.forget_dropped_schemas();
+        }
+        let wall_ahead = clock::wall_ahead();
+        if (wall_ahead - self.wall_ahead).abs() > STEP {
+            // Foreign nodes and standbys read the wall times of the members' rows: each is renewed at once.
+            let _ = shmem::peers(|p| p.doubt(self.database, None));
+            self.wall_ahead = wall_ahead;
         }
         let mut plans = shmem::peers_view(|v| v.plans(self.database, now, lease)).unwrap_or_default();
         self.forget_what_is_gone(&plans);
