@@ -243,10 +243,12 @@ mod tests {
                 "obanrs.lease 30000ms sighup",
                 "obanrs.max_databases 8 postmaster",
                 "obanrs.max_members 1024 postmaster",
+                "obanrs.max_rings 8 postmaster",
                 "obanrs.max_transaction_messages 100000 sighup",
                 "obanrs.notifier bus user",
                 "obanrs.relay_interval 2ms sighup",
                 "obanrs.ring_size 8192kB postmaster",
+                "obanrs.role_share 25 sighup",
             ]
         );
     }

@@ -44,8 +44,12 @@ mod peers;
 mod pooler;
 #[path = "server/readme.rs"]
 mod readme;
+#[path = "server/renames.rs"]
+mod renames;
 #[path = "server/rights.rs"]
 mod rights;
+#[path = "server/rings.rs"]
+mod rings;
 #[path = "server/schema.rs"]
 mod schema;
 #[path = "server/schemas.rs"]

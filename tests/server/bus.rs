@@ -997,50 +997,83 @@ fn the_relay_has_patience_of_its_own() {
     assert!(!cluster.log().contains("can't relay"), "{}", cluster.log());
 }
 
+/// A server with room for three workers, where another worker has taken the relay's place for a minute. The relay stood
+/// still before, while `meanwhile` sent something and made a session that LISTENs.
+pub fn without_relay(
+    settings: &[&str],
+    meanwhile: impl FnOnce(&Cluster) -> Client,
+) -> (Cluster, Client, std::thread::JoinHandle<()>) {
+    let mut all =
+        vec!["max_worker_processes = 3", "max_parallel_workers = 3", "max_logical_replication_workers = 0"];
+    all.extend(settings);
+    let cluster = installed_with(&all);
+    let mut client = cluster.client();
+    let mut thief = cluster.client();
+    let force = "SELECT set_config(name, 'on', false) FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query')";
+    thief.batch_execute(force).unwrap();
+    // The delay of its restarts doubles: after four ends there is time to take its place.
+    for _ in 0..4 {
+        let pid = wait_for_relay(&cluster);
+        client.execute("SELECT pg_terminate_backend($1, 10000)", &[&pid]).unwrap();
+    }
+    let last = wait_for_relay(&cluster);
+    cluster.signal("STOP", last);
+    let listener = meanwhile(&cluster);
+    client.execute("SELECT pg_terminate_backend($1)", &[&last]).unwrap();
+    cluster.signal("CONT", last);
+    wait_until("it ends", || relay(&cluster) != Some(last));
+    let thief = std::thread::spawn(move || {
+        let _ = thief.batch_execute("SELECT pg_sleep(60)");
+    });
+    let stolen = "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'parallel worker'";
+    wait_until("its place is taken", || client.one(stolen));
+    (cluster, listener, thief)
+}
+
+pub fn end_thief(client: &mut Client, thief: std::thread::JoinHandle<()>) {
+    client
+        .batch_execute(
+            "SELECT pg_cancel_backend(leader_pid) FROM pg_stat_activity WHERE leader_pid IS NOT NULL",
+        )
+        .unwrap();
+    thief.join().unwrap();
+}
+
 /// A relay that does not come back: after some seconds commits send what waits for it, in order, and then their
 /// own; and the ring is no longer full for readers.
 #[test]
 #[ignore = "half a minute: make soak"]
 fn soak_a_relay_that_does_not_come_is_done_without() {
-    let cluster = installed_with(&["obanrs.ring_size = '64kB'"]);
-    let mut listener = cluster.client();
-    listener.batch_execute("SELECT oban_listen_channels('{sonar}')").unwrap();
-    let mut client = cluster.client();
-    // The delay of its restarts doubles; the ninth takes longer than it is waited for.
-    let mut ends = 0;
-    let relay = loop {
-        let relay = wait_for_relay(&cluster);
-        if ends == 8 {
-            break relay;
-        }
-        client.execute("SELECT pg_terminate_backend($1, 10000)", &[&relay]).unwrap();
-        ends += 1;
-    };
-    cluster.signal("STOP", relay);
-    // Equal ones that mean something each: they come in transactions of their own.
-    let after: i64 = client.one("SELECT oban_position()");
-    for action in ["pause", "resume", "pause"] {
-        client
-            .batch_execute(&format!("SELECT oban_notify('sonar', '{{\"action\": \"{action}\"}}')"))
-            .unwrap();
-    }
-    let actions = poll(&mut client, &format!("'{{sonar}}', {after}")).payloads;
     let mut n = 0;
     let mut send = |client: &mut Client| {
         n += 1;
         client.batch_execute(&ping(n)).unwrap();
         n
     };
-    while stat(&mut client, "gaps") == 0 {
-        send(&mut client);
-    }
-    client.execute("SELECT pg_terminate_backend($1)", &[&relay]).unwrap();
-    cluster.signal("CONT", relay);
+    let mut actions = Vec::new();
+    let (cluster, mut listener, thief) = without_relay(&["obanrs.ring_size = '64kB'"], |cluster| {
+        let mut listener = cluster.client();
+        listener.batch_execute("SELECT oban_listen_channels('{sonar}')").unwrap();
+        let mut client = cluster.client();
+        // Equal ones that mean something each: they come in transactions of their own.
+        let after: i64 = client.one("SELECT oban_position()");
+        for action in ["pause", "resume", "pause"] {
+            client
+                .batch_execute(&format!("SELECT oban_notify('sonar', '{{\"action\": \"{action}\"}}')"))
+                .unwrap();
+        }
+        actions = poll(&mut client, &format!("'{{sonar}}', {after}")).payloads;
+        while stat(&mut client, "gaps") == 0 {
+            send(&mut client);
+        }
+        listener
+    });
+    let mut client = cluster.client();
     wait_until("a commit sends what waits", || {
         send(&mut client);
         stat(&mut client, "ring_waiting") == 0
     });
-    assert_eq!(super::bus::relay(&cluster), None, "it has not come");
+    assert_eq!(relay(&cluster), None, "it has not come");
     let start: i64 = client.one("SELECT oban_position()");
     let last = send(&mut client);
     assert_eq!(numbers(&poll(&mut client, &format!("'{{sonar}}', {start}")).payloads), [last]);
@@ -1051,6 +1084,7 @@ fn soak_a_relay_that_does_not_come_is_done_without() {
     let mut heard = numbers(&rest);
     heard.sort();
     assert_eq!(heard, (1..=last).collect::<Vec<_>>());
+    end_thief(&mut client, thief);
 }
 
 /// What one transaction sends is heard in its order, also around a signal, which goes another way.
