@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod broadcast;
 pub mod channel;
 pub mod check;
+pub mod floor;
 pub mod gossip;
 pub mod intake;
 pub mod iso8601;

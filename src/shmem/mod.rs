@@ -18,6 +18,7 @@
 #![allow(unsafe_code)]
 
 pub mod at_end;
+mod floor;
 pub mod gossip;
 pub mod listeners;
 pub mod members;
@@ -45,7 +46,7 @@ use crate::logic::peer::{self, Electorate, Member, Peers, Seat};
 use crate::logic::ring::pool::Place;
 use crate::logic::ring::{self, Head, Holder, Sleeper};
 use crate::pg::lwlock::{self, Lock, Mode};
-use crate::pg::{session, time};
+use crate::pg::session;
 
 const CACHE_LINE: usize = 128;
 
@@ -61,7 +62,7 @@ const OWED: usize = 256;
 struct Root {
     /// This start of the server: the time at which the segment was made. Rows of oban_peers carry it.
     boot: i64,
-    /// Member ids, counting from `boot` so that none is given twice over restarts.
+    /// The last member id. It counts from the floor of this life, so that none is given twice over restarts.
     next_member: AtomicI64,
     coordinator_pid: AtomicI32,
     /// For `pg::latch::wake`; -1 without a coordinator.
@@ -79,7 +80,8 @@ struct Root {
     births: u64,
     /// The last life of a ring. Under the lock Registry.
     ring_lives: u64,
-    /// The first position of a ring that begins is above it.
+    /// The first position of a ring that begins is above it: where this life of the server began (`floor.rs`), or the
+    /// last position of a ring that ended since.
     floor: AtomicI64,
     /// How many sessions LISTEN, by their database's oid modulo the length: databases that share a counter
     /// have each other's listeners counted, which costs and loses nothing.
@@ -207,13 +209,27 @@ impl PgSharedMemoryInitialization for Segment {
                 root.cast::<u8>().write_bytes(0, layout().ring_entries);
                 let boot = pg_sys::GetCurrentTimestamp();
                 (*root).boot = boot;
-                (*root).next_member.store(boot, Ordering::Relaxed);
                 (*root).coordinator.store(-1, Ordering::Relaxed);
-                (*root).floor.store(boot.max(time::control_file_written()), Ordering::Relaxed);
+                let floor = floor::begin(boot, ended);
+                (*root).next_member.store(floor, Ordering::Relaxed);
+                (*root).floor.store(floor, Ordering::Relaxed);
             }
             self.root.store(root, Ordering::Relaxed);
             pg_sys::LWLockRelease(lock);
         }
+    }
+}
+
+/// The postmaster ends: after a clean shutdown, or to begin anew after a crash (then `code` is not 0).
+#[pg_guard]
+unsafe extern "C-unwind" fn ended(code: i32, _argument: pg_sys::Datum) {
+    if code == 0
+        && let Ok(root) = root()
+    {
+        // SAFETY: atomics in the segment, which the postmaster still has.
+        let root = unsafe { &*root };
+        let last = [&root.next_member, &root.floor].map(|last| last.load(Ordering::Relaxed));
+        floor::end(last.into_iter().fold(rings::last_position(), i64::max));
     }
 }
 

@@ -17,7 +17,9 @@ use pgrx::prelude::*;
 
 use crate::config;
 use crate::logic::ring::pool::{Pool, Use};
-use crate::logic::ring::{Batch, Channel, Charge, HOLDERS, Incoming, News, Progress, Ring, Share, View, Way};
+use crate::logic::ring::{
+    Batch, Channel, Charge, HOLDERS, Head, Incoming, News, Progress, Ring, Share, View, Way,
+};
 use crate::pg::lwlock::{self, Lock, Mode};
 use crate::pg::{clock, latch, session, time};
 
@@ -263,7 +265,7 @@ fn own(takes: bool) -> Option<Handle> {
     // SAFETY: an atomic in the segment.
     let floor = unsafe { &(*root).floor }.load(Ordering::SeqCst);
     let begins = locked(handle.used.ring, Mode::Exclusive, |ring| {
-        let begins = ring.open(handle.used.life, time::now().max(floor))?;
+        let begins = ring.open(handle.used.life, floor)?;
         if begins && relay != 0 {
             ring.relay_came(relay as i32 - 1);
         }
@@ -306,10 +308,19 @@ pub fn close(birth: u64) {
     let Some(position) = locked(used.ring, Mode::Exclusive, |ring| ring.close(used.life)) else { return };
     if let Ok(root) = root() {
         // SAFETY: an atomic in the segment.
-        unsafe { &(*root).floor }.fetch_max(position, Ordering::SeqCst);
+        unsafe { &(*root).floor }.fetch_max(position + 1, Ordering::SeqCst);
     }
     wake_sleepers(used.ring, News::All);
     pool(|_, pool| pool.give_back(birth));
+}
+
+/// The last position of all rings. In the postmaster when no other process is left: it takes no lock, which somebody
+/// who was killed may hold.
+pub(super) fn last_position() -> i64 {
+    let Ok(root) = root() else { return 0 };
+    // SAFETY: the area; nobody writes to it any more.
+    let rings: &[Padded<Head>] = unsafe { area(root, layout().rings, layout().max_rings) };
+    rings.iter().map(|ring| ring.0.position()).max().unwrap_or(0)
 }
 
 /// Reserves room for the messages of a transaction that is about to commit; where there is a ring.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use postgres::Client;
 
-use crate::support::{Ask, Cluster, heard, stat, wait_until};
+use crate::support::{Ask, Cluster, heard, stat, wait_for, wait_until};
 
 const HOUR: i64 = 3_600;
 
@@ -263,5 +263,77 @@ fn a_wait_takes_as_long_as_it_was_told() {
         cluster.step_clock(step);
         let took = waiting.join().expect("it ends");
         assert!(took > Duration::from_millis(2_500) && took < SOON, "{took:?} with a step of {step} s");
+    }
+}
+
+/// Over every kind of restart, and without the file in which the last life of the server left word.
+#[test]
+fn positions_and_members_never_go_back() {
+    let cluster = installed(&[]).0;
+    let (mut position, mut member) = (0, 0);
+    let mut further = |client: &mut Client, what: &str| {
+        let now: i64 = client.one("SELECT oban_position()");
+        let joined: i64 = client.one("SELECT oban_join('a', lease => '1 s', replace => true)");
+        assert!(now > position && joined > member, "{what}: {now} after {position}, {joined} after {member}");
+        client
+            .batch_execute(
+                "SELECT oban_notify('news', jsonb_build_object('n', n), '') FROM generate_series(1, 100) n",
+            )
+            .unwrap();
+        let answer = client.query_one("SELECT * FROM oban_poll('{news}', $1, 5, '')", &[&position]).unwrap();
+        assert_eq!(
+            answer.get::<_, Option<i64>>("missed"),
+            None,
+            "{what}: who read before is told that it was long ago"
+        );
+        (position, member) = (client.one("SELECT oban_position()"), joined);
+        assert_eq!(position, now + 100);
+    };
+    cluster.step_clock(HOUR);
+    cluster.restart();
+    let mut client = cluster.client();
+    further(&mut client, "an hour ahead");
+    cluster.step_clock(-HOUR);
+    client.batch_execute("CHECKPOINT").unwrap();
+    cluster.restart();
+    client = cluster.client();
+    further(&mut client, "set right");
+    for mode in ["smart", "fast", "immediate"] {
+        cluster.step_clock(-HOUR);
+        drop(client);
+        cluster.stop(mode);
+        cluster.start_again();
+        client = cluster.client();
+        further(&mut client, mode);
+    }
+    cluster.step_clock(-HOUR);
+    cluster.signal("KILL", client.one("SELECT pg_backend_pid()"));
+    client = wait_for("the server is back", || {
+        let mut client = cluster.try_client("postgres", "postgres").ok()?;
+        client.simple_query("SELECT oban_position()").ok().map(|_| client)
+    });
+    further(&mut client, "after a crash");
+    let postmaster = std::fs::read_to_string(cluster.data_folder().join("postmaster.pid")).unwrap();
+    let postmaster = postmaster.lines().next().unwrap().parse().unwrap();
+    drop(client);
+    cluster.signal("KILL", postmaster);
+    client = wait_for("it can be started", || {
+        let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cluster.start_again()));
+        started.ok().map(|()| cluster.client())
+    });
+    further(&mut client, "after the postmaster was killed");
+
+    let file = cluster.data_folder().join("pg_stat/obanrs_positions");
+    for text in [Some("nonsense"), None] {
+        drop(client);
+        cluster.stop("fast");
+        match text {
+            Some(text) => std::fs::write(&file, text).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+        cluster.start_again();
+        client = cluster.client();
+        client.one::<i64>("SELECT oban_position()");
+        assert!(std::fs::read_to_string(&file).unwrap().starts_with("began "));
     }
 }

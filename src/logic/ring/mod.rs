@@ -114,6 +114,11 @@ pub struct Entry {
 }
 
 impl Head {
+    /// The last position that was given; 0 before the first life.
+    pub fn position(&self) -> i64 {
+        self.position
+    }
+
     /// When what waits is to be sent without a relay, as there is none.
     fn orphaned_at(&self) -> Option<i64> {
         (self.relay == 0 && self.relayed < self.next).then(|| self.waits_since + RELAY_MAY_BE_AWAY)
