@@ -30,6 +30,8 @@ mod install;
 mod leases;
 #[path = "server/lifecycle.rs"]
 mod lifecycle;
+#[path = "server/looks.rs"]
+mod looks;
 #[path = "server/memory.rs"]
 mod memory;
 #[path = "server/museum.rs"]

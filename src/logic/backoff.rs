@@ -18,6 +18,9 @@ pub const RESTART: Backoff = Backoff { first: 100 * MILLISECOND, most: 30_000 * 
 pub const RESTART_RELAY: Backoff = Backoff { most: super::ring::RELAY_MAY_BE_AWAY / 2, ..RESTART };
 pub const HEALTHY: i64 = 60_000 * MILLISECOND;
 
+/// Looks for the extension in a database. What keeps a look out is a lock on a catalog, which may be long.
+pub const LOOK: Backoff = Backoff { first: 500 * MILLISECOND, most: 30_000 * MILLISECOND };
+
 /// Elections of one prefix whose table is locked, missing or broken.
 pub const ELECTION: Backoff = Backoff { first: 50 * MILLISECOND, most: 5_000 * MILLISECOND };
 

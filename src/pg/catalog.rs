@@ -348,6 +348,15 @@ pub fn extension(name: &str) -> Option<Extension> {
     found.into_iter().next()
 }
 
+/// The same without waiting for anybody. `None`: pg_extension is locked.
+pub fn extension_without_waiting(name: &str) -> Option<Option<Extension>> {
+    // SAFETY: the lock is the transaction's, which gives it back at its end.
+    let locked = unsafe {
+        pg_sys::ConditionalLockRelationOid(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock as i32)
+    };
+    locked.then(|| extension(name))
+}
+
 /// The schema of this name, as it is committed now.
 pub fn namespace_now(name: &str) -> Option<u32> {
     let name = c_name(name);
@@ -466,10 +475,29 @@ pub fn database(name: &CStr) -> Option<u32> {
     some(unsafe { pg_sys::get_database_oid(name.as_ptr(), true) })
 }
 
-/// The databases that workers may connect to: no templates, none that is being dropped or takes no
-/// connections. Reads the shared catalog by a scan, for a process without a database has no SPI.
+/// The name of a database, as this transaction's caches have it. `None`: there is no such database.
+pub fn database_name(database: u32) -> Option<String> {
+    // SAFETY: a catalog lookup; the name is copied.
+    unsafe {
+        let name = pg_sys::get_database_name(pg_sys::Oid::from(database));
+        (!name.is_null()).then(|| scan::lossy(CStr::from_ptr(name)))
+    }
+}
+
+/// A database of this server.
+pub struct Database {
+    pub oid: u32,
+    pub name: String,
+    pub is_template: bool,
+    /// It is valid and takes connections.
+    pub takes_connections: bool,
+    /// A DROP DATABASE of it began and did not end. All that remains to do is to drop it again.
+    pub is_invalid: bool,
+}
+
+/// All databases. Reads the shared catalog by a scan, for a process without a database has no SPI.
 /// Needs a transaction with a snapshot.
-pub fn connectable_databases() -> Vec<u32> {
+pub fn databases() -> Vec<Database> {
     let mut found = Vec::new();
     // SAFETY: a catalog scan as in autovacuum's get_database_list; tuples are read before it ends.
     unsafe {
@@ -480,15 +508,34 @@ pub fn connectable_databases() -> Vec<u32> {
             if tuple.is_null() {
                 break;
             }
-            let row = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
-            if (*row).datallowconn && !(*row).datistemplate && (*row).datconnlimit != -2 {
-                found.push((*row).oid.to_u32());
-            }
+            let row = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+            let is_invalid = row.datconnlimit == -2;
+            found.push(Database {
+                oid: row.oid.to_u32(),
+                name: scan::lossy(CStr::from_ptr(row.datname.data.as_ptr())),
+                is_template: row.datistemplate,
+                takes_connections: row.datallowconn && !is_invalid,
+                is_invalid,
+            });
         }
         pg_sys::heap_endscan(scan);
         pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
     }
     found
+}
+
+/// The database that nobody should ever have changed.
+pub const TEMPLATE0: u32 = pg_sys::Template0DbOid;
+
+/// Whether this session's database takes no workers, being a template.
+pub fn is_in_template() -> bool {
+    // SAFETY: a cache of pg_database by oid; the field is copied.
+    unsafe {
+        field(pg_sys::SysCacheIdentifier::DATABASEOID as i32, super::session::database(), |tuple| {
+            (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>()).datistemplate
+        })
+    }
+    .unwrap_or(false)
 }
 
 fn some(oid: pg_sys::Oid) -> Option<u32> {

@@ -11,9 +11,11 @@ use pgrx::pg_sys;
 
 /// What a statement is about to do to a whole database.
 pub enum DatabaseCommand<'a> {
-    /// It needs this one alone: DROP, RENAME, SET TABLESPACE, or CREATE with it as template.
+    /// It needs this one alone: DROP, RENAME, SET TABLESPACE.
     Alone(&'a CStr),
-    /// Any other CREATE or ALTER DATABASE.
+    /// CREATE with this one as template, which it needs alone, too.
+    Copies(&'a CStr),
+    /// Any other ALTER DATABASE.
     Other,
 }
 
@@ -34,8 +36,8 @@ pub type BeforeListening = fn(Listening);
 /// What changes in the catalogs. The change may not be visible yet: the hook runs in the midst of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// An extension was created or is being dropped.
-    Extension,
+    /// This extension was created or is being dropped, also as a part of somebody's CASCADE.
+    Extension(u32),
     /// A trigger was created or is being dropped.
     Trigger,
     /// This schema was altered or is being dropped.
@@ -148,7 +150,9 @@ unsafe extern "C-unwind" fn access(
     unsafe {
         if let Some(on_change) = ON_CHANGE {
             match (class, access) {
-                (pg_sys::ExtensionRelationId, OAT_POST_CREATE | OAT_DROP) => on_change(Change::Extension),
+                (pg_sys::ExtensionRelationId, OAT_POST_CREATE | OAT_DROP) => {
+                    on_change(Change::Extension(object.to_u32()));
+                }
                 (pg_sys::TriggerRelationId, OAT_POST_CREATE | OAT_DROP) => on_change(Change::Trigger),
                 (pg_sys::NamespaceRelationId, OAT_POST_ALTER | OAT_DROP) => {
                     on_change(Change::Schema(object.to_u32()));
@@ -209,9 +213,9 @@ unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) {
             pg_sys::NodeTag::T_CreatedbStmt => {
                 let template = option((*node.cast::<pg_sys::CreatedbStmt>()).options, c"template");
                 if template.is_null() || (*template).arg.is_null() {
-                    before(DatabaseCommand::Alone(c"template1"));
+                    before(DatabaseCommand::Copies(c"template1"));
                 } else {
-                    before(DatabaseCommand::Alone(text(pg_sys::defGetString(template))));
+                    before(DatabaseCommand::Copies(text(pg_sys::defGetString(template))));
                 }
             }
             _ => {}

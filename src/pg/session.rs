@@ -17,6 +17,12 @@ pub fn max_processes() -> usize {
     unsafe { pg_sys::MaxBackends as usize }
 }
 
+/// The setting: how many background workers there can be, of everybody's.
+pub fn max_worker_processes() -> usize {
+    // SAFETY: a plain global, set before shared memory is requested.
+    unsafe { pg_sys::max_worker_processes as usize }
+}
+
 pub fn role() -> u32 {
     // SAFETY: reads the current user.
     unsafe { pg_sys::GetUserId() }.to_u32()

@@ -31,7 +31,7 @@ pub fn ended(electorate: &Electorate, member: &Member) {
         };
         let _ = super::gossip::delete_node(&key);
     }
-    super::wake_keeper(electorate.database);
+    super::kick_keeper(electorate.database);
 }
 
 /// Registers this backend's exit callback, once and before its first member: what it clears up is

@@ -41,12 +41,12 @@ use crate::error::Error;
 use crate::logic::gossip::{
     Block, Entry, HOLDINGS, Head as GossipHead, Holding, capacity as gossip_capacity,
 };
-use crate::logic::lifecycle::{Database, Hold, Registry};
+use crate::logic::lifecycle::{Database, Hold, Lack, Looks, Registry};
 use crate::logic::peer::{self, Electorate, Member, Peers, Seat};
 use crate::logic::ring::pool::Place;
 use crate::logic::ring::{self, Head, Holder, Sleeper};
 use crate::pg::lwlock::{self, Lock, Mode};
-use crate::pg::session;
+use crate::pg::{clock, session};
 
 const CACHE_LINE: usize = 128;
 
@@ -69,7 +69,7 @@ struct Root {
     coordinator: AtomicI32,
     coordinator_since: AtomicI64,
     coordinator_starts: AtomicI32,
-    /// What the coordinator shall look at again: one of `RESCAN_*`.
+    /// 1: the coordinator shall look at pg_database again.
     rescan: AtomicI32,
     /// Under the lock Gossip.
     gossip: GossipHead,
@@ -78,6 +78,8 @@ struct Root {
     sweep_at: i64,
     /// The last birth of a database's slot. Under the lock Registry.
     births: u64,
+    /// Under the lock Registry.
+    looks: Looks,
     /// The last life of a ring. Under the lock Registry.
     ring_lives: u64,
     /// The first position of a ring that begins is above it: where this life of the server began (`floor.rs`), or the
@@ -276,6 +278,7 @@ pub fn registry<R>(body: impl FnOnce(&mut Registry<'_>) -> R) -> Result<R, Error
         Registry {
             databases: area(root, l.databases, l.max_databases),
             holds: area(root, l.holds, HOLDS),
+            looks: &mut (*root).looks,
             births: &mut (*root).births,
         }
     };
@@ -358,49 +361,53 @@ pub fn wake_coordinator() {
     }
 }
 
-pub const RESCAN_NOTHING: i32 = 0;
-/// pg_database changed.
-pub const RESCAN_DATABASES: i32 = 1;
-/// A database changed for which there was no slot: look into all that had no extension, too.
-pub const RESCAN_ALL: i32 = 2;
-
-/// Wakes the coordinator to look at databases again. Callable after commit.
-pub fn rescan(what: i32) {
+/// Has the coordinator look at pg_database again. Callable after commit.
+pub fn rescan() {
     if let Ok(root) = root() {
         // SAFETY: an atomic in the segment.
-        unsafe { &(*root).rescan }.fetch_max(what, Ordering::AcqRel);
+        unsafe { &(*root).rescan }.store(1, Ordering::Release);
     }
     wake_coordinator();
 }
 
-/// What `rescan` was last asked for; asking takes it back.
-pub fn take_rescan() -> i32 {
+/// Whether it shall; asking takes it back.
+pub fn take_rescan() -> bool {
     // SAFETY: an atomic in the segment.
-    root().map_or(RESCAN_NOTHING, |root| unsafe { &(*root).rescan }.swap(RESCAN_NOTHING, Ordering::AcqRel))
+    root().is_ok_and(|root| unsafe { &(*root).rescan }.swap(0, Ordering::AcqRel) != 0)
 }
 
-/// Wakes the keeper of a database to plan its elections anew. Should there be none against expectation
-/// (the extension came with COMMIT PREPARED, which no hook of ours sees), one is started that looks.
-/// Callable after commit.
+/// Wakes the keeper of a database to plan its elections anew, if there is one. Callable after commit.
+pub fn kick_keeper(database: u32) {
+    let keeper = registry(|r| r.kick(database)).ok().flatten();
+    keeper.into_iter().for_each(crate::pg::latch::wake);
+}
+
+/// The same for a call from within the database, which therefore has the extension: should there be no keeper
+/// against expectation, one is started. Callable after commit.
 pub fn wake_keeper(database: u32) {
     match registry(|r| (r.kick(database), r.is_backing_off(database))) {
         Ok((Some(procno), _)) => crate::pg::latch::wake(procno),
         // It will be started when its delay is over, not at each join.
         Ok((None, true)) => {}
-        _ => look_for_extension(database),
+        _ => extension_changed(database, Some(true)),
     }
 }
 
-/// Makes the database's keeper look whether its extension is there, or has one started that will.
-/// Callable after commit.
-pub fn look_for_extension(database: u32) {
-    match registry(|r| r.changed(database)) {
-        Ok((Some(procno), _)) => crate::pg::latch::wake(procno),
-        // With a look at pg_database: not every way in which a database comes to take workers is a
-        // command that our hook sees.
-        Ok((None, true)) => rescan(RESCAN_DATABASES),
-        _ => rescan(RESCAN_ALL),
-    }
+/// The extension is in the database now, or not (`None`: nobody could see): starts workers, or has those that run
+/// look. Callable after commit.
+pub fn extension_changed(database: u32, found: Option<bool>) {
+    let woken = registry(|r| r.changed(database, found, clock::now())).ok().flatten();
+    woken.into_iter().for_each(crate::pg::latch::wake);
+    // With a look at pg_database: not every way in which a database comes to take workers is a command that our
+    // hook sees.
+    rescan();
+}
+
+/// What this database lacks to have workers, if anything. `soon`: also what it will lack when the workers of all
+/// databases have started.
+pub fn lack(soon: bool) -> Option<Lack> {
+    let most = session::max_worker_processes();
+    registry(|r| r.lack(session::database(), most, soon)).ok().flatten()
 }
 
 /// Has the database's relay look which prefixes are installed, if there is one (a new one does anyway).

@@ -2,21 +2,24 @@
 //! for each database that has the extension (`logic::lifecycle` is its state machine), clears up after
 //! databases that are gone, and lets entries of the gossip table expire.
 //!
+//! Which databases have the extension it finds out once, after the server's start or its promotion, by a look into
+//! each of them (`look`). After that those tell who change it.
+//!
 //! It sleeps until something is due or somebody sets its latch: a transaction that created, dropped
 //! or changed a database or the extension, a worker that started or ended, an entry that expires
 //! earlier than all before it. If it dies, the postmaster starts another a second later; workers run
 //! on, and their slots tell the new one about them.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::error;
-use crate::logic::lifecycle::{Kind, Registry};
+use crate::logic::lifecycle::{Kind, Lack};
 use crate::pg::bgworker::{self, Handle, Worker};
-use crate::pg::{catalog, clock, latch, session, time, xact};
+use crate::pg::catalog::{self, Database};
+use crate::pg::{clock, latch, session, time, xact};
 use crate::shmem;
 
 /// How long the postmaster waits before it starts a coordinator that ended.
@@ -44,14 +47,14 @@ pub extern "C-unwind" fn obanrs_coordinator_main(_argument: pg_sys::Datum) {
     bgworker::connect_to_none();
     bgworker::report_name(c"obanrs coordinator");
     let _ = shmem::registry(|r| r.adopt());
-    shmem::rescan(shmem::RESCAN_ALL);
+    shmem::rescan();
 
     let mut coordinator = Coordinator::default();
     loop {
         latch::reset();
         bgworker::reload_config();
         let due = coordinator.pass();
-        latch::wait(due.map(|at| Duration::from_micros((at - time::now()).max(0) as u64)));
+        latch::wait_until(due);
     }
 }
 
@@ -60,17 +63,38 @@ unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
     shmem::coordinator_exited();
 }
 
+/// A process that this coordinator launches.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Job {
+    Worker(Kind),
+    Look,
+}
+
+impl Job {
+    fn name(self) -> &'static str {
+        match self {
+            Job::Worker(kind) => kind.name(),
+            Job::Look => "look",
+        }
+    }
+}
+
 #[derive(Default)]
 struct Coordinator {
-    /// From the last look at pg_database.
-    databases: HashSet<u32>,
-    /// Those that were found to have no extension. A commit that creates it takes a slot by itself.
-    absent: HashSet<u32>,
+    /// From the last look at pg_database, by their oids.
+    databases: HashMap<u32, Database>,
+    /// The count of births before that look: what is younger it may have missed.
+    births: u64,
+    /// Those of the server's start that nobody has begun to look into.
+    unseen: Vec<u32>,
     /// Workers that this coordinator launched and that have not ended.
-    launched: HashMap<(Kind, u32), Handle>,
-    /// So that each trouble is logged once, not at each pass.
-    told_of_slots: bool,
-    told_of_workers: bool,
+    launched: HashMap<(Job, u32), Handle>,
+    /// Databases of which it was logged that there is no slot for them, and that nobody could look into them, so
+    /// that it is logged once, not at each pass.
+    told_of_slots: HashSet<u32>,
+    told_of_looks: HashSet<u32>,
+    /// Of which it was logged that there is no free worker slot.
+    told_of_workers: HashSet<Job>,
 }
 
 impl Coordinator {
@@ -78,96 +102,185 @@ impl Coordinator {
     fn pass(&mut self) -> Option<i64> {
         // Until there is nothing new: the scan may wait for a lock, and whoever asks for another one
         // meanwhile sets a latch that this wait resets.
-        loop {
-            match shmem::take_rescan() {
-                shmem::RESCAN_NOTHING => break,
-                what => self.scan(what),
-            }
+        while shmem::take_rescan() {
+            self.scan();
         }
         self.reap();
+        self.place();
+        self.look();
         self.launch();
-        let next_launch = shmem::registry(|r| r.next_launch()).ok().flatten();
-        next_launch.into_iter().chain(shmem::gossip::sweep().map(clock::to_wall)).min()
+        let now = clock::now();
+        let next = shmem::registry(|r| {
+            let next_look = r.next_look(now, |oid| takes_connections(&self.databases, oid));
+            r.next_launch().into_iter().chain(next_look).min()
+        });
+        next.ok().flatten().into_iter().chain(shmem::gossip::sweep()).min()
     }
 
-    fn scan(&mut self, what: i32) {
-        if what == shmem::RESCAN_ALL {
-            self.absent.clear();
+    fn scan(&mut self) {
+        let (births, done) = shmem::registry(|r| (*r.births, r.looks.done != 0)).unwrap_or((0, true));
+        let first = self.databases.is_empty();
+        let found = xact::run(c"obanrs: looking for databases", catalog::databases);
+        (self.births, self.databases) = (births, found.into_iter().map(|d| (d.oid, d)).collect());
+        self.told_of_slots.retain(|oid| self.databases.contains_key(oid));
+        self.told_of_looks.retain(|oid| self.databases.contains_key(oid));
+        if first && !done {
+            // What takes no connections is looked into when it does. Nobody ever creates an extension in template0.
+            let wanted = self.databases.values().filter(|d| !d.is_invalid);
+            let wanted = wanted.filter(|d| d.takes_connections || d.oid != catalog::TEMPLATE0);
+            let (now, later): (Vec<&Database>, Vec<&Database>) = wanted.partition(|d| d.takes_connections);
+            self.unseen = now.iter().map(|d| d.oid).collect();
+            let _ = shmem::registry(|r| later.iter().for_each(|d| _ = r.look_into(d.oid)));
         }
-        let found = xact::run(c"obanrs: looking for databases", catalog::connectable_databases);
-        self.databases = found.into_iter().collect();
-        self.absent.retain(|oid| self.databases.contains(oid));
     }
 
     /// Takes out workers that ended and databases that need none, and what was kept for them.
     fn reap(&mut self) {
-        let now = time::now();
-        self.launched.retain(|(kind, oid), handle| {
+        let now = clock::now();
+        self.launched.retain(|(job, oid), handle| {
             let stopped = handle.has_stopped();
             if stopped {
                 // Only of one that never claimed its slot: the others have told by themselves.
                 let why = "the worker ended while it started";
-                let _ = shmem::registry(|r| r.launch_failed(*kind, *oid, now, why));
+                let _ = shmem::registry(|r| match job {
+                    Job::Worker(kind) => r.launch_failed(*kind, *oid, now, why),
+                    Job::Look => r.look_lost(*oid, now),
+                });
             }
             !stopped
         });
         // First what was kept for them, and only what is older than the look that found them gone:
         // somebody may be creating the extension again, and join.
-        let alive = |oid: u32| self.databases.contains(&oid);
-        for (oid, before) in shmem::registry(|r| r.forgettable(alive)).unwrap_or_default() {
+        let (births, databases) = (self.births, &self.databases);
+        let alive = |oid: u32| takes_workers(databases, oid);
+        for (oid, before) in shmem::registry(|r| r.forgettable(births, alive)).unwrap_or_default() {
             let _ = shmem::peers(|p| p.forget_database(oid, before));
             shmem::gossip::forget_database(oid, before);
         }
-        let (freed, leaving) = shmem::registry(|r| r.reap(alive)).unwrap_or_default();
+        let exists = |oid: u32| databases.contains_key(&oid);
+        let (freed, leaving) = shmem::registry(|r| {
+            r.forget_others(births, exists);
+            r.reap(births, alive, exists)
+        })
+        .unwrap_or_default();
         freed.iter().for_each(|f| shmem::rings::close(f.birth));
-        self.absent.extend(freed.into_iter().map(|f| f.oid).filter(|oid| self.databases.contains(oid)));
         leaving.into_iter().for_each(latch::wake);
+    }
+
+    /// Gives slots to databases that have the extension, and says for which there is none.
+    fn place(&mut self) {
+        let databases = &self.databases;
+        let most = session::max_worker_processes();
+        let waiting = shmem::registry(|r| {
+            let waiting = r.place(|oid| takes_workers(databases, oid));
+            waiting.into_iter().map(|oid| (oid, r.lack(oid, most, false))).collect::<Vec<_>>()
+        });
+        let waiting = waiting.unwrap_or_default();
+        self.told_of_slots.retain(|oid| waiting.iter().any(|(waits, _)| waits == oid));
+        for (oid, lack) in waiting {
+            if let Some(lack) = lack.filter(|_| self.told_of_slots.insert(oid)) {
+                tell(&format!("no place for {}: {lack}", shown(&self.databases, oid)), &lack);
+            }
+        }
+    }
+
+    /// Has those databases looked into of which nobody knows.
+    fn look(&mut self) {
+        let databases = &self.databases;
+        let now = clock::now();
+        let looks = shmem::registry(|r| {
+            let may_enter = |oid: u32| takes_connections(databases, oid);
+            for _ in 0..r.free_looks(now, may_enter) {
+                let Some(oid) = self.unseen.pop() else { break };
+                r.look_into(oid);
+            }
+            r.looks.done |= u32::from(self.unseen.is_empty());
+            (r.launch_looks(now, may_enter), r.failed_looks())
+        });
+        let (wanted, failed) = looks.unwrap_or_default();
+        for oid in failed {
+            if self.told_of_looks.insert(oid) {
+                error::log(
+                    PgLogLevel::LOG,
+                    PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+                    format!(
+                        "obanrs could not find out whether {} has the extension",
+                        shown(&self.databases, oid)
+                    ),
+                    "If it has, the next oban_join or oban_install there has its workers started.",
+                );
+            }
+        }
+        for oid in wanted {
+            if !self.start(Job::Look, oid) {
+                let _ = shmem::registry(|r| r.look_postponed(oid, now));
+            }
+        }
     }
 
     /// Starts the workers that are wanted.
     fn launch(&mut self) {
-        let wanted: Vec<u32> = self.databases.difference(&self.absent).copied().collect();
-        let add = |r: &mut Registry<'_>| wanted.iter().all(|oid| r.add(*oid)) || !r.is_full();
-        let placed = shmem::registry(add).unwrap_or(true);
-        if !placed && !self.told_of_slots {
-            error::log(
-                PgLogLevel::LOG,
-                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-                "obanrs has more databases to look after than slots",
-                "Raise obanrs.max_databases and restart the server.",
-            );
-        }
-        self.told_of_slots = !placed;
-
-        let now = time::now();
-        let alive = |oid: u32| self.databases.contains(&oid);
+        let (now, databases) = (clock::now(), &self.databases);
+        let alive = |oid: u32| takes_workers(databases, oid);
         for (kind, oid) in shmem::registry(|r| r.launch(now, alive)).unwrap_or_default() {
-            let name = kind.name();
-            let worker = Worker {
-                name: &format!("obanrs {name} for database {oid}"),
-                kind: &format!("obanrs {name}"),
-                function: &format!("obanrs_{name}_main"),
-                argument: oid,
-            };
-            match bgworker::launch(&worker) {
-                Some(handle) => {
-                    self.launched.insert((kind, oid), handle);
-                    self.told_of_workers = false;
-                }
-                None => {
-                    let why = "no free worker slot: raise max_worker_processes and restart the server";
-                    let _ = shmem::registry(|r| r.launch_failed(kind, oid, now, why));
-                    if !self.told_of_workers {
-                        error::log(
-                            PgLogLevel::LOG,
-                            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-                            format!("obanrs can't start a {name}: no free worker slot"),
-                            "Raise max_worker_processes and restart the server.",
-                        );
-                    }
-                    self.told_of_workers = true;
-                }
+            if !self.start(Job::Worker(kind), oid) {
+                let why = "no free worker slot: raise max_worker_processes and restart the server";
+                let _ = shmem::registry(|r| r.no_worker_slot(kind, oid, now, why));
             }
         }
     }
+
+    /// Starts a process; false when there is no free slot of max_worker_processes.
+    fn start(&mut self, job: Job, oid: u32) -> bool {
+        let name = job.name();
+        let worker = Worker {
+            name: &format!("obanrs {name} for database {oid}"),
+            kind: &format!("obanrs {name}"),
+            function: &format!("obanrs_{name}_main"),
+            argument: oid,
+        };
+        let handle = bgworker::launch(&worker);
+        let started = handle.is_some();
+        if started {
+            self.told_of_workers.remove(&job);
+        } else if self.told_of_workers.insert(job) {
+            let most = session::max_worker_processes();
+            let lack =
+                shmem::registry(|r| r.workers_lacking(most)).unwrap_or(Lack::Workers { most, needed: 0 });
+            let what =
+                format!("can't start a {name} for {}, no free worker slot", shown(&self.databases, oid));
+            tell(&format!("{what}: {lack}"), &lack);
+        }
+        self.launched.extend(handle.map(|handle| ((job, oid), handle)));
+        started
+    }
+}
+
+/// Whether workers may connect to a database, as the last look at pg_database has it: not to a template, else
+/// nobody but its owner could copy it.
+fn takes_workers(databases: &HashMap<u32, Database>, oid: u32) -> bool {
+    databases.get(&oid).is_some_and(|d| d.takes_connections && !d.is_template)
+}
+
+/// Whether it may be looked into.
+fn takes_connections(databases: &HashMap<u32, Database>, oid: u32) -> bool {
+    databases.get(&oid).is_some_and(|d| d.takes_connections)
+}
+
+/// A database as the log shows it.
+fn shown(databases: &HashMap<u32, Database>, oid: u32) -> String {
+    match databases.get(&oid) {
+        Some(database) => format!("database \"{}\"", database.name),
+        None => format!("database {oid}"),
+    }
+}
+
+/// Says in the server's log what a database lacks.
+fn tell(what: &str, lack: &Lack) {
+    error::log(
+        PgLogLevel::LOG,
+        PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+        format!("obanrs: {what}"),
+        lack.hint(),
+    );
 }

@@ -1,19 +1,18 @@
 //! Commands that need a database alone: our workers leave before, and come back after (`shmem::at_end`),
 //! whichever way the command ends.
 
-use std::time::{Duration, Instant};
-
+use crate::logic::backoff::MILLISECOND;
 use crate::pg::hooks::{self, Change, DatabaseCommand, Listening};
-use crate::pg::{acl, catalog, latch, session};
+use crate::pg::{acl, catalog, clock, latch, session};
 use crate::shmem;
-use crate::shmem::at_end::{Note, note};
+use crate::shmem::at_end::{self, Note, note};
 use crate::shmem::{listeners, tables};
 
 /// A worker that is idle goes at once. One in the middle of a transaction (50 ms for each lock) is
 /// terminated after the first time; after the second, which is as long as Postgres itself would wait
 /// for it, the command is left to fail with Postgres' own error.
-const PATIENCE: Duration = Duration::from_millis(100);
-const LIMIT: Duration = Duration::from_secs(5);
+const PATIENCE: i64 = 100 * MILLISECOND;
+const LIMIT: i64 = 5_000 * MILLISECOND;
 
 pub fn install() {
     let listening = |listening| match listening {
@@ -25,7 +24,7 @@ pub fn install() {
         }
     };
     let change = |change| match change {
-        Change::Extension => note(Note::Extension),
+        Change::Extension(extension) => at_end::extension_changed(extension),
         Change::Trigger => note(Note::Shapes),
         Change::Schema(schema) => {
             note(Note::Shapes);
@@ -35,11 +34,13 @@ pub fn install() {
             note(Note::Shapes);
             tables::relation_touched(relation);
         }
+        Change::Database(database) => at_end::database_created(database),
+        // It may have created or dropped the extension, and anything else.
         Change::Prepared => {
+            note(Note::Extension);
             note(Note::Shapes);
             tables::prepared_ends();
         }
-        Change::Database(_) => {}
     };
     hooks::install(before_database_command, listening, change);
 }
@@ -49,10 +50,12 @@ pub fn install() {
 /// those marked as templates, too, but they have no workers.)
 fn before_database_command(command: DatabaseCommand<'_>) {
     note(Note::Databases);
-    if let DatabaseCommand::Alone(name) = command
-        && let Some(database) = catalog::database(name)
-        && acl::owns_database(database)
-    {
+    let (DatabaseCommand::Alone(name) | DatabaseCommand::Copies(name)) = command else { return };
+    let Some(database) = catalog::database(name) else { return };
+    if matches!(command, DatabaseCommand::Copies(_)) {
+        at_end::will_copy(database);
+    }
+    if acl::owns_database(database) {
         hold(database);
     }
 }
@@ -70,7 +73,7 @@ fn hold(database: u32) {
         });
         look.unwrap_or_default().into_iter().filter(|(pid, _)| *pid != 0)
     };
-    let since = Instant::now();
+    let since = clock::now();
     // A worker that comes up from here on sees the hold and goes by itself.
     let there: Vec<(i32, i32)> = workers(true).collect();
     there.iter().for_each(|(_, procno)| latch::wake(*procno));
@@ -79,14 +82,15 @@ fn hold(database: u32) {
         latch::reset();
         let left: Vec<i32> =
             workers(false).map(|(pid, _)| pid).filter(|p| there.iter().any(|t| t.0 == *p)).collect();
-        if left.is_empty() || since.elapsed() >= LIMIT {
+        let now = clock::now();
+        if left.is_empty() || now - since >= LIMIT {
             return;
         }
-        if !terminated && since.elapsed() >= PATIENCE {
+        if !terminated && now - since >= PATIENCE {
             left.into_iter().for_each(session::terminate);
             terminated = true;
         }
         let next = if terminated { LIMIT } else { PATIENCE };
-        latch::wait(Some(next.saturating_sub(since.elapsed())));
+        latch::wait_until(Some(since + next));
     }
 }

@@ -19,7 +19,7 @@ use super::life;
 use crate::bus;
 use crate::logic::backoff::RELAY;
 use crate::logic::lifecycle::Kind;
-use crate::pg::{bgworker, clock, latch, notify, session, time, xact};
+use crate::pg::{bgworker, clock, latch, notify, session, xact};
 use crate::prefix::{extension, peers};
 use crate::shmem;
 use crate::shmem::rings;
@@ -61,7 +61,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
             return;
         }
         if look || orders.recheck || elections.dropped {
-            let since = time::now();
+            let since = clock::now();
             let extension = xact::run(c"obanrs: looking for the extension", extension::exists);
             let relay = shmem::registry(|r| r.found(database, pid, extension, since)).ok().flatten();
             relay.into_iter().for_each(latch::wake); // which has to go with the extension

@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::logic::lifecycle::Kind;
-use crate::pg::{bgworker, encoding, latch, session, time};
+use crate::pg::{bgworker, clock, encoding, latch, session, time};
 use crate::shmem;
 
 /// This worker's database and kind, for its exit callback.
@@ -23,8 +23,8 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<u32> {
     // Before it connects, so that it runs after the process has left the list of processes: whoever
     // waits for this worker to go can then go on at once. And before the claim, which it takes back.
     session::after_disconnect(exited);
-    let (pid, procno) = (latch::my_pid(), latch::my_procno());
-    if !matches!(shmem::registry(|r| r.claim(kind, database, pid, procno, time::now())), Ok(Ok(()))) {
+    let (process, now) = ((latch::my_pid(), latch::my_procno()), (clock::now(), time::now()));
+    if !matches!(shmem::registry(|r| r.claim(kind, database, process, now)), Ok(Ok(()))) {
         return None;
     }
     bgworker::connect_to(database);
@@ -50,7 +50,7 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<u32> {
 unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
     let database = DATABASE.load(Ordering::Relaxed);
     let kind = if KIND.load(Ordering::Relaxed) == Kind::Relay as u32 { Kind::Relay } else { Kind::Keeper };
-    let holders = shmem::registry(|r| r.exited(kind, database, latch::my_pid(), time::now()));
+    let holders = shmem::registry(|r| r.exited(kind, database, latch::my_pid(), clock::now()));
     for procno in holders.unwrap_or_default() {
         latch::wake(procno);
     }

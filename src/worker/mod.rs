@@ -3,7 +3,7 @@
 //! Races that the design has to survive, each with a test of this name in tests/server/lifecycle.rs:
 //!
 //! * `extension_created_and_dropped_in_any_order`: CREATE and DROP EXTENSION, committed or rolled back,
-//!   in quick succession. The end of each such transaction makes the keeper (or a new one) look again.
+//!   in quick succession. The commit of each such transaction makes the keeper (or a new one) look again.
 //! * `a_terminated_keeper_comes_back`, `a_terminated_coordinator_comes_back`: a main that returns is
 //!   gone for ever, so SIGTERM ends both by FATAL; the postmaster restarts the coordinator, and the
 //!   coordinator the keepers, whose slots outlive it.
@@ -12,7 +12,9 @@
 //! * `a_command_that_fails_gives_the_keeper_back`.
 //! * `a_database_made_from_a_template_gets_a_keeper`, `a_keeper_leaves_a_database_that_becomes_a_template`,
 //!   `a_database_that_became_usable_behind_our_back_gets_a_keeper`.
-//! * `every_database_with_the_extension_has_a_keeper_after_a_restart`, with a few probes at a time.
+//! * `every_database_with_the_extension_has_a_keeper_after_a_restart`, with a few looks at a time.
+//! * A process that looks into a database meets everything there that a keeper meets; what a commit tells meanwhile
+//!   counts more than what it finds (`a_commit_during_a_look_counts_more` in logic::lifecycle, looks.rs).
 //! * `nothing_is_lost`, `museum_15_…`, `a_ring_kept_full_…`, `soak_a_relay_that_does_not_come_…` (bus.rs,
 //!   museum.rs): a relay that ends at any moment, stands still, or does not come back.
 //! * `positions_never_go_back`, `more_databases_than_slots_are_logged_once`: who drops the extension wakes the
@@ -36,6 +38,7 @@ mod election;
 mod gossip;
 mod keeper;
 mod life;
+mod look;
 mod relay;
 pub mod view;
 

@@ -1,7 +1,7 @@
 //! The life of a database's workers, as the coordinator keeps it in shared memory. Of the keeper:
 //!
 //! ```text
-//!            found                    launched              connected, extension there
+//!            told                     launched              connected, extension there
 //!   (none) ────────▶ Unknown ──────────────────▶ Starting ────────────────────────────▶ Running
 //!     ▲                 ▲  ▲                        │  │                                   │
 //!     │                 │  └──── hold released ─────┤  │ no extension here                 │ extension
@@ -14,6 +14,10 @@
 //! The relay has the same states but Absent: it is launched where a keeper has found the extension, and
 //! goes when the keeper finds it gone. Neither one's failure concerns the other.
 //!
+//! A database gets a slot when somebody tells that it has the extension: the end of CREATE EXTENSION there, a call
+//! from within it, a look at the server's start, or that it is a copy of another one (`looks`). Nobody else's
+//! database is entered.
+//!
 //! A *hold* keeps a database without workers while a command needs it alone: DROP, RENAME, SET
 //! TABLESPACE, or as the template of CREATE. It is set before the workers are asked to go, and a worker
 //! looks for holds in the same critical section in which it claims its slot, so that either the
@@ -21,8 +25,11 @@
 //! whichever way that ends (`shmem::at_end`). A database that takes no workers any more, because it
 //! became a template, has its workers told to leave; that is no failure either.
 
+mod looks;
+
 use super::backoff::{HEALTHY, RESTART, RESTART_RELAY};
 use super::text::Text;
+pub use looks::Looks;
 
 pub const UNKNOWN: u32 = 0;
 pub const STARTING: u32 = 1;
@@ -69,9 +76,13 @@ pub struct Worker {
     pub pid: i32,
     pub procno: i32,
     pub restarts: u32,
+    /// By the wall clock, to be shown. All other times are of `pg::clock`.
     pub started_at: i64,
+    began: i64,
     /// In a row.
     failures: u32,
+    /// 1: its last launch found no free slot of max_worker_processes.
+    no_slot: u32,
     /// Counts the reasons to look again. A latch is not enough: a worker that waits for a lock in the
     /// middle of its work resets its latch there.
     kicks: u32,
@@ -101,18 +112,23 @@ impl Worker {
         self.pid == 0 && (self.state == UNKNOWN || (self.state == BACKOFF && self.retry_at <= now))
     }
 
+    /// Whether it waits for a free slot of max_worker_processes.
+    pub fn lacks_slot(&self) -> bool {
+        self.state == BACKOFF && self.no_slot != 0
+    }
+
     /// Whether there is a process of it, or one on its way.
     fn is_up(&self) -> bool {
         self.pid != 0 || self.state == STARTING
     }
 }
 
-/// One database that has, or may have, the extension. `oid` 0 is a free slot.
+/// One database that has the extension, as far as anybody has told. `oid` 0 is a free slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Database {
     pub oid: u32,
-    /// 1: CREATE or DROP EXTENSION ended here; the keeper shall look whether it is still wanted.
+    /// 1: the extension was created or dropped here; the keeper shall look whether it is still wanted.
     recheck: u32,
     /// 1: the database takes no workers any more (it is a template now); they shall go.
     leave: u32,
@@ -120,7 +136,7 @@ pub struct Database {
     pub known: u32,
     /// Tells this use of the slot from all others.
     pub birth: u64,
-    /// When the keeper that found no extension began to look.
+    /// When the keeper that found no extension began to look, or the extension was dropped without one.
     absent_since: i64,
     /// Whose rows of oban_peers the keeper shall read: of no schema, of `rows_schema` or of every schema.
     rows: u32,
@@ -148,6 +164,11 @@ impl Database {
         &self.workers[kind as usize]
     }
 
+    /// Whether a worker of it waits for a free slot of max_worker_processes.
+    fn lacks_worker_slots(&self) -> bool {
+        self.workers.iter().any(Worker::lacks_slot)
+    }
+
     fn keeper(&mut self) -> &mut Worker {
         &mut self.workers[Kind::Keeper as usize]
     }
@@ -169,10 +190,12 @@ pub struct Hold {
     pub procno: i32,
 }
 
-/// The two tables of shared memory. Whoever has this holds their lock.
+/// The tables of shared memory. Whoever has this holds their lock.
 pub struct Registry<'a> {
     pub databases: &'a mut [Database],
     pub holds: &'a mut [Hold],
+    /// Databases without a slot.
+    pub looks: &'a mut Looks,
     /// The last `birth` of a slot.
     pub births: &'a mut u64,
 }
@@ -191,6 +214,47 @@ pub struct Orders {
     pub prefixes: bool,
 }
 
+/// What a database lacks to have its workers: the limit that really holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// All places of obanrs.max_databases, so many, are taken. With one more so many worker processes would be
+    /// needed, if that is more than there may be.
+    Place { most: usize, workers: Option<usize> },
+    /// There may be so many worker processes, and all databases with a place need so many. It may be for a
+    /// moment only: parallel queries and other extensions share them.
+    Workers { most: usize, needed: usize },
+}
+
+impl std::fmt::Display for Lack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Lack::Place { most: 1, .. } => {
+                write!(f, "the one place of obanrs.max_databases is taken by another database")
+            }
+            Lack::Place { most, .. } => {
+                write!(f, "all {most} places of obanrs.max_databases are taken by other databases")
+            }
+            Lack::Workers { most, needed } => write!(
+                f,
+                "max_worker_processes is {most}, which others share, and obanrs needs {needed} (one, and two for \
+                 each database with the extension)"
+            ),
+        }
+    }
+}
+
+impl Lack {
+    pub fn hint(&self) -> String {
+        match self {
+            Lack::Place { workers: Some(workers), .. } => format!(
+                "Raise obanrs.max_databases, and max_worker_processes to {workers} or more, and restart the server."
+            ),
+            Lack::Place { .. } => "Raise obanrs.max_databases and restart the server.".into(),
+            Lack::Workers { .. } => "Raise max_worker_processes and restart the server.".into(),
+        }
+    }
+}
+
 /// Of which schemas the rows of oban_peers have changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rows {
@@ -199,11 +263,6 @@ pub enum Rows {
     Of(u32),
     All,
 }
-
-/// How many keepers may be on their way into databases of which nobody knows yet whether they have the
-/// extension. A server with a thousand databases starts with a thousand of these, and worker slots are
-/// for those that have it.
-const PROBES: usize = 2;
 
 /// Why a worker that has just started must go again, quietly.
 #[derive(Debug, PartialEq, Eq)]
@@ -224,7 +283,7 @@ pub struct Freed {
 }
 
 impl Registry<'_> {
-    /// Takes a slot for a database that may have the extension; false when none is free.
+    /// Takes a slot for a database that has the extension; false when none is free.
     pub fn add(&mut self, oid: u32) -> bool {
         if self.find(oid).is_some() {
             return true;
@@ -233,6 +292,7 @@ impl Registry<'_> {
             Some(slot) => {
                 *self.births += 1;
                 *slot = Database { oid, birth: *self.births, ..Database::default() };
+                self.looks.take_out(oid);
                 true
             }
             None => false,
@@ -248,7 +308,6 @@ impl Registry<'_> {
     /// The workers that shall be launched at `now`, in those databases that are `alive`. They count as
     /// Starting from here on.
     pub fn launch(&mut self, now: i64, alive: impl Fn(u32) -> bool) -> Vec<(Kind, u32)> {
-        let mut probes = self.probes();
         let mut launched = Vec::new();
         let holds = &*self.holds;
         for d in self.databases.iter_mut().filter(|d| d.oid != 0 && alive(d.oid)) {
@@ -256,11 +315,8 @@ impl Registry<'_> {
                 continue;
             }
             if d.keeper().is_due(now) {
-                probes += usize::from(d.known == 0);
-                if d.known != 0 || probes <= PROBES {
-                    (d.keeper().state, d.leave) = (STARTING, 0);
-                    launched.push((Kind::Keeper, d.oid));
-                }
+                (d.keeper().state, d.leave) = (STARTING, 0);
+                launched.push((Kind::Keeper, d.oid));
             }
             if d.worker(Kind::Relay).is_due(now) && !d.is_unwanted(Kind::Relay) {
                 d.workers[Kind::Relay as usize].state = STARTING;
@@ -270,29 +326,18 @@ impl Registry<'_> {
         launched
     }
 
-    /// Keepers on their way into databases of which nobody knows whether they have the extension.
-    fn probes(&self) -> usize {
-        let probing = |d: &&Database| d.oid != 0 && d.worker(Kind::Keeper).state == STARTING && d.known == 0;
-        self.databases.iter().filter(probing).count()
-    }
-
-    /// Whether every slot is taken by a database that is known to have the extension.
+    /// Whether every slot is taken.
     pub fn is_full(&self) -> bool {
-        self.databases.iter().all(|d| d.oid != 0 && d.known != 0)
+        self.databases.iter().all(|d| d.oid != 0)
     }
 
     /// When the next worker in Backoff is due; `None` without one.
     pub fn next_launch(&self) -> Option<i64> {
-        // What waits for the place of a probe is launched when one ends, not by the clock.
-        let probes = self.probes();
         let open = self.databases.iter().filter(|d| d.oid != 0 && !self.is_held(d.oid));
         open.flat_map(|d| {
             let waiting = move |kind: &Kind| {
                 let worker = d.worker(*kind);
-                let wanted = match kind {
-                    Kind::Keeper => d.known != 0 || probes < PROBES,
-                    Kind::Relay => !d.is_unwanted(Kind::Relay),
-                };
+                let wanted = *kind == Kind::Keeper || !d.is_unwanted(Kind::Relay);
                 worker.state == BACKOFF && worker.pid == 0 && wanted
             };
             Kind::ALL.into_iter().filter(waiting).map(|kind| d.worker(kind).retry_at)
@@ -300,17 +345,33 @@ impl Registry<'_> {
         .min()
     }
 
-    /// A worker that was launched did not come up: no worker slot, no fork, or an early death.
+    /// A worker that was launched did not come up: no fork, or an early death.
     pub fn launch_failed(&mut self, kind: Kind, oid: u32, now: i64, why: &str) {
+        self.not_launched(kind, oid, now, why, false);
+    }
+
+    /// There is no free slot of max_worker_processes for a worker.
+    pub fn no_worker_slot(&mut self, kind: Kind, oid: u32, now: i64, why: &str) {
+        self.not_launched(kind, oid, now, why, true);
+    }
+
+    fn not_launched(&mut self, kind: Kind, oid: u32, now: i64, why: &str, no_slot: bool) {
         let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
         if let Some(worker) = worker.filter(|w| w.state == STARTING && w.pid == 0) {
             worker.back_off(kind, now);
+            worker.no_slot = u32::from(no_slot);
             worker.last_error = Text::truncated(why);
         }
     }
 
-    /// A worker's first act, before it connects: its slot, if it may have it.
-    pub fn claim(&mut self, kind: Kind, oid: u32, pid: i32, procno: i32, now: i64) -> Result<(), Refused> {
+    /// A worker's first act, before it connects: its slot, if it may have it. `now` is the clock's and the wall's.
+    pub fn claim(
+        &mut self,
+        kind: Kind,
+        oid: u32,
+        (pid, procno): (i32, i32),
+        now: (i64, i64),
+    ) -> Result<(), Refused> {
         let held = self.is_held(oid);
         let d = self.find(oid).ok_or(Refused::Unwanted)?;
         let unwanted = d.is_unwanted(kind);
@@ -325,13 +386,14 @@ impl Registry<'_> {
         if worker.pid != 0 {
             return Err(Refused::Second);
         }
-        (worker.pid, worker.procno, worker.state, worker.started_at) = (pid, procno, STARTING, now);
+        (worker.pid, worker.procno, worker.state) = (pid, procno, STARTING);
+        (worker.began, worker.started_at) = now;
+        worker.no_slot = 0;
         Ok(())
     }
 
-    /// The keeper began to look at `since` and has found the extension (or not). The coordinator has to
-    /// be woken: the place of a probe may be free, and a relay may be wanted. The relay to wake, if it has
-    /// to go.
+    /// The keeper began to look at `since` and has found the extension (or not). The coordinator has to be woken,
+    /// as a relay may be wanted. The relay to wake, if it has to go.
     pub fn found(&mut self, oid: u32, pid: i32, extension: bool, since: i64) -> Option<i32> {
         let d = self.find(oid).filter(|d| d.worker(Kind::Keeper).pid == pid)?;
         if extension {
@@ -350,11 +412,15 @@ impl Registry<'_> {
         }
     }
 
+    /// To wake when a worker has gone.
+    fn holders(&self, oid: u32) -> Vec<i32> {
+        self.holds.iter().filter(|h| h.database == oid && oid != 0).map(|h| h.procno).collect()
+    }
+
     /// The worker's last act: it has left the list of processes. Returns the holders to wake, and the keeper when
     /// its relay ended.
     pub fn exited(&mut self, kind: Kind, oid: u32, pid: i32, now: i64) -> Vec<i32> {
-        let mut holders: Vec<i32> =
-            self.holds.iter().filter(|h| h.database == oid && oid != 0).map(|h| h.procno).collect();
+        let mut holders = self.holders(oid);
         let held = !holders.is_empty();
         let Some(d) = self.find(oid).filter(|d| d.worker(kind).pid == pid) else { return holders };
         let told = d.is_unwanted(kind) || (kind == Kind::Keeper && d.recheck != 0);
@@ -373,7 +439,7 @@ impl Registry<'_> {
             }
             return holders;
         }
-        if now - worker.started_at >= HEALTHY {
+        if now - worker.began >= HEALTHY {
             worker.failures = 0;
         }
         worker.restarts += 1;
@@ -384,21 +450,36 @@ impl Registry<'_> {
         holders
     }
 
-    /// CREATE or DROP EXTENSION ended in this database: its keeper looks again, or one is started.
-    /// The keeper to wake, if any; false when the database has no slot and none is free.
-    pub fn changed(&mut self, oid: u32) -> (Option<i32>, bool) {
-        if !self.add(oid) {
-            return (None, false);
-        }
-        let Some(d) = self.find(oid) else { return (None, false) };
+    /// A transaction ended that created or dropped the extension in this database, after which it is there or
+    /// not (`None`: nobody could see). A keeper that runs looks for itself. Otherwise one will be started, or
+    /// what was kept for the database is given up: that is the coordinator's, which has to be woken. The worker to
+    /// wake, if any.
+    pub fn changed(&mut self, oid: u32, found: Option<bool>, now: i64) -> Option<i32> {
+        let is_listed = self.looks.find(oid).is_some_and(|o| o.state == looks::HAS);
+        let Some(d) = self.find(oid) else {
+            match found {
+                // What is listed takes no workers, as far as the coordinator knows.
+                Some(true) if is_listed || self.add(oid) => {}
+                Some(true) => _ = self.has_extension(oid),
+                Some(false) => self.looks.take_out(oid),
+                None => _ = self.look_into(oid),
+            }
+            return None;
+        };
         if d.keeper().pid != 0 {
             d.recheck = 1;
-            return (d.keeper().kick(), true);
+            return d.keeper().kick();
         }
-        if d.keeper().state != STARTING {
-            d.keeper().state = UNKNOWN;
+        if d.keeper().state == STARTING {
+            return None; // it looks when it has come up
         }
-        (None, true)
+        if found == Some(false) {
+            // As if a keeper had found it and lost it: members have joined, perhaps.
+            (d.keeper().state, d.known, d.absent_since) = (ABSENT, 1, now);
+            return d.workers[Kind::Relay as usize].kick();
+        }
+        d.keeper().state = UNKNOWN;
+        None
     }
 
     /// Something changed that the keeper has to plan for: the keeper to wake, if there is one.
@@ -472,17 +553,39 @@ impl Registry<'_> {
         self.find(oid).map_or(0, |d| d.worker(kind).kicks)
     }
 
-    /// The processes of a database's workers, each with its number.
-    pub fn processes(&mut self, oid: u32) -> [(i32, i32); 2] {
-        self.find(oid).map_or([(0, 0); 2], |d| d.workers.map(|w| (w.pid, w.procno)))
+    /// The processes of ours in a database, each with its number (-1: it is not waiting for anything).
+    pub fn processes(&mut self, oid: u32) -> [(i32, i32); 3] {
+        let [keeper, relay] = self.find(oid).map_or([(0, 0); 2], |d| d.workers.map(|w| (w.pid, w.procno)));
+        [keeper, relay, (self.looker(oid), -1)]
+    }
+
+    /// For a worker that finds no free slot.
+    pub fn workers_lacking(&self, most: usize) -> Lack {
+        let taken = self.databases.iter().filter(|d| d.oid != 0).count();
+        Lack::Workers { most, needed: 1 + Kind::ALL.len() * taken }
+    }
+
+    /// What a database lacks to have its workers, where there are `most` worker processes for everybody. `soon`:
+    /// also what it will lack once the workers of all databases that have a slot have started.
+    pub fn lack(&self, oid: u32, most: usize, soon: bool) -> Option<Lack> {
+        let (own, taken) = (self.database(oid), self.databases.iter().filter(|d| d.oid != 0).count());
+        let needed = |databases: usize| 1 + Kind::ALL.len() * databases;
+        if own.is_none() && taken == self.databases.len() {
+            let workers = needed(taken + 1);
+            return Some(Lack::Place { most: taken, workers: (workers > most).then_some(workers) });
+        }
+        let all = needed(taken + usize::from(own.is_none()));
+        let waits = own.is_some_and(Database::lacks_worker_slots);
+        (waits || (soon && all > most)).then_some(Lack::Workers { most, needed: all })
     }
 
     /// The databases for which nothing needs to be kept any more, each with the time before which it
-    /// was kept in vain: those that are not `alive`, and those that had the extension and lost it.
-    pub fn forgettable(&self, alive: impl Fn(u32) -> bool) -> Vec<(u32, i64)> {
+    /// was kept in vain: those that are not `alive`, and those that had the extension and lost it. `births` is
+    /// the count of births before the look that found those that are alive: nothing is known of younger ones.
+    pub fn forgettable(&self, births: u64, alive: impl Fn(u32) -> bool) -> Vec<(u32, i64)> {
         let gone = self.databases.iter().filter(|d| d.oid != 0 && !d.workers.iter().any(Worker::is_up));
         gone.filter_map(|d| match d.worker(Kind::Keeper).state {
-            _ if !alive(d.oid) => Some((d.oid, i64::MAX)),
+            _ if d.birth <= births && !alive(d.oid) => Some((d.oid, i64::MAX)),
             ABSENT if d.known != 0 => Some((d.oid, d.absent_since)),
             _ => None,
         })
@@ -491,21 +594,32 @@ impl Registry<'_> {
 
     /// Frees the slots that nobody needs: keepers that found no extension, databases that are not
     /// `alive` any more. Workers that still run in the latter, or are on their way there, are told to
-    /// leave; the second list are those to be woken.
-    pub fn reap(&mut self, alive: impl Fn(u32) -> bool) -> (Vec<Freed>, Vec<i32>) {
-        let (mut freed, mut leaving) = (Vec::new(), Vec::new());
+    /// leave; the second list are those to be woken. A database that `exists` and has the extension is
+    /// remembered. `births` as for `forgettable`.
+    pub fn reap(
+        &mut self,
+        births: u64,
+        alive: impl Fn(u32) -> bool,
+        exists: impl Fn(u32) -> bool,
+    ) -> (Vec<Freed>, Vec<i32>) {
+        let (mut freed, mut leaving, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         for (slot, d) in self.databases.iter_mut().enumerate().filter(|(_, d)| d.oid != 0) {
             let absent = d.keeper().state == ABSENT && d.recheck == 0;
+            let dead = d.birth <= births && !alive(d.oid);
             if d.workers.iter().any(Worker::is_up) {
-                if !alive(d.oid) {
+                if dead {
                     d.leave = 1;
                     leaving.extend(d.workers.iter_mut().filter_map(Worker::kick));
                 }
-            } else if absent || !alive(d.oid) {
+            } else if absent || dead {
                 freed.push(Freed { oid: d.oid, slot, birth: d.birth });
+                if !absent && exists(d.oid) {
+                    kept.push(d.oid);
+                }
                 *d = Database::default();
             }
         }
+        kept.into_iter().for_each(|oid| _ = self.has_extension(oid));
         (freed, leaving)
     }
 
@@ -514,6 +628,7 @@ impl Registry<'_> {
     pub fn adopt(&mut self) {
         let workers = self.databases.iter_mut().filter(|d| d.oid != 0).flat_map(|d| &mut d.workers);
         workers.filter(|w| w.pid == 0 && w.state == STARTING).for_each(|w| w.state = UNKNOWN);
+        self.adopt_looks();
     }
 
     /// Keeps workers off a database; false when the table of holds is full.

@@ -1,16 +1,36 @@
+use super::super::backoff::LOOK;
 use super::Kind::{Keeper, Relay};
 use super::*;
 use proptest::prelude::*;
 
-struct Memory(Vec<Database>, Vec<Hold>, u64);
+struct Memory {
+    databases: Vec<Database>,
+    holds: Vec<Hold>,
+    looks: Box<Looks>,
+    births: u64,
+}
 
 impl Memory {
     fn new() -> Self {
-        Self(vec![Database::default(); 2], vec![Hold::default(); 2], 0)
+        Self::with_slots(2)
+    }
+    fn with_slots(slots: usize) -> Self {
+        let databases = vec![Database::default(); slots];
+        Self { databases, holds: vec![Hold::default(); 2], looks: Box::default(), births: 0 }
     }
     fn registry(&mut self) -> Registry<'_> {
-        Registry { databases: &mut self.0, holds: &mut self.1, births: &mut self.2 }
+        let Self { databases, holds, looks, births } = self;
+        Registry { databases, holds, looks, births }
     }
+}
+
+/// After a look at pg_database that found everything that is there.
+fn reap(r: &mut Registry<'_>, alive: impl Fn(u32) -> bool) -> (Vec<Freed>, Vec<i32>) {
+    r.reap(*r.births, &alive, &alive)
+}
+
+fn forgettable(r: &Registry<'_>, alive: impl Fn(u32) -> bool) -> Vec<(u32, i64)> {
+    r.forgettable(*r.births, alive)
 }
 
 /// The keepers that are launched.
@@ -34,8 +54,8 @@ fn a_keeper_comes_up_runs_and_is_restarted() {
     assert!(r.add(5) && r.add(5));
     assert_eq!(keepers(&mut r, 0, |_| true), [5]);
     assert_eq!(keepers(&mut r, 0, |_| true), [0u32; 0], "it counts as starting");
-    assert_eq!(r.claim(Keeper, 5, 100, 7, 0), Ok(()));
-    assert_eq!(r.claim(Keeper, 5, 101, 8, 0), Err(Refused::Second));
+    assert_eq!(r.claim(Keeper, 5, (100, 7), (0, 0)), Ok(()));
+    assert_eq!(r.claim(Keeper, 5, (101, 8), (0, 0)), Err(Refused::Second));
     r.found(5, 100, true, 0);
     assert_eq!(keeper(&r, 5).state, RUNNING);
     r.exited(Keeper, 5, 101, 1);
@@ -47,7 +67,7 @@ fn a_keeper_comes_up_runs_and_is_restarted() {
     assert_eq!(r.next_launch(), Some(1 + RESTART.delay(1)));
     assert_eq!(keepers(&mut r, 1 + RESTART.delay(1), |_| true), [5]);
     assert_eq!(keeper(&r, 5).last_error.as_str(), "no slot");
-    assert_eq!(r.claim(Keeper, 5, 102, 7, 2), Ok(()));
+    assert_eq!(r.claim(Keeper, 5, (102, 7), (2, 0)), Ok(()));
     r.exited(Keeper, 5, 102, 2 + HEALTHY);
     assert_eq!(keepers(&mut r, 2 + HEALTHY, |_| true), [5], "after a healthy run, at once again");
 }
@@ -58,28 +78,28 @@ fn a_database_without_the_extension_frees_its_slot() {
     let mut r = memory.registry();
     assert!(r.add(5) && r.add(6) && !r.add(7));
     keepers(&mut r, 0, |_| true);
-    r.claim(Keeper, 5, 100, 1, 0).unwrap();
+    r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
     r.found(5, 100, false, 3);
-    assert!(r.reap(|_| true).0.is_empty(), "its keeper has not gone yet");
-    assert!(r.forgettable(|_| true).is_empty());
+    assert!(reap(&mut r, |_| true).0.is_empty(), "its keeper has not gone yet");
+    assert!(forgettable(&r, |_| true).is_empty());
     r.exited(Keeper, 5, 100, 0);
-    assert!(r.forgettable(|_| true).is_empty(), "it never had any: whoever joins may be creating it");
-    assert_eq!(oids(&r.reap(|_| true).0), [5]);
+    assert!(forgettable(&r, |_| true).is_empty(), "it never had any: whoever joins may be creating it");
+    assert_eq!(oids(&reap(&mut r, |_| true).0), [5]);
     assert!(r.add(7));
-    assert_eq!(r.claim(Keeper, 5, 103, 1, 0), Err(Refused::Unwanted));
+    assert_eq!(r.claim(Keeper, 5, (103, 1), (0, 0)), Err(Refused::Unwanted));
 }
 
 #[test]
-fn create_extension_while_the_probe_is_leaving_starts_another() {
+fn create_extension_while_a_keeper_is_leaving_starts_another() {
     let mut memory = Memory::new();
     let mut r = memory.registry();
     r.add(5);
     keepers(&mut r, 0, |_| true);
-    r.claim(Keeper, 5, 100, 1, 0).unwrap();
+    r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
     r.found(5, 100, false, 3);
-    assert_eq!(r.changed(5), (Some(1), true));
+    assert_eq!(r.changed(5, Some(true), 0), Some(1));
     r.exited(Keeper, 5, 100, 0);
-    assert!(r.reap(|_| true).0.is_empty());
+    assert!(reap(&mut r, |_| true).0.is_empty());
     assert_eq!(keepers(&mut r, 0, |_| true), [5]);
 }
 
@@ -89,16 +109,16 @@ fn a_dropped_extension_is_looked_for_again() {
     let mut r = memory.registry();
     r.add(5);
     keepers(&mut r, 0, |_| true);
-    r.claim(Keeper, 5, 100, 1, 0).unwrap();
+    r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
     r.found(5, 100, true, 0);
-    assert_eq!(r.changed(5), (Some(1), true));
+    assert_eq!(r.changed(5, Some(true), 0), Some(1));
     let before = r.orders(Keeper, 5);
     assert!(before.recheck && !r.orders(Keeper, 5).recheck && !before.leave);
     assert_eq!(r.kick(5), Some(1));
     assert_ne!(r.orders(Keeper, 5).kicks, before.kicks, "not to be slept over");
     r.found(5, 100, false, 7);
     r.exited(Keeper, 5, 100, 8);
-    assert_eq!(r.forgettable(|_| true), [(5, 7)]);
+    assert_eq!(forgettable(&r, |_| true), [(5, 7)]);
     assert_eq!(r.kick(5), None);
 }
 
@@ -114,11 +134,11 @@ fn a_hold_keeps_keepers_off_and_brings_them_back() {
     r.release(40);
     assert_eq!(keepers(&mut r, 0, |_| true), [5]);
     assert!(r.hold(5, 40, 9));
-    assert_eq!(r.claim(Keeper, 5, 100, 1, 0), Err(Refused::Held), "held between launch and claim");
+    assert_eq!(r.claim(Keeper, 5, (100, 1), (0, 0)), Err(Refused::Held), "held between launch and claim");
     r.launch_failed(Keeper, 5, 0, "it had to go");
     r.release(40);
     assert_eq!(keepers(&mut r, 0, |_| true), [5]);
-    r.claim(Keeper, 5, 101, 1, 0).unwrap();
+    r.claim(Keeper, 5, (101, 1), (0, 0)).unwrap();
     assert!(r.hold(5, 40, 9) && r.hold(6, 40, 9) && !r.hold(7, 40, 9));
     assert_eq!(r.exited(Keeper, 5, 101, 0), [9], "its holder is woken");
     assert_eq!((keeper(&r, 5).state, keeper(&r, 5).failures), (UNKNOWN, 0), "no failure of its own");
@@ -130,34 +150,19 @@ fn a_new_coordinator_takes_over() {
     let mut r = memory.registry();
     assert!(r.add(5) && r.add(6));
     keepers(&mut r, 0, |_| true);
-    r.claim(Keeper, 5, 100, 1, 0).unwrap();
+    r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
     r.adopt();
     assert_eq!(keepers(&mut r, 0, |_| true), [6]);
     r.found(5, 100, true, 0);
-    assert_eq!(r.reap(|oid| oid != 5), (vec![], vec![1]), "its keeper has to go first, and is told");
+    assert_eq!(reap(&mut r, |oid| oid != 5), (vec![], vec![1]), "its keeper has to go first, and is told");
     assert!(r.orders(Keeper, 5).leave);
     r.exited(Keeper, 5, 100, 0);
-    assert_eq!(r.forgettable(|oid| oid != 5), [(5, i64::MAX)]);
+    assert_eq!(forgettable(&r, |oid| oid != 5), [(5, i64::MAX)]);
     assert_eq!(keepers(&mut r, HEALTHY, |oid| oid != 5), [0u32; 0], "nor does another one come");
-    assert_eq!(r.reap(|oid| oid != 5), (vec![Freed { oid: 5, slot: 0, birth: 1 }], vec![]));
-    assert_eq!(r.reap(|oid| oid != 6), (vec![], vec![]));
-    assert_eq!(r.claim(Keeper, 6, 101, 1, 0), Err(Refused::Unwanted), "it was on its way");
-    assert_eq!(oids(&r.reap(|oid| oid != 6).0), [6]);
-}
-
-#[test]
-fn a_few_probes_at_a_time() {
-    let mut memory = Memory(vec![Database::default(); 5], vec![Hold::default(); 2], 0);
-    let mut r = memory.registry();
-    assert!((1..=5).all(|oid| r.add(oid)));
-    assert_eq!(keepers(&mut r, 0, |_| true), [1, 2]);
-    assert_eq!(keepers(&mut r, 0, |_| true), [0u32; 0]);
-    r.claim(Keeper, 1, 100, 1, 0).unwrap();
-    r.found(1, 100, true, 0);
-    assert_eq!(keepers(&mut r, 0, |_| true), [3], "one of them is known now");
-    assert!(!r.is_full());
-    r.exited(Keeper, 1, 100, 0);
-    assert_eq!(keepers(&mut r, 0, |_| true), [1], "what is known needs not wait for probes");
+    assert_eq!(reap(&mut r, |oid| oid != 5), (vec![Freed { oid: 5, slot: 0, birth: 1 }], vec![]));
+    assert_eq!(reap(&mut r, |oid| oid != 6), (vec![], vec![]));
+    assert_eq!(r.claim(Keeper, 6, (101, 1), (0, 0)), Err(Refused::Unwanted), "it was on its way");
+    assert_eq!(oids(&reap(&mut r, |oid| oid != 6).0), [6]);
 }
 
 #[test]
@@ -166,13 +171,13 @@ fn a_relay_runs_where_a_keeper_found_the_extension() {
     let mut r = memory.registry();
     r.add(5);
     assert_eq!(r.launch(0, |_| true), [(Keeper, 5)]);
-    assert_eq!(r.claim(Relay, 5, 99, 3, 0), Err(Refused::Unwanted));
-    r.claim(Keeper, 5, 100, 1, 0).unwrap();
+    assert_eq!(r.claim(Relay, 5, (99, 3), (0, 0)), Err(Refused::Unwanted));
+    r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
     assert_eq!(r.found(5, 100, true, 0), None);
     assert_eq!(r.launch(0, |_| true), [(Relay, 5)]);
-    r.claim(Relay, 5, 101, 2, 0).unwrap();
+    r.claim(Relay, 5, (101, 2), (0, 0)).unwrap();
     r.running(Relay, 5, 101);
-    assert_eq!(r.processes(5), [(100, 1), (101, 2)]);
+    assert_eq!(r.processes(5), [(100, 1), (101, 2), (0, -1)]);
 
     // Either one's end is its own affair.
     r.exited(Relay, 5, 101, 1);
@@ -182,7 +187,7 @@ fn a_relay_runs_where_a_keeper_found_the_extension() {
     r.launch_failed(Relay, 5, 1, "no slot");
     assert_eq!(r.database(5).unwrap().worker(Relay).last_error.as_str(), "no slot");
     assert_eq!(r.launch(HEALTHY, |_| true), [(Relay, 5)]);
-    r.claim(Relay, 5, 102, 2, 1).unwrap();
+    r.claim(Relay, 5, (102, 2), (1, 0)).unwrap();
 
     // The extension is dropped: the relay goes first or last, and then the slot is free.
     let kicks = r.orders(Relay, 5).kicks;
@@ -190,11 +195,11 @@ fn a_relay_runs_where_a_keeper_found_the_extension() {
     let orders = r.orders(Relay, 5);
     assert!(orders.leave && orders.kicks != kicks);
     r.exited(Keeper, 5, 100, 8);
-    assert!(r.reap(|_| true).0.is_empty() && r.forgettable(|_| true).is_empty());
+    assert!(reap(&mut r, |_| true).0.is_empty() && forgettable(&r, |_| true).is_empty());
     r.exited(Relay, 5, 102, 8);
     assert_eq!(r.launch(HEALTHY * 9, |_| true), []);
-    assert_eq!(r.forgettable(|_| true), [(5, 7)]);
-    assert_eq!(oids(&r.reap(|_| true).0), [5]);
+    assert_eq!(forgettable(&r, |_| true), [(5, 7)]);
+    assert_eq!(oids(&reap(&mut r, |_| true).0), [5]);
     assert!(r.add(5));
     assert_eq!(r.slot(5), Some((0, 2)), "another life of the slot");
 }
@@ -205,10 +210,10 @@ fn a_hold_sends_both_away() {
     let mut r = memory.registry();
     r.add(5);
     r.launch(0, |_| true);
-    r.claim(Keeper, 5, 100, 1, 0).unwrap();
+    r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
     r.found(5, 100, true, 0);
     r.launch(0, |_| true);
-    r.claim(Relay, 5, 101, 2, 0).unwrap();
+    r.claim(Relay, 5, (101, 2), (0, 0)).unwrap();
     assert!(r.hold(5, 40, 9));
     assert!(r.orders(Keeper, 5).leave && r.orders(Relay, 5).leave);
     assert_eq!(r.exited(Relay, 5, 101, 0), [9]);
@@ -216,6 +221,231 @@ fn a_hold_sends_both_away() {
     assert_eq!(r.launch(0, |_| true), []);
     r.release(40);
     assert_eq!(r.launch(0, |_| true), [(Keeper, 5), (Relay, 5)]);
+}
+
+/// The extension is dropped while there is no keeper: what was kept is given up all the same.
+#[test]
+fn a_dropped_extension_needs_no_keeper_to_be_noticed() {
+    let mut memory = Memory::new();
+    let mut r = memory.registry();
+    assert_eq!(r.changed(5, Some(true), 0), None);
+    r.launch(0, |_| true);
+    r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
+    r.found(5, 100, true, 0);
+    r.launch(0, |_| true);
+    r.claim(Relay, 5, (101, 2), (0, 0)).unwrap();
+    r.exited(Keeper, 5, 100, 1);
+    assert_eq!(r.changed(5, Some(false), 3), Some(2), "the relay has to go");
+    assert!(r.orders(Relay, 5).leave);
+    assert_eq!(r.launch(HEALTHY, |_| true), []);
+    r.exited(Relay, 5, 101, 4);
+    assert_eq!(forgettable(&r, |_| true), [(5, 3)]);
+    assert_eq!(oids(&reap(&mut r, |_| true).0), [5]);
+    assert_eq!(r.place(|_| true), [0u32; 0]);
+    assert!(r.database(5).is_none());
+
+    // One on its way looks for itself.
+    r.changed(5, Some(true), 5);
+    r.launch(5, |_| true);
+    assert_eq!(r.changed(5, Some(false), 6), None);
+    assert!(reap(&mut r, |_| true).0.is_empty());
+    // And one that comes after all makes it wanted again.
+    r.launch_failed(Keeper, 5, 6, "lost");
+    r.changed(5, Some(false), 7);
+    r.changed(5, Some(true), 8);
+    assert_eq!(keepers(&mut r, 8, |_| true), [5]);
+}
+
+/// A look at pg_database that began before a database was made does not take its slot.
+#[test]
+fn what_is_younger_than_the_look_is_left_alone() {
+    let mut memory = Memory::new();
+    let mut r = memory.registry();
+    let births = *r.births;
+    r.changed(5, Some(true), 0);
+    r.look_into(6);
+    let nothing = |_: u32| false;
+    assert_eq!(r.reap(births, nothing, nothing), (vec![], vec![]));
+    assert!(r.forgettable(births, nothing).is_empty());
+    r.forget_others(births, nothing);
+    assert_eq!(r.launch_looks(0, |_| true), [6]);
+    r.look_lost(6, 0);
+    let births = *r.births;
+    r.forget_others(births, nothing);
+    assert_eq!(oids(&r.reap(births, nothing, nothing).0), [5]);
+    assert_eq!(r.launch_looks(i64::MAX, |_| true), [0u32; 0]);
+}
+
+/// A template keeps its knowledge, and gives it to its copies.
+#[test]
+fn copies_have_what_their_source_has() {
+    let mut memory = Memory::with_slots(8);
+    let mut r = memory.registry();
+    r.looks.done = 1;
+    r.changed(5, Some(true), 0);
+    r.copied(5, 6);
+    assert_eq!((r.place(|_| true), keepers(&mut r, 0, |_| true)), (vec![], vec![5, 6]));
+    for oid in [5, 6] {
+        r.launch_failed(Keeper, oid, 0, "lost");
+    }
+    // 5 becomes a template, from which 7 is copied, itself a template.
+    r.reap(*r.births, |oid| oid != 5, |_| true);
+    assert!(r.database(5).is_none());
+    r.copied(5, 7);
+    assert_eq!(r.place(|oid| oid != 5 && oid != 7), [0u32; 0]);
+    assert!(r.database(5).is_none() && r.database(7).is_none());
+    // CREATE EXTENSION or a call there changes nothing; no template any more, it has a slot.
+    r.changed(5, Some(true), 1);
+    assert!(r.database(5).is_none());
+    r.place(|_| true);
+    assert!(r.database(5).is_some() && r.database(7).is_some());
+    // Dropped in a template, its copies have none.
+    r.reap(*r.births, |oid| oid != 7, |_| true);
+    r.changed(7, Some(false), 2);
+    r.copied(7, 8);
+    // Nor has one of a source that was looked into with all others.
+    r.copied(99, 9);
+    assert_eq!((r.place(|_| true), r.launch_looks(2, |_| true)), (vec![], vec![]));
+    assert!(r.database(8).is_none() && r.database(9).is_none());
+}
+
+#[test]
+fn a_copy_of_what_nobody_knows_is_looked_into() {
+    let mut memory = Memory::new();
+    let mut r = memory.registry();
+    r.copied(5, 6); // before the server's first look is done
+    assert_eq!(r.launch_looks(0, |_| true), [6]);
+    assert!(r.claim_look(6, 100));
+    r.looked(6, 100, false);
+    assert_eq!(r.free_looks(0, |_| true), 1, "it is still there");
+    r.look_ended(6, 100, 0);
+    assert_eq!(r.free_looks(0, |_| true), 2);
+    r.looks.done = 1;
+    r.copied(0, 7); // nobody knows from which
+    assert_eq!(r.launch_looks(0, |_| true), [7]);
+    r.look_lost(7, 0);
+    r.copied(7, 8); // its source is still being looked into
+    assert_eq!(r.launch_looks(0, |_| true), [8]);
+    assert!(r.claim_look(8, 101));
+    r.looked(8, 101, true);
+    r.look_ended(8, 101, 0);
+    assert_eq!((r.place(|_| true), keepers(&mut r, 0, |_| true)), (vec![], vec![8]));
+}
+
+#[test]
+fn few_looks_at_a_time_with_growing_delays_and_an_end() {
+    let mut memory = Memory::new();
+    let mut r = memory.registry();
+    (1..=4).for_each(|oid| assert!(r.look_into(oid)));
+    assert_eq!(r.launch_looks(0, |oid| oid != 1), [2, 3], "where it may enter");
+    assert_eq!(r.launch_looks(0, |_| true), [0u32; 0]);
+    assert!(!r.claim_look(1, 99), "it was not launched");
+    assert!(r.claim_look(2, 100) && !r.claim_look(2, 101));
+    r.look_ended(2, 100, 7); // without a word: it failed
+    r.look_postponed(3, 7);
+    assert_eq!(r.launch_looks(7, |_| true), [1, 4]);
+    r.adopt();
+    assert_eq!(r.launch_looks(7, |_| true), [1, 4], "a new coordinator does not know them");
+    for (oid, pid) in [(1, 102), (4, 103)] {
+        assert!(r.claim_look(oid, pid));
+        r.looked(oid, pid, false);
+        r.look_ended(oid, pid, 7);
+    }
+    assert_eq!(r.next_look(7, |_| true), Some(7 + LOOK.delay(1)));
+    assert_eq!(r.next_look(7, |_| false), None);
+    let mut now = 7;
+    for failures in 1.. {
+        now += LOOK.delay(failures);
+        if r.launch_looks(now, |oid| oid == 2).is_empty() {
+            break;
+        }
+        assert!(r.failed_looks().is_empty() && failures < 100);
+        r.look_lost(2, now);
+    }
+    assert_eq!(r.failed_looks(), [2]);
+    assert_eq!(r.launch_looks(i64::MAX, |_| true), [3]);
+    r.looks.done = 1;
+    r.copied(2, 9);
+    assert_eq!(r.launch_looks(i64::MAX, |_| true), [9], "its copies are looked into");
+    r.changed(2, Some(true), now);
+    assert!(r.database(2).is_some() && r.failed_looks().is_empty());
+}
+
+/// What is told while a process looks counts more than what it finds.
+#[test]
+fn a_commit_during_a_look_counts_more() {
+    for (told, found) in [(true, false), (false, true)] {
+        for slots in [0, 1] {
+            let mut memory = Memory::with_slots(slots);
+            let mut r = memory.registry();
+            r.look_into(5);
+            r.launch_looks(0, |_| true);
+            assert!(r.claim_look(5, 100));
+            r.changed(5, Some(told), 0);
+            r.looked(5, 100, found);
+            assert_eq!(r.processes(5)[2], (100, -1), "who holds the database waits for it");
+            r.look_ended(5, 100, 0);
+            let waiting = r.place(|_| true);
+            assert_eq!(r.database(5).is_some(), told && slots == 1);
+            assert_eq!(!waiting.is_empty(), told && slots == 0);
+            assert_eq!(r.launch_looks(i64::MAX, |_| true), [0u32; 0]);
+        }
+    }
+}
+
+#[test]
+fn a_hold_keeps_looks_out_too() {
+    let mut memory = Memory::new();
+    let mut r = memory.registry();
+    r.look_into(5);
+    assert_eq!(r.launch_looks(0, |_| true), [5]);
+    assert!(r.hold(5, 40, 9));
+    assert!(!r.claim_look(5, 100));
+    assert_eq!(r.launch_looks(0, |_| true), [0u32; 0]);
+    r.release(40);
+    assert_eq!(r.launch_looks(0, |_| true), [5]);
+    assert!(r.claim_look(5, 101) && r.hold(5, 40, 9));
+    assert_eq!(r.look_ended(5, 101, 0), [9], "its holder is woken");
+    r.release(40);
+    assert_eq!(r.launch_looks(0, |_| true), [5], "that it had to go is no failure");
+}
+
+#[test]
+fn when_there_is_no_room_to_remember_copies_are_looked_into() {
+    let mut memory = Memory::with_slots(1);
+    let mut r = memory.registry();
+    r.looks.done = 1;
+    r.copied(5, 1000);
+    assert_eq!(r.launch_looks(0, |_| true), [0u32; 0]);
+    let kept = (1..).take_while(|oid| r.has_extension(*oid)).count();
+    assert!(kept > 100, "{kept}");
+    r.copied(2000, 2001);
+    assert_eq!(r.launch_looks(0, |_| true), [2001], "for looks there is room");
+    assert_eq!(r.place(|_| true).len(), kept - 1);
+}
+
+#[test]
+fn the_limit_that_holds_is_named() {
+    let mut memory = Memory::new();
+    let mut r = memory.registry();
+    assert_eq!(r.lack(5, 8, true), None);
+    assert_eq!(r.lack(5, 2, false), None, "it may start all the same");
+    assert_eq!(r.lack(5, 2, true), Some(Lack::Workers { most: 2, needed: 3 }));
+    r.changed(5, Some(true), 0);
+    r.launch(0, |_| true);
+    r.no_worker_slot(Keeper, 5, 0, "none");
+    assert_eq!(r.lack(5, 8, false), Some(Lack::Workers { most: 8, needed: 3 }), "others have them");
+    keepers(&mut r, HEALTHY, |_| true);
+    r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
+    assert_eq!(r.lack(5, 8, false), None);
+    r.changed(6, Some(true), 0);
+    r.changed(7, Some(true), 0);
+    assert_eq!(r.lack(7, 8, false), Some(Lack::Place { most: 2, workers: None }));
+    assert_eq!(r.lack(7, 6, false), Some(Lack::Place { most: 2, workers: Some(7) }));
+    assert_eq!(r.place(|_| true), [7]);
+    r.changed(6, Some(false), 0);
+    reap(&mut r, |_| true);
+    assert_eq!((r.place(|_| true), r.lack(7, 8, false)), (vec![], None));
 }
 
 proptest! {
@@ -239,7 +469,7 @@ proptest! {
                 2 | 3 => if let Some(at) = launched.iter().position(|l| *l == (kind, oid)) {
                     launched.remove(at);
                     pid += 1;
-                    match r.claim(kind, oid, pid, 1, now) {
+                    match r.claim(kind, oid, (pid, 1), (now, 0)) {
                         Ok(()) => {
                             prop_assert!(!r.is_held(oid));
                             prop_assert!(running.iter().all(|(k, o, _)| (*k, *o) != (kind, oid)));
@@ -258,7 +488,7 @@ proptest! {
                 },
                 5 => { r.hold(oid, oid as i32, 9); }
                 6 => r.release(oid as i32),
-                _ => { r.changed(oid); }
+                _ => { r.changed(oid, Some(true), now); }
             }
         }
         [1, 2].into_iter().for_each(|pid| r.release(pid));
