@@ -6,6 +6,7 @@ use pgrx::prelude::{PgLogLevel, PgSqlErrorCode};
 use thiserror::Error;
 
 use crate::logic::channel::{ChannelError, MAX_CHANNEL};
+use crate::logic::lifecycle::Lack;
 use crate::logic::text::Text;
 use crate::logic::wire::{MAX_PAYLOAD, WireError};
 
@@ -43,6 +44,8 @@ pub enum Error {
     NotYours(String),
     #[error("no room for {what}")]
     TableFull { what: String, setting: &'static str },
+    #[error("no room for {what}: {lack}")]
+    NoPlace { what: &'static str, lack: Lack },
     #[error("payload too large: {0}")]
     PayloadTooLarge(String),
     #[error("{message}")]
@@ -105,7 +108,9 @@ impl Error {
             Self::NotAllowed { .. } | Self::NotOwner { .. } | Self::NotYours(_) | Self::Restricted(_) => {
                 ERRCODE_INSUFFICIENT_PRIVILEGE
             }
-            Self::TableFull { .. } | Self::ShareUsed { .. } => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            Self::TableFull { .. } | Self::NoPlace { .. } | Self::ShareUsed { .. } => {
+                ERRCODE_CONFIGURATION_LIMIT_EXCEEDED
+            }
             Self::PayloadTooLarge(_) | Self::ArgumentTooLarge { .. } | Self::TooManyMessages(_) => {
                 ERRCODE_PROGRAM_LIMIT_EXCEEDED
             }
@@ -169,6 +174,7 @@ impl Error {
             Self::TableFull { setting, .. } => {
                 format!("Raise {setting} and restart the server, or wait until entries end.")
             }
+            Self::NoPlace { lack, .. } => lack.hint(),
             Self::ShareUsed { setting, .. } => format!(
                 "Raise obanrs.role_share and reload the configuration, raise {setting} and restart the server, or wait \
                  until entries of this role end."

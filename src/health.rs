@@ -10,7 +10,7 @@ use pgrx::spi::{SpiHeapTupleData, SpiResult};
 use crate::config;
 use crate::error::Error;
 use crate::logic::channel;
-use crate::logic::lifecycle::{Kind, RUNNING, STARTING, Worker, state_name};
+use crate::logic::lifecycle::{Kind, Lack, RUNNING, STARTING, Worker, state_name};
 use crate::logic::shape;
 use crate::logic::text::Text;
 use crate::peer::leaders::leaders;
@@ -115,13 +115,22 @@ fn worker(kind: Kind) -> Result<String, String> {
         return Ok("none during recovery: it starts with the promotion".into());
     }
     let own = session::database();
-    let (database, full) = shmem::registry(|r| (r.database(own).copied(), r.is_full())).unwrap_or_default();
+    let database = shmem::registry(|r| r.database(own).copied()).ok().flatten();
+    let name = catalog::database_name(own).unwrap_or_default();
     match database.map(|d| *d.worker(kind)) {
         Some(Worker { state: RUNNING | STARTING, pid, last_error, .. }) if pid != 0 => {
             Ok(match trouble(&last_error) {
                 Some(trouble) => format!("running with PID {pid}; last trouble: {trouble}"),
                 None => format!("running with PID {pid}"),
             })
+        }
+        Some(worker) if worker.lacks_slot() => {
+            let lack = shmem::lack(true).map_or(String::new(), |lack| format!(" ({lack})"));
+            Err(format!(
+                "{} in database \"{name}\", {without}: no free worker slot{lack}; raise max_worker_processes and \
+                 restart the server",
+                state_name(worker.state)
+            ))
         }
         Some(worker) => Err(format!(
             "{}, {without}: {}",
@@ -130,11 +139,12 @@ fn worker(kind: Kind) -> Result<String, String> {
                 "if it does not start in a moment, the server's log says why (or oban_workers, to pg_monitor)"
             )
         )),
-        None if full => Err(format!(
-            "none, {without}: all slots are taken by other databases; raise obanrs.max_databases and restart the \
-             server"
-        )),
-        None => Err("none yet: the next oban_join or oban_install has it started".into()),
+        None => Err(match shmem::lack(false) {
+            Some(lack @ Lack::Place { .. }) => {
+                format!("none in database \"{name}\", {without}: {lack}. {}", lack.hint())
+            }
+            _ => "none yet: the next oban_join or oban_install has it started".into(),
+        }),
     }
 }
 

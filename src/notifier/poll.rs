@@ -12,6 +12,7 @@ use pgrx::prelude::*;
 
 use crate::bus::Target;
 use crate::error::{Error, given};
+use crate::logic::lifecycle::Lack;
 use crate::logic::ring::{Batch, Channel, Message, Progress};
 use crate::logic::wire::WireError;
 use crate::logic::{channel, wire};
@@ -102,11 +103,10 @@ fn no_ring() -> Error {
         let what = "this database's messages".into();
         return Error::TableFull { what, setting: "obanrs.max_rings" };
     }
-    if shmem::registry(|r| r.is_full()).unwrap_or(false) {
-        let what = "this database's messages".into();
-        return Error::TableFull { what, setting: "obanrs.max_databases" };
+    match shmem::lack(false) {
+        Some(lack @ Lack::Place { .. }) => Error::NoPlace { what: "this database's messages", lack },
+        _ => Error::NoExtension,
     }
-    Error::NoExtension
 }
 
 #[derive(Debug)]

@@ -10,6 +10,7 @@ use pgrx::prelude::*;
 use super::Names;
 use crate::config;
 use crate::error::{self, Error, given};
+use crate::logic::lifecycle::Lack;
 use crate::logic::peer::{Electorate, JoinError, Joining, Member, View};
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::TextArgument;
@@ -42,6 +43,9 @@ fn oban_join(
     }
     if session::is_restricted() {
         return Err(Error::Restricted("join").into());
+    }
+    if let Some(lack @ Lack::Place { .. }) = shmem::lack(false) {
+        return Err(Error::NoPlace { what: "this database's elections", lack }.into());
     }
     let joining = Joining {
         id: shmem::new_member_id()?,
@@ -103,7 +107,24 @@ fn oban_join(
     };
     shmem::wake_keeper(electorate.database);
     wait_until(|v| v.is_considered(id, clock::now()))?;
+    warn_without_keeper(id)?;
     Ok(id)
+}
+
+/// Says that nobody elects as there is no free worker slot, if that is why a member was not considered.
+fn warn_without_keeper(id: i64) -> Result<(), Error> {
+    if shmem::peers_view(|v| v.is_considered(id, time::now()))? {
+        return Ok(());
+    }
+    if let Some(lack @ Lack::Workers { .. }) = shmem::lack(false) {
+        error::log(
+            PgLogLevel::WARNING,
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            format!("nobody elects leaders in this database now, as there is no free worker slot: {lack}"),
+            lack.hint(),
+        );
+    }
+    Ok(())
 }
 
 /// A lease as the rules count it.

@@ -25,7 +25,7 @@ use crate::pg::catalog::{self, Added};
 use crate::pg::{acl, ddl, scan, session, spi, xact};
 use crate::prefix::peers::{self, Unusable};
 use crate::prefix::terms;
-use crate::shmem::at_end::{Note, note};
+use crate::shmem::at_end::{self, Note, note};
 
 const JOBS: &str = "oban_jobs";
 const PEERS: &str = "oban_peers";
@@ -153,6 +153,7 @@ fn install(name: &str) -> Result<(), Error> {
         complete(&Prefix::locked(name, || existing_or_new(name))?)?;
     }
     warn_of_obstacles(name, schema);
+    at_end::warn_without_place();
     note(Note::Prefix); // even if nothing was missing: the keeper may not know the tables yet
     Ok(())
 }

@@ -204,6 +204,77 @@ fn more_databases_than_slots_and_worker_processes_are_shown() {
     assert!(only_wrong(&mut client, "idle_session_timeout").contains("1h"));
 }
 
+/// Each call that a database without a place disappoints says so, with the limit that holds.
+#[test]
+fn a_database_without_a_place_hears_of_it() {
+    let preload = "shared_preload_libraries = 'obanrs'";
+    let cluster = Cluster::start(&[preload, "obanrs.max_databases = 1", "max_worker_processes = 4"]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    healthy(&cluster);
+    let warnings =
+        |cluster: &Cluster| cluster.log().matches("WARNING:  database \"other\" gets no elections").count();
+    client.batch_execute("CREATE DATABASE other").unwrap();
+    let mut other = cluster.client_of("other");
+    other.batch_execute("BEGIN; CREATE EXTENSION obanrs; ROLLBACK").unwrap();
+    assert_eq!(warnings(&cluster), 0, "{}", cluster.log());
+    other.batch_execute("CREATE EXTENSION obanrs").unwrap();
+    assert_eq!(warnings(&cluster), 1);
+    other.batch_execute("SELECT oban_install()").unwrap();
+    assert_eq!(warnings(&cluster), 2);
+    other.batch_execute("DROP EXTENSION plpgsql").unwrap();
+    assert_eq!(warnings(&cluster), 2, "that has nothing to do with it");
+    // With one more database there would not be enough worker processes either.
+    for call in ["SELECT oban_join('a')", "SELECT oban_position()"] {
+        let error = other.batch_execute(call).unwrap_err();
+        let error = error.as_db_error().unwrap();
+        assert_eq!(error.code().code(), "53400", "{call}");
+        assert!(error.message().contains("obanrs.max_databases"), "{error}");
+        let hint = error.hint().unwrap();
+        assert!(
+            hint.contains("obanrs.max_databases") && hint.contains("max_worker_processes to 5"),
+            "{hint}"
+        );
+    }
+    assert_eq!(other.one::<i64>("SELECT count(*) FROM oban_members"), 0);
+    let counters: i64 = client.one("SELECT count(*) FROM oban_stats");
+    assert_eq!(other.one::<i64>("SELECT count(*) FROM oban_stats WHERE value = 0"), counters);
+    let found = wrong(&mut other);
+    assert_eq!(found.iter().map(|(item, _)| item.as_str()).collect::<Vec<_>>(), ["keeper", "relay"]);
+    assert!(found.iter().all(|(_, detail)| detail.contains("\"other\"")), "{found:?}");
+    // A template needs no place.
+    cluster.client_of("template1").batch_execute("CREATE EXTENSION obanrs").unwrap();
+    assert_eq!(cluster.log().matches("WARNING:  database").count(), 2, "{}", cluster.log());
+
+    // When it has a place, what it was told before is over.
+    client.batch_execute("DROP EXTENSION obanrs CASCADE").unwrap();
+    wait_until("it leads", || {
+        other.batch_execute("SELECT oban_join('a')").is_ok() && other.one("SELECT oban_is_leader()")
+    });
+    assert_eq!(wrong(&mut other), []);
+}
+
+#[test]
+fn want_of_worker_processes_is_told() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_worker_processes = 2"]);
+    // One slot is the logical replication launcher's, one the coordinator's.
+    let mut client = cluster.client();
+    let warnings = |what: &str| cluster.log().matches(&format!("WARNING:  {what}")).count();
+    client.batch_execute("CREATE EXTENSION obanrs").unwrap();
+    assert_eq!(warnings("database \"postgres\" gets no elections"), 1);
+    client.batch_execute("SELECT oban_install()").unwrap();
+    assert_eq!(warnings("database \"postgres\" gets no elections"), 2);
+    wait_until("it is logged", || cluster.log().contains("can't start a keeper for database \"postgres\""));
+    client.batch_execute("SELECT oban_join('a')").unwrap();
+    assert_eq!(warnings("nobody elects leaders in this database now"), 1);
+    assert!(cluster.log().contains("max_worker_processes is 2"));
+    client.batch_execute("CREATE ROLE app LOGIN").unwrap();
+    let mut app = cluster.client_as("postgres", "app");
+    let told =
+        |(item, detail): &(String, String)| item == "keeper" && detail.contains("raise max_worker_processes");
+    assert!(wrong(&mut app).iter().any(told), "not only those who may see errors");
+}
+
 #[test]
 fn settings_of_gossip_that_do_not_fit_and_full_memory_are_shown() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_memory = '64kB'"]);

@@ -326,11 +326,6 @@ impl Registry<'_> {
         launched
     }
 
-    /// Whether every slot is taken.
-    pub fn is_full(&self) -> bool {
-        self.databases.iter().all(|d| d.oid != 0)
-    }
-
     /// When the next worker in Backoff is due; `None` without one.
     pub fn next_launch(&self) -> Option<i64> {
         let open = self.databases.iter().filter(|d| d.oid != 0 && !self.is_held(d.oid));
