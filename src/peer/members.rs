@@ -113,7 +113,7 @@ fn oban_join(
 
 /// Says that nobody elects as there is no free worker slot, if that is why a member was not considered.
 fn warn_without_keeper(id: i64) -> Result<(), Error> {
-    if shmem::peers_view(|v| v.is_considered(id, time::now()))? {
+    if shmem::peers_view(|v| v.is_considered(id, clock::now()))? {
         return Ok(());
     }
     if let Some(lack @ Lack::Workers { .. }) = shmem::lack(false) {
