@@ -11,7 +11,8 @@
 //! | `worker` | the background workers and the hooks that keep them out of the way |
 //! | `config`, `error` | every setting; every error |
 //!
-//! Dependencies point from the bottom of this table to its top; `logic` depends on nothing.
+//! Dependencies point from the bottom of this table to its top, but for the last row, which all others may use; `logic`
+//! depends on nothing.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,5 +1,5 @@
 //! Postgres, one concept a file: the smallest wrappers that let the rest of the crate be plain Rust.
-//! Every `cfg(pgNN)` of the crate is in this folder. Depends on pgrx, `error` and `logic::shape`.
+//! Every `cfg(pgNN)` of the crate is in this folder. Depends on pgrx, `config`, `error` and `logic::shape`.
 #![allow(unsafe_code)]
 
 pub mod acl;
