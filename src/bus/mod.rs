@@ -16,7 +16,7 @@
 //! reads a message sees the rows of its transaction.
 //!
 //! A relay that has ended is waited for; one that does not come is done without: then each transaction sends
-//! what waits in the ring before its own.
+//! what waits in the ring before its own, and if none commits the keeper does (`send_for_relay`).
 //!
 //! A message belongs to a schema, not to its name. Whoever sends it natively asks for the name then (`names`): the
 //! relay, and a transaction that sends by itself, before its commit. What has no channel by then goes to nobody who
@@ -229,7 +229,7 @@ fn take() -> Option<Vec<Message>> {
 }
 
 /// Before the commit: finds the way for the messages, reserves it, and sends natively what has to be.
-fn prepare(messages: Vec<Message>) {
+fn prepare(mut messages: Vec<Message>) {
     let mut charges = charges(&messages);
     let reserved = if charges.is_empty() { None } else { rings::reserve(&mut charges) };
     let Some(Reserved { ring, way, orphaned }) = reserved else {
@@ -255,7 +255,7 @@ fn prepare(messages: Vec<Message>) {
     };
     let natively = send(&messages, sent);
     let relayed = orphans.map(|o| o.upto);
-    let messages = messages.into_iter().filter(|m| !m.is_aside()).collect();
+    messages.retain(|m| !m.is_aside());
     PUBLICATION.set(Some(Publication { ring, messages, charges, room, sent, relayed, late: 0 }));
     let fallbacks = if way == ring::Way::Relay { 0 } else { natively };
     rings::count_all(ring, &[(Counter::Native, natively), (Counter::NativeFallbacks, fallbacks)]);

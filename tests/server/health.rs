@@ -45,6 +45,7 @@ fn a_healthy_prefix_has_a_row_a_thing_and_all_are_ok() {
             "keeper",
             "relay",
             "max_worker_processes",
+            "ring",
             "gossip",
             "idle_session_timeout",
             "prefix public",
