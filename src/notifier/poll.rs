@@ -94,7 +94,13 @@ impl Question {
 /// 55000 where there can't be a ring.
 fn require_ring(what: &'static str) -> Result<(), Error> {
     shmem::require()?;
-    if session::in_recovery() { Err(Error::InRecovery(what)) } else { Ok(()) }
+    if session::in_recovery() {
+        return Err(Error::InRecovery(what));
+    }
+    if rings::own_slot().is_none() {
+        shmem::called_in(session::database()); // right after the server's start nobody knows of the extension yet
+    }
+    Ok(())
 }
 
 /// Why this database has no ring.

@@ -403,6 +403,13 @@ pub fn extension_changed(database: u32, found: Option<bool>) {
     rescan();
 }
 
+/// A call came from within a database, which therefore has the extension: it gets its slot, if it may have one.
+pub fn called_in(database: u32) {
+    if registry(|r| r.could_have_slot(database)).unwrap_or(false) {
+        extension_changed(database, Some(true));
+    }
+}
+
 /// What this database lacks to have workers, if anything. `soon`: also what it will lack when the workers of all
 /// databases have started.
 pub fn lack(soon: bool) -> Option<Lack> {

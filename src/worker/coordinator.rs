@@ -10,6 +10,7 @@
 //! earlier than all before it. If it dies, the postmaster starts another a second later; workers run
 //! on, and their slots tell the new one about them.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 
 use pgrx::pg_sys;
@@ -129,7 +130,9 @@ impl Coordinator {
             let wanted = self.databases.values().filter(|d| !d.is_invalid);
             let wanted = wanted.filter(|d| d.takes_connections || d.oid != catalog::TEMPLATE0);
             let (now, later): (Vec<&Database>, Vec<&Database>) = wanted.partition(|d| d.takes_connections);
-            self.unseen = now.iter().map(|d| d.oid).collect();
+            let mut now: Vec<_> = now.iter().map(|d| (!d.is_template, Reverse(d.oid))).collect();
+            now.sort_unstable(); // the last is the first to be looked into: templates wait
+            self.unseen = now.into_iter().map(|(_, Reverse(oid))| oid).collect();
             let _ = shmem::registry(|r| later.iter().for_each(|d| _ = r.look_into(d.oid)));
         }
     }

@@ -263,3 +263,18 @@ fn a_look_waits_for_nobodys_lock() {
         gets_keeper(&mut client, name);
     }
 }
+
+/// A call from within a database needs no look.
+#[test]
+fn a_reader_in_a_database_that_nobody_has_looked_into_is_served() {
+    let cluster = talkative();
+    let mut client = cluster.client();
+    client.batch_execute("CREATE DATABASE other ALLOW_CONNECTIONS false TEMPLATE postgres").unwrap();
+    cluster.restart();
+    let mut client = cluster.client();
+    looks_are_over(&cluster, &mut client);
+    client.batch_execute("UPDATE pg_database SET datallowconn = true WHERE datname = 'other'").unwrap();
+    let mut other = cluster.client_of("other");
+    assert!(other.one::<i64>("SELECT oban_position()") > 0);
+    gets_keeper(&mut client, "other");
+}

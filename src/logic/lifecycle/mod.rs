@@ -554,6 +554,12 @@ impl Registry<'_> {
         [keeper, relay, (self.looker(oid), -1)]
     }
 
+    /// Whether there is a slot for a database that has none, and that is not known to take no workers.
+    pub fn could_have_slot(&mut self, oid: u32) -> bool {
+        let is_listed = self.looks.find(oid).is_some_and(|o| o.state == looks::HAS);
+        self.database(oid).is_none() && !is_listed && self.databases.iter().any(|d| d.oid == 0)
+    }
+
     /// For a worker that finds no free slot.
     pub fn workers_lacking(&self, most: usize) -> Lack {
         let taken = self.databases.iter().filter(|d| d.oid != 0).count();
