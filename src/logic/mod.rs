@@ -1,8 +1,8 @@
 //! The rules, without Postgres: no pgrx, no `unsafe`, no clock and no memory of their own.
 //!
-//! Everything here is a function of its arguments (times are microseconds since 2000-01-01 UTC, as
-//! in a `timestamptz`; shared memory arrives as slices), so that it can be read, tested and
-//! property-tested without a server. `shmem` holds the locks, `worker` and the SQL functions act.
+//! Everything here is a function of its arguments, so that it can be read, tested and property-tested without a
+//! server. Shared memory arrives as slices. Times are microseconds: wall times since 2000-01-01 UTC, as in a
+//! `timestamptz`, and readings of `pg::clock`, on which deadlines count. `shmem` holds the locks, `worker` and the SQL functions act.
 
 pub mod backoff;
 pub mod broadcast;

@@ -408,9 +408,16 @@ impl Peers<'_> {
             if seat.leadership.is_ours() {
                 seat.leadership.doubted = 1;
             } else {
-                seat.leadership = Leadership::default();
+                // The copy stays: a row that turns out to be the same keeps its deadline.
+                seat.leadership.look_at = 0;
             }
         }
+    }
+
+    /// The wall times in the rows of a database's members are wrong: each is to be renewed at once.
+    pub fn renew_all(&mut self, database: u32) {
+        let own = self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database);
+        own.filter(|s| s.leadership.is_ours()).for_each(|s| s.leadership.doubted = 1);
     }
 
     /// As `row_changed` for all names of a schema, with all rows deleted.

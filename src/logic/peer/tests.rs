@@ -245,9 +245,17 @@ fn what_may_have_changed_is_read_again_at_once() {
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: 1 });
     tell(&mut peers, &e, Leadership::ours(&leader, lease(1, 0, 1 + LEASE)), 1);
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: 1 + LEASE / 2 });
+    peers.renew_all(6);
+    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: 1 + LEASE / 2 });
+    peers.renew_all(5);
+    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: 1 });
     tell(&mut peers, &e, foreign("x", 2, 0, LEASE), 2);
+    peers.renew_all(5);
+    assert_eq!(peers.view().plan(&e, 3, LEASE), Plan::Wait { until: LEASE });
     peers.doubt(5, None);
     assert!(matches!(peers.view().plan(&e, 3, LEASE), Plan::Elect { ended: None, .. }));
+    let (.., copy) = peers.view().changes(&e);
+    assert_eq!(copy, Some(lease(2, 0, LEASE)), "its deadline is not forgotten");
 }
 
 /// A lease that is joined anew, and shorter: its end is not slept over.

@@ -168,7 +168,7 @@ impl Elections {
         let wall_ahead = clock::wall_ahead();
         if (wall_ahead - self.wall_ahead).abs() > STEP {
             // Foreign nodes and standbys read the wall times of the members' rows: each is renewed at once.
-            let _ = shmem::peers(|p| p.doubt(self.database, None));
+            let _ = shmem::peers(|p| p.renew_all(self.database));
             self.wall_ahead = wall_ahead;
         }
         let mut plans = shmem::peers_view(|v| v.plans(self.database, now, lease)).unwrap_or_default();
