@@ -449,6 +449,78 @@ fn the_limit_that_holds_is_named() {
 }
 
 proptest! {
+    /// In whatever order databases are looked into, get the extension and lose it, become templates and are held:
+    /// never two looks into one, none while it is held, and in the end all is known as it is.
+    #[test]
+    fn looks_and_commits_in_any_order_end_with_the_truth(
+        steps in prop::collection::vec((0u8..9, 1u32..4), 1..200)
+    ) {
+        let mut memory = Memory::with_slots(2);
+        let mut r = memory.registry();
+        r.looks.done = 1;
+        let (mut pid, mut now) = (100, 0);
+        let mut has = [false, true, false, true];
+        let mut templates = [false; 4];
+        // Each with its process and what that has seen.
+        let mut looking: Vec<(u32, i32, bool)> = Vec::new();
+        (1..4).for_each(|oid| assert!(r.look_into(oid)));
+        for (what, oid) in steps {
+            let at = oid as usize;
+            now += LOOK.most;
+            match what {
+                0 | 1 => for oid in r.launch_looks(now, |_| true) {
+                    pid += 1;
+                    if r.claim_look(oid, pid) {
+                        prop_assert!(!r.is_held(oid) && looking.iter().all(|l| l.0 != oid));
+                        looking.push((oid, pid, has[oid as usize]));
+                    }
+                },
+                2 => if let Some(l) = looking.iter().find(|l| l.0 == oid) {
+                    r.looked(oid, l.1, l.2);
+                },
+                3 => if let Some(l) = looking.iter().position(|l| l.0 == oid) {
+                    let (oid, pid, _) = looking.remove(l);
+                    r.look_ended(oid, pid, now);
+                },
+                4 => {
+                    has[at] = !has[at];
+                    r.changed(oid, Some(has[at]), now);
+                }
+                5 => { r.look_into(oid); }
+                6 => { r.hold(oid, oid as i32, 9); }
+                7 => r.release(oid as i32),
+                _ => {
+                    templates[at] = !templates[at];
+                    r.place(|oid| !templates[oid as usize]);
+                    r.reap(*r.births, |oid| !templates[oid as usize], |_| true);
+                }
+            }
+        }
+        (1..4).for_each(|oid| r.release(oid));
+        for (oid, pid, seen) in looking {
+            r.looked(oid, pid, seen);
+            r.look_ended(oid, pid, now);
+        }
+        for _ in 0..9 {
+            now += LOOK.most;
+            for oid in r.launch_looks(now, |_| true) {
+                prop_assert!(r.claim_look(oid, 99));
+                r.looked(oid, 99, has[oid as usize]);
+                r.look_ended(oid, 99, now);
+            }
+        }
+        r.reap(*r.births, |_| true, |_| true);
+        let waiting = r.place(|_| true);
+        let placed = (1..4).filter(|oid| r.database(*oid).is_some()).count();
+        prop_assert!(waiting.is_empty() || placed == 2);
+        let failed = r.failed_looks();
+        for oid in 1..4 {
+            if !failed.contains(&oid) {
+                prop_assert_eq!(r.knows(oid), Some(has[oid as usize]), "{}", oid);
+            }
+        }
+    }
+
     /// Whatever happens: never two workers of a kind in one database, none claims while it is held,
     /// and once nothing is held any more everything wanted is launched sooner or later.
     #[test]
