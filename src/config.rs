@@ -23,9 +23,9 @@ static RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 static RELAY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(2);
 /// Databases that have a ring at a time. Most of those with the extension are quiet, or use its members only.
 static MAX_RINGS: GucSetting<i32> = GucSetting::<i32>::new(8);
-/// Databases with the extension that get their workers. Eight: a server rarely has more than one
-/// application with jobs in each of a few databases, and a slot costs less than a kilobyte.
-static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(8);
+/// Databases with the extension that get their workers. A server in production rarely has more than a few with jobs,
+/// but one for development has one for each branch and test run; and a slot costs less than a kilobyte.
+static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(64);
 /// Members over all databases. A slot costs about a kilobyte, its leadership included.
 static MAX_MEMBERS: GucSetting<i32> = GucSetting::<i32>::new(1024);
 /// In kB. 8 MB hold about 12,000 queues with a state of ten keys.

@@ -241,7 +241,7 @@ mod tests {
                 "obanrs.gossip_memory 8192kB postmaster",
                 "obanrs.gossip_ttl 30000ms sighup",
                 "obanrs.lease 30000ms sighup",
-                "obanrs.max_databases 8 postmaster",
+                "obanrs.max_databases 64 postmaster",
                 "obanrs.max_members 1024 postmaster",
                 "obanrs.max_rings 8 postmaster",
                 "obanrs.max_transaction_messages 100000 sighup",
