@@ -15,7 +15,7 @@ pub fn namespace(name: &str) -> Option<u32> {
 
 /// The name of a schema, as this transaction's caches have it. `None`: there is no such schema.
 pub fn schema_name(schema: u32) -> Option<String> {
-    with_schema_name(schema, |name| scan::lossy(name))
+    with_schema_name(schema, scan::lossy)
 }
 
 /// The same in the server's encoding, without a copy for those who need none.

@@ -4,15 +4,19 @@
 //! The wall clock (`time`) is for rows, for what users see, and for what foreign nodes write. A reading of this
 //! clock goes into no row: it means nothing on another machine, or after the machine's next start.
 
-use std::ffi::{c_int, c_long};
+use std::ffi::c_int;
 
 use super::time;
 
+/// `struct timespec` of a 64-bit platform.
 #[repr(C)]
 struct TimeSpec {
-    seconds: c_long,
-    nanoseconds: c_long,
+    seconds: i64,
+    nanoseconds: i64,
 }
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("the struct timespec of this platform is another one");
 
 unsafe extern "C" {
     fn clock_gettime(clock: c_int, time: *mut TimeSpec) -> c_int;
@@ -33,7 +37,7 @@ pub fn now() -> i64 {
     let mut time = TimeSpec { seconds: 0, nanoseconds: 0 };
     // SAFETY: writes the struct. It can't fail for a clock that the platform has.
     unsafe { clock_gettime(CLOCK, &mut time) };
-    (time.seconds as i64 * 1_000_000 + time.nanoseconds as i64 / 1_000).max(1)
+    (time.seconds * 1_000_000 + time.nanoseconds / 1_000).max(1)
 }
 
 /// How far the wall clock is ahead of this clock, as it is set now. It changes when the wall clock is set.

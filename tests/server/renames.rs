@@ -230,7 +230,7 @@ fn partitions_in_other_schemas_wake_the_schema_of_their_root() {
     let wakeup = ("b.oban_insert".to_owned(), "{\"queue\":\"q\"}".to_owned());
     for table in ["b.oban_jobs", "a.leaf"] {
         client.batch_execute(&format!("INSERT INTO {table} (queue) VALUES ('q')")).unwrap();
-        assert_eq!(heard_on(&mut listener), [wakeup.clone()]);
+        assert_eq!(heard_on(&mut listener), std::slice::from_ref(&wakeup));
     }
     assert_eq!(poll(&mut client, &format!("'{{insert}}', {after}, prefix => 'b'")).payloads.len(), 2);
     assert_eq!(poll(&mut client, &format!("'{{insert}}', {after}, prefix => 'a'")).payloads.len(), 0);
