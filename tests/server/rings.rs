@@ -313,6 +313,28 @@ fn a_queue_of_notify_that_was_full_is_gone_on_with() {
     assert!(delay < Duration::from_secs(20), "{delay:?}");
 }
 
+/// A transaction that is larger than NOTIFY's queue fails and leaves the queue full of what nobody is told of.
+#[test]
+fn a_queue_of_notify_that_a_failed_transaction_has_filled_is_emptied() {
+    let cluster = installed_with(&[]);
+    if cluster.client().one::<bool>("SELECT current_setting('server_version_num')::int < 170000") {
+        return; // NOTIFY's queue has 8 GB
+    }
+    cluster.configure(&["max_notify_queue_pages = 64"]);
+    cluster.restart();
+    wait_for_relay(&cluster);
+    let mut listener = cluster.client();
+    listener.batch_execute("SELECT oban_listen_channels('{sonar}')").unwrap();
+    let mut client = cluster.client();
+    let large = "SELECT count(pg_notify('other', n || repeat('x', 7000))) FROM generate_series(1, 100) n";
+    assert_eq!(code(&mut client, large), "54000");
+    assert_eq!(code(&mut client, "NOTIFY other"), "54000");
+    client.batch_execute(&ping(1)).unwrap();
+    let mut notifications = listener.notifications();
+    let next = notifications.timeout_iter(PATIENCE).next().unwrap().expect("it is heard");
+    assert_eq!(number(next.payload()), Some(1));
+}
+
 /// More databases than rings: the others send natively, say so, and get one that is given back.
 #[test]
 fn databases_take_rings_as_they_need_them() {
