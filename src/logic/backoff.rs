@@ -49,5 +49,6 @@ mod tests {
         let delays: Vec<i64> = (0..12).map(|n| RESTART.delay(n) / MILLISECOND).collect();
         assert_eq!(delays, [0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
         assert_eq!(RESTART.delay(u32::MAX), RESTART.most);
+        assert!(RESTART_RELAY.delay(u32::MAX) < super::super::ring::RELAY_MAY_BE_AWAY);
     }
 }

@@ -19,6 +19,7 @@ use super::life;
 use crate::bus;
 use crate::logic::backoff::RELAY;
 use crate::logic::lifecycle::Kind;
+use crate::pg::xact::Caught;
 use crate::pg::{bgworker, clock, latch, notify, session, xact};
 use crate::prefix::{extension, peers};
 use crate::shmem;
@@ -108,28 +109,33 @@ struct Orphans {
 }
 
 impl Orphans {
-    /// Sends what has waited too long, by the code that commits use; when to look again, by the clock that nobody
-    /// sets. `None`: there is a relay, or nothing waits. That this ceases to be so wakes this process: the relay's
-    /// end does, and so does a commit that finds no relay any more for what it leaves to one.
+    /// Sends a part of what has waited too long, by the code that commits use, in one transaction: elections go
+    /// between two of them. Returns when to look again, by the clock that nobody sets. `None`: there is a relay, or
+    /// nothing waits. That this ceases to be so wakes this process: the relay's end does, and so does a commit that
+    /// finds no relay any more for what it leaves to one.
     fn send(&mut self) -> Option<i64> {
         /// Commits go first: what both send is heard twice. In microseconds.
         const COMMITS_FIRST: i64 = 500_000;
+        /// In microseconds.
+        const RETRY_WITHIN: i64 = 1_000_000;
         self.sent = false;
-        loop {
-            let at = (rings::relay::orphaned_at()? + COMMITS_FIRST).max(self.retry_at);
-            if at > clock::now() {
-                return Some(at);
-            }
-            self.sent = true;
-            let sent = xact::contain(|| xact::run(c"obanrs: relaying", bus::send_for_relay));
-            if matches!(sent, Ok(true)) {
-                (self.failures, self.retry_at) = (0, 0);
-            } else {
-                // NOTIFY's queue is full, or somebody else is at it.
-                notify::rouse_listeners();
-                self.failures = self.failures.saturating_add(1);
-                self.retry_at = clock::now() + RELAY.delay(self.failures);
-            }
+        let at = (rings::relay::orphaned_at()? + COMMITS_FIRST).max(self.retry_at);
+        if at > clock::now() {
+            return Some(at);
         }
+        self.sent = true;
+        let sent = xact::contain(|| xact::run(c"obanrs: relaying", bus::send_for_relay));
+        if matches!(sent, Ok(true)) {
+            (self.failures, self.retry_at) = (0, 0);
+            return Some(at);
+        }
+        // NOTIFY's queue is full, its lock was not had in time, or somebody else is at it.
+        let full = |caught: &Caught| caught.code == PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+        if sent.as_ref().map_or_else(full, |_| true) {
+            notify::rouse_listeners();
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = clock::now() + RELAY.delay(self.failures).min(RETRY_WITHIN);
+        Some(self.retry_at)
     }
 }
