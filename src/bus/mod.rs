@@ -18,9 +18,9 @@
 //! A relay that has ended is waited for; one that does not come is done without: then each transaction sends
 //! what waits in the ring before its own, and if none commits the keeper does (`send_for_relay`).
 //!
-//! A message belongs to a schema, not to its name. Whoever sends it natively asks for the name then (`names`): the
-//! relay, and a transaction that sends by itself, before its commit. What has no channel by then goes to nobody who
-//! LISTENs, and counts as dropped.
+//! A message belongs to a schema, not to its name. The name is looked up when the message is sent natively (`names`): by
+//! the relay, or before the commit by a transaction that sends by itself. A message whose schema has no channel by
+//! then is heard by no session that LISTENs, and counts as dropped.
 //!
 //! The outbox and what follows it are plain memory of this process, empty whenever no transaction is open.
 //! An error, a cancel or the end of the process between PRE_COMMIT and COMMIT is an abort, and that gives the

@@ -1,12 +1,12 @@
-//! Native NOTIFY on the channels of schemas, which may have been renamed or dropped since the call: the name is the
-//! one that the schema has at the moment of sending.
+//! Native NOTIFY on the channels of schemas. A schema may have been renamed or dropped since the call: the name that
+//! counts is the one at the moment of sending.
 
 use std::collections::HashMap;
 
 use crate::logic::channel::MAX_CHANNEL;
 use crate::pg::{catalog, notify, session};
 
-/// For the time of one transaction, which looks each schema up once.
+/// Looks each schema up once. A value serves one transaction.
 pub struct Names {
     /// `<name>.oban_`, by the schema's oid. `None`: no channel can be in it.
     prefixes: HashMap<u32, Option<Vec<u8>>>,

@@ -44,8 +44,8 @@ pub fn notify(channel: &[u8], payload: &[u8]) {
     unsafe { pg_guard_ffi_boundary(|| Async_Notify(channel.as_ptr(), payload.as_ptr())) }
 }
 
-/// Whether the next NOTIFY might find its queue full, which fails a commit. Moves the queue's tail, as nobody else does
-/// while no NOTIFY succeeds: a queue that was full stays so until somebody asks this. (A session that LISTENs and does
+/// Whether the next NOTIFY might find its queue full, which fails a commit. Moves the queue's tail, which
+/// otherwise only a NOTIFY that succeeds does: a queue that was full stays so until this is asked. (A session that LISTENs and does
 /// not end its transaction lets it fill: 8 GB by default.)
 pub fn is_queue_full() -> bool {
     // SAFETY: a function without arguments that reads shared memory.
@@ -53,11 +53,12 @@ pub fn is_queue_full() -> bool {
     usage.is_some_and(|usage| usage > 0.95)
 }
 
-/// Has every session of the server that LISTENs read on in NOTIFY's queue. A transaction that found the queue full has
-/// left entries in it up to that point, of which nobody is told, and which keep it full.
+/// Has every session of the server that LISTENs read NOTIFY's queue to its end. A transaction that fills the queue and
+/// fails leaves its entries there. No session is told of them, and they keep the queue full.
 pub fn rouse_listeners() {
-    // SAFETY: an array in shared memory that lives as long as the server. A pid may be stale by now: then no process
-    // is signalled, as it is looked up among those that take such signals; who does not LISTEN ignores it.
+    // SAFETY: an array in shared memory that lives as long as the server. A pid may be stale by now: it is looked up
+    // among the processes that take such signals, and nothing is sent if it is not there. A process that does not
+    // LISTEN ignores the signal.
     unsafe {
         let all = pg_sys::ProcGlobal;
         for i in 0..(*all).allProcCount as usize {

@@ -5,9 +5,10 @@
 //! database without a slot (more databases than obanrs.max_databases, or the extension was just dropped), or for
 //! which no ring is free, has none: its transactions send natively. Counters are of the slot.
 //!
-//! A ring begins with its first message or reader, often while the relay runs already. Who begins it enters the relay
-//! there, wakes it, and looks afterwards whether that relay is still the one: it takes itself out of the slot before
-//! it takes itself out of the ring, so that one of both sees the other.
+//! A ring begins with its first message or reader, often while the relay runs already. The process that begins it
+//! enters the relay in it and then looks whether the slot still has this relay. A relay that ends takes itself out of
+//! the slot first and out of the ring second, so one of the two processes sees the other, and no ring keeps a relay
+//! that has ended.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -386,7 +387,7 @@ pub fn publish<'m>(
     }
 }
 
-/// The relay has ended since there was room: the keeper shall send, should no other come.
+/// The relay has ended since room was reserved: the keeper has to send what waits, should no other relay come.
 fn tell_keeper() {
     let keeper = registry(|r| r.kick(session::database())).ok().flatten();
     keeper.into_iter().for_each(latch::wake);
@@ -453,12 +454,13 @@ pub mod relay {
         with_slot(session::database(), |_, slot, _| slot.relay = own).is_some()
     }
 
-    /// The ring of its database, once there is one, with this process as its relay. Who takes it wakes this process.
+    /// The ring of its database, once there is one, with this process as its relay. The process that takes it wakes
+    /// this one.
     pub fn ring() -> Option<Handle> {
         with_own(false, |handle| of(handle, |ring| ring.relay_came(latch::my_procno())).map(|()| handle))
     }
 
-    /// It is no more.
+    /// This process is the relay no longer.
     pub fn left() {
         let procno = latch::my_procno();
         with_slot(session::database(), |_, slot, _| {

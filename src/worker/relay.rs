@@ -127,7 +127,7 @@ struct Relay {
 }
 
 impl Relay {
-    /// The ring of this database, once it has one. Who takes it wakes this process.
+    /// The ring of this database, once it has one. The process that takes it wakes this one.
     fn ring(&mut self) -> Option<Handle> {
         self.ring = self.ring.or_else(rings::relay::ring);
         self.ring

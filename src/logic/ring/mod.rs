@@ -17,10 +17,10 @@
 //! overwritten; everything else is, oldest first, whoever may not have read it.
 //!
 //! **Shares**: a role that has a limit has at most its share of the entries and of the bytes between `relayed` and
-//! the reservations. What it would have beyond that is sent natively, with a gap for readers; so one role alone can't
-//! bring it about that others find no room. Nothing is said about what the relay has passed: that is overwritten
-//! oldest first, whichever role writes, so a role that may write can turn the ring over, and readers are told
-//! how many messages they missed.
+//! the reservations. A transaction that would exceed it sends natively, and readers are told of a gap. So one role
+//! alone can't take the room that others need. Shares guarantee nothing about what the relay has passed: that is
+//! overwritten oldest first, whichever role writes. A role that may write can turn the ring over, and readers are
+//! told how many messages they missed.
 //!
 //! **Without a relay** messages wait for the next one, for their order's sake, but not for long: the time counts
 //! from when a relay last sent something, or the first of them came, not from the end of the last of many relays.

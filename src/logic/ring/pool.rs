@@ -1,7 +1,7 @@
 //! Which database has which ring. There are fewer rings than databases may have the extension, as most of those are
 //! quiet: a database takes one when something is first published or read there, and keeps it until its slot is freed.
 //!
-//! Whoever has a `Pool` holds the lock of the databases' slots.
+//! A `Pool` exists only while the lock of the databases' slots is held.
 
 /// A ring's place. Zeroed memory is one that is free.
 #[repr(C)]
