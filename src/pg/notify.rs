@@ -44,9 +44,9 @@ pub fn notify(channel: &[u8], payload: &[u8]) {
     unsafe { pg_guard_ffi_boundary(|| Async_Notify(channel.as_ptr(), payload.as_ptr())) }
 }
 
-/// Whether the next NOTIFY might find its queue full, which fails a commit. Moves the queue's tail, which
-/// otherwise only a NOTIFY that succeeds does: a queue that was full stays so until this is asked. (A session that LISTENs and does
-/// not end its transaction lets it fill: 8 GB by default.)
+/// Whether the next NOTIFY might find its queue full, which fails a commit. Moves the queue's tail, which otherwise only
+/// a NOTIFY that succeeds does: a queue that was full stays so until this is asked. (A session that LISTENs and does not
+/// end its transaction lets it fill: 8 GB by default.)
 pub fn is_queue_full() -> bool {
     // SAFETY: a function without arguments that reads shared memory.
     let usage = unsafe { pgrx::direct_function_call::<f64>(pg_sys::pg_notification_queue_usage, &[]) };
