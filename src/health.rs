@@ -381,7 +381,7 @@ impl Prefix {
         })
         .ok()?;
         // In a table that is not installed, foreign nodes lead and members can't.
-        let rows = leaders(schema, None, Locked::Peek).ok().flatten().unwrap_or_default();
+        let rows = leaders(schema, &self.name, None, Locked::Peek).ok().flatten().unwrap_or_default();
         let foreign = |name: &str| rows.iter().find(|row| row.name == name);
         let others: Vec<String> = names
             .iter()

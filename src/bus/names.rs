@@ -4,10 +4,12 @@
 use std::collections::HashMap;
 
 use crate::logic::channel::MAX_CHANNEL;
-use crate::pg::{catalog, notify, session};
+use crate::pg::{catalog, encoding, notify, session};
 
 /// Looks each schema up once. A value serves one transaction.
 pub struct Names {
+    /// Names are looked up in the catalogs, not in this process's caches.
+    in_catalogs: bool,
     /// `<name>.oban_`, by the schema's oid. `None`: no channel can be in it.
     prefixes: HashMap<u32, Option<Vec<u8>>>,
     full: Vec<u8>,
@@ -17,7 +19,13 @@ impl Names {
     /// As they are committed now, or changed by this transaction.
     pub fn now() -> Self {
         session::see_changes();
-        Self { prefixes: HashMap::new(), full: Vec::new() }
+        Self { in_catalogs: false, prefixes: HashMap::new(), full: Vec::new() }
+    }
+
+    /// As they are committed now, for a worker: a transaction that renames a schema and sends a message wakes the
+    /// worker before its caches are told of the name.
+    pub fn committed() -> Self {
+        Self { in_catalogs: true, prefixes: HashMap::new(), full: Vec::new() }
     }
 
     /// Queues a native notification until the end of this transaction. False when there is no such channel, as the
@@ -34,7 +42,9 @@ impl Names {
     pub fn full(&mut self, schema: u32, channel: &[u8]) -> Option<&[u8]> {
         self.full.clear();
         if schema != 0 {
-            let prefix = self.prefixes.entry(schema).or_insert_with(|| prefix_of(schema));
+            let in_catalogs = self.in_catalogs;
+            let look = || if in_catalogs { committed_prefix_of(schema) } else { prefix_of(schema) };
+            let prefix = self.prefixes.entry(schema).or_insert_with(look);
             self.full.extend_from_slice(prefix.as_ref()?);
         }
         self.full.extend_from_slice(channel);
@@ -48,4 +58,10 @@ fn prefix_of(schema: u32) -> Option<Vec<u8>> {
         let name = name.to_bytes();
         (!name.contains(&b'.')).then(|| [name, b".oban_"].concat())
     })?
+}
+
+/// The same by the catalogs.
+fn committed_prefix_of(schema: u32) -> Option<Vec<u8>> {
+    let name = catalog::namespace_name(schema).filter(|name| !name.contains('.'))?;
+    Some([&encoding::to_server(&name)[..], b".oban_"].concat())
 }

@@ -49,7 +49,8 @@ fn oban_fence(
     let (now, wall) = (clock::now(), time::now());
     let over = shmem::peers_view(|v| v.is_over(&electorate, term, now))?;
     let held = row.is_some_and(|row| {
-        let holds = shmem::peers_view(|v| v.holds(&electorate, term, row.started_at, now)).ok().flatten();
+        let times = (term, row.started_at, row.expires_at);
+        let holds = shmem::peers_view(|v| v.holds(&electorate, times, now)).ok().flatten();
         holds.unwrap_or(wall < row.expires_at) && rows::outlives_start(row.boot, boot)
     });
     if !held || over {

@@ -43,12 +43,11 @@ fn term_of(
 ) -> Result<Option<i64>, Error> {
     let names = Names::of(name, prefix)?;
     let node: Option<Node> = node.map(|n| error::name("node", Some(n))).transpose()?;
-    let electorate = match node {
-        Some(_) => Some(names.electorate(Right::Read)?),
-        None => names.known(),
-    };
-    // Without such a schema this session leads nothing in it.
-    let Some(electorate) = electorate else { return shmem::require().map(|()| None) };
+    // Nobody leads anything in a schema that does not exist.
+    let Some(electorate) = names.known() else { return shmem::require().map(|()| None) };
+    if node.is_some() {
+        acl::require_in(electorate.schema, names.prefix(), Right::Read)?;
+    }
     shmem::peers_view(|v| led_by(&v, &electorate, node.as_ref().map(Node::as_str)))
 }
 
@@ -99,8 +98,13 @@ const LONGEST_SHOWN: usize = 1_024;
 /// and its owner's code never runs in the asking session.
 ///
 /// Whether a lease holds is what memory says of a row that it knows, so that all calls give one answer whatever the
-/// wall clock shows. Other rows are judged by the wall clock.
-pub fn leaders(schema: u32, name: Option<&str>, locked: Locked) -> Result<Option<Vec<LeaderRow>>, Error> {
+/// wall clock shows. Other rows are judged by the wall clock. `prefix` is the schema's name, for messages.
+pub fn leaders(
+    schema: u32,
+    prefix: &str,
+    name: Option<&str>,
+    locked: Locked,
+) -> Result<Option<Vec<LeaderRow>>, Error> {
     type Columns = (Column, Column, Column, Column, Option<Column>);
     let (now, wall) = (clock::now(), time::now());
     let database = session::database();
@@ -120,7 +124,7 @@ pub fn leaders(schema: u32, name: Option<&str>, locked: Locked) -> Result<Option
         let holds = Text::new(&own).and_then(|name| {
             let electorate = Electorate { database, schema, name };
             let (term, started) = (term_read.unwrap_or(0), started.unwrap_or(0));
-            shmem::peers_view(|v| v.holds(&electorate, term, started, now)).ok().flatten()
+            shmem::peers_view(|v| v.holds(&electorate, (term, started, ends), now)).ok().flatten()
         });
         if !holds.unwrap_or(ends > wall) {
             return None;
@@ -137,10 +141,9 @@ pub fn leaders(schema: u32, name: Option<&str>, locked: Locked) -> Result<Option
     for _ in 0..3 {
         let Some(table) = catalog::peers_table_in(schema) else { return Ok(None) };
         let admit = |unlogged: bool| {
-            let prefix = catalog::schema_name(schema).unwrap_or_default();
-            acl::require(&prefix, Right::Read)?;
+            acl::require_in(schema, prefix, Right::Read)?;
             if unlogged && session::in_recovery() {
-                return Err(Error::UnloggedInRecovery { table: spi::qualified(&prefix, "oban_peers") });
+                return Err(Error::UnloggedInRecovery { table: spi::qualified(prefix, "oban_peers") });
             }
             Ok(catalog::peers_table_in(schema).is_some_and(|now| now.oid == table.oid))
         };
@@ -171,9 +174,10 @@ fn oban_leader(
     >,
     ErrorReport,
 > {
-    let electorate = Names::of(name, prefix)?.electorate(Right::Read)?;
+    let names = Names::of(name, prefix)?;
+    let electorate = names.electorate(Right::Read)?;
     let name = electorate.name.as_str();
-    let rows = leaders(electorate.schema, Some(name), Locked::Wait)?.unwrap_or_default();
+    let rows = leaders(electorate.schema, names.prefix(), Some(name), Locked::Wait)?.unwrap_or_default();
     Ok(TableIterator::new(rows.into_iter().map(|r| (r.node, r.term, r.started_at, r.expires_at))))
 }
 
@@ -195,7 +199,8 @@ fn obanrs_leadership() -> TableIterator<
         peers::named_schemas().into_iter().filter(|(_, schema)| acl::allows_in(*schema, Right::Read));
     let rows: Vec<_> = prefixes
         .flat_map(|(prefix, schema)| {
-            let rows = leaders(schema, None, Locked::Skip).ok().flatten().unwrap_or_default().into_iter();
+            let rows =
+                leaders(schema, &prefix, None, Locked::Skip).ok().flatten().unwrap_or_default().into_iter();
             rows.map(move |r| (prefix.clone(), r.name, r.node, r.term, r.started_at, r.expires_at))
         })
         .collect();

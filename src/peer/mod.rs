@@ -31,11 +31,13 @@ impl Names {
 
     /// What the names mean, for a role that has this right. 3F000 without such a schema, 42501 without the right.
     fn electorate(&self, right: Right) -> Result<Electorate, Error> {
+        session::see_changes(); // what the names meant before this statement does not count
         Ok(self.of_schema(acl::require(self.prefix(), right)?))
     }
 
     /// What the names mean; `None` without such a schema. Needs no right.
     fn known(&self) -> Option<Electorate> {
+        session::see_changes();
         catalog::namespace(self.prefix()).map(|schema| self.of_schema(schema))
     }
 

@@ -74,6 +74,18 @@ pub fn is_named(relation: u32, schema: u32, name: &str) -> bool {
     named == Some(true)
 }
 
+/// Whether a relation has this name, in whatever schema, as this transaction's caches have it.
+pub fn is_called(relation: u32, name: &str) -> bool {
+    // SAFETY: a cache of pg_class by oid; the name is compared before the tuple is released.
+    let called = unsafe {
+        field(pg_sys::SysCacheIdentifier::RELOID as i32, relation, |tuple| {
+            let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
+            CStr::from_ptr((*form).relname.data.as_ptr()).to_bytes() == name.as_bytes()
+        })
+    };
+    called == Some(true)
+}
+
 /// The schema of a relation, as this transaction's caches have it.
 pub fn schema_of(relation: u32) -> Option<u32> {
     // SAFETY: a catalog lookup.

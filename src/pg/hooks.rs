@@ -42,8 +42,10 @@ pub enum Change {
     Trigger,
     /// This schema was altered or is being dropped.
     Schema(u32),
-    /// This relation was altered or is being dropped.
-    Relation(u32),
+    /// This relation was altered.
+    AlteredRelation(u32),
+    /// This relation is being dropped.
+    DroppedRelation(u32),
     /// This database was created.
     Database(u32),
     /// COMMIT PREPARED or ROLLBACK PREPARED will run: what the prepared transaction changed is not known.
@@ -157,9 +159,12 @@ unsafe extern "C-unwind" fn access(
                 (pg_sys::NamespaceRelationId, OAT_POST_ALTER | OAT_DROP) => {
                     on_change(Change::Schema(object.to_u32()));
                 }
-                // Of a column, too: its number is `sub`.
-                (pg_sys::RelationRelationId, OAT_POST_ALTER | OAT_DROP) => {
-                    on_change(Change::Relation(object.to_u32()));
+                (pg_sys::RelationRelationId, OAT_POST_ALTER) => {
+                    on_change(Change::AlteredRelation(object.to_u32()));
+                }
+                // Not of a column.
+                (pg_sys::RelationRelationId, OAT_DROP) if sub == 0 => {
+                    on_change(Change::DroppedRelation(object.to_u32()));
                 }
                 (pg_sys::DatabaseRelationId, OAT_POST_CREATE) => on_change(Change::Database(object.to_u32())),
                 _ => {}

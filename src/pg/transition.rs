@@ -40,6 +40,12 @@ impl<'a> NewRows<'a> {
         }
     }
 
+    /// Whether the table is a temporary one.
+    pub fn is_of_temporary_table(&self) -> bool {
+        // SAFETY: the relation that fired the trigger is open.
+        unsafe { (*(*self.data.tg_relation).rd_rel).relpersistence as u8 == pg_sys::RELPERSISTENCE_TEMP }
+    }
+
     /// The column of this name.
     pub fn column(&self, name: &str) -> Option<Column> {
         // SAFETY: the relation that fired the trigger is open.

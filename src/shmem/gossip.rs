@@ -6,6 +6,7 @@
 //! `announcing` it says whether it looks by itself. It takes that back before it looks for the last time, and
 //! who puts looks at it after the put, so that one of them sees the other.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::rings::{self, Counter};
@@ -113,6 +114,18 @@ pub fn delete_node(key: &Key<'_>) -> Result<usize, Error> {
 /// Deletes what a database that is gone has left, put before that reading of the clock.
 pub fn forget_database(database: u32, before: i64) {
     let _ = table(|table, _| table.forget_database(database, before));
+}
+
+/// The same for all databases that do not exist: one without a place in obanrs.max_databases may have entries, too.
+pub fn forget_databases(exists: impl Fn(u32) -> bool, before: i64) {
+    let _ = table(|table, _| table.forget_databases(exists, before));
+}
+
+/// The schemas of a database that have entries.
+pub fn schemas(database: u32) -> BTreeSet<u32> {
+    let mut schemas = BTreeSet::new();
+    let _ = each(database, false, |piece| piece.take(|entry| _ = schemas.insert(entry.schema)));
+    schemas
 }
 
 /// Deletes what a schema that was dropped has left; how many entries that were. Callable after commit.

@@ -263,6 +263,16 @@ pub fn boot() -> Result<i64, Error> {
     Ok(unsafe { (*root()?).boot })
 }
 
+/// Lifts the floor of positions, and member ids, to a time. A standby began at a floor that it copied from its primary.
+pub fn lift_floor(to: i64) {
+    if let Ok(root) = root() {
+        // SAFETY: atomics in the segment.
+        let root = unsafe { &*root };
+        root.floor.fetch_max(to, Ordering::SeqCst);
+        root.next_member.fetch_max(to, Ordering::SeqCst);
+    }
+}
+
 /// A member id that was never given before.
 pub fn new_member_id() -> Result<i64, Error> {
     // SAFETY: an atomic in the segment.
@@ -422,6 +432,14 @@ pub fn lack(soon: bool) -> Option<Lack> {
 pub fn look_for_prefixes(database: u32) {
     let relay = registry(|r| r.prefixes_changed(database)).ok().flatten();
     relay.into_iter().for_each(crate::pg::latch::wake);
+}
+
+/// A schema was dropped: its members, what they led and what they told are gone. Callable after commit.
+pub fn forget_schema(database: u32, schema: u32) {
+    let mut waiting = [0; 64];
+    let count = peers(|p| p.forget_schema(database, schema, &mut waiting)).unwrap_or(0);
+    gossip::forget_schema(database, schema);
+    waiting[..count].iter().for_each(|procno| crate::pg::latch::wake(*procno));
 }
 
 /// Has the database's keeper read the rows of oban_peers again, of one schema or of all, if there is a keeper (a new one

@@ -11,6 +11,9 @@
 //!
 //! Renaming a schema changes nothing here, because all of this is keyed by the schema's oid.
 //!
+//! A keeper may have committed the first row of a name and not told yet: memory has no copy then, so such names are
+//! *unsettled*, and what the keeper tells of them is read again.
+//!
 //! Should the commit fail after all, the keeper finds the rows and elects anew. PREPARE TRANSACTION counts as a commit
 //! for what ends; what the transaction has locked stays locked. COMMIT PREPARED and ROLLBACK PREPARED say nothing of
 //! what they change: after them the keeper looks at all tables, and at which schemas are left.
@@ -22,7 +25,7 @@ use std::cell::Cell;
 
 use pgrx::pg_sys;
 
-use crate::pg::{catalog, clock, latch, session, xact};
+use crate::pg::{catalog, clock, session, xact};
 use crate::prefix::peers::TABLE;
 
 /// Past that, all tables and schemas that memory knows of are looked at.
@@ -69,6 +72,8 @@ thread_local! {
     /// What this transaction has touched, whether or not a savepoint took it back: the catalogs tell.
     static RELATIONS: Cell<Oids> = const { Cell::new(Oids::NONE) };
     static SCHEMAS: Cell<Oids> = const { Cell::new(Oids::NONE) };
+    /// Whether a relation that was touched had the name of a table of leaders.
+    static OF_LEADERS: Cell<bool> = const { Cell::new(false) };
     /// Whether this transaction ends a prepared one.
     static PREPARED: Cell<bool> = const { Cell::new(false) };
     /// What was found before the commit.
@@ -78,8 +83,9 @@ thread_local! {
 /// What the transaction does.
 #[derive(Clone, Copy)]
 struct Found {
-    /// Schemas that are dropped.
+    /// Schemas that are dropped, and whether members may have joined in one of them.
     dropped: Oids,
+    known: bool,
     /// Tables of leaders that were altered and are still those of their schemas.
     altered: Oids,
     /// Schemas whose table of leaders is another one, or was altered.
@@ -91,12 +97,18 @@ pub fn register() {
     xact::on_event(transaction_event);
 }
 
-/// A relation was altered or is being dropped. Does not raise.
-pub fn relation_touched(relation: u32) {
-    let mut relations = RELATIONS.get();
-    relations.add(relation);
-    RELATIONS.set(relations);
-    TOUCHED.set(true);
+/// A relation was altered or is being dropped. Its name is still the old one: the caches do not know of the command
+/// that is running. Raises only what a look-up in the caches raises.
+pub fn relation_touched(relation: u32, dropped: bool) {
+    let of_leaders = catalog::is_called(relation, TABLE);
+    // What is altered may take the name. What is dropped had it or does not concern us.
+    if of_leaders || !dropped {
+        let mut relations = RELATIONS.get();
+        relations.add(relation);
+        RELATIONS.set(relations);
+        OF_LEADERS.set(OF_LEADERS.get() || of_leaders);
+        TOUCHED.set(true);
+    }
 }
 
 /// A schema was altered or is being dropped. Does not raise.
@@ -129,8 +141,11 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
         if let Some(found) = FOUND.take() {
             tell(&found, event);
         }
-        if PREPARED.take() {
-            super::look_at_rows(session::database(), None);
+        OF_LEADERS.set(false);
+        if PREPARED.take() && xact::is_commit(event) {
+            let database = session::database();
+            let _ = super::peers(|p| p.doubt(database, None));
+            super::look_at_rows(database, None);
         }
     }
 }
@@ -155,30 +170,31 @@ fn look(relations: &Oids, schemas: &Oids) -> Option<Found> {
             changed.add(schema);
         }
     }
-    let all = schemas.all.then_some(electorates);
-    for schema in all.iter().flatten().chain(schemas.oids()) {
+    let mut known = schemas.all;
+    let all = schemas.all.then_some(&electorates);
+    for schema in all.into_iter().flatten().chain(schemas.oids()) {
         if catalog::schema_name(*schema).is_none() {
             dropped.add(*schema);
+            known |= electorates.contains(schema);
         }
     }
     let now = clock::now();
     let _ = super::peers(|p| {
         gone.iter().for_each(|table| p.table_gone(database, *table, now));
+        if OF_LEADERS.get() {
+            p.unsettle(database);
+        }
         dropped.oids().iter().for_each(|schema| p.rows_truncated(database, *schema, now));
     });
     changed.all |= relations.all;
-    Some(Found { dropped, altered, changed })
+    Some(Found { dropped, known, altered, changed })
 }
 
 /// After the commit, or the abort of one that was on its way: nothing here fails.
 fn tell(found: &Found, event: pg_sys::XactEvent::Type) {
     let database = session::database();
     if xact::is_commit(event) {
-        for schema in found.dropped.oids() {
-            let waiting = super::peers(|p| p.forget_schema(database, *schema)).unwrap_or_default();
-            super::gossip::forget_schema(database, *schema);
-            waiting.into_iter().for_each(latch::wake);
-        }
+        found.dropped.oids().iter().for_each(|schema| super::forget_schema(database, *schema));
         // Not before the commit: until then the table is locked.
         let _ = super::peers(|p| match found.altered.all {
             true => p.doubt(database, None),
@@ -186,7 +202,7 @@ fn tell(found: &Found, event: pg_sys::XactEvent::Type) {
         });
     }
     // After an abort, too: leaderships may be over since just before it.
-    let several = found.changed.all || found.changed.count > 1 || !found.dropped.is_empty();
+    let several = found.changed.all || found.changed.count > 1 || found.known;
     if several || found.changed.count == 1 {
         let one = found.changed.oids().first().copied().filter(|_| !several);
         super::look_at_rows(database, one);

@@ -48,6 +48,7 @@ pub extern "C-unwind" fn obanrs_coordinator_main(_argument: pg_sys::Datum) {
     bgworker::connect_to_none();
     bgworker::report_name(c"obanrs coordinator");
     let _ = shmem::registry(|r| r.adopt());
+    shmem::lift_floor(time::now()); // after a promotion, whose primary has given positions meanwhile
     shmem::rescan();
 
     let mut coordinator = Coordinator::default();
@@ -120,11 +121,17 @@ impl Coordinator {
 
     fn scan(&mut self) {
         let (births, done) = shmem::registry(|r| (*r.births, r.looks.done != 0)).unwrap_or((0, true));
-        let first = self.databases.is_empty();
+        let (first, began) = (self.databases.is_empty(), clock::now());
         let found = xact::run(c"obanrs: looking for databases", catalog::databases);
         (self.births, self.databases) = (births, found.into_iter().map(|d| (d.oid, d)).collect());
         self.told_of_slots.retain(|oid| self.databases.contains_key(oid));
         self.told_of_looks.retain(|oid| self.databases.contains_key(oid));
+        let exists = |oid: u32| self.databases.contains_key(&oid);
+        let known = shmem::peers_view(|v| v.databases()).unwrap_or_default();
+        for oid in known.into_iter().filter(|oid| !exists(*oid)) {
+            let _ = shmem::peers(|p| p.forget_database(oid, began));
+        }
+        shmem::gossip::forget_databases(exists, began);
         if first && !done {
             // What takes no connections is looked into when it does. Nobody ever creates an extension in template0.
             let wanted = self.databases.values().filter(|d| !d.is_invalid);

@@ -30,9 +30,13 @@ pub fn install() {
             note(Note::Shapes);
             tables::schema_touched(schema);
         }
-        Change::Relation(relation) => {
+        Change::AlteredRelation(relation) => {
             note(Note::Shapes);
-            tables::relation_touched(relation);
+            tables::relation_touched(relation, false);
+        }
+        Change::DroppedRelation(relation) => {
+            note(Note::Shapes);
+            tables::relation_touched(relation, true);
         }
         Change::Database(database) => at_end::database_created(database),
         // It may have created or dropped the extension, and anything else.

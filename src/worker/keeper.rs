@@ -76,7 +76,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
         kicks = orders.kicks;
         // The limit of a step leaves its timer on, which sets our latch when the step is long over: then
         // there is nothing to do, least of all a pass that sets the timer again.
-        if news || reloaded || due.is_some_and(|at| at <= clock::now()) {
+        if news || reloaded || elections.clock_was_set() || due.is_some_and(|at| at <= clock::now()) {
             if news {
                 elections.let_go();
             }
@@ -124,7 +124,10 @@ impl Orphans {
             return Some(at);
         }
         self.sent = true;
+        // The lock that all NOTIFYs of the server share is wanted most when all send natively.
+        session::set(c"lock_timeout", election::COMMIT_LOCK_TIMEOUT);
         let sent = xact::contain(|| xact::run(c"obanrs: relaying", bus::send_for_relay));
+        session::set(c"lock_timeout", election::LOCK_TIMEOUT);
         if matches!(sent, Ok(true)) {
             (self.failures, self.retry_at) = (0, 0);
             return Some(at);

@@ -189,7 +189,7 @@ impl Relay {
                     if self.failures > 0 {
                         notify::is_queue_full(); // for its tail's sake
                     }
-                    let mut names = Names::now();
+                    let mut names = Names::committed();
                     let all = transaction.iter().map(|number| &messages[*number]);
                     all.filter(|m| names.notify(m.schema, m.channel, m.payload)).count()
                 })

@@ -288,6 +288,74 @@ fn a_member_may_join_in_the_transaction_that_creates_the_schema() {
     assert_eq!(members(&mut session), [member("new", "web.1", true)]);
 }
 
+/// Any role may make a temporary table with the trigger on it. Nobody else sees that table.
+#[test]
+fn wake_ups_of_temporary_tables_take_no_room() {
+    let cluster = Cluster::installed();
+    let mut admin = cluster.client();
+    admin.batch_execute("CREATE ROLE stranger LOGIN").unwrap();
+    let before: i64 = admin.one("SELECT oban_position()");
+    let mut stranger = cluster.client_as("postgres", "stranger");
+    stranger
+        .batch_execute(
+            "CREATE TEMP TABLE t (queue text, state text);
+             CREATE TRIGGER t AFTER INSERT ON t REFERENCING NEW TABLE AS n FOR EACH STATEMENT
+                 EXECUTE FUNCTION obanrs_jobs_insert();
+             INSERT INTO t SELECT 'q' || i, 'available' FROM generate_series(1, 100) i",
+        )
+        .unwrap();
+    assert_eq!(admin.one::<i64>("SELECT oban_position()"), before);
+    assert_eq!(stranger.one::<i64>("SELECT count(*) FROM t"), 100);
+}
+
+/// Cheap statements of a role without rights on a prefix do not make the keeper renew the rows of others.
+#[test]
+fn statements_of_strangers_renew_nobodys_lease() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_prepared_transactions = 2"]);
+    let mut admin = cluster.client();
+    admin.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install('app')").unwrap();
+    admin.batch_execute("CREATE ROLE stranger LOGIN; GRANT CREATE ON DATABASE postgres TO stranger").unwrap();
+    let mut session = cluster.client();
+    join(&mut session, "web.1", "app");
+    let expires = "SELECT expires_at::text FROM app.oban_peers";
+    let before: String = admin.one(expires);
+    let mut stranger = cluster.client_as("postgres", "stranger");
+    for _ in 0..20 {
+        stranger.batch_execute("CREATE SCHEMA x; DROP SCHEMA x").unwrap();
+        assert_eq!(code(&mut stranger, "COMMIT PREPARED 'nothing'"), "42704");
+        let tables: String =
+            (0..70).map(|n| format!("CREATE TEMP TABLE t{n} (i int primary key);")).collect();
+        stranger.batch_execute(&format!("BEGIN; {tables} COMMIT; DISCARD TEMP")).unwrap();
+    }
+    // The keeper has looked at what there was to look at.
+    join(&mut stranger_member(&cluster), "other", "other");
+    assert_eq!(admin.one::<String>(expires), before);
+    assert!(leads(&mut session, "app"));
+}
+
+fn stranger_member(cluster: &Cluster) -> Client {
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_install('other')").unwrap();
+    client
+}
+
+/// A table that was away comes back with the row of a leadership that others have succeeded.
+#[test]
+fn a_row_that_comes_back_after_a_later_term_leads_no_more() {
+    let (_cluster, mut session, mut admin) = led();
+    let first = term(&mut session, "app").unwrap();
+    admin.batch_execute("ALTER TABLE app.oban_peers RENAME TO old").unwrap();
+    admin.batch_execute(APP).unwrap();
+    wait_until("it leads in the new table", || term(&mut session, "app") > Some(first));
+    let second = term(&mut session, "app").unwrap();
+    admin
+        .batch_execute(
+            "BEGIN; ALTER TABLE app.oban_peers RENAME TO new; ALTER TABLE app.old RENAME TO oban_peers; COMMIT",
+        )
+        .unwrap();
+    wait_until("it leads in the old table", || term(&mut session, "app") > Some(second));
+}
+
 /// More than the lists of a transaction hold.
 #[test]
 fn a_transaction_may_drop_many_schemas() {

@@ -400,6 +400,11 @@ impl Table<'_> {
         self.remove_where(|entry| of_schema(entry) && entry.put_at < before)
     }
 
+    /// The same for all databases that do not exist.
+    pub fn forget_databases(&mut self, exists: impl Fn(u32) -> bool, before: i64) -> usize {
+        self.remove_where(|entry| !exists(entry.database) && entry.put_at < before)
+    }
+
     fn remove_where(&mut self, mut wanted: impl FnMut(&Entry) -> bool) -> usize {
         let mut removed = 0;
         for index in 0..self.head.entries_touched as usize {

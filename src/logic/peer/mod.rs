@@ -243,6 +243,30 @@ impl Leadership {
     }
 }
 
+impl Seat {
+    fn row_changed(&mut self, change: RowChange, now: i64) {
+        self.changes = self.changes.wrapping_add(1);
+        if matches!(change, RowChange::Written(_)) {
+            // Others have their turn.
+            (self.resigned, self.resigned_at) = (0, 0);
+        }
+        let was = self.leadership;
+        let over = match change {
+            _ if was.used == 0 => return,
+            RowChange::Deleted(term) => !was.is_ours() || term == was.lease.term,
+            RowChange::Written(term) => was.is_ours() && term > was.lease.term,
+        };
+        if !was.is_ours() {
+            self.leadership = Leadership::default();
+        } else if over {
+            self.leadership.ended = 1;
+        }
+        if over && was.ended == 0 {
+            self.vacant_since = was.lease.deadline.min(now);
+        }
+    }
+}
+
 impl Peers<'_> {
     pub fn view(&self) -> View<'_> {
         View { members: self.members, seats: self.seats }
@@ -374,27 +398,8 @@ impl Peers<'_> {
     /// leader must be read anew, and a leadership of ours is over whose row is deleted, or that has a successor (in
     /// another table of that name, say).
     pub fn row_changed(&mut self, electorate: &Electorate, change: RowChange, now: i64) {
-        let Some(seat) = self.view().seat(electorate) else { return };
-        let seat = &mut self.seats[seat];
-        seat.changes = seat.changes.wrapping_add(1);
-        if matches!(change, RowChange::Written(_)) {
-            // Others have their turn.
-            (seat.resigned, seat.resigned_at) = (0, 0);
-        }
-        let leadership = &mut seat.leadership;
-        let was = *leadership;
-        let over = match change {
-            _ if was.used == 0 => return,
-            RowChange::Deleted(term) => !was.is_ours() || term == was.lease.term,
-            RowChange::Written(term) => was.is_ours() && term > was.lease.term,
-        };
-        if !was.is_ours() {
-            *leadership = Leadership::default();
-        } else if over {
-            leadership.ended = 1;
-        }
-        if over && was.ended == 0 {
-            seat.vacant_since = was.lease.deadline.min(now);
+        if let Some(seat) = self.view().seat(electorate) {
+            self.seats[seat].row_changed(change, now);
         }
     }
 
@@ -432,28 +437,37 @@ impl Peers<'_> {
     }
 
     fn rows_gone(&mut self, database: u32, is_gone: impl Fn(&Seat) -> bool, now: i64) {
-        for number in 0..self.seats.len() {
-            let seat = self.seats[number];
-            if database != 0 && seat.electorate.database == database && is_gone(&seat) {
-                self.row_changed(&seat.electorate, RowChange::Deleted(seat.leadership.lease.term), now);
+        for seat in self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database) {
+            if is_gone(seat) {
+                seat.row_changed(RowChange::Deleted(seat.leadership.lease.term), now);
             }
         }
     }
 
-    /// A schema was dropped: its members and leaderships end. Returns the backends of these members that wait for an
-    /// election.
-    pub fn forget_schema(&mut self, database: u32, schema: u32) -> Vec<i32> {
-        let mut waiting = Vec::new();
-        for number in 0..self.seats.len() {
-            let electorate = self.seats[number].electorate;
-            if database != 0 && (electorate.database, electorate.schema) == (database, schema) {
-                waiting.extend(self.mark_considered(&electorate));
-                self.clear_seat(number);
+    /// A table of leaders may go, and memory may not know that rows were just written to it: what a keeper tells of
+    /// a name that has no copy of a row is to be read again.
+    pub fn unsettle(&mut self, database: u32) {
+        let own = self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database);
+        own.filter(|s| s.leadership.used == 0).for_each(|s| s.changes = s.changes.wrapping_add(1));
+    }
+
+    /// A schema was dropped: its members and leaderships end. Puts backends of these members that wait for an
+    /// election into `waiting`, as many as fit, and returns how many. Allocates nothing.
+    pub fn forget_schema(&mut self, database: u32, schema: u32, waiting: &mut [i32]) -> usize {
+        let (seats, mut count) = (&*self.seats, 0);
+        let gone = |e: &Electorate| database != 0 && (e.database, e.schema) == (database, schema);
+        for m in self.members.iter_mut().filter(|m| m.id != 0) {
+            if !seats.get(m.seat as usize).is_some_and(|s| gone(&s.electorate)) {
+                continue;
             }
+            if let Some(place) = waiting.get_mut(count).filter(|_| m.considered == 0) {
+                (*place, count) = (m.procno, count + 1);
+            }
+            *m = Member::default();
         }
-        let gone = |e: &Electorate| (e.database, e.schema) == (database, schema);
+        self.seats.iter_mut().filter(|s| gone(&s.electorate)).for_each(|s| *s = Seat::default());
         self.owed.iter_mut().filter(|e| gone(e)).for_each(|e| *e = Electorate::default());
-        waiting
+        count
     }
 
     /// Notes that the end of a leadership is still to be announced. False when there is no room for that.

@@ -34,8 +34,9 @@ pub enum Plan {
     Forget,
     /// Nothing before this time.
     Wait { until: i64 },
-    /// The leader lives and half of its lease is over: extend the row of this term.
-    Renew { leader: Candidate, term: i64 },
+    /// The leader lives: extend the row of this term. `doubted`: not because half of its lease is over, but because
+    /// the row may have changed, or shows wrong times.
+    Renew { leader: Candidate, term: i64, doubted: bool },
     /// One transaction: delete the row of a leadership that ended, elect the candidate.
     Elect { ended: Option<Ended>, candidate: Option<Candidate> },
 }
@@ -78,15 +79,19 @@ impl<'a> View<'a> {
         })
     }
 
-    /// Whether the leadership that a row shows holds at `now`, if memory has a copy of that row: `None` if it has
-    /// none.
-    pub fn holds(&self, electorate: &Electorate, term: i64, started_at: i64, now: i64) -> Option<bool> {
+    /// Whether the leadership that a row shows holds at `now`, by the row's term and its times by the wall clock.
+    /// `None` if memory has no copy of that row. A foreign row that was renewed since is another row.
+    pub fn holds(&self, electorate: &Electorate, row: (i64, i64, i64), now: i64) -> Option<bool> {
         let number = self.seat(electorate)?;
-        let copy = &self.seats[number].leadership;
-        if copy.used == 0 || (copy.lease.term, copy.lease.started_at) != (term, started_at) {
-            return None;
-        }
-        Some(if copy.is_ours() { self.held(number, now).is_some() } else { now < copy.lease.deadline })
+        let (copy, (term, started_at, expires_at)) = (&self.seats[number].leadership, row);
+        let lease = &copy.lease;
+        let is_copied = if copy.is_ours() {
+            (lease.term, lease.started_at) == (term, started_at)
+        } else {
+            lease.is_of(term, started_at, expires_at)
+        };
+        (copy.used != 0 && is_copied)
+            .then(|| if copy.is_ours() { self.held(number, now).is_some() } else { now < lease.deadline })
     }
 
     /// The tables of a database that memory has copies of rows of, each with its schema.
@@ -99,6 +104,15 @@ impl<'a> View<'a> {
         tables.sort_unstable();
         tables.dedup();
         tables
+    }
+
+    /// The databases that have electorates.
+    pub fn databases(&self) -> Vec<u32> {
+        let mut databases: Vec<u32> =
+            self.seats.iter().map(|s| s.electorate.database).filter(|oid| *oid != 0).collect();
+        databases.sort_unstable();
+        databases.dedup();
+        databases
     }
 
     /// The schemas of a database's electorates.
@@ -171,7 +185,7 @@ impl<'a> View<'a> {
         };
         if now >= renew_at || leadership.doubted != 0 {
             let leader = Candidate::of((leadership.slot as usize, leader));
-            Plan::Renew { leader, term: leadership.lease.term }
+            Plan::Renew { leader, term: leadership.lease.term, doubted: now < renew_at }
         } else {
             // A lease that was joined anew may be shorter than the row's.
             Plan::Wait { until: leader.lease_ends().map_or(renew_at, |ends| renew_at.min(ends)) }

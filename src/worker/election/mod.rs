@@ -49,13 +49,26 @@ pub const LOCK_TIMEOUT: &CStr = c"50ms";
 
 /// How long the commit waits for a lock. A commit that announces the end of a leadership needs the lock that
 /// all NOTIFYs of the server share, and the holder of that lock may be waiting for its disk or its standby.
-const COMMIT_LOCK_TIMEOUT: &CStr = c"5s";
+pub const COMMIT_LOCK_TIMEOUT: &CStr = c"5s";
 
 /// The longest that one step may take, in milliseconds: nothing limits the size of a table.
 const STEP_LIMIT: i32 = 1_000;
 
 /// What is a step of the wall clock and not its ordinary correction, in microseconds.
 const STEP: i64 = 1_000_000;
+
+/// What may take long and comes in turn: attempts at electorates that have failed before, announcements that are owed,
+/// the sweep.
+const RISKS: usize = 3;
+
+/// What became of one electorate in a pass.
+enum Attempt {
+    /// Nothing was due; when something will be.
+    None(Option<i64>),
+    /// A step was made; when the next is due.
+    Made(Option<i64>),
+    Failed,
+}
 
 /// Why a name or a prefix has no elections at the moment, and when the keeper retries.
 #[derive(Default)]
@@ -83,6 +96,8 @@ pub struct Elections {
     patient: bool,
     /// An election found no extension: the keeper has to look for it.
     pub dropped: bool,
+    /// What the next pass begins with of `RISKS`, which may take long.
+    turn: usize,
     /// Schemas may have been dropped without a word.
     verify: bool,
     /// How far the wall clock was ahead of the clock of deadlines at the last pass.
@@ -119,8 +134,11 @@ enum Outcome {
 
 impl Elections {
     pub fn new(database: u32) -> Self {
+        // A keeper that came with a step of the wall clock, or after one, knows nothing of it.
+        let _ = shmem::peers(|p| p.renew_all(database));
         Self {
             database,
+            turn: 0,
             failures: HashMap::new(),
             held: HashMap::new(),
             unusable: HashMap::new(),
@@ -146,18 +164,29 @@ impl Elections {
 
     /// Notes that rows of oban_peers have changed: the next pass looks at them.
     pub fn rows_changed(&mut self, rows: Rows) {
-        if rows == Rows::All {
-            let _ = shmem::peers(|p| p.doubt(self.database, None));
-            self.verify = true;
-        }
+        self.verify |= rows == Rows::All;
         self.sweep.changed(rows);
+    }
+
+    /// Whether the wall clock was set since the last call: a pass is due then. Foreign nodes and standbys read the wall
+    /// times of the members' rows, so each row is renewed at once.
+    pub fn clock_was_set(&mut self) -> bool {
+        let wall_ahead = clock::wall_ahead();
+        let was_set = (wall_ahead - self.wall_ahead).abs() > STEP;
+        if was_set {
+            let _ = shmem::peers(|p| p.renew_all(self.database));
+            self.wall_ahead = wall_ahead;
+        }
+        was_set
     }
 
     /// Does what is due now. Returns when the next pass is due, `None` for never.
     ///
-    /// Renewals come first, and electorates that failed before come last. A step that fails has cost up to
-    /// `STEP_LIMIT`, so it ends the elections of this pass. The next pass begins at once with what has become
+    /// Electorates that never failed come first: renewals, elections, and then rows that are only doubted. A step
+    /// that fails has cost up to `STEP_LIMIT`, so it ends the pass. The next pass begins at once with what has become
     /// due meanwhile, and leaves out the electorate that failed until its delay is over.
+    ///
+    /// What may take long comes after that, one attempt at a time (`RISKS`).
     pub fn pass(&mut self) -> Option<i64> {
         let (now, lease) = (clock::now(), config::lease());
         self.patient = true;
@@ -165,42 +194,73 @@ impl Elections {
         if std::mem::take(&mut self.verify) {
             self.forget_dropped_schemas();
         }
-        let wall_ahead = clock::wall_ahead();
-        if (wall_ahead - self.wall_ahead).abs() > STEP {
-            // Foreign nodes and standbys read the wall times of the members' rows: each is renewed at once.
-            let _ = shmem::peers(|p| p.renew_all(self.database));
-            self.wall_ahead = wall_ahead;
-        }
         let mut plans = shmem::peers_view(|v| v.plans(self.database, now, lease)).unwrap_or_default();
         self.forget_what_is_gone(&plans);
-        plans.sort_by_cached_key(|(e, plan, _)| (self.failures_of(e), !matches!(plan, Plan::Renew { .. })));
+        let urgency = |plan: &Plan| match plan {
+            Plan::Renew { doubted: false, .. } => 0,
+            Plan::Renew { doubted: true, .. } => 2,
+            _ => 1,
+        };
+        plans.sort_by_cached_key(|(e, plan, _)| (self.failures_of(e), urgency(plan)));
+        let failing = plans.partition_point(|(e, ..)| self.failures_of(e) == 0);
+        let (healthy, failing) = plans.split_at(failing);
         let mut due = None::<i64>;
-        for (electorate, plan, waiting) in &plans {
-            let failed_before = self.failures_of(electorate) > 0;
-            let next = match (self.retry_at(&key_of(electorate)), plan) {
-                (Some(retry_at), _) => {
-                    // Members that have joined meanwhile need not wait for an election either.
-                    if *waiting && self.warned.contains(&electorate.schema) {
-                        wake_considered(electorate);
-                    }
-                    Some(retry_at)
-                }
-                (None, Plan::Wait { until }) if !waiting => Some(*until),
-                (None, _) => match self.step(electorate) {
-                    // Something has become due meanwhile, maybe where nothing ever failed.
-                    Ok(_) if failed_before && self.kicks() != began => return Some(now),
-                    Ok(next) => next,
-                    Err(message) => {
-                        self.failed(key_of(electorate), message);
-                        due = Some(now);
-                        break;
-                    }
-                },
+        for plan in healthy {
+            match self.carry_out(plan) {
+                Attempt::Failed => return Some(now),
+                Attempt::None(next) | Attempt::Made(next) => due = earliest(due, next),
+            }
+        }
+        for n in 0..RISKS {
+            let risk = (self.turn + n) % RISKS;
+            let (next, more) = match risk {
+                0 => self.retry(failing, began),
+                1 => self.announce_owed(),
+                _ => self.sweep_rows(began),
             };
+            // Something else is due now, or this has more to do: the next pass goes on behind it.
+            if more || self.kicks() != began {
+                self.turn = (risk + 1) % RISKS;
+                return Some(now);
+            }
             due = earliest(due, next);
         }
-        due = earliest(due, self.announce_owed());
-        earliest(due, self.sweep_rows(began))
+        due
+    }
+
+    /// Attempts at electorates that have failed before. Returns when the next is due, and whether the pass is to end
+    /// here.
+    fn retry(&mut self, failing: &[(Electorate, Plan, bool)], began: u32) -> (Option<i64>, bool) {
+        let mut due = None;
+        for plan in failing {
+            match self.carry_out(plan) {
+                Attempt::Failed => return (due, true),
+                Attempt::Made(_) if self.kicks() != began => return (due, true),
+                Attempt::None(next) | Attempt::Made(next) => due = earliest(due, next),
+            }
+        }
+        (due, false)
+    }
+
+    /// Carries out the plan for one electorate, if it is due.
+    fn carry_out(&mut self, (electorate, plan, waiting): &(Electorate, Plan, bool)) -> Attempt {
+        match (self.retry_at(&key_of(electorate)), plan) {
+            (Some(retry_at), _) => {
+                // Members that have joined meanwhile need not wait for an election either.
+                if *waiting && self.warned.contains(&electorate.schema) {
+                    wake_considered(electorate);
+                }
+                Attempt::None(Some(retry_at))
+            }
+            (None, Plan::Wait { until }) if !waiting => Attempt::None(Some(*until)),
+            (None, _) => match self.step(electorate) {
+                Ok(next) => Attempt::Made(next),
+                Err(why) => {
+                    self.failed(key_of(electorate), why);
+                    Attempt::Failed
+                }
+            },
+        }
     }
 
     /// Counts the reasons for another pass.
@@ -211,7 +271,10 @@ impl Elections {
     /// Ends what is in shared memory for schemas that are gone. A schema that is dropped by an ordinary transaction
     /// is forgotten at its commit (`shmem::tables`); this is for the others, such as a prepared transaction.
     fn forget_dropped_schemas(&mut self) {
-        let known = shmem::peers_view(|v| v.schemas(self.database)).unwrap_or_default();
+        let mut known = shmem::peers_view(|v| v.schemas(self.database)).unwrap_or_default();
+        known.extend(shmem::gossip::schemas(self.database));
+        known.sort_unstable();
+        known.dedup();
         if known.is_empty() {
             return;
         }
@@ -219,30 +282,25 @@ impl Elections {
             known.into_iter().filter(|schema| catalog::is_no_schema(*schema)).collect::<Vec<u32>>()
         });
         match gone {
-            Ok(gone) => gone.into_iter().for_each(|schema| self.forget_schema(schema)),
+            Ok(gone) => gone.into_iter().for_each(|schema| shmem::forget_schema(self.database, schema)),
             Err(_) => self.verify = true, // each step finds out for itself meanwhile
         }
     }
 
-    /// A schema was dropped: its members and what they led and told are gone.
-    fn forget_schema(&self, schema: u32) {
-        let waiting = shmem::peers(|p| p.forget_schema(self.database, schema)).unwrap_or_default();
-        shmem::gossip::forget_schema(self.database, schema);
-        waiting.into_iter().for_each(latch::wake);
-    }
-
     /// Announces the ends of leaderships that could not be announced while NOTIFY's queue was full. Returns when to
-    /// try again, `None` without any.
-    fn announce_owed(&mut self) -> Option<i64> {
-        let owed = shmem::peers(|p| p.owed(self.database)).unwrap_or_default();
+    /// try again, `None` without any, and whether there is more to announce now.
+    fn announce_owed(&mut self) -> (Option<i64>, bool) {
+        let mut owed = shmem::peers(|p| p.owed(self.database)).unwrap_or_default();
         let (failures, retry_at) = self.unannounced;
         if owed.is_empty() {
             self.unannounced = (0, 0);
-            return None;
+            return (None, false);
         }
         if clock::now() < retry_at {
-            return Some(retry_at);
+            return (Some(retry_at), false);
         }
+        let all = owed.len();
+        owed.truncate(config::max_transaction_messages());
         let announced = transaction(c"obanrs: announcing", || {
             // This moves the tail of NOTIFY's queue, too, which nobody else may do.
             let full = notify::is_queue_full();
@@ -254,11 +312,11 @@ impl Elections {
         if announced.is_ok_and(|announced| announced) {
             let _ = shmem::peers(|p| owed.iter().for_each(|e| p.announced(e)));
             self.unannounced = (0, 0);
-            return None;
+            return (None, owed.len() < all);
         }
         let retry_at = clock::now() + ANNOUNCEMENT.delay(failures + 1);
         self.unannounced = (failures.saturating_add(1), retry_at);
-        Some(retry_at)
+        (Some(retry_at), false)
     }
 
     /// Forgets the electorates that are no longer in shared memory.
@@ -317,12 +375,12 @@ impl Elections {
                     wake_considered(electorate);
                     return Ok(Some(until));
                 }
-                Plan::Renew { leader, term } => transaction(c"obanrs: renewing a lease", || {
+                Plan::Renew { leader, term, .. } => transaction(c"obanrs: renewing a lease", || {
                     table::renew(electorate, &leader, term, wait)
                 })?,
                 Plan::Elect { ended, candidate } => {
                     self.expect_fences(true); // before the attempt, or the end of a fence could be missed
-                    let known = Known { greatest_term, copy };
+                    let known = Known { greatest_term, copy, seen: self.sweep.seen_in(electorate.schema) };
                     let elected = transaction(c"obanrs: election", || {
                         table::elect(electorate, ended, candidate, known, announcing, wait)
                     });
@@ -339,7 +397,7 @@ impl Elections {
             match outcome {
                 // The row is no longer the member's. (A leadership that has ended stays ended until its row
                 // is gone.)
-                Outcome::Again if renewal => vacate(electorate),
+                Outcome::Again if renewal => drop(vacate(electorate)),
                 Outcome::Again => {}
                 outcome => return Ok(self.record_outcome(electorate, outcome, changes_seen, lapsed)),
             }
@@ -362,14 +420,14 @@ impl Elections {
         let (schema, key) = (electorate.schema, key_of(electorate));
         match outcome {
             Outcome::SchemaGone => {
-                self.forget_schema(schema);
+                shmem::forget_schema(self.database, schema);
                 return None;
             }
             // The end of its transaction wakes the keeper if oban_install runs in it.
             Outcome::SchemaToCome => {
                 vacate(electorate);
                 wake_considered(electorate);
-                return Some(self.hold_off_schema(schema));
+                return Some(self.hold_off(key));
             }
             Outcome::Missing { hint } => {
                 vacate(electorate);
@@ -451,7 +509,10 @@ impl Elections {
 
     /// Gives up an electorate without members. Its rows in the table are from now on the sweep's.
     fn forget(&mut self, electorate: &Electorate) {
-        vacate(electorate);
+        // A foreign row keeps its deadline.
+        if let Some(before) = vacate(electorate) {
+            self.sweep.has_seen(electorate, &before);
+        }
         self.sweep.changed(Rows::Of(electorate.schema));
     }
 
@@ -550,6 +611,7 @@ fn transaction<R: Locks>(activity: &'static CStr, step: impl FnOnce() -> R) -> R
         session::set(c"lock_timeout", LOCK_TIMEOUT); // an abort takes it back by itself
         outcome
     });
+    table::owe_announcements(result.is_ok());
     match result {
         Err(caught) if caught.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE && !committing.get() => {
             R::locked().ok_or(caught.message.into())
@@ -608,10 +670,11 @@ fn record(electorate: &Electorate, row: Leadership, changes_seen: u32) -> bool {
     true
 }
 
-/// Records in shared memory that an electorate has no known leader. If it had one, that is a line in the log.
-fn vacate(electorate: &Electorate) {
+/// Records in shared memory that an electorate has no known leader. If it had one, that is a line in the log, and the
+/// result.
+fn vacate(electorate: &Electorate) -> Option<Leadership> {
     let before = shmem::peers(|p| p.vacate(electorate, clock::now())).ok().flatten();
-    if let Some(before) = before {
+    if let Some(before) = &before {
         log!(
             "obanrs: nobody leads \"{}\" in prefix \"{}\", after \"{}\" (term {})",
             electorate.name.as_str(),
@@ -620,6 +683,7 @@ fn vacate(electorate: &Electorate) {
             before.lease.term
         );
     }
+    before
 }
 
 /// Wakes the sessions that wait for an election of this electorate.

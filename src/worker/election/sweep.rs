@@ -6,14 +6,14 @@
 //! keeper elects nobody for such a name. It reads a prefix's rows when they have changed, and when the next
 //! of them expires.
 
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, HashSet};
-use std::hash::{Hash, Hasher};
+use std::sync::LazyLock;
 
-use super::table::{self, Announcing};
+use super::table::{self, Announcing, Deadlines, fingerprint, fingerprint_of};
 use super::{Elections, Failed, Key, Locks, Outcome, earliest, transaction};
+use crate::config;
 use crate::logic::lifecycle::Rows;
-use crate::logic::peer::{Electorate, rows};
+use crate::logic::peer::{Electorate, Leadership, rows};
 use crate::logic::text::Text;
 use crate::pg::{clock, session};
 use crate::prefix::peers::{self, Change, PeerRow};
@@ -32,9 +32,6 @@ pub struct Sweep {
     /// deadline, whatever the wall clock shows.
     seen: HashMap<u32, Deadlines>,
 }
-
-/// By `fingerprint`: a name may have a thousand bytes, and a prefix a thousand rows.
-type Deadlines = HashMap<u64, i64>;
 
 impl Default for Sweep {
     fn default() -> Self {
@@ -70,6 +67,20 @@ impl Sweep {
         self.resting.retain(|_, until| *until > now);
         let among = self.resting.len() as i64 + 1;
         self.resting.insert(schema, now + took * REST * among);
+    }
+
+    /// The deadlines of the rows of a prefix that the last look has seen.
+    pub fn seen_in(&self, schema: u32) -> &Deadlines {
+        static NONE: LazyLock<Deadlines> = LazyLock::new(Deadlines::new);
+        self.seen.get(&schema).unwrap_or(&NONE)
+    }
+
+    /// Notes the deadline of a row that an electorate knew, for the next look.
+    pub fn has_seen(&mut self, electorate: &Electorate, leadership: &Leadership) {
+        let lease = &leadership.lease;
+        let (name, node) = (electorate.name.as_str(), leadership.node.as_str());
+        let print = fingerprint(name, node, lease.term, lease.started_at, lease.expires_at);
+        self.seen.entry(electorate.schema).or_default().insert(print, lease.deadline);
     }
 
     /// Whether a prefix is due because its rows have changed.
@@ -108,9 +119,9 @@ impl Locks for Swept {
 }
 
 impl Elections {
-    /// Looks at the prefixes that are due. Returns when the next look is due, `None` for never. `began` are the kicks
-    /// at the beginning of the pass: when there are more, elections come first again.
-    pub(super) fn sweep_rows(&mut self, began: u32) -> Option<i64> {
+    /// Looks at the prefixes that are due. Returns when the next look is due, `None` for never, and whether the pass is
+    /// to end here. `began` are the kicks at the beginning of the pass: when there are more, elections come first again.
+    pub(super) fn sweep_rows(&mut self, began: u32) -> (Option<i64>, bool) {
         if self.sweep.all {
             let schemas = transaction(c"obanrs: looking for tables of leaders", peers::installed_schemas);
             match schemas {
@@ -123,7 +134,7 @@ impl Elections {
                 }
                 Err(failed) => {
                     self.failed(sweep_of(0), failed);
-                    return self.retry_at(&sweep_of(0));
+                    return (self.retry_at(&sweep_of(0)), false);
                 }
             }
         }
@@ -143,17 +154,18 @@ impl Elections {
             if slow {
                 self.sweep.rest(schema, ended - began_at, ended);
             }
-            // What was not looked at keeps its deadlines.
-            let looked =
-                matches!(swept, Ok(Swept::Until(_) | Swept::Again | Swept::Held)) && !seen.is_empty();
-            self.sweep.seen.insert(schema, if looked { seen } else { known });
+            // A row that was not looked at keeps its deadline.
+            if !matches!(swept, Ok(Swept::Until(_))) {
+                known.into_iter().for_each(|(print, deadline)| _ = seen.entry(print).or_insert(deadline));
+            }
+            self.sweep.seen.insert(schema, seen);
             match swept {
                 Ok(swept) => self.swept(schema, swept),
                 Err(why) => self.failed(sweep_of(schema), why),
             }
             // Elections that have become due meanwhile come first.
             if failed || slow || self.kicks() != began {
-                return Some(now);
+                return (Some(now), true);
             }
         }
         if self.held.is_empty() {
@@ -163,7 +175,7 @@ impl Elections {
         let again =
             self.sweep.changed.iter().filter(|s| self.retry_at(&sweep_of(**s)).is_none()).map(|_| now);
         let live = self.sweep.expiries.values().copied().filter(|at| *at > now);
-        held_off.chain(again).chain(live).min()
+        (held_off.chain(again).chain(live).min(), false)
     }
 
     /// One look. When NOTIFY's queue is full at its commit, once more without the announcements.
@@ -247,7 +259,7 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &Deadlines, seen
         if electorate.as_ref().is_some_and(has_seat) {
             continue; // its elections judge the row
         }
-        let print = fingerprint(row);
+        let print = fingerprint_of(row);
         let deadline = known
             .get(&print)
             .copied()
@@ -257,7 +269,7 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &Deadlines, seen
             next = earliest(next, Some(deadline));
             continue;
         }
-        if deleted == MOST_DELETIONS {
+        if deleted == MOST_DELETIONS.min(config::max_transaction_messages()) {
             return Swept::Again;
         }
         match table.delete(row) {
@@ -291,11 +303,4 @@ fn electorate(schema: u32, row: &PeerRow) -> Option<Electorate> {
 /// Whether a name has a seat: then its elections judge the row, not the sweep.
 fn has_seat(electorate: &Electorate) -> bool {
     shmem::peers_view(|v| v.seat(electorate).is_some()).unwrap_or(false)
-}
-
-/// Tells a row from all others, and from itself after a renewal.
-fn fingerprint(row: &PeerRow) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (row.name(), row.node.as_str(), row.term, row.started_at, row.expires_at).hash(&mut hasher);
-    hasher.finish()
 }

@@ -4,6 +4,11 @@
 //! triggers of the extension do for other writers: it sets `term` and `boot`, and tells shared memory
 //! (`Elections::record_outcome`).
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+
 use super::super::keeper;
 use super::Outcome;
 use crate::bus::{self, Target};
@@ -88,8 +93,7 @@ struct Election<'a> {
     candidate: Option<Candidate>,
     /// The greatest term of the name that is known.
     greatest_term: i64,
-    /// The lease in the copy of the name's row, if memory has one.
-    copy: Option<Lease>,
+    known: Known<'a>,
     /// A leadership ended in this transaction: its end has to be announced.
     down: bool,
     announcing: Announcing,
@@ -107,11 +111,28 @@ pub enum Announcing {
 
 /// What memory knows of a name before its election.
 #[derive(Clone, Copy)]
-pub struct Known {
+pub struct Known<'a> {
     /// The greatest term.
     pub greatest_term: i64,
     /// The lease in the copy of its row.
     pub copy: Option<Lease>,
+    /// The deadlines of rows that the sweep has seen.
+    pub seen: &'a Deadlines,
+}
+
+/// The deadlines of rows, by `fingerprint`: a name may have a thousand bytes, and a prefix a thousand rows.
+pub type Deadlines = HashMap<u64, i64>;
+
+/// Tells a row from all others, and from itself after a renewal.
+pub fn fingerprint(name: &str, node: &str, term: i64, started_at: i64, expires_at: i64) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (name, node, term, started_at, expires_at).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The same of a row that was read.
+pub fn fingerprint_of(row: &PeerRow) -> u64 {
+    fingerprint(&row.name(), row.node.as_str(), row.term.unwrap_or(0), row.started_at, row.expires_at)
 }
 
 /// In one transaction: deletes the row of the leadership that has ended, announces that once (`down`) and
@@ -120,7 +141,7 @@ pub fn elect(
     electorate: &Electorate,
     ended: Option<Ended>,
     candidate: Option<Candidate>,
-    known: Known,
+    known: Known<'_>,
     announcing: Announcing,
     wait: bool,
 ) -> Outcome {
@@ -132,10 +153,9 @@ pub fn elect(
         Ok(table) => table,
         Err(outcome) => return outcome,
     };
-    let Known { greatest_term, copy } = known;
-    let boot = or_raise(shmem::boot());
+    let (greatest_term, boot) = (known.greatest_term, or_raise(shmem::boot()));
     let mut election =
-        Election { electorate, table, candidate, greatest_term, copy, down: false, announcing, boot };
+        Election { electorate, table, candidate, greatest_term, known, down: false, announcing, boot };
     election.hold(ended).unwrap_or_else(|outcome| outcome)
 }
 
@@ -175,7 +195,11 @@ impl Election<'_> {
         self.greatest_term = self.greatest_term.max(row.term.unwrap_or(0));
         let now = clock::now();
         let live = shmem::peers_view(|v| v.member_of_node(self.electorate, row.node.as_str(), now));
-        let left = time_left(&row, self.copy, self.boot);
+        let seen = self.known.seen.get(&fingerprint_of(&row)).filter(|_| self.known.copy.is_none());
+        let left = match seen {
+            Some(deadline) => deadline - now,
+            None => time_left(&row, self.known.copy, self.boot),
+        };
         let judged = rows::Row { left, term: row.term, boot: row.boot };
         match judge(judged, self.boot, session::timeline(), live.ok().flatten()) {
             Verdict::Foreign => {
@@ -189,6 +213,12 @@ impl Election<'_> {
                     deadline: now + left,
                 };
                 Err(Outcome::Foreign(Leadership::foreign(row.node, lease, look_at)))
+            }
+            // A table that was away and is back: others have led since, with later terms.
+            Verdict::Adopt(leader) if row.term.unwrap_or(0) < self.known.greatest_term => {
+                self.remove(&row)?;
+                self.candidate = Some(leader);
+                Ok(())
             }
             Verdict::Adopt(leader) => {
                 // The row is renewed at once: one that can't be renewed must not be adopted again and again.
@@ -250,13 +280,24 @@ impl Election<'_> {
 /// announced (`Elections::announce_owed`), for the next keeper, too.
 pub fn announce_down(electorate: &Electorate, announcing: Announcing) {
     if announcing == Announcing::Later || notify::is_queue_full() {
-        let kept = or_raise(shmem::peers(|p| p.owe(electorate)));
-        if !kept {
-            pgrx::warning!("obanrs: NOTIFY's queue is full, and the end of a leadership is not announced");
-        }
+        OWED.with_borrow_mut(|owed| owed.push(*electorate));
         return;
     }
     send_down(electorate);
+}
+
+thread_local! {
+    /// The announcements that the running transaction leaves for later.
+    static OWED: RefCell<Vec<Electorate>> = const { RefCell::new(Vec::new()) };
+}
+
+/// After a transaction: has shared memory keep what it left to be announced, if it was committed.
+pub fn owe_announcements(committed: bool) {
+    for electorate in OWED.take().iter().filter(|_| committed) {
+        if !shmem::peers(|p| p.owe(electorate)).unwrap_or(true) {
+            pgrx::warning!("obanrs: NOTIFY's queue is full, and the end of a leadership is not announced");
+        }
+    }
 }
 
 /// In a transaction: the same at once. A schema that was dropped meanwhile has nobody to tell.
