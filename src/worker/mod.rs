@@ -31,6 +31,12 @@
 //!   to go (`a_flood_of_bombs_does_not_hold_the_relay_up`). A schema is renamed while its gossip is put, sent and heard
 //!   (`a_renamed_schema_keeps_its_entries`), or dropped, or not yet committed
 //!   (`a_new_schema_of_an_old_name_has_nothing_of_the_old_one`).
+//! * A table of leaders is dropped, renamed or moved while it is being elected in, renewed or fenced, in a savepoint, in
+//!   a prepared transaction (schemas.rs; `what_is_told_of_a_table_that_has_gone_is_read_again` in logic::peer). A member
+//!   joins in a transaction that creates its schema, and that may be rolled back.
+//! * The wall clock is set while anything waits for its time (clock.rs).
+//! * NOTIFY's queue is full while leaderships end and messages wait (`elections_go_on_while_notifys_queue_is_full`,
+//!   rings.rs).
 //! * `a_restart_brings_everything_back`, `shutdown_is_fast`, `idle_means_idle`.
 #![allow(unsafe_code)] // the exported main functions
 

@@ -190,7 +190,7 @@ fn restart_an_hour_back(write: impl FnOnce(&mut Client), most: Duration) {
     client.batch_execute("SELECT oban_join('alive')").unwrap();
     let since = Instant::now();
     while !leads(&mut client, "alive") {
-        assert!(since.elapsed() < most, "who is gone leads after {:?}", since.elapsed());
+        assert!(since.elapsed() < most, "a leader that is gone leads after {:?}", since.elapsed());
         thread::sleep(Duration::from_millis(50));
     }
 }
@@ -284,7 +284,7 @@ fn positions_and_members_never_go_back() {
         assert_eq!(
             answer.get::<_, Option<i64>>("missed"),
             None,
-            "{what}: who read before is told that it was long ago"
+            "{what}: an earlier reader is told that it was long ago"
         );
         (position, member) = (client.one("SELECT oban_position()"), joined);
         assert!(position >= now + 100);

@@ -1,4 +1,4 @@
-//! Which databases a process of ours enters: those that have the extension, and once after the server's start or
+//! Which databases a process of the extension enters: those that have the extension, and once after the server's start or
 //! its promotion each of the others.
 
 use std::fs;

@@ -18,7 +18,7 @@ fn number(payload: &str) -> Option<i64> {
     serde_json::from_str::<Value>(payload).expect("it is JSON")["n"].as_i64()
 }
 
-/// Roles `stranger`, who may connect and nothing else, and `tenant`, who owns the prefix `t`.
+/// Role `stranger` may connect and nothing else. Role `tenant` owns the prefix `t`.
 fn with_roles(settings: &[&str]) -> (Cluster, Client) {
     let cluster = installed_with(settings);
     let mut client = cluster.client();
@@ -231,7 +231,7 @@ fn after_many_ends_of_the_relay_and_silence_everything_is_heard() {
     assert!(delay < Duration::from_secs(13), "{delay:?}");
 }
 
-/// There is no relay, and none can start: somebody who is awake sends what waits for it.
+/// There is no relay, and none can start: the keeper sends what waits for it.
 #[test]
 fn what_waits_for_a_relay_that_cannot_start_is_heard() {
     let (cluster, mut listener, thief) = without_relay(&[], |cluster| {

@@ -51,7 +51,7 @@ fn member(prefix: &str, node: &str, leads: bool) -> (String, String, bool) {
     (prefix.into(), node.into(), leads)
 }
 
-/// Oban's own migration makes it so: no columns of ours, no triggers.
+/// The table as Oban's own migration makes it: without the columns and triggers that oban_install adds.
 const PEERS_OF_OBAN: &str = "CREATE UNLOGGED TABLE app.oban_peers (name text PRIMARY KEY, node text NOT NULL,
     started_at timestamp NOT NULL, expires_at timestamp NOT NULL)";
 

@@ -48,8 +48,7 @@ pub fn open(schema: u32, wait: bool) -> Result<PeersTable<'static>, Outcome> {
     })
 }
 
-/// The lease that a row grants a leader who has it from now on. The row's times are of the wall clock, which it may
-/// have shown at `started_at` long ago.
+/// The lease that a row grants a leader from now on. `started_at` is a wall time, which may be long ago.
 fn lease_of(table: &PeersTable<'_>, leader: &Candidate, term: i64, started_at: i64) -> Lease {
     let deadline = leader.lease_ends.unwrap_or(clock::now() + config::lease());
     Lease { table: table.oid(), term, started_at, expires_at: clock::to_wall(deadline), deadline }
