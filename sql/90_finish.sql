@@ -48,7 +48,7 @@ COMMENT ON FUNCTION @extschema@.oban_resign(bigint) IS
 COMMENT ON FUNCTION @extschema@.oban_leave(bigint) IS
     'Ends a membership at once, with its leadership and, of a session-bound member, its node''s gossip. False when there is no such member. Only for the role that joined it and members of that role.';
 COMMENT ON FUNCTION @extschema@.oban_is_leader(text, text, text) IS
-    'Whether a member that this session joined (or the member of the named node) leads now, within its lease. False for a prefix without a schema. Reads shared memory only. Behind a transaction pooler name the node. With a node it needs SELECT on the prefix''s oban_jobs, or on a column of it.';
+    'Whether a member that this session joined (or the member of the named node) leads now, within its lease. Reads shared memory only. Behind a transaction pooler name the node. With a node it needs SELECT on the prefix''s oban_jobs, or on a column of it, and raises 3F000 without such a prefix; without a node it is false then.';
 COMMENT ON FUNCTION @extschema@.oban_term(text, text, text) IS
     'The term of the leadership that a member that this session joined (or the member of the named node) holds now, else NULL. With a node it needs SELECT on the prefix''s oban_jobs, or on a column of it. A later leadership of any name in this database has a greater term.';
 COMMENT ON FUNCTION @extschema@.oban_leader(text, text) IS

@@ -43,11 +43,12 @@ fn term_of(
 ) -> Result<Option<i64>, Error> {
     let names = Names::of(name, prefix)?;
     let node: Option<Node> = node.map(|n| error::name("node", Some(n))).transpose()?;
-    // Nobody leads anything in a schema that does not exist.
-    let Some(electorate) = names.known() else { return shmem::require().map(|()| None) };
-    if node.is_some() {
-        acl::require_in(electorate.schema, names.prefix(), Right::Read)?;
-    }
+    let electorate = match node {
+        Some(_) => Some(names.electorate(Right::Read)?),
+        None => names.known(),
+    };
+    // This session leads nothing in a schema that does not exist.
+    let Some(electorate) = electorate else { return shmem::require().map(|()| None) };
     shmem::peers_view(|v| led_by(&v, &electorate, node.as_ref().map(Node::as_str)))
 }
 
