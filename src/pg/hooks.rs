@@ -52,7 +52,7 @@ pub enum Change {
     Prepared,
 }
 
-/// Called when that happens; must not raise.
+/// Called when that happens; may raise what a look-up in the caches raises.
 pub type OnChange = fn(Change);
 
 // Postgres' own, not pgrx's wrapper of it, which would guard it.
@@ -147,33 +147,46 @@ unsafe extern "C-unwind" fn access(
     sub: c_int,
     arg: *mut c_void,
 ) {
-    use pg_sys::ObjectAccessType::{OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE};
     // SAFETY: what Postgres gave is handed on as it came.
     unsafe {
-        if let Some(on_change) = ON_CHANGE {
-            match (class, access) {
-                (pg_sys::ExtensionRelationId, OAT_POST_CREATE | OAT_DROP) => {
-                    on_change(Change::Extension(object.to_u32()));
-                }
-                (pg_sys::TriggerRelationId, OAT_POST_CREATE | OAT_DROP) => on_change(Change::Trigger),
-                (pg_sys::NamespaceRelationId, OAT_POST_ALTER | OAT_DROP) => {
-                    on_change(Change::Schema(object.to_u32()));
-                }
-                (pg_sys::RelationRelationId, OAT_POST_ALTER) => {
-                    on_change(Change::AlteredRelation(object.to_u32()));
-                }
-                // Not of a column.
-                (pg_sys::RelationRelationId, OAT_DROP) if sub == 0 => {
-                    on_change(Change::DroppedRelation(object.to_u32()));
-                }
-                (pg_sys::DatabaseRelationId, OAT_POST_CREATE) => on_change(Change::Database(object.to_u32())),
-                _ => {}
-            }
+        if matches!(
+            class,
+            pg_sys::ExtensionRelationId
+                | pg_sys::TriggerRelationId
+                | pg_sys::NamespaceRelationId
+                | pg_sys::RelationRelationId
+                | pg_sys::DatabaseRelationId
+        ) {
+            changed(access, class, object, sub);
         }
         if let Some(next) = NEXT_ACCESS {
             next(access, class, object, sub, arg);
         }
     }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn changed(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub: c_int,
+) {
+    use pg_sys::ObjectAccessType::{OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE};
+    // SAFETY: set at the start of the postmaster.
+    let Some(on_change) = (unsafe { ON_CHANGE }) else { return };
+    let object = object.to_u32();
+    let change = match (class, access) {
+        (pg_sys::ExtensionRelationId, OAT_POST_CREATE | OAT_DROP) => Change::Extension(object),
+        (pg_sys::TriggerRelationId, OAT_POST_CREATE | OAT_DROP) => Change::Trigger,
+        (pg_sys::NamespaceRelationId, OAT_POST_ALTER | OAT_DROP) => Change::Schema(object),
+        (pg_sys::RelationRelationId, OAT_POST_ALTER) => Change::AlteredRelation(object),
+        // Not of a column.
+        (pg_sys::RelationRelationId, OAT_DROP) if sub == 0 => Change::DroppedRelation(object),
+        (pg_sys::DatabaseRelationId, OAT_POST_CREATE) => Change::Database(object),
+        _ => return,
+    };
+    on_change(change);
 }
 
 #[pgrx::pg_guard]
