@@ -156,7 +156,8 @@ unsafe extern "C-unwind" fn access(
                 | pg_sys::NamespaceRelationId
                 | pg_sys::RelationRelationId
                 | pg_sys::DatabaseRelationId
-        ) {
+        ) && access != pg_sys::ObjectAccessType::OAT_NAMESPACE_SEARCH
+        {
             changed(access, class, object, sub);
         }
         if let Some(next) = NEXT_ACCESS {
