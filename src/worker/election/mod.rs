@@ -314,6 +314,8 @@ impl Elections {
             self.unannounced = (0, 0);
             return (None, owed.len() < all);
         }
+        // A NOTIFY that failed has filled the queue, and told no listener to read it.
+        notify::rouse_listeners();
         let retry_at = clock::now() + ANNOUNCEMENT.delay(failures + 1);
         self.unannounced = (failures.saturating_add(1), retry_at);
         (Some(retry_at), false)
