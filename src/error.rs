@@ -171,6 +171,9 @@ impl Error {
             }
             Self::NotOwner { .. } => "Its owner, or a member of that role, has to do this.".into(),
             Self::NotYours(_) => "Ask as that role, or as a member of it.".into(),
+            Self::TableFull { setting: setting @ "obanrs.max_rings", .. } => {
+                format!("Raise {setting} and restart the server. A ring is free when its database is dropped, or the extension in it.")
+            }
             Self::TableFull { setting, .. } => {
                 format!("Raise {setting} and restart the server, or wait until entries end.")
             }

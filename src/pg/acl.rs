@@ -35,13 +35,24 @@ impl Right {
 
 /// The schema of a prefix, for which the current role has the right. 3F000 without such a schema, 42501 without the
 /// right.
+///
+/// 42939 for a schema of Postgres' own: any role may make temporary tables, so any role may write to its temporary
+/// schema.
 pub fn require(prefix: &str, right: Right) -> Result<u32, Error> {
+    if is_reserved(prefix) {
+        return Err(Error::ReservedPrefix(prefix.to_owned()));
+    }
     let schema = catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))?;
     if allows_in(schema, right) {
         Ok(schema)
     } else {
         Err(Error::NotAllowed { prefix: prefix.to_owned(), needs: right.needs() })
     }
+}
+
+/// Whether a schema is one of Postgres' own.
+pub fn is_reserved(prefix: &str) -> bool {
+    prefix.starts_with("pg_") || prefix == "information_schema"
 }
 
 /// The same for a prefix that was found before, under this name. 3F000 when its schema was dropped since.
@@ -114,7 +125,7 @@ pub fn owns_database(database: u32) -> bool {
 pub fn share_of(total: usize) -> Option<usize> {
     // SAFETY: a lookup in the role caches.
     let limited = !unsafe { pg_sys::superuser() } && !owns_database(session::database());
-    limited.then(|| (total * config::role_share() / 100).max(1))
+    (limited && config::role_share() < 100).then(|| (total * config::role_share() / 100).max(1))
 }
 
 /// Whether the current role may write to a prefix of this database: as a superuser, as the owner of the database, or

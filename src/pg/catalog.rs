@@ -430,6 +430,16 @@ pub fn has_columns(relation: u32, names: &[&str], type_oid: pg_sys::Oid) -> bool
     names.iter().all(|name| found.iter().any(|found| found == name))
 }
 
+/// Whether a table has an enabled trigger of this name that calls this function, as it is committed now or as this
+/// transaction has left it.
+pub fn has_enabled_trigger(table: u32, name: &str, function: u32) -> bool {
+    let keys = [("tgrelid", Key::Oid(table)), ("tgname", Key::Name(&c_name(name)))];
+    let is_it = |row: &scan::CatalogRow| {
+        (row.oid("tgfoid") == function && [b'O', b'A'].contains(&row.char("tgenabled"))).then_some(())
+    };
+    !scan::rows(scan::TRIGGERS, &keys, is_it).is_empty()
+}
+
 /// A function of this name without arguments in a schema, as it is committed now.
 pub fn function_without_arguments(namespace: u32, name: &str) -> Option<u32> {
     let found = scan::rows(scan::FUNCTIONS, &[("proname", Key::Name(&c_name(name)))], |row| {

@@ -38,7 +38,7 @@ pub type BeforeListening = fn(Listening);
 pub enum Change {
     /// This extension was created or is being dropped, also as a part of somebody's CASCADE.
     Extension(u32),
-    /// A trigger was created or is being dropped.
+    /// A trigger was created or altered, or is being dropped.
     Trigger,
     /// This schema was altered or is being dropped.
     Schema(u32),
@@ -179,11 +179,12 @@ unsafe extern "C-unwind" fn changed(
     let object = object.to_u32();
     let change = match (class, access) {
         (pg_sys::ExtensionRelationId, OAT_POST_CREATE | OAT_DROP) => Change::Extension(object),
-        (pg_sys::TriggerRelationId, OAT_POST_CREATE | OAT_DROP) => Change::Trigger,
+        (pg_sys::TriggerRelationId, OAT_POST_CREATE | OAT_POST_ALTER | OAT_DROP) => Change::Trigger,
         (pg_sys::NamespaceRelationId, OAT_POST_ALTER | OAT_DROP) => Change::Schema(object),
         (pg_sys::RelationRelationId, OAT_POST_ALTER) => Change::AlteredRelation(object),
-        // Not of a column.
-        (pg_sys::RelationRelationId, OAT_DROP) if sub == 0 => Change::DroppedRelation(object),
+        // A column of it is being dropped.
+        (pg_sys::RelationRelationId, OAT_DROP) if sub != 0 => Change::AlteredRelation(object),
+        (pg_sys::RelationRelationId, OAT_DROP) => Change::DroppedRelation(object),
         (pg_sys::DatabaseRelationId, OAT_POST_CREATE) => Change::Database(object),
         _ => return,
     };

@@ -277,7 +277,7 @@ impl PeersTable<'_> {
     /// Whether the table has the trigger that tells the keeper of changes, and the trigger is enabled.
     pub fn is_guarded(&self) -> bool {
         let function = super::extension::peers_function();
-        function.is_some_and(|function| self.heap.has_enabled_trigger("obanrs_peers_rows", function))
+        function.is_some_and(|function| self.heap.has_enabled_trigger(TELLS, function))
     }
 }
 
@@ -297,6 +297,18 @@ impl<'a> PeersTable<'a> {
 pub struct FoundRow {
     pub row: PeerRow,
     stored: Stored,
+}
+
+/// The trigger that tells the keeper of changes.
+const TELLS: &str = "obanrs_peers_rows";
+
+/// Whether a table of leaders has the columns that `oban_install` adds, and whether its trigger tells of changes, as it
+/// is committed now or as this transaction has left it.
+pub fn state_of(table: u32) -> (bool, bool) {
+    let installed = catalog::has_columns(table, &["term", "boot"], pgrx::pg_sys::INT8OID);
+    let function = super::extension::peers_function();
+    let tells = function.is_some_and(|function| catalog::has_enabled_trigger(table, TELLS, function));
+    (installed, tells)
 }
 
 /// The value of default_transaction_read_only that ALTER DATABASE has set, as it is committed now. `None`: it

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 
 use pgrx::pg_sys;
 
-use crate::logic::peer::{Electorate, RowChange};
+use crate::logic::peer::{Electorate, Lease, RowChange};
 use crate::pg::{clock, session, xact};
 
 /// What happened to rows.
@@ -18,6 +18,8 @@ use crate::pg::{clock, session, xact};
 pub enum Change {
     /// There is a row of this term, and it is new or its lease is shorter.
     Written(i64),
+    /// A foreign node has renewed its row, which may make its lease shorter. The lease says nothing of the table.
+    Renewed { lease: Lease, shorter: bool },
     /// The row of this term was deleted.
     Deleted(i64),
     /// All rows of the schema were. The electorate's name is empty.
@@ -49,6 +51,9 @@ pub fn changed(electorate: Electorate, change: Change) {
         if changes.iter().any(known) {
             return; // of an outer level or this one; an inner one's end has lifted it or taken it out
         }
+        if matches!(change, Change::Renewed { .. }) && changes.len() >= MOST {
+            return; // the keeper sees it when it looks at the old end of the lease
+        }
         if changes.len() < MOST {
             changes.push((electorate, change, level));
         } else {
@@ -67,6 +72,7 @@ fn tell(changes: &[(Electorate, Change, u32)]) {
         for (electorate, change, _) in changes {
             match change {
                 Change::Written(term) => p.row_changed(electorate, RowChange::Written(*term), now),
+                Change::Renewed { lease, .. } => p.renewed(electorate, *lease),
                 Change::Deleted(term) => p.row_changed(electorate, RowChange::Deleted(*term), now),
                 Change::Truncated => p.rows_truncated(electorate.database, electorate.schema, now),
             }
@@ -82,8 +88,11 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     }
     let changes = CHANGES.take();
     if before {
-        let ends: Vec<_> =
-            changes.iter().filter(|(_, c, _)| !matches!(c, Change::Written(_))).copied().collect();
+        let ends: Vec<_> = changes
+            .iter()
+            .filter(|(_, c, _)| matches!(c, Change::Deleted(_) | Change::Truncated))
+            .copied()
+            .collect();
         tell(&ends);
         CHANGES.set(changes);
         return;
@@ -93,8 +102,10 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     }
     // After an abort, too: a leadership may be over since just before it.
     let database = session::database();
-    let mut schemas = changes.iter().map(|(e, _, _)| e.schema);
-    let first = schemas.next();
+    let news = changes.iter().filter(|(_, c, _)| !matches!(c, Change::Renewed { shorter: false, .. }));
+    let mut schemas = news.map(|(e, _, _)| e.schema);
+    let Some(first) = schemas.next() else { return };
+    let first = Some(first);
     let one = first.filter(|first| schemas.all(|other| other == *first));
     super::look_at_rows(database, one);
 }

@@ -6,6 +6,8 @@
 //!
 //! * Leaderships whose table is no longer `oban_peers` of their schema are over *before* the commit, as with deleted
 //!   rows (`rows`): nobody can take the name in another table while a member still believes that it leads.
+//! * The same holds for a table that loses the columns or the trigger of `oban_install`. (Without the trigger members can
+//!   be elected again; memory then believes their rows for a moment only.)
 //! * A table that was altered otherwise, or has become the `oban_peers` of its schema, is read anew after the commit.
 //! * What belongs to a schema that was dropped (members, leaderships, gossip) goes after the commit.
 //!
@@ -26,7 +28,7 @@ use std::cell::Cell;
 use pgrx::pg_sys;
 
 use crate::pg::{catalog, clock, session, xact};
-use crate::prefix::peers::TABLE;
+use crate::prefix::peers::{self, TABLE};
 
 /// Past that, all tables and schemas that memory knows of are looked at.
 const MOST: usize = 64;
@@ -74,6 +76,8 @@ thread_local! {
     static SCHEMAS: Cell<Oids> = const { Cell::new(Oids::NONE) };
     /// Whether a relation that was touched had the name of a table of leaders.
     static OF_LEADERS: Cell<bool> = const { Cell::new(false) };
+    /// Whether a trigger was touched, of whatever table.
+    static TRIGGERS: Cell<bool> = const { Cell::new(false) };
     /// Whether this transaction ends a prepared one.
     static PREPARED: Cell<bool> = const { Cell::new(false) };
     /// What was found before the commit.
@@ -111,6 +115,12 @@ pub fn relation_touched(relation: u32, dropped: bool) {
     }
 }
 
+/// A trigger was created, altered or is being dropped. Does not raise.
+pub fn trigger_touched() {
+    TRIGGERS.set(true);
+    TOUCHED.set(true);
+}
+
 /// A schema was altered or is being dropped. Does not raise.
 pub fn schema_touched(schema: u32) {
     let mut schemas = SCHEMAS.get();
@@ -131,7 +141,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     }
     if xact::is_before_commit(event) || xact::is_before_prepare(event) {
         let (relations, schemas) = (RELATIONS.get(), SCHEMAS.get());
-        if !(relations.is_empty() && schemas.is_empty()) {
+        if !(relations.is_empty() && schemas.is_empty() && !TRIGGERS.get()) {
             FOUND.set(look(&relations, &schemas));
         }
     } else if xact::is_end(event) {
@@ -142,6 +152,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
             tell(&found, event);
         }
         OF_LEADERS.set(false);
+        TRIGGERS.set(false);
         if PREPARED.take() && xact::is_commit(event) {
             let database = session::database();
             let _ = super::peers(|p| p.doubt(database, None));
@@ -158,9 +169,20 @@ fn look(relations: &Oids, schemas: &Oids) -> Option<Found> {
     xact::next_command(); // or what the last statement did could not be seen
     let (mut dropped, mut changed) = (Oids::NONE, Oids::NONE);
     let (mut gone, mut altered) = (Vec::new(), Oids::NONE);
-    for (table, schema) in tables.into_iter().filter(|(table, _)| relations.contains(*table)) {
-        changed.add(schema);
-        if catalog::is_named(table, schema, TABLE) { altered.add(table) } else { gone.push(table) }
+    for (table, schema, guarded) in tables {
+        let touched = relations.contains(table);
+        if !(touched || TRIGGERS.get()) {
+            continue;
+        }
+        let (installed, tells) = peers::state_of(table);
+        // Without its columns no member leads in it. Without its trigger nobody tells of what ends there.
+        if (touched && !catalog::is_named(table, schema, TABLE)) || !installed || (guarded && !tells) {
+            changed.add(schema);
+            gone.push(table);
+        } else if touched {
+            changed.add(schema);
+            altered.add(table);
+        }
     }
     // A table that takes the place of another one, or of none.
     for relation in relations.oids() {

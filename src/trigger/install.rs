@@ -49,7 +49,7 @@ fn oban_install(
     for name in channel::STANDARD {
         channel::full_name(prefix, name).map_err(Error::from)?;
     }
-    if prefix.starts_with("pg_") || prefix == "information_schema" {
+    if acl::is_reserved(prefix) {
         return Err(Error::ReservedPrefix(prefix.to_owned()).into());
     }
     if stage == Some(true) {

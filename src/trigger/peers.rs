@@ -25,11 +25,11 @@ use pgrx::prelude::*;
 use crate::config;
 use crate::error::Error;
 use crate::logic::peer::guard::{self, Answer, Proposed, Update};
-use crate::logic::peer::{Electorate, MAX_NAME, rows};
+use crate::logic::peer::{Electorate, Lease, MAX_NAME, rows};
 use crate::logic::text::Text;
 use crate::pg::row::{Column, Row};
 use crate::pg::row_trigger::{Call, RowTrigger};
-use crate::pg::{session, time, trigger, xact};
+use crate::pg::{clock, session, time, trigger, xact};
 use crate::prefix::peers::{Columns, PeersTable, TABLE};
 use crate::prefix::terms;
 use crate::shmem::rows::{Change, changed};
@@ -188,8 +188,7 @@ fn before_update<'a>(
     }
 }
 
-/// Tells shared memory and the keeper of a change. It does not tell of a renewal, which the keeper sees when
-/// it looks at the old end of the lease.
+/// Tells shared memory and the keeper of a change. Of a renewal that makes a lease longer it tells shared memory only.
 fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
     let old = row.row();
     let term = |row: &Row| row.i64(columns.term).unwrap_or(0);
@@ -202,12 +201,29 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
     let change = match call {
         Call::AfterInsert => Change::Written(reissued(row, columns, &name, term(&old))),
         Call::AfterDelete => Change::Deleted(term(&old)),
-        _ if row.new_row().i64(columns.expires_at) < old.i64(columns.expires_at) => {
-            Change::Written(term(&row.new_row()))
+        _ => {
+            let new = row.new_row();
+            let shorter = new.i64(columns.expires_at) < old.i64(columns.expires_at);
+            match renewal(&new, columns) {
+                Some(lease) if lease.term == term(&old) => Change::Renewed { lease, shorter },
+                _ if shorter => Change::Written(term(&new)),
+                _ => return,
+            }
         }
-        _ => return,
     };
     changed(electorate(row, &name), change);
+}
+
+/// The lease of a foreign row that was renewed, with its deadline as of now. `None`: the row is a member's.
+fn renewal(row: &Row, columns: &Columns) -> Option<Lease> {
+    let expires_at = row.i64(columns.expires_at).filter(|_| row.i64(columns.boot).is_none())?;
+    Some(Lease {
+        term: row.i64(columns.term).unwrap_or(0),
+        started_at: row.i64(columns.started_at).unwrap_or(0),
+        expires_at,
+        deadline: clock::now().saturating_add(expires_at.saturating_sub(time::now())),
+        ..Lease::default()
+    })
 }
 
 /// The term of a row that was just inserted. It is replaced first if another term has been drawn since. In a

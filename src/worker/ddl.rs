@@ -25,7 +25,10 @@ pub fn install() {
     };
     let change = |change| match change {
         Change::Extension(extension) => at_end::extension_changed(extension),
-        Change::Trigger => note(Note::Shapes),
+        Change::Trigger => {
+            note(Note::Shapes);
+            tables::trigger_touched();
+        }
         Change::Schema(schema) => {
             note(Note::Shapes);
             tables::schema_touched(schema);

@@ -76,7 +76,8 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
         kicks = orders.kicks;
         // The limit of a step leaves its timer on, which sets our latch when the step is long over: then
         // there is nothing to do, least of all a pass that sets the timer again.
-        if news || reloaded || elections.clock_was_set() || due.is_some_and(|at| at <= clock::now()) {
+        let clock_was_set = elections.clock_was_set();
+        if news || reloaded || clock_was_set || due.is_some_and(|at| at <= clock::now()) {
             if news {
                 elections.let_go();
             }

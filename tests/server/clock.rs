@@ -178,6 +178,57 @@ fn a_foreign_leader_that_does_not_renew_lets_go() {
     soon("which all of them say", || leader(&mut client).as_deref() == Some("ours"));
 }
 
+/// A foreign node's renewal counts from the moment at which it is committed. (The keeper looks at the row later, when
+/// the wall clock may have been set.)
+#[test]
+fn a_foreign_leader_that_renews_stays_over_every_step() {
+    let (cluster, mut client) = installed(&[]);
+    foreign_row(&mut client, 4);
+    client.batch_execute("SELECT oban_join('ours')").unwrap();
+    for step in [0, 40, 0, -40, HOUR, 0, -HOUR] {
+        // As Oban's nodes renew.
+        let renewed = client
+            .execute(
+                "INSERT INTO oban_peers (name, node, started_at, expires_at)
+                 VALUES ('Oban', 'foreign', timezone('utc', now()), timezone('utc', now()) + interval '4 s')
+                 ON CONFLICT (name) DO UPDATE SET expires_at = EXCLUDED.expires_at",
+                &[],
+            )
+            .unwrap();
+        assert_eq!(renewed, 1, "it still has its row, before the clock is stepped by {step} s");
+        cluster.step_clock(step);
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(2) {
+            assert!(
+                !leads(&mut client, "ours"),
+                "the foreign node leads, with the clock stepped by {step} s"
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    soon("when it renews no more, ours leads", || leads(&mut client, "ours"));
+}
+
+/// The same where no member has joined: the keeper sweeps the row up when its lease is over, and not before.
+#[test]
+fn a_foreign_leader_without_members_beside_it_keeps_its_row() {
+    let (cluster, mut client) = installed(&[]);
+    foreign_row(&mut client, 3);
+    let term: i64 = client.one("SELECT term FROM oban_peers");
+    for step in [0, 40, -40, HOUR] {
+        client
+            .execute(
+                "UPDATE oban_peers SET expires_at = timezone('utc', now()) + interval '3 s' WHERE node = 'foreign'",
+                &[],
+            )
+            .unwrap();
+        cluster.step_clock(step);
+        thread::sleep(Duration::from_millis(1_500));
+        assert_eq!(client.one::<i64>("SELECT coalesce(max(term), 0) FROM oban_peers"), term, "{step}");
+    }
+    soon("the row is swept up", || client.one("SELECT count(*) = 0 FROM oban_peers"));
+}
+
 /// After a restart nobody knows what the clock showed when a row was written.
 fn restart_an_hour_back(write: impl FnOnce(&mut Client), most: Duration) {
     let (cluster, mut client) = installed(&[]);

@@ -163,6 +163,8 @@ fn a_table_that_goes_takes_its_leaders_along() {
         ("DO $$ BEGIN EXECUTE 'DROP TABLE app.oban_peers'; END $$", APP),
         ("BEGIN; SAVEPOINT s; DROP TABLE app.oban_peers; RELEASE s; COMMIT", APP),
         ("DROP OWNED BY dropper", APP),
+        ("SELECT oban_uninstall('app')", "DELETE FROM app.oban_peers"),
+        ("ALTER TABLE app.oban_peers DROP COLUMN term", "DELETE FROM app.oban_peers"),
         ("BEGIN; DROP TABLE app.oban_peers; PREPARE TRANSACTION 'p'", "COMMIT PREPARED 'p'"),
     ] {
         let cluster =
@@ -188,6 +190,56 @@ fn a_table_that_goes_takes_its_leaders_along() {
         assert!(term(&mut session, "app") >= before, "{away}");
         let found = "SELECT count(*) FROM oban_check() WHERE item = 'leaders of app' AND ok";
         wait_until("oban_check agrees", || admin.one::<i64>(found) == 1);
+    }
+}
+
+/// Nothing tells of what is done to such a table. What a member believes ends soon, long before half of its lease.
+#[test]
+fn a_table_without_its_triggers_is_believed_for_a_moment() {
+    for unguard in [
+        "ALTER TABLE app.oban_peers DISABLE TRIGGER ALL",
+        "ALTER TABLE app.oban_peers DISABLE TRIGGER obanrs_peers_rows",
+        "ALTER TABLE app.oban_peers ENABLE REPLICA TRIGGER obanrs_peers_rows",
+        "DROP TRIGGER obanrs_peers_rows ON app.oban_peers",
+        "CREATE FUNCTION noop() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+         CREATE OR REPLACE TRIGGER obanrs_peers_rows AFTER INSERT OR UPDATE OR DELETE ON app.oban_peers
+         FOR EACH ROW EXECUTE FUNCTION noop()",
+        "BEGIN; DROP EXTENSION obanrs CASCADE; CREATE EXTENSION obanrs; COMMIT",
+    ] {
+        let (_cluster, mut session, mut admin) = led();
+        admin.batch_execute("SET client_min_messages = error").unwrap();
+        admin.batch_execute(unguard).unwrap();
+        wait_until("it leads", || leads(&mut session, "app"));
+        let taken_over = format!("BEGIN; DELETE FROM app.oban_peers; {FOREIGN_LEADER}; COMMIT");
+        admin
+            .batch_execute(&taken_over.replace("VALUES", "(name, node, started_at, expires_at) VALUES"))
+            .unwrap();
+        let since = std::time::Instant::now();
+        wait_until("it leads no more", || !leads(&mut session, "app"));
+        assert!(since.elapsed().as_secs() < 8, "{unguard}: after {:?}", since.elapsed());
+        assert_eq!(leader(&mut admin, "app").as_deref(), Some("ex"), "{unguard}");
+    }
+}
+
+/// Any role may make temporary tables, so any role may write to a schema of its own.
+#[test]
+fn a_schema_of_postgres_is_no_prefix() {
+    let cluster = Cluster::installed();
+    let mut admin = cluster.client();
+    admin.batch_execute("CREATE ROLE stranger LOGIN").unwrap();
+    let mut stranger = cluster.client_as("postgres", "stranger");
+    stranger.batch_execute("CREATE TEMP TABLE t ()").unwrap();
+    let own: String = stranger.one("SELECT nspname::text FROM pg_namespace WHERE oid = pg_my_temp_schema()");
+    for prefix in [&own, "pg_catalog", "information_schema"] {
+        for call in [
+            format!("oban_notify('x', '{{}}', '{prefix}')"),
+            format!("oban_join('n', prefix => '{prefix}')"),
+            format!("oban_gossip_put('n', 'q', prefix => '{prefix}')"),
+            format!("oban_listen_channels(prefix => '{prefix}')"),
+        ] {
+            assert_eq!(code(&mut stranger, &format!("SELECT {call}")), "42939", "{call}");
+            assert_eq!(code(&mut admin, &format!("SELECT {call}")), "42939", "{call}");
+        }
     }
 }
 

@@ -115,9 +115,15 @@ pub struct Lease {
     /// The row's own times, by the wall clock.
     pub started_at: i64,
     pub expires_at: i64,
-    /// When it ends, unless it is renewed.
+    /// When it ends, unless it is renewed. Of a member's row in a table that is not guarded: how long memory believes
+    /// it without another look.
     pub deadline: i64,
+    /// Triggers tell of what others do to the row.
+    pub guarded: bool,
 }
+
+/// How long memory believes the row of a member without another look, if no trigger tells of its end. In microseconds.
+pub const BELIEVED: i64 = 2_000_000;
 
 impl Lease {
     /// Whether a row with these times is the one that this lease was read from: it was not renewed or replaced.
@@ -141,7 +147,7 @@ pub struct Leadership {
     slot: u32,
     pub node: Node,
     pub lease: Lease,
-    /// Of a foreign node's row: when the keeper looks at it again, even if its lease runs longer.
+    /// When the keeper looks at the row again, even if its lease runs longer.
     look_at: i64,
 }
 
@@ -230,7 +236,8 @@ impl Leadership {
     /// As a member holds it.
     pub fn ours(leader: &Candidate, lease: Lease) -> Self {
         let (member, slot, node) = (leader.member, leader.slot, leader.node);
-        Self { used: 1, ended: 0, doubted: 0, member, slot, node, lease, look_at: lease.deadline }
+        let look_at = if lease.guarded { lease.deadline } else { lease.deadline - BELIEVED / 2 };
+        Self { used: 1, ended: 0, doubted: 0, member, slot, node, lease, look_at }
     }
 
     /// As a foreign node holds it. The keeper looks at the row again at `look_at` at the latest.
@@ -400,6 +407,21 @@ impl Peers<'_> {
     pub fn row_changed(&mut self, electorate: &Electorate, change: RowChange, now: i64) {
         if let Some(seat) = self.view().seat(electorate) {
             self.seats[seat].row_changed(change, now);
+        }
+    }
+
+    /// A foreign node has renewed its row, which now has this lease: memory knows its deadline at once, whatever the
+    /// wall clock shows when the keeper looks at the row.
+    pub fn renewed(&mut self, electorate: &Electorate, lease: Lease) {
+        let Some(seat) = self.view().seat(electorate) else { return };
+        let seat = &mut self.seats[seat];
+        seat.changes = seat.changes.wrapping_add(1);
+        let copy = &mut seat.leadership;
+        if copy.used != 0 && !copy.is_ours() && copy.lease.term == lease.term {
+            if copy.lease.guarded {
+                copy.look_at = lease.deadline;
+            }
+            copy.lease = Lease { table: copy.lease.table, guarded: copy.lease.guarded, ..lease };
         }
     }
 

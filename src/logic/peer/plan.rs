@@ -94,12 +94,12 @@ impl<'a> View<'a> {
             .then(|| if copy.is_ours() { self.held(number, now).is_some() } else { now < lease.deadline })
     }
 
-    /// The tables of a database that memory has copies of rows of, each with its schema.
-    pub fn tables(&self, database: u32) -> Vec<(u32, u32)> {
+    /// The tables of a database that memory has copies of rows of, each with its schema, and whether it is guarded.
+    pub fn tables(&self, database: u32) -> Vec<(u32, u32, bool)> {
         let own = self.seats.iter().filter(|s| database != 0 && s.electorate.database == database);
         let mut tables: Vec<_> = own
             .filter(|s| s.leadership.used != 0)
-            .map(|s| (s.leadership.lease.table, s.electorate.schema))
+            .map(|s| (s.leadership.lease.table, s.electorate.schema, s.leadership.lease.guarded))
             .collect();
         tables.sort_unstable();
         tables.dedup();
@@ -178,6 +178,7 @@ impl<'a> View<'a> {
         let deadline = leadership.lease.deadline;
         let half = |lease: i64| deadline.saturating_sub(lease / 2);
         let renew_at = match leader.lease_ends() {
+            _ if leadership.look_at < deadline => leadership.look_at,
             None => half(lease),
             // Nothing to extend it by until the member renews, which tells from here on.
             Some(ends) if ends <= deadline && now >= half(leader.lease) => deadline,

@@ -160,7 +160,14 @@ mod tests {
 
         // Memory knows the row: the wall clock may show what it likes.
         let known = row(None, ends(0), ends(LEASE));
-        let copy = Lease { table: 9, term: 1, started_at: ends(0), expires_at: ends(LEASE), deadline: 0 };
+        let copy = Lease {
+            table: 9,
+            term: 1,
+            started_at: ends(0),
+            expires_at: ends(LEASE),
+            deadline: 0,
+            guarded: true,
+        };
         for wall in [0, 3 * HOUR, 9 * HOUR] {
             let copy = Lease { deadline: 10 * HOUR + SECOND, ..copy };
             assert_eq!(time_left(known, Some(copy), Clocks { wall, ..clocks }), SECOND);

@@ -38,7 +38,7 @@ const TABLE: u32 = 99;
 /// A lease from `now` on. The wall clock is an hour ahead.
 fn lease(term: i64, now: i64, deadline: i64) -> Lease {
     let wall = |at| at + 3_600_000_000;
-    Lease { table: TABLE, term, started_at: wall(now), expires_at: wall(deadline), deadline }
+    Lease { table: TABLE, term, started_at: wall(now), expires_at: wall(deadline), deadline, guarded: true }
 }
 
 fn foreign(node: &str, term: i64, now: i64, deadline: i64) -> Leadership {
@@ -347,7 +347,7 @@ fn a_schema_takes_all_of_its_own_along() {
     assert!(peers.owe(&e) && peers.owe(&e) && peers.owe(&other));
     assert_eq!((peers.owed(5).len(), peers.owed(6).len(), peers.owed(0).len()), (2, 0, 0));
     assert_eq!(peers.view().schemas(5), [2200, 2201]);
-    assert_eq!(peers.view().tables(5), [(TABLE, 2200), (TABLE, 2201)]);
+    assert_eq!(peers.view().tables(5), [(TABLE, 2200, true), (TABLE, 2201, true)]);
     let mut waiting = [0; 2];
     assert_eq!(peers.forget_schema(5, 2200, &mut waiting), 1);
     assert_eq!(waiting, [10, 0], "that one still waited for its election");
@@ -357,6 +357,44 @@ fn a_schema_takes_all_of_its_own_along() {
     assert_eq!(peers.owed(5), [other]);
     peers.announced(&other);
     assert!(peers.owed(5).is_empty());
+}
+
+/// The deadline is that of the renewal, not of the moment at which the keeper happens to look.
+#[test]
+fn a_foreign_renewal_is_known_at_once() {
+    let (mut memory, e) = (Memory::new(2), electorate("Oban"));
+    let mut peers = memory.peers();
+    peers.renewed(&e, lease(3, 0, 9)); // nobody has joined
+    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    tell(&mut peers, &e, foreign("elixir", 3, 0, LEASE), 0);
+    let later = Lease { expires_at: 77, ..lease(3, 0, 2 * LEASE) };
+    peers.renewed(&e, Lease { term: 4, ..later });
+    assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: LEASE }, "of another term");
+    let (seen, ..) = peers.view().changes(&e);
+    peers.renewed(&e, later);
+    assert_eq!(peers.view().plan(&e, LEASE, LEASE), Plan::Wait { until: 2 * LEASE });
+    assert_eq!(peers.view().changes(&e).2, Some(later));
+    assert_eq!(peers.record(&e, foreign("elixir", 3, 0, LEASE), seen, 6), Recorded::Stale);
+}
+
+/// Without a trigger that tells of its end a row is looked at every second.
+#[test]
+fn a_row_that_nobody_guards_is_believed_for_a_moment() {
+    let (mut memory, e) = (Memory::new(2), electorate("Oban"));
+    let mut peers = memory.peers();
+    for (id, node, of) in [(1, "a", 0), (2, "b", LEASE)] {
+        peers.join(&joining(id, 10, node, of), None, 0).unwrap();
+        let c = candidate(id, 0, node, (of != 0).then_some(LEASE));
+        let believed = Lease { guarded: false, ..lease(1, 0, BELIEVED) };
+        tell(&mut peers, &e, Leadership::ours(&c, believed), 0);
+        assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: BELIEVED / 2 });
+        let renew = Plan::Renew { leader: c, term: 1, doubted: false };
+        assert_eq!(peers.view().plan(&e, BELIEVED / 2, LEASE), renew);
+        assert_eq!(held(&peers, &e, BELIEVED - 1), Some(1));
+        assert_eq!(held(&peers, &e, BELIEVED), None);
+        peers.leave(id, 0);
+        peers.vacate(&e, 0);
+    }
 }
 
 /// A table is dropped after its row was committed, and before the keeper tells of it.

@@ -175,6 +175,7 @@ impl Elections {
         let was_set = (wall_ahead - self.wall_ahead).abs() > STEP;
         if was_set {
             let _ = shmem::peers(|p| p.renew_all(self.database));
+            table::clock_was_set(self.wall_ahead);
             self.wall_ahead = wall_ahead;
         }
         was_set

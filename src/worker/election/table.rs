@@ -4,7 +4,7 @@
 //! triggers of the extension do for other writers: it sets `term` and `boot`, and tells shared memory
 //! (`Elections::record_outcome`).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -15,7 +15,7 @@ use crate::bus::{self, Target};
 use crate::config;
 use crate::logic::outbox::Origin;
 use crate::logic::peer::rows::{self, Clocks, LEASED, Verdict, judge};
-use crate::logic::peer::{Candidate, Electorate, Ended, Leadership, Lease};
+use crate::logic::peer::{BELIEVED, Candidate, Electorate, Ended, Leadership, Lease};
 use crate::logic::{shape, wire};
 use crate::pg::heap::TableLock;
 use crate::pg::{catalog, clock, encoding, notify, session, time};
@@ -48,10 +48,13 @@ pub fn open(schema: u32, wait: bool) -> Result<PeersTable<'static>, Outcome> {
     })
 }
 
-/// The lease that a row grants a leader from now on. `started_at` is a wall time, which may be long ago.
+/// The lease that a row grants a leader from now on, and the end of the row's lease by the wall clock. `started_at` is
+/// a wall time, which may be long ago.
 fn lease_of(table: &PeersTable<'_>, leader: &Candidate, term: i64, started_at: i64) -> Lease {
-    let deadline = leader.lease_ends.unwrap_or(clock::now() + config::lease());
-    Lease { table: table.oid(), term, started_at, expires_at: clock::to_wall(deadline), deadline }
+    let (now, guarded) = (clock::now(), table.is_guarded());
+    let ends = leader.lease_ends.unwrap_or(now + config::lease());
+    let deadline = if guarded { ends } else { ends.min(now + BELIEVED) };
+    Lease { table: table.oid(), term, started_at, expires_at: clock::to_wall(ends), deadline, guarded }
 }
 
 /// Extends the lease of a leading member's row of this term, and of no other row.
@@ -73,8 +76,33 @@ fn extend(table: &PeersTable<'_>, electorate: &Electorate, leader: &Candidate, t
     }
 }
 
+thread_local! {
+    /// How far the wall clock was ahead before it was set, and when that was found out.
+    static BEFORE_STEP: Cell<Option<(i64, i64)>> = const { Cell::new(None) };
+}
+
+/// The wall clock was set, and was so far ahead before.
+pub fn clock_was_set(before: i64) {
+    BEFORE_STEP.set(Some((before, clock::now())));
+}
+
 /// How long the lease of a row still runs: see `rows::time_left`. `copy` is what the keeper knows of the name's row.
+///
+/// For a while after a step of the wall clock nobody knows whether a foreign row that is seen for the first time was
+/// written before it or after. Such a row is granted what is more.
 pub fn time_left(row: &PeerRow, copy: Option<Lease>, boot: i64) -> i64 {
+    let left = time_left_now(row, copy, boot);
+    let stepped = BEFORE_STEP.get().filter(|_| copy.is_none() && row.boot.is_none());
+    match stepped.filter(|(_, at)| clock::now() - at < rows::LONGEST_FOREIGN) {
+        Some((before, _)) => {
+            let by_old_time = row.expires_at.saturating_sub(clock::now().saturating_add(before));
+            left.max(by_old_time).min(rows::LONGEST_FOREIGN)
+        }
+        None => left,
+    }
+}
+
+fn time_left_now(row: &PeerRow, copy: Option<Lease>, boot: i64) -> i64 {
     let seen = rows::Seen {
         term: row.term.unwrap_or(0),
         boot: row.boot,
@@ -203,13 +231,15 @@ impl Election<'_> {
         match judge(judged, self.boot, session::timeline(), live.ok().flatten()) {
             Verdict::Foreign => {
                 // Without the trigger the keeper does not hear of the row's deletion: it looks again.
-                let look_at = if self.table.is_guarded() { i64::MAX } else { now + config::lease() / 2 };
+                let guarded = self.table.is_guarded();
+                let look_at = if guarded { i64::MAX } else { now + config::lease() / 2 };
                 let lease = Lease {
                     table: self.table.oid(),
                     term: row.term.unwrap_or(0),
                     started_at: row.started_at,
                     expires_at: row.expires_at,
                     deadline: now + left,
+                    guarded,
                 };
                 Err(Outcome::Foreign(Leadership::foreign(row.node, lease, look_at)))
             }
