@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use crate::logic::channel::MAX_CHANNEL;
-use crate::pg::{catalog, encoding, notify, session};
+use crate::pg::{catalog, notify, session};
 
 /// Looks each schema up once. A value serves one transaction.
 pub struct Names {
@@ -62,6 +62,6 @@ fn prefix_of(schema: u32) -> Option<Vec<u8>> {
 
 /// The same by the catalogs.
 fn committed_prefix_of(schema: u32) -> Option<Vec<u8>> {
-    let name = catalog::namespace_name(schema).filter(|name| !name.contains('.'))?;
-    Some([&encoding::to_server(&name)[..], b".oban_"].concat())
+    let name = catalog::namespace_bytes(schema).filter(|name| !name.contains(&b'.'))?;
+    Some([&name[..], b".oban_"].concat())
 }

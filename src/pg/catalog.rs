@@ -74,13 +74,14 @@ pub fn is_named(relation: u32, schema: u32, name: &str) -> bool {
     named == Some(true)
 }
 
-/// Whether a relation has this name, in whatever schema, as this transaction's caches have it.
+/// Whether a relation that is not temporary has this name, in whatever schema, as this transaction's caches have it.
 pub fn is_called(relation: u32, name: &str) -> bool {
     // SAFETY: a cache of pg_class by oid; the name is compared before the tuple is released.
     let called = unsafe {
         field(pg_sys::SysCacheIdentifier::RELOID as i32, relation, |tuple| {
             let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
-            CStr::from_ptr((*form).relname.data.as_ptr()).to_bytes() == name.as_bytes()
+            (*form).relpersistence as u8 != pg_sys::RELPERSISTENCE_TEMP
+                && CStr::from_ptr((*form).relname.data.as_ptr()).to_bytes() == name.as_bytes()
         })
     };
     called == Some(true)
@@ -383,6 +384,12 @@ pub fn namespace_now(name: &str) -> Option<u32> {
 pub fn namespace_name(oid: u32) -> Option<String> {
     let found = scan::rows(scan::SCHEMAS, &[("oid", Key::Oid(oid))], |row| Some(row.name("nspname")));
     found.into_iter().next()
+}
+
+/// The same in the server's encoding.
+pub fn namespace_bytes(oid: u32) -> Option<Vec<u8>> {
+    let name = |row: &scan::CatalogRow| Some(row.name_bytes("nspname"));
+    scan::rows(scan::SCHEMAS, &[("oid", Key::Oid(oid))], name).into_iter().next()
 }
 
 /// Whether there is no schema of this oid, not even one that a transaction in progress has created.

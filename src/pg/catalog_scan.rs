@@ -67,6 +67,13 @@ impl CatalogRow {
         unsafe { lossy(CStr::from_ptr(datum.cast_mut_ptr::<std::ffi::c_char>())) }
     }
 
+    /// The same in the server's encoding.
+    pub fn name_bytes(&self, name: &str) -> Vec<u8> {
+        let Some(datum) = self.datum(name) else { return Vec::new() };
+        // SAFETY: a column of type name, which ends with a zero within its 64 bytes.
+        unsafe { CStr::from_ptr(datum.cast_mut_ptr::<std::ffi::c_char>()) }.to_bytes().to_vec()
+    }
+
     /// The elements of a column of type text[] that are not NULL, in the server's encoding.
     pub fn texts(&self, name: &str) -> Vec<Vec<u8>> {
         let Some(datum) = self.datum(name) else { return Vec::new() };

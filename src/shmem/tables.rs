@@ -74,8 +74,8 @@ thread_local! {
     /// What this transaction has touched, whether or not a savepoint took it back: the catalogs tell.
     static RELATIONS: Cell<Oids> = const { Cell::new(Oids::NONE) };
     static SCHEMAS: Cell<Oids> = const { Cell::new(Oids::NONE) };
-    /// Whether a relation that was touched had the name of a table of leaders.
-    static OF_LEADERS: Cell<bool> = const { Cell::new(false) };
+    /// The schemas of the relations that were touched and had the name of a table of leaders.
+    static OF_LEADERS: Cell<Oids> = const { Cell::new(Oids::NONE) };
     /// Whether a trigger was touched, of whatever table.
     static TRIGGERS: Cell<bool> = const { Cell::new(false) };
     /// Whether this transaction ends a prepared one.
@@ -105,12 +105,16 @@ pub fn register() {
 /// that is running. Raises only what a look-up in the caches raises.
 pub fn relation_touched(relation: u32, dropped: bool) {
     let of_leaders = catalog::is_called(relation, TABLE);
+    if of_leaders && let Some(schema) = catalog::schema_of(relation) {
+        let mut schemas = OF_LEADERS.get();
+        schemas.add(schema);
+        OF_LEADERS.set(schemas);
+    }
     // What is altered may take the name. What is dropped had it or does not concern us.
     if of_leaders || !dropped {
         let mut relations = RELATIONS.get();
         relations.add(relation);
         RELATIONS.set(relations);
-        OF_LEADERS.set(OF_LEADERS.get() || of_leaders);
         TOUCHED.set(true);
     }
 }
@@ -151,7 +155,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
         if let Some(found) = FOUND.take() {
             tell(&found, event);
         }
-        OF_LEADERS.set(false);
+        OF_LEADERS.set(Oids::NONE);
         TRIGGERS.set(false);
         if PREPARED.take() && xact::is_commit(event) {
             let database = session::database();
@@ -200,11 +204,11 @@ fn look(relations: &Oids, schemas: &Oids) -> Option<Found> {
             known |= electorates.contains(schema);
         }
     }
-    let now = clock::now();
+    let (now, of_leaders) = (clock::now(), OF_LEADERS.get());
     let _ = super::peers(|p| {
         gone.iter().for_each(|table| p.table_gone(database, *table, now));
-        if OF_LEADERS.get() {
-            p.unsettle(database);
+        if !of_leaders.is_empty() {
+            p.unsettle(database, |schema| of_leaders.contains(schema));
         }
         dropped.oids().iter().for_each(|schema| p.rows_truncated(database, *schema, now));
     });

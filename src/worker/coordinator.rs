@@ -122,12 +122,12 @@ impl Coordinator {
     fn scan(&mut self) {
         let (births, done) = shmem::registry(|r| (*r.births, r.looks.done != 0)).unwrap_or((0, true));
         let (first, began) = (self.databases.is_empty(), clock::now());
+        let known = shmem::peers_view(|v| v.databases()).unwrap_or_default();
         let found = xact::run(c"obanrs: looking for databases", catalog::databases);
         (self.births, self.databases) = (births, found.into_iter().map(|d| (d.oid, d)).collect());
         self.told_of_slots.retain(|oid| self.databases.contains_key(oid));
         self.told_of_looks.retain(|oid| self.databases.contains_key(oid));
         let exists = |oid: u32| self.databases.contains_key(&oid);
-        let known = shmem::peers_view(|v| v.databases()).unwrap_or_default();
         for oid in known.into_iter().filter(|oid| !exists(*oid)) {
             let _ = shmem::peers(|p| p.forget_database(oid, began));
         }

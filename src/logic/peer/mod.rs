@@ -233,10 +233,10 @@ pub struct Peers<'a> {
 }
 
 impl Leadership {
-    /// As a member holds it.
-    pub fn ours(leader: &Candidate, lease: Lease) -> Self {
+    /// As a member holds it from `now` on.
+    pub fn ours(leader: &Candidate, lease: Lease, now: i64) -> Self {
         let (member, slot, node) = (leader.member, leader.slot, leader.node);
-        let look_at = if lease.guarded { lease.deadline } else { lease.deadline - BELIEVED / 2 };
+        let look_at = if lease.guarded { lease.deadline } else { now + (lease.deadline - now) / 2 };
         Self { used: 1, ended: 0, doubted: 0, member, slot, node, lease, look_at }
     }
 
@@ -432,6 +432,7 @@ impl Peers<'_> {
             s.electorate.database == database && table.is_none_or(|table| s.leadership.lease.table == table)
         };
         for seat in self.seats.iter_mut().filter(|_| database != 0).filter(concerns) {
+            seat.changes = seat.changes.wrapping_add(1);
             if seat.leadership.is_ours() {
                 seat.leadership.doubted = 1;
             } else {
@@ -466,11 +467,12 @@ impl Peers<'_> {
         }
     }
 
-    /// A table of leaders may go, and memory may not know that rows were just written to it: what a keeper tells of
+    /// A table of leaders of these schemas may go, and memory may not know that rows were just written to it: what a keeper tells of
     /// a name that has no copy of a row is to be read again.
-    pub fn unsettle(&mut self, database: u32) {
+    pub fn unsettle(&mut self, database: u32, is_concerned: impl Fn(u32) -> bool) {
         let own = self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database);
-        own.filter(|s| s.leadership.used == 0).for_each(|s| s.changes = s.changes.wrapping_add(1));
+        own.filter(|s| s.leadership.used == 0 && is_concerned(s.electorate.schema))
+            .for_each(|s| s.changes = s.changes.wrapping_add(1));
     }
 
     /// A schema was dropped: its members and leaderships end. Puts backends of these members that wait for an

@@ -168,7 +168,12 @@ impl<'a> View<'a> {
                 _ => vacant(),
             };
         }
-        let Some(leader) = self.holder(leadership, number, now) else {
+        let believed = || {
+            // Nobody has looked at the row for too long: it may be there as ever.
+            let unguarded = !leadership.lease.guarded && leadership.ended == 0;
+            self.leader(leadership, number, now).filter(|_| unguarded)
+        };
+        let Some(leader) = self.holder(leadership, number, now).or_else(believed) else {
             // Its slot is its own until somebody else takes it.
             let member = self.members.get(leadership.slot as usize).filter(|m| m.id == leadership.member);
             let lapsed = now >= leadership.lease.deadline || member.is_some_and(|m| !m.is_live(now));
@@ -178,7 +183,10 @@ impl<'a> View<'a> {
         let deadline = leadership.lease.deadline;
         let half = |lease: i64| deadline.saturating_sub(lease / 2);
         let renew_at = match leader.lease_ends() {
-            _ if leadership.look_at < deadline => leadership.look_at,
+            // What can't be extended further is looked at as if it were guarded.
+            ends if leadership.look_at < deadline && ends.is_none_or(|ends| ends > deadline) => {
+                leadership.look_at
+            }
             None => half(lease),
             // Nothing to extend it by until the member renews, which tells from here on.
             Some(ends) if ends <= deadline && now >= half(leader.lease) => deadline,
@@ -186,7 +194,8 @@ impl<'a> View<'a> {
         };
         if now >= renew_at || leadership.doubted != 0 {
             let leader = Candidate::of((leadership.slot as usize, leader));
-            Plan::Renew { leader, term: leadership.lease.term, doubted: now < renew_at }
+            let doubted = now < renew_at || !leadership.lease.guarded;
+            Plan::Renew { leader, term: leadership.lease.term, doubted }
         } else {
             // A lease that was joined anew may be shorter than the row's.
             Plan::Wait { until: leader.lease_ends().map_or(renew_at, |ends| renew_at.min(ends)) }

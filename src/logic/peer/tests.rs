@@ -51,7 +51,7 @@ fn elect(peers: &mut Peers<'_>, e: &Electorate, term: i64, now: i64) -> Option<i
         panic!("nobody to elect: {:?}", peers.view().plan(e, now, LEASE))
     };
     let deadline = c.lease_ends.unwrap_or(now + LEASE);
-    tell(peers, e, Leadership::ours(&c, lease(term, now, deadline)), now)
+    tell(peers, e, Leadership::ours(&c, lease(term, now, deadline), now), now)
 }
 
 /// For how long there was no leader.
@@ -145,7 +145,7 @@ fn a_lease_ends_membership_and_leadership_at_once() {
     assert_eq!(peers.view().plan(&e, 60, LEASE), Plan::Renew { leader, term: 7, doubted: false });
     assert_eq!(held(&peers, &e, 99), Some(7));
     assert_eq!(held(&peers, &e, 100), None, "the row was not renewed");
-    tell(&mut peers, &e, Leadership::ours(&leader, lease(7, 0, 160)), 70);
+    tell(&mut peers, &e, Leadership::ours(&leader, lease(7, 0, 160), 0), 70);
     assert_eq!(held(&peers, &e, 159), Some(7));
     assert_eq!(peers.renew(2, 10, 70), None);
 
@@ -245,7 +245,7 @@ fn what_may_have_changed_is_read_again_at_once() {
     peers.doubt(5, Some(TABLE));
     let leader = candidate(1, 0, "a", None);
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: 1, doubted: true });
-    tell(&mut peers, &e, Leadership::ours(&leader, lease(1, 0, 1 + LEASE)), 1);
+    tell(&mut peers, &e, Leadership::ours(&leader, lease(1, 0, 1 + LEASE), 0), 1);
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: 1 + LEASE / 2 });
     peers.renew_all(6);
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: 1 + LEASE / 2 });
@@ -319,7 +319,7 @@ fn what_ended_meanwhile_does_not_begin_again() {
     let mut peers = memory.peers();
     peers.join(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 7, 0);
-    let renewed = Leadership::ours(&candidate(1, 0, "a", None), lease(7, 0, 2 * LEASE));
+    let renewed = Leadership::ours(&candidate(1, 0, "a", None), lease(7, 0, 2 * LEASE), 0);
     let (seen, ..) = peers.view().changes(&e);
     peers.resign(1, 10, 5);
     assert_eq!(peers.record(&e, renewed, seen, 6), Recorded::Stale);
@@ -386,14 +386,40 @@ fn a_row_that_nobody_guards_is_believed_for_a_moment() {
         peers.join(&joining(id, 10, node, of), None, 0).unwrap();
         let c = candidate(id, 0, node, (of != 0).then_some(LEASE));
         let believed = Lease { guarded: false, ..lease(1, 0, BELIEVED) };
-        tell(&mut peers, &e, Leadership::ours(&c, believed), 0);
+        tell(&mut peers, &e, Leadership::ours(&c, believed, 0), 0);
         assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: BELIEVED / 2 });
-        let renew = Plan::Renew { leader: c, term: 1, doubted: false };
+        let renew = Plan::Renew { leader: c, term: 1, doubted: true };
         assert_eq!(peers.view().plan(&e, BELIEVED / 2, LEASE), renew);
         assert_eq!(held(&peers, &e, BELIEVED - 1), Some(1));
         assert_eq!(held(&peers, &e, BELIEVED), None);
+        assert_eq!(
+            peers.view().plan(&e, BELIEVED, LEASE),
+            renew,
+            "the keeper was late: the row may be there"
+        );
         peers.leave(id, 0);
         peers.vacate(&e, 0);
+    }
+}
+
+/// A short lease in such a table: what can't be extended is not tried again and again.
+#[test]
+fn a_short_lease_that_nobody_guards_is_no_busy_loop() {
+    for (of, ends) in [(100, 100), (BELIEVED, BELIEVED), (3 * BELIEVED, BELIEVED / 4), (0, 1_000_000)] {
+        let (mut memory, e) = (Memory::new(1), electorate("Oban"));
+        let mut peers = memory.peers();
+        peers.join(&joining(1, 10, "a", of), None, ends - of.min(ends)).unwrap();
+        let c = candidate(1, 0, "a", (of != 0).then_some(ends));
+        for m in peers.members.iter_mut().filter(|_| of != 0) {
+            m.lease_ends = ends;
+        }
+        for now in [0, ends / 2, ends - 1] {
+            let most = if of == 0 { now + ends } else { ends };
+            let believed = Lease { guarded: false, ..lease(1, 0, most.min(now + BELIEVED)) };
+            tell(&mut peers, &e, Leadership::ours(&c, believed, now), now);
+            let plan = peers.view().plan(&e, now, LEASE);
+            assert!(matches!(plan, Plan::Wait { until } if until > now), "{of} {ends} {now}: {plan:?}");
+        }
     }
 }
 
@@ -404,13 +430,15 @@ fn what_is_told_of_a_table_that_has_gone_is_read_again() {
     let mut peers = memory.peers();
     peers.join(&bound(1, 10, "a"), None, 0).unwrap();
     let (seen, ..) = peers.view().changes(&e);
-    let row = Leadership::ours(&candidate(1, 0, "a", None), lease(7, 0, LEASE));
-    peers.unsettle(6);
-    peers.unsettle(5);
+    let row = Leadership::ours(&candidate(1, 0, "a", None), lease(7, 0, LEASE), 0);
+    peers.unsettle(6, |_| true);
+    peers.unsettle(5, |schema| schema != 2200);
+    assert_eq!(peers.view().changes(&e).0, seen, "of others");
+    peers.unsettle(5, |schema| schema == 2200);
     assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
     tell(&mut peers, &e, row, 2);
     let (seen, ..) = peers.view().changes(&e);
-    peers.unsettle(5);
+    peers.unsettle(5, |schema| schema == 2200);
     assert_eq!(peers.view().changes(&e).0, seen, "the copy says which table that is");
 }
 
@@ -522,7 +550,7 @@ proptest! {
                             if let (None, Some(c)) = (new, candidate) {
                                 last_term += 1;
                                 let until = c.lease_ends.unwrap_or(now + LEASE);
-                                new = Some(Leadership::ours(&c, lease(last_term, now, until)));
+                                new = Some(Leadership::ours(&c, lease(last_term, now, until), now));
                                 row = new.map(|leadership| InTable { leadership, fenced: false });
                             }
                             on_its_way = Some((new, seen));

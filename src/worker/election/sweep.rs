@@ -156,7 +156,9 @@ impl Elections {
             }
             // A row that was not looked at keeps its deadline.
             if !matches!(swept, Ok(Swept::Until(_))) {
-                known.into_iter().for_each(|(print, deadline)| _ = seen.entry(print).or_insert(deadline));
+                for (print, deadline) in known.into_iter().take((2 * MAX_ROWS).saturating_sub(seen.len())) {
+                    seen.entry(print).or_insert(deadline);
+                }
             }
             self.sweep.seen.insert(schema, seen);
             match swept {

@@ -68,7 +68,9 @@ pub fn renew(electorate: &Electorate, leader: &Candidate, term: i64, wait: bool)
 fn extend(table: &PeersTable<'_>, electorate: &Electorate, leader: &Candidate, term: i64) -> Outcome {
     let lease = lease_of(table, leader, term, 0);
     match table.renew(electorate.name.as_str(), leader.node.as_str(), term, lease.expires_at) {
-        Ok(started_at) => Outcome::Ours(Leadership::ours(leader, Lease { started_at, ..lease })),
+        Ok(started_at) => {
+            Outcome::Ours(Leadership::ours(leader, Lease { started_at, ..lease }, clock::now()))
+        }
         // Another transaction has locked or deleted the row, and has not ended.
         Err(Change::Held) => Outcome::Held,
         // The row was deleted, or is another holder's: the next plan holds an election.
@@ -96,7 +98,7 @@ pub fn time_left(row: &PeerRow, copy: Option<Lease>, boot: i64) -> i64 {
     match stepped.filter(|(_, at)| clock::now() - at < rows::LONGEST_FOREIGN) {
         Some((before, _)) => {
             let by_old_time = row.expires_at.saturating_sub(clock::now().saturating_add(before));
-            left.max(by_old_time).min(rows::LONGEST_FOREIGN)
+            left.max(by_old_time.min(rows::LONGEST_FOREIGN))
         }
         None => left,
     }
@@ -300,7 +302,7 @@ impl Election<'_> {
             Some(later) if self.table.set_term(&encoding::to_server(name), term, later) => later,
             _ => term,
         };
-        Ok(Outcome::Ours(Leadership::ours(&leader, Lease { term, ..lease })))
+        Ok(Outcome::Ours(Leadership::ours(&leader, Lease { term, ..lease }, clock::now())))
     }
 }
 
