@@ -75,7 +75,7 @@ fn oban_gossip_put(
         state.text();
     }
     shmem::require()?;
-    // The coordinator, who lets entries expire, is not there either.
+    // The coordinator, which lets entries expire, is not there either.
     if session::in_recovery() {
         return Err(Error::InRecovery("gossip").into());
     }

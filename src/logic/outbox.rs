@@ -54,7 +54,7 @@ impl Message {
         self.channel.name.len() + self.payload.len()
     }
 
-    /// Whether it says the same to the same readers, whoever wanted it.
+    /// Whether it says the same to the same readers, whichever role sends it.
     fn is_equal(&self, other: &Self) -> bool {
         self.channel == other.channel && self.payload == other.payload && self.is_aside() == other.is_aside()
     }

@@ -183,7 +183,7 @@ fn oban_leader(
 }
 
 /// The rows of the view oban_leadership: of every prefix that the caller may read and that has a table of leaders,
-/// installed or not, but those whose table can't be read at the moment. A tenant's lock must not hold up who asks about all.
+/// installed or not, but those whose table can't be read at the moment. A tenant's lock must not hold up a reader of all prefixes.
 #[pg_extern(volatile, parallel_restricted)]
 fn obanrs_leadership() -> TableIterator<
     'static,

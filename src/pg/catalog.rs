@@ -18,7 +18,7 @@ pub fn schema_name(schema: u32) -> Option<String> {
     with_schema_name(schema, scan::lossy)
 }
 
-/// The same in the server's encoding, without a copy for those who need none.
+/// The same in the server's encoding, without a copy: `read` gets the name.
 pub fn with_schema_name<R>(schema: u32, read: impl FnOnce(&CStr) -> R) -> Option<R> {
     // SAFETY: a catalog lookup; the name is freed after it was read.
     unsafe {

@@ -1,4 +1,4 @@
-//! The gossip table: putting, deleting, reading, expiring, and who has to be woken for that. What is a deadline here
+//! The gossip table: putting, deleting, reading, expiring, and which processes have to be woken for that. What is a deadline here
 //! counts on `pg::clock`.
 //!
 //! The coordinator lets entries expire (readers leave out what is over by themselves); a database's relay
@@ -59,7 +59,7 @@ pub fn blocks() -> usize {
 }
 
 /// Inserts or replaces an entry, which ends after `ttl` microseconds. `started_at` is wall time. (Not in recovery: the
-/// coordinator, who lets entries expire, is not there either.)
+/// coordinator, which lets entries expire, is not there either.)
 pub fn put(
     key: &Key<'_>,
     state: &[u8],

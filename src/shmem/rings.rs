@@ -315,8 +315,8 @@ pub fn close(birth: u64) {
     pool(|_, pool| pool.give_back(birth));
 }
 
-/// The last position of all rings. In the postmaster when no other process is left: it takes no lock, which somebody
-/// who was killed may hold.
+/// The last position of all rings. In the postmaster when no other process is left: it takes no lock, which a
+/// process that was killed may hold.
 pub(super) fn last_position() -> i64 {
     let Ok(root) = root() else { return 0 };
     // SAFETY: the area; nobody writes to it any more.

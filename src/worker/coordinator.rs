@@ -3,7 +3,7 @@
 //! databases that are gone, and lets entries of the gossip table expire.
 //!
 //! Which databases have the extension it finds out once, after the server's start or its promotion, by a look into
-//! each of them (`look`). After that those tell who change it.
+//! each of them (`look`). After that the transactions that change a database tell of it.
 //!
 //! It sleeps until something is due or somebody sets its latch: a transaction that created, dropped
 //! or changed a database or the extension, a worker that started or ended, an entry that expires

@@ -452,7 +452,7 @@ fn a_role_may_hold_its_share_of_the_memory() {
     greedy.batch_execute("SELECT oban_gossip_put('n0', 'q')").unwrap();
     assert_eq!(fill(&mut greedy, "m", "public").0, 4);
 
-    // Others have theirs; who replaces an entry has it from then on.
+    // Other roles have theirs. A role that replaces an entry has it from then on.
     let mut modest = cluster.client_as("postgres", "modest");
     modest.batch_execute("SELECT oban_gossip_put('m0', 'q'), oban_gossip_put('own', 'q')").unwrap();
     assert_eq!(fill(&mut greedy, "l", "public").0, 1);

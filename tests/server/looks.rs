@@ -19,7 +19,7 @@ fn oid(client: &mut Client, database: &str) -> u32 {
     client.one(&format!("SELECT oid FROM pg_database WHERE datname = '{database}'"))
 }
 
-/// How many processes of ours were started for a database, of each kind.
+/// How many processes of the extension were started for a database, of each kind.
 fn entered(cluster: &Cluster, client: &mut Client, database: &str) -> usize {
     let name = format!("for database {}\"", oid(client, database));
     cluster
@@ -142,7 +142,7 @@ fn prepared_transactions_create_and_drop_the_extension() {
     });
 }
 
-/// A commit that tells of the extension waits for nobody who has locked pg_extension. (CREATE EXTENSION gives its
+/// A commit that tells of the extension waits for no session that has locked pg_extension. (CREATE EXTENSION gives its
 /// own lock back early.)
 #[test]
 fn a_commit_waits_for_no_lock() {

@@ -548,7 +548,7 @@ impl Registry<'_> {
         self.find(oid).map_or(0, |d| d.worker(kind).kicks)
     }
 
-    /// The processes of ours in a database, each with its number (-1: it is not waiting for anything).
+    /// The extension's processes in a database, each with its number (-1: it is not waiting for anything).
     pub fn processes(&mut self, oid: u32) -> [(i32, i32); 3] {
         let [keeper, relay] = self.find(oid).map_or([(0, 0); 2], |d| d.workers.map(|w| (w.pid, w.procno)));
         [keeper, relay, (self.looker(oid), -1)]

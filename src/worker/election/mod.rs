@@ -91,7 +91,7 @@ pub struct Elections {
     /// Prefixes for which the log says already that they hold no elections.
     warned: HashSet<u32>,
     sweep: Sweep,
-    /// False once this pass has waited for a table's lock in vain. Without it, an owner who locks many tables
+    /// False once this pass has waited for a table's lock in vain. Without it, an owner that locks many tables
     /// would use up the time of all other prefixes.
     patient: bool,
     /// An election found no extension: the keeper has to look for it.

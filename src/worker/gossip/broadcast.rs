@@ -1,6 +1,6 @@
 //! Telling others of the queues here: one merged broadcast for each schema, on the channel of its name, every
-//! `obanrs.gossip_interval`, while there are entries of ours. What was taken in is never sent again: its nodes tell by
-//! themselves.
+//! `obanrs.gossip_interval`, while there are entries that were put here. What was taken in is never sent again:
+//! its nodes tell by themselves.
 //!
 //! It goes through the bus as any message does, to those who poll and those who LISTEN. A broadcast that would take
 //! more than a 64th of the ring goes to those who LISTEN only, else it would push what others wait for out of it;
