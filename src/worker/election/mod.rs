@@ -176,6 +176,7 @@ impl Elections {
         if was_set {
             let _ = shmem::peers(|p| p.renew_all(self.database));
             table::clock_was_set(self.wall_ahead);
+            self.sweep.clock_was_set();
             self.wall_ahead = wall_ahead;
         }
         was_set

@@ -9,7 +9,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
-use super::table::{self, Announcing, Deadlines, fingerprint, fingerprint_of};
+use super::table::{self, Announcing, Seen, fingerprint, fingerprint_of};
 use super::{Elections, Failed, Key, Locks, Outcome, earliest, transaction};
 use crate::config;
 use crate::logic::lifecycle::Rows;
@@ -28,9 +28,9 @@ pub struct Sweep {
     expiries: HashMap<u32, i64>,
     /// Prefixes whose rows took long to read, each with the time until which it rests.
     resting: HashMap<u32, i64>,
-    /// The deadlines of the rows that the last look at a prefix has seen. A row that has not changed since keeps its
-    /// deadline, whatever the wall clock shows.
-    seen: HashMap<u32, Deadlines>,
+    /// What the last look at a prefix has seen. A row that has not changed since keeps its deadline, whatever the
+    /// wall clock shows.
+    seen: HashMap<u32, Seen>,
 }
 
 impl Default for Sweep {
@@ -56,6 +56,11 @@ impl Sweep {
         }
     }
 
+    /// The wall clock was set: all prefixes are due, so that it is known of each row whether it is from before.
+    pub fn clock_was_set(&mut self) {
+        self.all = true;
+    }
+
     /// The time until which a prefix rests, which may be over. `None`: it does not rest.
     pub fn rests_until(&self, schema: u32) -> Option<i64> {
         self.resting.get(&schema).copied()
@@ -69,9 +74,9 @@ impl Sweep {
         self.resting.insert(schema, now + took * REST * among);
     }
 
-    /// The deadlines of the rows of a prefix that the last look has seen.
-    pub fn seen_in(&self, schema: u32) -> &Deadlines {
-        static NONE: LazyLock<Deadlines> = LazyLock::new(Deadlines::new);
+    /// What the last look at a prefix has seen.
+    pub fn seen_in(&self, schema: u32) -> &Seen {
+        static NONE: LazyLock<Seen> = LazyLock::new(Seen::default);
         self.seen.get(&schema).unwrap_or(&NONE)
     }
 
@@ -80,7 +85,7 @@ impl Sweep {
         let lease = &leadership.lease;
         let (name, node) = (electorate.name.as_str(), leadership.node.as_str());
         let print = fingerprint(name, node, lease.term, lease.started_at, lease.expires_at);
-        self.seen.entry(electorate.schema).or_default().insert(print, lease.deadline);
+        self.seen.entry(electorate.schema).or_default().deadlines.insert(print, lease.deadline);
     }
 
     /// Whether a prefix is due because its rows have changed.
@@ -147,7 +152,7 @@ impl Elections {
         {
             let (wait, began_at) = (self.waits_for(schema), clock::now());
             let known = self.sweep.seen.remove(&schema).unwrap_or_default();
-            let mut seen = Deadlines::new();
+            let mut seen = Seen::default();
             let swept = self.look_at(schema, wait, &known, &mut seen);
             let (ended, failed) = (clock::now(), swept.is_err());
             let slow = ended - began_at > SLOW && !matches!(swept, Ok(Swept::Locked));
@@ -156,9 +161,11 @@ impl Elections {
             }
             // A row that was not looked at keeps its deadline.
             if !matches!(swept, Ok(Swept::Until(_))) {
-                for (print, deadline) in known.into_iter().take((2 * MAX_ROWS).saturating_sub(seen.len())) {
-                    seen.entry(print).or_insert(deadline);
+                let room = (2 * MAX_ROWS).saturating_sub(seen.deadlines.len());
+                for (print, deadline) in known.deadlines.into_iter().take(room) {
+                    seen.deadlines.entry(print).or_insert(deadline);
                 }
+                seen.all_at = known.all_at;
             }
             self.sweep.seen.insert(schema, seen);
             match swept {
@@ -181,15 +188,9 @@ impl Elections {
     }
 
     /// One look. When NOTIFY's queue is full at its commit, once more without the announcements.
-    fn look_at(
-        &self,
-        schema: u32,
-        wait: bool,
-        known: &Deadlines,
-        seen: &mut Deadlines,
-    ) -> Result<Swept, Failed> {
+    fn look_at(&self, schema: u32, wait: bool, known: &Seen, seen: &mut Seen) -> Result<Swept, Failed> {
         let mut look = |announcing| {
-            seen.clear();
+            *seen = Seen::default();
             transaction(c"obanrs: looking for expired leaders", || {
                 look(schema, wait, announcing, known, seen)
             })
@@ -243,9 +244,10 @@ fn sweep_of(schema: u32) -> Key {
 /// The most rows that one transaction reads.
 const MAX_ROWS: usize = 1_000;
 
-/// In a transaction: deletes the rows whose lease is over, and announces each. `known` are the deadlines of the rows
-/// that the look before has seen, `seen` becomes those of the rows that are left.
-fn look(schema: u32, wait: bool, announcing: Announcing, known: &Deadlines, seen: &mut Deadlines) -> Swept {
+/// In a transaction: deletes the rows whose lease is over, and announces each. `known` is what the look before has
+/// seen, `seen` becomes what this one has seen and left.
+fn look(schema: u32, wait: bool, announcing: Announcing, known: &Seen, seen: &mut Seen) -> Swept {
+    let began = clock::now();
     let table = match table::open(schema, wait) {
         Ok(table) => table,
         // Its owner may swap tables in a loop: not worth the processor's whole time.
@@ -255,6 +257,7 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &Deadlines, seen
     };
     let rows = table.earliest(MAX_ROWS);
     let (now, boot) = (clock::now(), table::or_raise(shmem::boot()));
+    seen.all_at = if rows.len() < MAX_ROWS { began } else { known.all_at };
     let (mut next, mut deleted, mut held) = (None, 0, false);
     for row in &rows {
         let electorate = electorate(schema, row);
@@ -263,11 +266,12 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &Deadlines, seen
         }
         let print = fingerprint_of(row);
         let deadline = known
+            .deadlines
             .get(&print)
             .copied()
-            .unwrap_or_else(|| now.saturating_add(table::time_left(row, None, boot)));
+            .unwrap_or_else(|| now.saturating_add(table::time_left(row, None, boot, known.all_at)));
         if now < deadline && rows::outlives_start(row.boot, boot) {
-            seen.insert(print, deadline);
+            seen.deadlines.insert(print, deadline);
             next = earliest(next, Some(deadline));
             continue;
         }
@@ -290,7 +294,7 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &Deadlines, seen
         None if deleted > 0 && rows.len() == MAX_ROWS => Swept::Again,
         // All rows that were read are of names with a seat. The next row may expire just after them.
         None if rows.len() == MAX_ROWS => {
-            let left = rows.last().map(|row| table::time_left(row, None, boot));
+            let left = rows.last().map(|row| table::time_left(row, None, boot, known.all_at));
             Swept::Until(left.map(|left| now.saturating_add(left)))
         }
         next => Swept::Until(next),

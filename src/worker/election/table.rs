@@ -89,13 +89,16 @@ pub fn clock_was_set(before: i64) {
 }
 
 /// How long the lease of a row still runs: see `rows::time_left`. `copy` is what the keeper knows of the name's row.
+/// `unseen_since` is when the sweep last read all rows of the table, and 0 if it never did. This row was not among
+/// them.
 ///
-/// For a while after a step of the wall clock nobody knows whether a foreign row that is seen for the first time was
-/// written before it or after. Such a row is granted what is more.
-pub fn time_left(row: &PeerRow, copy: Option<Lease>, boot: i64) -> i64 {
+/// If the wall clock was set after `unseen_since`, nobody knows whether a foreign row was written before the step or
+/// after it. For a while such a row is granted what is more.
+pub fn time_left(row: &PeerRow, copy: Option<Lease>, boot: i64, unseen_since: i64) -> i64 {
     let left = time_left_now(row, copy, boot);
     let stepped = BEFORE_STEP.get().filter(|_| copy.is_none() && row.boot.is_none());
-    match stepped.filter(|(_, at)| clock::now() - at < rows::LONGEST_FOREIGN) {
+    let in_doubt = |at: i64| unseen_since <= at && clock::now() - at < rows::LONGEST_FOREIGN;
+    match stepped.filter(|(_, at)| in_doubt(*at)) {
         Some((before, _)) => {
             let by_old_time = row.expires_at.saturating_sub(clock::now().saturating_add(before));
             left.max(by_old_time.min(rows::LONGEST_FOREIGN))
@@ -145,12 +148,18 @@ pub struct Known<'a> {
     pub greatest_term: i64,
     /// The lease in the copy of its row.
     pub copy: Option<Lease>,
-    /// The deadlines of rows that the sweep has seen.
-    pub seen: &'a Deadlines,
+    /// What the sweep has seen of the table.
+    pub seen: &'a Seen,
 }
 
-/// The deadlines of rows, by `fingerprint`: a name may have a thousand bytes, and a prefix a thousand rows.
-pub type Deadlines = HashMap<u64, i64>;
+/// What the sweep has seen of a table.
+#[derive(Default)]
+pub struct Seen {
+    /// The deadlines of rows, by `fingerprint`: a name may have a thousand bytes, and a prefix a thousand rows.
+    pub deadlines: HashMap<u64, i64>,
+    /// When the last look began that read all rows of the table; 0 for never.
+    pub all_at: i64,
+}
 
 /// Tells a row from all others, and from itself after a renewal.
 pub fn fingerprint(name: &str, node: &str, term: i64, started_at: i64, expires_at: i64) -> u64 {
@@ -224,10 +233,10 @@ impl Election<'_> {
         self.greatest_term = self.greatest_term.max(row.term.unwrap_or(0));
         let now = clock::now();
         let live = shmem::peers_view(|v| v.member_of_node(self.electorate, row.node.as_str(), now));
-        let seen = self.known.seen.get(&fingerprint_of(&row)).filter(|_| self.known.copy.is_none());
-        let left = match seen {
+        let Known { copy, seen, .. } = self.known;
+        let left = match seen.deadlines.get(&fingerprint_of(&row)).filter(|_| copy.is_none()) {
             Some(deadline) => deadline - now,
-            None => time_left(&row, self.known.copy, self.boot),
+            None => time_left(&row, copy, self.boot, seen.all_at),
         };
         let judged = rows::Row { left, term: row.term, boot: row.boot };
         match judge(judged, self.boot, session::timeline(), live.ok().flatten()) {
