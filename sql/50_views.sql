@@ -2,8 +2,8 @@
 -- that the caller may read; they filter and don't raise for lack of a right.
 
 CREATE VIEW @extschema@.oban_members AS
-    SELECT prefix, name, node, member, kind, pid, leader, joined_at, expires_at
-    FROM @extschema@.obanrs_members();
+    SELECT prefix, name, node, member, kind, pid, leader, joined_at, expires_at, candidate
+    FROM @extschema@.obanrs_memberships();
 
 CREATE VIEW @extschema@.oban_leadership AS
     SELECT prefix, name, node, term, started_at, expires_at

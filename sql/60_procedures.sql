@@ -8,5 +8,6 @@ CREATE PROCEDURE @extschema@.oban_wait(
     prefix pg_catalog.text DEFAULT 'public',
     INOUT "position" pg_catalog.int8 DEFAULT NULL,
     INOUT missed pg_catalog.int8 DEFAULT NULL,
-    INOUT messages pg_catalog.jsonb DEFAULT NULL
-) LANGUAGE c AS 'MODULE_PATHNAME', 'oban_wait_wrapper';
+    INOUT messages pg_catalog.jsonb DEFAULT NULL,
+    queues pg_catalog.text[] DEFAULT NULL
+) LANGUAGE c AS 'MODULE_PATHNAME', 'oban_wait_queues_wrapper';

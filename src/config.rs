@@ -34,6 +34,7 @@ static GOSSIP_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 static GOSSIP_TTL: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 /// In ms; 0 is never. Oban Web sends its own every 750 ms.
 static GOSSIP_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static REQUIRE_LEASE: GucSetting<bool> = GucSetting::<bool>::new(false);
 static GOSSIP_INGEST: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// In ms. Oban's own lease.
 static LEASE: GucSetting<i32> = GucSetting::<i32>::new(30_000);
@@ -103,6 +104,14 @@ pub fn register(preloading: bool) {
         1,
         100,
         GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"obanrs.require_lease",
+        c"Whether oban_join refuses members without a lease.",
+        c"For roles and databases whose sessions go through a transaction pooler, where a session is not a process: ALTER ROLE app SET obanrs.require_lease = on.",
+        &REQUIRE_LEASE,
+        GucContext::Userset,
         GucFlags::default(),
     );
     GucRegistry::define_enum_guc(
@@ -209,6 +218,11 @@ pub fn max_members() -> usize {
 /// In bytes.
 pub fn gossip_memory() -> usize {
     GOSSIP_MEMORY.get() as usize * 1024
+}
+
+/// Whether the session's members need a lease.
+pub fn require_lease() -> bool {
+    REQUIRE_LEASE.get()
 }
 
 pub fn notifier() -> Notifier {

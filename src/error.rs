@@ -20,8 +20,12 @@ pub enum Error {
     NodeTaken { node: String, name: String, pid: i32, lease_ends: Option<String> },
     #[error("{0} is no member any more")]
     NoMember(i64),
-    #[error("term {term} of \"{name}\" is not held")]
-    TermOver { name: String, term: i64 },
+    #[error("this session is the node \"{node}\" of \"{name}\" already")]
+    SessionIsNode { node: String, name: String },
+    #[error("a member of this role or database needs a lease")]
+    LeaseRequired,
+    #[error("{} of \"{name}\" is not held", term.map_or_else(|| "no term".to_owned(), |term| format!("term {term}")))]
+    TermOver { name: String, term: Option<i64> },
     #[error("prefix \"{0}\" has no table of leaders")]
     NotInstalled(String),
     #[error("prefix \"{prefix}\" holds no elections: its table of leaders can't be used")]
@@ -118,6 +122,8 @@ impl Error {
             Self::ReadOnly(_) => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Self::NotPreloaded
             | Self::NoMember(_)
+            | Self::SessionIsNode { .. }
+            | Self::LeaseRequired
             | Self::NotInstalled(_)
             | Self::NoElections { .. }
             | Self::NoExtension
@@ -142,8 +148,20 @@ impl Error {
                  lead by now."
                     .into()
             }
+            Self::SessionIsNode { .. } => {
+                "Two processes seem to share this session, as behind a transaction pooler: join with a lease, as in \
+                 lease => '30s'. Or end the other membership with oban_leave first."
+                    .into()
+            }
+            Self::LeaseRequired => {
+                "obanrs.require_lease is on: join with a lease, as in lease => '30s', and renew it with oban_renew."
+                    .into()
+            }
+            Self::TermOver { term: None, .. } => {
+                "Roll back. This process does not lead: oban_term and oban_renew return NULL to it.".into()
+            }
             Self::TermOver { .. } => {
-                "Roll back. Whoever leads now has another term; ask oban_renew or oban_term for your own, never \
+                "Roll back. Another leader has another term: ask oban_renew or oban_term for your own, never \
                  oban_leader."
                     .into()
             }

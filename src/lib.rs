@@ -48,14 +48,18 @@ extension_sql_file!(
     "../sql/50_views.sql",
     name = "views",
     requires = [
-        peer::members::obanrs_members,
+        peer::members::obanrs_memberships,
         peer::leaders::obanrs_leadership,
         gossip::obanrs_gossip,
         worker::view::obanrs_workers,
         notifier::stats::obanrs_stats
     ]
 );
-extension_sql_file!("../sql/60_procedures.sql", name = "procedures", requires = [notifier::poll::oban_wait]);
+extension_sql_file!(
+    "../sql/60_procedures.sql",
+    name = "procedures",
+    requires = [notifier::poll::oban_wait_queues]
+);
 extension_sql_file!("../sql/90_finish.sql", finalize);
 
 /// Loaded with the server: everything. Loaded by a session (CREATE EXTENSION without preload): the

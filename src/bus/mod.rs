@@ -42,6 +42,7 @@ use crate::pg::{acl, encoding, notify, session, xact};
 use crate::shmem::listeners;
 use crate::shmem::rings::{self, Counter, Handle, Reserved};
 
+pub mod leadership;
 pub mod names;
 
 use names::Names;

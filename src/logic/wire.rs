@@ -163,6 +163,30 @@ pub fn object_of_one(key: &str, value: &[u8]) -> Vec<u8> {
     json
 }
 
+/// A message on the channel `leadership`, in the server's encoding as above. `change` is a word.
+pub fn change_of_leader(change: &str, node: &[u8], name: &[u8], term: Option<i64>) -> Vec<u8> {
+    let mut json = format!("{{\"{change}\":").into_bytes();
+    push_string(&mut json, node);
+    json.extend_from_slice(b",\"name\":");
+    push_string(&mut json, name);
+    let term = term.map_or_else(|| "null".to_owned(), |term| term.to_string());
+    json.extend_from_slice(format!(",\"term\":{term}}}").as_bytes());
+    json
+}
+
+/// The text of the key `queue` of a payload. `None`: the payload has none, or another kind of value.
+pub fn queue_of(payload: &str) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct OfQueue {
+        queue: String,
+    }
+    // Most payloads on other channels are told by this from those that have to be read.
+    if !payload.contains("\"queue\"") && !payload.contains("\\u") {
+        return None;
+    }
+    serde_json::from_str::<OfQueue>(payload).ok().map(|payload| payload.queue)
+}
+
 /// Adds a text as a JSON string, in the server's encoding as well.
 pub fn push_string(json: &mut Vec<u8>, text: &[u8]) {
     json.push(b'"');
@@ -180,6 +204,35 @@ pub fn push_string(json: &mut Vec<u8>, text: &[u8]) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_change_of_leader_is_an_object() {
+        let told = change_of_leader("elected", b"web.\"1\"", b"Oban", Some(1 << 40));
+        assert_eq!(told, br#"{"elected":"web.\"1\"","name":"Oban","term":1099511627776}"#);
+        let told = change_of_leader("ended", b"a", b"b", None);
+        assert_eq!(told, br#"{"ended":"a","name":"b","term":null}"#);
+    }
+
+    #[test]
+    fn the_queue_of_a_payload() {
+        let queue = |payload| queue_of(payload);
+        assert_eq!(queue(r#"{"queue":"default"}"#).as_deref(), Some("default"));
+        assert_eq!(
+            queue(r#"{"action":"pause","queue":"a\"b\u00e9","x":[{}]}"#).as_deref(),
+            Some("a\"b\u{e9}")
+        );
+        assert_eq!(queue(r#"{"q\u0075eue":"default"}"#).as_deref(), Some("default"));
+        for other in [
+            r#"{}"#,
+            r#"{"queue":1}"#,
+            r#"{"queue":null}"#,
+            r#"{"x":{"queue":"a"}}"#,
+            r#"{"x":"queue"}"#,
+            "[",
+        ] {
+            assert_eq!(queue(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn golden_vectors_of_oban_2_15() {

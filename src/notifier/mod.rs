@@ -100,7 +100,7 @@ fn publish(
 fn right_to_publish(channel: &str) -> Right {
     match channel {
         "signal" => Right::Signal,
-        "leader" => Right::Own,
+        "leader" | "leadership" => Right::Own,
         _ => Right::Write,
     }
 }

@@ -45,7 +45,13 @@ struct Question {
     channels: OnceCell<Vec<Channel>>,
     after: Option<i64>,
     most: usize,
+    /// Of messages that name a queue, only those of these are for the reader. `None`: all are.
+    queues: Option<Vec<String>>,
 }
+
+/// The most queues of a call, and the most bytes of a queue's name.
+const MOST_QUEUES: usize = 1_024;
+const MAX_QUEUE: usize = 255;
 
 impl Question {
     fn new(
@@ -53,6 +59,7 @@ impl Question {
         after: Option<i64>,
         max_messages: Option<i32>,
         prefix: Option<TextArgument>,
+        queues: Option<TextArray>,
     ) -> Result<Self, Error> {
         let (names, prefix) = super::names(channels, prefix)?;
         let max_messages = given("max_messages", max_messages)?;
@@ -63,13 +70,22 @@ impl Question {
                 "Give the position of the last answer, or NULL for from now on.",
             ));
         }
+        let queues = queues.map(|queues| queues.texts("queues", MOST_QUEUES, MAX_QUEUE)).transpose()?;
+        let queues = queues.map(|queues| queues.into_iter().map(|Text(queue)| queue).collect());
         if max_messages < 1 {
             return Err(Error::bad(format!("max_messages is {max_messages}"), "It has to be at least 1."));
         }
         let most = max_messages as usize;
         let schema = if prefix.is_empty() { None } else { Some(acl::require(&prefix, Right::Read)?) };
         require_ring("poll")?;
-        Ok(Self { prefix, schema, names, channels: OnceCell::new(), after, most })
+        Ok(Self { prefix, schema, names, channels: OnceCell::new(), after, most, queues })
+    }
+
+    /// Whether a message with this payload is for the reader.
+    fn wants(&self, payload: &[u8]) -> bool {
+        let Some(queues) = &self.queues else { return true };
+        let payload = encoding::to_utf8_lossy(payload);
+        wire::queue_of(&payload).is_none_or(|queue| queues.contains(&queue))
     }
 
     fn channels(&self) -> Result<&[Channel], Error> {
@@ -138,10 +154,11 @@ impl Answer {
         self.count == 0 && self.missed == Some(0)
     }
 
-    /// Adds messages until it has as many bytes as an answer may; but a first one always. How many.
-    fn add(&mut self, batch: &Batch) -> Result<usize, Error> {
+    /// Adds the messages that the reader wants, until it has as many bytes as an answer may; but a first one always.
+    /// How many it has looked at.
+    fn add(&mut self, batch: &Batch, question: &Question) -> Result<usize, Error> {
         for (added, message) in batch.messages().enumerate() {
-            let json = shown(&message)?;
+            let Some(json) = shown(&message, question)? else { continue };
             if self.count > 0 && self.json.len() + json.len() > MOST_BYTES {
                 return Ok(added);
             }
@@ -163,8 +180,9 @@ impl Answer {
     }
 }
 
-/// A message as JSON, in the server's encoding. What is packed may become megabytes.
-fn shown(message: &Message<'_>) -> Result<Vec<u8>, Error> {
+/// A message as JSON, in the server's encoding. What is packed may become megabytes. `None`: the reader does not want
+/// it.
+fn shown(message: &Message<'_>, question: &Question) -> Result<Option<Vec<u8>>, Error> {
     // Only what is packed is ASCII, and has to be unpacked; it was UTF-8 then.
     let unpacked = std::str::from_utf8(message.payload).ok().and_then(|text| match wire::decode(text) {
         Ok(unpacked) if text != unpacked => Some(Ok(unpacked)),
@@ -173,13 +191,16 @@ fn shown(message: &Message<'_>) -> Result<Vec<u8>, Error> {
     });
     let unpacked = unpacked.transpose()?;
     let payload = unpacked.as_deref().map_or(Cow::Borrowed(message.payload), encoding::to_server);
+    if !question.wants(&payload) {
+        return Ok(None);
+    }
     let mut json = format!("{{\"seq\":{},\"channel\":", message.position).into_bytes();
     wire::push_string(&mut json, message.channel);
     let sent_at = format!(",\"sent_at\":\"{}\"}}", time::iso(message.sent_at));
     let rest = [b",\"payload\":", &*payload, sent_at.as_bytes()];
     json.try_reserve(rest.iter().map(|part| part.len()).sum()).map_err(|_| Error::OutOfMemory)?;
     rest.iter().for_each(|part| json.extend_from_slice(part));
-    Ok(json)
+    Ok(Some(json))
 }
 
 /// What there is to read now.
@@ -199,7 +220,7 @@ fn read(question: &Question) -> Result<Answer, Error> {
         }
         batch.clear();
         let progress = rings::read(answer.position, question.channels()?, &mut batch).ok_or_else(no_ring)?;
-        let added = answer.add(&batch)?;
+        let added = answer.add(&batch, question)?;
         if added < batch.len() {
             // Up to the last one that was added, and no further.
             if let Some(last) = added.checked_sub(1).and_then(|last| batch.messages().nth(last)) {
@@ -216,17 +237,33 @@ fn read(question: &Question) -> Result<Answer, Error> {
     }
 }
 
-#[pg_extern(volatile, parallel_unsafe)]
-fn oban_poll(
+#[pg_extern(name = "oban_poll", volatile, parallel_unsafe)]
+fn oban_poll_queues(
     channels: default!(Option<TextArray>, "'{gossip,insert,leader,signal}'"),
     after: default!(Option<i64>, "NULL"),
     max_messages: default!(Option<i32>, "1000"),
     prefix: default!(Option<TextArgument>, "'public'"),
+    queues: default!(Option<TextArray>, "NULL"),
 ) -> Result<
     TableIterator<'static, (name!(position, i64), name!(missed, Option<i64>), name!(messages, ServerJson))>,
     ErrorReport,
 > {
-    let answer = read(&Question::new(channels, after, max_messages, prefix)?)?;
+    let answer = read(&Question::new(channels, after, max_messages, prefix, queues)?)?;
+    Ok(TableIterator::once((answer.position, answer.missed, answer.messages())))
+}
+
+/// The symbol of oban_poll in the SQL of versions before 0.7.0.
+#[pg_extern(sql = false)]
+fn oban_poll(
+    channels: Option<TextArray>,
+    after: Option<i64>,
+    max_messages: Option<i32>,
+    prefix: Option<TextArgument>,
+) -> Result<
+    TableIterator<'static, (name!(position, i64), name!(missed, Option<i64>), name!(messages, ServerJson))>,
+    ErrorReport,
+> {
+    let answer = read(&Question::new(channels, after, max_messages, prefix, None)?)?;
     Ok(TableIterator::once((answer.position, answer.missed, answer.messages())))
 }
 
@@ -238,6 +275,7 @@ fn obanrs_bench_poll(
     after: default!(Option<i64>, "NULL"),
     _max_messages: default!(Option<i32>, "1000"),
     _prefix: default!(Option<TextArgument>, "'public'"),
+    _queues: default!(Option<TextArray>, "NULL"),
 ) -> Result<
     TableIterator<'static, (name!(position, i64), name!(missed, Option<i64>), name!(messages, ServerJson))>,
     ErrorReport,
@@ -251,11 +289,10 @@ fn oban_position() -> Result<i64, ErrorReport> {
     Ok(rings::position().ok_or_else(no_ring)?)
 }
 
-/// The procedure oban_wait, whose last three arguments are INOUT. It ends the transaction that CALL began,
-/// so that while it waits this session holds no snapshot and no lock.
+/// The procedure oban_wait, with three INOUT arguments before the last.
 #[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)] // they are the contract's
-pub fn oban_wait(
+pub fn oban_wait_queues(
     channels: Option<TextArray>,
     after: Option<i64>,
     timeout: Option<Interval>,
@@ -264,13 +301,40 @@ pub fn oban_wait(
     _position: Option<i64>,
     _missed: Option<i64>,
     _messages: Option<i64>, // a jsonb that nobody looks at
+    queues: Option<TextArray>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<pgrx::composite_type!('static, "record"), ErrorReport> {
+    Ok(call_wait(timeout, || Question::new(channels, after, max_messages, prefix, queues), fcinfo)?)
+}
+
+/// The symbol of oban_wait in the SQL of versions before 0.7.0.
+#[pg_extern(sql = false)]
+#[allow(clippy::too_many_arguments)]
+fn oban_wait(
+    channels: Option<TextArray>,
+    after: Option<i64>,
+    timeout: Option<Interval>,
+    max_messages: Option<i32>,
+    prefix: Option<TextArgument>,
+    _position: Option<i64>,
+    _missed: Option<i64>,
+    _messages: Option<i64>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<pgrx::composite_type!('static, "record"), ErrorReport> {
+    Ok(call_wait(timeout, || Question::new(channels, after, max_messages, prefix, None), fcinfo)?)
+}
+
+/// It ends the transaction that CALL began, so that while it waits this session holds no snapshot and no lock.
+fn call_wait(
+    timeout: Option<Interval>,
+    question: impl FnOnce() -> Result<Question, Error>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> Result<pgrx::composite_type!('static, "record"), Error> {
     let timeout = waiting_time(given("timeout", timeout)?)?;
-    let mut question = Question::new(channels, after, max_messages, prefix)?;
+    let mut question = question()?;
     let call = Call::of(fcinfo);
     if call.is_atomic() {
-        return Err(Error::InTransactionBlock("oban_wait").into());
+        return Err(Error::InTransactionBlock("oban_wait"));
     }
     let row = Row::of(fcinfo);
     // From here on: what comes between this and the sleep is not missed.
@@ -292,7 +356,7 @@ fn waiting_time(timeout: Interval) -> Result<Duration, Error> {
     ))
 }
 
-/// Waits until there is something to read, or a gap, and reads it. Nothing that this session registers
+/// Waits until there is something to read for this reader, or a gap, and reads it. Nothing that this session registers
 /// outlives it, whether it returns, raises or ends the session.
 fn wait(question: &mut Question, answer: &mut Answer, timeout: Duration) -> Result<(), Error> {
     struct Awake;
@@ -313,7 +377,12 @@ fn wait(question: &mut Question, answer: &mut Answer, timeout: Duration) -> Resu
             rings::stop_sleeping();
             question.after = Some(answer.position);
             *answer = read(question)?;
-            break;
+            if !answer.is_empty() || since.elapsed() >= timeout {
+                break;
+            }
+            // They were of other queues. This session no longer counts as asleep, so it looks again before it sleeps.
+            pgrx::check_for_interrupts!();
+            continue;
         }
         answer.position = progress.position;
         let left = timeout.saturating_sub(since.elapsed());

@@ -13,7 +13,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::Names;
-use crate::error::{Error, given};
+use crate::error::Error;
 use crate::logic::peer::rows;
 use crate::logic::shape;
 use crate::pg::acl::Right;
@@ -31,13 +31,17 @@ fn oban_fence(
     name: default!(Option<TextArgument>, "'Oban'"),
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
-    let term = given("term", term)?;
     let names = Names::of(name, prefix)?;
     let electorate = names.electorate(Right::Write)?;
     let name = electorate.name.as_str();
     session::require_writable("fence")?;
     session::prevent_in_parallel_mode(c"oban_fence()");
     let boot = shmem::boot()?;
+    // oban_term and oban_renew return NULL to a process that does not lead. It holds no term.
+    let Some(term) = term else {
+        rings::count(Counter::FencesRefused, 1);
+        return Err(Error::TermOver { name: name.to_owned(), term: None }.into());
+    };
     let table = open(electorate.schema, names.prefix())?;
     note(Note::Fence); // before the row is locked, so that the end of any such transaction wakes the keeper
     // A leadership that began after a fixed snapshot was taken may have written what this transaction can't
@@ -55,7 +59,7 @@ fn oban_fence(
     });
     if !held || over {
         rings::count(Counter::FencesRefused, 1);
-        return Err(Error::TermOver { name: name.to_owned(), term }.into());
+        return Err(Error::TermOver { name: name.to_owned(), term: Some(term) }.into());
     }
     Ok(())
 }

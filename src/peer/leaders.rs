@@ -85,6 +85,8 @@ fn oban_term(
 pub struct LeaderRow {
     pub name: String,
     pub node: String,
+    /// A foreign node has written it, not the keeper.
+    pub foreign: bool,
     term: Option<i64>,
     started_at: Option<TimestampWithTimeZone>,
     expires_at: Option<TimestampWithTimeZone>,
@@ -106,18 +108,18 @@ pub fn leaders(
     name: Option<&str>,
     locked: Locked,
 ) -> Result<Option<Vec<LeaderRow>>, Error> {
-    type Columns = (Column, Column, Column, Column, Option<Column>);
+    type Columns = (Column, Column, Column, Column, [Option<Column>; 2]);
     let (now, wall) = (clock::now(), time::now());
     let database = session::database();
     let find = |column: &dyn Fn(&str) -> Option<Column>| -> Option<Columns> {
         let typed = |name: &str, kind: pg_sys::Oid| column(name).filter(|c| c.type_oid == kind);
         let text = |name: &str| column(name).filter(|c| row::is_name(c.type_oid));
         let time = |name: &str| typed(name, pg_sys::TIMESTAMPOID);
-        let term = typed("term", pg_sys::INT8OID);
-        Some((text("name")?, text("node")?, time("started_at")?, time("expires_at")?, term))
+        let numbers = ["term", "boot"].map(|name| typed(name, pg_sys::INT8OID));
+        Some((text("name")?, text("node")?, time("started_at")?, time("expires_at")?, numbers))
     };
     let read = |row: &Row, columns: &Columns| {
-        let (of_name, node, started_at, expires_at, term) = columns;
+        let (of_name, node, started_at, expires_at, [term, boot]) = columns;
         let ends = row.i64(*expires_at)?;
         let own =
             row.short_text(*of_name, LONGEST_SHOWN).filter(|own| name.is_none_or(|name| own == name))?;
@@ -133,6 +135,7 @@ pub fn leaders(
         Some(LeaderRow {
             name: own,
             node: row.short_text(*node, LONGEST_SHOWN)?,
+            foreign: boot.and_then(|boot| row.i64(boot)).is_none(),
             term: term_read,
             started_at: started.and_then(time::timestamptz),
             expires_at: time::timestamptz(ends),

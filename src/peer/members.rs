@@ -8,13 +8,17 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::Names;
+use super::leaders::leaders;
 use crate::config;
 use crate::error::{self, Error, given};
 use crate::logic::lifecycle::Lack;
 use crate::logic::peer::{Electorate, JoinError, Joining, Member, View};
+use crate::logic::shape;
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::TextArgument;
+use crate::pg::scan::Locked;
 use crate::pg::{catalog, clock, latch, session, time};
+use crate::prefix::peers::{self, Unusable};
 use crate::shmem;
 use crate::shmem::members::{ended, leave, leave_at_exit};
 
@@ -25,28 +29,56 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// as what is longer is a mistake in the unit.
 const LEASES: std::ops::RangeInclusive<i64> = 100_000..=86_400_000_000;
 
-#[pg_extern(volatile, parallel_unsafe)]
-fn oban_join(
+#[pg_extern(name = "oban_join", volatile, parallel_unsafe)]
+fn oban_join_as(
     node: Option<TextArgument>,
     name: default!(Option<TextArgument>, "'Oban'"),
     lease: default!(Option<Interval>, "NULL"),
     replace: default!(Option<bool>, "false"),
     prefix: default!(Option<TextArgument>, "'public'"),
+    candidate: default!(Option<bool>, "NULL"),
 ) -> Result<i64, ErrorReport> {
+    Ok(join(node, name, lease, replace, prefix, candidate)?)
+}
+
+/// The symbol of oban_join in the SQL of versions before 0.7.0, whose members always stand for election.
+#[pg_extern(sql = false)]
+fn oban_join(
+    node: Option<TextArgument>,
+    name: Option<TextArgument>,
+    lease: Option<Interval>,
+    replace: Option<bool>,
+    prefix: Option<TextArgument>,
+) -> Result<i64, ErrorReport> {
+    Ok(join(node, name, lease, replace, prefix, Some(true))?)
+}
+
+fn join(
+    node: Option<TextArgument>,
+    name: Option<TextArgument>,
+    lease: Option<Interval>,
+    replace: Option<bool>,
+    prefix: Option<TextArgument>,
+    candidate: Option<bool>,
+) -> Result<i64, Error> {
     let names = Names::of(name, prefix)?;
     let node = error::name("node", node)?;
     let replace = given("replace", replace)?;
     let lease = lease.map(microseconds).transpose()?;
     let electorate = names.electorate(Right::Write)?;
     if session::in_recovery() {
-        return Err(Error::InRecovery("join").into());
+        return Err(Error::InRecovery("join"));
     }
     if session::is_restricted() {
-        return Err(Error::Restricted("join").into());
+        return Err(Error::Restricted("join"));
     }
     if let Some(lack @ Lack::Place { .. }) = shmem::lack(false) {
-        return Err(Error::NoPlace { what: "this database's elections", lack }.into());
+        return Err(Error::NoPlace { what: "this database's elections", lack });
     }
+    if lease.is_none() && config::require_lease() {
+        return Err(Error::LeaseRequired);
+    }
+    let foreign = if candidate.is_none() { foreign_leader(&electorate, names.prefix()) } else { None };
     let joining = Joining {
         id: shmem::new_member_id()?,
         electorate,
@@ -56,6 +88,8 @@ fn oban_join(
         procno: latch::my_procno(),
         session_began: session::began_at(),
         lease: lease.unwrap_or(0),
+        candidate,
+        foreign_leads: foreign.is_some(),
         wall: time::now(),
         share: acl::share_of(config::max_members()),
     };
@@ -65,50 +99,106 @@ fn oban_join(
     }
 
     let mut instead_of = None;
-    let id = loop {
+    let joined = loop {
         let (joined, replaced) = shmem::peers(|p| {
             let now = clock::now();
             let replaced = instead_of.and_then(|id| p.view().member(id, now)).map(|(_, m)| *m);
             (p.join(&joining, instead_of, now), replaced)
         })?;
         match joined {
-            Ok(id) => {
+            Ok(joined) => {
                 // Its node's gossip came from the process that is replaced.
                 replaced.into_iter().for_each(|old| ended(&electorate, &old));
-                break id;
+                break joined;
             }
             Err(JoinError::Full) => {
                 return Err(Error::TableFull {
                     what: "another member".into(),
                     setting: "obanrs.max_members",
-                }
-                .into());
+                });
+            }
+            Err(JoinError::OtherNode { node }) => {
+                let (node, name) = (node.as_str().to_owned(), electorate.name.as_str().to_owned());
+                return Err(Error::SessionIsNode { node, name });
             }
             Err(JoinError::ShareUsed) => {
                 return Err(Error::ShareUsed {
                     role: catalog::quoted_role(session::role()),
                     what: "another member".into(),
                     setting: "obanrs.max_members",
-                }
-                .into());
+                });
             }
             Err(JoinError::Taken { member, pid, role, lease_ends }) => {
                 if !replace {
                     let (node, name) = (node.as_str().to_owned(), electorate.name.as_str().to_owned());
                     let lease_ends = lease_ends.map(|ends| time::iso(clock::to_wall(ends)));
-                    return Err(Error::NodeTaken { node, name, pid, lease_ends }.into());
+                    return Err(Error::NodeTaken { node, name, pid, lease_ends });
                 }
                 if !session::acts_for(role) {
-                    return Err(not_yours(member).into());
+                    return Err(not_yours(member));
                 }
                 instead_of = Some(member);
             }
         }
     };
+    let id = joined.id;
     shmem::wake_keeper(electorate.database);
     wait_until(|v| v.is_considered(id, clock::now()))?;
+    if joined.yields {
+        say_member_only(&electorate, foreign);
+    }
     warn_without_keeper(id)?;
+    warn_without_elections(&electorate, names.prefix())?;
     Ok(id)
+}
+
+/// The foreign node that leads a name now, by its row. A table that another transaction has locked is not waited for.
+fn foreign_leader(electorate: &Electorate, prefix: &str) -> Option<String> {
+    let name = Some(electorate.name.as_str());
+    let rows = leaders(electorate.schema, prefix, name, Locked::Skip).ok().flatten()?;
+    rows.into_iter().find(|row| row.foreign).map(|row| row.node)
+}
+
+/// Says to a process that joined a name without `candidate` that it does not stand for election.
+fn say_member_only(electorate: &Electorate, foreign: Option<String>) {
+    let name = electorate.name.as_str();
+    let why = match foreign {
+        Some(node) => format!("the node \"{node}\", which did not join, leads \"{name}\""),
+        None => format!("a node that did not join has led \"{name}\" since the server started"),
+    };
+    error::log(
+        PgLogLevel::NOTICE,
+        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+        format!("this member does not stand for election, as {why}"),
+        "Nodes of Oban for Elixir run cron, staging and pruning on the leader only. Give candidate => true to lead them, \
+         candidate => false to silence this, or a name of your own.",
+    );
+}
+
+/// Says why no election can be held in this prefix, if nobody leads the name.
+fn warn_without_elections(electorate: &Electorate, prefix: &str) -> Result<(), Error> {
+    if shmem::peers_view(|v| v.has_leader(electorate))? {
+        return Ok(());
+    }
+    let quoted = spi::quote_literal(prefix);
+    let (why, hint) = match peers::inspect(electorate.schema) {
+        Ok(()) | Err(Unusable::Locked) => return Ok(()),
+        Err(Unusable::Missing | Unusable::Replaced) => (
+            "its table of leaders is missing, or not installed".to_owned(),
+            format!("Run SELECT oban_install({quoted})."),
+        ),
+        Err(Unusable::Obstacles(obstacles)) => (
+            shape::described(&obstacles),
+            "Elections run no code of a table's owner: oban_check() names all that is in the way.".to_owned(),
+        ),
+    };
+    error::log(
+        PgLogLevel::WARNING,
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("prefix \"{prefix}\" holds no elections, so that no member leads: {why}"),
+        hint,
+    );
+    Ok(())
 }
 
 /// Says that nobody elects as there is no free worker slot, if that is why a member was not considered.
@@ -209,6 +299,29 @@ fn oban_leave(member: Option<i64>) -> Result<bool, ErrorReport> {
 
 /// The rows of the view oban_members: of this database and the prefixes that the caller may read.
 #[pg_extern(volatile, parallel_restricted)]
+fn obanrs_memberships() -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(prefix, String),
+            name!(name, String),
+            name!(node, String),
+            name!(member, i64),
+            name!(kind, &'static str),
+            name!(pid, Option<i32>),
+            name!(leader, bool),
+            name!(joined_at, Option<TimestampWithTimeZone>),
+            name!(expires_at, Option<TimestampWithTimeZone>),
+            name!(candidate, bool),
+        ),
+    >,
+    ErrorReport,
+> {
+    Ok(TableIterator::new(shown_members()?))
+}
+
+/// The symbol of obanrs_members, which the view oban_members calls in the SQL of versions before 0.7.0.
+#[pg_extern(sql = false)]
 fn obanrs_members() -> Result<
     TableIterator<
         'static,
@@ -226,11 +339,29 @@ fn obanrs_members() -> Result<
     >,
     ErrorReport,
 > {
+    let rows = shown_members()?.into_iter();
+    Ok(TableIterator::new(rows.map(|(a, b, c, d, e, f, g, h, i, _)| (a, b, c, d, e, f, g, h, i))))
+}
+
+type MemberRow = (
+    String,
+    String,
+    String,
+    i64,
+    &'static str,
+    Option<i32>,
+    bool,
+    Option<TimestampWithTimeZone>,
+    Option<TimestampWithTimeZone>,
+    bool,
+);
+
+fn shown_members() -> Result<Vec<MemberRow>, Error> {
     let mut members: Vec<(Electorate, Member, bool)> =
         shmem::peers_view(|v| v.members_of(session::database(), clock::now()))?;
     members.sort_by_key(|(_, m, _)| m.id);
     let mut readable = Readable::default();
-    let rows: Vec<_> = members
+    let rows = members
         .into_iter()
         .filter_map(|(electorate, m, leader)| {
             let lease_ends = m.lease_ends();
@@ -244,10 +375,11 @@ fn obanrs_members() -> Result<
                 leader,
                 time::timestamptz(m.joined_at_wall),
                 lease_ends.and_then(|ends| time::timestamptz(clock::to_wall(ends))),
+                m.is_candidate(),
             ))
         })
         .collect();
-    Ok(TableIterator::new(rows))
+    Ok(rows)
 }
 
 /// The names of the schemas that the caller may read.

@@ -1,8 +1,8 @@
 //! The segment of shared memory: its layout, and the tables in it under their locks.
 //!
 //! ```text
-//! Root │ Database[] │ Hold[] │ Member[] │ Seat[] │ Owed[] │ gossip: Holding[] │ buckets[] │ Entry[] │ Block[]
-//!      └── lock Registry ──┘  └────── lock Peers ───────┘  └───────── lock Gossip (gossip.rs) ──────────┘
+//! Root │ Database[] │ Hold[] │ Member[] │ Seat[] │ Owed[] │ Foreign[] │ gossip: Holding[] │ buckets[] │ Entry[] │ Block[]
+//!      └── lock Registry ──┘  └─────────── lock Peers ─────────────┘  └───────── lock Gossip (gossip.rs) ──────────┘
 //!      │ Slot[] │ Place[] │ Sleeper[] │ ring::Head[] │ for each ring: Holder[] │ ring::Entry[] │ bytes
 //!      └ lock Registry ───┘ └─────────────── a lock Ring for each ring (rings.rs) ────────────────────┘
 //!      │ for each database's slot: Counters, whether its relay announces gossip (atomics)
@@ -58,6 +58,9 @@ const HOLDS: usize = 64;
 /// find out at their next election, within half a minute.
 const OWED: usize = 256;
 
+/// Names that foreign nodes have led since the server's start, of all databases.
+const FOREIGN: usize = 1_024;
+
 #[repr(C)]
 struct Root {
     /// This start of the server: the time at which the segment was made. Rows of oban_peers carry it.
@@ -98,6 +101,7 @@ struct Layout {
     seats: usize,
     holdings: usize,
     owed: usize,
+    foreign: usize,
     buckets: usize,
     entries: usize,
     blocks: usize,
@@ -151,6 +155,7 @@ fn lay_out() -> Layout {
         seats: area(size_of::<Seat>(), max_members),
         holdings: area(size_of::<Holding>(), HOLDINGS),
         owed: area(size_of::<Electorate>(), OWED),
+        foreign: area(size_of::<Electorate>(), FOREIGN),
         buckets: area(size_of::<u32>(), max_entries),
         entries: area(size_of::<Entry>(), max_entries),
         blocks: area(size_of::<Block>(), max_entries),
@@ -305,6 +310,7 @@ pub fn peers<R>(body: impl FnOnce(&mut Peers<'_>) -> R) -> Result<R, Error> {
             members: area(root, l.members, l.max_members),
             seats: area(root, l.seats, l.max_members),
             owed: area(root, l.owed, OWED),
+            foreign: area(root, l.foreign, FOREIGN),
         }
     };
     Ok(body(&mut peers))

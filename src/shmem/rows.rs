@@ -16,7 +16,9 @@ use crate::pg::{clock, session, xact};
 /// What happened to rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// There is a row of this term, and it is new or its lease is shorter.
+    /// A foreign node has inserted a row, which has this term.
+    Inserted(i64),
+    /// The lease of the row of this term is shorter.
     Written(i64),
     /// A foreign node has renewed its row, which may make its lease shorter. The lease says nothing of the table.
     Renewed { lease: Lease, shorter: bool },
@@ -71,8 +73,15 @@ fn tell(changes: &[(Electorate, Change, u32)]) {
     let _ = super::peers(|p| {
         for (electorate, change, _) in changes {
             match change {
+                Change::Inserted(term) => {
+                    p.foreign_leads(electorate);
+                    p.row_changed(electorate, RowChange::Written(*term), now);
+                }
                 Change::Written(term) => p.row_changed(electorate, RowChange::Written(*term), now),
-                Change::Renewed { lease, .. } => p.renewed(electorate, *lease),
+                Change::Renewed { lease, .. } => {
+                    p.foreign_leads(electorate);
+                    p.renewed(electorate, *lease);
+                }
                 Change::Deleted(term) => p.row_changed(electorate, RowChange::Deleted(*term), now),
                 Change::Truncated => p.rows_truncated(electorate.database, electorate.schema, now),
             }

@@ -22,16 +22,18 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::bus::leadership::{self, Change as Told};
 use crate::config;
 use crate::error::Error;
 use crate::logic::peer::guard::{self, Answer, Proposed, Update};
-use crate::logic::peer::{Electorate, Lease, MAX_NAME, rows};
+use crate::logic::peer::{Electorate, Lease, MAX_NAME, MAX_NODE, Node, rows};
 use crate::logic::text::Text;
 use crate::pg::row::{Column, Row};
 use crate::pg::row_trigger::{Call, RowTrigger};
-use crate::pg::{clock, session, time, trigger, xact};
+use crate::pg::{clock, encoding, session, time, trigger, xact};
 use crate::prefix::peers::{Columns, PeersTable, TABLE};
 use crate::prefix::terms;
+use crate::shmem;
 use crate::shmem::rows::{Change, changed};
 
 /// A text's length and hash. They are compared in place of the text, which may be as long as a gigabyte.
@@ -110,6 +112,11 @@ fn fired<'a>(trigger: &'a PgTrigger<'a>) -> Option<PgHeapTuple<'a, AllocatedByPo
             None
         }
         Call::AfterTruncate => {
+            let (database, schema) = (session::database(), row.schema());
+            for (e, node, term) in shmem::peers_view(|v| v.leaderships(database, schema)).unwrap_or_default()
+            {
+                leadership::tell(Told::Ended, schema, e.name.as_str(), node.as_str(), term);
+            }
             changed(electorate(&row, ""), Change::Truncated);
             None
         }
@@ -198,9 +205,17 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
         if name.len() <= MAX_NAME { String::from_utf8_lossy(name).into_owned() } else { String::new() }
     });
     let Some(name) = name else { return };
+    let tell = |change, term| leadership::tell(change, row.schema(), &name, &node(&old, columns), term);
     let change = match call {
-        Call::AfterInsert => Change::Written(reissued(row, columns, &name, term(&old))),
-        Call::AfterDelete => Change::Deleted(term(&old)),
+        Call::AfterInsert => {
+            let term = reissued(row, columns, &name, term(&old));
+            tell(Told::Elected, term);
+            Change::Inserted(term)
+        }
+        Call::AfterDelete => {
+            tell(Told::Ended, term(&old));
+            Change::Deleted(term(&old))
+        }
         _ => {
             let new = row.new_row();
             let shorter = new.i64(columns.expires_at) < old.i64(columns.expires_at);
@@ -212,6 +227,12 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
         }
     };
     changed(electorate(row, &name), change);
+}
+
+/// The node of a row, as far as it is told.
+fn node(row: &Row, columns: &Columns) -> String {
+    let node = row.text_prefix(columns.node, MAX_NODE).unwrap_or_default();
+    Node::truncated(&encoding::to_utf8_lossy(&node)).as_str().to_owned()
 }
 
 /// The lease of a foreign row that was renewed, with its deadline as of now. `None`: the row is a member's.

@@ -86,12 +86,19 @@ pub struct Member {
     lease_ends: i64,
     /// When it last stepped down; 0 for never. Who did so comes last in elections.
     resigned_at: i64,
+    /// 1: it does not stand for election.
+    observes: u32,
 }
 
 impl Member {
     /// Whether this backend joined it.
     pub fn is_of(&self, pid: i32, session_began: i64) -> bool {
         (self.pid, self.session_began) == (pid, session_began)
+    }
+
+    /// Whether it stands for election.
+    pub fn is_candidate(&self) -> bool {
+        self.observes == 0
     }
 
     pub fn is_live(&self, now: i64) -> bool {
@@ -198,6 +205,10 @@ pub struct Joining {
     pub session_began: i64,
     /// In microseconds; 0 to be bound to the session.
     pub lease: i64,
+    /// Whether it is to stand for election. `None` is for the rule: yes, unless a foreign node has led the name.
+    pub candidate: Option<bool>,
+    /// A foreign node's row of the name is in the table.
+    pub foreign_leads: bool,
     /// The time by the wall clock, to be shown.
     pub wall: i64,
     /// The most members that its role may have; `None` for no limit.
@@ -209,10 +220,22 @@ pub enum JoinError {
     /// A live member of this node and name: its id, its backend, the role that joined it and the end of
     /// its lease.
     Taken { member: i64, pid: i32, role: u32, lease_ends: Option<i64> },
+    /// The session has joined the name as this node, and is to be another one without a lease, too.
+    OtherNode { node: Node },
     /// Every slot is in use.
     Full,
     /// Its role has as many members as its share allows.
     ShareUsed,
+}
+
+/// What a process that joined is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Joined {
+    pub id: i64,
+    /// It does not stand for election, though that was not asked for: a foreign node has led the name.
+    pub yields: bool,
+    /// It led, and stepped down: it no longer stands for election.
+    pub stepped_down: bool,
 }
 
 /// What a renewal did.
@@ -230,7 +253,13 @@ pub struct Peers<'a> {
     pub seats: &'a mut [Seat],
     /// Names whose last leadership ended without an announcement, as NOTIFY's queue was full. Database 0 is free.
     pub owed: &'a mut [Electorate],
+    /// Names that foreign nodes have led since the server's start, the oldest first, without a gap. Database 0 is
+    /// free.
+    pub foreign: &'a mut [Electorate],
 }
+
+/// The most names of one schema that memory knows foreign nodes to have led. Fleets have few.
+pub const FOREIGN_NAMES: usize = 16;
 
 impl Leadership {
     /// As a member holds it from `now` on.
@@ -281,7 +310,9 @@ impl Peers<'_> {
 
     /// Adds a member. The same backend joining again in the same way gets the id that it has. `replace` is
     /// the one member whose place may be taken: the caller has tested that its role allows that.
-    pub fn join(&mut self, new: &Joining, replace: Option<i64>, now: i64) -> Result<i64, JoinError> {
+    pub fn join(&mut self, new: &Joining, replace: Option<i64>, now: i64) -> Result<Joined, JoinError> {
+        let yields = new.candidate.is_none() && (new.foreign_leads || self.foreign_has_led(&new.electorate));
+        let observes = u32::from(yields || new.candidate == Some(false));
         let seat = self.view().seat(&new.electorate);
         let of_node = |seat| self.view().live(seat, now).find(|(_, m)| m.node == new.node);
         let old = seat.and_then(of_node).map(|(slot, m)| (slot, *m));
@@ -292,7 +323,18 @@ impl Peers<'_> {
             {
                 let member = &mut self.members[slot];
                 (member.lease, member.lease_ends) = (new.lease, now.saturating_add(new.lease));
-                return Ok(old.id);
+                // What it is stays as it is, unless it says otherwise.
+                let stepped_down = new.candidate == Some(false)
+                    && old.is_candidate()
+                    && self.resign(old.id, new.procno, now) == Some(true);
+                let member = &mut self.members[slot];
+                match new.candidate {
+                    Some(candidate) if candidate != old.is_candidate() => {
+                        (member.observes, member.considered, member.procno) = (observes, 0, new.procno);
+                    }
+                    _ => {}
+                }
+                return Ok(Joined { id: old.id, yields: false, stepped_down });
             }
             if replace != Some(old.id) {
                 let (member, pid, role, lease_ends) = (old.id, old.pid, old.role, old.lease_ends());
@@ -300,6 +342,15 @@ impl Peers<'_> {
             }
         }
         let replaced = old.map(|(slot, _)| slot);
+        // Two nodes that live as long as one session are one process, or many processes that share the session.
+        if let Some(seat) = seat.filter(|_| new.lease == 0) {
+            let bound_here = |m: &Member| m.lease == 0 && m.is_of(new.pid, new.session_began);
+            let other =
+                self.view().live(seat, now).find(|(slot, m)| bound_here(m) && Some(*slot) != replaced);
+            if let Some((_, other)) = other {
+                return Err(JoinError::OtherNode { node: other.node });
+            }
+        }
         if let Some(share) = new.share {
             let of_role = |(slot, m): &(usize, &Member)| m.role == new.role && Some(*slot) != replaced;
             let live = self.members.iter().enumerate().filter(|(_, m)| m.is_live(now));
@@ -338,8 +389,49 @@ impl Peers<'_> {
             lease: new.lease,
             lease_ends: now.saturating_add(new.lease),
             resigned_at: 0,
+            observes,
         };
-        Ok(new.id)
+        Ok(Joined { id: new.id, yields, stepped_down: false })
+    }
+
+    /// Notes that a foreign node leads a name. Of too many names of a schema, or of all, the oldest is forgotten.
+    pub fn foreign_leads(&mut self, electorate: &Electorate) {
+        if electorate.name.as_str().is_empty() || self.foreign_has_led(electorate) {
+            return;
+        }
+        let used = self.foreign.iter().position(|e| e.database == 0).unwrap_or(self.foreign.len());
+        let schema = (electorate.database, electorate.schema);
+        let mut of_schema =
+            (0..used).filter(|n| (self.foreign[*n].database, self.foreign[*n].schema) == schema);
+        let oldest = of_schema.next();
+        let over = (oldest.is_some() && of_schema.count() + 1 >= FOREIGN_NAMES).then_some(oldest).flatten();
+        let out = over.or((used == self.foreign.len() && used > 0).then_some(0));
+        let end = match out {
+            Some(out) => {
+                self.foreign.copy_within(out + 1..used, out);
+                used - 1
+            }
+            None => used,
+        };
+        if let Some(free) = self.foreign.get_mut(end) {
+            *free = *electorate;
+        }
+    }
+
+    /// Whether a foreign node has led a name since the server's start, as far as memory knows.
+    pub fn foreign_has_led(&self, electorate: &Electorate) -> bool {
+        electorate.database != 0 && self.foreign.contains(electorate)
+    }
+
+    fn forget_foreign(&mut self, gone: impl Fn(&Electorate) -> bool) {
+        let mut kept = 0;
+        for n in 0..self.foreign.len() {
+            let electorate = std::mem::take(&mut self.foreign[n]);
+            if electorate.database != 0 && !gone(&electorate) {
+                self.foreign[kept] = electorate;
+                kept += 1;
+            }
+        }
     }
 
     /// A seat that nobody has; else one whose members have all lapsed, which no keeper has cleared away yet.
@@ -491,6 +583,7 @@ impl Peers<'_> {
         }
         self.seats.iter_mut().filter(|s| gone(&s.electorate)).for_each(|s| *s = Seat::default());
         self.owed.iter_mut().filter(|e| gone(e)).for_each(|e| *e = Electorate::default());
+        self.forget_foreign(gone);
         count
     }
 
@@ -596,6 +689,7 @@ impl Peers<'_> {
         }
         let gone = |e: &Electorate| database != 0 && e.database == database;
         self.owed.iter_mut().filter(|e| gone(e)).for_each(|e| *e = Electorate::default());
+        self.forget_foreign(gone);
     }
 }
 

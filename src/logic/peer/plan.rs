@@ -30,7 +30,7 @@ pub struct Ended {
 /// What the keeper has to do for an electorate now.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// No member and no leadership of ours: forget it.
+    /// No candidate and no leadership of ours: forget the copy of the row, which is the sweep's from now on.
     Forget,
     /// Nothing before this time.
     Wait { until: i64 },
@@ -142,9 +142,13 @@ impl<'a> View<'a> {
         let seat = &self.seats[number];
         // Who stepped down last gives others time to take over, foreign nodes too: one lease.
         let stands_again = seat.resigned_at.saturating_add(lease);
-        let (mut candidate, mut somebody) = (None::<(usize, &Member)>, false);
+        let (mut candidate, mut somebody, mut candidates) = (None::<(usize, &Member)>, false, false);
         for (slot, member) in members {
             somebody = true;
+            if !member.is_candidate() {
+                continue;
+            }
+            candidates = true;
             let stands = member.id != seat.resigned || now >= stands_again;
             let before = |other: &Member| (member.resigned_at, member.id) < (other.resigned_at, other.id);
             if stands && candidate.is_none_or(|(_, best)| before(best)) {
@@ -155,7 +159,8 @@ impl<'a> View<'a> {
         let elect = |ended| Plan::Elect { ended, candidate };
         let vacant = || match candidate {
             Some(_) => elect(None),
-            None if somebody => Plan::Wait { until: stands_again },
+            None if candidates => Plan::Wait { until: stands_again },
+            None if somebody && seat.leadership.used == 0 => Plan::Wait { until: i64::MAX },
             None => Plan::Forget,
         };
         let leadership = &seat.leadership;
@@ -163,7 +168,7 @@ impl<'a> View<'a> {
             return vacant();
         }
         if !leadership.is_ours() {
-            return match somebody {
+            return match candidates {
                 true if now < leadership.look_at => Plan::Wait { until: leadership.look_at },
                 _ => vacant(),
             };
@@ -237,16 +242,17 @@ impl<'a> View<'a> {
         self.held(member.seat as usize, now).filter(|(l, _)| l.member == id).map(|(l, _)| l.lease.term)
     }
 
-    /// The names of a database that have members. The first value of each says whether memory has a copy of its row,
+    /// The names of a database that have candidates. The first value of each says whether memory has a copy of its row,
     /// the second whether it is led, or is without a leader for less than `moment`.
     pub fn led(&self, database: u32, now: i64, moment: i64) -> Vec<(Electorate, bool, bool)> {
         let own = (0..self.seats.len()).filter(|s| self.seats[*s].electorate.database == database);
-        own.filter(|seat| self.live(*seat, now).next().is_some())
+        own.filter(|seat| self.live(*seat, now).any(|(_, m)| m.is_candidate()))
             .map(|number| {
                 let seat = &self.seats[number];
                 let until = seat.leadership.lease.deadline.saturating_add(moment);
                 let led = seat.leadership.used != 0 && now < until;
-                let waiting = self.live(number, now).any(|(_, m)| m.joined_at < now - moment);
+                let stood = |m: &Member| m.is_candidate() && m.joined_at < now - moment;
+                let waiting = self.live(number, now).any(|(_, m)| stood(m));
                 (seat.electorate, seat.leadership.used != 0, led || !waiting)
             })
             .collect()
@@ -286,10 +292,32 @@ impl<'a> View<'a> {
         self.member(id, now).is_none_or(|(_, m)| m.considered != 0)
     }
 
-    /// The live member of this node, if any.
+    /// The live member of this node, if there is one that stands for election.
     pub fn member_of_node(&self, electorate: &Electorate, node: &str, now: i64) -> Option<Candidate> {
         let seat = self.seat(electorate)?;
-        self.live(seat, now).find(|(_, m)| m.node.as_str() == node).map(Candidate::of)
+        let is_it = |m: &Member| m.is_candidate() && m.node.as_str() == node;
+        self.live(seat, now).find(|(_, m)| is_it(m)).map(Candidate::of)
+    }
+
+    /// Whether elections judge the row of a name: it has a candidate, or memory has a copy of the row. Else the sweep
+    /// does.
+    pub fn elects(&self, electorate: &Electorate, now: i64) -> bool {
+        self.seat(electorate).is_some_and(|seat| {
+            let led = self.seats[seat].leadership.used != 0;
+            led || self.live(seat, now).any(|(_, m)| m.is_candidate())
+        })
+    }
+
+    /// Whether memory has a copy of the row of a name: a member or a foreign node leads it.
+    pub fn has_leader(&self, electorate: &Electorate) -> bool {
+        self.seat(electorate).is_some_and(|seat| self.seats[seat].leadership.used != 0)
+    }
+
+    /// The leaderships of a schema that memory has a copy of.
+    pub fn leaderships(&self, database: u32, schema: u32) -> Vec<(Electorate, Node, i64)> {
+        let of_schema = |s: &&Seat| (s.electorate.database, s.electorate.schema) == (database, schema);
+        let led = self.seats.iter().filter(of_schema).filter(|s| s.leadership.used != 0);
+        led.map(|s| (s.electorate, s.leadership.node, s.leadership.lease.term)).collect()
     }
 
     /// The live members of a seat, with their slots.

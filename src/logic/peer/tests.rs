@@ -20,15 +20,23 @@ fn candidate(member: i64, slot: u32, node: &str, lease_ends: Option<i64>) -> Can
     Candidate { member, slot, node: Text::truncated(node), lease_ends }
 }
 
-struct Memory(Vec<Member>, Vec<Seat>, Vec<Electorate>);
+struct Memory(Vec<Member>, Vec<Seat>, [Vec<Electorate>; 2]);
 
 impl Memory {
     fn new(capacity: usize) -> Self {
-        let owed = vec![Electorate::default(); capacity];
-        Self(vec![Member::default(); capacity], vec![Seat::default(); capacity], owed)
+        let names = || vec![Electorate::default(); capacity];
+        Self(vec![Member::default(); capacity], vec![Seat::default(); capacity], [names(), names()])
     }
     fn peers(&mut self) -> Peers<'_> {
-        Peers { members: &mut self.0, seats: &mut self.1, owed: &mut self.2 }
+        let [owed, foreign] = &mut self.2;
+        Peers { members: &mut self.0, seats: &mut self.1, owed, foreign }
+    }
+}
+
+impl Peers<'_> {
+    /// As `join`, of which only the id counts.
+    fn joined(&mut self, new: &Joining, replace: Option<i64>, now: i64) -> Result<i64, JoinError> {
+        self.join(new, replace, now).map(|joined| joined.id)
     }
 }
 
@@ -81,29 +89,29 @@ fn zeroed_memory_is_empty() {
 fn one_member_per_node_and_name() {
     let mut memory = Memory::new(2);
     let mut peers = memory.peers();
-    assert_eq!(peers.join(&bound(1, 10, "a"), None, 0), Ok(1));
-    assert_eq!(peers.join(&bound(2, 10, "a"), None, 0), Ok(1), "the same session: the same id");
+    assert_eq!(peers.joined(&bound(1, 10, "a"), None, 0), Ok(1));
+    assert_eq!(peers.joined(&bound(2, 10, "a"), None, 0), Ok(1), "the same session: the same id");
     let taken = Err(JoinError::Taken { member: 1, pid: 10, role: 0, lease_ends: None });
-    assert_eq!(peers.join(&bound(3, 11, "a"), None, 0), taken);
-    assert_eq!(peers.join(&joining(3, 10, "a", LEASE), None, 0), taken, "the same session, in another way");
-    assert_eq!(peers.join(&bound(3, 11, "a"), Some(9), 0), taken, "another one by now");
+    assert_eq!(peers.joined(&bound(3, 11, "a"), None, 0), taken);
+    assert_eq!(peers.joined(&joining(3, 10, "a", LEASE), None, 0), taken, "the same session, in another way");
+    assert_eq!(peers.joined(&bound(3, 11, "a"), Some(9), 0), taken, "another one by now");
     let later = Joining { session_began: 7, ..bound(3, 10, "a") };
-    assert_eq!(peers.join(&later, None, 0), taken, "a later backend with the same pid");
-    assert_eq!(peers.join(&bound(4, 11, "a"), Some(1), 0), Ok(4));
+    assert_eq!(peers.joined(&later, None, 0), taken, "a later backend with the same pid");
+    assert_eq!(peers.joined(&bound(4, 11, "a"), Some(1), 0), Ok(4));
     assert!(peers.view().member(1, 0).is_none(), "replaced");
-    assert_eq!(peers.join(&bound(5, 12, "b"), None, 0), Ok(5));
-    assert_eq!(peers.join(&bound(6, 13, "c"), None, 0), Err(JoinError::Full));
+    assert_eq!(peers.joined(&bound(5, 12, "b"), None, 0), Ok(5));
+    assert_eq!(peers.joined(&bound(6, 13, "c"), None, 0), Err(JoinError::Full));
     assert_eq!(peers.leave(4, 0).map(|(e, m)| (e, m.id)), Some((electorate("Oban"), 4)));
     assert!(peers.leave(4, 0).is_none() && peers.leave(0, 0).is_none());
-    assert_eq!(peers.join(&bound(6, 13, "c"), None, 0), Ok(6));
+    assert_eq!(peers.joined(&bound(6, 13, "c"), None, 0), Ok(6));
 }
 
 #[test]
 fn a_leadership_from_election_to_succession() {
     let (mut memory, e) = (Memory::new(4), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
-    peers.join(&bound(2, 11, "b"), None, 0).unwrap();
+    peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
+    peers.joined(&bound(2, 11, "b"), None, 0).unwrap();
     let first = Some(candidate(1, 0, "a", None));
     assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Elect { ended: None, candidate: first });
     assert!(peers.view().plans(5, 0, LEASE)[0].2, "somebody waits");
@@ -134,7 +142,7 @@ fn a_leadership_from_election_to_succession() {
 fn a_lease_ends_membership_and_leadership_at_once() {
     let (mut memory, e) = (Memory::new(1), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.join(&joining(1, 10, "a", 100), None, 0).unwrap();
+    peers.joined(&joining(1, 10, "a", 100), None, 0).unwrap();
     elect(&mut peers, &e, 7, 0);
     assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: 50 }, "it may be renewed by then");
     assert_eq!(peers.view().plan(&e, 60, LEASE), Plan::Wait { until: 100 }, "nothing to extend it by");
@@ -152,7 +160,7 @@ fn a_lease_ends_membership_and_leadership_at_once() {
     let ended = Some(Ended { node: Text::truncated("a"), term: 7, lapsed: true });
     assert_eq!(peers.view().plan(&e, 160, LEASE), Plan::Elect { ended, candidate: None });
     assert!(peers.renew(1, 10, 160).is_none() && peers.leave(1, 160).is_none(), "no member any more");
-    assert_eq!(peers.join(&bound(2, 11, "b"), None, 160), Ok(2), "its slot is free");
+    assert_eq!(peers.joined(&bound(2, 11, "b"), None, 160), Ok(2), "its slot is free");
     assert_eq!(elect(&mut peers, &e, 8, 165), Some(5), "since the lease ended");
     assert_eq!(held(&peers, &e, 165), Some(8));
 }
@@ -161,7 +169,7 @@ fn a_lease_ends_membership_and_leadership_at_once() {
 fn who_resigns_comes_last() {
     let (mut memory, e) = (Memory::new(3), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 1, 0);
     assert_eq!(
         (peers.resign(1, 10, 10), peers.resign(1, 10, 10), peers.resign(9, 10, 10)),
@@ -172,7 +180,7 @@ fn who_resigns_comes_last() {
     assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Elect { ended, candidate: None });
     peers.vacate(&e, 10);
     assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Wait { until: 10 + LEASE }, "it gives others time");
-    peers.join(&bound(2, 11, "b"), None, 11).unwrap();
+    peers.joined(&bound(2, 11, "b"), None, 11).unwrap();
     elect(&mut peers, &e, 2, 11);
     assert_eq!(peers.resign(2, 10, 12), Some(true));
     let Plan::Elect { candidate, .. } = peers.view().plan(&e, 12, LEASE) else { panic!("nobody leads") };
@@ -195,7 +203,7 @@ fn a_foreign_leader_is_respected_until_its_row_changes() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
     peers.row_changed(&e, RowChange::Deleted(1), 0); // nobody of ours cares
-    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     let leader = foreign("elixir", 3, 0, LEASE);
     tell(&mut peers, &e, leader, 0);
     assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: LEASE });
@@ -237,7 +245,7 @@ fn a_foreign_leader_is_respected_until_its_row_changes() {
 fn what_may_have_changed_is_read_again_at_once() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 1, 0);
     peers.doubt(6, None);
     peers.doubt(5, Some(TABLE + 1));
@@ -265,9 +273,9 @@ fn what_may_have_changed_is_read_again_at_once() {
 fn a_shorter_lease_counts_at_once() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.join(&joining(1, 10, "a", 1_000), None, 0).unwrap();
+    peers.joined(&joining(1, 10, "a", 1_000), None, 0).unwrap();
     elect(&mut peers, &e, 1, 0);
-    assert_eq!(peers.join(&joining(2, 10, "a", 10), None, 5), Ok(1));
+    assert_eq!(peers.joined(&joining(2, 10, "a", 10), None, 5), Ok(1));
     assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: 15 });
     let ended = Some(Ended { node: Text::truncated("a"), term: 1, lapsed: true });
     assert_eq!(peers.view().plan(&e, 15, LEASE), Plan::Elect { ended, candidate: None });
@@ -278,9 +286,9 @@ fn a_shorter_lease_counts_at_once() {
 fn who_joins_while_the_row_is_read_has_it_judged_anew() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.join(&bound(1, 10, "other"), None, 0).unwrap();
+    peers.joined(&bound(1, 10, "other"), None, 0).unwrap();
     let (seen, ..) = peers.view().changes(&e);
-    peers.join(&joining(2, 11, "leased", 1_000), None, 0).unwrap();
+    peers.joined(&joining(2, 11, "leased", 1_000), None, 0).unwrap();
     let row = foreign("leased", 7, 0, 1_000);
     assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
 }
@@ -291,11 +299,11 @@ fn seats_of_lapsed_members_are_free_for_others() {
     let mut peers = memory.peers();
     for (id, name) in [(1, "A"), (2, "B")] {
         let of = Joining { electorate: electorate(name), ..joining(id, 10, "n", 100) };
-        peers.join(&of, None, 0).unwrap();
+        peers.joined(&of, None, 0).unwrap();
     }
     let other = Joining { electorate: electorate("C"), ..bound(3, 11, "n") };
-    assert_eq!(peers.join(&other, None, 99), Err(JoinError::Full));
-    assert_eq!(peers.join(&other, None, 100), Ok(3));
+    assert_eq!(peers.joined(&other, None, 99), Err(JoinError::Full));
+    assert_eq!(peers.joined(&other, None, 100), Ok(3));
     assert_eq!(peers.view().members_of(5, 0).len(), 2, "one lapsed, and the new one");
     assert!(peers.view().members_of(5, 0).iter().all(|(e, m, _)| (m.id == 3) == (e.name.as_str() == "C")));
 }
@@ -304,7 +312,7 @@ fn seats_of_lapsed_members_are_free_for_others() {
 fn databases_are_apart() {
     let mut memory = Memory::new(2);
     let mut peers = memory.peers();
-    peers.join(&bound(1, 10, "a"), None, 1).unwrap();
+    peers.joined(&bound(1, 10, "a"), None, 1).unwrap();
     assert!(peers.view().plans(6, 1, LEASE).is_empty());
     peers.forget_database(6, 2);
     peers.forget_database(5, 1);
@@ -317,7 +325,7 @@ fn databases_are_apart() {
 fn what_ended_meanwhile_does_not_begin_again() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 7, 0);
     let renewed = Leadership::ours(&candidate(1, 0, "a", None), lease(7, 0, 2 * LEASE), 0);
     let (seen, ..) = peers.view().changes(&e);
@@ -340,8 +348,8 @@ fn a_schema_takes_all_of_its_own_along() {
     let (mut memory, e) = (Memory::new(4), electorate("Oban"));
     let mut peers = memory.peers();
     let other = Electorate { schema: 2201, ..e };
-    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
-    peers.join(&Joining { electorate: other, ..bound(2, 11, "a") }, None, 0).unwrap();
+    peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
+    peers.joined(&Joining { electorate: other, ..bound(2, 11, "a") }, None, 0).unwrap();
     elect(&mut peers, &e, 1, 0);
     elect(&mut peers, &other, 2, 0);
     assert!(peers.owe(&e) && peers.owe(&e) && peers.owe(&other));
@@ -365,7 +373,7 @@ fn a_foreign_renewal_is_known_at_once() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
     peers.renewed(&e, lease(3, 0, 9)); // nobody has joined
-    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     tell(&mut peers, &e, foreign("elixir", 3, 0, LEASE), 0);
     let later = Lease { expires_at: 77, ..lease(3, 0, 2 * LEASE) };
     peers.renewed(&e, Lease { term: 4, ..later });
@@ -383,7 +391,7 @@ fn a_row_that_nobody_guards_is_believed_for_a_moment() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
     for (id, node, of) in [(1, "a", 0), (2, "b", LEASE)] {
-        peers.join(&joining(id, 10, node, of), None, 0).unwrap();
+        peers.joined(&joining(id, 10, node, of), None, 0).unwrap();
         let c = candidate(id, 0, node, (of != 0).then_some(LEASE));
         let believed = Lease { guarded: false, ..lease(1, 0, BELIEVED) };
         tell(&mut peers, &e, Leadership::ours(&c, believed, 0), 0);
@@ -408,7 +416,7 @@ fn a_short_lease_that_nobody_guards_is_no_busy_loop() {
     for (of, ends) in [(100, 100), (BELIEVED, BELIEVED), (3 * BELIEVED, BELIEVED / 4), (0, 1_000_000)] {
         let (mut memory, e) = (Memory::new(1), electorate("Oban"));
         let mut peers = memory.peers();
-        peers.join(&joining(1, 10, "a", of), None, ends - of.min(ends)).unwrap();
+        peers.joined(&joining(1, 10, "a", of), None, ends - of.min(ends)).unwrap();
         let c = candidate(1, 0, "a", (of != 0).then_some(ends));
         for m in peers.members.iter_mut().filter(|_| of != 0) {
             m.lease_ends = ends;
@@ -428,7 +436,7 @@ fn a_short_lease_that_nobody_guards_is_no_busy_loop() {
 fn what_is_told_of_a_table_that_has_gone_is_read_again() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     let (seen, ..) = peers.view().changes(&e);
     let row = Leadership::ours(&candidate(1, 0, "a", None), lease(7, 0, LEASE), 0);
     peers.unsettle(6, |_| true);
@@ -457,16 +465,20 @@ fn what_is_to_be_announced_is_bounded() {
 fn a_role_has_its_share_of_members() {
     let mut memory = Memory::new(6);
     let mut peers = memory.peers();
-    let of = |id, node, role, lease| Joining { role, share: Some(2), ..joining(id, 10, node, lease) };
-    assert_eq!(peers.join(&of(1, "a", 7, 0), None, 0), Ok(1));
-    assert_eq!(peers.join(&of(2, "b", 7, 50), None, 0), Ok(2));
-    assert_eq!(peers.join(&of(3, "c", 7, 0), None, 0), Err(JoinError::ShareUsed));
-    assert_eq!(peers.join(&of(3, "a", 7, 0), None, 0), Ok(1), "the same member again");
+    let of = |id, node: &str, role, lease| Joining {
+        role,
+        share: Some(2),
+        ..joining(id, i32::from(node.as_bytes()[0]), node, lease)
+    };
+    assert_eq!(peers.joined(&of(1, "a", 7, 0), None, 0), Ok(1));
+    assert_eq!(peers.joined(&of(2, "b", 7, 50), None, 0), Ok(2));
+    assert_eq!(peers.joined(&of(3, "c", 7, 0), None, 0), Err(JoinError::ShareUsed));
+    assert_eq!(peers.joined(&of(3, "a", 7, 0), None, 0), Ok(1), "the same member again");
     let later = Joining { session_began: 1, ..of(4, "a", 7, 0) };
-    assert_eq!(peers.join(&later, Some(1), 0), Ok(4), "in place of one of its own");
-    assert_eq!(peers.join(&of(5, "c", 8, 0), None, 0), Ok(5), "another role");
-    assert_eq!(peers.join(&of(6, "d", 7, 0), None, 50), Ok(6), "one has lapsed");
-    assert_eq!(peers.join(&Joining { share: None, ..of(7, "e", 7, 0) }, None, 50), Ok(7));
+    assert_eq!(peers.joined(&later, Some(1), 0), Ok(4), "in place of one of its own");
+    assert_eq!(peers.joined(&of(5, "c", 8, 0), None, 0), Ok(5), "another role");
+    assert_eq!(peers.joined(&of(6, "d", 7, 0), None, 50), Ok(6), "one has lapsed");
+    assert_eq!(peers.joined(&Joining { share: None, ..of(7, "e", 7, 0) }, None, 50), Ok(7));
 }
 
 /// One row of the table, as a keeper and foreign nodes see it.
@@ -495,7 +507,7 @@ proptest! {
                 0 | 1 => {
                     next_id += 1;
                     let lease = if what == 0 { 0 } else { LEASE / 2 };
-                    let _ = peers.join(&joining(next_id, which as i32, &format!("n{which}"), lease), None, now);
+                    let _ = peers.joined(&joining(next_id, which as i32, &format!("n{which}"), lease), None, now);
                 }
                 2 => { peers.leave(id, now); }
                 3 => { peers.renew(id, 0, now); }
@@ -568,5 +580,127 @@ proptest! {
                 prop_assert!(l.lease.term <= last_term);
             }
         }
+    }
+}
+
+#[test]
+fn one_node_without_a_lease_for_a_session_and_name() {
+    let mut memory = Memory::new(4);
+    let mut peers = memory.peers();
+    peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
+    let other = Err(JoinError::OtherNode { node: Text::truncated("a") });
+    assert_eq!(peers.joined(&bound(2, 10, "b"), None, 0), other);
+    let elsewhere = Joining { electorate: electorate("Cron"), ..bound(2, 10, "b") };
+    assert_eq!(peers.joined(&elsewhere, None, 0), Ok(2), "another name");
+    assert_eq!(peers.joined(&joining(3, 10, "b", LEASE), None, 0), Ok(3), "with a lease");
+    assert_eq!(peers.joined(&bound(4, 11, "b"), Some(3), 0), Ok(4), "another session");
+    assert_eq!(peers.joined(&bound(5, 10, "b"), Some(4), 0), other, "also in another's place");
+    peers.leave(1, 0);
+    assert_eq!(peers.joined(&bound(5, 10, "b"), Some(4), 0), Ok(5));
+}
+
+fn observer(id: i64, pid: i32, node: &str) -> Joining {
+    Joining { candidate: Some(false), ..bound(id, pid, node) }
+}
+
+#[test]
+fn observers_never_stand_for_election() {
+    let (mut memory, e) = (Memory::new(4), electorate("Oban"));
+    let mut peers = memory.peers();
+    peers.joined(&observer(1, 10, "a"), None, 0).unwrap();
+    assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: i64::MAX });
+    assert!(!peers.view().elects(&e, 0) && peers.view().led(5, 9_000_000, 2_000_000).is_empty());
+    assert_eq!(peers.view().member_of_node(&e, "a", 0), None, "no row is its own");
+    assert_eq!(peers.mark_considered(&e), [10]);
+
+    // A candidate is elected though it came later. It is the only one that can be.
+    peers.joined(&bound(2, 11, "b"), None, 0).unwrap();
+    assert!(peers.view().elects(&e, 0));
+    assert_eq!(elect(&mut peers, &e, 7, 0), None);
+    peers.leave(2, 1);
+    let ended = Some(Ended { node: Text::truncated("b"), term: 7, lapsed: false });
+    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended, candidate: None });
+    peers.vacate(&e, 1);
+    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: i64::MAX });
+
+    // A foreign node's row is the sweep's.
+    tell(&mut peers, &e, foreign("x", 8, 2, 2 + LEASE), 2);
+    assert_eq!(peers.view().plan(&e, 2, LEASE), Plan::Forget);
+    peers.vacate(&e, 2);
+    assert!(!peers.view().elects(&e, 2) && peers.view().seat(&e).is_some(), "its members stay");
+}
+
+#[test]
+fn who_stands_for_election_may_change() {
+    let (mut memory, e) = (Memory::new(4), electorate("Oban"));
+    let mut peers = memory.peers();
+    peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
+    elect(&mut peers, &e, 7, 0);
+    peers.mark_considered(&e);
+    let again = peers.join(&bound(9, 10, "a"), None, 1);
+    assert_eq!(again, Ok(Joined { id: 1, yields: false, stepped_down: false }));
+    assert_eq!(held(&peers, &e, 1), Some(7), "what it is stays as it is");
+    let down = peers.join(&observer(9, 10, "a"), None, 1);
+    assert_eq!(down, Ok(Joined { id: 1, yields: false, stepped_down: true }));
+    assert_eq!(held(&peers, &e, 1), None);
+    assert!(!peers.view().is_considered(1, 1), "it waits until its row is gone");
+    assert!(matches!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended: Some(_), candidate: None }));
+    peers.vacate(&e, 1);
+    peers.joined(&bound(9, 10, "a"), None, 2).unwrap();
+    assert!(!peers.view().elects(&e, 2), "it said that it observes");
+    let up = Joining { candidate: Some(true), ..bound(9, 10, "a") };
+    peers.joined(&up, None, 2).unwrap();
+    let stands_again = 1 + LEASE;
+    assert_eq!(peers.view().plan(&e, 2, LEASE), Plan::Wait { until: stands_again });
+    assert_eq!(elect(&mut peers, &e, 8, stands_again), Some(LEASE));
+}
+
+#[test]
+fn a_member_yields_where_a_foreign_node_has_led() {
+    let (mut memory, e) = (Memory::new(8), electorate("Oban"));
+    let mut peers = memory.peers();
+    let yields = |joined: Result<Joined, JoinError>| joined.map(|joined| joined.yields);
+    assert_eq!(yields(peers.join(&bound(1, 10, "a"), None, 0)), Ok(false));
+    let seen = Joining { foreign_leads: true, ..bound(2, 11, "b") };
+    assert_eq!(yields(peers.join(&seen, None, 0)), Ok(true), "its row is there");
+    assert_eq!(yields(peers.join(&Joining { candidate: Some(true), ..seen }, None, 0)), Ok(false));
+    peers.leave(2, 0);
+    peers.foreign_leads(&e);
+    assert!(peers.foreign_has_led(&e) && !peers.foreign_has_led(&electorate("Cron")));
+    assert_eq!(yields(peers.join(&bound(3, 12, "c"), None, 0)), Ok(true), "it has led");
+    let asked = Joining { candidate: Some(true), ..bound(4, 13, "d") };
+    assert_eq!(yields(peers.join(&asked, None, 0)), Ok(false));
+    let asked = Joining { candidate: Some(false), ..bound(5, 14, "e") };
+    assert_eq!(yields(peers.join(&asked, None, 0)), Ok(false), "as it asked for");
+    assert_eq!(peers.forget_schema(5, 2200, &mut []), 0);
+    assert!(!peers.foreign_has_led(&e));
+}
+
+proptest! {
+    /// A foreign name is known until it is one of too many, of its schema or of all; nothing else is.
+    #[test]
+    fn foreign_names_are_kept_in_their_order(notes in proptest::collection::vec((0_u32..3, 0_u8..30), 0..200)) {
+        const ROOM: usize = 40;
+        let mut memory = Memory::new(ROOM);
+        let mut peers = memory.peers();
+        let mut model: Vec<Electorate> = Vec::new();
+        for (schema, name) in notes {
+            let e = Electorate { schema, ..electorate(&name.to_string()) };
+            peers.foreign_leads(&e);
+            if !model.contains(&e) {
+                let of_schema: Vec<usize> = (0..model.len()).filter(|n| model[*n].schema == schema).collect();
+                if of_schema.len() == FOREIGN_NAMES {
+                    model.remove(of_schema[0]);
+                } else if model.len() == ROOM {
+                    model.remove(0);
+                }
+                model.push(e);
+            }
+            prop_assert_eq!(&peers.foreign[..model.len()], &model[..]);
+            prop_assert!(peers.foreign[model.len()..].iter().all(|e| e.database == 0));
+        }
+        peers.forget_schema(5, 1, &mut []);
+        model.retain(|e| e.schema != 1);
+        prop_assert_eq!(&peers.foreign[..model.len()], &model[..]);
     }
 }

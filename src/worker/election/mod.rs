@@ -35,6 +35,7 @@ use pgrx::prelude::*;
 
 use self::sweep::Sweep;
 use self::table::{Announcing, Known};
+use crate::bus::leadership::{self, Change as Told};
 use crate::config;
 use crate::error;
 use crate::logic::backoff::{ANNOUNCEMENT, ELECTION};
@@ -434,7 +435,14 @@ impl Elections {
                 return Some(self.hold_off(key));
             }
             Outcome::Missing { hint } => {
-                vacate(electorate);
+                // No trigger and no election tells of a row that went with its table.
+                if let Some(before) = vacate(electorate) {
+                    let (name, node) = (electorate.name.as_str(), before.node.as_str());
+                    let _ = transaction(c"obanrs: announcing", || {
+                        leadership::tell(Told::Ended, schema, name, node, before.lease.term);
+                        true
+                    });
+                }
                 wake_considered(electorate);
                 self.warn(schema, "its table of leaders is missing, or not installed", hint);
                 return None;
@@ -511,13 +519,17 @@ impl Elections {
         }
     }
 
-    /// Gives up an electorate without members. Its rows in the table are from now on the sweep's.
+    /// Gives up an electorate without candidates. Its row in the table is from now on the sweep's.
     fn forget(&mut self, electorate: &Electorate) {
-        // A foreign row keeps its deadline.
-        if let Some(before) = vacate(electorate) {
+        // A foreign row keeps its deadline. That memory forgets it is no end of its leadership.
+        if let Some(before) = shmem::peers(|p| p.vacate(electorate, clock::now())).ok().flatten() {
+            if before.is_ours() {
+                log_vacant(electorate, &before);
+            }
             self.sweep.has_seen(electorate, &before);
         }
         self.sweep.changed(Rows::Of(electorate.schema));
+        wake_considered(electorate);
     }
 
     /// Notes that another transaction holds a row. Returns when to look again at the latest.
@@ -678,16 +690,18 @@ fn record(electorate: &Electorate, row: Leadership, changes_seen: u32) -> bool {
 /// result.
 fn vacate(electorate: &Electorate) -> Option<Leadership> {
     let before = shmem::peers(|p| p.vacate(electorate, clock::now())).ok().flatten();
-    if let Some(before) = &before {
-        log!(
-            "obanrs: nobody leads \"{}\" in prefix \"{}\", after \"{}\" (term {})",
-            electorate.name.as_str(),
-            names::shown(electorate.schema),
-            before.node.as_str(),
-            before.lease.term
-        );
-    }
+    before.iter().for_each(|before| log_vacant(electorate, before));
     before
+}
+
+fn log_vacant(electorate: &Electorate, before: &Leadership) {
+    log!(
+        "obanrs: nobody leads \"{}\" in prefix \"{}\", after \"{}\" (term {})",
+        electorate.name.as_str(),
+        names::shown(electorate.schema),
+        before.node.as_str(),
+        before.lease.term
+    );
 }
 
 /// Wakes the sessions that wait for an election of this electorate.

@@ -3,7 +3,7 @@
 //!
 //! The keeper deletes such a row when its lease is over, and announces the end. Without the announcement the
 //! foreign nodes of that name would find out at their own next election, up to half a minute later. The
-//! keeper elects nobody for such a name. It reads a prefix's rows when they have changed, and when the next
+//! keeper elects nobody for such a name, nor for one whose members all do not stand for election. It reads a prefix's rows when they have changed, and when the next
 //! of them expires.
 
 use std::collections::{HashMap, HashSet};
@@ -11,9 +11,10 @@ use std::sync::LazyLock;
 
 use super::table::{self, Announcing, Seen, fingerprint, fingerprint_of};
 use super::{Elections, Failed, Key, Locks, Outcome, earliest, transaction};
+use crate::bus::leadership::{self, Change as Told};
 use crate::config;
 use crate::logic::lifecycle::Rows;
-use crate::logic::peer::{Electorate, Leadership, rows};
+use crate::logic::peer::{Electorate, FOREIGN_NAMES, Leadership, rows};
 use crate::logic::text::Text;
 use crate::pg::{clock, session};
 use crate::prefix::peers::{self, Change, PeerRow};
@@ -257,11 +258,12 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &Seen, seen: &mu
     };
     let rows = table.earliest(MAX_ROWS);
     let (now, boot) = (clock::now(), table::or_raise(shmem::boot()));
+    note_foreign(schema, &rows);
     seen.all_at = if rows.len() < MAX_ROWS { began } else { known.all_at };
     let (mut next, mut deleted, mut held) = (None, 0, false);
     for row in &rows {
         let electorate = electorate(schema, row);
-        if electorate.as_ref().is_some_and(has_seat) {
+        if electorate.as_ref().is_some_and(elects) {
             continue; // its elections judge the row
         }
         let print = fingerprint_of(row);
@@ -275,13 +277,18 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &Seen, seen: &mu
             next = earliest(next, Some(deadline));
             continue;
         }
-        if deleted == MOST_DELETIONS.min(config::max_transaction_messages()) {
+        // Each has two messages.
+        if deleted == MOST_DELETIONS.min(config::max_transaction_messages().div_ceil(2)) {
             return Swept::Again;
         }
         match table.delete(row) {
             Change::Done => {
                 // A name that is longer than a member's is no electorate's, and is not announced.
-                electorate.iter().for_each(|e| table::announce_down(e, announcing));
+                for e in electorate.iter() {
+                    table::announce_down(e, announcing);
+                    let (name, node) = (e.name.as_str(), row.node.as_str());
+                    leadership::tell(Told::Ended, schema, name, node, row.term.unwrap_or(0));
+                }
                 deleted += 1;
             }
             Change::Held => held = true,
@@ -306,7 +313,17 @@ fn electorate(schema: u32, row: &PeerRow) -> Option<Electorate> {
     Some(Electorate { database: session::database(), schema, name: Text::new(&row.name())? })
 }
 
-/// Whether a name has a seat: then its elections judge the row, not the sweep.
-fn has_seat(electorate: &Electorate) -> bool {
-    shmem::peers_view(|v| v.seat(electorate).is_some()).unwrap_or(false)
+/// Whether the elections of a name judge its row, and not the sweep.
+fn elects(electorate: &Electorate) -> bool {
+    shmem::peers_view(|v| v.elects(electorate, clock::now())).unwrap_or(false)
+}
+
+/// Has memory know the names of a schema that foreign nodes lead, by their rows.
+fn note_foreign(schema: u32, rows: &[PeerRow]) {
+    let foreign =
+        rows.iter().rev().filter(|row| row.boot.is_none()).filter_map(|row| electorate(schema, row));
+    let foreign: Vec<Electorate> = foreign.take(FOREIGN_NAMES).collect();
+    if !foreign.is_empty() {
+        let _ = shmem::peers(|p| foreign.iter().rev().for_each(|e| p.foreign_leads(e)));
+    }
 }

@@ -11,6 +11,7 @@ use std::hash::{Hash, Hasher};
 
 use super::super::keeper;
 use super::Outcome;
+use crate::bus::leadership::{self, Change as Told};
 use crate::bus::{self, Target};
 use crate::config;
 use crate::logic::outbox::Origin;
@@ -219,10 +220,18 @@ impl Election<'_> {
         let name = self.electorate.name.as_str();
         match self.table.delete_term(name, ended.node.as_str(), ended.term) {
             Change::Held => return Err(Outcome::Held),
-            Change::Done => self.down = true,
+            Change::Done => {
+                self.tell(Told::Ended, ended.node.as_str(), ended.term);
+                self.down = true;
+            }
             Change::Gone => {}
         }
         Ok(())
+    }
+
+    /// Tells programs of a change of leader.
+    fn tell(&self, change: Told, node: &str, term: i64) {
+        leadership::tell(change, self.electorate.schema, self.electorate.name.as_str(), node, term);
     }
 
     /// Judges the row that the name has now, and deletes it if it is void. `Ok`: the name has no row any
@@ -241,6 +250,9 @@ impl Election<'_> {
         let judged = rows::Row { left, term: row.term, boot: row.boot };
         match judge(judged, self.boot, session::timeline(), live.ok().flatten()) {
             Verdict::Foreign => {
+                if row.boot.is_none() {
+                    let _ = shmem::peers(|p| p.foreign_leads(self.electorate));
+                }
                 // Without the trigger the keeper does not hear of the row's deletion: it looks again.
                 let guarded = self.table.is_guarded();
                 let look_at = if guarded { i64::MAX } else { now + config::lease() / 2 };
@@ -280,7 +292,10 @@ impl Election<'_> {
     /// Deletes a row. `Err` is the outcome when another transaction holds the row or has changed it.
     fn remove(&self, row: &PeerRow) -> Result<(), Outcome> {
         match self.table.delete(row) {
-            Change::Done => Ok(()),
+            Change::Done => {
+                self.tell(Told::Ended, row.node.as_str(), row.term.unwrap_or(0));
+                Ok(())
+            }
             Change::Held => Err(Outcome::Held),
             Change::Gone => Err(Outcome::Again),
         }
@@ -311,6 +326,7 @@ impl Election<'_> {
             Some(later) if self.table.set_term(&encoding::to_server(name), term, later) => later,
             _ => term,
         };
+        self.tell(Told::Elected, leader.node.as_str(), term);
         Ok(Outcome::Ours(Leadership::ours(&leader, Lease { term, ..lease }, clock::now())))
     }
 }

@@ -1,0 +1,43 @@
+//! The channel `leadership`: each change of leader, for programs.
+//!
+//! `{"elected": <node>, "name": <name>, "term": <term>}` goes with the transaction that inserts a leader's row,
+//! `{"ended": <node>, "name": <name>, "term": <term>}` with the one that deletes it. The term is null if the row has
+//! none. Nodes of Oban do not know the channel. (Oban for Python takes anything on `leader` for the end of a
+//! leadership.)
+//!
+//! They are hints: the row is written, whether or not there is room for its message.
+
+use super::{Target, count_dropped, queue};
+use crate::logic::outbox::Origin;
+use crate::logic::wire;
+use crate::pg::{catalog, encoding};
+use crate::shmem::{listeners, rings};
+
+/// A change of leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Elected,
+    Ended,
+}
+
+/// Tells of a change, when this transaction commits. `schema` is the prefix's; `term` 0 is none.
+pub fn tell(change: Change, schema: u32, name: &str, node: &str, term: i64) {
+    // Nobody has polled in a database without a ring, and this need not take one from the pool.
+    let in_ring = rings::places().is_some_and(|(has_ring, _)| has_ring);
+    if name.is_empty() || !(in_ring || listeners::any()) {
+        return;
+    }
+    // A prefix can have a name that is too long for this channel, though not for Oban's.
+    let Some(prefix) = catalog::namespace_name(schema) else { return };
+    let Ok(target) = Target::new(Some(schema), &prefix, "leadership") else { return };
+    let target = if in_ring { target } else { target.aside() };
+    let payload = wire::change_of_leader(
+        if change == Change::Elected { "elected" } else { "ended" },
+        &encoding::to_server(node),
+        &encoding::to_server(name),
+        Some(term).filter(|term| *term != 0),
+    );
+    if payload.len() > wire::MAX_PAYLOAD || queue(&target, payload, Origin::Trigger).is_err() {
+        count_dropped();
+    }
+}
