@@ -24,7 +24,7 @@ pub enum Error {
     SessionIsNode { node: String, name: String },
     #[error("a member of this role or database needs a lease")]
     LeaseRequired,
-    #[error("{} of \"{name}\" is not held", term.map_or_else(|| "no term".to_owned(), |term| format!("term {term}")))]
+    #[error("{}", not_held(name, *term))]
     TermOver { name: String, term: Option<i64> },
     #[error("prefix \"{0}\" has no table of leaders")]
     NotInstalled(String),
@@ -231,6 +231,13 @@ impl Error {
             Self::NotSupported(_) => "README says what this version does not do yet.".into(),
             Self::WrongTrigger | Self::WrongPeersTrigger => "Let oban_install() create it.".into(),
         }
+    }
+}
+
+fn not_held(name: &str, term: Option<i64>) -> String {
+    match term {
+        Some(term) => format!("term {term} of \"{name}\" is not held"),
+        None => format!("no term of \"{name}\" is held here"),
     }
 }
 

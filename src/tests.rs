@@ -247,6 +247,7 @@ mod tests {
                 "obanrs.max_transaction_messages 100000 sighup",
                 "obanrs.notifier bus user",
                 "obanrs.relay_interval 2ms sighup",
+                "obanrs.require_lease off user",
                 "obanrs.ring_size 8192kB postmaster",
                 "obanrs.role_share 25 sighup",
             ]

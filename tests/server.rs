@@ -6,6 +6,8 @@ mod support;
 mod broadcast;
 #[path = "server/bus.rs"]
 mod bus;
+#[path = "server/candidates.rs"]
+mod candidates;
 #[path = "server/clock.rs"]
 mod clock;
 #[path = "server/drivers.rs"]
@@ -26,6 +28,8 @@ mod hostile;
 mod ingest;
 #[path = "server/install.rs"]
 mod install;
+#[path = "server/leadership.rs"]
+mod leadership;
 #[path = "server/leases.rs"]
 mod leases;
 #[path = "server/lifecycle.rs"]

@@ -71,7 +71,14 @@ impl Question {
             ));
         }
         let queues = queues.map(|queues| queues.texts("queues", MOST_QUEUES, MAX_QUEUE)).transpose()?;
-        let queues = queues.map(|queues| queues.into_iter().map(|Text(queue)| queue).collect());
+        let queues: Option<Vec<String>> =
+            queues.map(|queues| queues.into_iter().map(|Text(queue)| queue).collect());
+        if queues.iter().flatten().any(String::is_empty) {
+            return Err(Error::bad(
+                "queues has an empty element",
+                "Give the names of queues, or NULL for all.",
+            ));
+        }
         if max_messages < 1 {
             return Err(Error::bad(format!("max_messages is {max_messages}"), "It has to be at least 1."));
         }

@@ -171,7 +171,7 @@ fn foreign_row(client: &mut Client, seconds: i32) {
 fn a_foreign_leader_that_does_not_renew_lets_go() {
     let (cluster, mut client) = installed(&[]);
     foreign_row(&mut client, 4);
-    client.batch_execute("SELECT oban_join('ours')").unwrap();
+    client.batch_execute("SELECT oban_join('ours', candidate => true)").unwrap();
     assert!(!leads(&mut client, "ours"));
     cluster.step_clock(-HOUR);
     soon("ours leads", || leads(&mut client, "ours"));
@@ -184,7 +184,7 @@ fn a_foreign_leader_that_does_not_renew_lets_go() {
 fn a_foreign_leader_that_renews_stays_over_every_step() {
     let (cluster, mut client) = installed(&[]);
     foreign_row(&mut client, 4);
-    client.batch_execute("SELECT oban_join('ours')").unwrap();
+    client.batch_execute("SELECT oban_join('ours', candidate => true)").unwrap();
     for step in [0, 40, 0, -40, HOUR, 0, -HOUR] {
         // As Oban's nodes renew.
         let renewed = client
@@ -241,7 +241,7 @@ fn restart_an_hour_back(write: impl FnOnce(&mut Client), most: Duration) {
     cluster.step_clock(-HOUR);
     cluster.start_again();
     let mut client = cluster.client();
-    client.batch_execute("SELECT oban_join('alive')").unwrap();
+    client.batch_execute("SELECT oban_join('alive', candidate => true)").unwrap();
     let since = Instant::now();
     while !leads(&mut client, "alive") {
         assert!(since.elapsed() < most, "a leader that is gone leads after {:?}", since.elapsed());
@@ -361,9 +361,14 @@ fn positions_and_members_never_go_back() {
         further(&mut client, mode);
     }
     cluster.step_clock(-HOUR);
+    let coordinator = "SELECT pid FROM oban_workers WHERE kind = 'coordinator'";
+    let before: Option<i32> = client.one(coordinator);
     cluster.signal("KILL", client.one("SELECT pg_backend_pid()"));
+    // Until the postmaster notices, the life before the crash goes on.
     client = wait_for("the server is back", || {
         let mut client = cluster.try_client("postgres", "postgres").ok()?;
+        let now: Option<i32> = client.query_one(coordinator, &[]).ok()?.get(0);
+        now.filter(|_| now != before)?;
         client.simple_query("SELECT oban_position()").ok().map(|_| client)
     });
     further(&mut client, "after a crash");

@@ -115,7 +115,7 @@ fn a_stale_leader_can_not_fence_itself_in_by_what_readme_teaches() {
     assert_eq!(code(&mut client, &format!("SELECT oban_renew({stale})")), "55000");
     assert_eq!(client.one::<Option<i64>>("SELECT oban_term(node => 'stale')"), None);
     // A fence with NULL, which that is, is an error and not a way through.
-    assert_eq!(code(&mut client, "SELECT oban_fence(oban_term(node => 'stale'))"), "22004");
+    assert_eq!(code(&mut client, "SELECT oban_fence(oban_term(node => 'stale'))"), "40001");
     let again: i64 = client.one("SELECT oban_join('stale', lease => '1 hour')");
     assert_eq!(client.one::<Option<i64>>(&format!("SELECT oban_renew({again})")), None, "it follows");
     let readme = std::fs::read_to_string("README.md").unwrap();
@@ -133,7 +133,7 @@ fn foreign_leaders_can_fence_too() {
     let (mut elixir, mut ours) = (cluster.client(), cluster.client());
     assert!(elect(&mut elixir, "x", Form::ByNode, "0").unwrap());
     let held: i64 = elixir.one("SELECT term FROM oban_peers WHERE node = 'x'");
-    ours.batch_execute("SELECT oban_join('a')").unwrap();
+    ours.batch_execute("SELECT oban_join('a', candidate => true)").unwrap();
     elixir.batch_execute(&format!("BEGIN; SELECT oban_fence({held})")).unwrap();
     let pid: i32 = ours.one("SELECT pg_backend_pid()");
     let deletes = std::thread::spawn(move || {

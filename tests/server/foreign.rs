@@ -7,7 +7,7 @@ use crate::support::elixir::{Form, elect, resign, upsert};
 use crate::support::{Ask, Cluster, code, wait_for, wait_until};
 
 fn join(client: &mut Client, node: &str) -> i64 {
-    client.query_one("SELECT oban_join($1)", &[&node]).unwrap().get(0)
+    client.query_one("SELECT oban_join($1, candidate => true)", &[&node]).unwrap().get(0)
 }
 
 fn leads(client: &mut Client) -> bool {

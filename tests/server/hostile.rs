@@ -460,7 +460,7 @@ const SHADOWED: &str = "
     jsonb_array_length(jsonb)
     oban_version()
     oban_position()
-    obanrs_members()
+    obanrs_memberships()
 ";
 
 /// What the DDL takes away comes back again and again.

@@ -216,7 +216,9 @@ fn terms_rise_over_a_promotion_that_lost_some() {
     assert!(client.one::<i64>("SELECT oban_term('Bound')") > last);
     assert_eq!(code(&mut client, &format!("SELECT oban_fence({last}, 'Bound')")), "40001");
 
-    client.batch_execute("SELECT oban_join('new', 'Foreign'), oban_join('new', 'Leased')").unwrap();
+    client
+        .batch_execute("SELECT oban_join('new', 'Foreign', candidate => true), oban_join('new', 'Leased')")
+        .unwrap();
     assert!(
         !client.one::<bool>("SELECT oban_is_leader('Foreign') OR oban_is_leader('Leased')"),
         "they stand"

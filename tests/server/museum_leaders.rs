@@ -12,7 +12,7 @@ fn leads(client: &mut Client) -> bool {
 }
 
 fn join(client: &mut Client, node: &str) -> i64 {
-    client.query_one("SELECT oban_join($1)", &[&node]).unwrap().get(0)
+    client.query_one("SELECT oban_join($1, candidate => true)", &[&node]).unwrap().get(0)
 }
 
 fn row(client: &mut Client) -> String {
@@ -246,7 +246,10 @@ fn museum_17_a_thousand_peers_and_a_dead_leader_cost_one_election() {
         join(&mut leader, "leader");
         wait_until("it leads", || leads(&mut leader));
         let mut many = cluster.client();
-        let join = format!("SELECT oban_join('n' || i) FROM generate_series(1, {}) i", members - 1);
+        let join = format!(
+            "SELECT oban_join('n' || i, lease => '1 hour') FROM generate_series(1, {}) i",
+            members - 1
+        );
         many.batch_execute(&join).unwrap();
         assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_members"), members);
         let elections = "SELECT value FROM oban_stats WHERE counter = 'elections'";

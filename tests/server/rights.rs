@@ -61,7 +61,7 @@ const ACTIONS: [(&str, &str); 54] = [
     ("SELECT 1 / count(*) FROM oban_leadership WHERE prefix = 'app'", READERS),
     ("SELECT 1 / count(*) FROM oban_gossip WHERE prefix = 'app'", READERS),
     ("SELECT 1 / count(*) FROM oban_workers", EVERYBODY),
-    ("SELECT 1 / count(*) FROM obanrs_members() WHERE prefix = 'app'", READERS),
+    ("SELECT 1 / count(*) FROM obanrs_memberships() WHERE prefix = 'app'", READERS),
     ("SELECT 1 / count(*) FROM obanrs_leadership() WHERE prefix = 'app'", READERS),
     ("SELECT 1 / count(*) FROM obanrs_gossip() WHERE prefix = 'app'", READERS),
     ("SELECT 1 / count(*) FROM obanrs_workers()", EVERYBODY),
@@ -158,7 +158,7 @@ fn members_of_a_role_act_for_it() {
     let own: i64 = ann.one("SELECT oban_join('anns')");
     let shared: i64 = {
         ann.batch_execute("SET ROLE app").unwrap();
-        ann.one("SELECT oban_join('apps')")
+        ann.one("SELECT oban_join('apps', 'Of app')")
     };
     let error = bob.batch_execute(&format!("SELECT oban_leave({own})")).unwrap_err();
     assert_eq!(error.code().unwrap().code(), "42501");

@@ -32,7 +32,7 @@ impl Dice {
 fn process(cluster: &Cluster, node: &str, leased: bool) -> Child {
     let (lease, term) = if leased { ("lease => '1 s', ", "oban_renew(:m)") } else { ("", "oban_term()") };
     let script = format!(
-        "SELECT oban_join('{node}', {lease}replace => true) AS m \\gset
+        "SELECT oban_join('{node}', {lease}replace => true, candidate => true) AS m \\gset
          SELECT CASE WHEN random() < 0.03 THEN oban_resign(:m) ELSE act('{node}', {term}) END \\watch 0.02\n"
     );
     let mut psql: Command = cluster.program("psql");
@@ -97,8 +97,9 @@ fn run(seconds: u64) {
 
     // Pooled: whichever connection, and a term that may be old when it is used.
     let pooled = |client: &mut Client, dice: &mut Dice| {
-        let member: i64 =
-            client.query_one("SELECT oban_join('pooled', lease => '1 s', replace => true)", &[])?.get(0);
+        let member: i64 = client
+            .query_one("SELECT oban_join('pooled', lease => '1 s', replace => true, candidate => true)", &[])?
+            .get(0);
         for _ in 0..dice.below(20) {
             let term: Option<i64> = client.query_one("SELECT oban_renew($1)", &[&member])?.get(0);
             let most = if dice.below(10) == 0 { 1_500 } else { 20 };

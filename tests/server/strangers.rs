@@ -97,7 +97,7 @@ impl Strangers {
     }
 
     fn join(&mut self) -> i64 {
-        self.tenant.one("SELECT oban_join('a', prefix => 't')")
+        self.tenant.one("SELECT oban_join('a', prefix => 't', candidate => true)")
     }
 
     fn leads(&mut self) -> bool {
@@ -740,7 +740,7 @@ fn an_open_transaction_of_a_foreign_node_delays_its_own_name_only() {
                 foreign.batch_execute(row).unwrap();
             }
             foreign.batch_execute(&format!("BEGIN; {statement}")).unwrap();
-            let id: i64 = ours.one("SELECT oban_join('a', lease => '1 hour')");
+            let id: i64 = ours.one("SELECT oban_join('a', lease => '1 hour', candidate => true)");
             // Others do not wait: neither another name, nor this one's member.
             let other: i64 = watch.one("SELECT oban_join('b', 'Other', '1 hour')");
             let leads = "SELECT oban_is_leader('Other', node => 'b')";
@@ -779,7 +779,7 @@ fn long_rows_of_foreign_nodes_are_no_burden_to_ours() {
         .unwrap();
     ours.batch_execute("SELECT oban_join('a')").unwrap();
     wait_until("it leads", || ours.one("SELECT oban_is_leader(node => 'a')"));
-    let joined: i64 = ours.one("SELECT oban_join('b', 'long', '1 hour')");
+    let joined: i64 = ours.one("SELECT oban_join('b', 'long', '1 hour', candidate => true)");
     assert!(!ours.one::<bool>("SELECT oban_is_leader('long', node => 'b')"), "that name has a leader");
     for _ in 0..20 {
         let ends = "SELECT expires_at::text FROM oban_peers WHERE name = 'Oban'";
@@ -1025,7 +1025,7 @@ fn commands_on_the_table_break_no_election() {
         });
         scope.spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                let id: i64 = bound.one("SELECT oban_join('a', prefix => 't')");
+                let id: i64 = bound.one("SELECT oban_join('a', prefix => 't', candidate => true)");
                 let _ = bound.query("SELECT oban_fence(oban_term(prefix => 't'), prefix => 't')", &[]);
                 bound.query_one("SELECT oban_leave($1)", &[&id]).unwrap();
             }
@@ -1203,7 +1203,7 @@ fn storage(kills: u32) {
         workers.push(("members", worker(&cluster, &stop, move |client| {
             let name = format!("n{}", dice.below(4));
             let node = format!("m{i}");
-            let id: i64 = client.query_one("SELECT oban_join($1, $2, '1 s', replace => true)", &[&node, &name])?.get(0);
+            let id: i64 = client.query_one("SELECT oban_join($1, $2, '1 s', replace => true, candidate => true)", &[&node, &name])?.get(0);
             for _ in 0..dice.below(6) {
                 let term: Option<i64> = client.query_one("SELECT oban_renew($1)", &[&id])?.get(0);
                 if let Some(term) = term {
@@ -1279,7 +1279,9 @@ fn storage(kills: u32) {
     let keeper = "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'obanrs keeper'";
     wait_until("there is a keeper", || watch.one(keeper));
     let mut last = wait_for("somebody joins", || {
-        watch.query_one("SELECT oban_join('last', 'last', '1 hour', replace => true)", &[]).ok()
+        watch
+            .query_one("SELECT oban_join('last', 'last', '1 hour', replace => true, candidate => true)", &[])
+            .ok()
     });
     wait_until("elections go on", || {
         watch.query_one("SELECT oban_is_leader('last', node => 'last')", &[]).is_ok_and(|row| row.get(0))

@@ -378,7 +378,7 @@ fn odd_rows_stop_nobodys_elections() {
         client.batch_execute("SELECT oban_join('a')").unwrap();
         wait_until("it leads", || client.one("SELECT oban_is_leader()"));
         let mut other = cluster.client_of(encoding);
-        other.batch_execute("SELECT oban_join('b', 'Long', prefix => 'tenant')").unwrap();
+        other.batch_execute("SELECT oban_join('b', 'Long', prefix => 'tenant', candidate => true)").unwrap();
         wait_until("the long one's name is free again", || {
             other.one("SELECT oban_is_leader('Long', prefix => 'tenant')")
         });

@@ -5,8 +5,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use postgres::error::DbError;
 use postgres::{Client, NoTls};
 
 use super::Ask;
@@ -253,6 +254,16 @@ impl Cluster {
     pub fn try_client(&self, database: &str, user: &str) -> Result<Client, postgres::Error> {
         let mut config = postgres::Config::new();
         config.host_path(&self.folder).user(user).dbname(database).connect(NoTls)
+    }
+
+    /// A connection as superuser, and what the server tells it beside answers: each NOTICE and WARNING.
+    pub fn client_with_notices(&self) -> (Client, Arc<Mutex<Vec<DbError>>>) {
+        let told: Arc<Mutex<Vec<DbError>>> = Arc::default();
+        let kept = told.clone();
+        let mut config = postgres::Config::new();
+        config.host_path(&self.folder).user("postgres").dbname("postgres");
+        config.notice_callback(move |notice| kept.lock().expect("no thread panics here").push(notice));
+        (config.connect(NoTls).expect("it listens"), told)
     }
 
     /// psql, as a process of its own that a test can kill.

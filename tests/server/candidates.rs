@@ -1,0 +1,271 @@
+//! Joining without standing for election, and what oban_join says when nobody can be elected.
+
+use std::sync::{Arc, Mutex};
+
+use postgres::Client;
+use postgres::error::DbError;
+
+use crate::support::elixir::{Form, elect, resign};
+use crate::support::{Ask, Cluster, code, wait_until};
+
+fn leads(client: &mut Client) -> bool {
+    client.one("SELECT oban_is_leader()")
+}
+
+fn candidates(client: &mut Client) -> String {
+    client.one(
+        "SELECT coalesce(string_agg(node || ' ' || candidate, ', ' ORDER BY node), '') FROM oban_members",
+    )
+}
+
+/// Severity, SQLSTATE and message of what came since the last call.
+fn told(notices: &Arc<Mutex<Vec<DbError>>>) -> Vec<(String, String, String, bool)> {
+    let notices: Vec<DbError> = std::mem::take(&mut *notices.lock().unwrap());
+    let told = notices.iter().map(|n| {
+        (n.severity().to_owned(), n.code().code().to_owned(), n.message().to_owned(), n.hint().is_some())
+    });
+    told.collect()
+}
+
+#[test]
+fn an_observer_is_seen_and_never_leads() {
+    let cluster = Cluster::installed();
+    let (mut first, mut second) = (cluster.client(), cluster.client());
+    first.batch_execute("SELECT oban_join('watch', candidate => false)").unwrap();
+    assert!(!leads(&mut first));
+    assert_eq!(candidates(&mut first), "watch false");
+    let red = "SELECT count(*) FROM oban_check() WHERE NOT ok AND item LIKE 'leaders of%'";
+    assert_eq!(first.one::<i64>(red), 0, "nobody has to lead");
+
+    second.batch_execute("SELECT oban_join('later')").unwrap();
+    assert!(leads(&mut second));
+    assert_eq!(candidates(&mut first), "later true, watch false");
+    drop(second);
+    wait_until("the leader is gone", || first.one("SELECT count(*) = 0 FROM oban_leader()"));
+    assert!(!leads(&mut first), "the only member that is left");
+    assert_eq!(first.one::<i64>("SELECT count(*) FROM oban_peers"), 0);
+
+    // With a lease as well.
+    let member: i64 = first.one("SELECT oban_join('leased', lease => '1 minute', candidate => false)");
+    assert_eq!(first.one::<Option<i64>>(&format!("SELECT oban_renew({member})")), None);
+    assert!(!first.one::<bool>(&format!("SELECT oban_resign({member})")));
+    assert!(first.one::<bool>(&format!("SELECT oban_leave({member})")));
+}
+
+#[test]
+fn a_members_candidacy_may_change() {
+    let cluster = Cluster::installed();
+    let (mut first, mut second) = (cluster.client(), cluster.client());
+    let member: i64 = first.one("SELECT oban_join('first')");
+    second.batch_execute("SELECT oban_join('second')").unwrap();
+    assert!(leads(&mut first));
+    assert_eq!(first.one::<i64>("SELECT oban_join('first')"), member);
+    assert!(leads(&mut first), "it did not say otherwise");
+    assert_eq!(first.one::<i64>("SELECT oban_join('first', candidate => false)"), member);
+    assert!(!leads(&mut first));
+    wait_until("the other one leads", || leads(&mut second));
+    assert_eq!(candidates(&mut first), "first false, second true");
+    assert_eq!(first.one::<i64>("SELECT oban_join('first')"), member);
+    assert_eq!(candidates(&mut first), "first false, second true", "it did not say otherwise");
+    assert_eq!(first.one::<i64>("SELECT oban_join('first', candidate => true)"), member);
+    drop(second);
+    wait_until("it leads again", || leads(&mut first));
+}
+
+#[test]
+fn a_row_of_a_name_with_observers_only_is_swept_up() {
+    let cluster = Cluster::installed();
+    let (mut watch, mut elixir) = (cluster.client(), cluster.client());
+    watch.batch_execute("SELECT oban_join('watch', candidate => false)").unwrap();
+    assert!(elect(&mut elixir, "elixir", Form::ByName, "0").unwrap());
+    assert_eq!(watch.one::<String>("SELECT node FROM oban_leader()"), "elixir");
+    watch.batch_execute("LISTEN \"public.oban_leader\"").unwrap();
+    elixir
+        .batch_execute(
+            "UPDATE oban_peers SET expires_at = timezone('utc', clock_timestamp()) + interval '1 s'",
+        )
+        .unwrap();
+    wait_until("the row is gone", || watch.one("SELECT count(*) = 0 FROM oban_peers"));
+    // And a candidate finds a foreign row that is there.
+    assert!(elect(&mut elixir, "elixir", Form::ByName, "0").unwrap());
+    let mut late = cluster.client();
+    late.batch_execute("SELECT oban_join('late', candidate => true)").unwrap();
+    assert!(!leads(&mut late));
+    resign(&mut elixir, "elixir").unwrap();
+    wait_until("it leads", || leads(&mut late));
+    assert!(!leads(&mut watch));
+}
+
+#[test]
+fn a_member_yields_where_a_foreign_node_leads_or_has_led() {
+    let cluster = Cluster::installed();
+    let (mut elixir, mut admin) = (cluster.client(), cluster.client());
+    assert!(elect(&mut elixir, "elixir", Form::ByName, "0").unwrap());
+    let (mut first, notices) = cluster.client_with_notices();
+    first.batch_execute("SELECT oban_join('first')").unwrap();
+    let said = told(&notices);
+    assert_eq!(said.len(), 1, "{said:?}");
+    let (severity, code, message, hinted) = &said[0];
+    assert_eq!((severity.as_str(), code.as_str(), *hinted), ("NOTICE", "00000", true));
+    assert!(message.contains("the node \"elixir\"") && message.contains("leads \"Oban\""), "{message}");
+    resign(&mut elixir, "elixir").unwrap();
+    wait_until("nobody leads", || admin.one("SELECT count(*) = 0 FROM oban_peers"));
+    assert!(!leads(&mut first));
+
+    // It has led.
+    let (mut second, notices) = cluster.client_with_notices();
+    second.batch_execute("SELECT oban_join('second', lease => '1 minute')").unwrap();
+    let said = told(&notices);
+    assert!(said.len() == 1 && said[0].2.contains("has led \"Oban\" since the server started"), "{said:?}");
+    assert_eq!(candidates(&mut admin), "first false, second false");
+
+    // A process that says what it wants is told nothing, and another name is another fleet.
+    let (mut third, notices) = cluster.client_with_notices();
+    third.batch_execute("SELECT oban_join('third', candidate => false), oban_join('third', 'Own')").unwrap();
+    assert!(third.one::<bool>("SELECT oban_is_leader('Own')"));
+    assert_eq!(told(&notices), []);
+    let (mut fourth, notices) = cluster.client_with_notices();
+    fourth.batch_execute("SELECT oban_join('fourth', candidate => true)").unwrap();
+    assert!(leads(&mut fourth));
+    assert_eq!(told(&notices), []);
+
+    // The name of a schema's table counts, not the name alone.
+    admin.batch_execute("SELECT oban_install('billing')").unwrap();
+    fourth.batch_execute("SELECT oban_join('fourth', prefix => 'billing')").unwrap();
+    assert!(fourth.one::<bool>("SELECT oban_is_leader(prefix => 'billing')"));
+
+    cluster.restart();
+    let (mut fifth, notices) = cluster.client_with_notices();
+    fifth.batch_execute("SELECT oban_join('fifth')").unwrap();
+    wait_until("it leads", || leads(&mut fifth));
+    assert_eq!(told(&notices), [], "of another life of the server");
+}
+
+/// The keeper has not been told of the row: the table has no triggers.
+#[test]
+fn a_foreign_row_counts_in_a_table_without_triggers() {
+    let cluster = Cluster::installed();
+    let mut admin = cluster.client();
+    admin.batch_execute("ALTER TABLE oban_peers DISABLE TRIGGER USER").unwrap();
+    admin
+        .batch_execute(
+            "INSERT INTO oban_peers (name, node, started_at, expires_at)
+             VALUES ('Oban', 'quiet', timezone('utc', now()), timezone('utc', now()) + interval '30 s')",
+        )
+        .unwrap();
+    let (mut client, notices) = cluster.client_with_notices();
+    client.batch_execute("SELECT oban_join('a')").unwrap();
+    assert_eq!(told(&notices).len(), 1);
+    assert_eq!(candidates(&mut client), "a false");
+}
+
+/// A row of a member is no foreign node's.
+#[test]
+fn members_do_not_yield_to_members() {
+    let cluster = Cluster::installed();
+    let (mut first, mut second) = (cluster.client(), cluster.client());
+    first.batch_execute("SELECT oban_join('first', lease => '1 minute')").unwrap();
+    second.batch_execute("SELECT oban_join('second')").unwrap();
+    // Somebody shortens its lease by hand.
+    second
+        .batch_execute("UPDATE oban_peers SET expires_at = expires_at - interval '1 s' WHERE node = 'first'")
+        .unwrap();
+    cluster.restart();
+    let (mut third, notices) = cluster.client_with_notices();
+    third.batch_execute("SELECT oban_join('third')").unwrap();
+    assert_eq!(told(&notices), []);
+    assert_eq!(candidates(&mut third), "third true");
+}
+
+#[test]
+fn a_session_is_one_node_of_a_name() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    let member: i64 = client.one("SELECT oban_join('a')");
+    let refused = client.batch_execute("SELECT oban_join('b')").unwrap_err();
+    let refused = refused.as_db_error().unwrap();
+    assert_eq!(refused.code().code(), "55000");
+    assert_eq!(refused.message(), "this session is the node \"a\" of \"Oban\" already");
+    assert!(refused.hint().unwrap().contains("lease => '30s'"));
+    assert_eq!(code(&mut client, "SELECT oban_join('b', replace => true)"), "55000");
+    assert_eq!(code(&mut client, "SELECT oban_join('b', candidate => false)"), "55000");
+    client.batch_execute("SELECT oban_join('b', 'Other'), oban_join('b', lease => '1 minute')").unwrap();
+    client
+        .batch_execute(&format!("SELECT oban_leave({member}); SELECT oban_leave(member) FROM oban_members"))
+        .unwrap();
+    client.batch_execute("SELECT oban_join('b')").unwrap();
+    client.batch_execute("DISCARD ALL").unwrap();
+    client.batch_execute("SELECT oban_join('c')").unwrap();
+    assert_eq!(candidates(&mut client), "c true");
+}
+
+#[test]
+fn a_role_or_database_may_require_leases() {
+    let cluster = Cluster::installed();
+    let mut admin = cluster.client();
+    admin
+        .batch_execute(
+            "CREATE ROLE app LOGIN; GRANT ALL ON oban_jobs TO app; ALTER ROLE app SET obanrs.require_lease = on",
+        )
+        .unwrap();
+    let mut app = cluster.client_as("postgres", "app");
+    let refused = app.batch_execute("SELECT oban_join('a')").unwrap_err();
+    let refused = refused.as_db_error().unwrap();
+    assert_eq!(refused.code().code(), "55000");
+    assert!(refused.hint().unwrap().contains("obanrs.require_lease"));
+    assert_eq!(code(&mut app, "SELECT oban_join('a', candidate => false)"), "55000");
+    assert_eq!(admin.one::<i64>("SELECT count(*) FROM oban_members"), 0);
+    app.batch_execute("SELECT oban_join('a', lease => '1 minute')").unwrap();
+    admin.batch_execute("SELECT oban_join('b')").unwrap();
+    admin.batch_execute("ALTER DATABASE postgres SET obanrs.require_lease = on").unwrap();
+    assert_eq!(code(&mut cluster.client(), "SELECT oban_join('c')"), "55000");
+}
+
+#[test]
+fn no_term_is_a_term_that_is_not_held() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    let refused = client.batch_execute("SELECT oban_fence(oban_term())").unwrap_err();
+    let refused = refused.as_db_error().unwrap();
+    assert_eq!(refused.code().code(), "40001");
+    assert_eq!(refused.message(), "no term of \"Oban\" is held here");
+    assert!(refused.hint().unwrap().contains("does not lead"));
+    assert_eq!(code(&mut client, "SELECT oban_fence(NULL, 'Nobody')"), "40001");
+    // What is wrong with the call comes first.
+    assert_eq!(code(&mut client, "SELECT oban_fence(NULL, NULL)"), "22004");
+    assert_eq!(code(&mut client, "SELECT oban_fence(NULL, prefix => 'nowhere')"), "3F000");
+    assert_eq!(code(&mut client, "BEGIN READ ONLY; SELECT oban_fence(NULL)"), "25006");
+    client.batch_execute("ROLLBACK").unwrap();
+    client.batch_execute("SELECT oban_join('a'); SELECT oban_fence(oban_term())").unwrap();
+}
+
+#[test]
+fn a_join_says_why_there_are_no_elections() {
+    let cluster = Cluster::installed();
+    let (mut client, notices) = cluster.client_with_notices();
+    client.batch_execute("CREATE SCHEMA mine; SELECT oban_join('a', prefix => 'mine')").unwrap();
+    let said = told(&notices);
+    assert_eq!(said.len(), 1, "{said:?}");
+    let (severity, code, message, hinted) = &said[0];
+    assert_eq!((severity.as_str(), code.as_str(), *hinted), ("WARNING", "55000", true));
+    assert!(message.contains("prefix \"mine\" holds no elections"), "{message}");
+    client.batch_execute("SELECT oban_install('mine'); SELECT oban_join('a', prefix => 'mine')").unwrap();
+    assert_eq!(told(&notices), []);
+    assert!(client.one::<bool>("SELECT oban_is_leader(prefix => 'mine')"));
+
+    for (schema, obstacle, named) in [
+        ("a1", "ADD CHECK (node <> 'x')", "CHECK"),
+        ("a2", "ADD COLUMN note text NOT NULL", "note"),
+        ("a3", "ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY", "security"),
+    ] {
+        client
+            .batch_execute(&format!(
+                "SELECT oban_install('{schema}'); ALTER TABLE {schema}.oban_peers {obstacle};
+                 SELECT oban_join('a', prefix => '{schema}')"
+            ))
+            .unwrap();
+        let said = told(&notices);
+        assert!(said.len() == 1 && said[0].0 == "WARNING", "{said:?}");
+        assert!(said[0].2.to_lowercase().contains(&named.to_lowercase()), "{said:?}");
+    }
+}
