@@ -16,6 +16,7 @@ pub enum Notifier {
 }
 
 static NOTIFIER: GucSetting<Notifier> = GucSetting::<Notifier>::new(Notifier::Bus);
+static WAKEUPS: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// In kB, for each database. 8 MB hold about 43,000 messages of 140 bytes.
 static RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 /// In ms. What a wake-up may wait under load; five hundred transactions a second are a few percent of what a
@@ -119,6 +120,14 @@ pub fn register(preloading: bool) {
         c"How messages reach the sessions that LISTEN.",
         c"bus: through shared memory, and the relay's transactions. postgres: by NOTIFY in their own transactions, as always without preload.",
         &NOTIFIER,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"obanrs.wakeups",
+        c"Whether the insert trigger tells of the jobs that a statement inserts.",
+        c"off: it sends nothing, for a bulk load. oban_notify sends as always. What counts is the value when the INSERT ends.",
+        &WAKEUPS,
         GucContext::Userset,
         GucFlags::default(),
     );
@@ -227,6 +236,11 @@ pub fn require_lease() -> bool {
 
 pub fn notifier() -> Notifier {
     NOTIFIER.get()
+}
+
+/// Whether the insert trigger sends.
+pub fn wakeups() -> bool {
+    WAKEUPS.get()
 }
 
 /// In bytes, for each database.

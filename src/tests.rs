@@ -250,6 +250,7 @@ mod tests {
                 "obanrs.require_lease off user",
                 "obanrs.ring_size 8192kB postmaster",
                 "obanrs.role_share 25 sighup",
+                "obanrs.wakeups on user",
             ]
         );
     }

@@ -2,7 +2,8 @@
 //!
 //! It sends `{"queue": …}` once for each distinct queue that has an `available` row among the inserted ones.
 //! It sends in the transaction of the INSERT, so that a worker that hears of rows can see them. It must never
-//! make a user's INSERT fail: it sends nothing for a row that it can't read.
+//! make a user's INSERT fail: it sends nothing for a row that it can't read. While obanrs.wakeups is off it sends
+//! nothing at all, and counts nothing as dropped.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -13,6 +14,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::bus::{self, Target};
+use crate::config;
 use crate::error::Error;
 use crate::logic::outbox::Origin;
 use crate::logic::wire;
@@ -46,6 +48,9 @@ fn obanrs_jobs_insert(fcinfo: pg_sys::FunctionCallInfo) -> Result<Answer, ErrorR
 }
 
 fn wake_queues(rows: &NewRows<'_>) {
+    if !config::wakeups() {
+        return;
+    }
     // Nobody else sees a temporary table, and any role may make one: it takes no room in the ring.
     if rows.is_of_temporary_table() {
         return bus::count_dropped();

@@ -95,6 +95,102 @@ fn copy_and_on_conflict_and_with() {
 }
 
 #[test]
+fn wake_ups_are_turned_off_by_session_transaction_role_database_or_function() {
+    let cluster = Cluster::installed();
+    let mut listener = Listener::new(&cluster);
+    let mut admin = cluster.client();
+    admin
+        .batch_execute(
+            "CREATE ROLE quiet LOGIN; GRANT ALL ON oban_jobs, oban_jobs_id_seq TO quiet;
+             ALTER ROLE quiet SET obanrs.wakeups = off;
+             CREATE ROLE app LOGIN; GRANT ALL ON oban_jobs, oban_jobs_id_seq TO app;
+             CREATE FUNCTION load(queue text) RETURNS void LANGUAGE sql SET obanrs.wakeups = off
+                 AS 'INSERT INTO oban_jobs (worker, queue) VALUES (''w'', queue)'",
+        )
+        .unwrap();
+    let counted = "SELECT string_agg(counter || ' ' || value, ', ' ORDER BY counter) FROM oban_stats
+                   WHERE counter IN ('published', 'dropped', 'native', 'gaps')";
+    let job = |queue: &str| format!("{INSERT} VALUES ('w', '{queue}', 'available')");
+    let (off, on) = (job("off"), job("on"));
+
+    // Nothing is sent, to no kind of reader, and nothing is counted.
+    let start: i64 = admin.one("SELECT oban_position()");
+    let before: String = admin.one(counted);
+    let mut role = cluster.client_as("postgres", "quiet");
+    role.batch_execute(&off).unwrap();
+    let mut app = cluster.client_as("postgres", "app");
+    app.batch_execute(&format!("SET obanrs.wakeups = off; {off}; {INSERT} SELECT 'w', 'off', 'available'"))
+        .unwrap();
+    let mut copy = app.copy_in("COPY oban_jobs (worker, queue) FROM STDIN").unwrap();
+    std::io::Write::write_all(&mut copy, b"w\toff\n").unwrap();
+    copy.finish().unwrap();
+    admin.batch_execute("SELECT load('off')").unwrap();
+    admin.batch_execute(&format!("BEGIN; SET LOCAL obanrs.wakeups = off; {off}; COMMIT")).unwrap();
+    admin.batch_execute(&format!("SET obanrs.notifier = postgres; SET obanrs.wakeups = off; {off}")).unwrap();
+    admin.batch_execute("RESET ALL").unwrap();
+    assert_eq!(admin.one::<String>(counted), before);
+    let polled = format!("SELECT messages::text FROM oban_poll('{{insert}}', {start})");
+    assert_eq!(admin.one::<String>(&polled), "[]");
+    assert_eq!(listener.heard(), queues(&[]));
+
+    // It ends with its transaction, function or session, and for a role it can be turned on again.
+    admin.batch_execute(&on).unwrap();
+    assert_eq!(listener.heard(), queues(&["on"]));
+    app.batch_execute(&format!("RESET obanrs.wakeups; {on}")).unwrap();
+    assert_eq!(listener.heard(), queues(&["on"]));
+    role.batch_execute(&format!("SET obanrs.wakeups = on; {on}")).unwrap();
+    assert_eq!(listener.heard(), queues(&["on"]));
+
+    // A change in mid-transaction counts from then on, and is rolled back with its savepoint.
+    let (first, last) = (job("first"), job("last"));
+    app.batch_execute(&format!(
+        "BEGIN; {first}; SET obanrs.wakeups = off; {off}; SET obanrs.wakeups = on; {last}; COMMIT"
+    ))
+    .unwrap();
+    assert_eq!(listener.heard(), queues(&["first", "last"]));
+    app.batch_execute(&format!(
+        "BEGIN; SAVEPOINT s; SET obanrs.wakeups = off; {off}; ROLLBACK TO s; {last}; COMMIT; {on}"
+    ))
+    .unwrap();
+    assert_eq!(listener.heard(), queues(&["last", "on"]));
+
+    // What is sent by hand goes.
+    app.batch_execute(&format!(
+        "BEGIN; SET LOCAL obanrs.wakeups = off; {off}; SELECT oban_notify('insert', '{{\"queue\": \"hand\"}}'),
+         oban_notify('signal', '{{\"action\": \"pause\"}}'); COMMIT"
+    ))
+    .unwrap();
+    let mut wanted = queues(&["hand"]);
+    wanted.push("public.oban_signal {\"action\":\"pause\"}".to_owned());
+    assert_eq!(listener.heard(), wanted);
+
+    admin.batch_execute("ALTER DATABASE postgres SET obanrs.wakeups = off").unwrap();
+    cluster.client_as("postgres", "app").batch_execute(&off).unwrap();
+    assert_eq!(listener.heard(), queues(&[]));
+    assert_eq!(code(&mut admin, "SET obanrs.wakeups = 'insert'"), "22023");
+}
+
+/// Without preload the library comes with the first INSERT, and finds what was set before.
+#[test]
+fn wake_ups_are_turned_off_before_the_library_is_loaded() {
+    let cluster = Cluster::start(&[]);
+    let mut admin = cluster.client();
+    admin
+        .batch_execute(
+            "CREATE EXTENSION obanrs; SELECT oban_install();
+             CREATE ROLE app LOGIN; GRANT ALL ON oban_jobs, oban_jobs_id_seq TO app",
+        )
+        .unwrap();
+    let mut listener = Listener::new(&cluster);
+    for before in ["SET obanrs.wakeups = off", ""] {
+        let mut app = cluster.client_as("postgres", "app");
+        app.batch_execute(&format!("{before}; {INSERT} VALUES ('w', 'a', 'available')")).unwrap();
+        let wanted: &[&str] = if before.is_empty() { &["a"] } else { &[] };
+        assert_eq!(listener.heard(), queues(wanted));
+    }
+}
+
+#[test]
 fn columns_dropped_added_and_reordered() {
     let cluster = Cluster::with_extension();
     let mut client = cluster.client();
