@@ -1,25 +1,28 @@
 //! The whole path on a throwaway server: `make demo`.
 //!
-//! This process starts the server and plays the application that inserts a job. Three workers are
+//! This process starts the server and plays the application that inserts jobs. Three workers are
 //! processes of their own (this program, started again with `worker NODE`), each with its own
-//! connection: they join, gossip about their queue, listen, and work. What they see they print, a line
-//! an event, and this process takes the time. It exits with 0 only if everything was seen.
+//! connection: they join, gossip about their queue, listen, and work (`demo/worker.rs`, to be copied). What they
+//! see they print, a line an event, and this process takes the time. It exits with 0 only if everything was seen.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
+#[path = "demo/worker.rs"]
+mod worker;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use fallible_iterator::FallibleIterator;
 use postgres::{Client, NoTls};
 
 use support::Cluster;
 
 const NODES: [&str; 3] = ["worker-1", "worker-2", "worker-3"];
+const JOBS: i32 = 10;
 const SOCKET: &str = "OBANRS_DEMO_SOCKET";
 
 /// The longest that the demo waits for one thing to be seen.
@@ -30,7 +33,7 @@ type Failure = Box<dyn std::error::Error>;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [_, "worker", node] => worker(node),
+        [_, "worker", node] => work(node),
         _ => demo(),
     };
     match outcome {
@@ -42,57 +45,9 @@ fn main() -> ExitCode {
     }
 }
 
-// ---- the workers -----------------------------------------------------------------------------------
-
-/// What a worker of any language does, with nothing but SQL.
-fn worker(node: &str) -> Result<(), Failure> {
+fn work(node: &str) -> Result<(), Failure> {
     let mut client = connect(&std::env::var(SOCKET)?)?;
-    client.batch_execute("SELECT oban_listen_channels('{insert,leader}')")?;
-    client.query_one("SELECT oban_join($1)", &[&node])?;
-    let state = r#"{"local_limit": 10, "paused": false, "running": []}"#;
-    client.execute("SELECT oban_gossip_put($1, 'default', $2::text::jsonb)", &[&node, &state])?;
-    let leads: bool = client.query_one("SELECT oban_is_leader()", &[])?.get(0);
-    println!("joined {node} {leads}");
-
-    loop {
-        let heard = client.notifications().blocking_iter().next()?;
-        let Some(heard) = heard else { return Ok(()) };
-        println!("heard {node} {} {}", heard.channel(), heard.payload());
-        if heard.channel().ends_with(".oban_leader") {
-            // The row is committed; our own view of it follows within a moment, if it is for us.
-            let elected = "SELECT node = $1, oban_is_leader() FROM oban_leader()";
-            let since = Instant::now();
-            while let Some(row) = client.query_opt(elected, &[&node])? {
-                if !row.get::<_, bool>(0) || since.elapsed() > PATIENCE {
-                    break;
-                }
-                if row.get(1) {
-                    println!("leads {node}");
-                    break;
-                }
-            }
-        } else if let Some(job) = fetch(&mut client, node)? {
-            println!("fetched {node} {job}");
-            let done = "UPDATE oban_jobs SET state = 'completed', completed_at = timezone('UTC', now()) WHERE id = $1";
-            client.execute(done, &[&job])?;
-            println!("completed {node} {job}");
-        }
-    }
-}
-
-/// Takes one available job, as Oban's own engine does.
-fn fetch(client: &mut Client, node: &str) -> Result<Option<i64>, Failure> {
-    let taken = client.query_opt(
-        "WITH next AS (
-             SELECT id FROM oban_jobs WHERE state = 'available' AND queue = 'default'
-             ORDER BY priority, scheduled_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
-         )
-         UPDATE oban_jobs j
-         SET state = 'executing', attempted_at = timezone('UTC', now()), attempted_by = ARRAY[$1], attempt = attempt + 1
-         FROM next WHERE j.id = next.id AND j.attempt < j.max_attempts RETURNING j.id",
-        &[&node],
-    )?;
-    Ok(taken.map(|row| row.get(0)))
+    worker::run(&mut client, node, worker::LOOK_EVERY, |event| println!("{event}"))
 }
 
 // ---- the demo --------------------------------------------------------------------------------------
@@ -132,15 +87,15 @@ fn show(cluster: &Cluster) -> Result<(), Failure> {
     }
     println!("          oban_leader(): {leader}, term {}", row.get::<_, i64>(1));
 
-    println!("\n2. A plain INSERT INTO oban_jobs from another connection");
+    println!("\n2. One plain INSERT INTO oban_jobs of {JOBS} jobs from another connection");
     workers.clock = Instant::now();
-    let insert =
-        "INSERT INTO oban_jobs (worker, args) VALUES ('Greeter', '{\"name\": \"world\"}') RETURNING id";
-    let job: i64 = client.query_one(insert, &[])?.get(0);
-    println!("{} job {job} is committed", took(workers.clock));
+    let insert = "INSERT INTO oban_jobs (worker, args)
+                  SELECT 'Greeter', jsonb_build_object('name', n) FROM generate_series(1, $1) n";
+    client.execute(insert, &[&JOBS])?;
+    println!("{} they are committed", took(workers.clock));
     let mut listeners = HashSet::new();
-    let (mut fetched, mut completed) = (false, false);
-    while !(completed && fetched && listeners.len() == NODES.len()) {
+    let mut completed: BTreeMap<String, i32> = BTreeMap::new();
+    while completed.values().sum::<i32>() < JOBS || listeners.len() < NODES.len() {
         let (event, after) = workers.next(|_| true)?;
         let words: Vec<&str> = event.splitn(4, ' ').collect();
         match words[0] {
@@ -150,28 +105,34 @@ fn show(cluster: &Cluster) -> Result<(), Failure> {
             }
             "fetched" => {
                 println!("{after} {} fetched job {} with FOR UPDATE SKIP LOCKED", words[1], words[2]);
-                fetched = true;
             }
-            "completed" => {
-                println!("{after} {} completed it", words[1]);
-                completed = true;
-            }
+            "completed" => *completed.entry(words[1].to_owned()).or_default() += 1,
             _ => {}
         }
     }
-    let state: String = client.query_one("SELECT state::text FROM oban_jobs WHERE id = $1", &[&job])?.get(0);
-    if state != "completed" {
-        return Err(format!("job {job} is {state}").into());
+    let by: Vec<String> = completed.iter().map(|(node, jobs)| format!("{jobs} by {node}")).collect();
+    println!("{} all are completed: {}", took(workers.clock), by.join(", "));
+    let left: i64 =
+        client.query_one("SELECT count(*) FROM oban_jobs WHERE state <> 'completed'", &[])?.get(0);
+    if left > 0 {
+        return Err(format!("{left} jobs are left").into());
     }
 
     println!("\n3. Who runs what: SELECT node, queue, local_limit, running FROM oban_gossip");
     let asked = Instant::now();
-    let rows = gossip(&mut client)?;
+    // A worker says that its last job is done a moment after that is committed.
+    let rows = loop {
+        let rows = gossip(&mut client)?;
+        if rows.len() == NODES.len() && rows.iter().all(|row| row.ends_with("| 0")) {
+            break rows;
+        }
+        if asked.elapsed() > PATIENCE {
+            return Err(format!("oban_gossip has {rows:?}").into());
+        }
+        sleep(Duration::from_millis(1));
+    };
     for row in &rows {
         println!("{} {row}", took(asked));
-    }
-    if rows.len() != NODES.len() {
-        return Err(format!("oban_gossip has {} rows", rows.len()).into());
     }
 
     println!("\n4. The leader's process is killed (SIGKILL)");
@@ -187,6 +148,7 @@ fn show(cluster: &Cluster) -> Result<(), Failure> {
         if workers.clock.elapsed() > PATIENCE {
             return Err(format!("the queues of {leader} are still in oban_gossip").into());
         }
+        sleep(Duration::from_millis(1));
     }
     println!("{} the queues of {leader} are gone from oban_gossip", took(workers.clock));
     let row = client.query_one("SELECT node, term FROM oban_leader()", &[])?;

@@ -72,3 +72,5 @@ mod transactions;
 mod upgrade;
 #[path = "server/wakeups.rs"]
 mod wakeups;
+#[path = "server/worker.rs"]
+mod worker;

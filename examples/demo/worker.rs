@@ -1,0 +1,115 @@
+//! A worker, to be copied: what a worker of any language does, with nothing but SQL.
+//!
+//! It listens, looks at the table until there is no job for it, and waits, in this order: what is inserted after the
+//! look is heard. A message says that there are jobs, not how many, and some jobs come without one: when their time
+//! has come, or when an UPDATE made them available. So the worker looks until it finds nothing, not once for each
+//! message, and every few seconds without one.
+
+use std::error::Error;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use fallible_iterator::FallibleIterator;
+use postgres::Client;
+
+/// How long a worker waits for a message before it looks without one.
+pub const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// A session knows within milliseconds that its node was elected.
+const ELECTED_AND_KNOWN: Duration = Duration::from_secs(1);
+
+/// Works until the connection ends, which is an error. The caller connects again and calls it again: it looks at the
+/// table first, so that nothing is lost of what was sent meanwhile. `tell` gets a line for each thing that happens.
+pub fn run(
+    client: &mut Client,
+    node: &str,
+    look_every: Duration,
+    tell: impl Fn(String),
+) -> Result<(), Box<dyn Error>> {
+    client.batch_execute("SELECT oban_listen_channels('{insert,leader}')")?;
+    client.query_one("SELECT oban_join($1)", &[&node])?;
+    say_what_runs(client, node, None)?;
+    let mut leads = is_leader(client, node)?;
+    tell(format!("joined {node} {leads}"));
+
+    loop {
+        loop {
+            let job = fetch(client, node)?;
+            say_what_runs(client, node, job)?;
+            let Some(job) = job else { break };
+            tell(format!("fetched {node} {job}"));
+            // Here it does the job. If that takes longer than a look, another thread says meanwhile what runs.
+            complete(client, job)?;
+            tell(format!("completed {node} {job}"));
+        }
+
+        if wait(client, look_every, |heard| tell(format!("heard {node} {heard}")))? {
+            let led = std::mem::replace(&mut leads, is_leader(client, node)?);
+            match (led, leads) {
+                (false, true) => tell(format!("leads {node}")),
+                (true, false) => tell(format!("follows {node}")),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Waits for a message, and takes all that are there then: one look answers them. Whether another may lead now: so
+/// it is after a message on `leader`, and perhaps when none came.
+fn wait(client: &mut Client, longest: Duration, tell: impl Fn(String)) -> Result<bool, postgres::Error> {
+    let mut messages = client.notifications();
+    let mut message = messages.timeout_iter(longest).next()?;
+    let mut ask = message.is_none();
+    while let Some(heard) = message {
+        tell(format!("{} {}", heard.channel(), heard.payload()));
+        ask |= heard.channel().ends_with(".oban_leader");
+        message = messages.iter().next()?;
+    }
+    Ok(ask)
+}
+
+/// Takes one job whose time has come, as Oban's own engine does. Oban's times are in UTC, without a time zone.
+fn fetch(client: &mut Client, node: &str) -> Result<Option<i64>, postgres::Error> {
+    let taken = client.query_opt(
+        "WITH next AS (
+             SELECT id FROM oban_jobs
+             WHERE state = 'available' AND queue = 'default'
+                 AND scheduled_at <= timezone('UTC', now()) AND attempt < max_attempts
+             ORDER BY priority, scheduled_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
+         )
+         UPDATE oban_jobs j
+         SET state = 'executing', attempted_at = timezone('UTC', now()), attempted_by = ARRAY[$1], attempt = attempt + 1
+         FROM next WHERE j.id = next.id RETURNING j.id",
+        &[&node],
+    )?;
+    Ok(taken.map(|row| row.get(0)))
+}
+
+/// Not if the job was cancelled meanwhile.
+fn complete(client: &mut Client, job: i64) -> Result<(), postgres::Error> {
+    let done = "UPDATE oban_jobs SET state = 'completed', completed_at = timezone('UTC', now())
+                WHERE id = $1 AND state = 'executing'";
+    client.execute(done, &[&job]).map(drop)
+}
+
+/// Gossip: others see it in oban_gossip, for obanrs.gossip_ttl (30 s).
+fn say_what_runs(client: &mut Client, node: &str, job: Option<i64>) -> Result<(), postgres::Error> {
+    let running = job.map(|id| id.to_string()).unwrap_or_default();
+    let state = format!(r#"{{"local_limit": 1, "paused": false, "running": [{running}]}}"#);
+    client.execute("SELECT oban_gossip_put($1, 'default', $2::text::jsonb)", &[&node, &state]).map(drop)
+}
+
+/// Whether this node leads. What it writes as the leader begins with `SELECT oban_fence(oban_term())`.
+fn is_leader(client: &mut Client, node: &str) -> Result<bool, postgres::Error> {
+    let since = Instant::now();
+    loop {
+        let question = "SELECT oban_is_leader(), EXISTS (SELECT FROM oban_leader() WHERE node = $1)";
+        let row = client.query_one(question, &[&node])?;
+        let (leads, elected): (bool, bool) = (row.get(0), row.get(1));
+        // The row of the elected is committed a moment before its session knows.
+        if leads || !elected || since.elapsed() > ELECTED_AND_KNOWN {
+            return Ok(leads);
+        }
+        sleep(Duration::from_millis(2));
+    }
+}
