@@ -6,7 +6,7 @@ use std::fs;
 
 use postgres::{Client, SimpleQueryMessage};
 
-use crate::support::{Ask, Cluster, wait_until};
+use crate::support::{Ask, Cluster, code, wait_until};
 
 /// What README shows: a statement, and the header of its result where that is shown, too.
 struct Shown {
@@ -63,6 +63,52 @@ fn every_statement_in_readme_runs_as_it_stands_there() {
     }
     assert_eq!(client.one::<i64>("SELECT count(*) FROM pg_extension WHERE extname = 'obanrs'"), 0);
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 2, "and the tables are there");
+}
+
+/// README's query for long transactions leaves waiters out, which hold nothing back, and nothing else.
+#[test]
+fn what_readme_says_of_waiters() {
+    let cluster = Cluster::installed();
+    let readme = fs::read_to_string("README.md").unwrap();
+    let alert = shown(&readme).into_iter().find(|s| s.sql.contains("AS age FROM pg_stat_activity"));
+    let alert = alert.expect("README has the query").sql;
+    let alert = format!("SELECT array_agg(pid) FROM ({}) a", alert.trim().trim_end_matches(';'));
+    let mut long = cluster.client();
+    long.batch_execute("BEGIN; SELECT 1").unwrap();
+    let mut waiter = cluster.client();
+    let pid: i32 = waiter.one("SELECT pg_backend_pid()");
+    let waiting =
+        std::thread::spawn(move || code(&mut waiter, "CALL oban_wait('{sonar}', timeout => '1 hour')"));
+    let mut client = cluster.client();
+    let waits = format!(
+        "SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = {pid} AND state = 'active'
+             AND xact_start IS NOT NULL AND backend_xmin IS NULL AND wait_event_type = 'Extension'"
+    );
+    wait_until("it waits", || client.one(&waits));
+    let alerted: Vec<i32> = client.one(&alert);
+    assert!(!alerted.contains(&pid));
+    assert!(alerted.contains(&long.one::<i32>("SELECT pg_backend_pid()")));
+    client.execute("SELECT pg_cancel_backend($1)", &[&pid]).unwrap();
+    assert_eq!(waiting.join().unwrap(), "57014");
+
+    client.batch_execute("SET statement_timeout = '100ms'").unwrap();
+    assert_eq!(code(&mut client, "CALL oban_wait('{sonar}', timeout => '1 hour')"), "57014");
+    client.batch_execute("CALL oban_wait('{sonar}', timeout => '1 ms')").unwrap();
+}
+
+/// A poll tells of a job that an older snapshot does not see.
+#[test]
+fn what_readme_says_of_polls_in_an_older_snapshot() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    let start: i64 = client.one("SELECT oban_position()");
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM oban_jobs").unwrap();
+    cluster.client().batch_execute("INSERT INTO oban_jobs (worker) VALUES ('w')").unwrap();
+    let told = format!("SELECT jsonb_array_length(messages) FROM oban_poll('{{insert}}', {start})");
+    assert_eq!(client.one::<i32>(&told), 1);
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 0);
+    client.batch_execute("COMMIT").unwrap();
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 1);
 }
 
 /// With README's grants a role does all that an application does, and another all that a dashboard does.
