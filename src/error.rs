@@ -30,7 +30,7 @@ pub enum Error {
     NotInstalled(String),
     #[error("prefix \"{prefix}\" holds no elections: its table of leaders can't be used")]
     NoElections { prefix: String, what: String },
-    #[error("the holder and the term of a leadership do not change")]
+    #[error("the name, the term, the boot and the start of a leadership do not change")]
     HolderChanged,
     #[error("prefix \"{0}\" does not exist")]
     NoSuchPrefix(String),
@@ -167,7 +167,10 @@ impl Error {
             }
             Self::NotInstalled(prefix) => format!("Run SELECT oban_install({}).", quote(prefix)),
             Self::NoElections { what, .. } => format!("Remove what elections would have to ignore: {what}."),
-            Self::HolderChanged => "Delete the row, and insert another.".into(),
+            Self::HolderChanged => {
+                "Delete the row, and insert another; or update its node, which hands the leadership over with a new term."
+                    .into()
+            }
             Self::NodeTaken { pid, .. } => format!(
                 "The backend with PID {pid} is that member. Give this node another name, end that session, \
                  or join with replace => true."

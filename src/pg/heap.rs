@@ -263,6 +263,26 @@ impl<'a> Heap<'a> {
     /// Locks the newest version of a row. FOR KEY SHARE needs `wait`. Once the row is locked, `stored` holds
     /// that version. The caller has to read it again: its columns may have changed.
     pub fn lock_row(&self, stored: &mut Stored, strength: RowLock, wait: bool) -> RowLocked {
+        // SAFETY: `stored` pins the page of the row, so its tid means that row still.
+        match unsafe { self.lock_tid((*stored.slot).tts_tid, strength, wait) } {
+            Ok(locked) => {
+                *stored = locked;
+                RowLocked::Locked
+            }
+            Err(not) => not,
+        }
+    }
+
+    /// The same by the place of the row. `Err` is not `Locked`.
+    ///
+    /// # Safety
+    /// The page of the row is pinned.
+    pub(super) unsafe fn lock_tid(
+        &self,
+        mut tid: pg_sys::ItemPointerData,
+        strength: RowLock,
+        wait: bool,
+    ) -> Result<Stored, RowLocked> {
         let _snapshot = ActiveSnapshot::latest();
         let mut failure = pg_sys::TM_FailureData::default();
         // An update does not wait for FOR KEY SHARE. So that lock has to be on the version that an update is
@@ -273,10 +293,8 @@ impl<'a> Heap<'a> {
             (pg_sys::LockWaitPolicy::LockWaitSkip, 0) // following such an update may wait
         };
         let locked = Stored::empty(self);
-        // SAFETY: `stored` pins the page of the row, so its tid means that row still. The slot is one of this
-        // table.
+        // SAFETY: the caller's promise. The slot is one of this table.
         let result = unsafe {
-            let mut tid = (*stored.slot).tts_tid;
             pg_sys::table_tuple_lock(
                 self.relation,
                 &raw mut tid,
@@ -291,12 +309,9 @@ impl<'a> Heap<'a> {
         };
         use pg_sys::TM_Result as Tm;
         match result {
-            Tm::TM_Ok => {
-                *stored = locked;
-                RowLocked::Locked
-            }
-            Tm::TM_WouldBlock | Tm::TM_BeingModified => RowLocked::Held,
-            Tm::TM_Deleted | Tm::TM_Updated | Tm::TM_SelfModified => RowLocked::Gone,
+            Tm::TM_Ok => Ok(locked),
+            Tm::TM_WouldBlock | Tm::TM_BeingModified => Err(RowLocked::Held),
+            Tm::TM_Deleted | Tm::TM_Updated | Tm::TM_SelfModified => Err(RowLocked::Gone),
             other => pgrx::error!("locking a row of a table of leaders failed: {other}"),
         }
     }

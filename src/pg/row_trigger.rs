@@ -5,7 +5,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::tupdesc::PgTupleDesc;
 
-use super::heap::Heap;
+use super::heap::{Heap, RowLock};
 use super::row::{self, Column, Row};
 
 /// What a trigger was called for.
@@ -95,6 +95,14 @@ impl<'a> RowTrigger<'a> {
     pub fn new_row(&self) -> Row {
         // SAFETY: as above.
         unsafe { Row::in_slot(self.data.tg_newslot) }
+    }
+
+    /// In a BEFORE trigger of an UPDATE: locks the row FOR UPDATE until the transaction ends, and waits for others that
+    /// have locked it FOR KEY SHARE. The executor has locked it FOR NO KEY UPDATE, so that nobody changes it meanwhile.
+    /// False: it could not be locked, which should not happen.
+    pub fn lock_for_update(&self) -> bool {
+        // SAFETY: the slot holds the row that is updated, and pins its page for as long as the trigger runs.
+        unsafe { self.heap().lock_tid((*self.data.tg_trigslot).tts_tid, RowLock::Update, true) }.is_ok()
     }
 
     /// What a BEFORE trigger gives back to have the row written with these values in place of its own.

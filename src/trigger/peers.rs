@@ -11,6 +11,9 @@
 //! row is inserted, its term is replaced if it is not the last one drawn: see `terms::later`. The new term is
 //! written through the table's access methods, so no trigger fires for it.
 //!
+//! An UPDATE of `node` hands a leadership over. An UPDATE of a column that is in no key waits for no FOR KEY SHARE, so
+//! the trigger itself locks the row FOR UPDATE: it waits for the fences on the row, and later fences wait for it.
+//!
 //! The keeper's writes fire no triggers. Without preload the triggers do all of this except telling.
 
 use std::cell::RefCell;
@@ -25,7 +28,7 @@ use pgrx::prelude::*;
 use crate::bus::leadership::{self, Change as Told};
 use crate::config;
 use crate::error::Error;
-use crate::logic::peer::guard::{self, Answer, Proposed, Update};
+use crate::logic::peer::guard::{self, Answer, Changes, Proposed, Update};
 use crate::logic::peer::{Electorate, Lease, MAX_NAME, MAX_NODE, Node, rows};
 use crate::logic::text::Text;
 use crate::pg::row::{Column, Row};
@@ -170,17 +173,19 @@ fn before_update<'a>(
         let at = proposals.iter().rposition(of_this)?;
         Some(proposals.remove(at))
     });
-    let numbers = [columns.started_at, columns.term, columns.boot];
     let (ours, term) = (old.i64(columns.boot).is_some(), old.i64(columns.term));
-    let update = Update {
-        ours,
-        changes_holder: digest(&new, columns.name) != name
-            || digest(&new, columns.node) != node
-            || numbers.iter().any(|c| old.i64(*c) != new.i64(*c)),
-        expires_at: new.i64(columns.expires_at)?,
-        proposed: proposal.map(|p| Proposed { same_node: Some(p.node) == node, expires_at: p.expires_at }),
+    let update = |now| {
+        let update = Update {
+            ours,
+            changes: changes(&old, &new, columns),
+            expires_at: new.i64(columns.expires_at)?,
+            proposed: proposal
+                .as_ref()
+                .map(|p| Proposed { same_node: Some(p.node) == node, expires_at: p.expires_at }),
+        };
+        Some(guard::update(update, now, config::lease()))
     };
-    match guard::update(update, now) {
+    match update(now)? {
         Answer::Nothing => None,
         Answer::Refuse => {
             ErrorReport::from(Error::HolderChanged).report(PgLogLevel::ERROR);
@@ -192,6 +197,36 @@ fn before_update<'a>(
             (columns.expires_at, Some(expires_at)),
             (columns.term, Some(term.filter(|term| *term >= least_term()).unwrap_or_else(next_term))),
         ])),
+        Answer::HandOver { .. } => {
+            // Whatever is wrong with the table by now: it may have had fences before.
+            if !row.lock_for_update() {
+                ErrorReport::from(Error::HolderChanged).report(PgLogLevel::ERROR);
+            }
+            // The wait may have been long: the lease and the term are those of now.
+            let now = time::now();
+            let Some(Answer::HandOver { expires_at }) = update(now) else { return None };
+            Some(row.with([
+                (columns.started_at, Some(now)),
+                (columns.expires_at, Some(expires_at)),
+                (columns.term, Some(next_term())),
+                (columns.boot, None),
+            ]))
+        }
+    }
+}
+
+/// What an UPDATE changes of a row, besides the end of its lease.
+fn changes(old: &Row, new: &Row, columns: &Columns) -> Changes {
+    let same_text = |column| digest(old, column) == digest(new, column);
+    let same_number = |column| old.i64(column) == new.i64(column);
+    let same_start = same_number(columns.started_at);
+    if !same_text(columns.name) || !same_number(columns.term) || !same_number(columns.boot) {
+        return Changes::Identity;
+    }
+    match (same_text(columns.node), same_start) {
+        (true, true) => Changes::Nothing,
+        (true, false) => Changes::Identity,
+        (false, _) => Changes::Node { started_at: new.i64(columns.started_at).filter(|_| !same_start) },
     }
 }
 
@@ -205,15 +240,27 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
         if name.len() <= MAX_NAME { String::from_utf8_lossy(name).into_owned() } else { String::new() }
     });
     let Some(name) = name else { return };
-    let tell = |change, term| leadership::tell(change, row.schema(), &name, &node(&old, columns), term);
+    let handed_over = || digest(&row.new_row(), columns.node) != digest(&old, columns.node);
+    let tell = |change, of: &Row, term| {
+        leadership::tell(change, row.schema(), &name, &node(of, columns), term);
+    };
     let change = match call {
+        // As a DELETE and an INSERT.
+        Call::AfterUpdate if handed_over() => {
+            tell(Told::Ended, &old, term(&old));
+            changed(electorate(row, &name), Change::Deleted(term(&old)));
+            let new = row.new_row();
+            let term = reissued(row, columns, &name, term(&new));
+            tell(Told::Elected, &new, term);
+            Change::Inserted(term)
+        }
         Call::AfterInsert => {
             let term = reissued(row, columns, &name, term(&old));
-            tell(Told::Elected, term);
+            tell(Told::Elected, &old, term);
             Change::Inserted(term)
         }
         Call::AfterDelete => {
-            tell(Told::Ended, term(&old));
+            tell(Told::Ended, &old, term(&old));
             Change::Deleted(term(&old))
         }
         _ => {
@@ -247,14 +294,14 @@ fn renewal(row: &Row, columns: &Columns) -> Option<Lease> {
     })
 }
 
-/// The term of a row that was just inserted. It is replaced first if another term has been drawn since. In a
-/// table with an obstacle the row keeps its term: no elections are held there, and the INSERT must not fail.
+/// The term of a row that was just inserted or handed over. It is replaced first if another term has been drawn
+/// since. In a table with an obstacle the row keeps its term: no elections are held there, and the INSERT must not fail.
 fn reissued(row: &RowTrigger<'_>, columns: &Columns, name: &str, term: i64) -> i64 {
     let Some(new) = terms::later(terms::sequence(), term, least_term()).filter(|_| !name.is_empty()) else {
         return term;
     };
     let key = row.row().text_prefix(columns.name, MAX_NAME).unwrap_or_default();
-    xact::next_command(); // or the row that this statement inserted could not be seen yet
+    xact::next_command(); // or what this statement wrote could not be seen yet
     match PeersTable::of_trigger(row) {
         Ok(table) if table.set_term(&key, term, new) => new,
         _ => term,

@@ -148,3 +148,134 @@ fn foreign_leaders_can_fence_too() {
     wait_until("ours leads", || ours.one("SELECT oban_is_leader()"));
     assert_eq!(code(&mut elixir, &format!("SELECT oban_fence({held})")), "40001");
 }
+
+/// A hand-over by UPDATE waits for a fence as a DELETE does, and a fence that comes later waits for it, and is refused.
+#[test]
+fn a_hand_over_waits_for_fences_and_fences_wait_for_it() {
+    let cluster = Cluster::installed();
+    let mut watch = cluster.client();
+    let pid = |client: &mut Client| client.one::<i32>("SELECT pg_backend_pid()");
+    let waits = |watch: &mut Client, pid: i32| {
+        let sql = format!("SELECT count(*) = 1 FROM pg_locks WHERE pid = {pid} AND NOT granted");
+        wait_until("it waits", || watch.one(&sql));
+    };
+    let take = "UPDATE oban_peers SET node = 'x', expires_at = timezone('utc', now()) + interval '30 s'";
+    for (foreign, level, end) in [
+        (false, "READ COMMITTED", "COMMIT"),
+        (true, "READ COMMITTED", "COMMIT"),
+        (false, "REPEATABLE READ", "ROLLBACK"),
+        (false, "READ COMMITTED", "ROLLBACK TO s"),
+    ] {
+        let (mut leader, mut worker, mut other, mut late) =
+            (cluster.client(), cluster.client(), cluster.client(), cluster.client());
+        let held = if foreign {
+            assert!(elect(&mut leader, "e", Form::ByNode, "0").unwrap());
+            leader.one("SELECT term FROM oban_peers")
+        } else {
+            term(&mut leader, "a")
+        };
+        let fence = format!("SELECT oban_fence({held})");
+        worker.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}; SAVEPOINT s; {fence}")).unwrap();
+        let (taking, fencing) = (pid(&mut other), pid(&mut late));
+        let took = std::thread::spawn(move || {
+            // The transaction goes on after it, so that the row is still locked.
+            other.batch_execute(&format!("BEGIN; {take}")).unwrap();
+            other
+        });
+        waits(&mut watch, taking);
+        let current = "SELECT term FROM oban_peers";
+        assert_eq!(watch.one::<i64>(current), held, "{level} {end}");
+        if !foreign {
+            assert!(leader.one::<bool>("SELECT oban_is_leader()"), "nothing has happened yet");
+        }
+        // The fence's own session may fence again.
+        worker.batch_execute(&fence).unwrap();
+        worker.batch_execute(end).unwrap();
+        let mut other = took.join().unwrap();
+        // A fence that comes now waits for what becomes of the row.
+        let fenced = std::thread::spawn(move || {
+            let result = late.batch_execute(&fence);
+            result.map_err(|e| e.code().unwrap().code().to_owned())
+        });
+        waits(&mut watch, fencing);
+        other.batch_execute("COMMIT").unwrap();
+        assert_eq!(fenced.join().unwrap(), Err("40001".to_owned()), "{level} {end}");
+        assert!(watch.one::<i64>(current) > held, "{level} {end}");
+        assert_eq!(watch.one::<String>("SELECT node FROM oban_leader()"), "x");
+        watch.batch_execute("DELETE FROM oban_peers").unwrap();
+        drop(leader);
+        wait_until("nobody is left", || {
+            watch.one(
+                "SELECT (SELECT count(*) = 0 FROM oban_members) AND (SELECT count(*) = 0 FROM oban_peers)",
+            )
+        });
+    }
+}
+
+/// An obstacle may come while the row is fenced: an index needs no lock that a fence conflicts with.
+#[test]
+fn a_fence_holds_also_where_elections_have_ended_since() {
+    let cluster = Cluster::installed();
+    let (mut leader, mut other, mut watch) = (cluster.client(), cluster.client(), cluster.client());
+    let held = term(&mut leader, "a");
+    leader.batch_execute(&format!("BEGIN; SELECT oban_fence({held})")).unwrap();
+    watch.batch_execute("CREATE INDEX odd ON oban_peers (upper(node))").unwrap();
+    assert!(!watch.one::<bool>("SELECT ok FROM oban_check() WHERE item = 'elections in public'"));
+    let pid: i32 = other.one("SELECT pg_backend_pid()");
+    let took = std::thread::spawn(move || other.batch_execute("UPDATE oban_peers SET node = 'x'"));
+    let waits = format!("SELECT count(*) = 1 FROM pg_locks WHERE pid = {pid} AND NOT granted");
+    wait_until("it waits", || watch.one(&waits));
+    leader.batch_execute("COMMIT").unwrap();
+    took.join().unwrap().unwrap();
+    assert!(watch.one::<bool>(&format!("SELECT term > {held} AND node = 'x' FROM oban_peers")));
+}
+
+/// Fences and hand-overs at once: a write that a fence has let through is never of a term that was over when it
+/// committed. The table `w` has a row for each such write, in the order of the commits that its lock gives.
+#[test]
+fn no_fenced_write_commits_after_a_hand_over() {
+    const HANDS: usize = 60;
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("CREATE TABLE w (n bigserial, term bigint, at bigint)").unwrap();
+    assert!(elect(&mut client, "n0", Form::ByNode, "0").unwrap());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..3)
+            .map(|_| {
+                let mut worker = cluster.client();
+                let done = &done;
+                scope.spawn(move || {
+                    let mut written = 0;
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        let held: i64 = worker.one("SELECT term FROM oban_peers");
+                        // Behind the fence the row still has the term, until the very end.
+                        let write = format!(
+                            "BEGIN; SELECT oban_fence({held}); INSERT INTO w (term) VALUES ({held}); SELECT pg_sleep(0.001);
+                             UPDATE w SET at = (SELECT term FROM oban_peers) WHERE term = {held} AND at IS NULL; COMMIT"
+                        );
+                        match worker.batch_execute(&write) {
+                            Ok(()) => written += 1,
+                            Err(e) => {
+                                assert_eq!(e.code().unwrap().code(), "40001", "{e}");
+                                worker.batch_execute("ROLLBACK").unwrap();
+                            }
+                        }
+                    }
+                    written
+                })
+            })
+            .collect();
+        for i in 1..=HANDS {
+            let take = format!(
+                "UPDATE oban_peers SET node = 'n{i}', expires_at = timezone('utc', now()) + interval '30 s'"
+            );
+            client.batch_execute(&take).unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let written: usize = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
+        assert!(written > 0);
+    });
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM w WHERE at <> term"), 0);
+    assert_eq!(client.one::<String>("SELECT node FROM oban_peers"), format!("n{HANDS}"));
+}

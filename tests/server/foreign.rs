@@ -4,7 +4,7 @@ use fallible_iterator::FallibleIterator;
 use postgres::Client;
 
 use crate::support::elixir::{Form, elect, resign, upsert};
-use crate::support::{Ask, Cluster, code, wait_for, wait_until};
+use crate::support::{Ask, Cluster, code, heard, wait_for, wait_until};
 
 fn join(client: &mut Client, node: &str) -> i64 {
     client.query_one("SELECT oban_join($1, candidate => true)", &[&node]).unwrap().get(0)
@@ -100,7 +100,7 @@ fn a_proposal_ends_with_its_statement() {
 }
 
 #[test]
-fn holder_and_term_do_not_change() {
+fn name_term_and_boot_do_not_change() {
     let cluster = Cluster::installed();
     let (mut ours, mut elixir) = (cluster.client(), cluster.client());
     for who in ["ours", "theirs"] {
@@ -112,12 +112,14 @@ fn holder_and_term_do_not_change() {
         let whole = "SELECT oban_peers::text FROM oban_peers";
         let before: String = ours.one(whole);
         for set in [
-            "node = 'me'",
             "term = term + 1",
             "term = NULL",
             "boot = 7",
             "name = 'Mine'",
             "started_at = now()",
+            "node = 'me', term = term + 1",
+            "node = 'me', boot = 7",
+            "node = 'me', name = 'Mine'",
         ] {
             let update = format!("UPDATE oban_peers SET {set}");
             assert_eq!(code(&mut elixir, &update), "22023", "{who}: {update}");
@@ -131,6 +133,105 @@ fn holder_and_term_do_not_change() {
             wait_until("its row is gone", || row(&mut elixir).is_none());
         }
     }
+}
+
+/// As a DELETE and an INSERT: the new holder has a term of its own and no boot, and the one before leads no more from
+/// that commit on.
+#[test]
+fn an_update_of_the_node_hands_the_leadership_over() {
+    let cluster = Cluster::installed();
+    let (mut ours, mut elixir) = (cluster.client(), cluster.client());
+    let mut listener = cluster.client();
+    listener.batch_execute("SELECT oban_listen_channels('{leader}')").unwrap();
+    heard(&mut listener);
+    join(&mut ours, "a");
+    wait_until("it leads", || leads(&mut ours));
+    // As Oban's own test suite does it.
+    let take = |node: &str| {
+        format!(
+            "UPDATE oban_peers SET node = '{node}', expires_at = timezone('utc', now()) + interval '30 s'
+             WHERE name = 'Oban'"
+        )
+    };
+    let fresh = "SELECT boot IS NULL AND abs(extract(epoch FROM timezone('UTC', clock_timestamp()) - started_at)) < 20
+                 FROM oban_peers";
+    let (_, mut before, _) = row(&mut elixir).unwrap();
+    for node in ["web.B", "web.C", "a"] {
+        // Rolled back, nothing has happened.
+        elixir.batch_execute(&format!("BEGIN; SAVEPOINT s; {}; ROLLBACK TO s; COMMIT", take(node))).unwrap();
+        assert_eq!((leads(&mut ours), row(&mut elixir).unwrap().1), (node == "web.B", before));
+        elixir.batch_execute(&format!("BEGIN; {}", take(node))).unwrap();
+        assert_eq!(leads(&mut ours), node == "web.B", "not before it commits");
+        elixir.batch_execute("COMMIT").unwrap();
+        assert!(!leads(&mut ours), "{node}");
+        let (holder, term, left) = row(&mut ours).unwrap();
+        assert!(holder == node && term > before && left > 25.0 && left <= 30.0, "{holder} {term} {left}");
+        assert!(ours.one::<bool>(fresh), "{node}");
+        assert_eq!(code(&mut ours, &format!("SELECT oban_fence({before})")), "40001", "{node}");
+        ours.batch_execute(&format!("SELECT oban_fence({term})")).unwrap();
+        assert_eq!(ours.one::<String>("SELECT node FROM oban_leader()"), node);
+        assert_eq!(ours.one::<String>("SELECT node FROM oban_leadership"), node);
+        before = term;
+    }
+    // Nobody has announced an end, as nobody does after a DELETE.
+    let down = |listener: &mut Client| heard(listener).iter().any(|n| n.payload().contains("down"));
+    assert!(!down(&mut listener));
+    // Its lease runs, and its own node renews it.
+    assert!(elect(&mut elixir, "a", Form::ByNode, "0").unwrap());
+    assert!(!elect(&mut elixir, "b", Form::ByNode, "0").unwrap());
+    // A hand-over with a lease that is over: the member leads again, and that is announced.
+    elixir
+        .batch_execute(
+            "UPDATE oban_peers SET node = 'late', expires_at = timezone('utc', now()) - interval '1 s'",
+        )
+        .unwrap();
+    wait_until("ours leads", || leads(&mut ours));
+    assert!(row(&mut ours).unwrap().1 > before);
+    // By another clock: what the statement says of both is how long the lease is.
+    elixir
+        .batch_execute(
+            "UPDATE oban_peers SET node = 'x', started_at = now() - interval '5 hours',
+             expires_at = now() - interval '5 hours' + interval '20 s'",
+        )
+        .unwrap();
+    let (_, _, left) = row(&mut ours).unwrap();
+    assert!(left > 15.0 && left <= 20.0, "{left}");
+    // And when that lease is over, ours leads: memory knows the deadline of what was handed over.
+    elixir
+        .batch_execute(
+            "UPDATE oban_peers SET node = 'y', expires_at = timezone('utc', now()) + interval '1 s'",
+        )
+        .unwrap();
+    assert!(!leads(&mut ours));
+    wait_until("ours leads", || leads(&mut ours));
+}
+
+/// Each end of the transaction that hands over: what is prepared ends the leadership, what fails leaves it.
+#[test]
+fn a_hand_over_ends_a_leadership_as_a_deletion_does() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_prepared_transactions = 5"]);
+    cluster.client().batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    let (mut ours, mut elixir) = (cluster.client(), cluster.client());
+    join(&mut ours, "a");
+    wait_until("it leads", || leads(&mut ours));
+    let take = "UPDATE oban_peers SET node = 'x' WHERE name = 'Oban'";
+    elixir.batch_execute(&format!("BEGIN; {take}; PREPARE TRANSACTION 'p'")).unwrap();
+    assert!(!leads(&mut ours), "at PREPARE TRANSACTION");
+    elixir.batch_execute("COMMIT PREPARED 'p'").unwrap();
+    assert!(!leads(&mut ours) && row(&mut ours).unwrap().0 == "x");
+    elixir.batch_execute("DELETE FROM oban_peers").unwrap();
+    wait_until("it leads", || leads(&mut ours));
+    elixir.batch_execute(&format!("BEGIN; {take}; PREPARE TRANSACTION 'p'")).unwrap();
+    elixir.batch_execute("ROLLBACK PREPARED 'p'").unwrap();
+    wait_until("it leads again", || leads(&mut ours));
+    // A commit that fails after it: elected anew.
+    elixir
+        .batch_execute(
+            "CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (id int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)",
+        )
+        .unwrap();
+    assert_eq!(code(&mut elixir, &format!("BEGIN; {take}; INSERT INTO child VALUES (1); COMMIT")), "23503");
+    wait_until("it leads as ever", || leads(&mut ours));
 }
 
 /// Hours off, fast or slow: a row's times are the server's, and a lease is as long as its node says.

@@ -119,7 +119,13 @@ fn run(seconds: u64) {
     ];
     for (i, (node, form, skew)) in foreign.into_iter().enumerate() {
         let work = move |client: &mut Client, dice: &mut Dice| {
-            let leads = elect(client, node, form, skew)?;
+            // Now and then it is handed the leadership, by an UPDATE of whatever row is there.
+            let hand_over = "UPDATE oban_peers SET node = $1, expires_at = timezone('UTC', clock_timestamp()) + interval '30 s'
+                             WHERE name = 'Oban'";
+            let leads = match dice.below(5) {
+                0 => client.execute(hand_over, &[&node])? == 1,
+                _ => elect(client, node, form, skew)?,
+            };
             let own = "SELECT max(term) FROM oban_peers WHERE name = 'Oban' AND node = $1";
             let term: Option<i64> = client.query_one(own, &[&node])?.get(0);
             for _ in 0..dice.below(5) {

@@ -7,7 +7,8 @@
 //! * A row's times are the server's: what an upsert says of its clock is how long its lease is.
 //! * A renewal touches the row of the node that proposes it, and no other: nodes before 2.23.1 renew by name
 //!   alone, and would hold up another's row for ever. Rows of our members are renewed by their keeper only.
-//! * Holder and term of a row never change. A new holder deletes and inserts.
+//! * A row changes hands in one way only: an UPDATE that is no upsert sets `node`. It counts as a DELETE and an INSERT.
+//!   So the row gets a new term, and waits for fences as a DELETE does. Name, term and boot never change otherwise.
 //!
 //! What can't be told apart is taken at its word: a DELETE of an unexpired row, by a node that resigns or by one whose
 //! clock is fast; and an UPDATE that is no upsert, as nobody knows whose it is.
@@ -39,14 +40,25 @@ pub struct Proposed {
 pub struct Update {
     /// The row is of a member of ours.
     pub ours: bool,
-    /// Its name, node, start or term would change.
-    pub changes_holder: bool,
+    pub changes: Changes,
     /// The end of its lease as the statement sets it.
     pub expires_at: i64,
     pub proposed: Option<Proposed>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+/// What the statement changes of a row, besides the end of its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changes {
+    Nothing,
+    /// Its node, and perhaps its start: the new one by the client's clock.
+    Node {
+        started_at: Option<i64>,
+    },
+    /// Its name, term or boot, or its start without its node.
+    Identity,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The row stays as it is, and the statement has changed nothing.
     Nothing,
@@ -54,16 +66,26 @@ pub enum Answer {
     Refuse,
     /// The lease ends then.
     Renew { expires_at: i64 },
+    /// Another node holds the name from now on, with a new term, and its lease ends then.
+    HandOver { expires_at: i64 },
 }
 
-pub fn update(update: Update, now: i64) -> Answer {
-    match update.proposed {
+/// `lease` is how long a lease of a member's is.
+pub fn update(update: Update, now: i64, lease: i64) -> Answer {
+    let longest = update.expires_at.min(now.saturating_add(LONGEST));
+    match (update.proposed, update.changes) {
         // An upsert that finds another's row has lost: to its node that is no error.
-        Some(proposed) if !proposed.same_node || update.ours || update.changes_holder => Answer::Nothing,
-        Some(proposed) => Answer::Renew { expires_at: proposed.expires_at },
-        None if update.changes_holder => Answer::Refuse,
-        None if update.ours => Answer::Nothing,
-        None => Answer::Renew { expires_at: update.expires_at.min(now.saturating_add(LONGEST)) },
+        (Some(proposed), changes) if !proposed.same_node || update.ours || changes != Changes::Nothing => {
+            Answer::Nothing
+        }
+        (Some(proposed), _) => Answer::Renew { expires_at: proposed.expires_at },
+        (None, Changes::Identity) => Answer::Refuse,
+        (None, Changes::Node { started_at: Some(started_at) }) => {
+            Answer::HandOver { expires_at: lease_of(started_at, update.expires_at, now, lease) }
+        }
+        (None, Changes::Node { started_at: None }) => Answer::HandOver { expires_at: longest },
+        (None, Changes::Nothing) if update.ours => Answer::Nothing,
+        (None, Changes::Nothing) => Answer::Renew { expires_at: longest },
     }
 }
 
@@ -89,31 +111,59 @@ mod tests {
     #[test]
     fn upserts_renew_their_own_row_only() {
         let proposed = |same_node| Some(Proposed { same_node, expires_at: 7 });
-        let ask = |ours, changes_holder, proposed| {
-            update(Update { ours, changes_holder, expires_at: HOURS, proposed }, 0)
+        let node = Changes::Node { started_at: None };
+        let ask =
+            |ours, changes, proposed| update(Update { ours, changes, expires_at: HOURS, proposed }, 0, LEASE);
+        assert_eq!(ask(false, Changes::Nothing, proposed(true)), Answer::Renew { expires_at: 7 });
+        assert_eq!(ask(false, Changes::Nothing, proposed(false)), Answer::Nothing, "by name alone");
+        assert_eq!(
+            ask(true, Changes::Nothing, proposed(true)),
+            Answer::Nothing,
+            "a node of the same name as ours"
+        );
+        assert_eq!(ask(false, node, proposed(false)), Answer::Nothing, "taking over in place");
+        assert_eq!(ask(false, Changes::Nothing, None), Answer::Renew { expires_at: LONGEST });
+        assert_eq!(ask(true, Changes::Nothing, None), Answer::Nothing);
+        assert_eq!(ask(false, Changes::Identity, None), Answer::Refuse);
+        assert_eq!(ask(true, Changes::Identity, None), Answer::Refuse);
+    }
+
+    #[test]
+    fn an_update_of_the_node_hands_over() {
+        let ask = |started_at, expires_at| {
+            let changes = Changes::Node { started_at };
+            let answers = [true, false]
+                .map(|ours| update(Update { ours, changes, expires_at, proposed: None }, 100, LEASE));
+            assert_eq!(answers[0], answers[1], "whoever held it");
+            answers[0]
         };
-        assert_eq!(ask(false, false, proposed(true)), Answer::Renew { expires_at: 7 });
-        assert_eq!(ask(false, false, proposed(false)), Answer::Nothing, "by name alone");
-        assert_eq!(ask(true, false, proposed(true)), Answer::Nothing, "a node of the same name as ours");
-        assert_eq!(ask(false, true, proposed(false)), Answer::Nothing, "taking over in place");
-        assert_eq!(ask(false, false, None), Answer::Renew { expires_at: LONGEST });
-        assert_eq!(ask(true, false, None), Answer::Nothing);
-        assert_eq!(ask(false, true, None), Answer::Refuse);
-        assert_eq!(ask(true, true, None), Answer::Refuse);
+        let until = |expires_at| Answer::HandOver { expires_at };
+        assert_eq!(ask(None, 100 + LEASE), until(100 + LEASE));
+        assert_eq!(ask(None, 50), until(50), "one that is over");
+        assert_eq!(ask(None, i64::MAX), until(100 + LONGEST));
+        assert_eq!(ask(Some(HOURS), HOURS + LEASE), until(100 + LEASE), "by another clock, as an INSERT");
     }
 
     proptest! {
         /// Whatever clocks say, nobody gets more than the longest lease, and nobody renews what is not theirs.
         #[test]
-        fn nobody_gets_more_than_a_lease(started: i64, expires: i64, now in 0..HOURS, ours: bool, same: bool) {
+        fn nobody_gets_more_than_a_lease(
+            started: i64, expires: i64, now in 0..HOURS, ours: bool, same: bool, node: bool, starts: bool
+        ) {
             prop_assert!(lease_of(started, expires, now, LEASE) <= now + LONGEST);
+            let changes = match node {
+                true => Changes::Node { started_at: starts.then_some(started) },
+                false => Changes::Nothing,
+            };
             let proposed = Some(Proposed { same_node: same, expires_at: now + LEASE });
-            let answer = update(Update { ours, changes_holder: false, expires_at: expires, proposed }, now);
-            prop_assert_eq!(answer == Answer::Nothing, ours || !same);
-            if let Answer::Renew { expires_at } =
-                update(Update { ours: false, changes_holder: false, expires_at: expires, proposed: None }, now)
-            {
-                prop_assert!(expires_at <= now + LONGEST);
+            let answer = update(Update { ours, changes, expires_at: expires, proposed }, now, LEASE);
+            prop_assert_eq!(answer == Answer::Nothing, ours || !same || node);
+            prop_assert!(!matches!(answer, Answer::HandOver { .. }), "no upsert takes a row over");
+            let answer = update(Update { ours, changes, expires_at: expires, proposed: None }, now, LEASE);
+            match answer {
+                Answer::Renew { expires_at } => prop_assert!(!ours && !node && expires_at <= now + LONGEST),
+                Answer::HandOver { expires_at } => prop_assert!(node && expires_at <= now + LONGEST),
+                answer => prop_assert_eq!((answer, ours, node), (Answer::Nothing, true, false)),
             }
         }
     }

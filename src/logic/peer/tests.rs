@@ -241,6 +241,32 @@ fn a_foreign_leader_is_respected_until_its_row_changes() {
     assert_eq!(held(&peers, &e, 15), None, "its successor is there, in another table of that name");
 }
 
+/// An UPDATE of the node is told as a deletion before its commit, and as that and a new row after it.
+#[test]
+fn a_hand_over_is_a_deletion_and_a_new_row() {
+    let (mut memory, e) = (Memory::new(2), electorate("Oban"));
+    let mut peers = memory.peers();
+    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    elect(&mut peers, &e, 3, 0);
+    peers.row_changed(&e, RowChange::Deleted(3), 5);
+    assert!(held(&peers, &e, 5).is_none() && peers.view().is_over(&e, 3, 5));
+    for change in [RowChange::Deleted(3), RowChange::Written(4)] {
+        peers.row_changed(&e, change, 6);
+        assert_eq!(held(&peers, &e, 6), None, "{change:?}");
+    }
+    let ended = Some(Ended { node: Text::truncated("a"), term: 3, lapsed: false });
+    let candidate = Some(candidate(1, 0, "a", None));
+    assert_eq!(peers.view().plan(&e, 6, LEASE), Plan::Elect { ended, candidate }, "the keeper reads the row");
+    let leader = foreign("x", 4, 6, LEASE);
+    assert_eq!(tell(&mut peers, &e, leader, 7), Some(2));
+    assert_eq!(peers.view().plan(&e, 7, LEASE), Plan::Wait { until: LEASE }, "its deadline is known");
+    // From one foreign node to another.
+    for change in [RowChange::Deleted(4), RowChange::Written(5)] {
+        peers.row_changed(&e, change, 8);
+    }
+    assert_eq!(peers.view().plan(&e, 8, LEASE), Plan::Elect { ended: None, candidate });
+}
+
 #[test]
 fn what_may_have_changed_is_read_again_at_once() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
@@ -514,10 +540,18 @@ proptest! {
                 4 => { peers.resign(id, 0, now); }
                 5 => now += which * LEASE / 7,
                 6 => if let Some(r) = row.as_mut() { r.fenced = which != 1 },
-                // Somebody else's DELETE: over here before it is in the table.
+                // Somebody else's DELETE, or UPDATE of the node: over here before it is in the table.
                 7 => if let Some(r) = row.filter(|r| !r.fenced) {
-                    peers.row_changed(&e, RowChange::Deleted(r.leadership.lease.term), now);
+                    let deleted = RowChange::Deleted(r.leadership.lease.term);
+                    peers.row_changed(&e, deleted, now);
                     row = None;
+                    if which > 2 {
+                        last_term += 1;
+                        let leadership = foreign("y", last_term, now, now + LEASE);
+                        row = Some(InTable { leadership, fenced: false });
+                        peers.row_changed(&e, deleted, now);
+                        peers.row_changed(&e, RowChange::Written(last_term), now);
+                    }
                 },
                 // A foreign node takes a free name.
                 8 => if row.is_none() {
