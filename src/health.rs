@@ -4,12 +4,16 @@
 //! such a lock back after the look. It shows the prefixes that the caller has any right on, and what the
 //! caller lacks there.
 
+use std::collections::BTreeSet;
+
+use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiHeapTupleData, SpiResult};
 
 use crate::config;
 use crate::error::Error;
 use crate::logic::channel;
+use crate::logic::jobs::Fault;
 use crate::logic::lifecycle::{Kind, Lack, RUNNING, STARTING, Worker, state_name};
 use crate::logic::shape;
 use crate::logic::text::Text;
@@ -17,6 +21,7 @@ use crate::peer::leaders::leaders;
 use crate::pg::acl::{self, Right};
 use crate::pg::scan::Locked;
 use crate::pg::{catalog, clock, session};
+use crate::prefix::jobs;
 use crate::prefix::peers::{self, Unusable};
 use crate::shmem;
 
@@ -43,13 +48,13 @@ fn oban_check() -> TableIterator<'static, (name!(item, String), name!(ok, bool),
         findings.push(found("gossip", gossip()));
     }
     findings.push(found("idle_session_timeout", idle_sessions()));
-    let prefixes = prefixes();
-    if prefixes.is_empty() {
-        let none = "no schema that this role may use has tables of Oban's: make them with SELECT \
-                    oban_install(), or have their owner GRANT USAGE ON SCHEMA to this role";
+    let (prefixes, used) = (prefixes(), used());
+    if !prefixes.iter().any(|prefix| prefix.is_meant(&used)) {
+        let none = "no schema that this role may use is installed: SELECT oban_install(), or have the owner of one \
+                    GRANT USAGE ON SCHEMA to this role";
         findings.push(found("prefix", Err(none.into())));
     }
-    findings.extend(prefixes.iter().flat_map(Prefix::findings));
+    findings.extend(prefixes.iter().flat_map(|prefix| prefix.findings(&used)));
     TableIterator::new(findings)
 }
 
@@ -251,6 +256,17 @@ fn read_only_by_default() -> bool {
     peers::database_read_only().unwrap_or_else(configured)
 }
 
+/// The schemas of this database in which members have joined or nodes have put gossip here.
+fn used() -> BTreeSet<u32> {
+    let (own, now) = (session::database(), clock::now());
+    let members = shmem::peers_view(|view| {
+        view.members_of(own, now).iter().map(|(electorate, ..)| electorate.schema).collect::<Vec<_>>()
+    });
+    let mut used = shmem::gossip::schemas(own, true);
+    used.extend(members.unwrap_or_default());
+    used
+}
+
 /// One text from a query with one row.
 fn setting(sql: &str) -> String {
     let value = Spi::connect(|client| client.select(sql, Some(1), &[])?.first().get_one::<String>());
@@ -262,14 +278,19 @@ struct Prefix {
     name: String,
     jobs: Option<String>,
     jobs_is_table: bool,
-    queue_is_there: bool,
-    state_is_there: bool,
+    jobs_oid: Option<u32>,
+    /// Something of obanrs' is on its tables.
+    touched: bool,
     without_trigger: Vec<String>,
     disabled: Vec<String>,
     peers: Option<String>,
     peers_triggers_are_there: bool,
     peers_triggers_off: Vec<String>,
     unlogged: bool,
+    /// The publications that take oban_peers along, each with what ends that.
+    publications: Vec<String>,
+    /// The subscriptions that write it.
+    subscriptions: Vec<String>,
     caller_lacks: Vec<String>,
     caller_reads_only: bool,
 }
@@ -280,14 +301,16 @@ fn prefixes() -> Vec<Prefix> {
             name: row.get_by_name("prefix")?.unwrap_or_default(),
             jobs: row.get_by_name("jobs")?,
             jobs_is_table: row.get_by_name("jobs_is_table")?.unwrap_or(false),
-            queue_is_there: row.get_by_name("queue_is_there")?.unwrap_or(false),
-            state_is_there: row.get_by_name("state_is_there")?.unwrap_or(false),
+            jobs_oid: row.get_by_name::<pg_sys::Oid, _>("jobs_oid")?.map(|oid| oid.to_u32()),
+            touched: row.get_by_name("touched")?.unwrap_or(false),
             without_trigger: row.get_by_name("without_trigger")?.unwrap_or_default(),
             disabled: row.get_by_name("disabled")?.unwrap_or_default(),
             peers: row.get_by_name("peers")?,
             peers_triggers_are_there: row.get_by_name("peers_triggers_are_there")?.unwrap_or(false),
             peers_triggers_off: row.get_by_name("peers_triggers_off")?.unwrap_or_default(),
             unlogged: row.get_by_name("unlogged")?.unwrap_or(false),
+            publications: row.get_by_name("publications")?.unwrap_or_default(),
+            subscriptions: row.get_by_name("subscriptions")?.unwrap_or_default(),
             caller_lacks: row.get_by_name("caller_lacks")?.unwrap_or_default(),
             caller_reads_only: row.get_by_name("caller_reads_only")?.unwrap_or(false),
         })
@@ -300,8 +323,20 @@ fn prefixes() -> Vec<Prefix> {
 }
 
 impl Prefix {
-    fn findings(&self) -> Vec<Finding> {
+    /// Whether somebody means the schema to be a prefix: it is installed at least in part, or in use.
+    fn is_meant(&self, used: &BTreeSet<u32>) -> bool {
+        self.touched || catalog::namespace(&self.name).is_some_and(|schema| used.contains(&schema))
+    }
+
+    fn findings(&self, used: &BTreeSet<u32>) -> Vec<Finding> {
         let name = &self.name;
+        if !self.is_meant(used) {
+            let install = format!(
+                "not installed; if it shall be, SELECT oban_install({})",
+                spi::quote_literal(&**name)
+            );
+            return vec![found(format!("prefix {name}"), Ok(install))];
+        }
         let mut findings = vec![found(format!("prefix {name}"), self.installed())];
         if self.jobs.is_some() && self.jobs_is_table {
             findings.push(found(format!("columns of {name}.oban_jobs"), self.columns()));
@@ -316,6 +351,7 @@ impl Prefix {
                 findings.push(found(format!("triggers on {name}.oban_peers"), self.guards()));
             }
             findings.push(found(format!("{name}.oban_peers"), self.persistence()));
+            findings.push(found(format!("publication of {name}.oban_peers"), self.publication()));
         }
         // A table with a column of another type is no table of Oban's. The findings name the column all the
         // same.
@@ -412,20 +448,24 @@ impl Prefix {
     }
 
     fn columns(&self) -> Result<String, String> {
-        let mut missing = Vec::new();
-        if !self.queue_is_there {
-            missing.push("queue (a text)");
+        let Some(table) = self.jobs_oid else { return Ok(String::new()) };
+        if let Some(wrong) = jobs::unreadable(table) {
+            return Err(format!(
+                "the trigger can't tell what to wake, so that an INSERT wakes nobody: the table {}; name it as Oban \
+                 does, and store it",
+                wrong.described()
+            ));
         }
-        if !self.state_is_there {
-            missing.push("state (a text, or an enum with the label available)");
-        }
-        if missing.is_empty() {
-            Ok("the trigger reads queue and state".into())
-        } else {
-            Err(format!(
-                "the trigger finds no column {}, so that an INSERT wakes nobody: name it as Oban does",
-                missing.join(" and ")
-            ))
+        match jobs::fault(table) {
+            None => Ok("those of Oban's table".into()),
+            Some(Fault::TooOld { version }) => Err(format!(
+                "those of Oban's migration {version}, whose own trigger sends other messages: have Oban migrate to \
+                 version 11 or later"
+            )),
+            Some(Fault::Columns(wrong)) => Err(format!(
+                "the table {}, which queries of jobs need: have Oban migrate to version 11 or later",
+                wrong.described()
+            )),
         }
     }
 
@@ -467,6 +507,27 @@ impl Prefix {
             "unlogged, as Oban's migrations make it: a crash empties it, a standby can't read it (oban_leader fails \
              there, and oban_leadership leaves the prefix out) and starts without any leader when it is promoted: ALTER TABLE {peers} SET LOGGED"
         ))
+    }
+
+    /// Leaders are of one server. A row that replication brings is a leader that this server knows nothing of, or a
+    /// duplicate key that stops the subscription.
+    fn publication(&self) -> Result<String, String> {
+        let Some(peers) = &self.peers else { return Ok(String::new()) };
+        if !self.publications.is_empty() {
+            return Err(format!(
+                "published, though leaders are of one server: a row of the subscriber's own stops the subscription; \
+                 publication {}",
+                self.publications.join("; publication ")
+            ));
+        }
+        if !self.subscriptions.is_empty() {
+            return Err(format!(
+                "written by subscription {}, so that leaders of another server come here, and a leader of this one \
+                 stops it: take {peers} out of the publication there, then ALTER SUBSCRIPTION ... REFRESH PUBLICATION",
+                self.subscriptions.join(", ")
+            ));
+        }
+        Ok("in no publication and no subscription".into())
     }
 
     /// Whether the keeper can write the table without running code of its owner, and with the owner's rights.

@@ -36,19 +36,14 @@ SELECT
     p.nspname::text AS prefix,
     p.jobs::regclass::text AS jobs,
     p.jobs_kind IN ('r', 'p') AS jobs_is_table,
-    EXISTS (
-        SELECT FROM pg_attribute a
-        WHERE a.attrelid = p.jobs AND a.attname = 'queue' AND NOT a.attisdropped
-          AND a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype)
-    ) AS queue_is_there,
-    EXISTS (
-        SELECT FROM pg_attribute a
-        WHERE a.attrelid = p.jobs AND a.attname = 'state' AND NOT a.attisdropped
-          AND (
-            a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype)
-            OR EXISTS (SELECT FROM pg_enum e WHERE e.enumtypid = a.atttypid AND e.enumlabel = 'available')
-          )
-    ) AS state_is_there,
+    -- Whether anything of obanrs' is on the tables.
+    EXISTS (SELECT FROM tables t WHERE t.prefix = p.oid AND t.enabled IS NOT NULL)
+        OR peers_triggers.there > 0
+        OR EXISTS (
+            SELECT FROM pg_attribute a
+            WHERE a.attrelid = p.peers AND a.attname IN ('term', 'boot') AND NOT a.attisdropped
+        ) AS touched,
+    p.jobs AS jobs_oid,
     ARRAY(
         SELECT t.oid::regclass::text FROM tables t
         WHERE t.prefix = p.oid AND t.enabled IS NULL ORDER BY t.oid
@@ -58,6 +53,30 @@ SELECT
         WHERE t.prefix = p.oid AND t.enabled IN ('D', 'R') ORDER BY t.oid
     ) AS disabled,
     p.peers::regclass::text AS peers,
+    -- The publications that take the table along, each with what ends that. An unlogged table is never published.
+    -- (pg_publication_tables would lock tables.)
+    ARRAY(
+        SELECT b.pubname || ': ' || CASE
+            WHEN b.puballtables THEN
+                'it is FOR ALL TABLES: DROP it, and CREATE one FOR TABLE ... that lists the tables to replicate'
+            WHEN r.oid IS NOT NULL THEN format('ALTER PUBLICATION %I DROP TABLE %s', b.pubname, p.peers::regclass)
+            ELSE format(
+                'ALTER PUBLICATION %I DROP TABLES IN SCHEMA %I, and ADD TABLE those of it to replicate',
+                b.pubname, p.nspname
+            )
+        END
+        FROM pg_publication b
+        LEFT JOIN pg_publication_rel r ON r.prpubid = b.oid AND r.prrelid = p.peers
+        LEFT JOIN pg_publication_namespace s ON s.pnpubid = b.oid AND s.pnnspid = p.oid
+        WHERE p.persistence = 'p' AND (b.puballtables OR r.oid IS NOT NULL OR s.oid IS NOT NULL)
+          AND (b.pubinsert OR b.pubupdate OR b.pubdelete OR b.pubtruncate)
+        ORDER BY b.pubname
+    ) AS publications,
+    -- The subscriptions that write it.
+    ARRAY(
+        SELECT b.subname::text FROM pg_subscription_rel r JOIN pg_subscription b ON b.oid = r.srsubid
+        WHERE r.srrelid = p.peers ORDER BY b.subname
+    ) AS subscriptions,
     COALESCE(p.persistence = 'u', false) AS unlogged,
     peers_triggers.there = 3 AS peers_triggers_are_there,
     peers_triggers.off AS peers_triggers_off,

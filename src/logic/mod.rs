@@ -12,6 +12,7 @@ pub mod floor;
 pub mod gossip;
 pub mod intake;
 pub mod iso8601;
+pub mod jobs;
 pub mod jsonb;
 pub mod lifecycle;
 pub mod outbox;

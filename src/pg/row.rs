@@ -7,11 +7,20 @@ use pgrx::pg_sys;
 pub struct Column {
     number: i32,
     pub type_oid: pg_sys::Oid,
+    /// Computed when it is read: in a stored row it is NULL.
+    is_virtual: bool,
 }
+
+/// `pg_attribute.attgenerated` of a virtual column. (Since Postgres 18; before, no column has it.)
+pub(super) const VIRTUAL: u8 = b'v';
 
 impl Column {
     pub(super) fn number(self) -> i32 {
         self.number
+    }
+
+    pub(super) fn is_virtual(self) -> bool {
+        self.is_virtual
     }
 }
 
@@ -28,7 +37,11 @@ pub(super) unsafe fn column(relation: pg_sys::Relation, name: &str) -> Option<Co
             let attribute = super::catalog_attribute(descriptor, i);
             let found = !(*attribute).attisdropped
                 && std::ffi::CStr::from_ptr((*attribute).attname.data.as_ptr()).to_bytes() == name.as_bytes();
-            found.then(|| Column { number: i + 1, type_oid: (*attribute).atttypid })
+            found.then(|| Column {
+                number: i + 1,
+                type_oid: (*attribute).atttypid,
+                is_virtual: (*attribute).attgenerated as u8 == VIRTUAL,
+            })
         })
     }
 }
@@ -160,6 +173,11 @@ pub fn enum_label(type_oid: pg_sys::Oid, label: &std::ffi::CStr) -> Option<pg_sy
 /// Whether a type is one of those that Oban's tables have for names: text or varchar.
 pub fn is_name(type_oid: pg_sys::Oid) -> bool {
     [pg_sys::TEXTOID, pg_sys::VARCHAROID].contains(&type_oid)
+}
+
+/// Whether values of a type are arrays of texts.
+pub(super) fn is_texts(type_oid: pg_sys::Oid) -> bool {
+    [pg_sys::TEXTARRAYOID, pg_sys::VARCHARARRAYOID, pg_sys::BPCHARARRAYOID].contains(&type_oid)
 }
 
 /// Whether values of a type are texts.

@@ -8,9 +8,11 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
-use super::catalog_scan::{CHILDREN, CONSTRAINTS, Key, PARENTS, RULES, lossy, rows};
+use super::catalog_scan::{CHILDREN, COLUMNS, CONSTRAINTS, Key, PARENTS, RULES, lossy, rows};
 use super::heap::Heap;
 use super::index::{FIRST_OF_USERS, KeyIndex};
+use super::row;
+use crate::logic::jobs;
 use crate::logic::shape::{Column, Constraint, ConstraintKind, Index, Publication, Shape, Type};
 
 /// The shape of a table, and the index by which its rows are found by `name`, if there is one. `None` when
@@ -45,6 +47,27 @@ pub fn of(table: &Heap<'_>) -> Option<(Shape, Option<KeyIndex>)> {
         publication: publication(relation),
     };
     Some((shape, key))
+}
+
+/// The columns of a table of jobs, by its oid. Takes no lock on the table.
+pub fn columns_of_jobs(table: u32) -> Vec<jobs::Column> {
+    rows(COLUMNS, &[("attrelid", Key::Oid(table))], |attribute| {
+        if attribute.bool("attisdropped") || attribute.i16("attnum") <= 0 {
+            return None;
+        }
+        let type_oid = pg_sys::Oid::from(attribute.oid("atttypid"));
+        let kind = if row::is_text(type_oid) {
+            jobs::Type::Text
+        } else if row::is_texts(type_oid) {
+            jobs::Type::Texts
+        } else if row::enum_label(type_oid, c"available").is_some() {
+            jobs::Type::States
+        } else {
+            jobs::Type::Other
+        };
+        let is_virtual = attribute.char("attgenerated") == row::VIRTUAL;
+        Some(jobs::Column { name: attribute.name("attname"), kind, is_virtual })
+    })
 }
 
 fn columns(relation: pg_sys::Relation) -> Vec<Column> {

@@ -46,10 +46,10 @@ impl<'a> NewRows<'a> {
         unsafe { (*(*self.data.tg_relation).rd_rel).relpersistence as u8 == pg_sys::RELPERSISTENCE_TEMP }
     }
 
-    /// The column of this name.
+    /// The column of this name. `None` also for a virtual generated column: the inserted rows have NULL there.
     pub fn column(&self, name: &str) -> Option<Column> {
         // SAFETY: the relation that fired the trigger is open.
-        unsafe { row::column(self.data.tg_relation, name) }
+        unsafe { row::column(self.data.tg_relation, name) }.filter(|column| !column.is_virtual())
     }
 
     /// Calls `row` for each inserted row with a way to read its columns.

@@ -2,5 +2,6 @@
 //! them. This part knows Oban's tables; `pg` knows how to read and write any table.
 
 pub mod extension;
+pub mod jobs;
 pub mod peers;
 pub mod terms;

@@ -121,10 +121,10 @@ pub fn forget_databases(exists: impl Fn(u32) -> bool, before: i64) {
     let _ = table(|table, _| table.forget_databases(exists, before));
 }
 
-/// The schemas of a database that have entries.
-pub fn schemas(database: u32) -> BTreeSet<u32> {
+/// The schemas of a database that have entries, all or only ours.
+pub fn schemas(database: u32, only_ours: bool) -> BTreeSet<u32> {
     let mut schemas = BTreeSet::new();
-    let _ = each(database, false, |piece| piece.take(|entry| _ = schemas.insert(entry.schema)));
+    let _ = each(database, only_ours, |piece| piece.take(|entry| _ = schemas.insert(entry.schema)));
     schemas
 }
 

@@ -57,7 +57,7 @@ fn wake_queues(rows: &NewRows<'_>) {
     }
     let queue = rows.column("queue").filter(|c| row::is_text(c.type_oid));
     let Some((queue, available)) = queue.zip(rows.column("state").and_then(available)) else {
-        return bus::count_dropped(); // a column is missing, or means something else
+        return bus::count_dropped(); // a column is missing, virtual, or means something else
     };
 
     // Nearly always the next row is of the last row's queue. The set is for the other queues.

@@ -17,12 +17,14 @@ use super::attached::{self, Functions};
 use super::tables;
 use crate::error::{self, Error, given};
 use crate::logic::channel::{self, MAX_CHANNEL};
+use crate::logic::jobs::Fault;
 use crate::logic::peer::{MAX_PREFIX, rows};
 use crate::logic::shape;
 use crate::logic::text::Text;
 use crate::pg::argument::TextArgument;
 use crate::pg::catalog::{self, Added};
 use crate::pg::{acl, ddl, scan, session, spi, xact};
+use crate::prefix::jobs;
 use crate::prefix::peers::{self, Unusable};
 use crate::prefix::terms;
 use crate::shmem::at_end::{self, Note, note};
@@ -131,7 +133,6 @@ fn existing_or_new(prefix: &str) -> Result<u32, Error> {
     if let Some(schema) = catalog::namespace(prefix) {
         return Ok(schema);
     }
-    session::require_writable("install")?;
     catalog::lock_creation_of_prefixes();
     if catalog::namespace(prefix).is_none() {
         spi::run(&format!("CREATE SCHEMA {}", pgrx::spi::quote_identifier(prefix)));
@@ -144,9 +145,9 @@ fn require_owner(table: u32) -> Result<(), Error> {
 }
 
 fn install(name: &str) -> Result<(), Error> {
+    session::require_writable("install")?; // even if nothing is missing
     let schema = existing_or_new(name)?;
     if !is_installed(&Functions::find()?, schema) {
-        session::require_writable("install")?;
         catalog::lock_extension().ok_or(Error::NoExtension)?; // or a function could be dropped meanwhile
         // Another session may have installed the prefix while this one waited: from here on all is looked up
         // anew.
@@ -180,7 +181,9 @@ fn is_installed(functions: &Functions, schema: u32) -> bool {
 }
 
 fn are_jobs_complete(functions: &Functions, jobs: u32) -> bool {
-    catalog::is_jobs_table(jobs) && functions.job_tables_without_trigger(jobs).is_empty()
+    catalog::is_jobs_table(jobs)
+        && jobs::fault(jobs).is_none()
+        && functions.job_tables_without_trigger(jobs).is_empty()
 }
 
 /// Whether a table of leaders has all columns and triggers. True also for a table that an earlier version has
@@ -206,6 +209,7 @@ fn complete(prefix: &Prefix<'_>) -> Result<(), Error> {
     for table in [JOBS, PEERS] {
         require_owner(prefix.table(table).ok_or_else(|| prefix.changed())?)?;
     }
+    require_obans_jobs(prefix, prefix.table(JOBS).ok_or_else(|| prefix.changed())?)?; // before any lock
     complete_peers(prefix, &functions)?;
     complete_jobs(prefix, &functions)?;
     if is_installed(&functions, prefix.schema) { Ok(()) } else { Err(prefix.changed()) }
@@ -251,15 +255,36 @@ fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error
         return Ok(());
     }
     let jobs = prefix.lock(JOBS, catalog::lock_name)?;
-    if !catalog::is_jobs_table(jobs) {
-        return Err(prefix.another_kind());
-    }
+    require_obans_jobs(prefix, jobs)?;
     each_locked(
         prefix,
         || functions.job_tables_without_trigger(jobs),
         catalog::lock_for_triggers,
         |table| ddl::create_trigger(table, functions.jobs, &attached::ON_JOBS),
     )
+}
+
+/// Refuses (22023) a table of jobs that is not Oban's, or of a migration of Oban's before 11.
+fn require_obans_jobs(prefix: &Prefix<'_>, jobs: u32) -> Result<(), Error> {
+    if !catalog::is_jobs_table(jobs) {
+        return Err(prefix.another_kind());
+    }
+    match jobs::fault(jobs) {
+        None => Ok(()),
+        Some(Fault::TooOld { version }) => Err(Error::bad(
+            format!("prefix \"{}\" has the tables of Oban's migration {version}", prefix.name),
+            "Have Oban migrate them to version 11 or later first (Oban.Migration.up), and install again.",
+        )),
+        Some(Fault::Columns(wrong)) => Err(Error::bad(
+            format!(
+                "oban_jobs of prefix \"{}\" is of another kind than Oban's: it {}",
+                prefix.name,
+                wrong.described()
+            ),
+            "It has to have the columns of Oban's table, with queue and state not virtual. Have Oban migrate a table of \
+             its own to version 11 or later first, and install again.",
+        )),
+    }
 }
 
 /// Locks each table that `find` finds and, if `find` finds it again, calls `act` for it; until `find` finds

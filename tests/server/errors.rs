@@ -320,7 +320,6 @@ fn in_recovery_functions_work_or_name_the_primary() {
     let works = [
         "oban_version",
         "oban_check",
-        "oban_install",
         "oban_unlisten_channels",
         "oban_encode",
         "oban_decode",
@@ -332,6 +331,8 @@ fn in_recovery_functions_work_or_name_the_primary() {
     ];
     works_or_says_why_not(&mut client, &works, "recovery", "primary");
     refused(&mut client, "SELECT oban_install('bare')", "55000", "recovery", "primary");
+    refused(&mut client, "SELECT oban_install()", "55000", "recovery", "primary");
+    refused(&mut client, "SELECT oban_uninstall()", "55000", "recovery", "primary");
     refused(&mut client, "SELECT oban_install('new')", "55000", "recovery", "primary");
     for view in ["oban_members", "oban_leadership", "oban_gossip", "oban_workers", "oban_stats"] {
         outcome(&mut client, &format!("SELECT * FROM {view}")).unwrap();

@@ -2,7 +2,7 @@
 
 use postgres::Client;
 
-use crate::support::{Ask, Cluster, code, wait_for, wait_until};
+use crate::support::{Ask, Cluster, JOBS, code, wait_for, wait_until};
 
 /// What is not ok: item and detail.
 fn wrong(client: &mut Client) -> Vec<(String, String)> {
@@ -54,6 +54,7 @@ fn a_healthy_prefix_has_a_row_a_thing_and_all_are_ok() {
             "rights on public",
             "triggers on public.oban_peers",
             "public.oban_peers",
+            "publication of public.oban_peers",
             "elections in public",
             "owner of public.oban_peers",
         ]
@@ -103,22 +104,168 @@ fn what_is_wrong_with_a_prefix_is_named_with_the_statement_that_helps() {
         assert!(detail.contains(column), "{detail}");
         client.batch_execute(&format!("ALTER TABLE oban_jobs RENAME COLUMN renamed TO {column}")).unwrap();
     }
+    // What was never installed is no fault, whatever it is.
     for (prefix, odd) in [
         ("a_view", "CREATE VIEW a_view.oban_jobs AS SELECT 1"),
         ("a_sequence", "CREATE SEQUENCE a_sequence.oban_peers"),
         ("a_shape", "CREATE TABLE a_shape.oban_peers (name text, node text)"),
     ] {
         client.batch_execute(&format!("CREATE SCHEMA {prefix}; {odd}")).unwrap();
-        let detail = only_wrong(&mut client, &format!("prefix {prefix}"));
-        assert!(detail.contains("can't use this schema"), "{detail}");
+        assert_eq!(wrong(&mut client), []);
         assert_eq!(code(&mut client, &format!("SELECT oban_install('{prefix}')")), "22023");
+        client.batch_execute(&format!("SELECT oban_gossip_put('a', 'q', prefix => '{prefix}')")).unwrap();
+        let detail = only_wrong(&mut client, &format!("prefix {prefix}"));
+        assert!(detail.contains("can't use this schema"), "in use: {detail}");
         client.batch_execute(&format!("DROP SCHEMA {prefix} CASCADE")).unwrap();
     }
-    client
-        .batch_execute("CREATE SCHEMA \"a.b\"; CREATE TABLE \"a.b\".oban_jobs (LIKE public.oban_jobs)")
-        .unwrap();
+    client.batch_execute("SELECT oban_install('dotted'); ALTER SCHEMA dotted RENAME TO \"a.b\"").unwrap();
     let detail = wrong(&mut client).into_iter().find(|(item, _)| item == "prefix a.b").unwrap().1;
     assert!(detail.contains("contains a dot"), "{detail}");
+}
+
+/// A schema with Oban's tables and nothing of obanrs' is no fault, whether it was uninstalled or never installed. One
+/// that is installed in part, or in use, is one.
+#[test]
+fn a_prefix_that_is_not_installed_is_no_fault() {
+    let cluster = Cluster::installed();
+    let mut client = healthy(&cluster);
+    client.batch_execute("SELECT oban_install('billing')").unwrap();
+    assert_eq!(wrong(&mut client), []);
+    client
+        .batch_execute(
+            "SELECT oban_uninstall('billing'); CREATE SCHEMA alien; CREATE TABLE alien.oban_jobs (status text);
+             CREATE SCHEMA plain; CREATE TABLE plain.oban_jobs (LIKE oban_jobs);
+             CREATE TABLE plain.oban_peers (
+                 name text PRIMARY KEY, node text, started_at timestamp, expires_at timestamp)",
+        )
+        .unwrap();
+    assert_eq!(wrong(&mut client), []);
+    for prefix in ["billing", "plain", "alien"] {
+        let rows = format!(
+            "SELECT string_agg(item || ': ' || detail, '; ') FROM oban_check() WHERE item LIKE '%{prefix}%'"
+        );
+        let expected =
+            format!("prefix {prefix}: not installed; if it shall be, SELECT oban_install('{prefix}')");
+        assert_eq!(client.one::<String>(&rows), expected);
+    }
+    // Installed in part: each part by itself.
+    for part in [
+        "ALTER TABLE plain.oban_peers ADD COLUMN term bigint",
+        "CREATE TRIGGER obanrs_peers_rows AFTER INSERT ON plain.oban_peers FOR EACH ROW EXECUTE FUNCTION obanrs_peers()",
+        "CREATE TRIGGER obanrs_jobs_insert AFTER INSERT ON plain.oban_jobs REFERENCING NEW TABLE AS n
+         FOR EACH STATEMENT EXECUTE FUNCTION obanrs_jobs_insert()",
+    ] {
+        client.batch_execute(part).unwrap();
+        let detail = only_wrong(&mut client, "prefix plain");
+        follow(&mut client, &detail);
+        assert_eq!(wrong(&mut client), [], "{part}");
+        client.batch_execute("SELECT oban_uninstall('plain')").unwrap();
+        assert_eq!(wrong(&mut client), [], "{part}");
+    }
+    // In use: members and gossip that nobody serves.
+    for (begin, end) in [
+        (
+            "SELECT oban_gossip_put('a', 'q', prefix => 'billing')",
+            "SELECT oban_gossip_delete('a', prefix => 'billing')",
+        ),
+        ("SELECT oban_join('a', prefix => 'billing')", "SELECT oban_leave(member) FROM oban_members"),
+    ] {
+        client.batch_execute(begin).unwrap();
+        let found = wrong(&mut client);
+        assert!(
+            found.iter().any(|(item, d)| item == "prefix billing" && d.contains("oban_install")),
+            "{found:?}"
+        );
+        client.batch_execute(end).unwrap();
+        assert_eq!(wrong(&mut client), [], "{begin}");
+    }
+    // One prefix at least has to be there.
+    client.batch_execute("SELECT oban_uninstall()").unwrap();
+    assert!(only_wrong(&mut client, "prefix").contains("SELECT oban_install()"));
+    client.batch_execute("SELECT oban_install()").unwrap();
+    assert_eq!(wrong(&mut client), []);
+}
+
+/// Each kind of publication that takes oban_peers along is named, with what ends that.
+#[test]
+fn a_publication_of_leaders_is_named() {
+    let cluster = Cluster::installed();
+    let mut client = healthy(&cluster);
+    let item = "publication of public.oban_peers";
+    client.batch_execute("CREATE PUBLICATION p FOR TABLE oban_jobs, oban_peers").unwrap();
+    let detail = only_wrong(&mut client, item);
+    follow(&mut client, &detail);
+    assert_eq!(wrong(&mut client), [], "{detail}");
+    for publication in ["FOR ALL TABLES", "FOR TABLES IN SCHEMA public", "FOR TABLE oban_peers"] {
+        client.batch_execute(&format!("DROP PUBLICATION p; CREATE PUBLICATION p {publication}")).unwrap();
+        let detail = only_wrong(&mut client, item);
+        assert!(detail.contains("publication p: "), "{publication}: {detail}");
+    }
+    client.batch_execute("ALTER PUBLICATION p SET (publish = '')").unwrap();
+    assert_eq!(wrong(&mut client), []);
+    // The other side: a subscription that has the table.
+    client
+        .batch_execute(
+            "DROP PUBLICATION p; CREATE PUBLICATION p FOR TABLE oban_jobs;
+             CREATE SUBSCRIPTION s CONNECTION 'dbname=none' PUBLICATION p
+                 WITH (connect = false, slot_name = NONE, enabled = false)",
+        )
+        .unwrap();
+    assert_eq!(wrong(&mut client), []);
+    client
+        .batch_execute(
+            "INSERT INTO pg_subscription_rel SELECT oid, 'oban_peers'::regclass, 'i' FROM pg_subscription",
+        )
+        .unwrap();
+    assert!(only_wrong(&mut client, item).contains("subscription s"));
+    client.batch_execute("DELETE FROM pg_subscription_rel; DROP SUBSCRIPTION s").unwrap();
+    // As Oban makes it, it is never published.
+    client
+        .batch_execute(
+            "DROP PUBLICATION p; ALTER TABLE oban_peers SET UNLOGGED; CREATE PUBLICATION p FOR ALL TABLES",
+        )
+        .unwrap();
+    only_wrong(&mut client, "public.oban_peers");
+    client.batch_execute("DROP PUBLICATION p; ALTER TABLE oban_peers SET LOGGED").unwrap();
+    assert_eq!(wrong(&mut client), []);
+}
+
+/// It tests what an election needs, so that it is right before the first member joins.
+#[test]
+fn it_is_green_if_and_only_if_a_member_can_lead() {
+    let cluster = Cluster::installed();
+    let mut client = healthy(&cluster);
+    client.batch_execute("CREATE ROLE tenant; CREATE SCHEMA billing AUTHORIZATION tenant").unwrap();
+    client
+        .batch_execute("SELECT oban_install('billing'); ALTER TABLE billing.oban_peers OWNER TO tenant")
+        .unwrap();
+    let t = "ALTER TABLE billing.oban_peers";
+    for (change, back, can_lead) in [
+        ("ENABLE ROW LEVEL SECURITY", "DISABLE ROW LEVEL SECURITY", true),
+        (
+            "ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+            "NO FORCE ROW LEVEL SECURITY, DISABLE ROW LEVEL SECURITY",
+            false,
+        ),
+        ("FORCE ROW LEVEL SECURITY", "NO FORCE ROW LEVEL SECURITY", true),
+        ("ADD COLUMN note text NOT NULL", "DROP COLUMN note", false),
+        ("ADD COLUMN note text", "DROP COLUMN note", true),
+        ("ADD COLUMN note text GENERATED ALWAYS AS (node) STORED", "DROP COLUMN note", false),
+        ("ADD COLUMN note int GENERATED ALWAYS AS IDENTITY", "DROP COLUMN note", false),
+    ] {
+        client.batch_execute(&format!("{t} {change}")).unwrap();
+        let before = wrong(&mut client);
+        assert_eq!(before.is_empty(), can_lead, "{change}: {before:?}");
+        client.batch_execute("SELECT oban_join('a', prefix => 'billing')").unwrap();
+        if can_lead {
+            wait_until("it leads", || client.one("SELECT oban_is_leader(prefix => 'billing')"));
+        }
+        assert_eq!(client.one::<bool>("SELECT oban_is_leader(prefix => 'billing')"), can_lead, "{change}");
+        client.batch_execute("SELECT oban_leave(member) FROM oban_members").unwrap();
+        wait_until("its row is gone", || client.one("SELECT count(*) = 0 FROM billing.oban_peers"));
+        client.batch_execute(&format!("{t} {back}")).unwrap();
+        assert_eq!(wrong(&mut client), [], "{back}");
+    }
 }
 
 #[test]
@@ -126,11 +273,11 @@ fn a_partition_without_its_trigger_is_named() {
     let cluster = Cluster::with_extension();
     let mut client = cluster.client();
     client
-        .batch_execute(
-            "CREATE TABLE oban_jobs (queue text, state text) PARTITION BY LIST (queue);
+        .batch_execute(&format!(
+            "CREATE TABLE oban_jobs {JOBS} PARTITION BY LIST (queue);
              SELECT oban_install();
-             CREATE TABLE jobs_a PARTITION OF oban_jobs FOR VALUES IN ('a')",
-        )
+             CREATE TABLE jobs_a PARTITION OF oban_jobs FOR VALUES IN ('a')"
+        ))
         .unwrap();
     wait_until("the keeper runs", || client.one("SELECT ok FROM oban_check() WHERE item = 'keeper'"));
     let detail = only_wrong(&mut client, "prefix public");

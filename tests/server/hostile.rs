@@ -114,10 +114,12 @@ const RACED: [&str; 6] = ["r1", "r2", "\"R 3\"", "app", "public", "\"p\"\"q\""];
 /// Tables named oban_jobs and oban_peers of every shape.
 const SHAPES: &str = r#"
     TABLE {p}.oban_jobs (id bigint, state text, queue text)
-    TABLE {p}.oban_jobs (id bigint, state text, queue text) PARTITION BY LIST (state)
+    TABLE {p}.oban_jobs (LIKE public.oban_jobs)
+    TABLE {p}.oban_jobs (LIKE public.oban_jobs) PARTITION BY LIST (state)
     TABLE {p}.oban_jobs (id bigint, state int, queue int[])
     TABLE {p}.oban_jobs ()
     TABLE {p}.oban_jobs (id bigint, state text, queue text GENERATED ALWAYS AS (state) STORED)
+    TABLE {p}.oban_jobs (LIKE public.oban_jobs INCLUDING COMMENTS)
     UNLOGGED TABLE {p}.oban_jobs (LIKE public.oban_jobs INCLUDING ALL)
     TABLE {p}.oban_jobs () INHERITS (public.oban_jobs)
     VIEW {p}.oban_jobs AS SELECT 1 AS id
@@ -189,7 +191,7 @@ const ACTS: &str = r#"
     ALTER TABLE {p}.{t} NO INHERIT {q}.{t}
     ALTER TABLE {p}.{t} SET (fillfactor = 10)
     CREATE TABLE {p}.part PARTITION OF {p}.{t} DEFAULT
-    CREATE TABLE {p}.part (id bigint, state text, queue text); ALTER TABLE {p}.oban_jobs ATTACH PARTITION {p}.part DEFAULT
+    CREATE TABLE {p}.part (LIKE public.oban_jobs); ALTER TABLE {p}.oban_jobs ATTACH PARTITION {p}.part DEFAULT
     ALTER TABLE {p}.oban_jobs DETACH PARTITION {p}.part
     DROP TABLE {p}.part CASCADE
     CREATE INDEX odd ON {p}.oban_peers (node) WHERE node <> 'x'

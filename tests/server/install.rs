@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use postgres::Client;
 
-use crate::support::{Ask, Cluster, code, wait_until};
+use crate::support::{Ask, Cluster, JOBS, code, wait_until};
 
 /// Creates a role `tenant` that owns the schema `t` and may create schemas. Its functions count in a
 /// sequence, which a rollback does not take back, how often another role runs them. Returns the superuser's
@@ -156,7 +156,7 @@ fn tables_of_another_kind_are_refused_unread() {
     ];
     let schema = oid(&mut root, "t");
     for table in tables {
-        tenant.batch_execute(&format!("CREATE TABLE t.oban_jobs (queue text, state text); {table}")).unwrap();
+        tenant.batch_execute(&format!("CREATE TABLE t.oban_jobs {JOBS}; {table}")).unwrap();
         let before = contents(&mut root, schema);
         for installer in [&mut root, &mut tenant] {
             assert_eq!(code(installer, "SELECT oban_install('t')"), "22023", "{table}");
@@ -221,10 +221,10 @@ fn code_on_a_tenants_tables_does_not_run_as_the_installer() {
     let cluster = Cluster::with_extension();
     let (mut root, mut tenant) = tenant(&cluster);
     tenant
-        .batch_execute(
+        .batch_execute(&format!(
             "CREATE FUNCTION t.trigger() RETURNS trigger LANGUAGE plpgsql AS
                  $$ BEGIN PERFORM t.spy(); RETURN NEW; END $$;
-             CREATE TABLE t.oban_jobs (queue text, state text);
+             CREATE TABLE t.oban_jobs {JOBS};
              CREATE UNLOGGED TABLE t.oban_peers (
                  name varchar PRIMARY KEY, node varchar NOT NULL CHECK (t.yes(node)), started_at timestamp, expires_at timestamp,
                  more t.e DEFAULT 'a', domain t.dt DEFAULT 'x', made bigint GENERATED ALWAYS AS (t.one(node)) STORED,
@@ -242,8 +242,8 @@ fn code_on_a_tenants_tables_does_not_run_as_the_installer() {
              CREATE FUNCTION t.obanrs_peers() RETURNS trigger LANGUAGE plpgsql AS
                  $$ BEGIN PERFORM t.spy(); RETURN NEW; END $$;
              CREATE FUNCTION t.obanrs_jobs_insert() RETURNS trigger LANGUAGE plpgsql AS
-                 $$ BEGIN PERFORM t.spy(); RETURN NEW; END $$",
-        )
+                 $$ BEGIN PERFORM t.spy(); RETURN NEW; END $$"
+        ))
         .unwrap();
     let file = "SELECT pg_relation_filenode('t.oban_peers')";
     let before: u32 = root.one(file);
@@ -331,7 +331,7 @@ fn event_triggers_of_a_surrounding_command_see_what_was_done() {
     .unwrap();
     tenant
         .batch_execute(&format!(
-            "CREATE TABLE t.oban_jobs (queue text, state text); {PEERS}); TRUNCATE public.seen;
+            "CREATE TABLE t.oban_jobs {JOBS}; {PEERS}); TRUNCATE public.seen;
              CREATE TABLE t.x AS SELECT oban_install('t')::text"
         ))
         .unwrap();
@@ -427,7 +427,7 @@ fn a_table_is_tested_again_once_it_is_locked() {
     let cluster = Cluster::with_extension();
     let (mut root, mut tenant) = tenant(&cluster);
     let fresh = format!(
-        "DROP TABLE IF EXISTS t.oban_jobs, t.oban_peers, t.others; CREATE TABLE t.oban_jobs (queue text, state text);
+        "DROP TABLE IF EXISTS t.oban_jobs, t.oban_peers, t.others; CREATE TABLE t.oban_jobs {JOBS};
          {PEERS}, term bigint); INSERT INTO t.oban_peers VALUES ('Oban', 'n', now(), now(), 1)"
     );
     let install = "SELECT oban_install('t')";
@@ -483,7 +483,7 @@ fn a_table_that_this_session_is_reading_is_not_altered() {
     let (mut root, mut tenant) = tenant(&cluster);
     tenant
         .batch_execute(&format!(
-            "CREATE TABLE t.oban_jobs (queue text, state text); {PEERS});
+            "CREATE TABLE t.oban_jobs {JOBS}; {PEERS});
              INSERT INTO t.oban_peers VALUES ('Oban', 'n', now(), 'infinity')"
         ))
         .unwrap();
@@ -499,7 +499,7 @@ fn partitions_are_tested_each() {
     let (mut root, mut tenant) = tenant(&cluster);
     tenant
         .batch_execute(&format!(
-            "{PEERS}); CREATE TABLE t.oban_jobs (queue text, state text) PARTITION BY LIST (queue);
+            "{PEERS}); CREATE TABLE t.oban_jobs {JOBS} PARTITION BY LIST (queue);
              CREATE TABLE t.a PARTITION OF t.oban_jobs FOR VALUES IN ('a') PARTITION BY LIST (state);
              CREATE TABLE t.ab PARTITION OF t.a DEFAULT;
              CREATE TABLE t.b PARTITION OF t.oban_jobs FOR VALUES IN ('b')"
@@ -623,4 +623,115 @@ fn a_prefix_that_elects_no_more_is_warned_of() {
     }
     client.batch_execute("SELECT oban_join('a')").unwrap();
     wait_until("it leads", || client.one("SELECT oban_is_leader()"));
+}
+
+/// A table of jobs that is not Oban's, or that Oban has to migrate first, is refused, and the error says why. So is one
+/// that an earlier version has installed, and its wake-ups go on.
+#[test]
+fn jobs_of_another_kind_are_refused_and_named() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    let refused = |client: &mut Client, why: &str| {
+        let error = client.batch_execute("SELECT oban_install('t')").expect_err(why);
+        let error = error.as_db_error().expect(why);
+        assert_eq!(error.code().code(), "22023", "{why}: {error}");
+        (error.message().to_owned(), error.hint().expect(why).to_owned())
+    };
+    client.batch_execute("SELECT oban_install('good')").unwrap();
+    for (change, named) in [
+        ("RENAME state TO status", "lacks state (a text, or an enum with the label available)"),
+        ("RENAME queue TO lane", "lacks queue (a text)"),
+        ("ALTER queue TYPE int USING 1", "has of another type queue (a text)"),
+        ("ALTER state TYPE int USING 1", "has of another type state (a text, or an enum"),
+        ("DROP COLUMN attempted_by, DROP COLUMN meta", "lacks meta, attempted_by (an array of texts)"),
+        ("ALTER attempted_by TYPE text", "has of another type attempted_by (an array of texts)"),
+    ] {
+        let create = format!(
+            "CREATE SCHEMA t; CREATE TABLE t.oban_jobs {JOBS}; ALTER TABLE t.oban_jobs ALTER state DROP DEFAULT;
+             ALTER TABLE t.oban_jobs {change}"
+        );
+        client.batch_execute(&create).unwrap();
+        let (message, hint) = refused(&mut client, change);
+        assert!(message.contains(named) && message.contains("prefix \"t\""), "{change}: {message}");
+        assert!(hint.contains("11 or later"), "{hint}");
+        assert_eq!(triggers(&mut client, "t.oban_jobs"), 0, "{change}");
+        assert!(client.one::<bool>("SELECT to_regclass('t.oban_peers') IS NULL"), "{change}");
+        client.batch_execute("DROP SCHEMA t CASCADE").unwrap();
+    }
+    // Oban's own tables of migration 10, and what real migrations make has a comment.
+    client
+        .batch_execute(
+            "CREATE SCHEMA t; CREATE TABLE t.oban_jobs (LIKE good.oban_jobs INCLUDING DEFAULTS);
+             COMMENT ON TABLE t.oban_jobs IS '10'",
+        )
+        .unwrap();
+    let (message, hint) = refused(&mut client, "migration 10");
+    assert!(message.contains("migration 10") && hint.contains("11 or later"), "{message}, {hint}");
+    for comment in ["'11'", "NULL", "'jobs of billing'", "'∞'"] {
+        client
+            .batch_execute(&format!("COMMENT ON TABLE t.oban_jobs IS {comment}; SELECT oban_install('t')"))
+            .unwrap();
+    }
+
+    // As 0.4.0 installed it.
+    client
+        .batch_execute("COMMENT ON TABLE t.oban_jobs IS '2'; ALTER TABLE t.oban_jobs DROP COLUMN tags")
+        .unwrap();
+    refused(&mut client, "installed before");
+    let row = "SELECT detail FROM oban_check() WHERE item = 'columns of t.oban_jobs' AND NOT ok";
+    assert!(client.one::<String>(row).contains("migration 2"));
+    client.batch_execute("COMMENT ON TABLE t.oban_jobs IS NULL").unwrap();
+    assert!(client.one::<String>(row).contains("lacks tags"));
+    let after: i64 = client.one("SELECT oban_position()");
+    client.batch_execute("INSERT INTO t.oban_jobs (id, worker) VALUES (1, 'w')").unwrap();
+    let woken =
+        format!("SELECT jsonb_array_length(messages) FROM oban_poll(after => {after}, prefix => 't')");
+    assert_eq!(client.one::<i32>(&woken), 1, "its wake-ups go on");
+    client.batch_execute("SELECT oban_uninstall('t')").unwrap();
+}
+
+/// A stored generated column is in the rows that the trigger reads; a virtual one is not, and says so.
+#[test]
+fn generated_queues_wake_or_say_that_they_do_not() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    let is_18 = client.one::<i32>("SELECT current_setting('server_version_num')::int") >= 180_000;
+    client.batch_execute("SELECT oban_install()").unwrap();
+    let dropped = |client: &mut Client| crate::support::stat(client, "dropped");
+    for (column, of) in [("queue", "'q_' || worker"), ("state", "left('available' || worker, 9)")] {
+        for kind in ["STORED", "VIRTUAL"] {
+            if kind == "VIRTUAL" && !is_18 {
+                continue;
+            }
+            client
+                .batch_execute(&format!(
+                    "DROP TABLE oban_jobs; SELECT oban_install(); ALTER TABLE oban_jobs DROP COLUMN {column};
+                     ALTER TABLE oban_jobs ADD COLUMN {column} text GENERATED ALWAYS AS ({of}) {kind}"
+                ))
+                .unwrap();
+            let (before, after): (i64, i64) = (dropped(&mut client), client.one("SELECT oban_position()"));
+            client.batch_execute("INSERT INTO oban_jobs (worker) VALUES ('w')").unwrap();
+            let woken = format!("SELECT jsonb_array_length(messages) FROM oban_poll(after => {after})");
+            let check = "SELECT ok FROM oban_check() WHERE item = 'columns of public.oban_jobs'";
+            let is_read = kind == "STORED";
+            assert_eq!(client.one::<i32>(&woken), i32::from(is_read), "{column} {kind}");
+            assert_eq!(dropped(&mut client) - before, i64::from(!is_read), "{column} {kind}");
+            assert_eq!(client.one::<bool>(check), is_read, "{column} {kind}");
+            match is_read {
+                true => client.batch_execute("SELECT oban_install()").unwrap(),
+                false => assert_eq!(code(&mut client, "SELECT oban_install()"), "22023", "{column}"),
+            }
+        }
+    }
+}
+
+/// What it says of read-only transactions and standbys holds also if nothing is missing.
+#[test]
+fn read_only_transactions_install_nothing() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    for call in ["oban_install()", "oban_install('new')", "oban_uninstall()"] {
+        assert_eq!(code(&mut client, &format!("BEGIN READ ONLY; SELECT {call}")), "25006", "{call}");
+        client.batch_execute("ROLLBACK").unwrap();
+    }
 }

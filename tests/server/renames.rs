@@ -5,7 +5,7 @@ use postgres::Client;
 use serde_json::Value;
 
 use super::bus::{Answer, installed_with, poll, wait, wait_for_relay};
-use crate::support::{Ask, Cluster, PATIENCE, heard, stat, wait_until};
+use crate::support::{Ask, Cluster, JOBS, PATIENCE, heard, stat, wait_until};
 
 /// A server with the prefix `a`.
 fn with_prefix() -> (Cluster, Client) {
@@ -217,12 +217,12 @@ fn partitions_in_other_schemas_wake_the_schema_of_their_root() {
     let cluster = installed_with(&[]);
     let mut client = cluster.client();
     client
-        .batch_execute(
+        .batch_execute(&format!(
             "CREATE SCHEMA a; CREATE SCHEMA parts;
-             CREATE TABLE a.oban_jobs (id int, queue text, worker text, state text DEFAULT 'available') PARTITION BY LIST (queue);
+             CREATE TABLE a.oban_jobs {JOBS} PARTITION BY LIST (queue);
              CREATE TABLE parts.leaf PARTITION OF a.oban_jobs FOR VALUES IN ('q');
-             SELECT oban_install('a')",
-        )
+             SELECT oban_install('a')"
+        ))
         .unwrap();
     let mut listener = listener(&cluster, &["a", "b", "parts"]);
     let after: i64 = client.one("SELECT oban_position()");

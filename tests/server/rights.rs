@@ -1,6 +1,6 @@
 //! Who may do what: a role may do on a prefix what it may do on that prefix's oban_jobs.
 
-use crate::support::{Ask, Cluster, wait_until};
+use crate::support::{Ask, Cluster, JOBS, wait_until};
 
 /// Roles, and what the owner of the prefix `app` lets them do with its oban_jobs.
 const ROLES: [(&str, &str); 7] = [
@@ -195,12 +195,12 @@ fn views_filter_and_do_not_raise_whatever_a_tenant_does() {
     // A lock of theirs hides their rows, and holds up nobody: the timeout would be an error.
     client.batch_execute("SET lock_timeout = '1ms'").unwrap();
     mallory
-        .batch_execute(
+        .batch_execute(&format!(
             "DROP TABLE m.oban_jobs;
-             CREATE TABLE m.oban_jobs (queue text, state text) PARTITION BY LIST (queue);
+             CREATE TABLE m.oban_jobs {JOBS} PARTITION BY LIST (queue);
              CREATE TABLE m.part PARTITION OF m.oban_jobs DEFAULT; SELECT oban_install('m');
-             BEGIN; LOCK TABLE m.part, m.oban_jobs, m.oban_peers",
-        )
+             BEGIN; LOCK TABLE m.part, m.oban_jobs, m.oban_peers"
+        ))
         .unwrap();
     assert_eq!(client.one::<String>(seen), "public a");
     assert!(client.one::<bool>("SELECT ok FROM oban_check() WHERE item = 'prefix m'"));

@@ -2,7 +2,7 @@
 
 use postgres::Client;
 
-use crate::support::{Ask, Cluster, code};
+use crate::support::{Ask, Cluster, JOBS, code};
 
 struct Listener {
     client: Client,
@@ -195,12 +195,14 @@ fn columns_dropped_added_and_reordered() {
     let cluster = Cluster::with_extension();
     let mut client = cluster.client();
     client
-        .batch_execute(
+        .batch_execute(&format!(
             "CREATE TYPE oban_job_state AS ENUM ('scheduled', 'available');
-             CREATE TABLE oban_jobs (junk int, queue text, gone text, worker text, state oban_job_state DEFAULT 'available');
+             CREATE TABLE others {JOBS}; ALTER TABLE others DROP COLUMN queue, DROP COLUMN worker, DROP COLUMN state;
+             CREATE TABLE oban_jobs (junk int, queue text, gone text, worker text, state oban_job_state DEFAULT 'available',
+                 LIKE others);
              ALTER TABLE oban_jobs DROP COLUMN gone; ALTER TABLE oban_jobs ADD COLUMN later int DEFAULT 7;
-             SELECT oban_install()",
-        )
+             SELECT oban_install()"
+        ))
         .unwrap();
     let mut listener = Listener::new(&cluster);
     client
@@ -232,14 +234,15 @@ fn partitions_by_the_table_and_directly() {
     let cluster = Cluster::with_extension();
     let mut client = cluster.client();
     client
-        .batch_execute(
+        .batch_execute(&format!(
             "CREATE SCHEMA elsewhere;
-             CREATE TABLE oban_jobs (id int, queue text, worker text, state text DEFAULT 'available') PARTITION BY LIST (queue);
+             CREATE TABLE oban_jobs {JOBS} PARTITION BY LIST (queue);
              CREATE TABLE jobs_a PARTITION OF oban_jobs FOR VALUES IN ('a');
-             CREATE TABLE elsewhere.jobs_b (state text DEFAULT 'available', worker text, id int, queue text);
+             CREATE TABLE others {JOBS}; ALTER TABLE others DROP COLUMN queue, DROP COLUMN state;
+             CREATE TABLE elsewhere.jobs_b (LIKE others, state text DEFAULT 'available', queue text);
              ALTER TABLE oban_jobs ATTACH PARTITION elsewhere.jobs_b FOR VALUES IN ('b');
-             SELECT oban_install()",
-        )
+             SELECT oban_install()"
+        ))
         .unwrap();
     let mut listener = Listener::new(&cluster);
     client.batch_execute("INSERT INTO oban_jobs (queue) VALUES ('a'), ('b'), ('a')").unwrap();

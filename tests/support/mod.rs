@@ -63,6 +63,12 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(what, || condition().then_some(()));
 }
 
+/// The columns of a table of jobs, for CREATE TABLE: the least that oban_install takes for one of Oban's.
+pub const JOBS: &str = "(queue text, state text DEFAULT 'available', id bigint, worker text, args jsonb, meta jsonb, \
+     tags text[], errors jsonb[], attempt int, max_attempts int, priority int, inserted_at timestamp, \
+     scheduled_at timestamp, attempted_at timestamp, attempted_by text[], cancelled_at timestamp, \
+     completed_at timestamp, discarded_at timestamp)";
+
 /// A counter of oban_stats.
 pub fn stat(client: &mut postgres::Client, counter: &str) -> i64 {
     client.one(&format!("SELECT value FROM oban_stats WHERE counter = '{counter}'"))

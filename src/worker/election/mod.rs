@@ -275,7 +275,7 @@ impl Elections {
     /// is forgotten at its commit (`shmem::tables`); this is for the others, such as a prepared transaction.
     fn forget_dropped_schemas(&mut self) {
         let mut known = shmem::peers_view(|v| v.schemas(self.database)).unwrap_or_default();
-        known.extend(shmem::gossip::schemas(self.database));
+        known.extend(shmem::gossip::schemas(self.database, false));
         known.sort_unstable();
         known.dedup();
         if known.is_empty() {

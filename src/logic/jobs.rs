@@ -1,0 +1,223 @@
+//! What a table of jobs has to be for `oban_install`: it has the columns of Oban's, as Oban for Elixir makes them since
+//! its migration 11 and Oban for Python in all versions. The insert trigger reads `queue` and `state`, queries read the
+//! others. Types that differ between Oban's versions are not tested.
+
+use std::fmt::Write;
+
+/// Until the migration before this one, Oban's own trigger sends other messages, and columns come and go.
+pub const FIRST_VERSION: i64 = 11;
+
+/// What a column may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Text,
+    /// A text, or an enum with the label `available`.
+    State,
+    Texts,
+    Any,
+}
+
+const COLUMNS: [(&str, Wanted); 18] = [
+    ("id", Wanted::Any),
+    ("state", Wanted::State),
+    ("queue", Wanted::Text),
+    ("worker", Wanted::Text),
+    ("args", Wanted::Any),
+    ("meta", Wanted::Any),
+    ("tags", Wanted::Any),
+    ("errors", Wanted::Any),
+    ("attempt", Wanted::Any),
+    ("max_attempts", Wanted::Any),
+    ("priority", Wanted::Any),
+    ("inserted_at", Wanted::Any),
+    ("scheduled_at", Wanted::Any),
+    ("attempted_at", Wanted::Any),
+    ("attempted_by", Wanted::Texts),
+    ("cancelled_at", Wanted::Any),
+    ("completed_at", Wanted::Any),
+    ("discarded_at", Wanted::Any),
+];
+
+/// The columns that the insert trigger reads.
+const READ_BY_TRIGGER: [&str; 2] = ["queue", "state"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// text, varchar or char.
+    Text,
+    /// An enum with the label `available`.
+    States,
+    /// An array of texts.
+    Texts,
+    Other,
+}
+
+#[derive(Clone, Debug)]
+pub struct Column {
+    pub name: String,
+    pub kind: Type,
+    /// Computed when it is read. In the rows that the trigger reads it is NULL.
+    pub is_virtual: bool,
+}
+
+impl Wanted {
+    fn is(self, kind: Type) -> bool {
+        match self {
+            Self::Text => kind == Type::Text,
+            Self::State => matches!(kind, Type::Text | Type::States),
+            Self::Texts => kind == Type::Texts,
+            Self::Any => true,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Text => " (a text)",
+            Self::State => " (a text, or an enum with the label available)",
+            Self::Texts => " (an array of texts)",
+            Self::Any => "",
+        }
+    }
+}
+
+/// What is wrong with a table of jobs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Its comment says that Oban's migrations have brought it to this version.
+    TooOld {
+        version: i64,
+    },
+    Columns(WrongColumns),
+}
+
+/// Columns by their names, some with what they have to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WrongColumns {
+    pub missing: Vec<String>,
+    pub of_another_type: Vec<String>,
+    pub virtual_ones: Vec<String>,
+}
+
+impl WrongColumns {
+    /// "lacks state (a text, or ...), meta; has of another type queue (a text)".
+    pub fn described(&self) -> String {
+        let mut text = String::new();
+        for (what, columns) in [
+            ("lacks", &self.missing),
+            ("has of another type", &self.of_another_type),
+            ("has as a virtual generated column", &self.virtual_ones),
+        ] {
+            if !columns.is_empty() {
+                let separator = if text.is_empty() { "" } else { "; " };
+                let _ = write!(text, "{separator}{what} {}", columns.join(", "));
+            }
+        }
+        text
+    }
+}
+
+/// The first fault of a table with these columns. `comment` is the table's: Oban keeps its migrations' version there.
+pub fn fault(comment: Option<&str>, columns: &[Column]) -> Option<Fault> {
+    let version = comment.and_then(|comment| comment.trim().parse().ok());
+    if let Some(version) = version.filter(|version| *version < FIRST_VERSION) {
+        return Some(Fault::TooOld { version });
+    }
+    let wrong = wrong(columns, |_| true);
+    (wrong != WrongColumns::default()).then_some(Fault::Columns(wrong))
+}
+
+/// The columns that keep the insert trigger from telling what to wake. `None`: there is none.
+pub fn unreadable(columns: &[Column]) -> Option<WrongColumns> {
+    let wrong = wrong(columns, |name| READ_BY_TRIGGER.contains(&name));
+    (wrong != WrongColumns::default()).then_some(wrong)
+}
+
+fn wrong(columns: &[Column], counts: impl Fn(&str) -> bool) -> WrongColumns {
+    let mut wrong = WrongColumns::default();
+    for (name, wanted) in COLUMNS.into_iter().filter(|(name, _)| counts(name)) {
+        let said = || format!("{name}{}", wanted.name());
+        match columns.iter().find(|column| column.name == name) {
+            None => wrong.missing.push(said()),
+            Some(column) if !wanted.is(column.kind) => wrong.of_another_type.push(said()),
+            Some(column) if column.is_virtual && READ_BY_TRIGGER.contains(&name) => {
+                wrong.virtual_ones.push(name.to_owned());
+            }
+            Some(_) => {}
+        }
+    }
+    wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn obans() -> Vec<Column> {
+        let kind = |wanted| match wanted {
+            Wanted::Text => Type::Text,
+            Wanted::State => Type::States,
+            Wanted::Texts => Type::Texts,
+            Wanted::Any => Type::Other,
+        };
+        let column = |(name, wanted): (&str, Wanted)| Column {
+            name: name.to_owned(),
+            kind: kind(wanted),
+            is_virtual: false,
+        };
+        COLUMNS.into_iter().map(column).collect()
+    }
+
+    fn of(name: &str, change: impl FnOnce(&mut Column)) -> Vec<Column> {
+        let mut columns = obans();
+        change(columns.iter_mut().find(|column| column.name == name).unwrap());
+        columns
+    }
+
+    #[test]
+    fn obans_own_tables_have_no_fault() {
+        for comment in
+            [None, Some("11"), Some("14"), Some("99"), Some("\u{221e}"), Some("the jobs of billing")]
+        {
+            assert_eq!(fault(comment, &obans()), None, "{comment:?}");
+        }
+        assert_eq!(fault(None, &of("state", |c| c.kind = Type::Text)), None);
+        assert_eq!(unreadable(&obans()), None);
+    }
+
+    #[test]
+    fn tables_of_earlier_migrations_are_known_by_their_comment_or_their_columns() {
+        for version in 0..FIRST_VERSION {
+            let comment = version.to_string();
+            assert_eq!(fault(Some(&comment), &obans()), Some(Fault::TooOld { version }));
+        }
+        let second: Vec<_> =
+            obans().into_iter().filter(|c| !["meta", "tags"].contains(&c.name.as_str())).collect();
+        let Some(Fault::Columns(wrong)) = fault(None, &second) else { panic!("it has no meta") };
+        assert_eq!(wrong.described(), "lacks meta, tags");
+        assert_eq!(unreadable(&second), None, "the trigger can do without");
+    }
+
+    #[test]
+    fn each_wrong_column_is_named() {
+        for (columns, said) in [
+            (
+                of("state", |c| c.name = "status".into()),
+                "lacks state (a text, or an enum with the label available)",
+            ),
+            (of("queue", |c| c.kind = Type::Other), "has of another type queue (a text)"),
+            (of("state", |c| c.kind = Type::Other), "another type state (a text, or an enum"),
+            (of("queue", |c| c.is_virtual = true), "has as a virtual generated column queue"),
+        ] {
+            let Some(Fault::Columns(wrong)) = fault(Some("14"), &columns) else { panic!("{said}") };
+            assert!(wrong.described().contains(said), "{}", wrong.described());
+            assert_eq!(unreadable(&columns), Some(wrong), "{said}");
+        }
+        let Some(Fault::Columns(wrong)) = fault(None, &of("attempted_by", |c| c.kind = Type::Other)) else {
+            panic!("no array")
+        };
+        assert_eq!(wrong.described(), "has of another type attempted_by (an array of texts)");
+        assert_eq!(fault(None, &of("meta", |c| c.is_virtual = true)), None, "queries read it");
+        let all = fault(None, &[]);
+        assert!(matches!(all, Some(Fault::Columns(wrong)) if wrong.missing.len() == COLUMNS.len()));
+    }
+}
