@@ -48,6 +48,7 @@ fn oban_check() -> TableIterator<'static, (name!(item, String), name!(ok, bool),
         findings.push(found("gossip", gossip()));
     }
     findings.push(found("idle_session_timeout", idle_sessions()));
+    findings.push(found("wakeups", wakeups()));
     let (prefixes, used) = (prefixes(), used());
     if !prefixes.iter().any(|prefix| prefix.is_meant(&used)) {
         let none = "no schema that this role may use is installed: SELECT oban_install(), or have the owner of one \
@@ -243,6 +244,16 @@ fn idle_sessions() -> Result<String, String> {
              idle_session_timeout = 0 in those sessions, or for their role"
         )),
     }
+}
+
+/// A switch for one load that was set for a role or a database would keep all its jobs waiting without a word.
+fn wakeups() -> Result<String, String> {
+    if config::wakeups() {
+        return Ok("on: what this session inserts wakes its queues".into());
+    }
+    Err("obanrs.wakeups is off, so that nothing tells of the jobs that this session inserts: if that is not meant, look \
+         into pg_db_role_setting, and RESET obanrs.wakeups"
+        .into())
 }
 
 /// Whether the database is left alone by elections, as ALTER DATABASE says, or else the server's configuration.

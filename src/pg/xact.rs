@@ -128,9 +128,10 @@ thread_local! {
     static SUB_CALLBACKS: RefCell<Vec<SubCallback>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Registers `callback` for every event of every transaction of this process and its children; the last one
-/// that was registered is called first. After a commit it must not raise: that would be a PANIC of the whole
-/// server.
+/// Registers `callback` for every event of every transaction of this process and its children. Before a commit the
+/// last one that was registered is called first, at the end of the transaction the first one: `bus` is the first. So it
+/// takes what the others send before the commit, and publishes before the others wake anybody. After a commit a callback
+/// must not raise: that would be a PANIC of the whole server.
 pub fn on_event(callback: Callback) {
     static REGISTERED: Once = Once::new();
     // SAFETY: a function that lives as long as the library, which is never unloaded.
@@ -148,7 +149,9 @@ pub fn on_subtransaction_event(callback: SubCallback) {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn event_happened(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
-    for i in (0..CALLBACKS.with_borrow(Vec::len)).rev() {
+    let count = CALLBACKS.with_borrow(Vec::len);
+    for nth in 0..count {
+        let i = if is_end(event) { nth } else { count - 1 - nth };
         let callback = CALLBACKS.with_borrow(|callbacks| callbacks[i]);
         callback(event);
     }

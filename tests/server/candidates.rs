@@ -41,9 +41,8 @@ fn an_observer_is_seen_and_never_leads() {
     assert!(leads(&mut second));
     assert_eq!(candidates(&mut first), "later true, watch false");
     drop(second);
-    wait_until("the leader is gone", || first.one("SELECT count(*) = 0 FROM oban_leader()"));
+    wait_until("the leader is gone", || first.one("SELECT count(*) = 0 FROM oban_peers"));
     assert!(!leads(&mut first), "the only member that is left");
-    assert_eq!(first.one::<i64>("SELECT count(*) FROM oban_peers"), 0);
 
     // With a lease as well.
     let member: i64 = first.one("SELECT oban_join('leased', lease => '1 minute', candidate => false)");
@@ -249,9 +248,10 @@ fn a_join_says_why_there_are_no_elections() {
     let (severity, code, message, hinted) = &said[0];
     assert_eq!((severity.as_str(), code.as_str(), *hinted), ("WARNING", "55000", true));
     assert!(message.contains("prefix \"mine\" holds no elections"), "{message}");
-    client.batch_execute("SELECT oban_install('mine'); SELECT oban_join('a', prefix => 'mine')").unwrap();
+    client.batch_execute("SELECT oban_install('mine')").unwrap();
+    client.batch_execute("SELECT oban_join('a', prefix => 'mine')").unwrap();
     assert_eq!(told(&notices), []);
-    assert!(client.one::<bool>("SELECT oban_is_leader(prefix => 'mine')"));
+    wait_until("it leads", || client.one("SELECT oban_is_leader(prefix => 'mine')"));
 
     for (schema, obstacle, named) in [
         ("a1", "ADD CHECK (node <> 'x')", "CHECK"),
@@ -260,10 +260,10 @@ fn a_join_says_why_there_are_no_elections() {
     ] {
         client
             .batch_execute(&format!(
-                "SELECT oban_install('{schema}'); ALTER TABLE {schema}.oban_peers {obstacle};
-                 SELECT oban_join('a', prefix => '{schema}')"
+                "SELECT oban_install('{schema}'); ALTER TABLE {schema}.oban_peers {obstacle}"
             ))
             .unwrap();
+        client.batch_execute(&format!("SELECT oban_join('a', prefix => '{schema}')")).unwrap();
         let said = told(&notices);
         assert!(said.len() == 1 && said[0].0 == "WARNING", "{said:?}");
         assert!(said[0].2.to_lowercase().contains(&named.to_lowercase()), "{said:?}");

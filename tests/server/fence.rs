@@ -6,7 +6,7 @@ use crate::support::elixir::{Form, elect};
 use crate::support::{Ask, Cluster, code, stat, wait_until};
 
 fn term(client: &mut Client, node: &str) -> i64 {
-    client.one::<i64>(&format!("SELECT oban_join('{node}')"));
+    client.one::<i64>(&format!("SELECT oban_join('{node}', candidate => true)"));
     wait_until("it leads", || client.one("SELECT oban_is_leader()"));
     client.one("SELECT oban_term()")
 }

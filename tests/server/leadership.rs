@@ -125,7 +125,7 @@ fn those_who_listen_hear_it_and_those_who_wait_if_they_ask_for_it() {
     assert!(all[0].payload().starts_with(r#"{"elected":"a","name":"Oban","term":"#), "{}", all[0].payload());
     // Oban's own channels are the default.
     let others: i64 =
-        client.one(&format!("SELECT jsonb_array_length(messages) FROM oban_poll(after => {position})"));
+        client.one(&format!("SELECT jsonb_array_length(messages)::int8 FROM oban_poll(after => {position})"));
     assert_eq!(others, 0);
 }
 
@@ -171,8 +171,9 @@ fn elections_take_no_ring() {
     let mut admin = cluster.client();
     admin.batch_execute("CREATE DATABASE other").unwrap();
     let mut other = cluster.client_of("other");
-    other.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install(); SELECT oban_join('a')").unwrap();
-    assert!(other.one::<bool>("SELECT oban_is_leader()"));
+    other.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    other.batch_execute("SELECT oban_join('a')").unwrap();
+    wait_until("it leads", || other.one("SELECT oban_is_leader()"));
     let ring: String = other.one("SELECT detail FROM oban_check() WHERE item = 'ring'");
     assert!(ring.starts_with("none yet"), "{ring}");
     let mut listener = cluster.client_of("other");
