@@ -48,6 +48,7 @@ fn a_healthy_prefix_has_a_row_a_thing_and_all_are_ok() {
             "ring",
             "gossip",
             "idle_session_timeout",
+            "wakeups",
             "prefix public",
             "columns of public.oban_jobs",
             "trigger on public.oban_jobs",
@@ -350,6 +351,9 @@ fn more_databases_than_slots_and_worker_processes_are_shown() {
     assert!(found.iter().all(|(_, detail)| detail.contains("obanrs.max_databases")), "{found:?}");
     client.batch_execute("SET idle_session_timeout = '1h'").unwrap();
     assert!(only_wrong(&mut client, "idle_session_timeout").contains("1h"));
+    client.batch_execute("RESET idle_session_timeout; SET obanrs.wakeups = off").unwrap();
+    assert!(only_wrong(&mut client, "wakeups").contains("RESET obanrs.wakeups"));
+    client.batch_execute("RESET obanrs.wakeups; SET idle_session_timeout = '1h'").unwrap();
 }
 
 /// Each call that a database without a place disappoints says so, with the limit that holds.
