@@ -1,6 +1,8 @@
 //! Every error that a user can get from us: SQLSTATE, what was wrong with which value, and a hint
 //! that names the call or the setting that helps.
 
+use std::sync::OnceLock;
+
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::{PgLogLevel, PgSqlErrorCode};
 use thiserror::Error;
@@ -248,9 +250,22 @@ fn quote(value: &str) -> String {
     pgrx::spi::quote_literal(value)
 }
 
+/// How Postgres takes a message: `pg` knows the database's encoding.
+static SHOWN: OnceLock<fn(&str) -> String> = OnceLock::new();
+
+/// In `_PG_init`, before any error.
+pub fn show_with(shown: fn(&str) -> String) {
+    let _ = SHOWN.set(shown);
+}
+
+fn report(code: PgSqlErrorCode, message: &str, hint: &str) -> ErrorReport {
+    let shown = SHOWN.get().copied().unwrap_or(str::to_owned);
+    ErrorReport::new(code, shown(message), "obanrs").set_hint(shown(hint))
+}
+
 impl From<Error> for ErrorReport {
     fn from(error: Error) -> Self {
-        ErrorReport::new(error.code(), error.to_string(), "obanrs").set_hint(error.hint())
+        report(error.code(), &error.to_string(), &error.hint())
     }
 }
 
@@ -298,7 +313,7 @@ impl From<WireError> for Error {
 
 /// Writes a message with a hint into the server's log.
 pub fn log(level: PgLogLevel, code: PgSqlErrorCode, message: impl Into<String>, hint: impl Into<String>) {
-    ErrorReport::new(code, message.into(), "obanrs").set_hint(hint).report(level);
+    report(code, &message.into(), &hint.into()).report(level);
 }
 
 /// An argument that must not be NULL. (Functions are not STRICT: a silent NULL would hide a mistake.)

@@ -19,8 +19,9 @@ use crate::logic::shape;
 use crate::logic::text::Text;
 use crate::peer::leaders::leaders;
 use crate::pg::acl::{self, Right};
+use crate::pg::datum::Shown;
 use crate::pg::scan::Locked;
-use crate::pg::{catalog, clock, session};
+use crate::pg::{catalog, clock, encoding, session};
 use crate::prefix::jobs;
 use crate::prefix::peers::{self, Unusable};
 use crate::shmem;
@@ -37,9 +38,12 @@ fn found(item: impl Into<String>, outcome: Result<String, String>) -> Finding {
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn oban_check() -> TableIterator<'static, (name!(item, String), name!(ok, bool), name!(detail, String))> {
-    let mut findings =
-        vec![found("preload", preload()), found("version", version()), found("encoding", encoding())];
+fn oban_check() -> TableIterator<'static, (name!(item, Shown), name!(ok, bool), name!(detail, Shown))> {
+    let mut findings = vec![
+        found("preload", preload()),
+        found("version", version()),
+        found("encoding", database_encoding()),
+    ];
     if shmem::is_attached() {
         findings.push(found("coordinator", coordinator()));
         findings.extend(Kind::ALL.map(|kind| found(kind.name(), worker(kind))));
@@ -56,7 +60,7 @@ fn oban_check() -> TableIterator<'static, (name!(item, String), name!(ok, bool),
         findings.push(found("prefix", Err(none.into())));
     }
     findings.extend(prefixes.iter().flat_map(|prefix| prefix.findings(&used)));
-    TableIterator::new(findings)
+    TableIterator::new(findings.into_iter().map(|(item, ok, detail)| (Shown(item), ok, Shown(detail))))
 }
 
 fn preload() -> Result<String, String> {
@@ -87,7 +91,7 @@ fn version() -> Result<String, String> {
     }
 }
 
-fn encoding() -> Result<String, String> {
+fn database_encoding() -> Result<String, String> {
     match setting("SELECT getdatabaseencoding()::text").as_str() {
         "UTF8" => Ok("UTF8".into()),
         other => Err(format!(
@@ -308,21 +312,26 @@ struct Prefix {
 
 fn prefixes() -> Vec<Prefix> {
     let read = |row: SpiHeapTupleData<'_>| {
+        let text = |column: &str| row.get_by_name(column).map(|text| text.map(|Shown(text)| text));
+        let texts = |column: &str| -> SpiResult<Vec<String>> {
+            let texts = row.get_by_name::<Vec<Shown>, _>(column)?.unwrap_or_default();
+            Ok(texts.into_iter().map(|Shown(text)| text).collect())
+        };
         Ok(Prefix {
-            name: row.get_by_name("prefix")?.unwrap_or_default(),
-            jobs: row.get_by_name("jobs")?,
+            name: text("prefix")?.unwrap_or_default(),
+            jobs: text("jobs")?,
             jobs_is_table: row.get_by_name("jobs_is_table")?.unwrap_or(false),
             jobs_oid: row.get_by_name::<pg_sys::Oid, _>("jobs_oid")?.map(|oid| oid.to_u32()),
             touched: row.get_by_name("touched")?.unwrap_or(false),
-            without_trigger: row.get_by_name("without_trigger")?.unwrap_or_default(),
-            disabled: row.get_by_name("disabled")?.unwrap_or_default(),
-            peers: row.get_by_name("peers")?,
+            without_trigger: texts("without_trigger")?,
+            disabled: texts("disabled")?,
+            peers: text("peers")?,
             peers_triggers_are_there: row.get_by_name("peers_triggers_are_there")?.unwrap_or(false),
-            peers_triggers_off: row.get_by_name("peers_triggers_off")?.unwrap_or_default(),
+            peers_triggers_off: texts("peers_triggers_off")?,
             unlogged: row.get_by_name("unlogged")?.unwrap_or(false),
-            publications: row.get_by_name("publications")?.unwrap_or_default(),
-            subscriptions: row.get_by_name("subscriptions")?.unwrap_or_default(),
-            caller_lacks: row.get_by_name("caller_lacks")?.unwrap_or_default(),
+            publications: texts("publications")?,
+            subscriptions: texts("subscriptions")?,
+            caller_lacks: texts("caller_lacks")?,
             caller_reads_only: row.get_by_name("caller_reads_only")?.unwrap_or(false),
         })
     };
@@ -336,11 +345,22 @@ fn prefixes() -> Vec<Prefix> {
 impl Prefix {
     /// Whether somebody means the schema to be a prefix: it is installed at least in part, or in use.
     fn is_meant(&self, used: &BTreeSet<u32>) -> bool {
-        self.touched || catalog::namespace(&self.name).is_some_and(|schema| used.contains(&schema))
+        let is_used = || catalog::namespace(&self.name).is_some_and(|schema| used.contains(&schema));
+        self.touched || (encoding::is_name(&self.name) && is_used())
     }
 
     fn findings(&self, used: &BTreeSet<u32>) -> Vec<Finding> {
         let name = &self.name;
+        if !encoding::is_name(name) {
+            // Nor has it a row in oban_leadership. It need not be meant to be a prefix.
+            let left_out = format!(
+                "left out, as its name is not ASCII and the database's encoding is {}: rename the schema, or use a \
+                 database in UTF8",
+                encoding::of_database().to_string_lossy()
+            );
+            let left_out = if self.touched { Err(left_out) } else { Ok(left_out) };
+            return vec![found(format!("prefix {name}"), left_out)];
+        }
         if !self.is_meant(used) {
             let install = format!(
                 "not installed; if it shall be, SELECT oban_install({})",

@@ -68,6 +68,7 @@ extension_sql_file!("../sql/90_finish.sql", finalize);
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     pg::session::disable_backtraces();
+    error::show_with(pg::encoding::shown);
     if pg::session::is_binary_upgrade() {
         return;
     }

@@ -12,6 +12,8 @@ mod candidates;
 mod clock;
 #[path = "server/drivers.rs"]
 mod drivers;
+#[path = "server/encodings.rs"]
+mod encodings;
 #[path = "server/errors.rs"]
 mod errors;
 #[path = "server/fence.rs"]

@@ -228,10 +228,10 @@ fn push(rows: &mut Rows, entry: &Seen<'_>, prefixes: &mut Prefixes) {
     });
     if let Some(prefix) = prefix {
         rows.push([
-            datum::text(prefix),
-            datum::text(entry.name),
-            datum::text(entry.node),
-            datum::text(entry.queue),
+            datum::shown(prefix),
+            datum::shown(entry.name),
+            datum::shown(entry.node),
+            datum::shown(entry.queue),
             RawJsonb::copy(entry.state).into_datum(),
             time::timestamptz(entry.started_at).into_datum(),
             time::timestamptz(entry.updated_at).into_datum(),

@@ -39,7 +39,7 @@ impl<const N: usize> Text<N> {
 pub fn excerpt(text: &str) -> String {
     const MOST: usize = 100;
     match text.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}…", &text[..end]),
+        Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }
 }
@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn an_excerpt_is_short_and_whole_characters() {
         assert_eq!(excerpt(&"é".repeat(100)), "é".repeat(100));
-        assert_eq!(excerpt(&"é".repeat(101)), format!("{}…", "é".repeat(100)));
+        assert_eq!(excerpt(&"é".repeat(101)), format!("{}...", "é".repeat(100)));
     }
 
     #[test]

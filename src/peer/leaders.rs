@@ -12,6 +12,7 @@ use crate::logic::peer::{Electorate, Node, View};
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::TextArgument;
+use crate::pg::datum::Shown;
 use crate::pg::row::{self, Column, Row};
 use crate::pg::scan::{self, Locked};
 use crate::pg::{catalog, clock, latch, session, spi, time};
@@ -170,7 +171,7 @@ fn oban_leader(
     TableIterator<
         'static,
         (
-            name!(node, String),
+            name!(node, Shown),
             name!(term, Option<i64>),
             name!(started_at, Option<TimestampWithTimeZone>),
             name!(expires_at, Option<TimestampWithTimeZone>),
@@ -182,7 +183,7 @@ fn oban_leader(
     let electorate = names.electorate(Right::Read)?;
     let name = electorate.name.as_str();
     let rows = leaders(electorate.schema, names.prefix(), Some(name), Locked::Wait)?.unwrap_or_default();
-    Ok(TableIterator::new(rows.into_iter().map(|r| (r.node, r.term, r.started_at, r.expires_at))))
+    Ok(TableIterator::new(rows.into_iter().map(|r| (Shown(r.node), r.term, r.started_at, r.expires_at))))
 }
 
 /// The rows of the view oban_leadership: of every prefix that the caller may read and that has a table of leaders,
@@ -191,9 +192,9 @@ fn oban_leader(
 fn obanrs_leadership() -> TableIterator<
     'static,
     (
-        name!(prefix, String),
-        name!(name, String),
-        name!(node, String),
+        name!(prefix, Shown),
+        name!(name, Shown),
+        name!(node, Shown),
         name!(term, Option<i64>),
         name!(started_at, Option<TimestampWithTimeZone>),
         name!(expires_at, Option<TimestampWithTimeZone>),
@@ -205,7 +206,10 @@ fn obanrs_leadership() -> TableIterator<
         .flat_map(|(prefix, schema)| {
             let rows =
                 leaders(schema, &prefix, None, Locked::Skip).ok().flatten().unwrap_or_default().into_iter();
-            rows.map(move |r| (prefix.clone(), r.name, r.node, r.term, r.started_at, r.expires_at))
+            rows.map(move |r| {
+                let (prefix, name, node) = (Shown(prefix.clone()), Shown(r.name), Shown(r.node));
+                (prefix, name, node, r.term, r.started_at, r.expires_at)
+            })
         })
         .collect();
     TableIterator::new(rows)

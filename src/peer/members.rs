@@ -16,6 +16,7 @@ use crate::logic::peer::{Electorate, JoinError, Joining, Member, View};
 use crate::logic::shape;
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::TextArgument;
+use crate::pg::datum::Shown;
 use crate::pg::scan::Locked;
 use crate::pg::{catalog, clock, latch, session, time};
 use crate::prefix::peers::{self, Unusable};
@@ -303,9 +304,9 @@ fn obanrs_memberships() -> Result<
     TableIterator<
         'static,
         (
-            name!(prefix, String),
-            name!(name, String),
-            name!(node, String),
+            name!(prefix, Shown),
+            name!(name, Shown),
+            name!(node, Shown),
             name!(member, i64),
             name!(kind, &'static str),
             name!(pid, Option<i32>),
@@ -326,9 +327,9 @@ fn obanrs_members() -> Result<
     TableIterator<
         'static,
         (
-            name!(prefix, String),
-            name!(name, String),
-            name!(node, String),
+            name!(prefix, Shown),
+            name!(name, Shown),
+            name!(node, Shown),
             name!(member, i64),
             name!(kind, &'static str),
             name!(pid, Option<i32>),
@@ -344,9 +345,9 @@ fn obanrs_members() -> Result<
 }
 
 type MemberRow = (
-    String,
-    String,
-    String,
+    Shown,
+    Shown,
+    Shown,
     i64,
     &'static str,
     Option<i32>,
@@ -366,9 +367,9 @@ fn shown_members() -> Result<Vec<MemberRow>, Error> {
         .filter_map(|(electorate, m, leader)| {
             let lease_ends = m.lease_ends();
             Some((
-                readable.name(electorate.schema)?,
-                electorate.name.as_str().to_owned(),
-                m.node.as_str().to_owned(),
+                Shown(readable.name(electorate.schema)?),
+                Shown(electorate.name.as_str().to_owned()),
+                Shown(m.node.as_str().to_owned()),
                 m.id,
                 if lease_ends.is_none() { "session" } else { "lease" },
                 lease_ends.is_none().then_some(m.pid),

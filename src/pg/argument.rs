@@ -17,6 +17,7 @@ use pgrx::pgrx_sql_entity_graph::metadata::{
 use pgrx::prelude::*;
 
 use super::datum::{RawJsonb, Text, size, sql_name};
+use super::encoding;
 use crate::error::{Error, TextValue, given};
 
 /// A `text`.
@@ -45,14 +46,23 @@ impl TextArgument {
     /// The text in any encoding of the server. 22023 when it has more than `most` bytes in that encoding.
     pub fn text(&self, argument: &'static str, most: usize) -> Result<Text, Error> {
         self.measure(argument, most)?;
-        // SAFETY: a text that is not null.
-        unsafe { Text::from_datum(self.0, false) }.ok_or(Error::NullArgument(argument))
+        Ok(Text(encoding::argument(argument, self.content())?.into_owned()))
+    }
+
+    /// The text, which has to be a name that shared memory and tables can have, in any function of this database.
+    pub fn name(&self, argument: &'static str, most: usize) -> Result<Text, Error> {
+        self.with_text(argument, most, |text| Text(text.to_owned()))
+    }
+
+    /// The bytes of the text, uncompressed, in the server's encoding: only of one that was measured.
+    fn content(&self) -> &[u8] {
+        // SAFETY: a text that is not null, as every value of this type. What it is unpacked to lives as long as the call.
+        unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(self.0.cast_mut_ptr())) }
     }
 }
 
 impl TextValue for TextArgument {
-    /// What `read` returns for the text. In a database of another encoding than UTF-8, a text that is not
-    /// ASCII is an ERROR.
+    /// What `read` returns for the text. 22023 for one that is not ASCII, in a database of another encoding than UTF-8.
     fn with_text<R>(
         &self,
         argument: &'static str,
@@ -60,8 +70,7 @@ impl TextValue for TextArgument {
         read: impl FnOnce(&str) -> R,
     ) -> Result<R, Error> {
         self.measure(argument, most)?;
-        // SAFETY: a text that is not null.
-        unsafe { <&str>::from_datum(self.0, false) }.map(read).ok_or(Error::NullArgument(argument))
+        Ok(read(encoding::name_argument(argument, self.content())?))
     }
 }
 

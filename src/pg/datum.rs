@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::ptr::{NonNull, null_mut};
 
 use pgrx::callconv::{BoxRet, FcInfo};
-use pgrx::datum::Datum;
+use pgrx::datum::{Datum, UnboxDatum};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::pgrx_sql_entity_graph::metadata::{
@@ -15,7 +15,7 @@ use pgrx::pgrx_sql_entity_graph::metadata::{
 };
 use pgrx::prelude::*;
 
-use super::encoding::{to_server, to_string, to_utf8};
+use super::encoding::{to_server, to_server_lossy, to_string, to_utf8, to_utf8_lossy};
 use crate::error::Error;
 
 /// How many bytes a value has, without its header, once it is whole: it may be compressed, or be in a table still.
@@ -77,6 +77,57 @@ impl IntoDatum for Text {
     }
 }
 
+/// A `text` for people to read: what the server's encoding does not have is replaced, on the way here and back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shown(pub String);
+
+/// As a `text` for people to read.
+pub fn shown(text: &str) -> Option<pg_sys::Datum> {
+    let bytes = to_server_lossy(text);
+    // SAFETY: the bytes are copied.
+    unsafe { Some(pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32).into()) }
+}
+
+impl FromDatum for Shown {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _type: pg_sys::Oid,
+    ) -> Option<Self> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: a text, says whoever calls this.
+        let bytes =
+            unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr())) };
+        Some(Self(to_utf8_lossy(bytes).into_owned()))
+    }
+}
+
+impl IntoDatum for Shown {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        shown(&self.0)
+    }
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::TEXTOID
+    }
+}
+
+// SAFETY: the text is copied.
+unsafe impl UnboxDatum for Shown {
+    type As<'src> = Self;
+    unsafe fn unbox<'src>(datum: Datum<'src>) -> Self
+    where
+        Self: 'src,
+    {
+        // SAFETY: the same word, of a text that is not null.
+        unsafe {
+            let datum = std::mem::transmute::<Datum<'src>, pg_sys::Datum>(datum);
+            Self::from_datum(datum, false).unwrap_or_default()
+        }
+    }
+}
+
 /// A `jsonb` that is given as JSON text in the server's encoding.
 #[derive(Clone, Debug)]
 pub struct ServerJson(pub Vec<u8>);
@@ -106,10 +157,11 @@ fn parse(json: &[u8]) -> Option<pg_sys::Datum> {
     }
 }
 
-/// Whether an error is of class 22.
+/// Whether an error is of class 22, or says that a database without an encoding has no such character.
 fn is_data_exception(code: PgSqlErrorCode) -> bool {
     let class = |code: PgSqlErrorCode| code as i32 & 0xfff;
     class(code) == class(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION)
+        || code == PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED
 }
 
 /// A `jsonb` as Postgres keeps it, in memory of the current context: not to be kept beyond the call, or the
@@ -229,5 +281,6 @@ macro_rules! sql_result {
 }
 
 sql_result!(Text, "text");
+sql_result!(Shown, "text");
 sql_result!(RawJsonb, "jsonb");
 sql_result!(ServerJson, "jsonb");

@@ -2,6 +2,8 @@
 
 use pgrx::pg_sys;
 
+use super::encoding;
+
 /// A column of a table.
 #[derive(Clone, Copy)]
 pub struct Column {
@@ -80,9 +82,9 @@ impl Row {
         self.datum(column).map(|d| d.value() as u8 != 0)
     }
 
-    /// A text of at most `most` bytes; `None` for a longer one.
+    /// A text of at most `most` bytes, as far as it is one in UTF-8; `None` for a longer one.
     pub fn short_text(&self, column: Column, most: usize) -> Option<String> {
-        self.with_short_text(column, most, |text| String::from_utf8_lossy(text).into_owned())
+        self.with_short_text(column, most, |text| encoding::to_utf8_lossy(text).into_owned())
     }
 
     /// As `with_text`, but of a text of at most `most` bytes, measured before it is unpacked; `None` for a

@@ -39,7 +39,7 @@ pub fn look(sql: &str, argument: &str) -> Vec<String> {
                 if text.is_null() {
                     String::new()
                 } else {
-                    std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
+                    super::encoding::to_utf8_lossy(std::ffi::CStr::from_ptr(text).to_bytes()).into_owned()
                 }
             })
             .collect();

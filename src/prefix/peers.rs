@@ -326,9 +326,10 @@ pub fn schemas() -> Vec<u32> {
     catalog::tables_named(TABLE).into_iter().map(|(_, schema)| schema).collect()
 }
 
-/// The same with their names, in the order of these.
+/// The same with their names, in the order of these. Those whose names can't be a prefix's in this database are left
+/// out: it may not be able to convert them.
 pub fn named_schemas() -> Vec<(String, u32)> {
-    let named = |schema| Some((catalog::namespace_name(schema)?, schema));
+    let named = |schema| Some((prefix_name(schema)?, schema));
     let mut named: Vec<_> = schemas().into_iter().filter_map(named).collect();
     named.sort();
     named
@@ -342,9 +343,14 @@ pub fn installed_schemas() -> Vec<u32> {
     tables.map(|(_, schema)| schema).collect()
 }
 
-/// The same by their names.
+/// The same by their names; see `named_schemas`.
 pub fn installed_prefixes() -> Vec<String> {
-    installed_schemas().into_iter().filter_map(catalog::namespace_name).collect()
+    installed_schemas().into_iter().filter_map(prefix_name).collect()
+}
+
+/// The name of a schema, as it is committed now, if a prefix can have it.
+fn prefix_name(schema: u32) -> Option<String> {
+    catalog::namespace_name(schema).filter(|name| encoding::is_name(name))
 }
 
 /// Whether a schema's table of leaders can be used. `Err` says why not. Waits for no lock, and gives the

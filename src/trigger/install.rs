@@ -43,7 +43,7 @@ fn oban_install(
     prefix: default!(Option<TextArgument>, "'public'"),
     stage: default!(Option<bool>, "NULL"),
 ) -> Result<(), ErrorReport> {
-    let prefix = given("prefix", prefix)?.text("prefix", MAX_CHANNEL)?;
+    let prefix = given("prefix", prefix)?.name("prefix", MAX_CHANNEL)?;
     let prefix: &str = &prefix;
     if prefix.is_empty() {
         return Err(Error::bad("prefix is empty", "Give the schema of the job tables.").into());

@@ -5,6 +5,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::logic::lifecycle::{Database, Kind, state_name};
+use crate::pg::datum::Shown;
 use crate::pg::{session, time};
 use crate::shmem;
 
@@ -19,7 +20,7 @@ fn obanrs_workers() -> Result<
             name!(state, &'static str),
             name!(started_at, Option<TimestampWithTimeZone>),
             name!(restarts, i32),
-            name!(last_error, Option<String>),
+            name!(last_error, Option<Shown>),
         ),
     >,
     ErrorReport,
@@ -52,7 +53,7 @@ fn obanrs_workers() -> Result<
             state_name(w.state),
             since(w.pid, w.started_at),
             w.restarts as i32,
-            (!error.is_empty()).then(|| error.to_owned()),
+            (!error.is_empty()).then(|| Shown(error.to_owned())),
         )
     });
     Ok(TableIterator::new(std::iter::once(first).chain(others)))
