@@ -164,8 +164,10 @@ impl Answer {
     /// Adds the messages that the reader wants, until it has as many bytes as an answer may; but a first one always.
     /// How many it has looked at.
     fn add(&mut self, batch: &Batch, question: &Question) -> Result<usize, Error> {
+        let client = encoding::Client::of_session();
         for (added, message) in batch.messages().enumerate() {
             let Some(json) = shown(&message, question)? else { continue };
+            let json = client.json(json);
             if self.count > 0 && self.json.len() + json.len() > MOST_BYTES {
                 return Ok(added);
             }

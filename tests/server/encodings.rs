@@ -50,7 +50,7 @@ fn names_that_are_not_ascii_are_refused_with_a_hint() {
                 tried += 1;
                 let call = function.call(&[(name, &literal)]);
                 let failed = failure(&mut client, &call);
-                // Messages go to channels of any name that is text, and LISTEN takes it.
+                // Messages go to channels of any prefix, and queues have any name, that is text.
                 let channels = [
                     "oban_notify",
                     "oban_listen_channels",
@@ -59,7 +59,10 @@ fn names_that_are_not_ascii_are_refused_with_a_hint() {
                     "oban_unlisten_channels",
                 ];
                 let of_bus = channels.iter().any(|c| function.name.starts_with(c));
-                if of_bus && name == "prefix" && ["LATIN1", "EUC_JP"].contains(&encoding) {
+                if of_bus
+                    && (name == "prefix" || name == "queues")
+                    && ["LATIN1", "EUC_JP"].contains(&encoding)
+                {
                     let codes = failed.map(|(code, ..)| code);
                     assert!(codes.is_none_or(|code| code == "3F000"), "{encoding}: {call}");
                     continue;
@@ -201,6 +204,18 @@ fn a_reader_gets_past_what_its_encoding_lacks() {
     let call = format!("CALL oban_wait('{{signal}}', {after})");
     let row = client.query_one(&call, &[]).unwrap();
     assert_eq!(row.get::<_, Value>(2)[0]["payload"], json!({r"\u65e5": {r"\u672c": [r"\ud83e\udd80"]}}));
+
+    // A reader of some queues names them as its encoding has them, and so in a database of another encoding.
+    let mine = format!(
+        "SELECT jsonb_array_length(messages) FROM oban_poll('{{insert}}', {after}, queues => ARRAY[U&'\\00e9\\65e5\\672c\\+01f980'])"
+    );
+    assert_eq!(client.one::<i32>(&mine), 1);
+    let mut latin = database(&cluster, "LATIN1");
+    let after: i64 = latin.one("SELECT oban_position()");
+    latin.batch_execute("INSERT INTO oban_jobs (worker, queue) VALUES ('w', 'é'), ('w', 'plain')").unwrap();
+    let all = messages(&mut latin, &format!("oban_poll('{{insert}}', {after}, queues => '{{é}}')"));
+    assert_eq!(all.as_array().map(Vec::len), Some(1), "{all}");
+    assert_eq!(all[0]["payload"]["queue"], "é");
 
     // From a database without an encoding.
     let mut bare = database(&cluster, "SQL_ASCII");
