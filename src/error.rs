@@ -197,13 +197,20 @@ impl Error {
             Self::TableFull { setting: setting @ "obanrs.max_rings", .. } => {
                 format!("Raise {setting} and restart the server. A ring is free when its database is dropped, or the extension in it.")
             }
+            Self::TableFull { setting: setting @ "obanrs.max_members", .. } => {
+                format!("Raise {setting} and restart the server, or have members leave (oban_leave) or wait until their leases end.")
+            }
             Self::TableFull { setting, .. } => {
-                format!("Raise {setting} and restart the server, or wait until entries end.")
+                format!("Raise {setting} and restart the server, or delete entries (oban_gossip_delete) or wait until some end.")
             }
             Self::NoPlace { lack, .. } => lack.hint(),
+            Self::ShareUsed { setting: setting @ "obanrs.max_members", .. } => format!(
+                "Raise obanrs.role_share and reload the configuration, raise {setting} and restart the server, or have \
+                 members of this role leave (oban_leave) or wait until their leases end."
+            ),
             Self::ShareUsed { setting, .. } => format!(
-                "Raise obanrs.role_share and reload the configuration, raise {setting} and restart the server, or wait \
-                 until entries of this role end."
+                "Raise obanrs.role_share and reload the configuration, raise {setting} and restart the server, or \
+                 delete entries of this role (oban_gossip_delete) or wait until some end."
             ),
             Self::PayloadTooLarge(_) => {
                 "Put the data into a table and send its key: a notification is a hint.".into()

@@ -67,8 +67,8 @@ fn preload() -> Result<String, String> {
     if shmem::is_attached() {
         Ok("loaded at server start".into())
     } else {
-        Err("not loaded at server start, so that there are no members, leaders, gossip and workers: add obanrs \
-             to shared_preload_libraries and restart the server"
+        Err("not loaded at server start, so that there are no members, leaders, gossip and workers, and their views are \
+             empty: add obanrs to shared_preload_libraries and restart the server"
             .into())
     }
 }

@@ -10,7 +10,9 @@ use crate::shmem::rings::{self, Counter};
 #[pg_extern(volatile, parallel_restricted)]
 fn obanrs_stats()
 -> Result<TableIterator<'static, (name!(counter, &'static str), name!(value, i64))>, ErrorReport> {
-    shmem::require()?;
+    if !shmem::is_attached() {
+        return Ok(TableIterator::empty()); // oban_check says why
+    }
     // A database without a place has no counters: nothing was counted.
     let (counters, (used, size, waiting)) = rings::stats().unwrap_or_default();
     let counted = Counter::ALL.iter().map(|counter| (counter.name(), counters[*counter as usize] as i64));

@@ -358,6 +358,9 @@ type MemberRow = (
 );
 
 fn shown_members() -> Result<Vec<MemberRow>, Error> {
+    if !shmem::is_attached() {
+        return Ok(Vec::new()); // oban_check says why
+    }
     let mut members: Vec<(Electorate, Member, bool)> =
         shmem::peers_view(|v| v.members_of(session::database(), clock::now()))?;
     members.sort_by_key(|(_, m, _)| m.id);

@@ -25,6 +25,9 @@ fn obanrs_workers() -> Result<
     >,
     ErrorReport,
 > {
+    if !shmem::is_attached() {
+        return Ok(TableIterator::empty()); // oban_check says why
+    }
     let coordinator = shmem::coordinator()?;
     let databases: Vec<Database> =
         shmem::registry(|r| r.databases.iter().filter(|d| d.oid != 0).copied().collect())?;
