@@ -183,6 +183,7 @@ fn oban_listen_channels(
     if session::is_restricted() {
         return Err(Error::Restricted("listen").into());
     }
+    session::notice_vanished_client(); // which would be sent to for hours
     listeners::listen();
     names.iter().for_each(|name| notify::listen(name));
     Ok(SetOfIterator::new(names.into_iter().map(Text)))

@@ -346,6 +346,7 @@ fn call_wait(
         return Err(Error::InTransactionBlock("oban_wait"));
     }
     let row = Row::of(fcinfo);
+    session::notice_vanished_client();
     // From here on: what comes between this and the sleep is not missed.
     let mut answer = read(&question)?;
     question.after = Some(answer.position);

@@ -191,10 +191,42 @@ fn museum_7_a_half_open_socket_is_noticed_and_its_slot_freed() {
     let settings = "SELECT string_agg(setting, ' ' ORDER BY name) FROM pg_settings WHERE name ~ '^tcp_'";
     join(&mut watch, "next");
     assert_eq!(watch.one::<String>(settings), "0 0 0 0", "over a Unix socket they mean nothing");
+    // Sessions that only hear, too; but what somebody has set stays.
+    for (n, name, call, options) in [
+        (1, "hears", "SELECT oban_listen_channels('{insert}')", ""),
+        (2, "hears", "CALL oban_wait(timeout => '1 ms'); CALL oban_wait(timeout => '1 hour')", ""),
+        (3, "keeps", "SELECT oban_listen_channels('{insert}')", "-c tcp_keepalives_idle=77"),
+    ] {
+        let started = cluster.in_own_network(&format!(
+            "mkfifo $FOLDER/pipe{n}; (exec 3>$FOLDER/pipe{n}; sleep 600) & \
+             PGAPPNAME={name} PGOPTIONS='{options}' psql -X -q -A -t -h 127.0.0.1 -U postgres postgres \
+                 <$FOLDER/pipe{n} >$FOLDER/said{n} 2>&1 & \
+             echo \"{shown} {call}; {shown}\" >$FOLDER/pipe{n}",
+            shown =
+                "SELECT 'set', string_agg(setting, ' ' ORDER BY name) FROM pg_settings WHERE name ~ '^tcp_';",
+        ));
+        assert!(started, "the client was started");
+    }
+    for (n, expected) in [(1, "5 3 1 8000"), (3, "5 77 1 8000")] {
+        wait_until("it is set", || {
+            cluster.in_own_network(&format!("grep -q 'set|{expected}' $FOLDER/said{n}"))
+        });
+    }
+    assert!(cluster.in_own_network("grep -q 'set|[0-9]* 77 [0-9]* 0' $FOLDER/said3"), "only by the call");
+    wait_until("they hear", || {
+        watch.one(
+            "SELECT count(*) FILTER (WHERE query LIKE '%CALL%' AND state = 'active') = 1 AND count(*) = 2
+                   FROM pg_stat_activity WHERE application_name = 'hears'",
+        )
+    });
     assert!(cluster.in_own_network("ip link set lo down"), "the network is down");
     wait_until("the next leads", || leads(&mut watch));
     assert_eq!(watch.one::<String>("SELECT string_agg(node, ',') FROM oban_members"), "next");
-    assert_eq!(watch.one::<i64>("SELECT count(*) FROM pg_stat_activity WHERE client_addr IS NOT NULL"), 0);
+    let own = "client_addr IS NOT NULL AND application_name NOT IN ('hears', 'keeps')";
+    assert_eq!(watch.one::<i64>(&format!("SELECT count(*) FROM pg_stat_activity WHERE {own}")), 0);
+    wait_until("those that hear are gone, too", || {
+        watch.one("SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'hears'")
+    });
 }
 
 /// pg_net: sessions that slept in it kept DROP DATABASE waiting.
