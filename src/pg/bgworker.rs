@@ -4,13 +4,18 @@
 //! so the coordinator never returns, and a keeper returns only when it is not wanted any more.
 
 use std::ffi::{CStr, c_char, c_int};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgrx::pg_sys;
+use pgrx::prelude::*;
 
 // pgrx's versions of these are Rust wrappers, which can't be given to Postgres as signal handlers.
 unsafe extern "C-unwind" {
     fn die(signal: c_int);
     fn SignalHandlerForConfigReload(signal: c_int);
+    fn StatementCancelHandler(signal: c_int);
+    fn get_timeout_indicator(id: c_int, reset: bool) -> bool;
 }
 
 #[cfg(not(feature = "pg18"))]
@@ -92,19 +97,97 @@ impl Drop for Handle {
     }
 }
 
-/// A worker's first step: SIGTERM ends it at the next interrupt check, in the middle of a query too
-/// (FATAL, exit code 1: a static worker is restarted), SIGHUP makes `reload_config` read the settings.
+/// Who starts a worker again that was terminated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restarted {
+    /// The postmaster, if it ends with an exit code of 1.
+    ByPostmaster,
+    /// The process that launched it, in whatever way it ends.
+    ByLauncher,
+}
+
+/// A worker's first step: SIGTERM ends it at the next interrupt check, in the middle of a transaction too, without a
+/// word in the log. SIGHUP makes `reload_config` read the settings. SIGINT, which pg_cancel_backend sends, is for the
+/// timeouts of Postgres only.
 ///
 /// Postgres ignores a SIGHUP that comes between the fork and this call, and the worker has the settings from before
 /// the fork. So the first `reload_config` reads them in any case.
-pub fn take_signals() {
-    // SAFETY: both are async-signal-safe handlers of Postgres' own; the flag is a plain global.
+pub fn take_signals(restarted: Restarted) {
+    leave_quietly(restarted);
+    // SAFETY: async-signal-safe handlers; the flag is a plain global.
     unsafe {
         pqsignal(pg_sys::SIGTERM as c_int, Some(die));
+        pqsignal(pg_sys::SIGINT as c_int, Some(cancel_at_timeout));
         pqsignal(pg_sys::SIGHUP as c_int, Some(SignalHandlerForConfigReload));
         pg_sys::ConfigReloadPending = 1;
         pg_sys::BackgroundWorkerUnblockSignals();
     }
+}
+
+/// Postgres' timers for locks and for steps (`xact::limit`) end a wait by a SIGINT to their own process. One that comes
+/// from elsewhere would be an ERROR outside of a transaction, which ends the worker: it is nothing to a worker.
+unsafe extern "C-unwind" fn cancel_at_timeout(signal: c_int) {
+    // The same in 15 to 18.
+    const LOCK_TIMEOUT: c_int = 2;
+    const STATEMENT_TIMEOUT: c_int = 3;
+    // SAFETY: reads flags that are set before the signal is sent; what is called is a handler itself.
+    unsafe {
+        if get_timeout_indicator(LOCK_TIMEOUT, false) || get_timeout_indicator(STATEMENT_TIMEOUT, false) {
+            StatementCancelHandler(signal);
+        }
+    }
+}
+
+/// Set when this process ends because it was told to.
+static TERMINATED: AtomicBool = AtomicBool::new(false);
+
+/// The hook that was there before ours.
+static LOG_HOOK: OnceLock<pg_sys::emit_log_hook_type> = OnceLock::new();
+
+/// Postgres ends a worker that was told to go by a FATAL, which aborts its transaction wherever it is, and alarms those
+/// who watch the log at each clean stop of a server. It stays that FATAL, is not logged, and ends with an exit code of 0.
+fn leave_quietly(restarted: Restarted) {
+    // SAFETY: globals of this process; both functions live as long as the library, which is never unloaded.
+    unsafe {
+        if LOG_HOOK.set(pg_sys::emit_log_hook).is_ok() {
+            pg_sys::emit_log_hook = Some(without_termination);
+            let by_postmaster = restarted == Restarted::ByPostmaster;
+            pg_sys::on_proc_exit(Some(exiting), pg_sys::Datum::from(by_postmaster));
+        }
+    }
+}
+
+/// Called by Postgres for each line of the log. Raises nothing.
+unsafe extern "C-unwind" fn without_termination(line: *mut pg_sys::ErrorData) {
+    // SAFETY: the line that is being logged.
+    unsafe {
+        let is_fatal = (*line).elevel == FATAL as c_int;
+        if is_fatal && (*line).sqlerrcode == PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN as c_int {
+            (*line).output_to_server = false;
+            TERMINATED.store(true, Ordering::Relaxed);
+        }
+        if let Some(Some(before)) = LOG_HOOK.get() {
+            before(line);
+        }
+    }
+}
+
+/// The postmaster logs other exit codes than 0. It starts a worker of its own again after another one only.
+#[pg_guard]
+unsafe extern "C-unwind" fn exiting(code: c_int, by_postmaster: pg_sys::Datum) {
+    let comes_back = by_postmaster.value() != 0 && !is_server_stopping();
+    if code != 0 && TERMINATED.swap(false, Ordering::Relaxed) && !comes_back {
+        // SAFETY: callbacks may end the process with another code: those that are left run next, each once.
+        unsafe { pg_sys::proc_exit(0) }
+    }
+}
+
+/// Whether the postmaster has begun to stop the server, which it writes into its file before it sends a signal. The
+/// working directory of every process is the data directory.
+fn is_server_stopping() -> bool {
+    const STATUS: usize = 7;
+    let file = std::fs::read_to_string("postmaster.pid").unwrap_or_default();
+    file.lines().nth(STATUS).is_some_and(|status| status.trim() == "stopping")
 }
 
 /// Connects to no database: shared catalogs only, and no DROP or CREATE DATABASE ever waits for us.

@@ -18,7 +18,7 @@ use pgrx::prelude::*;
 
 use crate::error;
 use crate::logic::lifecycle::{Kind, Lack};
-use crate::pg::bgworker::{self, Handle, Worker};
+use crate::pg::bgworker::{self, Handle, Restarted, Worker};
 use crate::pg::catalog::{self, Database};
 use crate::pg::{clock, latch, session, time, xact};
 use crate::shmem;
@@ -39,7 +39,7 @@ pub fn register() {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn obanrs_coordinator_main(_argument: pg_sys::Datum) {
-    bgworker::take_signals();
+    bgworker::take_signals(Restarted::ByPostmaster);
     session::before_exit(exited); // before the state that it clears up
     let started = shmem::coordinator_started(latch::my_pid(), latch::my_procno(), time::now());
     if started.is_err() {

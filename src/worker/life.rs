@@ -6,7 +6,8 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::logic::lifecycle::Kind;
-use crate::pg::{bgworker, clock, encoding, latch, session, time};
+use crate::pg::bgworker::{self, Restarted};
+use crate::pg::{clock, encoding, latch, session, time};
 use crate::shmem;
 
 /// This worker's database and kind, for its exit callback.
@@ -19,7 +20,7 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<u32> {
     let database = argument.value() as u32;
     DATABASE.store(database, Ordering::Relaxed);
     KIND.store(kind as u32, Ordering::Relaxed);
-    bgworker::take_signals();
+    bgworker::take_signals(Restarted::ByLauncher);
     // Before it connects, so that it runs after the process has left the list of processes: whoever
     // waits for this worker to go can then go on at once. And before the claim, which it takes back.
     session::after_disconnect(exited);

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use crate::pg::{bgworker, clock, latch, session, xact};
+use crate::pg::bgworker::{self, Restarted};
+use crate::pg::{clock, latch, session, xact};
 use crate::prefix::extension;
 use crate::shmem;
 
@@ -23,7 +24,7 @@ static DATABASE: AtomicU32 = AtomicU32::new(0);
 pub extern "C-unwind" fn obanrs_look_main(argument: pg_sys::Datum) {
     let database = argument.value() as u32;
     DATABASE.store(database, Ordering::Relaxed);
-    bgworker::take_signals();
+    bgworker::take_signals(Restarted::ByLauncher);
     // Before the claim and before it connects, as in `life::begin`.
     session::after_disconnect(exited);
     let pid = latch::my_pid();

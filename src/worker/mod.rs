@@ -4,9 +4,9 @@
 //!
 //! * `extension_created_and_dropped_in_any_order`: CREATE and DROP EXTENSION, committed or rolled back,
 //!   in quick succession. The commit of each such transaction makes the keeper (or a new one) look again.
-//! * `a_terminated_keeper_comes_back`, `a_terminated_coordinator_comes_back`: a main that returns is
-//!   gone for ever, so SIGTERM ends both by FATAL; the postmaster restarts the coordinator, and the
-//!   coordinator the keepers, whose slots outlive it.
+//! * `a_terminated_keeper_comes_back`, `a_terminated_coordinator_comes_back`: SIGTERM ends both wherever they are; the
+//!   postmaster restarts a coordinator that ended with an exit code of 1, and the coordinator the keepers, whose
+//!   slots outlive it. (`workers_leave_without_a_word`, `a_cancel_ends_no_worker`.)
 //! * `databases_can_be_dropped_renamed_and_copied`: a keeper is a connection, which these commands
 //!   don't tolerate. See `ddl` and `logic::lifecycle` for holds.
 //! * `a_command_that_fails_gives_the_keeper_back`.
