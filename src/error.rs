@@ -267,7 +267,8 @@ pub fn show_with(shown: fn(&str) -> String) {
 
 fn report(code: PgSqlErrorCode, message: &str, hint: &str) -> ErrorReport {
     let shown = SHOWN.get().copied().unwrap_or(str::to_owned);
-    ErrorReport::new(code, shown(message), "obanrs").set_hint(shown(hint))
+    let report = ErrorReport::new(code, shown(message), "obanrs");
+    if hint.is_empty() { report } else { report.set_hint(shown(hint)) }
 }
 
 impl From<Error> for ErrorReport {
@@ -318,7 +319,7 @@ impl From<WireError> for Error {
     }
 }
 
-/// Writes a message with a hint into the server's log.
+/// Writes a message with a hint, if there is any, into the server's log.
 pub fn log(level: PgLogLevel, code: PgSqlErrorCode, message: impl Into<String>, hint: impl Into<String>) {
     report(code, &message.into(), &hint.into()).report(level);
 }

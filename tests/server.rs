@@ -50,6 +50,8 @@ mod notify;
 mod peers;
 #[path = "server/pooler.rs"]
 mod pooler;
+#[path = "server/quiet.rs"]
+mod quiet;
 #[path = "server/readme.rs"]
 mod readme;
 #[path = "server/renames.rs"]

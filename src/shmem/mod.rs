@@ -37,7 +37,7 @@ use pgrx::shmem::PgSharedMemoryInitialization;
 
 use self::rings::{Counters, Padded};
 use crate::config;
-use crate::error::Error;
+use crate::error::{self, Error};
 use crate::logic::gossip::{
     Block, Entry, HOLDINGS, Head as GossipHead, Holding, capacity as gossip_capacity,
 };
@@ -68,7 +68,7 @@ struct Root {
     /// The last member id. It counts from the floor of this life, so that none is given twice over restarts.
     next_member: AtomicI64,
     coordinator_pid: AtomicI32,
-    /// For `pg::latch::wake`; -1 without a coordinator.
+    /// For `pg::crate::pg::latch::wake`; -1 without a coordinator.
     coordinator: AtomicI32,
     coordinator_since: AtomicI64,
     coordinator_starts: AtomicI32,
@@ -223,8 +223,29 @@ impl PgSharedMemoryInitialization for Segment {
             }
             self.root.store(root, Ordering::Relaxed);
             pg_sys::LWLockRelease(lock);
+            if !found {
+                say_sizes();
+            }
         }
     }
+}
+
+/// One line in the log for each start of the server, and each new beginning after a crash: what it was that ran.
+fn say_sizes() {
+    let size = |bytes: usize| {
+        if bytes < 1 << 20 { format!("{} kB", bytes >> 10) } else { format!("{} MB", bytes >> 20) }
+    };
+    let message = format!(
+        "obanrs {}: {} rings of {}, {} members, {} for gossip, {} databases, {} of shared memory in all",
+        env!("CARGO_PKG_VERSION"),
+        max_rings(),
+        size(config::ring_size()),
+        config::max_members(),
+        size(config::gossip_memory()),
+        config::max_databases(),
+        size(layout().total)
+    );
+    error::log(PgLogLevel::LOG, PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, "");
 }
 
 /// The postmaster ends: after a clean shutdown, or to begin anew after a crash (then `code` is not 0).

@@ -47,6 +47,9 @@ pub extern "C-unwind" fn obanrs_coordinator_main(_argument: pg_sys::Datum) {
     }
     bgworker::connect_to_none();
     bgworker::report_name(c"obanrs coordinator");
+    if shmem::coordinator().is_ok_and(|c| c.restarts > 0) {
+        log!("obanrs: the coordinator is back after a failure");
+    }
     let _ = shmem::registry(|r| r.adopt());
     shmem::lift_floor(time::now()); // after a promotion, whose primary has given positions meanwhile
     shmem::rescan();

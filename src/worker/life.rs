@@ -1,5 +1,6 @@
 //! The first and the last steps of a database's worker, of whatever kind.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use pgrx::pg_sys;
@@ -7,12 +8,20 @@ use pgrx::prelude::*;
 
 use crate::logic::lifecycle::Kind;
 use crate::pg::bgworker::{self, Restarted};
-use crate::pg::{clock, encoding, latch, session, time};
+use crate::pg::{catalog, clock, encoding, latch, session, time, xact};
 use crate::shmem;
 
 /// This worker's database and kind, for its exit callback.
 static DATABASE: AtomicU32 = AtomicU32::new(0);
 static KIND: AtomicU32 = AtomicU32::new(0);
+
+/// The name of this worker's database. A worker leaves before its database is renamed.
+static NAME: OnceLock<String> = OnceLock::new();
+
+/// This worker's database, as lines of the log name it: log_line_prefix may not.
+pub fn of_database() -> String {
+    format!("database \"{}\"", NAME.get().map_or("", String::as_str))
+}
 
 /// Claims the slot and connects: the database. `None` when this worker is not wanted: the database is held
 /// or gone, or there is another. Whoever knows better starts one again.
@@ -43,6 +52,11 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<u32> {
     // The user's patience is not for the locks of ours; the last one is not known before 17.
     for name in [c"lock_timeout", c"transaction_timeout"] {
         session::set_if_known(name, c"0");
+    }
+    let name = xact::run(c"obanrs: reading the name of the database", || catalog::database_name(database));
+    let _ = NAME.set(name.unwrap_or_else(|| database.to_string()));
+    if shmem::registry(|r| r.is_back(kind, database, latch::my_pid())).unwrap_or(false) {
+        log!("obanrs: the {} of {} is back after a failure", kind.name(), of_database());
     }
     Some(database)
 }

@@ -171,7 +171,7 @@ impl Relay {
                     error::log(
                         PgLogLevel::WARNING,
                         PgSqlErrorCode::ERRCODE_WARNING,
-                        format!("obanrs can't relay notifications: {why}"),
+                        format!("obanrs can't relay notifications in {}: {why}", life::of_database()),
                         "They wait in shared memory, and are tried again every few seconds at the latest.",
                     );
                 }
@@ -220,7 +220,10 @@ impl Relay {
                     error::log(
                         PgLogLevel::WARNING,
                         PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                        format!("obanrs drops a notification that Postgres refuses: {message}"),
+                        format!(
+                            "obanrs drops a notification in {} that Postgres refuses: {message}",
+                            life::of_database()
+                        ),
                         "Please report this.",
                     );
                 }

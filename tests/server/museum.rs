@@ -22,11 +22,12 @@ fn museum_8_server_in_recovery_no_log_storm() {
     assert_eq!(client.one::<i64>("SELECT sum(restarts) FROM oban_workers"), 0, "they had not tried before");
     client.batch_execute("SELECT oban_join('a')").unwrap();
     wait_until("it leads", || client.one("SELECT oban_is_leader()"));
-    // All that our workers, or the postmaster about them, had to say: who leads now.
+    // All that our workers, or the postmaster about them, had to say: the sizes at the start, and who leads now.
     let log = standby.log();
     let ours = |l: &&str| l.contains("obanrs") && !l.contains("client backend") && !l.contains("Unix socket");
     let said: Vec<&str> = log.lines().filter(ours).collect();
-    assert!(said.len() == 1 && said[0].contains("node \"a\" leads"), "{said:#?}");
+    assert!(said.len() == 2 && said[0].contains("obanrs 0."), "{said:#?}");
+    assert!(said[1].contains("node \"a\" leads"), "{said:#?}");
 }
 
 /// pgbus dropped and created its trigger at each start of a worker: deadlocks between workers that

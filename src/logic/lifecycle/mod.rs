@@ -83,6 +83,8 @@ pub struct Worker {
     failures: u32,
     /// 1: its last launch found no free slot of max_worker_processes.
     no_slot: u32,
+    /// 1: it has failed since it last told that it is back.
+    failed: u32,
     /// Counts the reasons to look again. A latch is not enough: a worker that waits for a lock in the
     /// middle of its work resets its latch there.
     kicks: u32,
@@ -96,6 +98,7 @@ impl Worker {
         let backoff = if kind == Kind::Relay { RESTART_RELAY } else { RESTART };
         self.state = BACKOFF;
         self.retry_at = now + backoff.delay(self.failures);
+        self.failed = 1;
         self.failures = self.failures.saturating_add(1);
     }
 
@@ -385,6 +388,12 @@ impl Registry<'_> {
         (worker.began, worker.started_at) = now;
         worker.no_slot = 0;
         Ok(())
+    }
+
+    /// Whether a worker that is connected now has failed since this was asked for the last time: it is back.
+    pub fn is_back(&mut self, kind: Kind, oid: u32, pid: i32) -> bool {
+        let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
+        worker.filter(|w| w.pid == pid).is_some_and(|w| std::mem::take(&mut w.failed) != 0)
     }
 
     /// The keeper began to look at `since` and has found the extension (or not). The coordinator has to be woken,

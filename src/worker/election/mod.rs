@@ -35,6 +35,7 @@ use pgrx::prelude::*;
 
 use self::sweep::Sweep;
 use self::table::{Announcing, Known};
+use super::life;
 use crate::bus::leadership::{self, Change as Told};
 use crate::config;
 use crate::error;
@@ -463,7 +464,7 @@ impl Elections {
                 let told = self.unusable.get(&schema).is_some_and(|failure| failure.message == what);
                 if !told {
                     self.note(&what);
-                    warning!("obanrs: {what}");
+                    warn(&what);
                     self.unusable.entry(schema).or_default().message = what;
                 }
                 return Some(retry_at);
@@ -552,9 +553,10 @@ impl Elections {
     fn warn(&mut self, schema: u32, why: &str, hint: String) {
         if self.warned.insert(schema) {
             let prefix = names::shown(schema);
-            let message = format!("obanrs holds no elections in prefix \"{prefix}\": {why}");
-            self.note(&message);
+            self.note(&format!("obanrs holds no elections in prefix \"{prefix}\": {why}"));
             let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+            let database = life::of_database();
+            let message = format!("obanrs holds no elections in prefix \"{prefix}\" of {database}: {why}");
             error::log(PgLogLevel::WARNING, code, message, hint);
         }
     }
@@ -580,11 +582,17 @@ impl Elections {
                 format!("election of \"{name}\" in prefix \"{prefix}\" failed, will try again: {message}")
             };
             self.note(&what);
-            warning!("obanrs: {what}");
+            warn(&what);
         }
         let retry_at = clock::now() + ELECTION.delay(times);
         self.failures.insert(key, Failure { times, retry_at, message });
     }
+}
+
+/// Says in the log what is wrong in this database.
+fn warn(what: &str) {
+    let message = format!("obanrs in {}: {what}", life::of_database());
+    error::log(PgLogLevel::WARNING, PgSqlErrorCode::ERRCODE_WARNING, message, "");
 }
 
 /// The earlier of two times. `None` is never.
@@ -677,10 +685,11 @@ fn record(electorate: &Electorate, row: Leadership, changes_seen: u32) -> bool {
     }
     let after = before.map(|b| format!(", after \"{}\"", b.node.as_str())).unwrap_or_default();
     log!(
-        "obanrs: node \"{}\" leads \"{}\" in prefix \"{}\" (term {}){after}",
+        "obanrs: node \"{}\" leads \"{}\" in prefix \"{}\" of {} (term {}){after}",
         row.node.as_str(),
         electorate.name.as_str(),
         names::shown(electorate.schema),
+        life::of_database(),
         row.lease.term
     );
     true
@@ -696,9 +705,10 @@ fn vacate(electorate: &Electorate) -> Option<Leadership> {
 
 fn log_vacant(electorate: &Electorate, before: &Leadership) {
     log!(
-        "obanrs: nobody leads \"{}\" in prefix \"{}\", after \"{}\" (term {})",
+        "obanrs: nobody leads \"{}\" in prefix \"{}\" of {}, after \"{}\" (term {})",
         electorate.name.as_str(),
         names::shown(electorate.schema),
+        life::of_database(),
         before.node.as_str(),
         before.lease.term
     );

@@ -351,7 +351,7 @@ thread_local! {
 pub fn owe_announcements(committed: bool) {
     for electorate in OWED.take().iter().filter(|_| committed) {
         if !shmem::peers(|p| p.owe(electorate)).unwrap_or(true) {
-            pgrx::warning!("obanrs: NOTIFY's queue is full, and the end of a leadership is not announced");
+            super::warn("NOTIFY's queue is full, and the end of a leadership is not announced");
         }
     }
 }
