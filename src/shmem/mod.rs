@@ -46,7 +46,7 @@ use crate::logic::peer::{self, Electorate, Member, Peers, Seat};
 use crate::logic::ring::pool::Place;
 use crate::logic::ring::{self, Head, Holder, Sleeper};
 use crate::pg::lwlock::{self, Lock, Mode};
-use crate::pg::{clock, session};
+use crate::pg::{clock, latch, session};
 
 const CACHE_LINE: usize = 128;
 
@@ -68,7 +68,7 @@ struct Root {
     /// The last member id. It counts from the floor of this life, so that none is given twice over restarts.
     next_member: AtomicI64,
     coordinator_pid: AtomicI32,
-    /// For `pg::crate::pg::latch::wake`; -1 without a coordinator.
+    /// For `pg::latch::wake`; -1 without a coordinator.
     coordinator: AtomicI32,
     coordinator_since: AtomicI64,
     coordinator_starts: AtomicI32,
@@ -224,6 +224,7 @@ impl PgSharedMemoryInitialization for Segment {
             self.root.store(root, Ordering::Relaxed);
             pg_sys::LWLockRelease(lock);
             if !found {
+                latch::name_events();
                 say_sizes();
             }
         }
@@ -394,7 +395,7 @@ pub fn coordinator_exited() {
 pub fn wake_coordinator() {
     if let Ok(root) = root() {
         // SAFETY: an atomic in the segment.
-        crate::pg::latch::wake(unsafe { &(*root).coordinator }.load(Ordering::Acquire));
+        latch::wake(unsafe { &(*root).coordinator }.load(Ordering::Acquire));
     }
 }
 
@@ -416,14 +417,14 @@ pub fn take_rescan() -> bool {
 /// Wakes the keeper of a database to plan its elections anew, if there is one. Callable after commit.
 pub fn kick_keeper(database: u32) {
     let keeper = registry(|r| r.kick(database)).ok().flatten();
-    keeper.into_iter().for_each(crate::pg::latch::wake);
+    keeper.into_iter().for_each(latch::wake);
 }
 
 /// The same for a call from within the database, which therefore has the extension: should there be no keeper
 /// against expectation, one is started. Callable after commit.
 pub fn wake_keeper(database: u32) {
     match registry(|r| (r.kick(database), r.is_backing_off(database))) {
-        Ok((Some(procno), _)) => crate::pg::latch::wake(procno),
+        Ok((Some(procno), _)) => latch::wake(procno),
         // It will be started when its delay is over, not at each join.
         Ok((None, true)) => {}
         _ => extension_changed(database, Some(true)),
@@ -434,7 +435,7 @@ pub fn wake_keeper(database: u32) {
 /// look. Callable after commit.
 pub fn extension_changed(database: u32, found: Option<bool>) {
     let woken = registry(|r| r.changed(database, found, clock::now())).ok().flatten();
-    woken.into_iter().for_each(crate::pg::latch::wake);
+    woken.into_iter().for_each(latch::wake);
     // With a look at pg_database: not every way in which a database comes to take workers is a command that our
     // hook sees.
     rescan();
@@ -458,7 +459,7 @@ pub fn lack(soon: bool) -> Option<Lack> {
 /// Callable after commit.
 pub fn look_for_prefixes(database: u32) {
     let relay = registry(|r| r.prefixes_changed(database)).ok().flatten();
-    relay.into_iter().for_each(crate::pg::latch::wake);
+    relay.into_iter().for_each(latch::wake);
 }
 
 /// A schema was dropped: its members, what they led and what they told are gone. Callable after commit.
@@ -466,12 +467,12 @@ pub fn forget_schema(database: u32, schema: u32) {
     let mut waiting = [0; 64];
     let count = peers(|p| p.forget_schema(database, schema, &mut waiting)).unwrap_or(0);
     gossip::forget_schema(database, schema);
-    waiting[..count].iter().for_each(|procno| crate::pg::latch::wake(*procno));
+    waiting[..count].iter().for_each(|procno| latch::wake(*procno));
 }
 
 /// Has the database's keeper read the rows of oban_peers again, of one schema or of all, if there is a keeper (a new one
 /// does anyway). Callable after commit.
 pub fn look_at_rows(database: u32, schema: Option<u32>) {
     let keeper = registry(|r| r.rows_changed(database, schema)).ok().flatten();
-    keeper.into_iter().for_each(crate::pg::latch::wake);
+    keeper.into_iter().for_each(latch::wake);
 }

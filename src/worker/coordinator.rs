@@ -20,6 +20,7 @@ use crate::error;
 use crate::logic::lifecycle::{Kind, Lack};
 use crate::pg::bgworker::{self, Handle, Restarted, Worker};
 use crate::pg::catalog::{self, Database};
+use crate::pg::latch::Event;
 use crate::pg::{clock, latch, session, time, xact};
 use crate::shmem;
 
@@ -47,6 +48,7 @@ pub extern "C-unwind" fn obanrs_coordinator_main(_argument: pg_sys::Datum) {
     }
     bgworker::connect_to_none();
     bgworker::report_name(c"obanrs coordinator");
+    latch::wait_as(Event::Coordinator);
     if shmem::coordinator().is_ok_and(|c| c.restarts > 0) {
         log!("obanrs: the coordinator is back after a failure");
     }

@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 
 use crate::logic::lifecycle::Kind;
 use crate::pg::bgworker::{self, Restarted};
+use crate::pg::latch::Event;
 use crate::pg::{catalog, clock, encoding, latch, session, time, xact};
 use crate::shmem;
 
@@ -55,6 +56,7 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<u32> {
     }
     let name = xact::run(c"obanrs: reading the name of the database", || catalog::database_name(database));
     let _ = NAME.set(name.unwrap_or_else(|| database.to_string()));
+    latch::wait_as(if kind == Kind::Relay { Event::Relay } else { Event::Keeper });
     if shmem::registry(|r| r.is_back(kind, database, latch::my_pid())).unwrap_or(false) {
         log!("obanrs: the {} of {} is back after a failure", kind.name(), of_database());
     }

@@ -427,7 +427,7 @@ fn a_ring_kept_full_blocks_nobody_and_loses_nothing_for_listeners() {
         std::thread::spawn(move || wait(&mut waiter, &format!("'{{other}}', {last}, '30s'")));
     wait_until("it waits", || {
         client.one(
-            "SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE 'CALL%' AND wait_event = 'Extension'",
+            "SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE 'CALL%' AND wait_event IN ('Extension', 'ObanrsWait', 'ObanrsWorker')",
         )
     });
     client.batch_execute(&ping(2_001)).unwrap();
@@ -461,7 +461,9 @@ fn a_waiter_holds_nothing_and_obeys() {
             row.map(|row| Answer::of(&row)).map_err(code)
         });
         let mut admin = cluster.client();
-        let sql = format!("SELECT wait_event = 'Extension' FROM pg_stat_activity WHERE pid = {pid}");
+        let sql = format!(
+            "SELECT wait_event IN ('Extension', 'ObanrsWait', 'ObanrsWorker') FROM pg_stat_activity WHERE pid = {pid}"
+        );
         wait_until("it waits", || admin.one::<Option<bool>>(&sql) == Some(true));
         (pid, thread)
     };
@@ -506,7 +508,7 @@ fn a_waiter_holds_nothing_and_obeys() {
     let pid: i32 = shell.ask("SELECT pg_backend_pid()").parse().unwrap();
     shell.tell("CALL oban_wait(timeout => '1 hour')");
     let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
-    let waits = format!("{sql} AND wait_event = 'Extension'");
+    let waits = format!("{sql} AND wait_event IN ('Extension', 'ObanrsWait', 'ObanrsWorker')");
     wait_until("it waits", || admin.one::<i64>(&waits) == 1);
     shell.kill();
     wait_until("its session is gone, too", || admin.one::<i64>(&sql) == 0);
@@ -965,7 +967,9 @@ fn a_right_that_is_revoked_while_waiting_is_gone() {
     let mut joe = cluster.client_as("postgres", "joe");
     let pid: i32 = joe.one("SELECT pg_backend_pid()");
     let thread = std::thread::spawn(move || code(&mut joe, "CALL oban_wait('{sonar}')"));
-    let waits = format!("SELECT wait_event = 'Extension' FROM pg_stat_activity WHERE pid = {pid}");
+    let waits = format!(
+        "SELECT wait_event IN ('Extension', 'ObanrsWait', 'ObanrsWorker') FROM pg_stat_activity WHERE pid = {pid}"
+    );
     wait_until("it waits", || admin.one::<Option<bool>>(&waits) == Some(true));
     admin.batch_execute("REVOKE SELECT (id) ON oban_jobs FROM joe").unwrap();
     admin.batch_execute(&ping(1)).unwrap();

@@ -174,3 +174,41 @@ fn each_line_names_the_database() {
         assert!(line.contains("database \"two\"") || line.contains("database \"postgres\""), "{line}");
     }
 }
+
+/// Since 17 a module's waits have names of their own.
+#[test]
+fn waits_have_names() {
+    let cluster = busy();
+    let mut client = cluster.client();
+    let has_names: bool = client.one("SELECT current_setting('server_version_num')::int >= 170000");
+    let mut waiter = cluster.client();
+    let pid: i32 = waiter.one("SELECT pg_backend_pid()");
+    let waiting = std::thread::spawn(move || waiter.batch_execute("CALL oban_wait(timeout => '1 hour')"));
+    let name = |name: &'static str| if has_names { name } else { "Extension" };
+    for (who, event) in [
+        ("backend_type = 'obanrs keeper'".to_owned(), name("ObanrsKeeper")),
+        ("backend_type = 'obanrs relay'".to_owned(), name("ObanrsRelay")),
+        ("backend_type = 'obanrs coordinator'".to_owned(), name("ObanrsCoordinator")),
+        (format!("pid = {pid}"), name("ObanrsWait")),
+    ] {
+        let sql = format!(
+            "SELECT bool_and(wait_event = '{event}' AND wait_event_type = 'Extension') FROM pg_stat_activity WHERE {who}"
+        );
+        wait_until(event, || client.one(&sql));
+    }
+    client.query_one("SELECT pg_terminate_backend($1)", &[&pid]).unwrap();
+    assert!(waiting.join().unwrap().is_err());
+    // A crash of another process makes shared memory anew, and the names with it.
+    let mut victim = cluster.client();
+    let pid: i32 = victim.one("SELECT pg_backend_pid()");
+    cluster.signal("KILL", pid);
+    wait_until("the server is back", || {
+        cluster.try_client("postgres", "postgres").is_ok_and(|mut client| {
+            let sql = format!(
+                "SELECT count(*) = 2 FROM pg_stat_activity WHERE wait_event = '{}' AND backend_type = 'obanrs keeper'",
+                name("ObanrsKeeper")
+            );
+            client.query_one(&sql, &[]).is_ok_and(|row| row.get(0))
+        })
+    });
+}

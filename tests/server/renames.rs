@@ -58,7 +58,9 @@ fn waiting(cluster: &Cluster, after: i64) -> std::thread::JoinHandle<Result<Answ
         client.query_one(&sql, &[]).map(|_| wait(&mut client, "timeout => '0'")).map_err(code)
     });
     let mut admin = cluster.client();
-    let sql = format!("SELECT wait_event = 'Extension' FROM pg_stat_activity WHERE pid = {pid}");
+    let sql = format!(
+        "SELECT wait_event IN ('Extension', 'ObanrsWait', 'ObanrsWorker') FROM pg_stat_activity WHERE pid = {pid}"
+    );
     wait_until("it waits", || admin.one::<Option<bool>>(&sql) == Some(true));
     thread
 }
@@ -159,7 +161,9 @@ fn who_waits_goes_on_across_a_rename() {
     let pid: i32 = waiter.one("SELECT pg_backend_pid()");
     let thread =
         std::thread::spawn(move || wait(&mut waiter, &format!("'{{sonar}}', {after}, '30s', prefix => 'a'")));
-    let waits = format!("SELECT wait_event = 'Extension' FROM pg_stat_activity WHERE pid = {pid}");
+    let waits = format!(
+        "SELECT wait_event IN ('Extension', 'ObanrsWait', 'ObanrsWorker') FROM pg_stat_activity WHERE pid = {pid}"
+    );
     wait_until("it waits", || client.one::<Option<bool>>(&waits) == Some(true));
     client.batch_execute("ALTER SCHEMA a RENAME TO b").unwrap();
     client.batch_execute(&ping(1, "b")).unwrap();
