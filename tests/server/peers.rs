@@ -511,6 +511,7 @@ fn a_missing_table_costs_nothing_while_it_is_missing() {
 }
 
 /// The views are parallel restricted: the leader of a parallel plan runs them, where Postgres takes no new snapshot.
+/// (oban_check, which takes one, keeps a plan from being parallel.)
 #[test]
 fn views_of_leaders_can_be_part_of_a_parallel_plan() {
     let cluster = Cluster::installed();
@@ -523,10 +524,15 @@ fn views_of_leaders_can_be_part_of_a_parallel_plan() {
              SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0",
         )
         .unwrap();
-    let query = "SELECT count(*) FROM big b, oban_leadership l, oban_members m WHERE b.i > 199000";
+    client.batch_execute("SELECT oban_gossip_put('a', 'q')").unwrap();
+    let query =
+        "SELECT count(*) FROM big b, oban_leadership l, oban_members m, oban_leader() o, oban_gossip g,
+                     (SELECT count(*) FROM oban_stats) s, (SELECT count(*) FROM oban_workers) w
+                 WHERE b.i > 199000 AND oban_is_leader() AND oban_term(node => 'a') > 0";
     let plan = client.query(&format!("EXPLAIN {query}"), &[]).unwrap();
     assert!(plan.iter().any(|line| line.get::<_, &str>(0).contains("Gather")), "it is parallel");
     assert_eq!(client.one::<i64>(query), 1_000);
+    client.query("SELECT count(*) FROM big b, oban_check() c WHERE b.i > 199000", &[]).unwrap();
 }
 
 /// A listener that stays in its transaction has NOTIFY's queue fill. Elections do not wait for it, and what they could
