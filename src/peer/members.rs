@@ -393,7 +393,7 @@ struct Readable(HashMap<u32, Option<String>>);
 impl Readable {
     /// `None`: the caller may not read that schema, or it was dropped.
     fn name(&mut self, schema: u32) -> Option<String> {
-        let look = || catalog::schema_name(schema).filter(|_| acl::allows_in(schema, Right::Read));
-        self.0.entry(schema).or_insert_with(look).clone()
+        let named = || catalog::schema_name(schema).filter(|_| acl::allows_in(schema, Right::Read));
+        self.0.entry(schema).or_insert_with(named).clone()
     }
 }
