@@ -5,7 +5,8 @@
 //! none. Nodes of Oban do not know the channel. (Oban for Python takes anything on `leader` for the end of a
 //! leadership.)
 //!
-//! They are hints: the row is written, whether or not there is room for its message.
+//! They are hints: the row is written, whether or not there is room for its message. Nothing here raises: a foreign
+//! node's name may be any bytes.
 
 use super::{Target, count_dropped, queue};
 use crate::logic::outbox::Origin;
@@ -33,8 +34,8 @@ pub fn tell(change: Change, schema: u32, name: &str, node: &str, term: i64) {
     let target = if in_ring { target } else { target.aside() };
     let payload = wire::change_of_leader(
         if change == Change::Elected { "elected" } else { "ended" },
-        &encoding::to_server(node),
-        &encoding::to_server(name),
+        &encoding::to_server_lossy(node),
+        &encoding::to_server_lossy(name),
         Some(term).filter(|term| *term != 0),
     );
     if payload.len() > wire::MAX_PAYLOAD || queue(&target, payload, Origin::Trigger).is_err() {

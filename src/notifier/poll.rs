@@ -49,6 +49,9 @@ struct Question {
     queues: Option<Vec<String>>,
 }
 
+/// What a signal for each queue names.
+const ALL_QUEUES: &str = "*";
+
 /// The most queues of a call, and the most bytes of a queue's name.
 const MOST_QUEUES: usize = 1_024;
 const MAX_QUEUE: usize = 255;
@@ -92,7 +95,7 @@ impl Question {
     fn wants(&self, payload: &[u8]) -> bool {
         let Some(queues) = &self.queues else { return true };
         let payload = encoding::to_utf8_lossy(payload);
-        wire::queue_of(&payload).is_none_or(|queue| queues.contains(&queue))
+        wire::queue_of(&payload).is_none_or(|queue| queue == ALL_QUEUES || queues.contains(&queue))
     }
 
     fn channels(&self) -> Result<&[Channel], Error> {
@@ -161,11 +164,15 @@ impl Answer {
         self.count == 0 && self.missed == Some(0)
     }
 
-    /// Adds the messages that the reader wants, until it has as many bytes as an answer may; but a first one always.
+    /// Adds the messages that the reader wants, until it has as many as the reader wants, or as many bytes as an answer may;
+    /// but a first one always.
     /// How many it has looked at.
     fn add(&mut self, batch: &Batch, question: &Question) -> Result<usize, Error> {
         let client = encoding::Client::of_session();
         for (added, message) in batch.messages().enumerate() {
+            if self.count == question.most {
+                return Ok(added);
+            }
             let Some(json) = shown(&message, question)? else { continue };
             let json = client.json(json);
             if self.count > 0 && self.json.len() + json.len() > MOST_BYTES {
@@ -221,10 +228,12 @@ fn read(question: &Question) -> Result<Answer, Error> {
     if after == position {
         return Ok(answer); // most polls find nothing, and need no room for it
     }
-    let mut batch = Batch::new(MESSAGES.min(question.most), BYTES);
+    // With a filter a batch has more messages than there is room for: most may be for others.
+    let filtered = question.queues.is_some();
+    let mut batch = Batch::new(if filtered { MESSAGES } else { MESSAGES.min(question.most) }, BYTES);
     loop {
         let left = question.most - answer.count;
-        if left < MESSAGES {
+        if left < MESSAGES && !filtered {
             batch = Batch::new(left, BYTES);
         }
         batch.clear();

@@ -156,7 +156,7 @@ fn join(
 /// The foreign node that leads a name now, by its row. A table that another transaction has locked is not waited for.
 fn foreign_leader(electorate: &Electorate, prefix: &str) -> Option<String> {
     let name = Some(electorate.name.as_str());
-    let rows = leaders(electorate.schema, prefix, name, Locked::Skip).ok().flatten()?;
+    let rows = leaders(electorate.schema, prefix, name, Locked::Peek).ok().flatten()?;
     rows.into_iter().find(|row| row.foreign).map(|row| row.node)
 }
 

@@ -154,6 +154,7 @@ fn install(name: &str) -> Result<(), Error> {
         complete(&Prefix::locked(name, || existing_or_new(name))?)?;
     }
     warn_of_obstacles(name, schema);
+    warn_of_jobs(name, schema);
     at_end::warn_without_place();
     note(Note::Prefix); // even if nothing was missing: the keeper may not know the tables yet
     Ok(())
@@ -174,16 +175,24 @@ fn warn_of_obstacles(prefix: &str, schema: u32) {
     }
 }
 
+/// Raises a WARNING when the prefix's table of jobs is one that would be refused by now, as an earlier version installed it,
+/// or it was altered since. Its wake-ups go on as far as they can.
+fn warn_of_jobs(prefix: &str, schema: u32) {
+    if let Some(error) = catalog::relation(schema, JOBS).and_then(|jobs| fault_of_jobs(prefix, jobs)) {
+        ErrorReport::from(error).report(PgLogLevel::WARNING);
+    }
+}
+
 /// Whether nothing is missing. Reads catalogs only.
 fn is_installed(functions: &Functions, schema: u32) -> bool {
     catalog::relation(schema, JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs))
         && catalog::relation(schema, PEERS).is_some_and(|peers| are_peers_complete(functions, peers))
 }
 
+/// Whether a table of jobs and its partitions have the trigger. True also for a table that an earlier version has
+/// installed and this version would refuse: `warn_of_jobs` names what is wrong with it.
 fn are_jobs_complete(functions: &Functions, jobs: u32) -> bool {
-    catalog::is_jobs_table(jobs)
-        && jobs::fault(jobs).is_none()
-        && functions.job_tables_without_trigger(jobs).is_empty()
+    catalog::is_jobs_table(jobs) && functions.job_tables_without_trigger(jobs).is_empty()
 }
 
 /// Whether a table of leaders has all columns and triggers. True also for a table that an earlier version has
@@ -209,7 +218,10 @@ fn complete(prefix: &Prefix<'_>) -> Result<(), Error> {
     for table in [JOBS, PEERS] {
         require_owner(prefix.table(table).ok_or_else(|| prefix.changed())?)?;
     }
-    require_obans_jobs(prefix, prefix.table(JOBS).ok_or_else(|| prefix.changed())?)?; // before any lock
+    let jobs = prefix.table(JOBS).ok_or_else(|| prefix.changed())?;
+    if !are_jobs_complete(&functions, jobs) {
+        require_obans_jobs(prefix, jobs)?; // before any lock
+    }
     complete_peers(prefix, &functions)?;
     complete_jobs(prefix, &functions)?;
     if is_installed(&functions, prefix.schema) { Ok(()) } else { Err(prefix.changed()) }
@@ -269,22 +281,28 @@ fn require_obans_jobs(prefix: &Prefix<'_>, jobs: u32) -> Result<(), Error> {
     if !catalog::is_jobs_table(jobs) {
         return Err(prefix.another_kind());
     }
-    match jobs::fault(jobs) {
+    match fault_of_jobs(prefix.name, jobs) {
         None => Ok(()),
-        Some(Fault::TooOld { version }) => Err(Error::bad(
-            format!("prefix \"{}\" has the tables of Oban's migration {version}", prefix.name),
+        Some(error) => Err(error),
+    }
+}
+
+/// What keeps a table of jobs from being one of Oban's since its migration 11. `None`: nothing does.
+fn fault_of_jobs(prefix: &str, jobs: u32) -> Option<Error> {
+    Some(match jobs::fault(jobs)? {
+        Fault::TooOld { version } => Error::bad(
+            format!("prefix \"{prefix}\" has the tables of Oban's migration {version}"),
             "Have Oban migrate them to version 11 or later first (Oban.Migration.up), and install again.",
-        )),
-        Some(Fault::Columns(wrong)) => Err(Error::bad(
+        ),
+        Fault::Columns(wrong) => Error::bad(
             format!(
-                "oban_jobs of prefix \"{}\" is of another kind than Oban's: it {}",
-                prefix.name,
+                "oban_jobs of prefix \"{prefix}\" is of another kind than Oban's: it {}",
                 wrong.described()
             ),
             "It has to have the columns of Oban's table, with queue and state not virtual. Have Oban migrate a table of \
              its own to version 11 or later first, and install again.",
-        )),
-    }
+        ),
+    })
 }
 
 /// Locks each table that `find` finds and, if `find` finds it again, calls `act` for it; until `find` finds

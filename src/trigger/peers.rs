@@ -37,6 +37,7 @@ use crate::pg::{clock, encoding, session, time, trigger, xact};
 use crate::prefix::peers::{Columns, PeersTable, TABLE};
 use crate::prefix::terms;
 use crate::shmem;
+use crate::shmem::at_end::{Note, note};
 use crate::shmem::rows::{Change, changed};
 
 /// A text's length and hash. They are compared in place of the text, which may be as long as a gigabyte.
@@ -198,6 +199,8 @@ fn before_update<'a>(
             (columns.term, Some(term.filter(|term| *term >= least_term()).unwrap_or_else(next_term))),
         ])),
         Answer::HandOver { .. } => {
+            // The keeper can't renew the row while this waits: it is to look again, whatever becomes of this.
+            note(Note::Fence);
             // Whatever is wrong with the table by now: it may have had fences before.
             if !row.lock_for_update() {
                 ErrorReport::from(Error::HolderChanged).report(PgLogLevel::ERROR);
@@ -237,7 +240,7 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
     // No member can have joined a name that is longer than `MAX_NAME`. The empty name tells the keeper of the
     // prefix.
     let name = old.with_text(columns.name, |name| {
-        if name.len() <= MAX_NAME { String::from_utf8_lossy(name).into_owned() } else { String::new() }
+        if name.len() <= MAX_NAME { encoding::to_utf8_lossy(name).into_owned() } else { String::new() }
     });
     let Some(name) = name else { return };
     let handed_over = || digest(&row.new_row(), columns.node) != digest(&old, columns.node);
@@ -252,7 +255,10 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
             let new = row.new_row();
             let term = reissued(row, columns, &name, term(&new));
             tell(Told::Elected, &new, term);
-            Change::Inserted(term)
+            // A member that was named by hand is no foreign node.
+            let (e, node, now) = (electorate(row, &name), node(&new, columns), clock::now());
+            let member = shmem::peers_view(|v| v.member_of_node(&e, &node, now)).ok().flatten();
+            if member.is_some() { Change::Written(term) } else { Change::Inserted(term) }
         }
         Call::AfterInsert => {
             let term = reissued(row, columns, &name, term(&old));

@@ -203,6 +203,7 @@ fn a_reader_gets_what_is_for_its_queues() {
             "INSERT INTO oban_jobs (queue, worker) VALUES ('mail', 'W'), ('media', 'W'), ('größe', 'W');
              SELECT oban_notify('signal', '{\"action\": \"pause\", \"queue\": \"media\"}');
              SELECT oban_notify('signal', '{\"action\": \"pkill\", \"job_id\": 1}');
+             SELECT oban_notify('signal', '{\"action\": \"pause\", \"queue\": \"*\"}');
              SELECT oban_notify('insert', jsonb_build_object('queue', 'mail', 'padding', string_agg(md5(i::text), '')))
              FROM generate_series(1, 300) i",
         )
@@ -210,14 +211,27 @@ fn a_reader_gets_what_is_for_its_queues() {
     let poll = |queues: &str, more: &str| {
         format!("SELECT * FROM oban_poll(after => {position}{more}, queues => {queues})")
     };
-    assert_eq!(queues(&mut client, &poll("NULL", "")).len(), 6);
-    assert_eq!(queues(&mut client, &poll("'{mail}'", "")), ["mail", "none", "mail"]);
-    assert_eq!(queues(&mut client, &poll("'{größe,mail}'", "")).len(), 4);
-    assert_eq!(queues(&mut client, &poll("'{}'", "")), ["none"]);
+    assert_eq!(queues(&mut client, &poll("NULL", "")).len(), 7);
+    assert_eq!(queues(&mut client, &poll("'{mail}'", "")), ["mail", "none", "*", "mail"]);
+    assert_eq!(queues(&mut client, &poll("'{größe,mail}'", "")).len(), 5);
+    assert_eq!(queues(&mut client, &poll("'{}'", "")), ["none", "*"]);
     assert_eq!(queues(&mut client, &poll("'{mail}'", ", max_messages => 2")), ["mail", "none"]);
+    // One after the other, and all of them.
+    let (mut at, mut all) = (position, Vec::new());
+    loop {
+        let next =
+            format!("SELECT * FROM oban_poll(after => {at}, max_messages => 1, queues => '{{größe,mail}}')");
+        let got = queues(&mut client, &next);
+        at = client.query_one(&next, &[]).unwrap().get("position");
+        if got.is_empty() {
+            break;
+        }
+        all.extend(got);
+    }
+    assert_eq!((all, at), (["größe", "mail", "none", "*", "mail"].map(str::to_owned).to_vec(), position + 7));
     // What is for others is passed, and is not missed.
     let row = client.query_one(&poll("'{nothing}'", ""), &[]).unwrap();
-    assert_eq!((row.get::<_, i64>("position"), row.get::<_, Option<i64>>("missed")), (position + 6, Some(0)));
+    assert_eq!((row.get::<_, i64>("position"), row.get::<_, Option<i64>>("missed")), (position + 7, Some(0)));
     for (call, expected) in [
         ("'{NULL}'::text[]", "22004"),
         ("array_fill('a'::text, '{1025}')", "22023"),

@@ -368,6 +368,9 @@ fn odd_rows_stop_nobodys_elections() {
         };
         let odd = if encoding == "SQL_ASCII" { "E'\\xe9'".to_owned() } else { odd };
         let odd = if encoding == "LATIN1" { "chr(233)".to_owned() } else { odd };
+        // Then changes of leader are told.
+        let mut listener = cluster.client_of(encoding);
+        listener.batch_execute("LISTEN anything").unwrap();
         client
             .batch_execute(&format!(
                 "INSERT INTO tenant.oban_peers VALUES ({odd}, {odd}, now(), now() + interval '300 ms'),

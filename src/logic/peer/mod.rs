@@ -234,8 +234,6 @@ pub struct Joined {
     pub id: i64,
     /// It does not stand for election, though that was not asked for: a foreign node has led the name.
     pub yields: bool,
-    /// It led, and stepped down: it no longer stands for election.
-    pub stepped_down: bool,
 }
 
 /// What a renewal did.
@@ -324,17 +322,10 @@ impl Peers<'_> {
                 let member = &mut self.members[slot];
                 (member.lease, member.lease_ends) = (new.lease, now.saturating_add(new.lease));
                 // What it is stays as it is, unless it says otherwise.
-                let stepped_down = new.candidate == Some(false)
-                    && old.is_candidate()
-                    && self.resign(old.id, new.procno, now) == Some(true);
-                let member = &mut self.members[slot];
-                match new.candidate {
-                    Some(candidate) if candidate != old.is_candidate() => {
-                        (member.observes, member.considered, member.procno) = (observes, 0, new.procno);
-                    }
-                    _ => {}
+                if let Some(candidate) = new.candidate.filter(|candidate| *candidate != old.is_candidate()) {
+                    self.change_candidacy(slot, candidate, new.procno, now);
                 }
-                return Ok(Joined { id: old.id, yields: false, stepped_down });
+                return Ok(Joined { id: old.id, yields: false });
             }
             if replace != Some(old.id) {
                 let (member, pid, role, lease_ends) = (old.id, old.pid, old.role, old.lease_ends());
@@ -391,7 +382,24 @@ impl Peers<'_> {
             resigned_at: 0,
             observes,
         };
-        Ok(Joined { id: new.id, yields, stepped_down: false })
+        Ok(Joined { id: new.id, yields })
+    }
+
+    /// A member stands for election from now on, or no longer. One that leads steps down; what a keeper tells of it
+    /// meanwhile is to be read again.
+    fn change_candidacy(&mut self, slot: usize, candidate: bool, procno: i32, now: i64) {
+        let id = self.members[slot].id;
+        if !candidate {
+            self.resign(id, procno, now);
+        }
+        let member = &mut self.members[slot];
+        (member.observes, member.considered, member.procno) = (u32::from(!candidate), 0, procno);
+        let seat = &mut self.seats[member.seat as usize];
+        seat.changes = seat.changes.wrapping_add(1);
+        if candidate && seat.resigned == id {
+            // It says that it is to lead.
+            (seat.resigned, seat.resigned_at) = (0, 0);
+        }
     }
 
     /// Notes that a foreign node leads a name. Of too many names of a schema, or of all, the oldest is forgotten.
@@ -404,8 +412,13 @@ impl Peers<'_> {
         let mut of_schema =
             (0..used).filter(|n| (self.foreign[*n].database, self.foreign[*n].schema) == schema);
         let oldest = of_schema.next();
-        let over = (oldest.is_some() && of_schema.count() + 1 >= FOREIGN_NAMES).then_some(oldest).flatten();
-        let out = over.or((used == self.foreign.len() && used > 0).then_some(0));
+        let over = oldest.filter(|_| of_schema.count() + 1 >= FOREIGN_NAMES);
+        // When there is no room, a database with more than its share gives way first.
+        let full = used == self.foreign.len() && used > 0;
+        let of_database = self.foreign[..used].iter().filter(|e| e.database == electorate.database).count();
+        let greedy = full && of_database > used / 4;
+        let own = greedy.then(|| self.foreign.iter().position(|e| e.database == electorate.database));
+        let out = over.or(own.flatten()).or(full.then_some(0));
         let end = match out {
             Some(out) => {
                 self.foreign.copy_within(out + 1..used, out);
@@ -421,6 +434,12 @@ impl Peers<'_> {
     /// Whether a foreign node has led a name since the server's start, as far as memory knows.
     pub fn foreign_has_led(&self, electorate: &Electorate) -> bool {
         electorate.database != 0 && self.foreign.contains(electorate)
+    }
+
+    /// The schemas of a database that have such names.
+    pub fn foreign_schemas(&self, database: u32) -> Vec<u32> {
+        let own = self.foreign.iter().filter(|e| database != 0 && e.database == database);
+        own.map(|e| e.schema).collect()
     }
 
     fn forget_foreign(&mut self, gone: impl Fn(&Electorate) -> bool) {

@@ -178,7 +178,9 @@ impl<'a> View<'a> {
             let unguarded = !leadership.lease.guarded && leadership.ended == 0;
             self.leader(leadership, number, now).filter(|_| unguarded)
         };
-        let Some(leader) = self.holder(leadership, number, now).or_else(believed) else {
+        // One that no longer stands for election leads no more.
+        let leader = self.holder(leadership, number, now).or_else(believed).filter(|m| m.is_candidate());
+        let Some(leader) = leader else {
             // Its slot is its own until somebody else takes it.
             let member = self.members.get(leadership.slot as usize).filter(|m| m.id == leadership.member);
             let lapsed = now >= leadership.lease.deadline || member.is_some_and(|m| !m.is_live(now));

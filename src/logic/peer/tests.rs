@@ -672,10 +672,10 @@ fn who_stands_for_election_may_change() {
     elect(&mut peers, &e, 7, 0);
     peers.mark_considered(&e);
     let again = peers.join(&bound(9, 10, "a"), None, 1);
-    assert_eq!(again, Ok(Joined { id: 1, yields: false, stepped_down: false }));
+    assert_eq!(again, Ok(Joined { id: 1, yields: false }));
     assert_eq!(held(&peers, &e, 1), Some(7), "what it is stays as it is");
     let down = peers.join(&observer(9, 10, "a"), None, 1);
-    assert_eq!(down, Ok(Joined { id: 1, yields: false, stepped_down: true }));
+    assert_eq!(down, Ok(Joined { id: 1, yields: false }));
     assert_eq!(held(&peers, &e, 1), None);
     assert!(!peers.view().is_considered(1, 1), "it waits until its row is gone");
     assert!(matches!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended: Some(_), candidate: None }));
@@ -684,9 +684,27 @@ fn who_stands_for_election_may_change() {
     assert!(!peers.view().elects(&e, 2), "it said that it observes");
     let up = Joining { candidate: Some(true), ..bound(9, 10, "a") };
     peers.joined(&up, None, 2).unwrap();
-    let stands_again = 1 + LEASE;
-    assert_eq!(peers.view().plan(&e, 2, LEASE), Plan::Wait { until: stands_again });
-    assert_eq!(elect(&mut peers, &e, 8, stands_again), Some(LEASE));
+    assert_eq!(elect(&mut peers, &e, 8, 3), Some(2), "at once: it says that it is to lead");
+}
+
+/// Elected while it said that it would no longer stand, and believed though its lease was over.
+#[test]
+fn an_observer_is_never_kept_as_leader() {
+    let (mut memory, e) = (Memory::new(4), electorate("Oban"));
+    let mut peers = memory.peers();
+    peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
+    let (seen, ..) = peers.view().changes(&e);
+    let Plan::Elect { candidate: Some(c), .. } = peers.view().plan(&e, 0, LEASE) else { panic!("it stands") };
+    peers.joined(&observer(9, 10, "a"), None, 1).unwrap();
+    let row = Leadership::ours(&c, lease(7, 1, 1 + LEASE), 1);
+    assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
+    // A keeper that sees the row after all, or an unguarded one that it believes.
+    tell(&mut peers, &e, row, 1);
+    let ended = Some(Ended { node: Text::truncated("a"), term: 7, lapsed: false });
+    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended, candidate: None });
+    let believed = Leadership::ours(&c, Lease { guarded: false, ..lease(7, 1, 2) }, 1);
+    tell(&mut peers, &e, believed, 1);
+    assert!(matches!(peers.view().plan(&e, 3, LEASE), Plan::Elect { ended: Some(_), candidate: None }));
 }
 
 #[test]
@@ -713,20 +731,27 @@ fn a_member_yields_where_a_foreign_node_has_led() {
 proptest! {
     /// A foreign name is known until it is one of too many, of its schema or of all; nothing else is.
     #[test]
-    fn foreign_names_are_kept_in_their_order(notes in proptest::collection::vec((0_u32..3, 0_u8..30), 0..200)) {
+    fn foreign_names_are_kept_in_their_order(
+        notes in proptest::collection::vec((5_u32..8, 0_u32..3, 0_u8..30), 0..200),
+    ) {
         const ROOM: usize = 40;
         let mut memory = Memory::new(ROOM);
         let mut peers = memory.peers();
         let mut model: Vec<Electorate> = Vec::new();
-        for (schema, name) in notes {
-            let e = Electorate { schema, ..electorate(&name.to_string()) };
+        for (database, schema, name) in notes {
+            let e = Electorate { database, schema, ..electorate(&name.to_string()) };
             peers.foreign_leads(&e);
             if !model.contains(&e) {
-                let of_schema: Vec<usize> = (0..model.len()).filter(|n| model[*n].schema == schema).collect();
+                let of = |schema: Option<u32>| -> Vec<usize> {
+                    let own = |m: &Electorate| m.database == database && schema.is_none_or(|s| s == m.schema);
+                    (0..model.len()).filter(|n| own(&model[*n])).collect()
+                };
+                let (of_schema, of_database) = (of(Some(schema)), of(None));
                 if of_schema.len() == FOREIGN_NAMES {
                     model.remove(of_schema[0]);
                 } else if model.len() == ROOM {
-                    model.remove(0);
+                    let greedy = of_database.len() > ROOM / 4;
+                    model.remove(if greedy { of_database[0] } else { 0 });
                 }
                 model.push(e);
             }
@@ -734,7 +759,7 @@ proptest! {
             prop_assert!(peers.foreign[model.len()..].iter().all(|e| e.database == 0));
         }
         peers.forget_schema(5, 1, &mut []);
-        model.retain(|e| e.schema != 1);
+        model.retain(|e| (e.database, e.schema) != (5, 1));
         prop_assert_eq!(&peers.foreign[..model.len()], &model[..]);
     }
 }

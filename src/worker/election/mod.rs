@@ -256,7 +256,7 @@ impl Elections {
                 }
                 Attempt::None(Some(retry_at))
             }
-            (None, Plan::Wait { until }) if !waiting => Attempt::None(Some(*until)),
+            (None, Plan::Wait { until }) if !waiting => Attempt::None(at(*until)),
             (None, _) => match self.step(electorate) {
                 Ok(next) => Attempt::Made(next),
                 Err(why) => {
@@ -276,6 +276,7 @@ impl Elections {
     /// is forgotten at its commit (`shmem::tables`); this is for the others, such as a prepared transaction.
     fn forget_dropped_schemas(&mut self) {
         let mut known = shmem::peers_view(|v| v.schemas(self.database)).unwrap_or_default();
+        known.extend(shmem::peers(|p| p.foreign_schemas(self.database)).unwrap_or_default());
         known.extend(shmem::gossip::schemas(self.database, false));
         known.sort_unstable();
         known.dedup();
@@ -379,7 +380,7 @@ impl Elections {
                 }
                 Plan::Wait { until } => {
                     wake_considered(electorate);
-                    return Ok(Some(until));
+                    return Ok(at(until));
                 }
                 Plan::Renew { leader, term, .. } => transaction(c"obanrs: renewing a lease", || {
                     table::renew(electorate, &leader, term, wait)
@@ -510,7 +511,7 @@ impl Elections {
         match shmem::peers_view(|v| v.plan(electorate, now, lease)).ok()? {
             Plan::Wait { until } => {
                 wake_considered(electorate);
-                Some(until)
+                at(until)
             }
             Plan::Forget => {
                 self.forget(electorate);
@@ -593,6 +594,11 @@ impl Elections {
 fn warn(what: &str) {
     let message = format!("obanrs in {}: {what}", life::of_database());
     error::log(PgLogLevel::WARNING, PgSqlErrorCode::ERRCODE_WARNING, message, "");
+}
+
+/// When a plan's time comes. `None` is never: nothing but news changes that plan.
+fn at(until: i64) -> Option<i64> {
+    (until != i64::MAX).then_some(until)
 }
 
 /// The earlier of two times. `None` is never.

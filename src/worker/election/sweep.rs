@@ -258,7 +258,7 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &Seen, seen: &mu
     };
     let rows = table.earliest(MAX_ROWS);
     let (now, boot) = (clock::now(), table::or_raise(shmem::boot()));
-    note_foreign(schema, &rows);
+    let mut foreign = Vec::new();
     seen.all_at = if rows.len() < MAX_ROWS { began } else { known.all_at };
     let (mut next, mut deleted, mut held) = (None, 0, false);
     for row in &rows {
@@ -274,6 +274,7 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &Seen, seen: &mu
             .unwrap_or_else(|| now.saturating_add(table::time_left(row, None, boot, known.all_at)));
         if now < deadline && rows::outlives_start(row.boot, boot) {
             seen.deadlines.insert(print, deadline);
+            foreign.extend(electorate.filter(|_| row.boot.is_none()));
             next = earliest(next, Some(deadline));
             continue;
         }
@@ -294,6 +295,11 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &Seen, seen: &mu
             Change::Held => held = true,
             Change::Gone => {} // the triggers of the transaction that changed it tell the keeper
         }
+    }
+    // Memory keeps no more names of a schema.
+    let newest = foreign.len().saturating_sub(FOREIGN_NAMES);
+    if !foreign.is_empty() {
+        let _ = shmem::peers(|p| foreign[newest..].iter().for_each(|e| p.foreign_leads(e)));
     }
     match next {
         _ if held => Swept::Held,
@@ -316,14 +322,4 @@ fn electorate(schema: u32, row: &PeerRow) -> Option<Electorate> {
 /// Whether the elections of a name judge its row, and not the sweep.
 fn elects(electorate: &Electorate) -> bool {
     shmem::peers_view(|v| v.elects(electorate, clock::now())).unwrap_or(false)
-}
-
-/// Has memory know the names of a schema that foreign nodes lead, by their rows.
-fn note_foreign(schema: u32, rows: &[PeerRow]) {
-    let foreign =
-        rows.iter().rev().filter(|row| row.boot.is_none()).filter_map(|row| electorate(schema, row));
-    let foreign: Vec<Electorate> = foreign.take(FOREIGN_NAMES).collect();
-    if !foreign.is_empty() {
-        let _ = shmem::peers(|p| foreign.iter().rev().for_each(|e| p.foreign_leads(e)));
-    }
 }

@@ -16,7 +16,7 @@ use crate::bus::{self, Target};
 use crate::config;
 use crate::logic::outbox::Origin;
 use crate::logic::peer::rows::{self, Clocks, LEASED, Verdict, judge};
-use crate::logic::peer::{BELIEVED, Candidate, Electorate, Ended, Leadership, Lease};
+use crate::logic::peer::{BELIEVED, Candidate, Electorate, Ended, Leadership, Lease, Node};
 use crate::logic::{shape, wire};
 use crate::pg::heap::TableLock;
 use crate::pg::{catalog, clock, encoding, notify, session, time};
@@ -129,6 +129,8 @@ struct Election<'a> {
     known: Known<'a>,
     /// A leadership ended in this transaction: its end has to be announced.
     down: bool,
+    /// Which did, by node and term.
+    ended: Vec<(Node, i64)>,
     announcing: Announcing,
     boot: i64,
 }
@@ -193,8 +195,17 @@ pub fn elect(
         Err(outcome) => return outcome,
     };
     let (greatest_term, boot) = (known.greatest_term, or_raise(shmem::boot()));
-    let mut election =
-        Election { electorate, table, candidate, greatest_term, known, down: false, announcing, boot };
+    let mut election = Election {
+        electorate,
+        table,
+        candidate,
+        greatest_term,
+        known,
+        down: false,
+        ended: Vec::new(),
+        announcing,
+        boot,
+    };
     election.hold(ended).unwrap_or_else(|outcome| outcome)
 }
 
@@ -206,8 +217,12 @@ impl Election<'_> {
             self.retire(ended)?;
         }
         let judged = self.judge_current_row();
+        // First, as what programs are told has no claim on the transaction's room for messages.
         if self.down {
             announce_down(self.electorate, self.announcing);
+        }
+        for (node, term) in std::mem::take(&mut self.ended) {
+            self.tell(Told::Ended, node.as_str(), term);
         }
         judged?;
         self.insert_candidate()
@@ -221,7 +236,7 @@ impl Election<'_> {
         match self.table.delete_term(name, ended.node.as_str(), ended.term) {
             Change::Held => return Err(Outcome::Held),
             Change::Done => {
-                self.tell(Told::Ended, ended.node.as_str(), ended.term);
+                self.ended.push((ended.node, ended.term));
                 self.down = true;
             }
             Change::Gone => {}
@@ -290,10 +305,10 @@ impl Election<'_> {
     }
 
     /// Deletes a row. `Err` is the outcome when another transaction holds the row or has changed it.
-    fn remove(&self, row: &PeerRow) -> Result<(), Outcome> {
+    fn remove(&mut self, row: &PeerRow) -> Result<(), Outcome> {
         match self.table.delete(row) {
             Change::Done => {
-                self.tell(Told::Ended, row.node.as_str(), row.term.unwrap_or(0));
+                self.ended.push((row.node, row.term.unwrap_or(0)));
                 Ok(())
             }
             Change::Held => Err(Outcome::Held),
@@ -361,7 +376,7 @@ pub fn send_down(electorate: &Electorate) {
     let Some(prefix) = catalog::namespace_name(electorate.schema) else { return };
     // oban_install refuses a prefix whose channels' names are too long, but a prefix can be renamed later.
     if let Ok(target) = Target::new(Some(electorate.schema), &prefix, "leader") {
-        let payload = wire::object_of_one("down", &encoding::to_server(electorate.name.as_str()));
+        let payload = wire::object_of_one("down", &encoding::to_server_lossy(electorate.name.as_str()));
         if payload.len() <= wire::MAX_PAYLOAD {
             or_raise(bus::queue(&target, payload, Origin::Call));
         }
