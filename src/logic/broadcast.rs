@@ -4,10 +4,8 @@
 //! Readers crash on what is missing: they add up limits, take the length of `running` and parse
 //! `started_at`. So each check has all of these, whatever the state has.
 
-use std::collections::BTreeSet;
-
-use super::check::{Members, ids};
-use super::wire::MAX_PAYLOAD;
+use super::check::{Id, Members, ids};
+use super::wire::{self, MAX_PAYLOAD};
 
 /// The state of one queue on one node. Times are ISO 8601 with an offset.
 #[derive(Clone, Debug)]
@@ -26,7 +24,7 @@ pub struct Broadcast {
     pub messages: Vec<String>,
     /// Checks that are in them.
     pub checks: usize,
-    /// Of those, the ones that lost something: they would not have fitted into a message of their own.
+    /// Of those, the ones that lost something: they would not have fitted into a message of their own, compressed.
     pub shortened: usize,
 }
 
@@ -41,9 +39,16 @@ const MAX_OTHERS: usize = 1_024;
 /// The longest check that fits into a message.
 const MAX_CHECK: usize = MAX_PAYLOAD - BEFORE.len() - AFTER.len();
 
+/// How many bytes of checks are compressed for a broadcast at most: some ten milliseconds' worth. Those beyond are
+/// shortened.
+const MAX_COMPRESSED: usize = 512 << 10;
+
+/// How often a check is tried with fewer jobs until its compressed form fits.
+const TRIES: usize = 3;
+
 /// Whether a message is a broadcast of ours.
 pub fn is_ours(wire: &[u8]) -> bool {
-    wire.starts_with(BEFORE.as_bytes())
+    wire.starts_with(BEFORE.as_bytes()) || wire.starts_with(wire::MARKED.as_bytes())
 }
 
 /// The messages for these queues, in the order of their names. `wire_len` is how many bytes a text has on the
@@ -52,63 +57,109 @@ pub fn messages(queues: &[Queue<'_>], wire_len: impl Fn(&str) -> usize) -> Broad
     let mut queues: Vec<_> = queues.iter().collect();
     queues.sort_by_key(|q| (q.name, q.node, q.queue));
     let mut broadcast = Broadcast::default();
-    let (mut message, mut taken) = (String::new(), 0);
+    let (mut message, mut taken, mut budget) = (String::new(), 0, MAX_COMPRESSED);
     for queue in queues {
-        let Some((check, len, whole)) = check(queue, &wire_len) else { continue };
-        if taken > 0 && taken + 1 + len > MAX_CHECK {
-            broadcast.messages.push(format!("{BEFORE}{message}{AFTER}"));
+        let Some(Made { text, whole, message_of_its_own }) = check(queue, &wire_len, &mut budget) else {
+            continue;
+        };
+        let len = wire_len(&text);
+        if taken > 0 && (message_of_its_own || taken + 1 + len > MAX_CHECK) {
+            broadcast.messages.push(enclosed(&message));
             (message, taken) = (String::new(), 0);
+        }
+        broadcast.checks += 1;
+        broadcast.shortened += usize::from(!whole);
+        if message_of_its_own {
+            broadcast.messages.push(text);
+            continue;
         }
         if taken > 0 {
             message.push(',');
             taken += 1;
         }
-        message.push_str(&check);
+        message.push_str(&text);
         taken += len;
-        broadcast.checks += 1;
-        broadcast.shortened += usize::from(!whole);
     }
     if taken > 0 {
-        broadcast.messages.push(format!("{BEFORE}{message}{AFTER}"));
+        broadcast.messages.push(enclosed(&message));
     }
     broadcast
 }
 
-/// A queue's check, its length, and whether it is whole: else it has as many of its running jobs, the newest,
-/// as fit, if need be without the keys that readers do without. (Names are too short to fill a message.)
-fn check(queue: &Queue<'_>, wire_len: impl Fn(&str) -> usize) -> Option<(String, usize, bool)> {
+/// The message that has these checks.
+fn enclosed(checks: &str) -> String {
+    format!("{BEFORE}{checks}{AFTER}")
+}
+
+/// A check that fits into a message.
+struct Made {
+    text: String,
+    /// It has all that the state has.
+    whole: bool,
+    /// `text` is a whole message, compressed.
+    message_of_its_own: bool,
+}
+
+/// A queue's check, as it is if it fits into a message. Else it is compressed, whole if that fits, or with fewer of its
+/// running jobs: the newest. Where compressing does not help, it has as many of them as fit uncompressed, if need be
+/// without the keys that readers do without. (Names are too short to fill a message.)
+fn check(queue: &Queue<'_>, wire_len: impl Fn(&str) -> usize, budget: &mut usize) -> Option<Made> {
     let state = Members::of(queue.state)?;
     let running = ids(state.get("running").unwrap_or("[]"))?;
     let all: Vec<&str> = running.iter().map(|(_, id)| *id).collect();
     let whole = Check { queue, state: &state, only_needed: false };
-    let text = whole.with(&all);
-    let len = wire_len(&text);
-    if len <= MAX_CHECK {
-        return Some((text, len, true));
+    let mut text = whole.with(&all);
+    if wire_len(&text) <= MAX_CHECK {
+        return Some(Made { text, whole: true, message_of_its_own: false });
+    }
+    let newest = newest(&running);
+    let mut kept = running.len();
+    for _ in 0..TRIES {
+        let Some(left) = budget.checked_sub(text.len()) else { break };
+        *budget = left;
+        let len = match wire::encode_marked(&enclosed(&text)) {
+            Ok(text) => {
+                return Some(Made { text, whole: kept == running.len(), message_of_its_own: true });
+            }
+            Err(len) => len,
+        };
+        // As many as would fit if each took as much as the others, less a tenth.
+        kept = (kept as u128 * MAX_PAYLOAD as u128 * 9 / 10 / len as u128) as usize;
+        text = whole.with(&in_order(&running, &newest[..kept]));
     }
     let bare = Check { only_needed: true, ..whole };
     let [with_others, without] = [whole, bare].map(|check| wire_len(&check.with(&[])));
     let (check, len) =
         if with_others <= without + MAX_OTHERS { (whole, with_others) } else { (bare, without) };
-    let text = check.with(&newest(&running, MAX_CHECK.checked_sub(len)?));
-    let len = wire_len(&text);
-    Some((text, len, false))
+    let fitting = fitting(&running, &newest, MAX_CHECK.checked_sub(len)?, wire_len);
+    let text = check.with(&in_order(&running, &newest[..fitting]));
+    Some(Made { text, whole: false, message_of_its_own: false })
 }
 
-/// The newest ids that fit into so many bytes with commas between them, in their order. Jobs are numbered in the
-/// order of their insertion.
-fn newest<'a>(ids: &[(i64, &'a str)], room: usize) -> Vec<&'a str> {
+/// The indexes of ids, the newest first.
+fn newest(ids: &[(Id<'_>, &str)]) -> Vec<usize> {
     let mut newest: Vec<usize> = (0..ids.len()).collect();
-    newest.sort_by_key(|i| std::cmp::Reverse(ids[*i].0));
+    newest.sort_by(|a, b| ids[*b].0.cmp(&ids[*a].0));
+    newest
+}
+
+/// How many of the newest fit into so many bytes with commas between them.
+fn fitting(ids: &[(Id<'_>, &str)], newest: &[usize], room: usize, wire_len: impl Fn(&str) -> usize) -> usize {
     let mut left = room + 1;
-    let fits = newest.into_iter().take_while(|i| {
-        let needs = ids[*i].1.len() + 1;
+    let fits = newest.iter().take_while(|i| {
+        let needs = wire_len(ids[**i].1) + 1;
         let fits = needs <= left;
         left = left.saturating_sub(needs);
         fits
     });
-    let kept: BTreeSet<usize> = fits.collect();
-    kept.into_iter().map(|i| ids[i].1).collect()
+    fits.count()
+}
+
+/// Some ids, in the order in which they were given.
+fn in_order<'a>(ids: &[(Id<'_>, &'a str)], some: &[usize]) -> Vec<&'a str> {
+    let mut some = some.to_vec();
+    some.sort_unstable();
+    some.into_iter().map(|i| ids[i].1).collect()
 }
 
 #[derive(Clone, Copy)]
@@ -211,12 +262,27 @@ mod tests {
 
     fn checks(broadcast: &Broadcast) -> Vec<Value> {
         let all = broadcast.messages.iter().flat_map(|message| {
-            assert!(message.len() <= MAX_PAYLOAD, "{}", message.len());
-            let message: Value = serde_json::from_str(message).expect("a complete object");
+            assert!(message.len() <= MAX_PAYLOAD && is_ours(message.as_bytes()), "{}", message.len());
+            let message = wire::decode(message).expect("what any node reads");
+            let message: Value = serde_json::from_str(&message).expect("a complete object");
             assert_eq!(message.as_object().map(|m| m.len()), Some(1));
             message["checks"].as_array().expect("an array").clone()
         });
         all.collect()
+    }
+
+    /// Ids that hardly can be compressed.
+    fn noise(many: usize) -> Vec<i64> {
+        let mut random = 1u64;
+        let next = || {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 1) as i64
+        };
+        std::iter::repeat_with(next).take(many).collect()
+    }
+
+    fn noisy_text(len: usize) -> String {
+        noise(len / 16 + 1).iter().map(|n| format!("{n:016x}")).collect::<String>()[..len].to_owned()
     }
 
     #[test]
@@ -259,36 +325,72 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_is_too_long_keeps_its_newest_jobs() {
-        let ids: Vec<i64> = (1_000_000..1_003_000).rev().collect();
+    fn a_check_that_is_too_long_is_compressed() {
+        let ids: Vec<i64> = (1_000_000..1_001_200).collect();
+        let uuids: Vec<Value> =
+            noise(250).iter().map(|n| json!(format!("{n:032x}"))).chain([json!(7)]).collect();
+        for running in [json!(ids), json!(uuids)] {
+            let state = json!({"limit": 5, "running": running}).to_string();
+            assert!(state.len() > MAX_PAYLOAD);
+            let broadcast = messages(&[queue("a", "{}"), queue("b", &state), queue("c", "{}")], str::len);
+            let checks = checks(&broadcast);
+            assert_eq!((checks.len(), broadcast.checks, broadcast.shortened), (3, 3, 0));
+            assert_eq!(broadcast.messages.len(), 3);
+            assert!(broadcast.messages[1].starts_with("H4sI") && checks[1]["running"] == running);
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_compressed_keeps_its_newest_jobs() {
+        let ids: Vec<i64> = (1_000_000..1_009_000).rev().collect();
         let state = format!(r#"{{"limit":5,"running":{}}}"#, json!(ids));
         let broadcast = messages(&[queue("a", "{}"), queue("b", &state), queue("c", "{}")], str::len);
-        let checks = checks(&broadcast);
-        assert_eq!((checks.len(), broadcast.checks, broadcast.shortened), (3, 3, 1));
-        let kept: Vec<i64> = serde_json::from_value(checks[1]["running"].clone()).unwrap();
+        let sent = checks(&broadcast);
+        assert_eq!((sent.len(), broadcast.checks, broadcast.shortened), (3, 3, 1));
+        let kept: Vec<i64> = serde_json::from_value(sent[1]["running"].clone()).unwrap();
         assert_eq!(kept, ids[..kept.len()], "the greatest, in their order");
-        assert!(
-            broadcast.messages[1].len() > MAX_PAYLOAD - 9,
-            "no room for another: {}",
-            broadcast.messages[1].len()
-        );
+        assert!(kept.len() > 2_000 && broadcast.messages[1].starts_with("H4sI"), "{}", kept.len());
+
+        // Many that are large: what is beyond the budget of compressing is sent all the same, uncompressed.
+        let large: Vec<_> = (0..20).map(|_| queue("q", &state)).collect();
+        let broadcast = messages(&large, str::len);
+        assert_eq!((checks(&broadcast).len(), broadcast.shortened), (20, 20));
+        let kept: Vec<i64> = serde_json::from_value(checks(&broadcast)[19]["running"].clone()).unwrap();
+        let last = broadcast.messages.last().expect("it is sent");
+        assert_eq!(kept, ids[..kept.len()], "the greatest, in their order");
+        assert!(last.starts_with('{') && last.len() > MAX_PAYLOAD - 9, "no room for another: {}", last.len());
     }
 
     #[test]
     fn keys_that_nobody_needs_go_first_if_they_are_long() {
-        let state = json!({"uuid": "u".repeat(9_000), "x": "x".repeat(9_000), "limit": 2, "running": [1, 2]});
+        let noise_of = noisy_text(24_000);
+        let (uuid, x) = noise_of.split_at(12_000);
+        let state = json!({"uuid": uuid, "x": x, "limit": 2, "running": [1, 2]});
         let broadcast = messages(&[queue("q", &state.to_string())], str::len);
         let check = &checks(&broadcast)[0];
         assert_eq!((&check["limit"], &check["running"], broadcast.shortened), (&json!(2), &json!([1, 2]), 1));
         assert!(check.get("x").is_none() && check.get("uuid").is_none());
         // Rather than running jobs; but what is small stays.
-        let state = json!({"x": "x".repeat(7_700), "limit": 2, "running": (0..100).collect::<Vec<_>>()});
+        let state = json!({"x": noisy_text(11_800), "limit": 2, "running": (0..1_000).collect::<Vec<_>>()});
         let broadcast = messages(&[queue("q", &state.to_string())], str::len);
         let check = &checks(&broadcast)[0];
         assert!(check.get("x").is_none() && check["running"] == state["running"] && broadcast.shortened == 1);
-        let state = json!({"x": "x".repeat(700), "running": (0..9_000).collect::<Vec<_>>()});
+        let state = json!({"x": "x".repeat(700), "running": noise(3_000)});
         let broadcast = messages(&[queue("q", &state.to_string())], str::len);
         assert!(checks(&broadcast)[0]["x"] == state["x"] && broadcast.shortened == 1);
+    }
+
+    #[test]
+    fn jobs_that_are_named_by_texts_are_shortened_as_well() {
+        // As ULIDs, the newest are the last.
+        let ids: Vec<String> = (0..1_500u128)
+            .map(|n| format!("01HZX{n:05}{:016X}", (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) as u64))
+            .collect();
+        let state = json!({"limit": 5, "running": ids});
+        let broadcast = messages(&[queue("q", &state.to_string())], str::len);
+        let kept: Vec<String> = serde_json::from_value(checks(&broadcast)[0]["running"].clone()).unwrap();
+        assert_eq!((&kept[..], broadcast.shortened), (&ids[ids.len() - kept.len()..], 1));
+        assert!(kept.len() > 200, "{}", kept.len());
     }
 
     /// The longest names, of characters that JSON writes in six.
@@ -313,7 +415,7 @@ mod tests {
         /// What one sends, another takes in: with the same jobs, as long as they fit.
         #[test]
         fn what_is_broadcast_can_be_taken_in(
-            names in prop::collection::btree_set("[a-z\"\u{e9}]{1,20}", 1..40),
+            names in prop::collection::btree_set("[a-z\"\u{e9}]{1,20}", 1..10),
             ids in prop::collection::vec(any::<i64>(), 0..900),
             limit in 0..=i32::MAX,
         ) {

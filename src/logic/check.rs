@@ -99,7 +99,7 @@ const RULES: [Rule; 10] = [
     ("limit", COUNT, is_count),
     ("local_limit", COUNT, is_count),
     ("paused", "a boolean", |v| matches!(v, Value::Bool(_))),
-    ("running", "an array of job ids (integers)", is_ids),
+    ("running", "an array of job ids (integers or strings)", is_ids),
     ("started_at", TIME, |v| time(v).is_some()),
     ("updated_at", TIME, |v| time(v).is_some()),
     ("shutdown_started_at", TIME, |v| matches!(v, Value::Null) || time(v).is_some()),
@@ -164,7 +164,11 @@ fn is_count(value: &Value<'_>) -> bool {
 }
 
 fn is_ids(value: &Value<'_>) -> bool {
-    all(value, |id| matches!(id, Value::Number(n) if n.integer().is_some()))
+    all(value, |id| match id {
+        Value::Number(n) => n.integer().is_some(),
+        Value::String(_) => true,
+        _ => false,
+    })
 }
 
 fn all(value: &Value<'_>, holds: impl Fn(&Value<'_>) -> bool) -> bool {
@@ -225,14 +229,25 @@ fn is_rate_limit(value: &Value<'_>) -> bool {
     })
 }
 
-/// The elements of an array of integers, given as text, each as it is written; `None` for anything else.
-pub fn ids(value: &str) -> Option<Vec<(i64, &str)>> {
-    let inner = value.strip_prefix('[')?.strip_suffix(']')?.trim();
-    if inner.is_empty() {
-        return Some(Vec::new());
+/// A job's id, in the order in which jobs are made: integers count up; of strings, those that begin with a time (ULIDs,
+/// version 7 of UUIDs) do.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Id<'a> {
+    Number(i64),
+    Text(Cow<'a, str>),
+}
+
+/// The ids of an array, given as text, each beside how it is written; `None` for anything else.
+pub fn ids(value: &str) -> Option<Vec<(Id<'_>, &str)>> {
+    fn id(raw: &RawValue) -> Option<(Id<'_>, &str)> {
+        let text = raw.get();
+        let id = match text.starts_with('"') {
+            true => Id::Text(serde_json::from_str(text).ok()?),
+            false => Id::Number(text.parse().ok()?),
+        };
+        Some((id, text))
     }
-    let id = |id: &'_ str| -> Option<i64> { id.parse().ok() };
-    inner.split(',').map(str::trim).map(|text| Some((id(text)?, text))).collect()
+    serde_json::from_str::<Vec<&RawValue>>(value).ok()?.into_iter().map(id).collect()
 }
 
 #[cfg(test)]
@@ -275,8 +290,8 @@ mod tests {
             ("paused", serde_json::json!("false")),
             ("paused", serde_json::Value::Null),
             ("running", serde_json::json!(3)),
-            ("running", serde_json::json!(["1"])),
             ("running", serde_json::json!([1.5])),
+            ("running", serde_json::json!(["1", null])),
             ("started_at", serde_json::json!("2026-01-31T12:00:00")),
             ("started_at", serde_json::json!(1769860800)),
             ("updated_at", serde_json::json!("2026-02-30T12:00:00Z")),
@@ -357,9 +372,11 @@ mod tests {
         assert_eq!(members.iter().next(), Some(("a", "1.50e3")));
         assert!(["", "[]", "1", "{", "null", "{\"a\": }"].iter().all(|bad| Members::of(bad).is_none()));
         assert_eq!(ids("[]"), Some(vec![]));
-        assert_eq!(ids("[ 1,-2 ]"), Some(vec![(1, "1"), (-2, "-2")]));
+        assert_eq!(ids("[ 1,-2 ]"), Some(vec![(Id::Number(1), "1"), (Id::Number(-2), "-2")]));
+        let mixed = [(Id::Text("a,\"]".into()), r#""a,\"]""#), (Id::Number(1), "1")];
+        assert_eq!(ids(r#"["a,\"]", 1]"#), Some(mixed.to_vec()));
         assert!(
-            ["[1,]", "[[1]]", "1", "[1.0]", "[9223372036854775808]", "[\"1\"]"]
+            ["[1,]", "[[1]]", "1", "[1.0]", "[9223372036854775808]", "[null]"]
                 .iter()
                 .all(|v| ids(v).is_none())
         );

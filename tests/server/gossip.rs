@@ -106,7 +106,7 @@ fn what_would_crash_a_reader_is_refused() {
     let mut client = cluster.client();
     for (state, key) in [
         (r#"{"running": 3}"#, "running"),
-        (r#"{"running": ["1"]}"#, "running"),
+        (r#"{"running": ["1", null]}"#, "running"),
         (r#"{"limit": "10"}"#, "limit"),
         (r#"{"started_at": "2026-01-31 12:00:00"}"#, "started_at"),
         (r#"{"paused": null}"#, "paused"),
@@ -119,6 +119,17 @@ fn what_would_crash_a_reader_is_refused() {
         assert!(error.message().contains(key) && error.hint().is_some(), "{error:?}");
     }
     assert!(queues(&mut client).is_empty(), "bad input changes nothing");
+}
+
+#[test]
+fn running_jobs_are_named_by_integers_and_by_texts() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    let state = r#"{"running": [7, "01HZX3K8Q4E8W7V5N2J6T9R0CB", "9b2f0a1e-0000-4000-8000-0123456789ab", "\u00e9\""]}"#;
+    client.query_one("SELECT oban_gossip_put('a', 'q', $1::text::jsonb)", &[&state]).unwrap();
+    let row =
+        client.query_one("SELECT running, state = $1::text::jsonb FROM oban_gossip", &[&state]).unwrap();
+    assert_eq!((row.get::<_, i32>(0), row.get::<_, bool>(1)), (4, true));
 }
 
 /// Every time that we let in, Postgres reads as we do.

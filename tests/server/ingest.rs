@@ -97,6 +97,15 @@ fn every_sample_of_real_nodes_is_taken_in_in_every_form() {
 }
 
 #[test]
+fn running_jobs_may_be_texts() {
+    let (_cluster, mut client) = listening();
+    let check = r#"{"name":"Oban","node":"n","queue":"q","running":["01HZX3K8Q4E8W7V5N2J6T9R0CB",7]}"#;
+    send(&mut client, CHANNEL, &packed(&format!(r#"{{"checks":[{check}]}}"#)));
+    wait_until("it is taken in", || entries(&mut client) == ["public/n/q"]);
+    assert_eq!(client.one::<i32>("SELECT running FROM oban_gossip"), 2);
+}
+
+#[test]
 fn what_is_malformed_is_counted_and_its_neighbours_are_taken() {
     let (_cluster, mut client) = listening();
     let before = stat(&mut client, "gossip_malformed");
