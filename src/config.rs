@@ -29,7 +29,7 @@ static MAX_RINGS: GucSetting<i32> = GucSetting::<i32>::new(8);
 static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(64);
 /// Members over all databases. A slot costs about a kilobyte, its leadership included.
 static MAX_MEMBERS: GucSetting<i32> = GucSetting::<i32>::new(1024);
-/// In kB. 8 MB hold about 12,000 queues with a state of ten keys.
+/// In kB. 8 MB hold about 11,000 queues with a state of ten keys.
 static GOSSIP_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 /// In ms. Oban's nodes forget a silent node after 30 s.
 static GOSSIP_TTL: GucSetting<i32> = GucSetting::<i32>::new(30_000);
@@ -182,7 +182,7 @@ pub fn register(preloading: bool) {
             (
                 c"obanrs.gossip_memory",
                 c"Shared memory for the entries of oban_gossip, over all databases.",
-                c"8 MB hold about 12,000 queues with a state of ten keys.",
+                c"8 MB hold about 11,000 queues with a state of ten keys.",
                 &GOSSIP_MEMORY,
                 64,
                 1024 * 1024,

@@ -55,6 +55,7 @@ extension_sql_file!(
         notifier::stats::obanrs_stats
     ]
 );
+extension_sql_file!("../sql/55_orphans.sql", name = "orphans", requires = [gossip::orphans::oban_orphans]);
 extension_sql_file!(
     "../sql/60_procedures.sql",
     name = "procedures",

@@ -97,6 +97,12 @@ mod tests {
                 "oban_gossip_delete",
                 format!("node text, queue text DEFAULT NULL::text, {name}, {prefix} -> integer"),
             ),
+            (
+                "oban_orphans",
+                format!(
+                    "{prefix}, grace interval DEFAULT '00:01:00'::interval -> TABLE(id bigint, queue text, worker text, node text, reason text, since timestamp with time zone)"
+                ),
+            ),
         ] {
             assert_eq!(signature(function), expected, "{function}");
         }

@@ -46,6 +46,8 @@ mod museum;
 mod museum_leaders;
 #[path = "server/notify.rs"]
 mod notify;
+#[path = "server/orphans.rs"]
+mod orphans;
 #[path = "server/peers.rs"]
 mod peers;
 #[path = "server/pooler.rs"]

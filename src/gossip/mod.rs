@@ -1,5 +1,7 @@
-//! Who runs what where: entries of queues in shared memory, and the view over them. (What tells other nodes of
-//! them, and takes in what those tell, is `worker::gossip`.)
+//! Who runs what where: entries of queues in shared memory, the view over them, and the jobs that nobody runs. (What
+//! tells other nodes of them, and takes in what those tell, is `worker::gossip`.)
+
+pub mod orphans;
 
 use std::collections::HashMap;
 

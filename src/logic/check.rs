@@ -4,6 +4,7 @@
 //! `started_at`, and all of them crash on another type. So the known keys are tested before a state gets in.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -227,6 +228,26 @@ fn is_rate_limit(value: &Value<'_>) -> bool {
             && member(limit, "windows", true, windows)
             && member(limit, "partition", true, is_partition)
     })
+}
+
+/// The uuid of a state, in the server's encoding.
+pub fn uuid(value: Option<Value<'_>>) -> Option<&[u8]> {
+    match value {
+        Some(Value::String(uuid)) => Some(uuid),
+        _ => None,
+    }
+}
+
+/// The jobs of `running` that have an integer for an id, also one that is written as a string. `None` for what is no list.
+pub fn listed(running: &Value<'_>) -> Option<HashSet<i64>> {
+    let Value::Array(array) = running else { return None };
+    let id = |id: Value<'_>| match id {
+        Value::Number(n) => n.integer(),
+        Value::String(text) => std::str::from_utf8(text).ok()?.parse().ok(),
+        _ => None,
+    };
+    let elements: Result<Vec<Value<'_>>, Unreadable> = array.iter().map(|e| Ok(e?.1)).collect();
+    Some(elements.ok()?.into_iter().filter_map(id).collect())
 }
 
 /// A job's id, in the order in which jobs are made: integers count up; of strings, those that begin with a time (ULIDs,

@@ -15,6 +15,7 @@ pub mod iso8601;
 pub mod jobs;
 pub mod jsonb;
 pub mod lifecycle;
+pub mod orphans;
 pub mod outbox;
 pub mod peer;
 pub mod relay;

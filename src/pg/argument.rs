@@ -36,6 +36,12 @@ pub struct TextArray(pg_sys::Datum);
 #[derive(Clone, Copy, Debug)]
 pub struct JsonbArray(pg_sys::Datum);
 
+/// The argument in a place of a call, counted from 0, of a function whose declaration is ours. `None`: it is null.
+pub fn at<T: FromDatum>(fcinfo: pg_sys::FunctionCallInfo, place: usize) -> Option<T> {
+    // SAFETY: the call's own struct, of a function that is declared with an argument of this type there.
+    unsafe { pgrx::fcinfo::pg_getarg(fcinfo, place) }
+}
+
 impl TextArgument {
     /// 22023 when the text has more than `most` bytes.
     fn measure(&self, argument: &'static str, most: usize) -> Result<(), Error> {

@@ -52,6 +52,11 @@ pub fn text(text: &str) -> Option<pg_sys::Datum> {
     unsafe { Some(pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32).into()) }
 }
 
+/// Of a `double precision`.
+pub fn float8(datum: pg_sys::Datum) -> f64 {
+    f64::from_bits(datum.value() as u64)
+}
+
 impl FromDatum for Text {
     unsafe fn from_polymorphic_datum(
         datum: pg_sys::Datum,

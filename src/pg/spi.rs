@@ -1,4 +1,4 @@
-//! SQL through SPI: queries of catalogs, and the DDL that creates a prefix. No election, fence or trigger on
+//! SQL through SPI: queries of catalogs and of jobs, and the DDL that creates a prefix. No election, fence or trigger on
 //! oban_peers uses it.
 
 use pgrx::pg_sys;
@@ -46,6 +46,50 @@ pub fn look(sql: &str, argument: &str) -> Vec<String> {
         pg_sys::SPI_finish();
         pg_sys::PopActiveSnapshot();
         found
+    }
+}
+
+/// A row of a query's result, for as long as that is read.
+pub struct SqlRow {
+    tuple: pg_sys::HeapTuple,
+    descriptor: pg_sys::TupleDesc,
+}
+
+impl SqlRow {
+    /// The value of a column, counted from 0. `None`: it is null.
+    pub fn datum(&self, column: usize) -> Option<pg_sys::Datum> {
+        let mut is_null = true;
+        // SAFETY: a row of the result, which `each` keeps. A column that there is not is null.
+        let datum =
+            unsafe { pg_sys::SPI_getbinval(self.tuple, self.descriptor, column as i32 + 1, &mut is_null) };
+        (!is_null).then_some(datum)
+    }
+
+    /// The bytes of a `text` of this row, in the server's encoding, without a copy of Rust's.
+    pub fn bytes(&self, text: pg_sys::Datum) -> &[u8] {
+        // SAFETY: a text, says the caller's query; what is detoasted is Postgres' until the result is freed.
+        unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(text.cast_mut_ptr())) }
+    }
+}
+
+/// Runs a query with the rights of the current role, and gives `body` its rows one after the other. It sees what is
+/// committed now, also in a transaction whose own snapshot is older, and what this transaction has done.
+pub fn each(sql: &str, mut body: impl FnMut(&SqlRow)) {
+    let sql = super::c_name(sql);
+    // SAFETY: as in `look`. The rows are Postgres' until SPI_finish.
+    unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+        pg_sys::SPI_connect();
+        let code = pg_sys::SPI_execute(sql.as_ptr(), true, 0);
+        if code != pg_sys::SPI_OK_SELECT as i32 {
+            pgrx::error!("a query of obanrs' own failed: {code}");
+        }
+        let table = pg_sys::SPI_tuptable;
+        for i in 0..pg_sys::SPI_processed as usize {
+            body(&SqlRow { tuple: *(*table).vals.add(i), descriptor: (*table).tupdesc });
+        }
+        pg_sys::SPI_finish();
+        pg_sys::PopActiveSnapshot();
     }
 }
 

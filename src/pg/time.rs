@@ -15,10 +15,16 @@ pub fn now() -> i64 {
     unsafe { GetCurrentTimestamp() }
 }
 
+const UNIX_EPOCH_TO_POSTGRES: i64 = 946_684_800_000_000;
+
+/// Seconds since 1970, as date_part('epoch', …) gives them. What a clock could ever have shown is exact.
+pub fn of_epoch(seconds: f64) -> i64 {
+    ((seconds * 1e6).round() as i64).saturating_sub(UNIX_EPOCH_TO_POSTGRES)
+}
+
 /// When the control file was last written: in the postmaster at its start, a time of the server's last
 /// life. 0 when that can't be told.
 pub fn control_file_written() -> i64 {
-    const UNIX_EPOCH_TO_POSTGRES: i64 = 946_684_800_000_000;
     let written = std::fs::metadata("global/pg_control").and_then(|file| file.modified());
     let since = written.ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
     since.map_or(0, |since| since.as_micros() as i64 - UNIX_EPOCH_TO_POSTGRES)

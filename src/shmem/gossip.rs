@@ -7,12 +7,16 @@
 //! who puts looks at it after the put, so that one of them sees the other.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use super::rings::{self, Counter};
 use super::{area, layout, registry, root};
 use crate::error::Error;
-use crate::logic::gossip::{Copied, Full, HOLDINGS, Key, New, Origin, Piece, Put, Table, Usage, View};
+use crate::logic::check;
+use crate::logic::gossip::memory::{self, Identity, Processes, Remembered};
+use crate::logic::gossip::{self, Copied, Full, HOLDINGS, Key, New, Origin, Piece, Put, Table, Usage, View};
+use crate::logic::jsonb::{self, Value};
+use crate::logic::orphans::{Ear, SUSPECTS, Suspects};
 use crate::pg::lwlock::{self, Lock, Mode};
 use crate::pg::{clock, latch, session, time};
 
@@ -33,6 +37,11 @@ fn table<R>(body: impl FnOnce(&mut Table<'_>, &mut i64) -> R) -> Result<R, Error
             entries: area(root, l.entries, l.max_entries),
             blocks: area(root, l.blocks, l.max_entries),
             holdings: area(root, l.holdings, HOLDINGS),
+            processes: Processes {
+                head: &mut (*root).processes,
+                buckets: area(root, l.process_buckets, gossip::processes(l.max_entries)),
+                processes: area(root, l.processes, gossip::processes(l.max_entries)),
+            },
         };
         Ok(body(&mut table, &mut (*root).sweep_at))
     }
@@ -67,9 +76,14 @@ pub fn put(
     ttl: i64,
     origin: Origin,
 ) -> Result<Result<Put, Full>, Error> {
+    let uuid = match jsonb::read(state) {
+        Ok(Value::Object(state)) => check::uuid(state.get("uuid").ok().flatten()),
+        _ => None,
+    };
+    let identity = Identity::of(key, uuid);
     let now = clock::now();
     let expires_at = now.saturating_add(ttl);
-    let new = New { state, started_at, updated_at: time::now(), now, expires_at, origin };
+    let new = New { state, started_at, updated_at: time::now(), now, expires_at, origin, identity };
     let mut expired = Vec::new();
     let (put, sooner) = table(|table, sweep_at| {
         let put = table.put(key, &new).or_else(|full| {
@@ -191,6 +205,47 @@ pub fn entries(database: u32, only_ours: bool) -> Result<Vec<Copied>, Error> {
     Ok(if once { all } else { Piece::into_latest(all) })
 }
 
+/// What is remembered at `now` of the processes of a schema.
+pub fn remembered(database: u32, schema: u32, now: i64) -> Result<Vec<Remembered>, Error> {
+    /// How many are looked at under the lock at a time.
+    const PIECE: usize = 2048;
+    let (root, l) = (root()?, layout());
+    let (mut all, mut from) = (Vec::new(), 0);
+    loop {
+        let mut piece = Vec::with_capacity(PIECE);
+        let done = {
+            let _guard = lwlock::acquire(Lock::Gossip, Mode::Shared);
+            // SAFETY: the areas of the lock that is held shared; nobody writes.
+            let (processes, touched) = unsafe {
+                let processes = &*area(root, l.processes, gossip::processes(l.max_entries));
+                (processes, (*root).processes.touched as usize)
+            };
+            let end = touched.min(from + PIECE);
+            piece.extend(memory::remembered(&processes[from.min(end)..end], database, schema, now));
+            from = end;
+            end == touched
+        };
+        all.append(&mut piece);
+        if done {
+            return Ok(all);
+        }
+    }
+}
+
+/// Since when this server has heard anything: its start, or its promotion.
+pub fn knows_since() -> Result<i64, Error> {
+    // SAFETY: an atomic in the segment.
+    Ok(unsafe { &(*root()?).knows_since }.load(Ordering::Relaxed))
+}
+
+/// The jobs that were found not to be listed.
+pub fn suspects<R>(body: impl FnOnce(&mut Suspects<'_>) -> R) -> Result<R, Error> {
+    let (root, l) = (root()?, layout());
+    let _guard = lwlock::acquire(Lock::Gossip, Mode::Exclusive);
+    // SAFETY: the area of the lock that is held exclusively until `body` has returned.
+    Ok(body(&mut Suspects(unsafe { area(root, l.suspects, SUSPECTS) })))
+}
+
 /// What a database has in the table.
 pub fn usage(database: u32) -> Result<Usage, Error> {
     let (now, mut usage, mut from) = (clock::now(), Usage::default(), Some(0));
@@ -275,5 +330,63 @@ pub mod announcer {
         {
             announcing.store(if looks { birth } else { 0 }, Ordering::SeqCst);
         }
+    }
+}
+
+/// What a database's relay has heard of foreign gossip, for `logic::orphans`. Written by the relay only.
+pub mod ear {
+    use super::*;
+
+    #[repr(C)]
+    pub struct SharedEar {
+        since: AtomicI64,
+        at: AtomicI64,
+    }
+
+    fn shared(slot: usize) -> Option<&'static SharedEar> {
+        let (root, l) = (root().ok()?, layout());
+        // SAFETY: atomics in the segment.
+        let all: &[SharedEar] = unsafe { area(root, l.ears, l.max_databases) };
+        all.get(slot)
+    }
+
+    fn own() -> Option<&'static SharedEar> {
+        shared(rings::own_slot()?.0)
+    }
+
+    /// This relay does not listen, or no more.
+    pub fn closed() {
+        if let Some(ear) = own() {
+            ear.since.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// It may have missed something up to now.
+    pub fn missed() {
+        if let Some(ear) = own() {
+            ear.since.store(clock::now(), Ordering::SeqCst);
+        }
+    }
+
+    /// It listens, and has been through all that was sent until that reading of the clock.
+    pub fn caught_up(at: i64) {
+        if let Some(ear) = own() {
+            ear.at.store(at, Ordering::SeqCst);
+        }
+    }
+
+    /// That of a database. `at` is read first: what is missed after it does not concern it.
+    pub fn of(database: u32) -> Ear {
+        let slot = registry(|r| r.slot(database)).ok().flatten();
+        slot.and_then(|(slot, _)| shared(slot)).map_or_else(Ear::default, |ear| {
+            let at = ear.at.load(Ordering::SeqCst);
+            Ear { since: ear.since.load(Ordering::SeqCst), at }
+        })
+    }
+
+    /// Has the relay go through what there is, so that the next question has a newer answer.
+    pub fn ask(database: u32) {
+        let relay = registry(|r| r.kick_relay(database)).ok().flatten();
+        relay.into_iter().for_each(latch::wake);
     }
 }

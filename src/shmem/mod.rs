@@ -1,12 +1,13 @@
 //! The segment of shared memory: its layout, and the tables in it under their locks.
 //!
 //! ```text
-//! Root │ Database[] │ Hold[] │ Member[] │ Seat[] │ Owed[] │ Foreign[] │ gossip: Holding[] │ buckets[] │ Entry[] │ Block[]
+//! Root │ Database[] │ Hold[] │ Member[] │ Seat[] │ Owed[] │ Foreign[] │ gossip: Holding[] │ buckets[] │ Entry[] │ Block[] │ …
 //!      └── lock Registry ──┘  └─────────── lock Peers ─────────────┘  └───────── lock Gossip (gossip.rs) ──────────┘
 //!      │ Slot[] │ Place[] │ Sleeper[] │ ring::Head[] │ for each ring: Holder[] │ ring::Entry[] │ bytes
 //!      └ lock Registry ───┘ └─────────────── a lock Ring for each ring (rings.rs) ────────────────────┘
-//!      │ for each database's slot: Counters, whether its relay announces gossip (atomics)
+//!      │ for each database's slot: Counters, whether its relay announces gossip, what it has heard (atomics)
 //! ```
+//! … are the processes that gossip, and suspects: jobs that none of them lists.
 //!
 //! Sizes come from settings that only a restart changes. All of it is plain data for which zeroed
 //! memory is an empty table (the rings' messages need not even be zeroed); whoever dies with SIGKILL takes the server through a crash restart, and
@@ -38,10 +39,13 @@ use pgrx::shmem::PgSharedMemoryInitialization;
 use self::rings::{Counters, Padded};
 use crate::config;
 use crate::error::{self, Error};
+use crate::logic::gossip::memory::{Process, ProcessesHead};
 use crate::logic::gossip::{
     Block, Entry, HOLDINGS, Head as GossipHead, Holding, capacity as gossip_capacity,
+    processes as gossip_processes,
 };
 use crate::logic::lifecycle::{Database, Hold, Lack, Looks, Registry};
+use crate::logic::orphans::{SUSPECTS, Suspect};
 use crate::logic::peer::{self, Electorate, Member, Peers, Seat};
 use crate::logic::ring::pool::Place;
 use crate::logic::ring::{self, Head, Holder, Sleeper};
@@ -76,6 +80,10 @@ struct Root {
     rescan: AtomicI32,
     /// Under the lock Gossip.
     gossip: GossipHead,
+    /// Under the lock Gossip.
+    processes: ProcessesHead,
+    /// A clock reading: since when gossip is heard.
+    knows_since: AtomicI64,
     /// The deadline, on `pg::clock`, at which the coordinator will look for expired entries; 0 for never. Under the
     /// lock Gossip.
     sweep_at: i64,
@@ -105,6 +113,9 @@ struct Layout {
     buckets: usize,
     entries: usize,
     blocks: usize,
+    process_buckets: usize,
+    processes: usize,
+    suspects: usize,
     slots: usize,
     places: usize,
     sleepers: usize,
@@ -112,6 +123,7 @@ struct Layout {
     rings: usize,
     counters: usize,
     announcing: usize,
+    ears: usize,
     /// What begins here need not be zero.
     ring_entries: usize,
     ring_bytes: usize,
@@ -159,6 +171,9 @@ fn lay_out() -> Layout {
         buckets: area(size_of::<u32>(), max_entries),
         entries: area(size_of::<Entry>(), max_entries),
         blocks: area(size_of::<Block>(), max_entries),
+        process_buckets: area(size_of::<u32>(), gossip_processes(max_entries)),
+        processes: area(size_of::<Process>(), gossip_processes(max_entries)),
+        suspects: area(size_of::<Suspect>(), SUSPECTS),
         slots: area(size_of::<rings::Slot>(), max_databases),
         places: area(size_of::<Place>(), max_rings),
         sleepers: area(size_of::<Sleeper>(), max_processes),
@@ -166,6 +181,7 @@ fn lay_out() -> Layout {
         rings: area(size_of::<Padded<Head>>(), max_rings),
         counters: area(size_of::<Padded<Counters>>(), max_databases),
         announcing: area(size_of::<AtomicU64>(), max_databases),
+        ears: area(size_of::<gossip::ear::SharedEar>(), max_databases),
         ring_entries: area(size_of::<ring::Entry>(), ring_capacity.0 * max_rings),
         ring_bytes: area(1, ring_capacity.1 * max_rings),
         total: area(0, 0),
@@ -217,6 +233,7 @@ impl PgSharedMemoryInitialization for Segment {
                 let boot = pg_sys::GetCurrentTimestamp();
                 (*root).boot = boot;
                 (*root).coordinator.store(-1, Ordering::Relaxed);
+                (*root).knows_since.store(clock::now(), Ordering::Relaxed);
                 let floor = floor::begin(boot, ended);
                 (*root).next_member.store(floor, Ordering::Relaxed);
                 (*root).floor.store(floor, Ordering::Relaxed);
@@ -375,7 +392,9 @@ pub fn coordinator_started(pid: i32, procno: i32, now: i64) -> Result<(), Error>
     // SAFETY: atomics in the segment.
     let root = unsafe { &*root()? };
     root.coordinator_since.store(now, Ordering::Relaxed);
-    root.coordinator_starts.fetch_add(1, Ordering::Relaxed);
+    if root.coordinator_starts.fetch_add(1, Ordering::Relaxed) == 0 {
+        root.knows_since.store(clock::now(), Ordering::Relaxed); // a standby was promoted: nobody could put before
+    }
     root.coordinator_pid.store(pid, Ordering::Relaxed);
     root.coordinator.store(procno, Ordering::Release);
     Ok(())

@@ -194,7 +194,7 @@ fn a_check_that_is_too_long_is_compressed() {
     let (cluster, mut client) = installed_with(&[FAST]);
     let mut listener = listener(&cluster);
     let from: i64 = client.one("SELECT oban_position()");
-    for (queue, id, many) in [("numbers", "1000000 + i", 1200), ("uuids", "md5(i::text)::uuid", 300)] {
+    for (queue, id, many) in [("numbers", "1000000 + i", 1200), ("uuids", "md5(i::text)::uuid", 250)] {
         let sql = format!(
             "SELECT oban_gossip_put('a', '{queue}', (SELECT jsonb_build_object('limit', 5, 'running', jsonb_agg({id}))
                                                  FROM generate_series(1, {many}) i))"

@@ -47,6 +47,7 @@ fn valid(argument: &str) -> &'static str {
     match argument {
         "after" | "position" | "missed" | "messages" => "NULL",
         "channel" => "'insert'",
+        "grace" => "'1 minute'",
         "channels" => "'{insert}'",
         "candidate" | "lease" | "queues" | "stage" | "ttl" => "NULL",
         "max_messages" => "10",
@@ -193,6 +194,10 @@ fn wrong_values_are_shown_with_what_helps() {
         ("oban_decode('{')", "22023", "\"{\"", "H4sI"),
         ("oban_join('x', lease => '1ms')", "22023", "lease is 0.001 s", "100 ms"),
         ("oban_join('x', lease => '25h')", "22023", "lease is 90000 s", "a day"),
+        ("oban_orphans(grace => '0s')", "22023", "grace is 0 s", "1 s"),
+        ("oban_orphans(grace => '-1s')", "22023", "grace is -1 s", "1 s"),
+        ("oban_orphans(grace => '10 years')", "22023", "grace is 3", "a year"),
+        ("oban_orphans('pg_catalog')", "42939", "\"pg_catalog\"", "another schema"),
         ("oban_renew(7)", "55000", "7 is no member", "Join again"),
         ("oban_resign(7)", "55000", "7 is no member", "Join again"),
         ("oban_fence(7)", "40001", "term 7 of \"Oban\"", "oban_renew"),

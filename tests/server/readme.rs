@@ -14,6 +14,12 @@ struct Shown {
     columns: Option<Vec<String>>,
 }
 
+/// The statements of README that contain this.
+pub fn statements_with(text: &str) -> Vec<String> {
+    let readme = fs::read_to_string("README.md").expect("README is there");
+    shown(&readme).into_iter().map(|shown| shown.sql).filter(|sql| sql.contains(text)).collect()
+}
+
 /// The SQL of README, from top to bottom: blocks marked as such, and what is typed after `=> `.
 fn shown(readme: &str) -> Vec<Shown> {
     let mut found = Vec::new();
@@ -124,6 +130,7 @@ fn grants_are_enough(cluster: &Cluster) {
         "SELECT oban_notify('signal', '{\"action\": \"pause\", \"queue\": \"default\"}')",
         "SELECT oban_is_leader('App'), oban_term('App'), oban_is_leader(node => 'web.1')",
         "SELECT * FROM oban_leader(), oban_members, oban_leadership, oban_gossip, oban_workers",
+        "SELECT * FROM oban_orphans()",
         "SELECT oban_gossip_delete('app.1')",
     ] {
         app.batch_execute(sql).unwrap_or_else(|e| panic!("{sql}: {e:?}"));
@@ -171,7 +178,7 @@ const REFERENCE: [(&str, &[&str]); 5] = [
             "oban_leadership",
         ],
     ),
-    ("Gossip", &["oban_gossip_put", "oban_gossip_delete", "oban_gossip"]),
+    ("Gossip", &["oban_gossip_put", "oban_gossip_delete", "oban_gossip", "oban_orphans"]),
     ("Health", &["oban_version", "oban_check", "oban_workers", "oban_stats"]),
 ];
 

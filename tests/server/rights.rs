@@ -18,7 +18,7 @@ const READERS: &str = "owner reader peeper";
 const WRITERS: &str = "owner writer";
 
 /// What a role does, and who may. `1 / count(*)`: a view that shows nothing is a division by zero.
-const ACTIONS: [(&str, &str); 54] = [
+const ACTIONS: [(&str, &str); 55] = [
     ("SELECT oban_version()", EVERYBODY),
     ("SELECT oban_check()", EVERYBODY),
     ("SELECT oban_encode('{}')", EVERYBODY),
@@ -57,6 +57,7 @@ const ACTIONS: [(&str, &str); 54] = [
     ("SELECT oban_leader(prefix => 'app')", READERS),
     ("SELECT oban_gossip_put('a', 'q', prefix => 'app')", WRITERS),
     ("SELECT oban_gossip_delete('a', prefix => 'app')", WRITERS),
+    ("SELECT * FROM oban_orphans('app')", "owner reader"),
     ("SELECT 1 / count(*) FROM oban_members WHERE prefix = 'app'", READERS),
     ("SELECT 1 / count(*) FROM oban_leadership WHERE prefix = 'app'", READERS),
     ("SELECT 1 / count(*) FROM oban_gossip WHERE prefix = 'app'", READERS),

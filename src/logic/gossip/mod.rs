@@ -22,8 +22,12 @@
 //! entry is consistent, the whole is no snapshot. An entry stays where it is while it is replaced; one that
 //! was deleted and put again meanwhile may be read twice, of which `Piece::into_latest` keeps the later.
 
+pub mod memory;
+
 use std::collections::HashMap;
 use std::hash::Hasher;
+
+use memory::{Identity, Process, Processes};
 
 /// Bytes of a block that hold data. With the index of the next block it is 256 bytes: a check of ten
 /// keys takes two.
@@ -68,6 +72,9 @@ pub struct Entry {
     put_at: i64,
     /// A deadline.
     expires_at: i64,
+    /// Of the process that it is of, if there was room to remember that.
+    process: u32,
+    unused: u32,
 }
 
 impl Entry {
@@ -116,10 +123,19 @@ pub struct Head {
     pub inserted: u64,
 }
 
-/// How many entries, buckets and blocks fit into `bytes` (an entry of one block is the smallest).
+/// How many entries, buckets and blocks fit into `bytes` (an entry of one block is the smallest), with what is remembered
+/// of processes.
 pub fn capacity(bytes: usize) -> usize {
     let each = size_of::<Entry>() + size_of::<Block>() + size_of::<u32>();
-    (bytes / each).min(u32::MAX as usize / 2)
+    let process = size_of::<Process>() + size_of::<u32>();
+    (bytes / (each + process.div_ceil(ENTRIES_PER_PROCESS))).min(u32::MAX as usize / 2)
+}
+
+const ENTRIES_PER_PROCESS: usize = 2;
+
+/// How many processes are remembered beside so many entries.
+pub fn processes(entries: usize) -> usize {
+    (entries / ENTRIES_PER_PROCESS).max(1)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +175,8 @@ pub struct New<'a> {
     /// A deadline.
     pub expires_at: i64,
     pub origin: Origin,
+    /// The process that puts.
+    pub identity: Identity,
 }
 
 /// What a put has done.
@@ -187,6 +205,7 @@ pub struct Table<'a> {
     pub blocks: &'a mut [Block],
     /// At least four.
     pub holdings: &'a mut [Holding],
+    pub processes: Processes<'a>,
 }
 
 /// The table for readers. Whoever has this holds its lock shared.
@@ -216,7 +235,9 @@ pub struct Seen<'a> {
     pub state: &'a [u8],
     pub started_at: i64,
     pub updated_at: i64,
+    pub put_at: i64,
     pub expires_at: i64,
+    pub foreign: bool,
 }
 
 /// The same, to be kept.
@@ -229,23 +250,25 @@ pub struct Copied {
     pub state: Vec<u8>,
     pub started_at: i64,
     pub updated_at: i64,
+    pub put_at: i64,
     pub expires_at: i64,
+    pub foreign: bool,
 }
 
 impl Copied {
     pub fn seen(&self) -> Seen<'_> {
         let Self { name, node, queue, state, .. } = self;
-        let Self { schema, started_at, updated_at, expires_at, .. } = *self;
-        Seen { schema, name, node, queue, state, started_at, updated_at, expires_at }
+        let Self { schema, started_at, updated_at, put_at, expires_at, foreign, .. } = *self;
+        Seen { schema, name, node, queue, state, started_at, updated_at, put_at, expires_at, foreign }
     }
 }
 
 impl Seen<'_> {
     pub fn copy(&self) -> Copied {
-        let Seen { schema, started_at, updated_at, expires_at, .. } = *self;
+        let Seen { schema, started_at, updated_at, put_at, expires_at, foreign, .. } = *self;
         let [name, node, queue] = [self.name, self.node, self.queue].map(str::to_owned);
         let state = self.state.to_vec();
-        Copied { schema, name, node, queue, state, started_at, updated_at, expires_at }
+        Copied { schema, name, node, queue, state, started_at, updated_at, put_at, expires_at, foreign }
     }
 }
 
@@ -259,14 +282,16 @@ impl Head {
 impl Table<'_> {
     /// Inserts or replaces the entry of `key`.
     pub fn put(&mut self, key: &Key<'_>, new: &New<'_>) -> Result<Put, Full> {
-        let New { state, now, expires_at, origin, .. } = *new;
+        let New { state, now, expires_at, origin, identity, .. } = *new;
+        let foreign = origin == Origin::Foreign;
         let parts = [key.name.as_bytes(), key.node.as_bytes(), key.queue.as_bytes(), state];
         let needed = parts.iter().map(|p| p.len()).sum::<usize>().div_ceil(BLOCK).max(1);
         let (node_hash, hash) = hashes(key);
         let old = self.find(hash, key);
         let before = old.map_or_else(Entry::default, |i| self.entries[i]);
         let lives = old.is_some() && now < before.expires_at;
-        if origin == Origin::Foreign && lives && !before.is_foreign() {
+        if foreign && lives && !before.is_foreign() {
+            self.processes.refused(&identity, now, expires_at, foreign);
             return Ok(Put { ignored: true, expired: false });
         }
 
@@ -284,7 +309,8 @@ impl Table<'_> {
         let no_entry = old.is_none() && self.head.entries as usize >= self.entries.len();
         if needed > free.min(own) || no_entry {
             let missing = needed.saturating_sub(free.min(own)).max(1) * size_of::<Block>();
-            return Err(Full { missing, share: origin != Origin::Foreign && own < needed.min(free) });
+            self.processes.refused(&identity, now, expires_at, foreign);
+            return Err(Full { missing, share: !foreign && own < needed.min(free) });
         }
 
         let index = match old {
@@ -296,7 +322,14 @@ impl Table<'_> {
         };
         let first = self.write_blocks(&parts, needed);
         self.hold(holding, origin, needed);
-        let same_origin = old.is_some() && before.is_foreign() == (origin == Origin::Foreign);
+        let same_origin = old.is_some() && before.is_foreign() == foreign;
+        let process = if self.processes.is(before.process, &identity) {
+            self.processes.again(before.process, now, foreign);
+            before.process
+        } else {
+            self.processes.detach(before.process, now, lives);
+            self.processes.attach(&identity, now, foreign)
+        };
         let entry = &mut self.entries[index];
         *entry = Entry {
             hash,
@@ -319,6 +352,8 @@ impl Table<'_> {
             updated_at: new.updated_at,
             put_at: now,
             expires_at,
+            process,
+            unused: 0,
         };
         if self.head.next_expiry == 0 || expires_at < self.head.next_expiry {
             self.head.next_expiry = expires_at;
@@ -355,7 +390,7 @@ impl Table<'_> {
     pub fn delete(&mut self, key: &Key<'_>, now: i64) -> bool {
         let Some(index) = self.find(hashes(key).1, key) else { return false };
         let lived = now < self.entries[index].expires_at;
-        self.remove(index);
+        self.remove(index, now, lived);
         lived
     }
 
@@ -366,8 +401,9 @@ impl Table<'_> {
         for index in 0..self.head.entries_touched as usize {
             let entry = self.entries[index];
             if entry.blocks != 0 && entry.node_hash == node_hash && self.view().is_of_node(&entry, key) {
-                lived += usize::from(now < entry.expires_at);
-                self.remove(index);
+                let lives = now < entry.expires_at;
+                lived += usize::from(lives);
+                self.remove(index, now, lives);
             }
         }
         lived
@@ -377,7 +413,7 @@ impl Table<'_> {
     /// that is left.
     pub fn expire(&mut self, now: i64, mut tell: impl FnMut(u32)) {
         let mut earliest = 0;
-        self.remove_where(|entry| {
+        self.remove_where(now, |entry| {
             let expired = entry.expires_at <= now;
             if expired {
                 tell(entry.database);
@@ -391,32 +427,40 @@ impl Table<'_> {
 
     /// Deletes the entries of a database that was dropped, or whose extension was, put before that clock reading.
     pub fn forget_database(&mut self, database: u32, before: i64) -> usize {
-        self.remove_where(|entry| entry.database == database && entry.put_at < before)
+        self.forget(before, |d, _| d == database)
     }
 
     /// The same for a schema.
     pub fn forget_schema(&mut self, database: u32, schema: u32, before: i64) -> usize {
-        let of_schema = |e: &Entry| (e.database, e.schema) == (database, schema);
-        self.remove_where(|entry| of_schema(entry) && entry.put_at < before)
+        self.forget(before, |d, s| (d, s) == (database, schema))
     }
 
     /// The same for all databases that do not exist.
     pub fn forget_databases(&mut self, exists: impl Fn(u32) -> bool, before: i64) -> usize {
-        self.remove_where(|entry| !exists(entry.database) && entry.put_at < before)
+        self.forget(before, |d, _| !exists(d))
     }
 
-    fn remove_where(&mut self, mut wanted: impl FnMut(&Entry) -> bool) -> usize {
+    fn forget(&mut self, before: i64, wanted: impl Fn(u32, u32) -> bool) -> usize {
+        let removed =
+            self.remove_where(before, |entry| entry.put_at < before && wanted(entry.database, entry.schema));
+        self.processes.forget(before, wanted);
+        removed
+    }
+
+    /// Deletes entries that end at `now` by themselves.
+    fn remove_where(&mut self, now: i64, mut wanted: impl FnMut(&Entry) -> bool) -> usize {
         let mut removed = 0;
         for index in 0..self.head.entries_touched as usize {
             if self.entries[index].blocks != 0 && wanted(&self.entries[index]) {
-                self.remove(index);
+                self.remove(index, now, false);
                 removed += 1;
             }
         }
         removed
     }
 
-    fn remove(&mut self, index: usize) {
+    fn remove(&mut self, index: usize, now: i64, deleted: bool) {
+        self.processes.detach(self.entries[index].process, now, deleted);
         self.release_blocks(index);
         let bucket = self.bucket(self.entries[index].hash);
         let (link, next) = (index as u32 + 1, self.entries[index].next);
@@ -667,8 +711,20 @@ impl Piece {
             let [name, node, queue] = [entry.name, entry.node, entry.queue]
                 .map(|len| std::str::from_utf8(cut(len as usize)).unwrap_or_default());
             let state = cut(entry.state as usize);
-            let Entry { schema, started_at, updated_at, expires_at, .. } = entry;
-            body(Seen { schema, name, node, queue, state, started_at, updated_at, expires_at });
+            let Entry { schema, started_at, updated_at, put_at, expires_at, .. } = entry;
+            let foreign = entry.is_foreign();
+            body(Seen {
+                schema,
+                name,
+                node,
+                queue,
+                state,
+                started_at,
+                updated_at,
+                put_at,
+                expires_at,
+                foreign,
+            });
         }
         self.bytes.clear();
     }
@@ -690,21 +746,29 @@ impl Piece {
     }
 }
 
-/// Of a key without its queue, and of the whole.
-fn hashes(key: &Key<'_>) -> (u64, u64) {
-    /// FNV-1a.
-    struct Fnv(u64);
-    impl Hasher for Fnv {
-        fn finish(&self) -> u64 {
-            self.0
-        }
-        fn write(&mut self, bytes: &[u8]) {
-            for byte in bytes {
-                self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-            }
+/// FNV-1a.
+struct Fnv(u64);
+
+impl Fnv {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
     }
-    let mut fnv = Fnv(0xcbf2_9ce4_8422_2325);
+}
+
+/// Of a key without its queue, and of the whole.
+fn hashes(key: &Key<'_>) -> (u64, u64) {
+    let mut fnv = Fnv::new();
     fnv.write_u32(key.database);
     fnv.write_u32(key.schema);
     for part in [key.name, key.node] {

@@ -1,3 +1,4 @@
+use super::memory::{ProcessesHead, Remembered, remembered};
 use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -10,6 +11,9 @@ struct Memory {
     entries: Vec<Entry>,
     blocks: Vec<Block>,
     holdings: Vec<Holding>,
+    processes_head: ProcessesHead,
+    process_buckets: Vec<u32>,
+    processes: Vec<Process>,
 }
 
 impl Memory {
@@ -20,6 +24,9 @@ impl Memory {
             entries: vec![Entry::default(); entries],
             blocks: vec![Block::default(); blocks],
             holdings: vec![Holding::default(); 5], // of two single roles
+            processes_head: ProcessesHead::default(),
+            process_buckets: vec![0; 3],
+            processes: vec![Process::default(); entries],
         }
     }
     fn put(
@@ -30,7 +37,31 @@ impl Memory {
         expires_at: i64,
         origin: Origin,
     ) -> Result<Put, Full> {
-        self.table().put(key, &New { state, started_at: None, updated_at: now, now, expires_at, origin })
+        self.put_as(None, key, state, (now, expires_at), origin)
+    }
+    /// As the process with this uuid.
+    fn put_as(
+        &mut self,
+        uuid: Option<&str>,
+        key: &Key<'_>,
+        state: &[u8],
+        (now, expires_at): (i64, i64),
+        origin: Origin,
+    ) -> Result<Put, Full> {
+        let identity = Identity::of(key, uuid.map(str::as_bytes));
+        let new = New { state, started_at: None, updated_at: now, now, expires_at, origin, identity };
+        self.table().put(key, &new)
+    }
+    /// What is remembered of a process of a schema.
+    fn process(&self, schema: u32, node: &str, uuid: Option<&str>, now: i64) -> Option<Remembered> {
+        let hash = memory::hash(node, uuid.map(str::as_bytes));
+        let mut found = remembered(&self.processes, 1, schema, now).filter(|process| process.hash == hash);
+        let process = found.next();
+        assert_eq!(found.next(), None, "it is there once");
+        process
+    }
+    fn ended_at(&self, node: &str, uuid: &str, now: i64) -> Option<i64> {
+        self.process(7, node, Some(uuid), now).expect("it is remembered").ended_at
     }
     fn table(&mut self) -> Table<'_> {
         Table {
@@ -39,6 +70,11 @@ impl Memory {
             entries: &mut self.entries,
             blocks: &mut self.blocks,
             holdings: &mut self.holdings,
+            processes: Processes {
+                head: &mut self.processes_head,
+                buckets: &mut self.process_buckets,
+                processes: &mut self.processes,
+            },
         }
     }
     fn foreign_blocks(&self) -> u32 {
@@ -93,8 +129,9 @@ fn a_state_is_replaced_whole_or_not_at_all() {
     let kept = memory.all(1, 1).pop().unwrap();
     assert_eq!((&*kept.state, kept.started_at, kept.updated_at, kept.expires_at), (&b"{}"[..], 1, 3, 300));
     assert_eq!(memory.head.blocks, 1);
-    let known =
-        New { state: b"{}", started_at: Some(-7), updated_at: 4, now: 4, expires_at: 300, origin: OURS };
+    let identity = Identity::of(&key("a", "q"), None);
+    let (state, started_at) = (b"{}", Some(-7));
+    let known = New { state, started_at, updated_at: 4, now: 4, expires_at: 300, origin: OURS, identity };
     memory.table().put(&key("a", "q"), &known).unwrap();
     assert_eq!(memory.all(1, 4)[0].started_at, -7, "as somebody knows");
 }
@@ -206,7 +243,9 @@ fn a_schema_has_its_own_and_is_forgotten_alone() {
 #[test]
 fn wall_time_decides_nothing() {
     let mut memory = Memory::new(9, 9);
-    let new = New { state: b"{}", started_at: None, updated_at: -50, now: 5, expires_at: 10, origin: OURS };
+    let identity = Identity::of(&key("a", "q"), None);
+    let (state, origin) = (b"{}", OURS);
+    let new = New { state, started_at: None, updated_at: -50, now: 5, expires_at: 10, origin, identity };
     memory.table().put(&key("a", "q"), &new).unwrap();
     assert_eq!(memory.all(1, 9).len(), 1);
     assert!(memory.all(1, 10).is_empty());
@@ -324,6 +363,86 @@ fn a_piece_ends_by_its_bytes() {
     assert!(memory.view().read(1, false, 1, &mut piece));
     piece.take(|entry| all.push(entry.copy()));
     assert!(all.len() == 3 && all.iter().all(|c| c.state == [b'x'; 60_000]));
+}
+
+#[test]
+fn a_process_lives_until_its_last_entry_has_ended() {
+    let mut memory = Memory::new(9, 9);
+    let put = |memory: &mut Memory, uuid: &str, queue: &str, now: i64, until: i64| {
+        memory.put_as(Some(uuid), &key("a", queue), b"{}", (now, until), OURS).unwrap();
+    };
+    assert_eq!(memory.process(7, "a", Some("u"), 0), None, "never heard of");
+    put(&mut memory, "u", "1", 0, 10);
+    put(&mut memory, "u", "2", 1, 10);
+    assert!(memory.table().delete(&key("a", "1"), 2));
+    assert_eq!(memory.ended_at("a", "u", 3), None, "it has another");
+    assert!(memory.table().delete(&key("a", "2"), 4));
+    assert_eq!(memory.ended_at("a", "u", 5), Some(4));
+    put(&mut memory, "u", "1", 6, 10);
+    assert_eq!(memory.ended_at("a", "u", 6), None, "it is there again");
+    // What has expired ends when somebody finds it so.
+    assert_eq!(memory.ended_at("a", "u", 20), None);
+    memory.table().expire(20, |_| {});
+    assert_eq!(memory.ended_at("a", "u", 20), Some(20));
+    // Another process takes its place.
+    put(&mut memory, "u", "1", 21, 30);
+    put(&mut memory, "v", "1", 25, 35);
+    assert_eq!((memory.ended_at("a", "u", 26), memory.ended_at("a", "v", 26)), (Some(25), None));
+    assert_eq!(memory.table().delete_node(&key("a", ""), 27), 1);
+    assert_eq!(memory.ended_at("a", "v", 27), Some(27));
+    assert_eq!(memory.process(7, "a", None, 27), None, "without a uuid it is another");
+    assert_eq!(memory.process(8, "a", Some("u"), 27), None, "and in another schema");
+    // What is forgotten with its schema was never there.
+    memory.table().forget_schema(1, 7, 25);
+    assert_eq!(memory.process(7, "a", Some("u"), 30), None);
+    assert!(memory.process(7, "a", Some("v"), 30).is_some(), "it was heard later");
+}
+
+/// A process whose puts are refused lives all the same.
+#[test]
+fn a_put_that_has_no_room_is_a_sign_of_life() {
+    let mut memory = Memory::new(4, 4);
+    memory.put_as(Some("u"), &key("a", "1"), b"{}", (0, 10), OURS).unwrap();
+    let large = vec![b'x'; 5 * BLOCK];
+    memory.put_as(Some("u"), &key("a", "1"), &large, (5, 15), OURS).unwrap_err();
+    memory.table().expire(10, |_| {});
+    assert_eq!(memory.ended_at("a", "u", 14), None);
+    assert_eq!(memory.ended_at("a", "u", 15), Some(15));
+    // So is what is ignored beside an entry of ours.
+    memory.put_as(Some("u"), &key("a", "1"), b"{}", (20, 30), OURS).unwrap();
+    memory.put_as(Some("w"), &key("a", "1"), b"{}", (21, 31), Origin::Foreign).unwrap();
+    assert_eq!((memory.ended_at("a", "w", 30), memory.ended_at("a", "w", 31)), (None, Some(31)));
+    assert!(memory.process(7, "a", Some("w"), 31).is_some_and(|process| process.foreign));
+}
+
+/// Where there is no room what has ended is forgotten, of the same schema first, and what lives never.
+#[test]
+fn memory_of_processes_is_bounded() {
+    let mut memory = Memory::new(8, 8);
+    let mut put = |uuid: &str, schema: u32, queue: &str, now: i64| {
+        let key = Key { schema, ..key("a", queue) };
+        memory.put_as(Some(uuid), &key, b"{}", (now, 1_000), OURS).unwrap();
+    };
+    put("lives", 7, "1", 0);
+    put("other 1", 9, "1", 1);
+    put("other 2", 9, "1", 2);
+    for n in 0..100 {
+        put(&n.to_string(), 7, "2", 3 + n);
+    }
+    for uuid in ["lives", "99", "98"] {
+        assert!(memory.process(7, "a", Some(uuid), 200).is_some(), "{uuid}");
+    }
+    assert_eq!(memory.ended_at("a", "98", 200), Some(102));
+    assert_eq!(memory.process(7, "a", Some("1"), 200), None, "forgotten");
+    assert_eq!(memory.process(9, "a", Some("other 1"), 200).and_then(|p| p.ended_at), Some(2));
+    // When all live, there is none for another.
+    for n in 0..8 {
+        let key = Key { schema: 7, ..key("b", "q") };
+        let node = format!("b{n}");
+        memory.table().delete_node(&Key { node: "a", ..key }, 300);
+        let _ = memory.put_as(Some("u"), &Key { node: &node, ..key }, b"{}", (300, 1_000), OURS);
+    }
+    assert!((0..7).all(|n| memory.process(7, &format!("b{n}"), Some("u"), 400).is_some()));
 }
 
 #[derive(Clone, Debug)]
@@ -448,6 +567,15 @@ proptest! {
             prop_assert_eq!(memory.usage(1, now).entries, wanted(false).len());
             prop_assert_eq!(memory.view().has_ours(1, now), !wanted(true).is_empty());
 
+            // Each entry is counted for the process that put it, if that is remembered.
+            for (i, process) in memory.processes.iter().enumerate() {
+                let own = |e: &&Entry| e.blocks != 0 && e.process == i as u32 + 1;
+                prop_assert_eq!(process.entries(), memory.entries.iter().filter(own).count());
+            }
+            for ((node, _), (_, until, ..)) in model.iter().filter(|(_, known)| known.1 > now) {
+                let process = memory.process(schema_of(node), node, None, now);
+                prop_assert!(process.is_some_and(|p| p.ended_at.is_none()), "{} until {}", node, until);
+            }
             let chained: u32 = memory.entries.iter().map(|e| e.blocks).sum();
             prop_assert_eq!(chained, memory.head.blocks);
             let counted: Vec<u32> = memory.holdings.iter().map(|h| h.blocks).collect();

@@ -28,9 +28,10 @@ use crate::logic::jsonb;
 use crate::logic::lifecycle::Kind;
 use crate::pg::datum::RawJsonb;
 use crate::pg::notify::{self, Notification};
-use crate::pg::{catalog, encoding, session, xact};
+use crate::pg::{catalog, clock, encoding, session, xact};
 use crate::prefix::peers;
 use crate::shmem;
+use crate::shmem::gossip::ear;
 use crate::shmem::rings::{self, Counter};
 
 /// What may wait to be taken apart, in bytes; what comes beyond that is counted as refused. A thousand nodes' worth.
@@ -106,6 +107,7 @@ impl Attempts {
 
 impl Ingest {
     pub fn new(database: u32) -> Self {
+        ear::closed();
         Self {
             database,
             prefixes: BTreeSet::new(),
@@ -128,7 +130,7 @@ impl Ingest {
 
     /// Listens, reads, and takes in what is due; when to come back, if ever.
     pub fn pass(&mut self) -> Option<Instant> {
-        let wanted = config::gossip_ingest();
+        let (wanted, now) = (config::gossip_ingest(), clock::now());
         self.stale |= wanted != self.wanted;
         if self.stale && self.listening.is_due() {
             self.listen(wanted);
@@ -140,6 +142,9 @@ impl Ingest {
         self.take_in();
         if !(self.checks.is_empty() && self.messages.is_empty()) {
             return Some(Instant::now());
+        }
+        if !(self.stale || self.unread || self.has_news()) {
+            ear::caught_up(now);
         }
         let listening = self.stale.then_some(self.listening.next);
         let reading = self.unread.then_some(self.reading.next);
@@ -167,6 +172,12 @@ impl Ingest {
         session::set(c"lock_timeout", c"0"); // what the relay's commits wait for is no user's
         match listened {
             Ok(installed) => {
+                match installed.is_empty() {
+                    true => ear::closed(),
+                    // What was sent to a prefix that has this name since, or had it until now, went unheard.
+                    false if installed != before => ear::missed(),
+                    false => {}
+                }
                 (self.prefixes, self.stale, self.wanted) = (installed, false, wanted);
                 self.listening.succeeded(Duration::ZERO);
             }
@@ -185,7 +196,7 @@ impl Ingest {
             Ok((heard, missed)) => {
                 self.bytes += heard.iter().map(size).sum::<usize>();
                 self.messages.extend(heard);
-                rings::count(Counter::GossipRefused, missed);
+                refused(missed);
                 self.unread = false;
                 self.reading.succeeded(BETWEEN_READINGS);
             }
@@ -197,6 +208,7 @@ impl Ingest {
     }
 
     fn failed(&self, first: bool, why: &str) {
+        ear::missed();
         if first {
             let _ = shmem::registry(|r| r.note_error(Kind::Relay, self.database, why));
             error::log(
@@ -219,13 +231,13 @@ impl Ingest {
                 (text(&message.channel), text(&message.payload))
             };
             let Ok((channel, payload)) = xact::contain(|| xact::run(TAKING_IN, texts)) else {
-                rings::count(Counter::GossipMalformed, 1);
+                malformed(1);
                 return;
             };
             let Some((prefix, _)) = channel.rsplit_once('.') else { return };
             let intake = intake::take_apart(&payload);
-            rings::count(Counter::GossipMalformed, intake.malformed);
-            rings::count(Counter::GossipRefused, intake.too_many);
+            malformed(intake.malformed);
+            refused(intake.too_many);
             (self.prefix, self.checks, self.refusals) = (prefix.to_owned(), intake.checks, 0);
             self.checks.reverse();
         }
@@ -237,7 +249,7 @@ impl Ingest {
             bytes += check.len();
             match intake::heard(&check) {
                 Some(heard) => some.push(heard),
-                None => rings::count(Counter::GossipMalformed, 1),
+                None => malformed(1),
             }
         }
         self.put(&some);
@@ -252,11 +264,15 @@ impl Ingest {
             checks.iter().map(|heard| put_one(database, schema, heard)).collect()
         };
         match xact::contain(|| xact::run(TAKING_IN, put_all)) {
-            Ok(counters) => counters.into_iter().flatten().for_each(|counter| rings::count(counter, 1)),
+            Ok(counters) => counters.into_iter().flatten().for_each(|counter| match counter {
+                Counter::GossipMalformed => malformed(1),
+                Counter::GossipRefused => refused(1),
+                counter => rings::count(counter, 1),
+            }),
             Err(_) if checks.len() > 1 => {
                 for (i, one) in checks.chunks(1).enumerate() {
                     if self.refusals >= MAX_REFUSALS {
-                        rings::count(Counter::GossipMalformed, checks.len() - i + self.checks.len());
+                        malformed(checks.len() - i + self.checks.len());
                         self.checks.clear();
                         return;
                     }
@@ -265,9 +281,25 @@ impl Ingest {
             }
             Err(_) => {
                 self.refusals += 1;
-                rings::count(Counter::GossipMalformed, 1);
+                malformed(1);
             }
         }
+    }
+}
+
+/// What could not be taken in may have been a sign of life of any process.
+fn malformed(checks: usize) {
+    if checks > 0 {
+        ear::missed();
+        rings::count(Counter::GossipMalformed, checks);
+    }
+}
+
+/// The same for want of room.
+fn refused(checks: usize) {
+    if checks > 0 {
+        ear::missed();
+        rings::count(Counter::GossipRefused, checks);
     }
 }
 

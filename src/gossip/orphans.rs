@@ -1,0 +1,155 @@
+//! `oban_orphans`: the executing jobs of a prefix that no live process runs. The rules are in `logic::orphans`.
+//!
+//! Gossip is read first. Then the table is read by a snapshot that is taken after that, also in a transaction that has an older
+//! one. It is read by SQL with the caller's rights, so it may run what any SELECT of the table runs.
+
+use pgrx::datum::Interval;
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::error::{self, Error, given};
+use crate::logic::check::MAX_QUEUE;
+use crate::logic::orphans::{Attempt, Evidence, Job, Reason, Suspects, Times, Verdict};
+use crate::logic::peer::{MAX_NODE, MAX_PREFIX};
+use crate::logic::text::Text;
+use crate::pg::acl::{self, Right};
+use crate::pg::argument::{self, TextArgument};
+use crate::pg::rows::Rows;
+use crate::pg::spi::{self, SqlRow};
+use crate::pg::{catalog, clock, datum, encoding, session, time};
+use crate::shmem;
+use crate::shmem::gossip::ear;
+
+/// What is shorter is no grace: nodes gossip once a second.
+const LEAST_GRACE: i64 = 1_000_000;
+/// A year: what is longer is a mistake in the unit.
+const MOST_GRACE: i64 = 366 * 86_400 * 1_000_000;
+
+/// What is read of the table, in the order of `Columns`.
+const COLUMNS: &str = "j.id::pg_catalog.int8, j.queue::pg_catalog.text, j.worker::pg_catalog.text, \
+    j.attempted_by[1]::pg_catalog.text, j.attempted_by[2]::pg_catalog.text, \
+    pg_catalog.date_part('epoch', j.attempted_at)";
+
+enum Columns {
+    Id,
+    Queue,
+    Worker,
+    Node,
+    Uuid,
+    AttemptedAt,
+}
+
+/// Its declaration is in sql/55_orphans.sql.
+#[pg_extern(sql = false)]
+pub fn oban_orphans(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
+    let (prefix, grace) = (argument::at::<TextArgument>(fcinfo, 0), argument::at::<Interval>(fcinfo, 1));
+    let prefix: Text<MAX_PREFIX> = error::name("prefix", prefix)?;
+    let grace = microseconds(given("grace", grace)?)?;
+    shmem::require()?;
+    // There is no gossip either.
+    if session::in_recovery() {
+        return Err(Error::InRecovery("look for orphans").into());
+    }
+    let schema = acl::require(prefix.as_str(), Right::Read)?;
+    let mut rows = Rows::of(fcinfo);
+
+    let (database, wall_ahead) = (session::database(), clock::wall_ahead());
+    let times = Times { now: clock::now(), wall_ahead, knows_since: shmem::gossip::knows_since()?, grace };
+    let evidence = gather(database, schema, times)?;
+    let suspected = shmem::gossip::suspects(|suspects| suspects.any(database, schema))?;
+
+    let table = spi::qualified(prefix.as_str(), "oban_jobs");
+    let sql = format!("SELECT {COLUMNS} FROM {table} j WHERE j.state OPERATOR(pg_catalog.=) 'executing'");
+    spi::each(&sql, |row| {
+        pgrx::check_for_interrupts!();
+        let Some((reason, since)) = judge(row, &evidence, (database, schema), suspected) else { return };
+        let since = since.saturating_add(wall_ahead);
+        rows.push([
+            row.datum(Columns::Id as usize),
+            row.datum(Columns::Queue as usize),
+            row.datum(Columns::Worker as usize),
+            row.datum(Columns::Node as usize),
+            datum::text(reason),
+            time::timestamptz(since).into_datum(),
+        ]);
+    });
+    // The table was looked up by the schema's name, which another schema may have taken over.
+    session::see_changes();
+    if catalog::namespace(prefix.as_str()) != Some(schema) {
+        return Err(Error::PrefixChanged(prefix.as_str().to_owned()).into());
+    }
+    Ok(())
+}
+
+fn microseconds(grace: Interval) -> Result<i64, Error> {
+    match i64::try_from(grace.as_micros()) {
+        Ok(micros) if (LEAST_GRACE..=MOST_GRACE).contains(&micros) => Ok(micros),
+        _ => Err(Error::bad(
+            format!("grace is {} s", grace.as_micros() as f64 / 1e6),
+            "It has to be at least 1 s, as nodes gossip once a second, and at most a year.",
+        )),
+    }
+}
+
+/// What gossip says of a schema.
+fn gather(database: u32, schema: u32, times: Times) -> Result<Evidence, Error> {
+    let mut evidence = Evidence::new(times, ear::of(database));
+    let processes = shmem::gossip::remembered(database, schema, times.now)?;
+    processes.into_iter().for_each(|process| evidence.add_process(process));
+    // One that is read twice, as it moved meanwhile, is heard twice.
+    shmem::gossip::each(database, false, |piece| {
+        pgrx::check_for_interrupts!();
+        piece.take(|entry| {
+            if entry.schema == schema {
+                evidence.add_entry(&entry);
+            }
+        });
+    })?;
+    // What the relay has not heard yet, it will have by the next call.
+    if evidence.needs_ear() {
+        ear::ask(database);
+    }
+    Ok(evidence)
+}
+
+/// Why the job of a row is an orphan, and since when, if it is one.
+fn judge(
+    row: &SqlRow,
+    evidence: &Evidence,
+    (database, schema): (u32, u32),
+    suspected: bool,
+) -> Option<(&'static str, i64)> {
+    let text = |column: Columns| row.datum(column as usize).map(|text| row.bytes(text));
+    let short = |bytes: &&[u8]| bytes.len() <= 4 * MAX_NODE.max(MAX_QUEUE);
+    let queue = text(Columns::Queue).filter(short).map(encoding::to_utf8_lossy);
+    let node = text(Columns::Node).filter(short).map(encoding::to_utf8_lossy);
+    let job = Job {
+        id: row.datum(Columns::Id as usize)?.value() as i64,
+        queue: queue.as_deref(),
+        node: node.as_deref(),
+        uuid: text(Columns::Uuid),
+        attempted_at: row.datum(Columns::AttemptedAt as usize).map(|at| time::of_epoch(datum::float8(at))),
+    };
+    let verdict = evidence.judge(&job);
+    let of_suspect = |body: &dyn Fn(&mut Suspects<'_>, &Attempt) -> Option<i64>| {
+        let attempt = Attempt::of(database, schema, &job);
+        shmem::gossip::suspects(|suspects| body(suspects, &attempt)).ok().flatten()
+    };
+    match verdict {
+        Verdict::Orphan { reason, since } => Some((reason.name(), since)),
+        Verdict::NotListed { put_at } => {
+            let now = clock::now();
+            let since = of_suspect(&|s, attempt| s.sight(attempt, put_at, now, evidence.grace()))?;
+            Some((Reason::NotRunning.name(), since))
+        }
+        Verdict::Listed if suspected => {
+            of_suspect(&|suspects, attempt| {
+                suspects.clear(attempt);
+                None
+            });
+            None
+        }
+        Verdict::Listed | Verdict::Fine => None,
+    }
+}
