@@ -270,6 +270,8 @@ enum Trouble {
     Restart,
     /// The relay is not there until then.
     Deaf(i64),
+    /// The relay is stopped until then; what is sent waits, and is taken in a little at a time.
+    Stopped(i64),
     /// Other processes come and go, more than there is memory for.
     Crowd,
     Nothing,
@@ -306,6 +308,7 @@ fn trouble() -> impl Strategy<Value = Trouble> {
         60 => Just(Trouble::Nothing),
         1 => Just(Trouble::Restart),
         1 => (1i64..30).prop_map(Trouble::Deaf),
+        1 => (1i64..30).prop_map(Trouble::Stopped),
         1 => Just(Trouble::Crowd),
     ]
 }
@@ -326,33 +329,45 @@ proptest! {
             node.uuid += 10 * i;
         }
         let mut server = Server::started(1);
-        let mut deaf_until = 0;
+        let (mut deaf_until, mut stopped_until) = (0, 0);
+        let mut sent = std::collections::VecDeque::new();
         for now in 1..=LAST {
             match troubles[now as usize] {
-                Trouble::Restart => server = Server::started(now),
+                Trouble::Restart => {
+                    server = Server::started(now);
+                    sent.clear();
+                }
                 Trouble::Deaf(long) => deaf_until = deaf_until.max(now + long),
+                Trouble::Stopped(long) => stopped_until = stopped_until.max(now + long),
                 Trouble::Crowd => for n in 0..40 {
                     server.put("crowd", "q", &state(&n.to_string(), &[]), now, n % 2 == 0);
                 },
                 Trouble::Nothing => {}
             }
             server.table().expire(now, |_| {});
-            if now < deaf_until {
-                // It misses what is sent meanwhile.
-                server.ear.since = now + 1;
-            } else {
-                server.ear.at = now;
-            }
             for (i, node) in nodes.iter().enumerate() {
-                let silent = node.cut[now as usize] || now >= node.dies_at || (node.foreign && now < deaf_until);
-                if silent {
+                if node.cut[now as usize] || now >= node.dies_at {
                     continue;
                 }
                 let listed = |r: &&(usize, &Run)| r.1.process == i && r.1.heard.is_some_and(|h| h <= now && now < r.1.ends);
                 let ids: Vec<i64> = runs.iter().enumerate().collect::<Vec<_>>().iter().filter(listed).map(|(id, _)| *id as i64).collect();
                 let uuid = node.uuid.to_string();
                 let state = if node.lists { state(&uuid, &ids) } else { json!({ "uuid": uuid }) };
-                server.put(&node.name.to_string(), "q", &state, now, node.foreign);
+                match node.foreign {
+                    true => sent.push_back((node.name.to_string(), state)),
+                    false => server.put(&node.name.to_string(), "q", &state, now, false),
+                }
+            }
+            if now < deaf_until {
+                sent.clear();
+                server.ear.since = now + 1;
+            } else if now >= stopped_until {
+                for (name, state) in sent.drain(..sent.len().min(6)) {
+                    server.put(&name, "q", &state, now, true);
+                }
+                if sent.is_empty() {
+                    server.ear.at = now;
+                }
             }
             if !asked[now as usize] {
                 continue;

@@ -130,7 +130,7 @@ impl Ingest {
 
     /// Listens, reads, and takes in what is due; when to come back, if ever.
     pub fn pass(&mut self) -> Option<Instant> {
-        let (wanted, now) = (config::gossip_ingest(), clock::now());
+        let wanted = config::gossip_ingest();
         self.stale |= wanted != self.wanted;
         if self.stale && self.listening.is_due() {
             self.listen(wanted);
@@ -143,6 +143,7 @@ impl Ingest {
         if !(self.checks.is_empty() && self.messages.is_empty()) {
             return Some(Instant::now());
         }
+        let now = clock::now(); // before it looks whether something has come, and after all that it has put
         if !(self.stale || self.unread || self.has_news()) {
             ear::caught_up(now);
         }
