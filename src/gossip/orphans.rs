@@ -138,9 +138,9 @@ fn judge(
     };
     match verdict {
         Verdict::Orphan { reason, since } => Some((reason.name(), since)),
-        Verdict::NotListed { put_at } => {
+        Verdict::NotListed { put_at, began } => {
             let now = clock::now();
-            let since = of_suspect(&|s, attempt| s.sight(attempt, put_at, now, evidence.grace()))?;
+            let since = of_suspect(&|s, attempt| s.sight(attempt, (put_at, began), now, evidence.grace()))?;
             Some((Reason::NotRunning.name(), since))
         }
         Verdict::Listed if suspected => {

@@ -1215,7 +1215,7 @@ fn all_is_well(cluster: &Cluster, watch: &mut Watch) {
 /// A few thousand calls, with nothing racing beside.
 #[test]
 fn hostile_calls_end_with_what_was_announced() {
-    run(&Until::Calls(4_000), 150);
+    run(&Until::Calls(8_000), 150);
 }
 
 #[test]

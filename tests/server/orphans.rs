@@ -313,6 +313,29 @@ fn a_node_that_was_started_anew_has_another_uuid() {
     drop(second);
 }
 
+/// While a rescue waits for a row, others may rescue the job, and fetch it anew.
+#[test]
+fn a_rescue_takes_no_attempt_that_began_since() {
+    let (cluster, mut client) = server(&[]);
+    let process = Process::start(&cluster, "a", "u1", "[1, 2]", Way::Put);
+    process.fetches(&mut client, 1, "10 minutes");
+    process.fetches(&mut client, 2, "10 minutes");
+    wait_until("it gossips", || client.one::<i64>("SELECT count(*) FROM oban_gossip") == 1);
+    drop(process);
+    wait_until("it is gone", || orphans(&mut client) == "1 gone, 2 gone");
+    client.batch_execute("BEGIN").unwrap();
+    fetch(&mut client, 1, "a", "u9", "0s");
+    let mut leader = leader(&cluster);
+    let pid: i32 = leader.one("SELECT pg_backend_pid()");
+    let rescuer = thread::spawn(move || rescue(&mut leader, GRACE));
+    let mut other = cluster.client();
+    let waits = format!("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = {pid}");
+    wait_until("it waits", || other.one::<Option<bool>>(&waits) == Some(true));
+    client.batch_execute("COMMIT").unwrap();
+    assert_eq!(rescuer.join().unwrap(), [2]);
+    assert_eq!(client.one::<String>("SELECT attempted_by[2] FROM oban_jobs WHERE id = 1"), "u9");
+}
+
 /// Nodes of Oban without metrics never gossip. README's rescue, again and again, leaves them their jobs; a process that did
 /// gossip and is gone shows that it works.
 fn nodes_without_gossip_keep_their_jobs(at_least: Duration) {

@@ -15,7 +15,8 @@
 //! **Not running.** A process lives, but does not list the job, whose fetch it never got the answer of. One look is not enough:
 //! the job may have ended and its completion be on its way. So the first look only notes the job as a suspect
 //! (`Suspects`), if the put that lacks it was made a grace after the attempt began or later. A later look names the job,
-//! if a put that was made a grace after the first look or later lacks it as well. A live process would
+//! if a put that was made a grace after the first look or later lacks it as well, and the first put was late enough by the
+//! grace of this look. A live process would
 //! have listed the job by the first of the two puts (2), so at that time the job had ended; then its completion would be committed
 //! by the second put (2), and the row would say so.
 //!
@@ -96,9 +97,10 @@ pub enum Verdict {
     Fine,
     /// A process lives that lists it.
     Listed,
-    /// A process lives that does not, by a put of that time.
+    /// A process lives that does not, by a put of that time; the attempt began at the other.
     NotListed {
         put_at: i64,
+        began: i64,
     },
 }
 
@@ -215,7 +217,9 @@ impl Evidence {
         let oldest = of_queue
             .try_fold(i64::MAX, |oldest, check| check.running.as_ref().map(|_| oldest.min(check.put_at)));
         match oldest {
-            Some(put_at) if began.saturating_add(self.times.grace) <= put_at => Verdict::NotListed { put_at },
+            Some(put_at) if began.saturating_add(self.times.grace) <= put_at => {
+                Verdict::NotListed { put_at, began }
+            }
             _ => Verdict::Fine,
         }
     }
@@ -232,6 +236,8 @@ pub struct Suspect {
     schema: u32,
     /// A clock reading, after the snapshot of the first look. 0: free.
     since: i64,
+    /// When the put was made that did not list it then.
+    put_at: i64,
     /// The same of the last look.
     seen_at: i64,
 }
@@ -271,17 +277,27 @@ pub struct Suspects<'a>(pub &'a mut [Suspect]);
 
 impl Suspects<'_> {
     /// A job is not listed by a put of `put_at`: since when it is an orphan, if it is. `now` was read after the row.
-    pub fn sight(&mut self, attempt: &Attempt, put_at: i64, now: i64, grace: i64) -> Option<i64> {
+    pub fn sight(
+        &mut self,
+        attempt: &Attempt,
+        (put_at, began): (i64, i64),
+        now: i64,
+        grace: i64,
+    ) -> Option<i64> {
         let places = self.places(attempt);
         if let Some(suspect) = places.iter_mut().find(|suspect| suspect.is(attempt)) {
             suspect.seen_at = now;
+            if suspect.put_at < began.saturating_add(grace) {
+                // Too early for this grace: another call, with a shorter one, has noted it.
+                (suspect.since, suspect.put_at) = (now, put_at);
+            }
             return (suspect.since.saturating_add(grace) <= put_at).then_some(suspect.since);
         }
         let own = |s: &Suspect| (s.database, s.schema) == (attempt.database, attempt.schema);
         let full = places.iter().filter(|s| s.since != 0 && own(s)).count() >= MOST_OF_SCHEMA;
         let free = |s: &&mut Suspect| !full && (s.since == 0 || s.seen_at.saturating_add(STALE) < now);
         let Attempt { database, schema, id, attempt: of } = *attempt;
-        let new = Suspect { id, attempt: of, database, schema, since: now, seen_at: now };
+        let new = Suspect { id, attempt: of, database, schema, since: now, put_at, seen_at: now };
         match places.iter_mut().find(free) {
             Some(place) => *place = new,
             None => {
