@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use postgres::Client;
 
 use crate::readme;
-use crate::support::{Ask, Cluster, code, stat, wait_for, wait_until};
+use crate::support::{Ask, Cluster, code, heard, stat, wait_for, wait_until};
 
 /// Long enough for what is cut off to come back on a busy machine.
 const GRACE: &str = "3s";
@@ -222,7 +222,12 @@ fn a_cut_connection_is_no_death() {
         assert!(["", "2 gone"].contains(&&*found), "{found}");
         found == "2 gone"
     });
+    client.batch_execute("SELECT oban_listen_channels('{insert}')").unwrap();
     assert_eq!(rescue(&mut leader, GRACE), [2]);
+    assert_eq!(client.one::<String>("SELECT state::text FROM oban_jobs WHERE id = 2"), "available");
+    wait_until("its queue is told", || {
+        heard(&mut client).iter().any(|n| n.payload() == r#"{"queue":"default"}"#)
+    });
     drop(alive);
 }
 
@@ -297,6 +302,7 @@ fn a_node_that_was_started_anew_has_another_uuid() {
     let (cluster, mut client) = server(&[]);
     let mut leader = leader(&cluster);
     let first = Process::start(&cluster, "a", "u1", "[1]", Way::Put);
+    client.batch_execute("UPDATE oban_jobs SET attempt = max_attempts - 1 WHERE id = 1").unwrap();
     first.fetches(&mut client, 1, "10 minutes");
     wait_until("it gossips", || client.one::<i64>("SELECT count(*) FROM oban_gossip WHERE uuid = 'u1'") == 1);
     drop(first);
@@ -310,6 +316,8 @@ fn a_node_that_was_started_anew_has_another_uuid() {
         found.starts_with('1')
     });
     assert_eq!(rescue(&mut leader, GRACE), [1]);
+    let spent = "SELECT state = 'discarded' AND discarded_at IS NOT NULL FROM oban_jobs WHERE id = 1";
+    assert!(client.one::<bool>(spent), "that was its last attempt");
     drop(second);
 }
 
@@ -355,6 +363,7 @@ fn nodes_without_gossip_keep_their_jobs(at_least: Duration) {
     let since = Instant::now();
     let mut turns = 0;
     loop {
+        client.batch_execute("UPDATE oban_jobs SET attempt = 0 WHERE id = 5").unwrap();
         let process = Process::start(&cluster, "gossips", &format!("u{turns}"), "[5]", Way::Put);
         process.fetches(&mut client, 5, "0s");
         wait_until("it gossips", || {

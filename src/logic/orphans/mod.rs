@@ -261,16 +261,16 @@ impl Attempt {
 }
 
 /// How many suspects there can be.
-pub const SUSPECTS: usize = 2_048;
+pub const SUSPECTS: usize = 8_192;
 
 /// A suspect has one of so many places, by its hash.
 const PLACES: usize = 8;
 
-/// How many of them the suspects of one schema may take from others.
+/// How many of them the suspects of one schema may take.
 const MOST_OF_SCHEMA: usize = PLACES / 2;
 
-/// What nobody has looked for that long is no suspect any more, in microseconds.
-const STALE: i64 = 3_600_000_000;
+/// What was not found again for that long is no suspect any more, in microseconds.
+const STALE: i64 = 600_000_000;
 
 /// Whoever has this holds the lock of the gossip table exclusively.
 pub struct Suspects<'a>(pub &'a mut [Suspect]);
@@ -293,17 +293,13 @@ impl Suspects<'_> {
             }
             return (suspect.since.saturating_add(grace) <= put_at).then_some(suspect.since);
         }
-        let own = |s: &Suspect| (s.database, s.schema) == (attempt.database, attempt.schema);
-        let full = places.iter().filter(|s| s.since != 0 && own(s)).count() >= MOST_OF_SCHEMA;
-        let free = |s: &&mut Suspect| !full && (s.since == 0 || s.seen_at.saturating_add(STALE) < now);
+        let own = |s: &Suspect| s.since != 0 && (s.database, s.schema) == (attempt.database, attempt.schema);
+        let full = places.iter().filter(|s| own(s)).count() >= MOST_OF_SCHEMA;
+        // None that may still be named gives way: where there are too many, some are found, and then the others.
+        let over = |s: &Suspect| s.since == 0 || s.seen_at.saturating_add(STALE) < now;
         let Attempt { database, schema, id, attempt: of } = *attempt;
-        let new = Suspect { id, attempt: of, database, schema, since: now, put_at, seen_at: now };
-        match places.iter_mut().find(free) {
-            Some(place) => *place = new,
-            None => {
-                let oldest = places.iter_mut().filter(|s| s.since != 0 && own(s)).min_by_key(|s| s.seen_at);
-                oldest.into_iter().for_each(|oldest| *oldest = new);
-            }
+        if let Some(place) = places.iter_mut().find(|s| over(s) && (!full || own(s))) {
+            *place = Suspect { id, attempt: of, database, schema, since: now, put_at, seen_at: now };
         }
         None
     }

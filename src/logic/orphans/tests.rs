@@ -237,13 +237,24 @@ fn a_schema_does_not_take_the_suspects_of_others() {
         assert_eq!(suspects.sight(&attempt(1, id), (10, 0), 10, GRACE), None);
     }
     assert_eq!(suspects.sight(&attempt(2, 5), (10, 0), 10, GRACE), None);
-    for id in 0..1_000 {
-        suspects.sight(&attempt(1, id), (12, 0), 12, GRACE);
-    }
+    // Of too many some are found; when those are over, others.
+    let found = |suspects: &mut Suspects<'_>, now: i64| -> Vec<i64> {
+        let sight = |id: &i64| suspects.sight(&attempt(1, *id), (now, 0), now, GRACE).is_some();
+        (0..1_000).filter(sight).collect()
+    };
+    let first = found(&mut suspects, 15);
+    assert_eq!((first.len(), found(&mut suspects, 20)), (8, first.clone()));
     assert_eq!(suspects.sight(&attempt(2, 5), (15, 0), 15, GRACE), Some(10));
     assert!(suspects.any(1, 2) && !suspects.any(2, 2));
     suspects.clear(&attempt(2, 5));
     assert!(!suspects.any(1, 2));
+    let later = 30 + STALE;
+    let others = |id: &i64| !first.contains(id);
+    for id in (0..1_000).filter(others) {
+        suspects.sight(&attempt(1, id), (later, 0), later, GRACE);
+    }
+    let second = found(&mut suspects, later + GRACE);
+    assert!(second.len() == 8 && second.iter().all(others), "{second:?}");
 }
 
 /// A process as the rules want it.
