@@ -1,7 +1,9 @@
-//! `oban_orphans`: the executing jobs of a prefix that no live process runs. The rules are in `logic::orphans`.
+//! `oban_orphans`: the executing jobs of a prefix that no live process runs. The rules are in
+//! `logic::orphans`.
 //!
-//! Gossip is read first. Then the table is read by a snapshot that is taken after that, also in a transaction that has an older
-//! one. It is read by SQL with the caller's rights, so it may run what any SELECT of the table runs.
+//! Gossip is read first. Then the table is read by a snapshot that is taken after that, also in a transaction
+//! that has an older one. It is read by SQL with the caller's rights, so it may run what any SELECT of the
+//! table runs.
 
 use pgrx::datum::Interval;
 use pgrx::pg_sys;

@@ -238,7 +238,8 @@ pub fn uuid(value: Option<Value<'_>>) -> Option<&[u8]> {
     }
 }
 
-/// The jobs of `running` that have an integer for an id, also one that is written as a string. `None` for what is no list.
+/// The jobs of `running` that have an integer for an id, also one that is written as a string. `None` for what
+/// is no list.
 pub fn listed(running: &Value<'_>) -> Option<HashSet<i64>> {
     let Value::Array(array) = running else { return None };
     let id = |id: Value<'_>| match id {
@@ -250,8 +251,8 @@ pub fn listed(running: &Value<'_>) -> Option<HashSet<i64>> {
     Some(elements.ok()?.into_iter().filter_map(id).collect())
 }
 
-/// A job's id, in the order in which jobs are made: integers count up; of strings, those that begin with a time (ULIDs,
-/// version 7 of UUIDs) do.
+/// A job's id, in the order in which jobs are made: integers count up; of strings, those that begin with a time
+/// (ULIDs, version 7 of UUIDs) do.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Id<'a> {
     Number(i64),

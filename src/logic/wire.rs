@@ -51,8 +51,8 @@ const MARK: u32 = u32::from_le_bytes(*b"oban");
 /// The first characters of such a form: of nine bytes of a header.
 pub const MARKED: &str = "H4sIAG9iYW4A";
 
-/// The compressed form of a JSON object, with a mark by which `MARKED` knows it again. `Err` is how long it would be, where
-/// that is too long.
+/// The compressed form of a JSON object, with a mark by which `MARKED` knows it again. `Err` is how long it
+/// would be, where that is too long.
 pub fn encode_marked(json: &str) -> Result<String, usize> {
     let marked = GzBuilder::new().mtime(MARK).read(json.as_bytes(), Compression::default());
     let packed = Piece::read(marked, MAX_PAYLOAD, true).map_err(|_| usize::MAX)?;

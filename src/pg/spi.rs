@@ -1,5 +1,5 @@
-//! SQL through SPI: queries of catalogs and of jobs, and the DDL that creates a prefix. No election, fence or trigger on
-//! oban_peers uses it.
+//! SQL through SPI: queries of catalogs and of jobs, and the DDL that creates a prefix. No election, fence or
+//! trigger on oban_peers uses it.
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;

@@ -344,8 +344,8 @@ fn a_rescue_takes_no_attempt_that_began_since() {
     assert_eq!(client.one::<String>("SELECT attempted_by[2] FROM oban_jobs WHERE id = 1"), "u9");
 }
 
-/// Nodes of Oban without metrics never gossip. README's rescue, again and again, leaves them their jobs; a process that did
-/// gossip and is gone shows that it works.
+/// Nodes of Oban without metrics never gossip. README's rescue, again and again, leaves them their jobs; a process
+/// that did gossip and is gone shows that it works.
 fn nodes_without_gossip_keep_their_jobs(at_least: Duration) {
     let (cluster, mut client) = server(&[]);
     let mut leader = leader(&cluster);

@@ -1,12 +1,14 @@
 //! What the server remembers of processes that gossip or have gossiped: since when one is gone.
 //!
-//! A process is a node and the uuid that its states have (or that they have none), in a schema. It lives while an entry
-//! of it is in the table. It has ended when the last one is taken out: when somebody deletes it, when another process
-//! takes its place, or when it is found to have expired. That is the time which counts, not the deadline that it had: a
-//! server that was stopped meanwhile has heard nobody. A process whose put finds no room is heard all the same.
+//! A process is a node and the uuid that its states have (or that they have none), in a schema. It lives
+//! while an entry of it is in the table. It has ended when the last one is taken out: when somebody deletes
+//! it, when another process takes its place, or when it is found to have expired. That is the time which
+//! counts, not the deadline that it had: a server that was stopped meanwhile has heard nobody. A process
+//! whose put finds no room is heard all the same.
 //!
-//! Memory is bounded. Where there is no room, what has ended is forgotten, first what is of the same schema and the same
-//! way in; a process that is forgotten is one that was never heard of, about which nothing is concluded.
+//! Memory is bounded. Where there is no room, what has ended is forgotten, first what is of the same schema
+//! and the same way in; a process that is forgotten is one that was never heard of, about which nothing is
+//! concluded.
 
 use std::hash::Hasher;
 
@@ -30,8 +32,8 @@ impl Identity {
     }
 }
 
-/// Of a node and a uuid. (Both sides of a comparison are of one schema, in which one who wants to deceive can as well
-/// gossip under another's name.)
+/// Of a node and a uuid. (Both sides of a comparison are of one schema, in which one who wants to deceive can
+/// as well gossip under another's name.)
 pub fn hash(node: &str, uuid: Option<&[u8]>) -> u64 {
     let mut fnv = Fnv::new();
     fnv.write(node.as_bytes());
@@ -210,8 +212,8 @@ impl Processes<'_> {
         link
     }
 
-    /// Forgets one that has ended, to make room: of the same schema and way in if there is one near by, else the one that
-    /// was heard the longest time ago.
+    /// Forgets one that has ended, to make room: of the same schema and way in if there is one near by, else
+    /// the one that was heard the longest time ago.
     fn forget_one(&mut self, identity: &Identity, foreign: bool) {
         let (len, start) = (self.processes.len(), self.head.hand as usize);
         let looked_at = LOOKED_AT.min(len);
@@ -248,7 +250,8 @@ impl Processes<'_> {
     }
 }
 
-/// What is remembered at `now` of the processes of a schema. `processes` are those that were ever used, or a part of them.
+/// What is remembered at `now` of the processes of a schema. `processes` are those that were ever used, or a
+/// part of them.
 pub fn remembered(
     processes: &[Process],
     database: u32,

@@ -123,8 +123,8 @@ pub struct Head {
     pub inserted: u64,
 }
 
-/// How many entries, buckets and blocks fit into `bytes` (an entry of one block is the smallest), with what is remembered
-/// of processes.
+/// How many entries, buckets and blocks fit into `bytes` (an entry of one block is the smallest), with what is
+/// remembered of processes.
 pub fn capacity(bytes: usize) -> usize {
     let each = size_of::<Entry>() + size_of::<Block>() + size_of::<u32>();
     let process = size_of::<Process>() + size_of::<u32>();

@@ -1,39 +1,41 @@
-//! Which executing jobs no live process runs. The rules name no job that a live process runs, as long as processes keep
-//! to these:
+//! Which executing jobs no live process runs. The rules name no job that a live process runs, as long as
+//! processes keep to these:
 //!
-//! 1. A process has a node and a uuid, and writes both to `attempted_by`. It gossips with that uuid as long as it lives,
-//!    without a silence as long as the grace.
-//! 2. A process that gossips `running` for a queue lists there each job of it from, at the latest, a grace after the attempt
-//!    began, until the job's completion is committed, or no more than a grace less.
+//! 1. A process has a node and a uuid, and writes both to `attempted_by`. It gossips with that uuid as long
+//!    as it lives, without a silence as long as the grace, and its puts arrive in their order.
+//! 2. A process that gossips `running` for a queue lists there each job of it from, at the latest, a grace
+//!    after the attempt began, until the job's completion is committed, or no more than a grace less.
 //!
-//! **Gone.** A process that has gossiped has ended: the last of its entries was deleted, has expired, or another process
-//! has taken its place. If it has not been heard again for a grace, its jobs are orphans, except those that it fetched
-//! since: each of them is a sign of life. It is called *restarted* when the node's queue is gossiped by another process.
-//! Silence says nothing about a process that was never heard, or that was forgotten: its jobs are of an *unknown*
-//! process, and nobody knows whether that lives. All of that is new knowledge after each start of the server.
+//! **Gone.** A process that has gossiped has ended: the last of its entries was deleted, has expired, or
+//! another process has taken its place. If it has not been heard again for a grace, its jobs are orphans,
+//! except those that it fetched since: each of them is a sign of life. It is called *restarted* when the
+//! node's queue is gossiped by another process. Silence says nothing about a process that was never heard, or
+//! that was forgotten: its jobs are of an *unknown* process, and nobody knows whether that lives. All of that
+//! is new knowledge after each start of the server.
 //!
-//! **Not running.** A process lives, but does not list the job, whose fetch it never got the answer of. One look is not enough:
-//! the job may have ended and its completion be on its way. So the first look only notes the job as a suspect
-//! (`Suspects`), if the put that lacks it was made a grace after the attempt began or later. A later look names the job,
-//! if a put that was made a grace after the first look or later lacks it as well, and the first put was late enough by the
-//! grace of this look. A live process would
-//! have listed the job by the first of the two puts (2), so at that time the job had ended; then its completion would be committed
-//! by the second put (2), and the row would say so.
+//! **Not running.** A process lives, but does not list the job, whose fetch it never got the answer of. One
+//! look is not enough: the job may have ended and its completion be on its way. So the first look only notes
+//! the job as a suspect (`Suspects`), if the put that lacks it was made a grace after the attempt began or
+//! later. A later look names the job, if a put that was made a grace after the first look or later lacks it
+//! as well, and the first put was late enough by the grace of this look. A live process would have listed the
+//! job by the first of the two puts (2), so at that time the job had ended; then its completion would be
+//! committed by the second put (2), and the row would say so.
 //!
-//! **The order of reading.** Gossip is read first, then the rows, by a snapshot that is taken after that. So a row that is
-//! executing was so when the put was made that lacks its job. The other way round a job that ends in between
-//! would look like an orphan.
+//! **The order of reading.** Gossip is read first, then the rows, by a snapshot that is taken after that. So
+//! a row that is executing was so when the put was made that lacks its job. The other way round a job that
+//! ends in between would look like an orphan.
 //!
-//! **What is heard by NOTIFY** may be missed: the relay does not listen, is stopped, or has no room. A foreign process has
-//! ended only if the relay has listened without a gap since it was heard last (`Ear::since`), and has been through
-//! all that was sent until a grace after the end (`Ear::at`). A put of it counts as made now only if the relay has been
-//! through all that was sent since (it may be late), and only if it is so short that nobody can have shortened it to fit into a
-//! notification.
+//! **What is heard by NOTIFY** may be missed: the relay does not listen, is stopped, or has no room. A
+//! foreign process has ended only if the relay has listened without a gap since it was heard last
+//! (`Ear::since`), and has been through all that was sent until a grace after the end (`Ear::at`). A put of
+//! it counts as made now only if the relay has been through all that was sent since (it may be late), and
+//! only if it is so short that nobody can have shortened it to fit into a notification.
 //!
-//! What these rules miss: processes that never gossiped, a lost fetch of a process that gossips no `running`, and of a
-//! foreign process that runs some hundred jobs in a queue at a time. What is between two looks is not seen. Times are clock
-//! readings; an attempt's beginning is what the row says, by the clock of who wrote it: if that is behind by more than a
-//! grace, a suspect is found too early, and named no sooner than a grace later.
+//! What these rules miss: processes that never gossiped, a lost fetch of a process that gossips no `running`,
+//! and of a foreign process that runs some hundred jobs in a queue at a time. What is between two looks is
+//! not seen. Times are clock readings; an attempt's beginning is what the row says, by the clock of who wrote
+//! it: if that is behind by more than a grace, a suspect is found too early, and named no sooner than a grace
+//! later.
 
 use std::collections::{HashMap, HashSet};
 
@@ -276,7 +278,8 @@ const STALE: i64 = 600_000_000;
 pub struct Suspects<'a>(pub &'a mut [Suspect]);
 
 impl Suspects<'_> {
-    /// A job is not listed by a put of `put_at`: since when it is an orphan, if it is. `now` was read after the row.
+    /// A job is not listed by a put of `put_at`: since when it is an orphan, if it is. `now` was read after
+    /// the row.
     pub fn sight(
         &mut self,
         attempt: &Attempt,
@@ -295,7 +298,8 @@ impl Suspects<'_> {
         }
         let own = |s: &Suspect| s.since != 0 && (s.database, s.schema) == (attempt.database, attempt.schema);
         let full = places.iter().filter(|s| own(s)).count() >= MOST_OF_SCHEMA;
-        // None that may still be named gives way: where there are too many, some are found, and then the others.
+        // None that may still be named gives way: where there are too many, some are found, and then the
+        // others.
         let over = |s: &Suspect| s.since == 0 || s.seen_at.saturating_add(STALE) < now;
         let Attempt { database, schema, id, attempt: of } = *attempt;
         if let Some(place) = places.iter_mut().find(|s| over(s) && (!full || own(s))) {

@@ -364,8 +364,11 @@ proptest! {
                 if node.cut[now as usize] || now >= node.dies_at {
                     continue;
                 }
-                let listed = |r: &&(usize, &Run)| r.1.process == i && r.1.heard.is_some_and(|h| h <= now && now < r.1.ends);
-                let ids: Vec<i64> = runs.iter().enumerate().collect::<Vec<_>>().iter().filter(listed).map(|(id, _)| *id as i64).collect();
+                let lists = |run: &Run| {
+                    run.process == i && run.heard.is_some_and(|heard| heard <= now) && now < run.ends
+                };
+                let ids = (0..).zip(&runs).filter(|(_, run)| lists(run)).map(|(id, _)| id);
+                let ids: Vec<i64> = ids.collect();
                 let uuid = node.uuid.to_string();
                 let state = if node.lists { state(&uuid, &ids) } else { json!({ "uuid": uuid }) };
                 match node.foreign {
@@ -401,7 +404,8 @@ proptest! {
                 }
                 let found = server.call(&row, now);
                 if let Some((reason, since)) = found {
-                    prop_assert!(since >= run.begins && since + GRACE <= now, "{:?} since {} at {}", reason, since, now);
+                    let due = since >= run.begins && since + GRACE <= now;
+                    prop_assert!(due, "{:?} since {} at {}", reason, since, now);
                     let lives = now < node.dies_at && run.heard.is_some();
                     prop_assert!(reason == Reason::Unknown || !lives, "{:?} of {:?} at {}", reason, run, now);
                     if reason == Reason::NotRunning {
