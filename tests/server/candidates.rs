@@ -253,10 +253,11 @@ fn a_join_says_why_there_are_no_elections() {
     assert_eq!(told(&notices), []);
     wait_until("it leads", || client.one("SELECT oban_is_leader(prefix => 'mine')"));
 
+    client.batch_execute("CREATE ROLE tenant").unwrap();
     for (schema, obstacle, named) in [
         ("a1", "ADD CHECK (node <> 'x')", "CHECK"),
         ("a2", "ADD COLUMN note text NOT NULL", "note"),
-        ("a3", "ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY", "security"),
+        ("a3", "OWNER TO tenant, ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY", "security"),
     ] {
         client
             .batch_execute(&format!(
@@ -265,7 +266,7 @@ fn a_join_says_why_there_are_no_elections() {
             .unwrap();
         client.batch_execute(&format!("SELECT oban_join('a', prefix => '{schema}')")).unwrap();
         let said = told(&notices);
-        assert!(said.len() == 1 && said[0].0 == "WARNING", "{said:?}");
+        assert!(said.len() == 1 && said[0].0 == "WARNING", "{schema}: {said:?}");
         assert!(said[0].2.to_lowercase().contains(&named.to_lowercase()), "{said:?}");
     }
 }

@@ -228,7 +228,7 @@ fn a_reader_gets_what_is_for_its_queues() {
         }
         all.extend(got);
     }
-    assert_eq!((all, at), (["größe", "mail", "none", "*", "mail"].map(str::to_owned).to_vec(), position + 7));
+    assert_eq!((all, at), (["mail", "größe", "none", "*", "mail"].map(str::to_owned).to_vec(), position + 7));
     // What is for others is passed, and is not missed.
     let row = client.query_one(&poll("'{nothing}'", ""), &[]).unwrap();
     assert_eq!((row.get::<_, i64>("position"), row.get::<_, Option<i64>>("missed")), (position + 7, Some(0)));
