@@ -66,7 +66,7 @@ CREATE OR REPLACE VIEW @extschema@.oban_members AS
 -- The new functions take over owners, rights and settings. These are copied in the catalogs. A GRANT in an extension's
 -- script would count as the extension's own, and pg_dump would leave the user's GRANTs and REVOKEs out.
 
-CREATE TEMPORARY TABLE obanrs_replaced AS
+CREATE TEMPORARY TABLE pg_temp.obanrs_replaced AS
     SELECT old::pg_catalog.oid AS old, new::pg_catalog.oid AS new
     FROM (VALUES
         (
