@@ -493,6 +493,10 @@ impl Prefix {
                 "those of Oban's migration {version}, whose own trigger sends other messages: have Oban migrate to \
                  version 11 or later"
             )),
+            Some(Fault::Partial(wrong)) => Ok(format!(
+                "the trigger reads queue and state; the table {}, which oban_orphans and queries of Oban's jobs need",
+                wrong.described()
+            )),
             Some(Fault::Columns(wrong)) => Err(format!(
                 "the table {}, which queries of jobs need: have Oban migrate to version 11 or later",
                 wrong.described()

@@ -54,6 +54,10 @@ pub fn oban_orphans(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport>
     let schema = acl::require(prefix.as_str(), Right::Read)?;
     let mut rows = Rows::of(fcinfo);
 
+    // Who holds the table's lock may have held it for long: gossip is read after the wait, and so are the rows.
+    if let Some(table) = catalog::relation(schema, "oban_jobs") {
+        catalog::lock_name(table);
+    }
     let (database, wall_ahead) = (session::database(), clock::wall_ahead());
     let times = Times { now: clock::now(), wall_ahead, knows_since: shmem::gossip::knows_since()?, grace };
     let evidence = gather(database, schema, times)?;

@@ -16,7 +16,7 @@ pub const RESTART: Backoff = Backoff { first: 100 * MILLISECOND, most: 30_000 * 
 
 /// Restarts of a relay, without which messages wait: half of the time that they wait for one at most.
 pub const RESTART_RELAY: Backoff = Backoff { most: super::ring::RELAY_MAY_BE_AWAY / 2, ..RESTART };
-pub const HEALTHY: i64 = 60_000 * MILLISECOND;
+pub const HEALTHY: i64 = 5_000 * MILLISECOND;
 
 /// Looks for the extension in a database. What keeps a look out is a lock on a catalog, which may be long.
 pub const LOOK: Backoff = Backoff { first: 500 * MILLISECOND, most: 30_000 * MILLISECOND };

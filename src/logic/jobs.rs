@@ -38,6 +38,22 @@ const COLUMNS: [(&str, Wanted); 18] = [
     ("discarded_at", Wanted::Any),
 ];
 
+/// What Oban's first migration makes. A table that lacks one of them is none of Oban's.
+const OF_FIRST_MIGRATION: [&str; 12] = [
+    "id",
+    "state",
+    "queue",
+    "worker",
+    "args",
+    "errors",
+    "attempt",
+    "max_attempts",
+    "inserted_at",
+    "scheduled_at",
+    "attempted_at",
+    "completed_at",
+];
+
 /// The columns that the insert trigger reads.
 const READ_BY_TRIGGER: [&str; 2] = ["queue", "state"];
 
@@ -88,6 +104,8 @@ pub enum Fault {
         version: i64,
     },
     Columns(WrongColumns),
+    /// It is a table of somebody's own with what the insert trigger reads. Queries of Oban's jobs need more.
+    Partial(WrongColumns),
 }
 
 /// Columns by their names, some with what they have to be.
@@ -123,7 +141,12 @@ pub fn fault(comment: Option<&str>, columns: &[Column]) -> Option<Fault> {
         return Some(Fault::TooOld { version });
     }
     let wrong = wrong(columns, |_| true);
-    (wrong != WrongColumns::default()).then_some(Fault::Columns(wrong))
+    if wrong == WrongColumns::default() {
+        return None;
+    }
+    let is_obans = OF_FIRST_MIGRATION.iter().all(|name| columns.iter().any(|column| column.name == *name));
+    let partial = !is_obans && unreadable(columns).is_none();
+    Some(if partial { Fault::Partial(wrong) } else { Fault::Columns(wrong) })
 }
 
 /// The columns that keep the insert trigger from telling what to wake. `None`: there is none.
@@ -217,6 +240,11 @@ mod tests {
         };
         assert_eq!(wrong.described(), "has of another type attempted_by (an array of texts)");
         assert_eq!(fault(None, &of("meta", |c| c.is_virtual = true)), None, "queries read it");
+        let few: Vec<_> =
+            obans().into_iter().filter(|c| ["id", "state", "queue"].contains(&c.name.as_str())).collect();
+        assert!(matches!(fault(None, &few), Some(Fault::Partial(_))), "somebody's own");
+        let few: Vec<_> = few.into_iter().filter(|c| c.name != "state").collect();
+        assert!(matches!(fault(None, &few), Some(Fault::Columns(_))));
         let all = fault(None, &[]);
         assert!(matches!(all, Some(Fault::Columns(wrong)) if wrong.missing.len() == COLUMNS.len()));
     }

@@ -145,8 +145,15 @@ fn join(
     let id = joined.id;
     shmem::wake_keeper(electorate.database);
     wait_until(|v| v.is_considered(id, clock::now()))?;
-    if joined.yields {
-        say_member_only(&electorate, foreign);
+    // A foreign node's transaction may have been committed meanwhile.
+    let late = candidate.is_none()
+        && !joined.again
+        && shmem::peers(|p| p.yields(id, latch::my_procno(), clock::now()))?;
+    if late {
+        shmem::wake_keeper(electorate.database);
+    }
+    if joined.yields || late {
+        say_member_only(&electorate, foreign.or_else(|| foreign_leader(&electorate, names.prefix())));
     }
     warn_without_keeper(id)?;
     warn_without_elections(&electorate, names.prefix())?;
@@ -178,7 +185,16 @@ fn say_member_only(electorate: &Electorate, foreign: Option<String>) {
 
 /// Says why no election can be held in this prefix, if nobody leads the name.
 fn warn_without_elections(electorate: &Electorate, prefix: &str) -> Result<(), Error> {
-    if shmem::peers_view(|v| v.has_leader(electorate))? {
+    if shmem::peers_view(|v| v.has_leader(electorate, clock::now()))? {
+        return Ok(());
+    }
+    if peers::database_read_only() == Some(true) {
+        error::log(
+            PgLogLevel::WARNING,
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "this database holds no elections, so that no member leads: it is read-only by default",
+            "Run ALTER DATABASE ... SET default_transaction_read_only = off.",
+        );
         return Ok(());
     }
     let quoted = spi::quote_literal(prefix);
@@ -213,6 +229,13 @@ fn warn_without_keeper(id: i64) -> Result<(), Error> {
             PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
             format!("nobody elects leaders in this database now, as there is no free worker slot: {lack}"),
             lack.hint(),
+        );
+    } else {
+        error::log(
+            PgLogLevel::WARNING,
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "nobody elects leaders in this database now: its keeper does not run, or is busy",
+            "It is started again by itself, after half a minute at the latest: oban_check() and oban_workers say more.",
         );
     }
     Ok(())

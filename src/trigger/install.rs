@@ -178,7 +178,7 @@ fn warn_of_obstacles(prefix: &str, schema: u32) {
 /// Raises a WARNING when the prefix's table of jobs is one that would be refused by now, as an earlier version installed it,
 /// or it was altered since. Its wake-ups go on as far as they can.
 fn warn_of_jobs(prefix: &str, schema: u32) {
-    if let Some(error) = catalog::relation(schema, JOBS).and_then(|jobs| fault_of_jobs(prefix, jobs)) {
+    if let Some((error, _)) = catalog::relation(schema, JOBS).and_then(|jobs| fault_of_jobs(prefix, jobs)) {
         ErrorReport::from(error).report(PgLogLevel::WARNING);
     }
 }
@@ -282,14 +282,22 @@ fn require_obans_jobs(prefix: &Prefix<'_>, jobs: u32) -> Result<(), Error> {
         return Err(prefix.another_kind());
     }
     match fault_of_jobs(prefix.name, jobs) {
-        None => Ok(()),
-        Some(error) => Err(error),
+        Some((error, false)) => Err(error),
+        Some((_, true)) | None => Ok(()),
     }
 }
 
-/// What keeps a table of jobs from being one of Oban's since its migration 11. `None`: nothing does.
-fn fault_of_jobs(prefix: &str, jobs: u32) -> Option<Error> {
-    Some(match jobs::fault(jobs)? {
+/// What keeps a table of jobs from being one of Oban's since its migration 11, and whether it can be installed all the
+/// same. `None`: nothing does.
+fn fault_of_jobs(prefix: &str, jobs: u32) -> Option<(Error, bool)> {
+    let error = match jobs::fault(jobs)? {
+        Fault::Partial(wrong) => {
+            let error = Error::bad(
+                format!("oban_jobs of prefix \"{prefix}\" is not all of Oban's: it {}", wrong.described()),
+                "Its wake-ups work. oban_orphans, and queries of Oban's jobs, need what Oban's own table has.",
+            );
+            return Some((error, true));
+        }
         Fault::TooOld { version } => Error::bad(
             format!("prefix \"{prefix}\" has the tables of Oban's migration {version}"),
             "Have Oban migrate them to version 11 or later first (Oban.Migration.up), and install again.",
@@ -302,7 +310,8 @@ fn fault_of_jobs(prefix: &str, jobs: u32) -> Option<Error> {
             "It has to have the columns of Oban's table, with queue and state not virtual. Have Oban migrate a table of \
              its own to version 11 or later first, and install again.",
         ),
-    })
+    };
+    Some((error, false))
 }
 
 /// Locks each table that `find` finds and, if `find` finds it again, calls `act` for it; until `find` finds

@@ -658,6 +658,19 @@ fn jobs_of_another_kind_are_refused_and_named() {
         assert!(client.one::<bool>("SELECT to_regclass('t.oban_peers') IS NULL"), "{change}");
         client.batch_execute("DROP SCHEMA t CASCADE").unwrap();
     }
+    // Somebody's own table, with what the trigger reads.
+    client
+        .batch_execute(
+            "CREATE SCHEMA own; CREATE TABLE own.oban_jobs (id bigserial, queue text, state text DEFAULT 'available');
+             SELECT oban_install('own')",
+        )
+        .unwrap();
+    assert!(
+        cluster.log().contains("WARNING:  oban_jobs of prefix \"own\" is not all of Oban's: it lacks worker")
+    );
+    let row = "SELECT detail FROM oban_check() WHERE item = 'columns of own.oban_jobs' AND ok";
+    assert!(client.one::<String>(row).contains("lacks worker"));
+    client.batch_execute("DROP SCHEMA own CASCADE").unwrap();
     // Oban's own tables of migration 10, and what real migrations make has a comment.
     client
         .batch_execute(

@@ -234,6 +234,8 @@ pub struct Joined {
     pub id: i64,
     /// It does not stand for election, though that was not asked for: a foreign node has led the name.
     pub yields: bool,
+    /// It was a member already.
+    pub again: bool,
 }
 
 /// What a renewal did.
@@ -325,7 +327,7 @@ impl Peers<'_> {
                 if let Some(candidate) = new.candidate.filter(|candidate| *candidate != old.is_candidate()) {
                     self.change_candidacy(slot, candidate, new.procno, now);
                 }
-                return Ok(Joined { id: old.id, yields: false });
+                return Ok(Joined { id: old.id, yields: false, again: true });
             }
             if replace != Some(old.id) {
                 let (member, pid, role, lease_ends) = (old.id, old.pid, old.role, old.lease_ends());
@@ -382,7 +384,20 @@ impl Peers<'_> {
             resigned_at: 0,
             observes,
         };
-        Ok(Joined { id: new.id, yields })
+        Ok(Joined { id: new.id, yields, again: false })
+    }
+
+    /// A member that did not say whether it is to stand for election no longer does, if a foreign node has led the name by
+    /// now and it does not lead itself. Whether that is so.
+    pub fn yields(&mut self, id: i64, procno: i32, now: i64) -> bool {
+        let Some((slot, member)) = self.view().member(id, now) else { return false };
+        let seat = member.seat as usize;
+        let leads = self.view().held(seat, now).is_some_and(|(l, _)| l.member == id);
+        let yields = member.is_candidate() && !leads && self.foreign_has_led(&self.seats[seat].electorate);
+        if yields {
+            self.change_candidacy(slot, false, procno, now);
+        }
+        yields
     }
 
     /// A member stands for election from now on, or no longer. One that leads steps down; what a keeper tells of it

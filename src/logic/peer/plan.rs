@@ -310,9 +310,13 @@ impl<'a> View<'a> {
         })
     }
 
-    /// Whether memory has a copy of the row of a name: a member or a foreign node leads it.
-    pub fn has_leader(&self, electorate: &Electorate) -> bool {
-        self.seat(electorate).is_some_and(|seat| self.seats[seat].leadership.used != 0)
+    /// Whether a name has a leader, as far as memory knows: a member, or a foreign node.
+    pub fn has_leader(&self, electorate: &Electorate, now: i64) -> bool {
+        self.seat(electorate).is_some_and(|seat| {
+            let leadership = &self.seats[seat].leadership;
+            let foreign = leadership.used != 0 && !leadership.is_ours() && now < leadership.lease.deadline;
+            foreign || self.held(seat, now).is_some()
+        })
     }
 
     /// The leaderships of a schema that memory has a copy of.

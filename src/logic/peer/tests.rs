@@ -672,10 +672,10 @@ fn who_stands_for_election_may_change() {
     elect(&mut peers, &e, 7, 0);
     peers.mark_considered(&e);
     let again = peers.join(&bound(9, 10, "a"), None, 1);
-    assert_eq!(again, Ok(Joined { id: 1, yields: false }));
+    assert_eq!(again, Ok(Joined { id: 1, yields: false, again: true }));
     assert_eq!(held(&peers, &e, 1), Some(7), "what it is stays as it is");
     let down = peers.join(&observer(9, 10, "a"), None, 1);
-    assert_eq!(down, Ok(Joined { id: 1, yields: false }));
+    assert_eq!(down, Ok(Joined { id: 1, yields: false, again: true }));
     assert_eq!(held(&peers, &e, 1), None);
     assert!(!peers.view().is_considered(1, 1), "it waits until its row is gone");
     assert!(matches!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended: Some(_), candidate: None }));
@@ -724,6 +724,8 @@ fn a_member_yields_where_a_foreign_node_has_led() {
     assert_eq!(yields(peers.join(&asked, None, 0)), Ok(false));
     let asked = Joining { candidate: Some(false), ..bound(5, 14, "e") };
     assert_eq!(yields(peers.join(&asked, None, 0)), Ok(false), "as it asked for");
+    // One that had joined before does, too, while it does not lead.
+    assert!(peers.yields(4, 13, 0) && !peers.yields(4, 13, 0) && !peers.yields(99, 1, 0));
     assert_eq!(peers.forget_schema(5, 2200, &mut []), 0);
     assert!(!peers.foreign_has_led(&e));
 }
