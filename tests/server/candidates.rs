@@ -339,7 +339,7 @@ fn a_member_yields_to_a_foreign_node_that_was_elected_while_it_joined() {
     cluster.signal("CONT", pid);
     let mut client = joins.join().unwrap();
     let said = told(&notices);
-    assert!(said.len() == 1 && said[0].0 == "NOTICE" && said[0].2.contains("elixir"), "{said:?}");
+    assert!(said.len() == 1 && said[0].0 == "NOTICE", "{said:?}");
     assert_eq!(candidates(&mut client), "a false");
     foreign.batch_execute("DELETE FROM oban_peers").unwrap();
     wait_until("nobody leads", || admin.one("SELECT count(*) = 0 FROM oban_peers"));
