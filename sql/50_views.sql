@@ -2,7 +2,7 @@
 -- that the caller may read; they filter and don't raise for lack of a right.
 
 CREATE VIEW @extschema@.oban_members AS
-    SELECT prefix, name, node, member, kind, pid, leader, joined_at, expires_at, candidate
+    SELECT prefix, name, node, member, kind, pid, leader, joined_at, expires_at
     FROM @extschema@.obanrs_memberships();
 
 CREATE VIEW @extschema@.oban_leadership AS

@@ -62,7 +62,7 @@ mod tests {
             (
                 "oban_poll",
                 format!(
-                    "channels text[] DEFAULT {four}, after bigint DEFAULT NULL::bigint, max_messages integer DEFAULT 1000, {prefix} -> TABLE(\"position\" bigint, missed bigint, messages jsonb)"
+                    "channels text[] DEFAULT {four}, after bigint DEFAULT NULL::bigint, max_messages integer DEFAULT 1000, {prefix}, queues text[] DEFAULT NULL::text[] -> TABLE(\"position\" bigint, missed bigint, messages jsonb)"
                 ),
             ),
             ("oban_position", " -> bigint".to_owned()),
@@ -71,7 +71,7 @@ mod tests {
             (
                 "oban_join",
                 format!(
-                    "node text, {name}, lease interval DEFAULT NULL::interval, replace boolean DEFAULT false, {prefix} -> bigint"
+                    "node text, {name}, lease interval DEFAULT NULL::interval, replace boolean DEFAULT false, {prefix}, candidate boolean DEFAULT true -> bigint"
                 ),
             ),
             ("oban_renew", "member bigint -> bigint".to_owned()),
@@ -117,7 +117,8 @@ mod tests {
             "IN channels text[] DEFAULT '{gossip,insert,leader,signal}'::text[], IN after bigint DEFAULT NULL::bigint, \
              IN timeout interval DEFAULT '00:00:05'::interval, IN max_messages integer DEFAULT 1000, \
              IN prefix text DEFAULT 'public'::text, INOUT \"position\" bigint DEFAULT NULL::bigint, \
-             INOUT missed bigint DEFAULT NULL::bigint, INOUT messages jsonb DEFAULT NULL::jsonb"
+             INOUT missed bigint DEFAULT NULL::bigint, INOUT messages jsonb DEFAULT NULL::jsonb, \
+             IN queues text[] DEFAULT NULL::text[]"
         );
     }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use pgrx::datum::Interval;
+use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -15,7 +16,7 @@ use crate::logic::lifecycle::Lack;
 use crate::logic::peer::{Electorate, JoinError, Joining, Member, View};
 use crate::logic::shape;
 use crate::pg::acl::{self, Right};
-use crate::pg::argument::TextArgument;
+use crate::pg::argument::{self, TextArgument};
 use crate::pg::datum::Shown;
 use crate::pg::scan::Locked;
 use crate::pg::{catalog, clock, latch, session, time};
@@ -37,10 +38,16 @@ fn oban_join_as(
     lease: default!(Option<Interval>, "NULL"),
     replace: default!(Option<bool>, "false"),
     prefix: default!(Option<TextArgument>, "'public'"),
-    candidate: default!(Option<bool>, "NULL"),
+    candidate: default!(Option<bool>, "true"),
+    fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<i64, ErrorReport> {
-    Ok(join(node, name, lease, replace, prefix, candidate)?)
+    let candidate = given("candidate", candidate)?;
+    let said = !(candidate && argument::is_left_out(fcinfo, CANDIDATE));
+    Ok(join(node, name, lease, replace, prefix, said.then_some(candidate))?)
 }
+
+/// The place of that argument.
+const CANDIDATE: usize = 5;
 
 /// The symbol of oban_join in the SQL of versions before 0.7.0, whose members always stand for election.
 #[pg_extern(sql = false)]

@@ -36,6 +36,23 @@ pub struct TextArray(pg_sys::Datum);
 #[derive(Clone, Copy, Debug)]
 pub struct JsonbArray(pg_sys::Datum);
 
+/// Whether a call leaves out the argument in this place, so that it has its default. The parser puts the default there,
+/// and nothing marks it but that it has no place in the statement's text. A constant that the planner has computed has
+/// none either, and counts as left out. False where nobody knows.
+pub fn is_left_out(fcinfo: pg_sys::FunctionCallInfo, place: usize) -> bool {
+    // SAFETY: the expression of a call is null or a node, whose tag says what it is, as do those of its arguments.
+    unsafe {
+        let call = (*(*fcinfo).flinfo).fn_expr;
+        if call.is_null() || (*call).type_ != pg_sys::NodeTag::T_FuncExpr {
+            return false;
+        }
+        let arguments = pgrx::PgList::<pg_sys::Node>::from_pg((*call.cast::<pg_sys::FuncExpr>()).args);
+        arguments.get_ptr(place).is_some_and(|argument| {
+            (*argument).type_ == pg_sys::NodeTag::T_Const && (*argument.cast::<pg_sys::Const>()).location < 0
+        })
+    }
+}
+
 /// The argument in a place of a call, counted from 0, of a function whose declaration is ours. `None`: it is null.
 pub fn at<T: FromDatum>(fcinfo: pg_sys::FunctionCallInfo, place: usize) -> Option<T> {
     // SAFETY: the call's own struct, of a function that is declared with an argument of this type there.

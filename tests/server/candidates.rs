@@ -14,7 +14,7 @@ fn leads(client: &mut Client) -> bool {
 
 fn candidates(client: &mut Client) -> String {
     client.one(
-        "SELECT coalesce(string_agg(node || ' ' || candidate, ', ' ORDER BY node), '') FROM oban_members",
+        "SELECT coalesce(string_agg(node || ' ' || candidate, ', ' ORDER BY node), '') FROM obanrs_memberships()",
     )
 }
 
@@ -344,4 +344,44 @@ fn a_member_yields_to_a_foreign_node_that_was_elected_while_it_joined() {
     foreign.batch_execute("DELETE FROM oban_peers").unwrap();
     wait_until("nobody leads", || admin.one("SELECT count(*) = 0 FROM oban_peers"));
     assert!(!leads(&mut client));
+}
+
+/// In each way in which a statement can give an argument.
+#[test]
+fn what_is_said_is_told_from_what_is_left_out() {
+    let cluster = Cluster::installed();
+    let (mut elixir, mut client) = (cluster.client(), cluster.client());
+    assert!(elect(&mut elixir, "elixir", Form::ByName, "0").unwrap());
+    client
+        .batch_execute(
+            "PREPARE said AS SELECT oban_join($1, lease => '1 h', candidate => $2);
+             CREATE FUNCTION joins(node text, stands bool) RETURNS bigint LANGUAGE plpgsql AS
+                 $$ BEGIN RETURN oban_join(node, lease => '1 h', candidate => stands); END $$;
+             CREATE FUNCTION left_out(node text) RETURNS bigint LANGUAGE plpgsql AS
+                 $$ BEGIN RETURN oban_join(node, lease => '1 h'); END $$;
+             CREATE TABLE t AS SELECT true AS yes",
+        )
+        .unwrap();
+    for (call, candidate) in [
+        ("SELECT oban_join('a', lease => '1 h')", false),
+        ("SELECT oban_join('a', 'Oban', '1 h', false, 'public', true)", true),
+        ("SELECT oban_join('a', lease => '1 h', candidate => true)", true),
+        ("SELECT oban_join('a', lease => '1 h', candidate => 'yes')", true),
+        ("SELECT oban_join('a', lease => '1 h', candidate => false)", false),
+        ("SELECT oban_join('a', lease => '1 h', candidate => yes) FROM t", true),
+        ("EXECUTE said('a', true)", true),
+        ("EXECUTE said('a', false)", false),
+        ("SET plan_cache_mode = force_custom_plan; EXECUTE said('a', true); RESET plan_cache_mode", true),
+        ("SET plan_cache_mode = force_generic_plan; EXECUTE said('a', true); RESET plan_cache_mode", true),
+        ("SELECT joins('a', true)", true),
+        ("SELECT left_out('a')", false),
+    ] {
+        client.batch_execute(call).unwrap();
+        assert_eq!(candidates(&mut client), format!("a {candidate}"), "{call}");
+        client.batch_execute("SELECT oban_leave(member) FROM oban_members").unwrap();
+    }
+    assert_eq!(code(&mut client, "SELECT oban_join('a', candidate => NULL)"), "22004");
+    let join = "SELECT oban_join('a', lease => '1 h', candidate => $1)";
+    client.query_one(join, &[&true]).unwrap();
+    assert_eq!(candidates(&mut client), "a true", "by a driver's argument");
 }

@@ -492,8 +492,7 @@ fn a_missing_table_costs_nothing_while_it_is_missing() {
     client.batch_execute("ALTER TABLE oban_peers RENAME TO away").unwrap();
     client.batch_execute("SELECT oban_join('a', 'Other')").unwrap(); // the keeper finds out
     wait_until("it has warned", || cluster.log().contains("holds no elections"));
-    let keeper =
-        "SELECT wait_event_type || ' ' || state_change FROM pg_stat_activity WHERE backend_type = 'obanrs keeper'";
+    let keeper = "SELECT wait_event_type || ' ' || state_change FROM pg_stat_activity WHERE backend_type = 'obanrs keeper'";
     let mut before = String::new();
     // Twice the time after which it looked again once.
     wait_until("it sleeps", || {
