@@ -241,8 +241,9 @@ fn warn_without_keeper(id: i64) -> Result<(), Error> {
         error::log(
             PgLogLevel::WARNING,
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "nobody elects leaders in this database now: its keeper does not run, or is busy",
-            "It is started again by itself, after half a minute at the latest: oban_check() and oban_workers say more.",
+            "no election within a second: this database's keeper does not run, is busy, or waits for a lock on oban_peers",
+            "The election comes by itself, when the keeper is back or the lock is free: oban_check() and oban_workers say \
+             more.",
         );
     }
     Ok(())
