@@ -54,7 +54,7 @@ pub fn oban_orphans(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport>
     let schema = acl::require(prefix.as_str(), Right::Read)?;
     let mut rows = Rows::of(fcinfo);
 
-    // Who holds the table's lock may have held it for long: gossip is read after the wait, and so are the rows.
+    // Another transaction may hold the table's lock for long. Gossip is read after that wait, and so are the rows.
     if let Some(table) = catalog::relation(schema, "oban_jobs") {
         catalog::lock_name(table);
     }

@@ -97,7 +97,7 @@ impl Drop for Handle {
     }
 }
 
-/// Who starts a worker again that was terminated.
+/// What starts a worker again that was terminated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restarted {
     /// The postmaster, if it ends with an exit code of 1.
@@ -144,8 +144,9 @@ static TERMINATED: AtomicBool = AtomicBool::new(false);
 /// The hook that was there before ours.
 static LOG_HOOK: OnceLock<pg_sys::emit_log_hook_type> = OnceLock::new();
 
-/// Postgres ends a worker that was told to go by a FATAL, which aborts its transaction wherever it is, and alarms those
-/// who watch the log at each clean stop of a server. It stays that FATAL, is not logged, and ends with an exit code of 0.
+/// Postgres ends a worker on SIGTERM by a FATAL, which aborts the worker's transaction wherever it is. In the log that
+/// line is an alarm at each clean stop of a server. The error stays a FATAL, is not logged, and ends the process with an
+/// exit code of 0.
 fn leave_quietly(restarted: Restarted) {
     // SAFETY: globals of this process; both functions live as long as the library, which is never unloaded.
     unsafe {

@@ -66,7 +66,7 @@ impl FromDatum for Text {
         if is_null {
             return None;
         }
-        // SAFETY: a text, says whoever calls this.
+        // SAFETY: a text, as the caller promises.
         let bytes =
             unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr())) };
         Some(Self(to_string(bytes)))
@@ -102,7 +102,7 @@ impl FromDatum for Shown {
         if is_null {
             return None;
         }
-        // SAFETY: a text, says whoever calls this.
+        // SAFETY: a text, as the caller promises.
         let bytes =
             unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr())) };
         Some(Self(to_utf8_lossy(bytes).into_owned()))
@@ -240,7 +240,7 @@ impl FromDatum for RawJsonb {
         if is_null {
             return None;
         }
-        // SAFETY: a jsonb, says whoever calls this.
+        // SAFETY: a jsonb, as the caller promises.
         NonNull::new(unsafe { pg_sys::pg_detoast_datum(datum.cast_mut_ptr()) }).map(Self)
     }
 }

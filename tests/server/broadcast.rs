@@ -208,7 +208,7 @@ fn a_check_that_is_too_long_is_compressed() {
             checks(&payload).into_iter().find(|check| check["queue"] == queue).map(|check| (check, payload))
         });
         assert!(sent.0["running"] == running && sent.0["limit"] == 5, "{}", sent.1);
-        // Who polls reads the same.
+        // A reader of the ring gets the same.
         let polled = "SELECT count(*) FROM oban_poll('{gossip}', $1), jsonb_array_elements(messages) m,
                       jsonb_array_elements(m->'payload'->'checks') c WHERE c->'running' = $2";
         wait_until("it can be polled", || {

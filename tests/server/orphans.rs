@@ -152,7 +152,7 @@ fn leader(cluster: &Cluster) -> Client {
     leader
 }
 
-/// Waits until the relay has heard somebody who sends on the gossip channel.
+/// Waits until the relay has heard a message on the gossip channel.
 fn wait_until_heard(client: &mut Client) {
     let before = stat(client, "gossip_taken_in");
     wait_until("the relay listens", || {
@@ -272,7 +272,7 @@ fn a_fetch_whose_answer_was_lost_is_found() {
     }
 }
 
-/// A job that ends is no orphan for those who look in a transaction that began before it ended.
+/// A job that ends is no orphan in a transaction that began before it ended.
 #[test]
 fn an_old_snapshot_sees_no_orphans() {
     let (cluster, mut client) = server(&[]);

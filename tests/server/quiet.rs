@@ -4,7 +4,7 @@ use postgres::Client;
 
 use crate::support::{Ask, Cluster, Stuck, wait_until};
 
-/// What makes an alarm of those who watch logs.
+/// What monitoring of a log takes for an alarm.
 const ALARMS: [&str; 6] =
     ["FATAL:", "ERROR:", "WARNING:", "PANIC:", "exited with exit code", "terminated by signal"];
 

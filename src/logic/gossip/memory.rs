@@ -26,14 +26,14 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Of who puts this key with this uuid (in the server's encoding).
+    /// The process that puts this key with this uuid (in the server's encoding).
     pub fn of(key: &Key<'_>, uuid: Option<&[u8]>) -> Self {
         Self { database: key.database, schema: key.schema, hash: hash(key.node, uuid) }
     }
 }
 
-/// Of a node and a uuid. (Both sides of a comparison are of one schema, in which one who wants to deceive can
-/// as well gossip under another's name.)
+/// The hash of a node and a uuid. (Both sides of a comparison are of one schema. A role that can make two hashes equal
+/// there can as well gossip under the other node's name.)
 pub fn hash(node: &str, uuid: Option<&[u8]>) -> u64 {
     let mut fnv = Fnv::new();
     fnv.write(node.as_bytes());
@@ -92,7 +92,7 @@ pub struct ProcessesHead {
     unused: u32,
 }
 
-/// Whoever has this holds the lock of the gossip table exclusively. As in that, 0 means none.
+/// The caller holds the lock Gossip exclusively as long as this value lives. As in the gossip table, 0 means none.
 pub struct Processes<'a> {
     pub head: &'a mut ProcessesHead,
     pub buckets: &'a mut [u32],

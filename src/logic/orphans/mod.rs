@@ -33,9 +33,9 @@
 //!
 //! What these rules miss: processes that never gossiped, a lost fetch of a process that gossips no `running`,
 //! and of a foreign process that runs some hundred jobs in a queue at a time. What is between two looks is
-//! not seen. Times are clock readings; an attempt's beginning is what the row says, by the clock of who wrote
-//! it: if that is behind by more than a grace, a suspect is found too early, and named no sooner than a grace
-//! later.
+//! not seen. Times are clock readings; an attempt's beginning is what the row says, by its writer's
+//! clock. If that clock is behind by more than a grace, a suspect is found too early, and named no sooner than a
+//! grace later.
 
 use std::collections::{HashMap, HashSet};
 
@@ -274,7 +274,7 @@ const MOST_OF_SCHEMA: usize = PLACES / 2;
 /// What was not found again for that long is no suspect any more, in microseconds.
 const STALE: i64 = 600_000_000;
 
-/// Whoever has this holds the lock of the gossip table exclusively.
+/// The caller holds the lock Gossip exclusively as long as this value lives.
 pub struct Suspects<'a>(pub &'a mut [Suspect]);
 
 impl Suspects<'_> {
