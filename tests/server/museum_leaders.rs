@@ -183,7 +183,7 @@ fn museum_7_a_half_open_socket_is_noticed_and_its_slot_freed() {
     watch.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
     let joined = cluster.in_own_network(
         "mkfifo $FOLDER/pipe; (exec 3>$FOLDER/pipe; sleep 600) & \
-         psql -X -q -h 127.0.0.1 -U postgres postgres <$FOLDER/pipe >$FOLDER/said 2>&1 & \
+         timeout 600 psql -X -q -h 127.0.0.1 -U postgres postgres <$FOLDER/pipe >$FOLDER/said 2>&1 & \
          echo \"SELECT oban_join('vanishing'); SHOW tcp_user_timeout;\" >$FOLDER/pipe",
     );
     assert!(joined, "the client was started");
@@ -199,7 +199,7 @@ fn museum_7_a_half_open_socket_is_noticed_and_its_slot_freed() {
     ] {
         let started = cluster.in_own_network(&format!(
             "mkfifo $FOLDER/pipe{n}; (exec 3>$FOLDER/pipe{n}; sleep 600) & \
-             PGAPPNAME={name} PGOPTIONS='{options}' psql -X -q -A -t -h 127.0.0.1 -U postgres postgres \
+             PGAPPNAME={name} PGOPTIONS='{options}' timeout 600 psql -X -q -A -t -h 127.0.0.1 -U postgres postgres \
                  <$FOLDER/pipe{n} >$FOLDER/said{n} 2>&1 & \
              echo \"{shown} {call}; {shown}\" >$FOLDER/pipe{n}",
             shown =
