@@ -33,7 +33,7 @@ TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 
 # Several targets build in the same folders.
 .NOTPARALLEL:
-.PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check bench bench-bus bench-leaders bench-gossip soak readme archive install clean
+.PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check bench bench-bus bench-leaders bench-gossip soak readme figures archive install clean
 
 help: ## lists the targets
 	@echo 'Usage: make TARGET [PG_CONFIG=/path/to/pg_config]'
@@ -60,8 +60,12 @@ test-logic: setup ## the rules, without a server; waking in every order of its s
 	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo test $(FEATURES) --lib logic::
 	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo test $(FEATURES) --test loom -- --skip logic::
 
-test-structure: setup ## who depends on whom in src
+test-structure: setup ## which part of src depends on which; what the documents say of the project
 	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo test $(FEATURES) --test structure
+	PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo test $(FEATURES) --test documents
+
+figures: setup ## writes the figures of README and docs from benches/results
+	OBANRS_WRITE_FIGURES=1 PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo test $(FEATURES) --test documents -- quoted_figures
 
 test-backend: test-package ## the functions, inside a backend
 	$(call harness,$(TEST_PACKAGE)) cargo test $(HARNESS_FEATURES) --test backend
@@ -100,17 +104,17 @@ check: package test-structure ## formatting, lints on every major, the install s
 	tools/pgspot "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql sql/archive/*.sql
 	tools/deny
 
-bench: bench-leaders bench-gossip bench-bus ## what it costs, into benches/results (an hour); BENCH=quick shows whether it runs
+bench: bench-leaders bench-gossip bench-bus figures ## what it costs, into benches/results (an hour); BENCH=quick: whether it runs
 
-bench-bus: setup ## the part of it that takes the hour: what a wake-up costs
+bench-bus: setup ## what a wake-up costs (45 minutes)
 	@tools/package "$(PG_CONFIG)" "$(BENCH_PACKAGE)" --features bench
 	$(call harness,$(BENCH_PACKAGE)) cargo test $(HARNESS_FEATURES) --bench bus -- $(BENCH)
 
-bench-leaders: setup ## the other: how long there is no leader
+bench-leaders: setup ## how long a name is without a leader (5 minutes)
 	@tools/package "$(PG_CONFIG)" "$(BENCH_PACKAGE)" --features bench
 	$(call harness,$(BENCH_PACKAGE)) cargo test $(HARNESS_FEATURES) --bench leaders -- $(BENCH)
 
-bench-gossip: setup ## the third: what it costs to know who is alive
+bench-gossip: setup ## what gossip costs (8 minutes)
 	@tools/package "$(PG_CONFIG)" "$(BENCH_PACKAGE)" --features bench
 	$(call harness,$(BENCH_PACKAGE)) cargo test $(HARNESS_FEATURES) --bench gossip -- $(BENCH)
 

@@ -1,14 +1,14 @@
 //! What a wake-up costs: obanrs' trigger on the bus beside no trigger, a statement trigger with native NOTIFY
-//! and Oban's old row trigger, on the same tables, on one server, in turns.
+//! and, in one cell for each disk, Oban's old row trigger; on the same tables, on one server, in turns.
 //!
-//!     make bench                  everything, into benches/results (about an hour)
-//!     make bench BENCH=quick      one short round each: to see whether it runs; writes nothing
-//!     make bench BENCH='clients=64 listeners=1,10 queues=1 disk=slow'
-//!                                 these cells only (latency, calls: these, too;
-//!                                 set=obanrs.relay_interval=5ms: with a setting); writes nothing
+//!     make bench-bus                  everything, into benches/results (about 45 minutes)
+//!     make bench-bus BENCH=quick      one short round each: to see whether it runs; writes nothing
+//!     make bench-bus BENCH='clients=64 listeners=1,10 queues=1 disk=slow'
+//!                                     these cells only (latency, calls: these, too;
+//!                                     set=obanrs.relay_interval=5ms: with a setting); writes nothing
 //!
 //! Only ratios within one run mean anything: the arms take turns within each round, and a cell is the median of
-//! the rounds' ratios to the arm without a trigger. Receipts are counted: the arms that are compared have
+//! the ratios of 20 rounds to the arm without a trigger. Receipts are counted: the arms that are compared have
 //! delivered the same, or what the relay merged is the difference.
 
 #[path = "../../tests/support/mod.rs"]
@@ -38,6 +38,8 @@ pub enum Arm {
 
 impl Arm {
     pub const ALL: [Arm; 4] = [Arm::Bare, Arm::Bus, Arm::Statement, Arm::Row];
+    /// Those of most cells: the row trigger costs what the statement trigger does, where a statement inserts one row.
+    pub const USUAL: [Arm; 3] = [Arm::Bare, Arm::Bus, Arm::Statement];
 
     pub fn prefix(self) -> &'static str {
         match self {
@@ -58,11 +60,26 @@ impl Arm {
     }
 }
 
+/// What one cell of the table compares.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    pub listeners: usize,
+    pub queues: usize,
+    pub clients: usize,
+}
+
+impl Setup {
+    /// The one that is also measured with the row trigger.
+    pub const WITH_ROW_TRIGGER: Setup = Setup { listeners: 1, queues: 100, clients: 16 };
+
+    pub fn arms(self) -> &'static [Arm] {
+        if self.queues == Self::WITH_ROW_TRIGGER.queues { &Arm::ALL } else { &Arm::USUAL }
+    }
+}
+
 /// The length of everything.
 pub struct Plan {
-    pub clients: Vec<usize>,
-    pub listeners: Vec<usize>,
-    pub queues: Vec<usize>,
+    pub setups: Vec<Setup>,
     pub rounds: usize,
     pub cell: Duration,
     pub latencies: usize,
@@ -78,17 +95,26 @@ fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let quick = arguments.iter().any(|a| a == "quick");
     let asked = |name: &str| arguments.iter().find_map(|a| a.strip_prefix(name)?.strip_prefix('='));
-    let some = |name: &str, all: &[usize]| {
+    let some = |name: &str, all: &[usize]| -> Vec<usize> {
         asked(name)
             .map_or(all.to_vec(), |list| list.split(',').map(|n| n.parse().expect("a number")).collect())
     };
     let all = !quick && arguments.iter().all(|a| !a.contains('='));
+    let (clients, listeners) =
+        (some("clients", &throughput::CLIENTS), some("listeners", &throughput::LISTENERS));
+    let mut setups = Vec::new();
+    for queues in some("queues", &[1]) {
+        for &listeners in &listeners {
+            setups.extend(clients.iter().map(|&clients| Setup { listeners, queues, clients }));
+        }
+    }
+    if all || quick {
+        setups.push(Setup::WITH_ROW_TRIGGER);
+    }
     let plan = Plan {
-        clients: some("clients", &throughput::CLIENTS),
-        listeners: some("listeners", &throughput::LISTENERS),
-        queues: some("queues", &throughput::QUEUES),
-        rounds: if quick { 1 } else { 5 },
-        cell: if quick { Duration::from_millis(700) } else { Duration::from_secs(3) },
+        setups,
+        rounds: if quick { 1 } else { 20 },
+        cell: Duration::from_secs(1),
         latencies: if quick { 50 } else { 1_000 },
     };
     let disks = match asked("disk") {

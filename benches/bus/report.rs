@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::common::{self, Spread, median, spread};
 use super::support::Cluster;
-use super::throughput::{CLIENTS, LISTENERS, QUEUES};
-use super::{Arm, Disk};
+use super::throughput::{CLIENTS, LISTENERS};
+use super::{Arm, Disk, Setup};
 
 /// One arm for a few seconds.
 pub struct Run {
@@ -22,9 +22,7 @@ pub struct Run {
 /// All arms with one number of clients and listeners.
 pub struct Cell {
     disk: Disk,
-    listeners: usize,
-    queues: usize,
-    clients: usize,
+    setup: Setup,
     runs: Vec<(Arm, Run)>,
 }
 
@@ -54,17 +52,19 @@ pub struct Report {
 }
 
 impl Cell {
-    pub fn new(disk: Disk, listeners: usize, queues: usize, clients: usize, runs: Vec<(Arm, Run)>) -> Self {
-        Self { disk, listeners, queues, clients, runs }
+    pub fn new(disk: Disk, setup: Setup, runs: Vec<(Arm, Run)>) -> Self {
+        Self { disk, setup, runs }
     }
 
     fn of(&self, arm: Arm) -> impl Iterator<Item = &Run> {
         self.runs.iter().filter(move |(a, _)| *a == arm).map(|(_, run)| run)
     }
 
-    /// Commits ÷ those without a trigger, round by round.
-    fn ratio(&self, arm: Arm) -> Spread {
-        median(self.of(arm).zip(self.of(Arm::Bare)).map(|(run, bare)| run.tps / bare.tps).collect())
+    /// Commits ÷ those without a trigger, round by round. `None`: the arm was not measured.
+    fn ratio(&self, arm: Arm) -> Option<Spread> {
+        let ratios: Vec<f64> =
+            self.of(arm).zip(self.of(Arm::Bare)).map(|(run, bare)| run.tps / bare.tps).collect();
+        (!ratios.is_empty()).then(|| median(ratios))
     }
 
     fn middle(&self, arm: Arm, what: impl Fn(&Run) -> f64) -> f64 {
@@ -72,22 +72,19 @@ impl Cell {
     }
 
     pub fn line(&self) -> String {
-        let ratios = [Arm::Bus, Arm::Statement, Arm::Row].map(|arm| {
-            let (middle, least, most) = self.ratio(arm);
-            format!("{middle:.2} ({least:.2}–{most:.2})")
-        });
+        let ratios =
+            [Arm::Bus, Arm::Statement, Arm::Row].map(|arm| self.ratio(arm).map_or("".into(), spread));
         let [bus, statement, row] = ratios;
         let sum = |arm, what: fn(&Run) -> u64| self.of(arm).map(what).sum::<u64>();
         format!(
-            "| {} | {} | {} | {} | {:.0} | **{bus}** | {statement} | {row} | {:.1} / {:.1} / {:.1} | {:.0} | {} + {} merged |",
+            "| {} | {} | {} | {} | {:.0} | **{bus}** | {statement} | {row} | {:.1} / {:.1} | {:.0} | {} + {} merged |",
             disk(self.disk),
-            self.listeners,
-            self.queues,
-            self.clients,
+            self.setup.listeners,
+            self.setup.queues,
+            self.setup.clients,
             self.middle(Arm::Bare, |r| r.tps),
             self.middle(Arm::Bus, |r| r.in_line),
             self.middle(Arm::Statement, |r| r.in_line),
-            self.middle(Arm::Row, |r| r.in_line),
             self.middle(Arm::Bus, |r| r.relays),
             sum(Arm::Bus, |r| r.receipts),
             sum(Arm::Bus, |r| r.merged),
@@ -119,6 +116,7 @@ impl Report {
             std::fs::create_dir_all("benches/results").expect("it can be made");
             std::fs::write("benches/results/bus.md", self.text()).expect("it can be written");
             std::fs::write("benches/results/bus.svg", self.plot()).expect("it can be written");
+            std::fs::write("benches/results/wakeup.svg", self.headline()).expect("it can be written");
         }
     }
 
@@ -136,11 +134,11 @@ impl Report {
     }
 
     pub fn text(&self) -> String {
-        let mut text = format!("Measured by `make bench`: {}.\n\n", self.about);
+        let mut text = format!("Measured by `make bench-bus`: {}.\n\n", self.about);
         text.push_str(
-            "Commits a second of single INSERTs ÷ those into the same table without a trigger: median of the rounds \
-             (least–most). In line: client sessions waiting for the lock that NOTIFY takes, on average of what was seen \
-             every 100 ms (bus / statement / row). Relays: transactions of the relay a second. Receipts: what each \
+            "Commits a second of single INSERTs ÷ those into the same table without a trigger: median of 20 rounds of a \
+             second (least–most). In line: client sessions waiting for the lock that NOTIFY takes, on average of what was \
+             seen every 100 ms (bus / statement). Relays: transactions of the relay a second. Receipts: what each \
              listener of the bus heard, and what the relay merged; with listeners, together the commits. The native arms' \
              listeners heard one for each commit.\n\n\
              | disk | listeners | queues | clients | commits/s without trigger | bus | statement trigger, native | \
@@ -182,98 +180,140 @@ impl Report {
         text
     }
 
-    /// One panel for each disk, number of listeners and of queues: ratios over clients.
-    pub fn plot(&self) -> String {
-        const W: f64 = 190.0;
-        const H: f64 = 130.0;
-        const GAP: f64 = 48.0;
-        let columns = LISTENERS.len() * QUEUES.len();
-        let width = columns as f64 * (W + GAP) + GAP;
-        let height = 2.0 * (H + 64.0) + 40.0;
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
-             font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-        );
-        let colours = [(Arm::Bus, "#0072b2"), (Arm::Statement, "#d55e00"), (Arm::Row, "#999999")];
-        for (i, (arm, colour)) in colours.iter().enumerate() {
-            let x = GAP + i as f64 * 230.0;
-            writeln!(
-                svg,
-                "<rect x=\"{x}\" y=\"10\" width=\"14\" height=\"10\" fill=\"{colour}\"/>\
-                 <text x=\"{}\" y=\"19\">{}</text>",
-                x + 20.0,
-                arm.name()
-            )
-            .expect("memory");
-        }
+    /// One panel for each disk and number of listeners: ratios over clients.
+    fn plot(&self) -> String {
+        const STEP: f64 = 238.0;
+        let mut svg = Svg::new(LISTENERS.len() as f64 * STEP + 48.0, 428.0);
+        svg.legend(10.0);
         for (row, on) in [Disk::This, Disk::Slow].into_iter().enumerate() {
-            for (column, (listeners, queues)) in
-                LISTENERS.iter().flat_map(|l| QUEUES.iter().map(move |q| (*l, *q))).enumerate()
-            {
-                let (left, top) = (GAP + column as f64 * (W + GAP), 62.0 + row as f64 * (H + 64.0));
-                let x = |clients: usize| left + (clients as f64).log2() / 6.0 * W;
-                let y = |ratio: f64| top + H - ratio.min(1.2) / 1.2 * H;
-                writeln!(
-                    svg,
-                    "<text x=\"{left}\" y=\"{}\">{} disk, {listeners} listeners, {queues} queue{}</text>",
-                    top - 8.0,
-                    disk(on),
-                    if queues == 1 { "" } else { "s" }
-                )
-                .expect("memory");
-                for ratio in [0.0, 0.5, 1.0] {
-                    let at = y(ratio);
-                    writeln!(
-                        svg,
-                        "<line x1=\"{left}\" x2=\"{}\" y1=\"{at}\" y2=\"{at}\" stroke=\"#ddd\"/>\
-                         <text x=\"{}\" y=\"{}\" text-anchor=\"end\">{ratio}</text>",
-                        left + W,
-                        left - 5.0,
-                        at + 4.0
-                    )
-                    .expect("memory");
-                }
-                for clients in CLIENTS {
-                    let at = x(clients);
-                    writeln!(
-                        svg,
-                        "<text x=\"{at}\" y=\"{}\" text-anchor=\"middle\">{clients}</text>",
-                        top + H + 14.0
-                    )
-                    .expect("memory");
-                }
-                for (arm, colour) in colours {
-                    let cells = self
-                        .cells
-                        .iter()
-                        .filter(|c| c.disk == on && c.listeners == listeners && c.queues == queues);
-                    let mut line = String::new();
-                    for cell in cells {
-                        let ((middle, least, most), at) = (cell.ratio(arm), x(cell.clients));
-                        write!(line, "{at:.1},{:.1} ", y(middle)).expect("memory");
-                        writeln!(
-                            svg,
-                            "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{:.1}\" y2=\"{:.1}\" stroke=\"{colour}\" opacity=\"0.4\"/>",
-                            y(least),
-                            y(most)
-                        )
-                        .expect("memory");
-                    }
-                    writeln!(
-                        svg,
-                        "<polyline points=\"{line}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>"
-                    )
-                    .expect("memory");
-                }
+            for (column, listeners) in LISTENERS.into_iter().enumerate() {
+                let panel = Panel {
+                    left: 48.0 + column as f64 * STEP,
+                    top: 62.0 + row as f64 * 194.0,
+                    width: 190.0,
+                    height: 130.0,
+                };
+                let title = format!("{} disk, {listeners} listener{}", disk(on), plural(listeners));
+                self.panel(&mut svg, panel, on, listeners, &title);
             }
         }
-        writeln!(
-            svg,
-            "<text x=\"{GAP}\" y=\"{}\">commits a second ÷ without a trigger, over clients; {}</text>\n</svg>",
-            height - 12.0,
-            self.about.split(';').next().unwrap_or_default()
-        )
-        .expect("memory");
-        svg
+        svg.text(
+            48.0,
+            416.0,
+            &format!("commits a second ÷ without a wake-up, over clients; {}", self.measured()),
+        );
+        svg.end()
+    }
+
+    /// The plot of README: the slower disk and one listener.
+    fn headline(&self) -> String {
+        let mut svg = Svg::new(560.0, 300.0);
+        svg.legend(10.0);
+        let panel = Panel { left: 48.0, top: 62.0, width: 490.0, height: 180.0 };
+        let title = "commits a second ÷ without a wake-up; a disk that syncs in 1 ms more, one listener";
+        self.panel(&mut svg, panel, Disk::Slow, 1, title);
+        svg.text(48.0, 276.0, "clients that insert jobs, each INSERT a transaction");
+        svg.text(48.0, 291.0, &self.measured());
+        svg.end()
+    }
+
+    /// Date, versions and commit.
+    fn measured(&self) -> String {
+        self.about.split(", ").take(3).collect::<Vec<_>>().join(", ")
+    }
+
+    fn panel(&self, svg: &mut Svg, panel: Panel, on: Disk, listeners: usize, title: &str) {
+        let Panel { left, top, width, height } = panel;
+        let x = |clients: usize| left + (clients as f64).log2() / 6.0 * width;
+        let y = |ratio: f64| top + height - ratio.min(1.2) / 1.2 * height;
+        svg.text(left, top - 8.0, title);
+        for ratio in [0.0, 0.25, 0.5, 0.75, 1.0] {
+            svg.line((left, y(ratio)), (left + width, y(ratio)), "#ddd");
+            svg.anchored(left - 5.0, y(ratio) + 4.0, "end", &format!("{:.0} %", ratio * 100.0));
+        }
+        for clients in CLIENTS {
+            svg.anchored(x(clients), top + height + 14.0, "middle", &clients.to_string());
+        }
+        for (arm, colour) in COLOURS {
+            let cells = self
+                .cells
+                .iter()
+                .filter(|c| c.disk == on && c.setup.listeners == listeners && c.setup.queues == 1);
+            let mut points = Vec::new();
+            for cell in cells {
+                let Some((middle, least, most)) = cell.ratio(arm) else { continue };
+                let at = x(cell.setup.clients);
+                svg.line((at, y(least)), (at, y(most)), colour);
+                points.push((at, y(middle)));
+            }
+            svg.polyline(&points, colour);
+        }
+    }
+}
+
+const COLOURS: [(Arm, &str); 2] = [(Arm::Bus, "#0072b2"), (Arm::Statement, "#d55e00")];
+
+fn plural(number: usize) -> &'static str {
+    if number == 1 { "" } else { "s" }
+}
+
+/// Where a panel lies, in units of the drawing.
+#[derive(Clone, Copy)]
+struct Panel {
+    left: f64,
+    top: f64,
+    width: f64,
+    height: f64,
+}
+
+/// A drawing that is written from top to bottom.
+struct Svg(String);
+
+impl Svg {
+    fn new(width: f64, height: f64) -> Self {
+        Self(format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
+             font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+        ))
+    }
+
+    /// The arms with their colours, in one line.
+    fn legend(&mut self, top: f64) {
+        for (i, (arm, colour)) in COLOURS.into_iter().enumerate() {
+            let x = 48.0 + i as f64 * 230.0;
+            self.push(format!("<rect x=\"{x}\" y=\"{top}\" width=\"14\" height=\"10\" fill=\"{colour}\"/>"));
+            self.text(x + 20.0, top + 9.0, arm.name());
+        }
+    }
+
+    fn text(&mut self, x: f64, y: f64, text: &str) {
+        self.anchored(x, y, "start", text);
+    }
+
+    fn anchored(&mut self, x: f64, y: f64, anchor: &str, text: &str) {
+        self.push(format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>"));
+    }
+
+    fn line(&mut self, (x1, y1): (f64, f64), (x2, y2): (f64, f64), colour: &str) {
+        self.push(format!(
+            "<line x1=\"{x1:.1}\" x2=\"{x2:.1}\" y1=\"{y1:.1}\" y2=\"{y2:.1}\" stroke=\"{colour}\"/>"
+        ));
+    }
+
+    fn polyline(&mut self, points: &[(f64, f64)], colour: &str) {
+        let points: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        let points = points.join(" ");
+        self.push(format!(
+            "<polyline points=\"{points}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>"
+        ));
+    }
+
+    fn push(&mut self, element: String) {
+        self.0.push_str(&element);
+        self.0.push('\n');
+    }
+
+    fn end(self) -> String {
+        self.0 + "</svg>\n"
     }
 }

@@ -12,29 +12,26 @@ use super::common::compare;
 use super::listener::Listeners;
 use super::report::{Calls, Cell, Report, Run};
 use super::support::{Ask, Cluster, wait_until};
-use super::{Arm, Disk, Plan};
+use super::{Arm, Disk, Plan, Setup};
 
 pub const CLIENTS: [usize; 4] = [1, 4, 16, 64];
 pub const LISTENERS: [usize; 3] = [0, 1, 10];
-pub const QUEUES: [usize; 2] = [1, 100];
 
 pub fn measure(cluster: &Cluster, disk: Disk, plan: &Plan, report: &mut Report) {
-    for &listeners in &plan.listeners {
-        for &queues in &plan.queues {
-            for &clients in &plan.clients {
-                let mut runs: Vec<(Arm, Run)> = Vec::new();
-                for round in 0..plan.rounds {
-                    reset(cluster);
-                    for turn in 0..Arm::ALL.len() {
-                        // Another one is the first each time, also from cell to cell.
-                        let arm = Arm::ALL[(turn + round + report.cells()) % Arm::ALL.len()];
-                        runs.push((arm, run(cluster, arm, listeners, queues, clients, plan.cell)));
-                    }
-                }
-                let cell = Cell::new(disk, listeners, queues, clients, runs);
-                report.add(cell);
+    for &setup in &plan.setups {
+        let arms = setup.arms();
+        let mut runs: Vec<(Arm, Run)> = Vec::new();
+        for round in 0..plan.rounds {
+            if round % 5 == 0 {
+                reset(cluster);
+            }
+            for turn in 0..arms.len() {
+                // Another one is the first each time, also from cell to cell.
+                let arm = arms[(turn + round + report.cells()) % arms.len()];
+                runs.push((arm, run(cluster, arm, setup, plan.cell)));
             }
         }
+        report.add(Cell::new(disk, setup, runs));
     }
 }
 
@@ -116,7 +113,8 @@ fn stat(client: &mut Client, counter: &str) -> u64 {
     client.one::<i64>(&format!("SELECT value FROM oban_stats WHERE counter = '{counter}'")) as u64
 }
 
-fn run(cluster: &Cluster, arm: Arm, listeners: usize, queues: usize, clients: usize, time: Duration) -> Run {
+fn run(cluster: &Cluster, arm: Arm, setup: Setup, time: Duration) -> Run {
+    let Setup { listeners, queues, clients } = setup;
     let mut client = cluster.client();
     let channel = format!("{}.oban_insert", arm.prefix());
     let listening = Listeners::start(cluster, listeners, &channel);
@@ -219,8 +217,8 @@ pub fn calls(cluster: &Cluster, plan: &Plan) -> Calls {
     };
     let truncate = "TRUNCATE bus.oban_jobs, bare.oban_jobs; CHECKPOINT";
     Calls {
-        poll: turns(plan.rounds * 2, "", ["oban_poll", "obanrs_bench_poll"].map(poll)),
-        bulk: turns(plan.rounds * 4, truncate, bulk(1)),
-        bulk_queues: turns(plan.rounds * 4, truncate, bulk(100)),
+        poll: turns(plan.rounds, "", ["oban_poll", "obanrs_bench_poll"].map(poll)),
+        bulk: turns(plan.rounds, truncate, bulk(1)),
+        bulk_queues: turns(plan.rounds, truncate, bulk(100)),
     }
 }

@@ -52,7 +52,21 @@ pub fn compare(client: &mut postgres::Client, rounds: usize, prepare: &str, stat
     median(ratios.collect())
 }
 
-/// The machine, the versions, the date.
+/// The commit that is measured, with "and changes" if files differ from it.
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let output =
+            Command::new("git").args(arguments).output().expect("benches run in a checkout, with git");
+        assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    let measured = ["src", "sql", "benches", "Cargo.toml", "Cargo.lock", ":!benches/results"];
+    let changes = git(&[&["status", "--porcelain", "--"], measured.as_slice()].concat());
+    let changes = if changes.is_empty() { "" } else { " and changes" };
+    format!("commit {}{changes}", git(&["rev-parse", "--short=10", "HEAD"]))
+}
+
+/// The date, the versions, the commit, the machine.
 pub fn about(cluster: &Cluster) -> String {
     let mut client = cluster.client();
     let version: String = client.one("SELECT split_part(version(), ' on ', 1)");
@@ -64,7 +78,8 @@ pub fn about(cluster: &Cluster) -> String {
     let kernel = Command::new("uname").args(["-s", "-r", "-m"]).output();
     let kernel = kernel.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
     format!(
-        "{date}, obanrs {own}, {version}, {cores} cores of {}, {kernel}; clients on the same cores",
+        "{date}, obanrs {own}, {}, {version}, {cores} cores of {}, {kernel}; clients on the same cores",
+        commit(),
         cpu.trim_start_matches([' ', '\t', ':'])
     )
 }

@@ -1187,3 +1187,27 @@ fn what_a_trigger_can_not_send_is_counted() {
         .unwrap();
     wait_until("it is counted", || stat(&mut client, "dropped") == before + 1);
 }
+
+/// A client that was connected to the primary goes on at the promoted standby with the position that it has.
+#[test]
+fn a_position_of_the_primary_goes_on_after_a_promotion() {
+    let primary = Cluster::installed();
+    let mut client = primary.client();
+    let begin: i64 = client.one("SELECT oban_position()");
+    client.batch_execute("SELECT oban_notify('sonar', '{\"of\": \"primary\"}')").unwrap();
+    let there = poll(&mut client, &format!("'{{sonar}}', {begin}"));
+    assert_eq!((there.missed, there.payloads.len()), (Some(0), 1));
+    let standby = primary.standby(&[]);
+    primary.wait_for_standby(&standby);
+    primary.stop("immediate");
+    standby.promote();
+    let mut client = standby.client();
+    let workers = "SELECT count(*) = 3 FROM oban_workers WHERE state = 'running'";
+    wait_until("the workers start with the promotion", || client.one(workers));
+    let first = poll(&mut client, &format!("'{{sonar}}', {}", there.position));
+    assert_eq!((first.missed, first.payloads.len()), (None, 0), "nobody knows what it missed");
+    assert!(first.position >= there.position, "{} after {}", first.position, there.position);
+    client.batch_execute("SELECT oban_notify('sonar', '{\"of\": \"standby\"}')").unwrap();
+    let next = poll(&mut client, &format!("'{{sonar}}', {}", first.position));
+    assert_eq!((next.missed, next.payloads.len()), (Some(0), 1));
+}

@@ -131,9 +131,9 @@ fn orphans_after(client: &mut Client, grace: &str) -> String {
     row.get(0)
 }
 
-/// The rescue that README teaches, after a grace: the jobs that it took.
+/// The rescue that the page on who is alive teaches, after a grace: the jobs that it took.
 fn rescue(client: &mut Client, grace: &str) -> Vec<i64> {
-    let taught = readme::statements_with("WITH rescued");
+    let taught = readme::blocks_with("WITH rescued");
     assert_eq!(taught.len(), 1);
     let sql = taught[0].replace("oban_orphans()", &format!("oban_orphans(grace => '{grace}')"));
     assert_ne!(sql, taught[0]);

@@ -1,34 +1,46 @@
-//! README is true: its SQL runs as it stands there, and its reference is what the database says.
-//! `make readme` writes the reference.
+//! README and the pages of docs are true: their SQL runs as it stands there.
 
 use std::fmt::Write;
 use std::fs;
+use std::path::PathBuf;
 
+use fallible_iterator::FallibleIterator;
 use postgres::{Client, SimpleQueryMessage};
 
-use crate::support::{Ask, Cluster, code, wait_until};
+use crate::support::{Ask, Cluster, PATIENCE, code, wait_until};
 
-/// What README shows: a statement, and the header of its result where that is shown, too.
+/// What a document shows: SQL as it is typed, and the header of its result where that is shown, too.
 struct Shown {
     sql: String,
     columns: Option<Vec<String>>,
 }
 
-/// The statements of README that contain this.
-pub fn statements_with(text: &str) -> Vec<String> {
-    let readme = fs::read_to_string("README.md").expect("README is there");
-    shown(&readme).into_iter().map(|shown| shown.sql).filter(|sql| sql.contains(text)).collect()
+/// README and the pages that people write. The reference is generated.
+fn documents() -> Vec<PathBuf> {
+    let pages =
+        fs::read_dir("docs").expect("docs is there").map(|entry| entry.expect("it can be read").path());
+    let mut documents: Vec<PathBuf> = pages.filter(|p| !p.ends_with("reference.md")).collect();
+    documents.push("README.md".into());
+    documents.sort();
+    documents
 }
 
-/// The SQL of README, from top to bottom: blocks marked as such, and what is typed after `=> `.
-fn shown(readme: &str) -> Vec<Shown> {
+/// The blocks of SQL of all documents that contain this.
+pub fn blocks_with(text: &str) -> Vec<String> {
+    let texts = documents().into_iter().map(|page| fs::read_to_string(page).expect("a document is text"));
+    let blocks = texts.flat_map(|page| shown(&page)).map(|shown| shown.sql);
+    blocks.filter(|sql| sql.contains(text)).collect()
+}
+
+/// The SQL of a document, from top to bottom: blocks marked as such, and what is typed after `=> `.
+fn shown(document: &str) -> Vec<Shown> {
     let mut found = Vec::new();
-    for (i, block) in readme.split("```").enumerate().filter(|(i, _)| i % 2 == 1) {
+    for (i, block) in document.split("```").enumerate().filter(|(i, _)| i % 2 == 1) {
         let (language, text) = block.split_once('\n').unwrap_or_else(|| panic!("block {i} has no lines"));
         if language == "sql" {
             found.push(Shown { sql: text.to_owned(), columns: None });
         }
-        for typed in text.split("=> ").skip(1) {
+        for typed in text.split("=> ").skip(1).filter(|_| language.is_empty()) {
             let (sql, output) = typed.split_once(";").unwrap_or_else(|| panic!("no end: {typed}"));
             // A result is a header, a line below it, and rows; what follows a command is no result.
             let mut lines = output.lines().skip(1);
@@ -40,6 +52,21 @@ fn shown(readme: &str) -> Vec<Shown> {
     found
 }
 
+/// The statements of a block one by one, as psql sends them: each ends with a line that ends with a semicolon.
+fn statements(block: &str) -> Vec<String> {
+    let (mut statements, mut statement) = (Vec::new(), String::new());
+    for line in block.lines() {
+        let code = line.split(" -- ").next().unwrap_or_default().trim_end();
+        statement.push_str(line);
+        statement.push('\n');
+        if code.ends_with(';') {
+            statements.push(std::mem::take(&mut statement));
+        }
+    }
+    statements.extend(Some(statement).filter(|rest| !rest.trim().is_empty()));
+    statements
+}
+
 fn columns(messages: &[SimpleQueryMessage]) -> Vec<String> {
     let row = messages.iter().find_map(|m| match m {
         SimpleQueryMessage::RowDescription(columns) => Some(columns),
@@ -48,36 +75,92 @@ fn columns(messages: &[SimpleQueryMessage]) -> Vec<String> {
     row.map(|columns| columns.iter().map(|c| c.name().to_owned()).collect()).unwrap_or_default()
 }
 
+/// Each document in a database of its own. README and the page on installing create the extension there; on the other
+/// pages that has been done, and a session has joined and leads.
 #[test]
-fn every_statement_in_readme_runs_as_it_stands_there() {
-    let readme = fs::read_to_string("README.md").unwrap();
-    let statements = shown(&readme);
-    assert!(statements.len() > 12, "{} statements were found", statements.len());
-    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
-    let mut client = cluster.client();
-    for Shown { sql, columns: header } in statements {
-        if sql.contains("oban_uninstall('billing')") {
-            grants_are_enough(&cluster); // what comes next removes it all
+fn every_statement_in_the_documents_runs_as_it_stands_there() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_worker_processes = 64"]);
+    let (mut run, mut databases) = (0, 0);
+    for document in documents() {
+        let page = document.display().to_string();
+        let blocks = shown(&fs::read_to_string(&document).expect("a document is text"));
+        if blocks.is_empty() {
+            continue;
         }
-        let messages = client.simple_query(&sql).unwrap_or_else(|e| panic!("{sql}: {e:?}"));
-        if let Some(header) = header {
-            assert_eq!(columns(&messages), header, "{sql}");
-        }
-        if sql.contains("oban_join") {
+        databases += 1;
+        let database = format!("page_{databases}");
+        cluster.client().batch_execute(&format!("CREATE DATABASE {database}")).unwrap();
+        let mut client = cluster.client_of(&database);
+        if !blocks[0].sql.contains("CREATE EXTENSION") {
+            client.batch_execute("CREATE EXTENSION obanrs").unwrap();
+            client.batch_execute("SELECT oban_install()").unwrap();
+            client.batch_execute("SELECT oban_join('page.1')").unwrap();
             wait_until("it leads", || client.one("SELECT oban_is_leader()"));
         }
+        for Shown { sql: block, columns: header } in blocks {
+            for sql in statements(&block) {
+                let messages = client.simple_query(&sql).unwrap_or_else(|e| panic!("{page}: {sql}: {e:?}"));
+                if let Some(header) = &header {
+                    assert_eq!(&columns(&messages), header, "{page}: {sql}");
+                }
+                run += 1;
+            }
+        }
+        if page.ends_with("rights.md") {
+            grants_are_enough(&cluster, &database);
+        }
+        if page.ends_with("installing.md") {
+            assert_eq!(client.one::<i64>("SELECT count(*) FROM pg_extension WHERE extname = 'obanrs'"), 0);
+            assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 0, "and the tables are there");
+        }
     }
-    assert_eq!(client.one::<i64>("SELECT count(*) FROM pg_extension WHERE extname = 'obanrs'"), 0);
-    assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 2, "and the tables are there");
+    assert!(run > 40 && databases > 7, "{run} statements of {databases} documents");
 }
 
-/// README's query for long transactions leaves waiters out, which hold nothing back, and nothing else.
+/// A process that does what README's first session does leads, and sees its queue.
 #[test]
-fn what_readme_says_of_waiters() {
-    let cluster = Cluster::installed();
+fn the_first_session_of_readme_ends_well() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
     let readme = fs::read_to_string("README.md").unwrap();
-    let alert = shown(&readme).into_iter().find(|s| s.sql.contains("AS age FROM pg_stat_activity"));
-    let alert = alert.expect("README has the query").sql;
+    let mut client = cluster.client();
+    for sql in statements(&shown(&readme)[0].sql) {
+        client.batch_execute(&sql).unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+    }
+    assert!(client.one::<bool>("SELECT oban_is_leader('Web')"), "at once, without waiting");
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_gossip"), 1);
+    let wrong: Option<String> =
+        client.one("SELECT string_agg(item || ': ' || detail, '; ') FROM oban_check() WHERE NOT ok");
+    assert_eq!(wrong, None);
+    let heard = client.notifications().timeout_iter(PATIENCE).next().unwrap().expect("the job is told");
+    assert_eq!((heard.channel(), heard.payload()), ("public.oban_insert", r#"{"queue":"default"}"#));
+}
+
+/// The page on operating has a row for each row of oban_check, where `…` stands for a name.
+#[test]
+fn each_row_of_oban_check_is_on_the_page() {
+    let page = fs::read_to_string("docs/operating.md").unwrap();
+    let known: Vec<&str> = page.lines().filter_map(|l| l.strip_prefix("| `")?.split(" | ").next()).collect();
+    let known: Vec<&str> =
+        known.iter().flat_map(|cell| cell.split("`, `")).map(|i| i.trim_end_matches('`')).collect();
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_join('web.1')").unwrap();
+    let items = client.query("SELECT item FROM oban_check()", &[]).unwrap();
+    assert!(items.len() > 15, "{}", items.len());
+    for item in items.iter().map(|row| row.get::<_, &str>(0)) {
+        let fits = |known: &&str| match known.split_once('…') {
+            Some((before, after)) => item.starts_with(before) && item.ends_with(after),
+            None => item == *known,
+        };
+        assert!(known.iter().any(|known| fits(&known)), "{item} is not on the page: {known:?}");
+    }
+}
+
+/// The query for long transactions leaves waiters out, which hold nothing back, and nothing else.
+#[test]
+fn what_the_pages_say_of_waiters() {
+    let cluster = Cluster::installed();
+    let alert = blocks_with("AS age FROM pg_stat_activity").pop().expect("a page has the query");
     let alert = format!("SELECT array_agg(pid) FROM ({}) a", alert.trim().trim_end_matches(';'));
     let mut long = cluster.client();
     long.batch_execute("BEGIN; SELECT 1").unwrap();
@@ -104,7 +187,7 @@ fn what_readme_says_of_waiters() {
 
 /// A poll tells of a job that an older snapshot does not see.
 #[test]
-fn what_readme_says_of_polls_in_an_older_snapshot() {
+fn what_the_pages_say_of_polls_in_an_older_snapshot() {
     let cluster = Cluster::installed();
     let mut client = cluster.client();
     let start: i64 = client.one("SELECT oban_position()");
@@ -117,9 +200,9 @@ fn what_readme_says_of_polls_in_an_older_snapshot() {
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 1);
 }
 
-/// With README's grants a role does all that an application does, and another all that a dashboard does.
-fn grants_are_enough(cluster: &Cluster) {
-    let mut app = cluster.client_as("postgres", "app");
+/// With the grants of the page on rights a role does all that an application does, and another all that a dashboard does.
+fn grants_are_enough(cluster: &Cluster, database: &str) {
+    let mut app = cluster.client_as(database, "app");
     for sql in [
         "SELECT oban_listen_channels()",
         "SELECT oban_join('app.1', 'App')",
@@ -139,7 +222,7 @@ fn grants_are_enough(cluster: &Cluster) {
         app.one("SELECT string_agg(item || ': ' || detail, '; ') FROM oban_check() WHERE NOT ok");
     assert_eq!(wrong, None);
 
-    let mut dashboard = cluster.client_as("postgres", "dashboard");
+    let mut dashboard = cluster.client_as(database, "dashboard");
     dashboard.batch_execute("SELECT oban_listen_channels(); SELECT * FROM oban_leader()").unwrap();
     assert!(dashboard.one::<i64>("SELECT count(*) FROM oban_members") > 0);
     assert!(dashboard.batch_execute("SELECT oban_notify('insert', '{}')").is_err());
