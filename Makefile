@@ -106,7 +106,7 @@ check: package test-structure ## formatting, lints on every major, the install s
 
 bench: bench-leaders bench-gossip bench-bus figures ## what it costs, into benches/results (an hour); BENCH=quick: whether it runs
 
-bench-bus: setup ## what a wake-up costs (45 minutes)
+bench-bus: setup ## what a wake-up costs (35 minutes)
 	@tools/package "$(PG_CONFIG)" "$(BENCH_PACKAGE)" --features bench
 	$(call harness,$(BENCH_PACKAGE)) cargo test $(HARNESS_FEATURES) --bench bus -- $(BENCH)
 

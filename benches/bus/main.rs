@@ -1,7 +1,7 @@
 //! What a wake-up costs: obanrs' trigger on the bus beside no trigger, a statement trigger with native NOTIFY
 //! and, in one cell for each disk, Oban's old row trigger; on the same tables, on one server, in turns.
 //!
-//!     make bench-bus                  everything, into benches/results (about 45 minutes)
+//!     make bench-bus                  everything, into benches/results (about 35 minutes)
 //!     make bench-bus BENCH=quick      one short round each: to see whether it runs; writes nothing
 //!     make bench-bus BENCH='clients=64 listeners=1,10 queues=1 disk=slow'
 //!                                     these cells only (latency, calls: these, too;
@@ -69,6 +69,9 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// The one in which nobody listens: more clients make no other figure there.
+    pub const UNHEARD: Setup = Setup { listeners: 0, queues: 1, clients: 16 };
+
     /// The one that is also measured with the row trigger.
     pub const WITH_ROW_TRIGGER: Setup = Setup { listeners: 1, queues: 100, clients: 16 };
 
@@ -109,7 +112,7 @@ fn main() {
         }
     }
     if all || quick {
-        setups.push(Setup::WITH_ROW_TRIGGER);
+        setups.extend([Setup::UNHEARD, Setup::WITH_ROW_TRIGGER]);
     }
     let plan = Plan {
         setups,

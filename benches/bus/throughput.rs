@@ -15,7 +15,7 @@ use super::support::{Ask, Cluster, wait_until};
 use super::{Arm, Disk, Plan, Setup};
 
 pub const CLIENTS: [usize; 4] = [1, 4, 16, 64];
-pub const LISTENERS: [usize; 3] = [0, 1, 10];
+pub const LISTENERS: [usize; 2] = [1, 10];
 
 pub fn measure(cluster: &Cluster, disk: Disk, plan: &Plan, report: &mut Report) {
     for &setup in &plan.setups {
