@@ -81,11 +81,11 @@ fn show(cluster: &Cluster) -> Result<(), Failure> {
         }
     }
     let leader = leader.ok_or("no worker was elected")?;
-    let row = client.query_one("SELECT node, term FROM oban_leader()", &[])?;
+    let row = client.query_one("SELECT node, term FROM oban_leader('Demo')", &[])?;
     if row.get::<_, String>(0) != leader {
-        return Err(format!("oban_leader() says {:?}", row.get::<_, String>(0)).into());
+        return Err(format!("oban_leader('Demo') says {:?}", row.get::<_, String>(0)).into());
     }
-    println!("          oban_leader(): {leader}, term {}", row.get::<_, i64>(1));
+    println!("          oban_leader('Demo'): {leader}, term {}", row.get::<_, i64>(1));
 
     println!("\n2. One plain INSERT INTO oban_jobs of {JOBS} jobs from another connection");
     workers.clock = Instant::now();
@@ -151,10 +151,10 @@ fn show(cluster: &Cluster) -> Result<(), Failure> {
         sleep(Duration::from_millis(1));
     }
     println!("{} the queues of {leader} are gone from oban_gossip", took(workers.clock));
-    let row = client.query_one("SELECT node, term FROM oban_leader()", &[])?;
-    println!("          oban_leader(): {}, term {}", row.get::<_, String>(0), row.get::<_, i64>(1));
+    let row = client.query_one("SELECT node, term FROM oban_leader('Demo')", &[])?;
+    println!("          oban_leader('Demo'): {}, term {}", row.get::<_, String>(0), row.get::<_, i64>(1));
     if row.get::<_, String>(0) != next {
-        return Err("oban_leader() does not agree".into());
+        return Err("oban_leader('Demo') does not agree".into());
     }
     Ok(())
 }

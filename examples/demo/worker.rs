@@ -15,6 +15,16 @@ use postgres::Client;
 /// How long a worker waits for a message before it looks without one.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// The name under which the workers elect a leader. It is not `Oban`: Oban's own nodes run their duties under that.
+pub const NAME: &str = "Demo";
+
+/// What identifies this process: its node, and a uuid that it made up when it started. With both in `attempted_by`,
+/// `oban_orphans` finds the jobs that a dead process leaves behind.
+struct Process<'a> {
+    node: &'a str,
+    uuid: String,
+}
+
 /// A session knows within milliseconds that its node was elected.
 const ELECTED_AND_KNOWN: Duration = Duration::from_secs(1);
 
@@ -27,20 +37,22 @@ pub fn run(
     tell: impl Fn(String),
 ) -> Result<(), Box<dyn Error>> {
     client.batch_execute("SELECT oban_listen_channels('{insert,leader}')")?;
-    client.query_one("SELECT oban_join($1)", &[&node])?;
-    say_what_runs(client, node, None)?;
+    client.query_one("SELECT oban_join($1, $2)", &[&node, &NAME])?;
+    let uuid = client.query_one("SELECT gen_random_uuid()::text", &[])?.get(0);
+    let process = Process { node, uuid };
+    say_what_runs(client, &process, None)?;
     let mut leads = is_leader(client, node)?;
     tell(format!("joined {node} {leads}"));
 
     loop {
         loop {
-            let job = fetch(client, node)?;
-            say_what_runs(client, node, job)?;
-            let Some(job) = job else { break };
-            tell(format!("fetched {node} {job}"));
-            // Here it does the job. If that takes longer than a look, another thread says meanwhile what runs.
-            complete(client, job)?;
-            tell(format!("completed {node} {job}"));
+            let job = fetch(client, &process)?;
+            say_what_runs(client, &process, job.map(|(id, _)| id))?;
+            let Some((id, attempt)) = job else { break };
+            tell(format!("fetched {node} {id}"));
+            // Here it does the job. If that takes longer than a second, another thread says meanwhile what runs.
+            complete(client, id, attempt)?;
+            tell(format!("completed {node} {id}"));
         }
 
         if wait(client, look_every, |heard| tell(format!("heard {node} {heard}")))? {
@@ -68,8 +80,9 @@ fn wait(client: &mut Client, longest: Duration, tell: impl Fn(String)) -> Result
     Ok(ask)
 }
 
-/// Takes one job whose time has come, as Oban's own engine does. Oban's times are in UTC, without a time zone.
-fn fetch(client: &mut Client, node: &str) -> Result<Option<i64>, postgres::Error> {
+/// Takes one job whose time has come, as Oban's own engine does: its id and its attempt. Oban's times are in UTC, without
+/// a time zone.
+fn fetch(client: &mut Client, process: &Process) -> Result<Option<(i64, i32)>, postgres::Error> {
     let taken = client.query_opt(
         "WITH next AS (
              SELECT id FROM oban_jobs
@@ -78,33 +91,37 @@ fn fetch(client: &mut Client, node: &str) -> Result<Option<i64>, postgres::Error
              ORDER BY priority, scheduled_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
          )
          UPDATE oban_jobs j
-         SET state = 'executing', attempted_at = timezone('UTC', now()), attempted_by = ARRAY[$1], attempt = attempt + 1
-         FROM next WHERE j.id = next.id RETURNING j.id",
-        &[&node],
+         SET state = 'executing', attempted_at = timezone('UTC', now()), attempted_by = ARRAY[$1, $2],
+             attempt = attempt + 1
+         FROM next WHERE j.id = next.id RETURNING j.id, j.attempt",
+        &[&process.node, &process.uuid],
     )?;
-    Ok(taken.map(|row| row.get(0)))
+    Ok(taken.map(|row| (row.get(0), row.get(1))))
 }
 
-/// Not if the job was cancelled meanwhile.
-fn complete(client: &mut Client, job: i64) -> Result<(), postgres::Error> {
+/// Not if the job was cancelled meanwhile, or rescued and begun again.
+fn complete(client: &mut Client, id: i64, attempt: i32) -> Result<(), postgres::Error> {
     let done = "UPDATE oban_jobs SET state = 'completed', completed_at = timezone('UTC', now())
-                WHERE id = $1 AND state = 'executing'";
-    client.execute(done, &[&job]).map(drop)
+                WHERE id = $1 AND attempt = $2 AND state = 'executing'";
+    client.execute(done, &[&id, &attempt]).map(drop)
 }
 
 /// Gossip: others see it in oban_gossip, for obanrs.gossip_ttl (30 s).
-fn say_what_runs(client: &mut Client, node: &str, job: Option<i64>) -> Result<(), postgres::Error> {
+fn say_what_runs(client: &mut Client, process: &Process, job: Option<i64>) -> Result<(), postgres::Error> {
     let running = job.map(|id| id.to_string()).unwrap_or_default();
-    let state = format!(r#"{{"local_limit": 1, "paused": false, "running": [{running}]}}"#);
-    client.execute("SELECT oban_gossip_put($1, 'default', $2::text::jsonb)", &[&node, &state]).map(drop)
+    let uuid = &process.uuid;
+    let state = format!(r#"{{"uuid": "{uuid}", "local_limit": 1, "paused": false, "running": [{running}]}}"#);
+    let put = "SELECT oban_gossip_put($1, 'default', $2::text::jsonb, $3)";
+    client.execute(put, &[&process.node, &state, &NAME]).map(drop)
 }
 
-/// Whether this node leads. What it writes as the leader begins with `SELECT oban_fence(oban_term())`.
+/// Whether this node leads. What it writes as the leader begins with
+/// `SELECT oban_fence(oban_term('Demo'), 'Demo')`.
 fn is_leader(client: &mut Client, node: &str) -> Result<bool, postgres::Error> {
     let since = Instant::now();
     loop {
-        let question = "SELECT oban_is_leader(), EXISTS (SELECT FROM oban_leader() WHERE node = $1)";
-        let row = client.query_one(question, &[&node])?;
+        let question = "SELECT oban_is_leader($2), EXISTS (SELECT FROM oban_leader($2) WHERE node = $1)";
+        let row = client.query_one(question, &[&node, &NAME])?;
         let (leads, elected): (bool, bool) = (row.get(0), row.get(1));
         // The row of the elected is committed a moment before its session knows.
         if leads || !elected || since.elapsed() > ELECTED_AND_KNOWN {
