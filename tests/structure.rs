@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 #[path = "structure/reach.rs"]
 mod reach;
+#[path = "structure/wording.rs"]
+mod wording;
 
 use reach::{Function, Reach};
 

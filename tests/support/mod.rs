@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each user takes a part
 
 mod cluster;
+pub mod comments;
 pub mod elixir;
 pub mod history;
 mod installation;
