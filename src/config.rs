@@ -71,8 +71,8 @@ pub fn register(preloading: bool) {
     );
     GucRegistry::define_int_guc(
         c"obanrs.gossip_interval",
-        c"How often the entries of oban_gossip are sent to those who listen to gossip.",
-        c"As one merged broadcast for each prefix, in the form that Oban Web reads, while there are entries. 0 turns it off. Oban's nodes forget a silent node after 30 s.",
+        c"How often the entries of oban_gossip are sent to the sessions that LISTEN to gossip.",
+        c"Each prefix with entries has one merged broadcast, in the form that Oban Web reads. 0 turns it off. Oban's nodes forget a silent node after 30 s.",
         &GOSSIP_INTERVAL,
         0,
         3_600_000,
@@ -81,8 +81,8 @@ pub fn register(preloading: bool) {
     );
     GucRegistry::define_bool_guc(
         c"obanrs.gossip_ingest",
-        c"Whether what Oban's own nodes gossip shows in oban_gossip.",
-        c"The relay listens to the gossip channel of each installed prefix. Anybody may send there, so what comes takes at most half of obanrs.gossip_memory.",
+        c"Whether oban_gossip shows what Oban's own nodes gossip.",
+        c"The relay listens to the gossip channel of each installed prefix. Any role may send there, so what comes takes at most half of obanrs.gossip_memory.",
         &GOSSIP_INGEST,
         GucContext::Sighup,
         GucFlags::default(),
@@ -90,7 +90,7 @@ pub fn register(preloading: bool) {
     GucRegistry::define_int_guc(
         c"obanrs.max_transaction_messages",
         c"How many different messages one transaction may send.",
-        c"They are kept in the backend's memory until it commits, 64 MB of them at most. oban_notify fails beyond that; a trigger's wake-ups are dropped.",
+        c"They are kept in the backend's memory until the commit, 64 MB of them at most. Beyond that oban_notify fails, and a trigger's wake-ups are dropped.",
         &MAX_TRANSACTION_MESSAGES,
         1,
         i32::MAX,
@@ -99,8 +99,8 @@ pub fn register(preloading: bool) {
     );
     GucRegistry::define_int_guc(
         c"obanrs.role_share",
-        c"How much of what all share one role may hold, in percent.",
-        c"Of obanrs.max_members, of obanrs.gossip_memory, and of what waits in a ring. What counts is the current role of the call. Superusers and the owner of the database have no limit. 100 turns it off.",
+        c"How much of each shared resource one role may hold, in percent.",
+        c"The resources are obanrs.max_members, obanrs.gossip_memory, and the room of a ring for what waits there. The current role of the call counts. Superusers and the owner of the database have no limit. 100 turns it off.",
         &ROLE_SHARE,
         1,
         100,
@@ -110,7 +110,7 @@ pub fn register(preloading: bool) {
     GucRegistry::define_bool_guc(
         c"obanrs.require_lease",
         c"Whether oban_join refuses members without a lease.",
-        c"For roles and databases whose sessions go through a transaction pooler, where a session is not a process: ALTER ROLE app SET obanrs.require_lease = on.",
+        c"It is for roles and databases behind a transaction pooler, where a session is not a process: ALTER ROLE app SET obanrs.require_lease = on.",
         &REQUIRE_LEASE,
         GucContext::Userset,
         GucFlags::default(),
@@ -118,15 +118,15 @@ pub fn register(preloading: bool) {
     GucRegistry::define_enum_guc(
         c"obanrs.notifier",
         c"How messages reach the sessions that LISTEN.",
-        c"bus: through shared memory, and the relay's transactions. postgres: by NOTIFY in their own transactions, as always without preload.",
+        c"bus: through shared memory and the relay's transactions. postgres: by NOTIFY in their own transactions, as always without preload.",
         &NOTIFIER,
         GucContext::Userset,
         GucFlags::default(),
     );
     GucRegistry::define_bool_guc(
         c"obanrs.wakeups",
-        c"Whether the insert trigger tells of the jobs that a statement inserts.",
-        c"off: it sends nothing, for a bulk load. oban_notify sends as always. What counts is the value when the INSERT ends.",
+        c"Whether the insert trigger sends wake-ups for the jobs that a statement inserts.",
+        c"off: it sends nothing, as for a bulk load. oban_notify sends as always. The value when the INSERT ends counts.",
         &WAKEUPS,
         GucContext::Userset,
         GucFlags::default(),
@@ -146,7 +146,7 @@ pub fn register(preloading: bool) {
             (
                 c"obanrs.ring_size",
                 c"Shared memory for the last messages of each database.",
-                c"As much for each of obanrs.max_rings. A reader that was away gets what is still there. 8 MB hold about 43,000 messages of 140 bytes.",
+                c"Each of obanrs.max_rings takes as much. A reader that was away gets what is still there. 8 MB hold about 43,000 messages of 140 bytes.",
                 &RING_SIZE,
                 64,
                 1024 * 1024,
