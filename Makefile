@@ -33,7 +33,7 @@ TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 
 # Several targets build in the same folders.
 .NOTPARALLEL:
-.PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check bench bench-bus bench-leaders bench-gossip soak readme figures archive install clean
+.PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check bench bench-bus bench-leaders bench-gossip soak comments reference figures archive install clean
 
 help: ## lists the targets
 	@echo 'Usage: make TARGET [PG_CONFIG=/path/to/pg_config]'
@@ -121,8 +121,11 @@ bench-gossip: setup ## what gossip costs (8 minutes)
 soak: package drivers ## the tests that take minutes
 	$(call harness,$(RELEASE_PACKAGE)) cargo test $(HARNESS_FEATURES) --test server -- --ignored soak
 
-readme: package ## writes README's reference from the comments in the database
-	OBANRS_WRITE_README=1 $(call harness,$(RELEASE_PACKAGE)) \
+comments: ## writes the comments of sql/90_finish.sql into the script that updates to this version
+	@tools/comments
+
+reference: comments package ## writes docs/reference.md from the comments in the database
+	OBANRS_WRITE_REFERENCE=1 $(call harness,$(RELEASE_PACKAGE)) \
 	cargo test $(HARNESS_FEATURES) --test server -- the_reference_is
 
 archive: package ## keeps the install script of this version, at its release, in sql/archive

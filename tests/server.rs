@@ -56,6 +56,8 @@ mod pooler;
 mod quiet;
 #[path = "server/readme.rs"]
 mod readme;
+#[path = "server/reference.rs"]
+mod reference;
 #[path = "server/renames.rs"]
 mod renames;
 #[path = "server/rights.rs"]

@@ -1,11 +1,10 @@
 //! README and the pages of docs are true: their SQL runs as it stands there.
 
-use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
 
 use fallible_iterator::FallibleIterator;
-use postgres::{Client, SimpleQueryMessage};
+use postgres::SimpleQueryMessage;
 
 use crate::support::{Ask, Cluster, PATIENCE, code, wait_until};
 
@@ -229,118 +228,4 @@ fn grants_are_enough(cluster: &Cluster, database: &str) {
     assert!(dashboard.one::<i64>("SELECT count(*) FROM oban_members") > 0);
     assert!(dashboard.batch_execute("SELECT oban_notify('insert', '{}')").is_err());
     assert!(dashboard.batch_execute("SELECT args FROM oban_jobs").is_err());
-}
-
-/// The chapters of the reference, each with its functions and views.
-const REFERENCE: [(&str, &[&str]); 5] = [
-    ("Tables of a prefix", &["oban_install", "oban_uninstall"]),
-    (
-        "Notifications",
-        &[
-            "oban_notify",
-            "oban_notify_many",
-            "oban_listen_channels",
-            "oban_unlisten_channels",
-            "oban_poll",
-            "oban_wait",
-            "oban_position",
-            "oban_encode",
-            "oban_decode",
-        ],
-    ),
-    (
-        "Members and leaders",
-        &[
-            "oban_join",
-            "oban_renew",
-            "oban_resign",
-            "oban_leave",
-            "oban_is_leader",
-            "oban_term",
-            "oban_fence",
-            "oban_leader",
-            "oban_members",
-            "oban_leadership",
-        ],
-    ),
-    ("Gossip", &["oban_gossip_put", "oban_gossip_delete", "oban_gossip", "oban_orphans"]),
-    ("Health", &["oban_version", "oban_check", "oban_workers", "oban_stats"]),
-];
-
-/// The reference as the catalog has it.
-fn reference(client: &mut Client) -> String {
-    let objects = client
-        .query(
-            "SELECT p.proname::text,
-                format('%s%s(%s)%s', CASE p.prokind WHEN 'p' THEN 'CALL ' END, p.proname,
-                    regexp_replace(replace(pg_get_function_arguments(p.oid), 'IN ', ''), '::[a-z ]+(\\[\\])?', '', 'g'),
-                    ' → ' || replace(pg_get_function_result(p.oid), 'timestamp with time zone', 'timestamptz')),
-                obj_description(p.oid, 'pg_proc')
-             FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
-             JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'obanrs'
-             WHERE d.deptype = 'e' AND p.proname LIKE 'oban\\_%'
-             UNION ALL
-             SELECT c.relname::text,
-                format('view %s(%s)', c.relname,
-                    (SELECT string_agg(a.attname, ', ' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0)),
-                obj_description(c.oid, 'pg_class')
-             FROM pg_class c JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid
-             JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'obanrs'
-             WHERE d.deptype = 'e' AND c.relkind = 'v'",
-            &[],
-        )
-        .unwrap();
-    let mut text = String::new();
-    let mut listed = 0;
-    for (chapter, names) in REFERENCE {
-        write!(text, "**{chapter}**\n\n").unwrap();
-        for name in names {
-            let object =
-                objects.iter().find(|o| o.get::<_, &str>(0) == *name).unwrap_or_else(|| panic!("{name}"));
-            let comment = object.get::<_, Option<&str>>(2).unwrap_or_else(|| panic!("{name} has no comment"));
-            let comment = comment.replace('<', "&lt;");
-            writeln!(text, "* `{}`  \n  {comment}", object.get::<_, &str>(1)).unwrap();
-            listed += 1;
-        }
-        text.push('\n');
-    }
-    assert_eq!(listed, objects.len(), "an object is in no chapter");
-
-    text.push_str("**Settings**\n\n| setting | default | changes with | |\n| --- | --- | --- | --- |\n");
-    let settings = client
-        .query(
-            "SELECT name, current_setting(name), context, short_desc, extra_desc FROM pg_settings
-             WHERE name LIKE 'obanrs.%' ORDER BY name",
-            &[],
-        )
-        .unwrap();
-    for row in &settings {
-        let column = |i: usize| row.get::<_, String>(i);
-        let changes = match column(2).as_str() {
-            "postmaster" => "a restart",
-            "sighup" => "a reload",
-            "user" => "SET, ALTER ROLE or DATABASE",
-            other => panic!("say what {other} means"),
-        };
-        writeln!(text, "| `{}` | {} | {changes} | {} {} |", column(0), column(1), column(3), column(4))
-            .unwrap();
-    }
-    assert!(settings.len() >= 5);
-    text.push('\n');
-    text
-}
-
-#[test]
-fn the_reference_is_what_the_database_says() {
-    let cluster = Cluster::with_extension();
-    let reference = reference(&mut cluster.client());
-    let readme = fs::read_to_string("README.md").unwrap();
-    let begin = readme.find("<!-- Written by `make readme`").expect("the reference begins");
-    let begin = begin + readme[begin..].find('\n').unwrap() + 1;
-    let end = readme.find("<!-- end of the reference -->").expect("the reference ends");
-    if std::env::var("OBANRS_WRITE_README").is_ok() {
-        fs::write("README.md", format!("{}{reference}{}", &readme[..begin], &readme[end..])).unwrap();
-    } else {
-        assert_eq!(readme[begin..end], reference, "`make readme` writes it");
-    }
 }
