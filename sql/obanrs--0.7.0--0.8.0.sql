@@ -39,7 +39,7 @@ Result: nothing.
 It creates what is missing: oban_jobs, as Oban''s migration 14 makes it, and oban_peers, as a logged table.
 It adds the insert trigger to oban_jobs and its partitions.
 It adds the columns term and boot and three triggers to oban_peers.
-No code of a table''s owner runs, and no expression of theirs is evaluated.
+It runs no code of a table''s owner, and evaluates none of the table''s expressions.
 When nothing is missing, it changes nothing and takes no lock.
 It waits at most 2 s for a lock.
 Run it again after adding a partition to oban_jobs, and after an update of the extension.
@@ -107,7 +107,7 @@ Errors:
 22023: channel is no channel name or is too long; or prefix has a dot; or payload is no JSON object.
 42501: the role lacks that right.
 3F000: prefix does not exist.
-54000: payload has over 7,999 bytes after compression, or over 16 MB as text, or over 500 levels; or the transaction has obanrs.max_transaction_messages messages or 64 MB of them.
+54000: payload has over 7,999 bytes after compression, or over 16 MB as text, or is nested over 500 levels deep; or the transaction has obanrs.max_transaction_messages messages or 64 MB of them.
 22004: an argument is NULL.
 42939: prefix is a schema of Postgres'' own.
 0A000: PREPARE TRANSACTION raises it in a transaction that has called this function.
@@ -145,7 +145,7 @@ COMMENT ON FUNCTION @extschema@.oban_listen_channels(text[], text) IS
 'LISTENs in this session to channels of a prefix and returns their full names.
 
 Arguments:
-channels: names of channels, at most 64. The default are the four of Oban''s nodes.
+channels: names of channels, at most 64. Default: the four channels that Oban''s nodes use.
 prefix: schema of the job tables. With '''' the names are full names, as LISTEN takes them.
 
 Result: one row for each channel, with its full name <prefix>.oban_<channel>.
@@ -169,7 +169,7 @@ COMMENT ON FUNCTION @extschema@.oban_unlisten_channels(text[], text) IS
 'Ends what oban_listen_channels began, and returns the full names.
 
 Arguments:
-channels: names of channels, at most 64. The default are the four of Oban''s nodes.
+channels: names of channels, at most 64. Default: the four channels that Oban''s nodes use.
 prefix: schema of the job tables, which need not exist. With '''' the names are full names.
 
 Result: one row for each channel, with its full name, whether or not the session listened to it.
@@ -186,7 +186,7 @@ COMMENT ON FUNCTION @extschema@.oban_poll(text[], bigint, integer, text, text[])
 'Reads the messages that were sent on channels of a prefix after a position.
 
 Arguments:
-channels: names of channels, at most 64. The default are the four of Oban''s nodes.
+channels: names of channels, at most 64. Default: the four channels that Oban''s nodes use.
 after: position from which to read on, as the last answer or oban_position gave it. NULL: from now on, so no messages.
 max_messages: how many messages to return at most, 1 or more. An answer also ends at 16 MB. The next call goes on there.
 prefix: schema of the job tables. With '''' the names are full names.
@@ -216,7 +216,7 @@ COMMENT ON PROCEDURE @extschema@.oban_wait(text[], bigint, interval, integer, te
 'Waits for messages on channels of a prefix. CALL it with autocommit.
 
 Arguments:
-channels: names of channels, at most 64. The default are the four of Oban''s nodes.
+channels: names of channels, at most 64. Default: the four channels that Oban''s nodes use.
 after: position from which to read on, as the last answer or oban_position gave it. NULL: from now on.
 timeout: how long to wait, from 0 to a day.
 max_messages: how many messages to return at most, 1 or more.
@@ -269,7 +269,7 @@ Rights: none.
 
 Errors:
 22023: payload is no JSON object.
-54000: payload has over 7,999 bytes even when compressed, or over 16 MB as text, or over 500 levels.
+54000: payload has over 7,999 bytes even when compressed, or over 16 MB as text, or is nested over 500 levels deep.
 22004: payload is NULL.
 22P05: payload has a character that UTF-8 lacks, in a database of another encoding.
 22021: payload is not UTF-8, in a database of encoding SQL_ASCII.';
@@ -285,8 +285,8 @@ Result: the JSON value.
 Rights: none.
 
 Errors:
-22023: wire is none of these; or jsonb can not hold the value: a NUL, half a surrogate pair, a number out of range, or a character that the database''s encoding lacks.
-54000: wire has over 7,999 bytes, unpacks to over 16 MB, or has over 500 levels.
+22023: wire is none of these; or jsonb cannot hold the value: a NUL, half a surrogate pair, a number out of range, or a character that the database''s encoding lacks.
+54000: wire has over 7,999 bytes, unpacks to over 16 MB, or is nested over 500 levels deep.
 22004: wire is NULL.';
 
 COMMENT ON FUNCTION @extschema@.oban_join(text, text, interval, boolean, text, boolean) IS
@@ -369,7 +369,7 @@ member: member id, as oban_join returned it.
 Result: true when it was a member. False: there is no such member.
 
 It takes effect at once, and a rollback does not take it back.
-With a member without a lease, its node''s gossip ends, too.
+If the member has no lease, the gossip of its node ends, too.
 Rights: the role that joined the member, or a member of that role, from any session.
 
 Errors:
@@ -389,7 +389,7 @@ Result: true when it leads and its lease has not ended. False: it does not, or t
 
 It reads shared memory only. Oban''s own nodes, which do not join, do not count. oban_leader shows these.
 Behind a transaction pooler give the node.
-Without a node, a prefix that does not exist is false.
+Without a node, a prefix that does not exist gives false.
 Rights: with a node, SELECT on the prefix''s oban_jobs or on a column of it. Without: none.
 
 Errors:
@@ -500,7 +500,7 @@ Where there is no room, the entry that would be replaced stays as it was.
 Rights: INSERT on the prefix''s oban_jobs.
 
 Errors:
-22023: a known key of state has a wrong type; or state is no object, is over 64 kB, has over 100 levels, or has a number of over 300 digits; or a name is empty or too long; or ttl is not positive or over a year.
+22023: a known key of state has a wrong type; or state is no object, is over 64 kB, is nested over 100 levels deep, or has a number of over 300 digits; or a name is empty or too long; or ttl is not positive or over a year.
 53400: obanrs.gossip_memory is full; or what the current role put last takes its share of it (obanrs.role_share). Superusers and the owner of the database have no limit.
 42501: the role lacks that right.
 3F000: prefix does not exist.
@@ -547,12 +547,14 @@ node: node that took the job, the first element of attempted_by.
 reason: gone, restarted, not running or unknown, as described below.
 since: when the evidence begins, which is never before the attempt.
 
+A process is a node and its uuid, the two elements of attempted_by.
 gone: the process gossiped, its last entry has ended, and it was not heard again for grace.
 restarted: the same, and another process gossips this queue of the node now.
-not running: the process gossips running for the queue, and lists the job in neither of two puts. The first is made a grace after the attempt began, the second a grace after the call that noted the first. So a fetch whose answer was lost is found, by the second call at the earliest.
-unknown: this server has not heard the process since it started or was promoted, or forgot it for lack of room in obanrs.gossip_memory. Or the relay did not listen all the time to a process that gossips by NOTIFY. A node without gossip is always unknown.
+not running: the process gossips running for the queue, and two of its puts do not list the job. The first was made a grace or more after the attempt began, and a call of this function noted it. The second was made a grace or more after that call.
+So a job whose fetch lost its answer is named by the second call at the earliest.
+unknown: this server has not heard the process since it started or was promoted, or forgot it for lack of room in obanrs.gossip_memory. A node without gossip is always unknown.
+A process that gossips by NOTIFY is also unknown if the relay did not listen all the time.
 Never take unknown jobs by this alone: their processes may live.
-A process is its node and its uuid, the two elements of attempted_by.
 It reads gossip first, then the rows that are committed by then.
 It reads oban_jobs with the rights of the caller, so row level security applies.
 Rights: SELECT on id, queue, worker, state, attempted_by and attempted_at of the prefix''s oban_jobs.
@@ -566,7 +568,8 @@ Errors:
 42939: prefix is a schema of Postgres'' own.
 40001: the schema was renamed meanwhile. Run it again.
 42P01: prefix has no oban_jobs.
-42703: oban_jobs lacks a column of Oban''s.';
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.';
 
 COMMENT ON VIEW @extschema@.oban_members IS
 'Shows the members that have joined in this database.
@@ -656,7 +659,7 @@ relayed: messages that the relay sent.
 merged: wake-ups that the relay left out, because an equal one in the same transaction stood for them.
 unheard: messages that were not sent, because no session LISTENs.
 relay_transactions: transactions in which the relay sent.
-native: messages that transactions sent natively themselves, also those that failed to commit.
+native: messages that transactions sent natively themselves. Those of transactions that then failed to commit are counted, too.
 native_fallbacks: messages that were sent natively for lack of a relay or of room, also for other transactions.
 gaps: transactions without room in the ring, or in their role''s share of it (obanrs.role_share). Readers are told that they missed something.
 dropped: messages that could not be sent.
@@ -666,12 +669,12 @@ lapses: leaderships of members that ended by their lease.
 fences_refused: calls of oban_fence with a term that was not held.
 gossip_puts: calls of oban_gossip_put that put something.
 gossip_expired: entries of gossip that ended by their ttl.
-gossip_broadcasts: how often entries were broadcast.
-gossip_shortened: checks that were sent without their oldest running jobs, or more, because they were too long for a notification even when compressed.
+gossip_broadcasts: how often entries were sent to other nodes.
+gossip_shortened: checks that lost their oldest running jobs, or more, because even compressed they were too long for a notification.
 gossip_taken_in: checks of other nodes that were taken in.
 gossip_malformed: messages on a gossip channel that were no checks.
 gossip_refused: checks of other nodes for which there was no room.
-gossip_broadcast_entries: entries in the last broadcast.
+gossip_broadcast_entries: how many entries were sent the last time.
 last_failover_us: microseconds without a leader before the last election that followed another leadership.
 ring_waiting: messages in the ring that the relay has still to send.
 ring_bytes_used: bytes of the ring in use.
@@ -682,7 +685,7 @@ gossip_bytes: memory of all these entries.
 
 It counts since the server started, or the extension was created.
 dropped counts wake-ups of triggers that are over the transaction''s limit, before a PREPARE TRANSACTION, or while the queue of NOTIFY is full.
-dropped counts statements on tables whose column queue or state is missing or can not be read, and on temporary tables.
+dropped counts statements on tables whose column queue or state is missing or cannot be read, and on temporary tables.
 dropped counts messages to a schema that was dropped before they were sent, or renamed so that it has no channels.
 dropped counts what was on its way when the extension was dropped.
 Rights: none.

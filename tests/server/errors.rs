@@ -317,7 +317,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
         .batch_execute(
             "CREATE EXTENSION obanrs; SELECT oban_install(); CREATE ROLE nobody LOGIN; CREATE SCHEMA bare;
              REVOKE CREATE ON SCHEMA public FROM PUBLIC; CREATE TABLE bare.oban_peers (name text);
-             CREATE SCHEMA odd; CREATE TABLE odd.oban_jobs (id int); CREATE ROLE other; GRANT INSERT ON oban_jobs TO other",
+             CREATE SCHEMA odd; CREATE TABLE odd.oban_jobs (id int); CREATE SCHEMA kind; CREATE TYPE kind.oban_jobs AS (id int); CREATE ROLE other; GRANT INSERT ON oban_jobs TO other",
         )
         .unwrap();
 
@@ -337,7 +337,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
             values.iter().for_each(|value| raised.run(&mut client, &function.call(&[(name, value)])));
         }
     }
-    for prefix in ["'nowhere'", "'pg_catalog'", "'a.b'", "'bare'", "'odd'"] {
+    for prefix in ["'nowhere'", "'pg_catalog'", "'a.b'", "'bare'", "'odd'", "'kind'"] {
         raised.run_all(&mut client, "BEGIN", &[("prefix", prefix)]);
         raised.run_all(&mut client, "BEGIN", &[("prefix", prefix), ("node", "'x'")]);
     }

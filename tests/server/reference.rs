@@ -63,12 +63,16 @@ and `pg_settings` has those of the settings.
 | --- | --- |
 | prefix | the schema that has the job tables: `public`, unless a call names another one |
 | channel | what messages are sent on. Its full name is `<prefix>.oban_<channel>` |
+| wake-up | a message on the channel `insert`: a queue has new jobs |
 | node | the name under which a process takes part, such as `web.1` |
 | name | the name of an instance. Its members have one leader at a time |
 | member | a process that has joined a name with `oban_join` |
 | foreign node | one of Oban's own nodes. It elects through the table `oban_peers` and has not joined |
 | lease | for how long a membership or a leadership holds if it is not renewed |
 | term | the number of a leadership (a fencing token). A later leadership has a greater one |
+| gossip | what each node tells of its queues. A *check* is one entry of it, as Oban's nodes send it |
+| ring | shared memory with the last messages of a database |
+| keeper, relay | background workers: one holds elections, one sends notifications (`oban_workers`) |
 | preload | obanrs is in `shared_preload_libraries`. Without it there are no members, gossip and workers |
 
 What holds for all functions:
@@ -86,6 +90,8 @@ struct Field {
     kind: String,
     /// As SQL; `None` without one.
     default: Option<String>,
+    /// It also returns something.
+    inout: bool,
 }
 
 struct Object {
@@ -137,7 +143,8 @@ impl Object {
     fn signature(&self) -> String {
         let argument = |field: &Field| {
             let default = field.default.as_ref().map(|default| format!(" DEFAULT {default}"));
-            format!("{} {}{}", field.name, field.kind, default.unwrap_or_default())
+            let inout = if field.inout { "INOUT " } else { "" };
+            format!("{inout}{} {}{}", field.name, field.kind, default.unwrap_or_default())
         };
         let arguments: Vec<String> = self.arguments.iter().map(argument).collect();
         let call = if self.kind == Kind::Procedure { "CALL " } else { "" };
@@ -191,18 +198,16 @@ fn objects(client: &mut Client) -> Vec<Object> {
         if matches!(kind, Kind::Function | Kind::Procedure) {
             for field in client.query(FIELDS, &[&oid]).unwrap() {
                 let is_column: bool = field.get(3);
-                let inout = if field.get(4) { "INOUT " } else { "" };
-                let name: String = field.get(0);
-                let kind = format!("{inout}{}", field.get::<_, String>(1));
                 let to = if is_column { &mut columns } else { &mut arguments };
-                to.push(Field { name, kind, default: field.get(2) });
+                let (name, kind, default) = (field.get(0), field.get(1), field.get(2));
+                to.push(Field { name, kind, default, inout: field.get(4) });
             }
         } else if kind == Kind::View {
             let sql = "SELECT a.attname::text,
                 replace(format_type(a.atttypid, a.atttypmod), 'timestamp with time zone', 'timestamptz')
                 FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 ORDER BY a.attnum";
             for column in client.query(sql, &[&oid]).unwrap() {
-                columns.push(Field { name: column.get(0), kind: column.get(1), default: None });
+                columns.push(Field { name: column.get(0), kind: column.get(1), default: None, inout: false });
             }
         }
         Object { name, kind, comment, arguments, columns, result: row.get(4) }
@@ -210,27 +215,39 @@ fn objects(client: &mut Client) -> Vec<Object> {
     objects.collect()
 }
 
-/// Text as a cell or a line of Markdown has it. Names with an underscore are code, and lead to their own part of the
-/// page, if they have one.
+/// Text as a cell or a line of Markdown has it. Names with an underscore, settings and the function's own arguments are
+/// code. Names of functions and views lead to their own part of the page.
 struct Markdown<'a> {
     linked: &'a BTreeSet<String>,
-    /// The part that this is in.
+    /// The part that this is in, and its arguments.
     own: &'a str,
+    arguments: Vec<&'a str>,
 }
+
+/// Words after which an argument's name is a plain word.
+const ARTICLES: &[&str] = &[
+    "a", "an", "the", "this", "its", "no", "one", "one's", "each", "Another", "another", "other", "any",
+    "foreign", "job", "two",
+];
 
 impl Markdown<'_> {
     fn text(&self, text: &str) -> String {
-        text.split(' ').map(|word| self.word(word)).collect::<Vec<_>>().join(" ")
+        let before = std::iter::once("").chain(text.split(' '));
+        let words = before.zip(text.split(' ')).map(|(before, word)| self.word(before, word));
+        words.collect::<Vec<_>>().join(" ")
     }
 
-    fn word(&self, word: &str) -> String {
+    fn word(&self, before: &str, word: &str) -> String {
         let is_edge = |c: char| !(c.is_alphanumeric() || "<>*_".contains(c));
         let core = word.trim_matches(is_edge);
-        if !core.contains('_') || word.contains('"') {
+        let is_argument = || self.arguments.contains(&core) && !ARTICLES.contains(&before);
+        let is_code = core.contains('_') || core.starts_with("obanrs.") || is_argument();
+        if !is_code || word.contains('"') {
             return escaped(word);
         }
         let at = word.find(core).expect("it is a part of it");
-        let (before, after) = (&word[..at], &word[at + core.len()..]);
+        let end = at + core.len() + if word[at + core.len()..].starts_with("()") { 2 } else { 0 };
+        let (before, core, after) = (&word[..at], &word[at..end], &word[end..]);
         let code = if self.linked.contains(core) && core != self.own {
             format!("[`{core}`](#{core})")
         } else {
@@ -258,30 +275,34 @@ fn code(text: &str) -> String {
 
 /// The part of the page that is about one function or view.
 fn describe(page: &mut String, object: &Object, linked: &BTreeSet<String>) {
-    let (comment, markdown) = (&object.comment, Markdown { linked, own: &object.name });
-    writeln!(page, "### {}\n\n{}\n", object.name, markdown.text(&comment.first)).unwrap();
+    let comment = &object.comment;
+    let plain = Markdown { linked, own: &object.name, arguments: Vec::new() };
+    let arguments = object.arguments.iter().filter(|field| !field.inout).map(|field| field.name.as_str());
+    let markdown = Markdown { linked, own: &object.name, arguments: arguments.collect() };
+    writeln!(page, "### {}\n\n{}\n", object.name, plain.text(&comment.first)).unwrap();
     if object.kind != Kind::View {
         writeln!(page, "```\n{}\n```\n", object.signature()).unwrap();
     }
     if !object.arguments.is_empty() {
         let rows = object.arguments.iter().zip(&comment.arguments).map(|(field, (_, meaning))| {
             let default = field.default.as_ref().map_or("required".to_owned(), |default| code(default));
-            vec![code(&field.name), field.kind.clone(), default, markdown.text(meaning)]
+            let inout = if field.inout { "INOUT " } else { "" };
+            vec![code(&field.name), format!("{inout}{}", field.kind), default, plain.text(meaning)]
         });
         table(page, &["argument", "type", "default", "meaning"], rows);
     }
     if let Some(result) = &comment.result {
-        writeln!(page, "Result: {}\n", markdown.text(result)).unwrap();
+        writeln!(page, "Result: {}\n", plain.text(result)).unwrap();
     }
     if !object.columns.is_empty() {
         let rows =
             object.columns.iter().zip(&comment.columns).map(|(field, (_, meaning))| {
-                vec![code(&field.name), field.kind.clone(), markdown.text(meaning)]
+                vec![code(&field.name), field.kind.clone(), plain.text(meaning)]
             });
         table(page, &["column", "type", "meaning"], rows);
     }
     if !comment.counters.is_empty() {
-        let rows = comment.counters.iter().map(|(name, meaning)| vec![code(name), markdown.text(meaning)]);
+        let rows = comment.counters.iter().map(|(name, meaning)| vec![code(name), plain.text(meaning)]);
         table(page, &["counter", "what it counts"], rows);
     }
     for sentence in &comment.sentences {
@@ -312,7 +333,7 @@ fn settings(page: &mut String, client: &mut Client, linked: &BTreeSet<String>) {
     let sql = "SELECT name, current_setting(name), vartype, min_val::bigint, max_val::bigint, unit,
             array_to_string(enumvals, ', '), context, short_desc, extra_desc
         FROM pg_settings WHERE name LIKE 'obanrs.%' ORDER BY name";
-    let markdown = Markdown { linked, own: "" };
+    let markdown = Markdown { linked, own: "", arguments: Vec::new() };
     let settings = client.query(sql, &[]).unwrap();
     assert!(settings.len() >= 15, "{} settings", settings.len());
     let rows = settings.iter().map(|row| {
@@ -380,7 +401,7 @@ fn page(client: &mut Client) -> String {
     page.push_str("## Settings\n\n");
     settings(&mut page, client, &linked);
     page.push_str("## Internal functions\n\nDo not call these. They may change with any version.\n\n");
-    let markdown = Markdown { linked: &linked, own: "" };
+    let markdown = Markdown { linked: &linked, own: "", arguments: Vec::new() };
     let rows = internal.iter().map(|object| {
         let first = object.comment.first.trim_start_matches("Internal: ");
         vec![code(&object.name), markdown.text(first)]
@@ -405,11 +426,13 @@ fn the_reference_is_what_the_database_says() {
 #[test]
 fn text_becomes_markdown_that_says_the_same() {
     let linked = BTreeSet::from(["oban_poll".to_owned()]);
-    let markdown = Markdown { linked: &linked, own: "oban_wait" };
+    let markdown = Markdown { linked: &linked, own: "oban_wait", arguments: vec!["after"] };
     for (text, expected) in [
         ("a < b | c * d", "a &lt; b \\| c \\* d"),
         ("as in oban_poll.", "as in [`oban_poll`](#oban_poll)."),
         ("(oban_wait), obanrs.ring_size", "(`oban_wait`), `obanrs.ring_size`"),
+        ("after is less, or after, the after", "`after` is less, or `after`, the after"),
+        ("obanrs_gossip() does", "`obanrs_gossip()` does"),
         ("sets tcp_keepalives_* here", "sets `tcp_keepalives_*` here"),
         ("<prefix>.oban_<channel>.", "`<prefix>.oban_<channel>`."),
         ("{\"seq\", \"sent_at\"}", "{\"seq\", \"sent_at\"}"),
