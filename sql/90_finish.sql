@@ -117,7 +117,7 @@ obanrs.notifier says whether messages go through shared memory or by native NOTI
 Messages on signal and leader go natively in any case.
 What the transaction sends by NOTIFY itself comes before them.
 A message belongs to the schema. It goes to the channel of the name that the schema has when it is sent.
-With prefix '''', a role that may write to no prefix of this database sends natively only. oban_poll does not see that.
+With prefix '''', a role that may write to no prefix of this database sends natively only. oban_poll does not see such messages.
 Rights: INSERT on the prefix''s oban_jobs. For signal: UPDATE. For leader and leadership: ownership. With prefix '''': none.
 
 Errors:
@@ -322,9 +322,10 @@ Result: the member id, for oban_renew, oban_resign and oban_leave.
 It takes effect at once, and a rollback does not take it back.
 Without a lease the membership ends with oban_leave, the session or its DISCARD ALL.
 With a lease it ends with oban_leave or the lease. oban_renew begins the lease anew, from any session.
-With candidate left out, a member stands aside where a foreign node leads the name or has led it since the server started.
-A foreign node is one of Oban''s own, which did not join. A NOTICE says that the member stands aside.
-Joined again by the same session, it returns the same id. The member stays a candidate or not if candidate is left out.
+With candidate left out, a member is no candidate where a foreign node leads the name or has led it since the server started. A NOTICE says so.
+A foreign node is one of Oban''s own, which did not join.
+Called again by the same session and role, again with a lease or again without, it returns the same id. The lease begins anew.
+Then the member stays a candidate or not if candidate is left out.
 It waits up to 1 s for the election. A sole candidate leads when it returns.
 A WARNING says why no election can be held, if that is so.
 Without a lease it sets tcp_keepalives_* and tcp_user_timeout of this session, where they are unset. So the server notices in about 8 s that the client''s host vanished.
@@ -369,7 +370,7 @@ Result: true when it led, else false.
 
 It takes effect at once, and a rollback does not take it back.
 Another member leads at once, if there is one that is a candidate.
-Alone, it stands for election again after obanrs.lease, or when another node has led. So Oban''s own nodes can take over.
+If there is no other, it stands for election again after obanrs.lease, or when another node has led. So Oban''s own nodes can take over.
 Rights: the role that joined the member, or a member of that role, from any session.
 
 Errors:
@@ -449,7 +450,7 @@ prefix: schema of the job tables.
 
 Result: one row. No row: there is no leader.
 node: name of the node that leads.
-term: term of its leadership. NULL for a node of Oban that has led since before oban_install.
+term: term of its leadership. NULL for a leadership that began before oban_install, until it is renewed.
 started_at: when its leadership began.
 expires_at: when its lease ends without a renewal.
 
@@ -613,7 +614,7 @@ Columns:
 prefix: schema of the job tables.
 name: name of the instance.
 node: name of the node that leads.
-term: term of the leadership. NULL for a node of Oban that has led since before oban_install.
+term: term of the leadership. NULL for a leadership that began before oban_install, until it is renewed.
 started_at: when the leadership began.
 expires_at: when its lease ends without a renewal.
 
@@ -631,7 +632,7 @@ name: name of the instance.
 node: name of the node.
 queue: name of the queue.
 paused: whether the queue is paused, as state has it.
-local_limit: how many jobs the queue runs at most, by local_limit or limit of state.
+local_limit: how many jobs the queue runs at most: local_limit, or else limit, of state.
 running: number of jobs that the queue runs, by running of state.
 uuid: uuid of the process, as state has it.
 started_at: when the queue started.

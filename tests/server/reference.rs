@@ -56,8 +56,8 @@ const BEGINNING: &str = "\
 
 <!-- `make reference` writes this page from the comments in the database. A test compares the two. -->
 
-Every function, view and setting of obanrs. psql shows the same texts with `\\df+` and `\\dv+`,
-and `pg_settings` has those of the settings.
+Every function, view and setting of obanrs. psql shows the same texts: `\\x`, then `\\df+ oban_join` or
+`\\dv+ oban_members`. The view `pg_settings` has those of the settings.
 
 | word | what it means here |
 | --- | --- |
