@@ -153,7 +153,7 @@ fn each_row_of_oban_check_is_on_the_page() {
             Some((before, after)) => item.starts_with(before) && item.ends_with(after),
             None => item == *known,
         };
-        assert!(known.iter().any(|known| fits(&known)), "{item} is not on the page: {known:?}");
+        assert!(known.iter().any(fits), "{item} is not on the page: {known:?}");
     }
 }
 
