@@ -2,6 +2,7 @@
 
 use postgres::Client;
 
+use crate::readme;
 use crate::support::elixir::{Form, elect};
 use crate::support::{Ask, Cluster, code, stat, wait_until};
 
@@ -101,10 +102,10 @@ fn a_snapshot_older_than_the_election_is_refused() {
     }
 }
 
-/// README's way to a term, with a leader that was stopped, replaced, and goes on: at no point does it get one
+/// The pages' way to a term, with a leader that was stopped, replaced, and goes on: at no point does it get one
 /// that it could fence with.
 #[test]
-fn a_stale_leader_can_not_fence_itself_in_by_what_readme_teaches() {
+fn a_stale_leader_can_not_fence_itself_in_by_what_the_pages_teach() {
     let cluster = Cluster::installed();
     let mut client = cluster.client();
     let stale: i64 = client.one("SELECT oban_join('stale', lease => '1 second')");
@@ -118,9 +119,10 @@ fn a_stale_leader_can_not_fence_itself_in_by_what_readme_teaches() {
     assert_eq!(code(&mut client, "SELECT oban_fence(oban_term(node => 'stale'))"), "40001");
     let again: i64 = client.one("SELECT oban_join('stale', lease => '1 hour')");
     assert_eq!(client.one::<Option<i64>>(&format!("SELECT oban_renew({again})")), None, "it follows");
-    let readme = std::fs::read_to_string("README.md").unwrap();
-    for line in readme.lines().filter(|l| l.contains("oban_fence(")) {
-        assert!(!line.contains("oban_leader"), "README teaches a term of somebody else's: {line}");
+    let taught = readme::blocks_with("oban_fence(");
+    assert!(taught.len() > 2, "{taught:?}");
+    for line in taught.iter().flat_map(|block| block.lines()).filter(|line| line.contains("oban_fence(")) {
+        assert!(!line.contains("oban_leader"), "a page teaches another process's term: {line}");
     }
     let held: i64 = client.one(&format!("SELECT oban_renew({next})"));
     client.batch_execute(&format!("SELECT oban_fence({held})")).unwrap();
