@@ -4,6 +4,8 @@ use std::fs;
 
 #[path = "documents/figures.rs"]
 mod figures;
+#[path = "documents/licence.rs"]
+mod licence;
 #[path = "documents/log_lines.rs"]
 mod log_lines;
 #[path = "documents/prose.rs"]
@@ -16,3 +18,11 @@ fn read(path: &str) -> String {
 
 /// The version in Cargo.toml, which every other place repeats.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The value of a key of a table of a TOML file, where it is one string in one line.
+fn toml_string(text: &str, table: &str, key: &str) -> Option<String> {
+    let body = text.split(&format!("[{table}]\n")).nth(1)?;
+    let body = body.split("\n[").next()?;
+    let line = body.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix('='))?;
+    Some(line.trim().trim_matches('"').to_owned())
+}
