@@ -34,6 +34,7 @@ TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 # Several targets build in the same folders.
 .NOTPARALLEL:
 .PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check bench bench-bus bench-leaders bench-gossip soak comments reference figures archive install clean
+.PHONY: licenses
 
 help: ## lists the targets
 	@echo 'Usage: make TARGET [PG_CONFIG=/path/to/pg_config]'
@@ -127,6 +128,9 @@ comments: ## writes the comments of sql/90_finish.sql into the script that updat
 reference: comments package ## writes docs/reference.md from the comments in the database
 	OBANRS_WRITE_REFERENCE=1 $(call harness,$(RELEASE_PACKAGE)) \
 	cargo test $(HARNESS_FEATURES) --test server -- the_reference_is
+
+licenses: setup ## writes THIRD-PARTY-LICENSES, after a change of Cargo.lock
+	OBANRS_WRITE_LICENSES=1 PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo test $(FEATURES) --test documents -- third_party
 
 archive: package ## keeps the install script of this version, at its release, in sql/archive
 	@script=obanrs--$$(sed -nE 's/^version = "(.*)"/\1/p' Cargo.toml).sql; \

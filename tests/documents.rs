@@ -10,6 +10,8 @@ mod licence;
 mod log_lines;
 #[path = "documents/prose.rs"]
 mod prose;
+#[path = "documents/third_party.rs"]
+mod third_party;
 
 /// The text of a file of the checkout.
 fn read(path: &str) -> String {
