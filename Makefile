@@ -34,7 +34,7 @@ TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 # Several targets build in the same folders.
 .NOTPARALLEL:
 .PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check bench bench-bus bench-leaders bench-gossip soak comments reference figures archive install clean
-.PHONY: licenses
+.PHONY: all licenses dist test-dist
 
 help: ## lists the targets
 	@echo 'Usage: make TARGET [PG_CONFIG=/path/to/pg_config]'
@@ -42,6 +42,8 @@ help: ## lists the targets
 
 setup: ## installs what is missing to build and to test (Debian's packages, cargo-pgrx)
 	@tools/setup
+
+all: package ## the same as package, as PGXN's client asks for it
 
 package: setup ## builds the release extension into target/package
 	@tools/package "$(PG_CONFIG)" "$(RELEASE_PACKAGE)"
@@ -93,7 +95,7 @@ on_others = harness=$$(tools/postgres 15); \
 		$(MAKE) PG_CONFIG="$$config" HARNESS_PG_CONFIG="$$harness" $(1); \
 	done
 
-check: package test-structure ## formatting, lints on every major, the install script, the dependencies
+check: package test-structure ## formatting, lints on every major, the install script, the dependencies, the tarball
 	cargo fmt --check
 	@PGRX_PG_CONFIG_PATH="$(PG_CONFIG)" cargo clippy --all-targets $(FEATURES),real_server -- -D warnings; \
 	for major in $(OTHER_MAJORS); do \
@@ -104,6 +106,7 @@ check: package test-structure ## formatting, lints on every major, the install s
 	done
 	tools/pgspot "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)"/extension/obanrs--*.sql sql/archive/*.sql
 	tools/deny
+	PG_CONFIG="$(PG_CONFIG)" tools/dist --test
 
 bench: bench-leaders bench-gossip bench-bus figures ## what it costs, into benches/results (an hour); BENCH=quick: whether it runs
 
@@ -137,7 +140,19 @@ archive: package ## keeps the install script of this version, at its release, in
 	if [ -e "sql/archive/$$script" ]; then echo "$$script is released: raise the version in Cargo.toml"; exit 1; fi; \
 	cp "$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --sharedir)/extension/$$script" sql/archive/
 
-install: package ## into the Postgres of PG_CONFIG; then set shared_preload_libraries and restart it
+dist: ## the tarball and the zip of a release from the commit that is checked out, in target/dist
+	@tools/dist
+
+test-dist: setup ## builds and installs from the tarball, in a folder of its own
+	@PG_CONFIG="$(PG_CONFIG)" tools/dist --test --build
+
+# What `make package` has built is taken if nothing was changed since: `sudo make install` finds no Rust.
+install: ## into the Postgres of PG_CONFIG; then set shared_preload_libraries and restart it
+	@library="$(RELEASE_PACKAGE)$$("$(PG_CONFIG)" --pkglibdir)/obanrs.so"; \
+	if [ ! -e "$$library" ] || \
+		[ -n "$$(find Cargo.toml Cargo.lock obanrs.control src sql -newer "$$library" -print -quit)" ]; then \
+		$(MAKE) package; \
+	fi
 	@tools/install "$(PG_CONFIG)" "$(RELEASE_PACKAGE)"
 
 clean: ## removes what was built

@@ -8,6 +8,8 @@ mod figures;
 mod licence;
 #[path = "documents/log_lines.rs"]
 mod log_lines;
+#[path = "documents/meta.rs"]
+mod meta;
 #[path = "documents/prose.rs"]
 mod prose;
 #[path = "documents/third_party.rs"]

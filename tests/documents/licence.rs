@@ -1,5 +1,7 @@
 //! The licence is the PostgreSQL License, and every place that names one says so.
 
+use serde_json::Value;
+
 use crate::{read, toml_string};
 
 const HOLDER: &str = "Copyright (c) 2026, the obanrs authors";
@@ -12,6 +14,9 @@ fn every_document_names_the_same_licence() {
 
     let cargo = toml_string(&read("Cargo.toml"), "package", "license");
     assert_eq!(cargo.as_deref(), Some("PostgreSQL"), "Cargo.toml: license");
+
+    let meta: Value = serde_json::from_str(&read("META.json")).expect("META.json is JSON");
+    assert_eq!(meta["license"], "postgresql", "META.json: license");
 
     let notice = read("NOTICE");
     assert!(notice.contains(HOLDER), "NOTICE: another copyright");
