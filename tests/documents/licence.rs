@@ -27,6 +27,30 @@ fn every_document_names_the_same_licence() {
     }
 }
 
+/// Of the text without line ends and without Debian's marks for them.
+fn words(text: &str) -> String {
+    text.split_whitespace().filter(|word| *word != ".").collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn debians_copyright_is_the_licence() {
+    let copyright = read("debian/copyright");
+    let (head, licence) =
+        copyright.split_once("\nLicense: PostgreSQL\n\nLicense: PostgreSQL\n").expect("two fields");
+    assert!(head.starts_with("Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n"));
+    assert!(head.contains("\nFiles: *\nCopyright: 2026, the obanrs authors"), "debian/copyright: {head}");
+    let ours = read("LICENSE").replacen(HOLDER, "", 1);
+    assert_eq!(words(licence), words(&ours), "debian/copyright and LICENSE have different texts");
+}
+
+#[test]
+fn readme_names_the_licence() {
+    assert!(
+        read("README.md").contains("[PostgreSQL License](LICENSE)"),
+        "README.md does not lead to LICENSE"
+    );
+}
+
 #[test]
 fn the_dependencies_licences_are_held_to_a_list() {
     let deny = read("deny.toml");
