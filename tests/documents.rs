@@ -2,6 +2,8 @@
 
 use std::fs;
 
+#[path = "documents/changelog.rs"]
+mod changelog;
 #[path = "documents/figures.rs"]
 mod figures;
 #[path = "documents/licence.rs"]
