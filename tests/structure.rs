@@ -249,3 +249,48 @@ fn elections_fences_and_triggers_on_oban_peers_run_nobodys_code() {
     let stale: Vec<_> = (0..EXCEPTIONS.len()).filter(|i| !met.contains(i)).map(|i| EXCEPTIONS[i]).collect();
     assert!(stale.is_empty(), "no exceptions any more: {stale:?}");
 }
+
+#[test]
+fn setup_says_what_to_do_about_rust_before_it_installs_anything() {
+    let needed = env!("CARGO_PKG_RUST_VERSION");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rust");
+    for (printed, home, wanted) in [
+        (Some("rustc 1.63.0 (Debian)"), "home", Some("this is Rust 1.63.0, and obanrs needs")),
+        (Some("rustc 1.9.0"), "home", Some("this is Rust 1.9.0, and obanrs needs")),
+        (Some("error: rustup has none"), "home", Some("this is a rustup without a Rust, and obanrs needs")),
+        (Some(format!("rustc {needed}.0 (1a2b3c 2026-01-01)").as_str()), "home", None),
+        (Some("rustc 1.100.0-nightly (1a2b3c 2026-01-01)"), "home", None),
+        (None, "home", Some("Rust is missing. Install")),
+        (None, "installed", Some("Rust is installed, but not in PATH")),
+    ] {
+        let _ = fs::remove_dir_all(&folder);
+        let program = |place: &str, text: &str| {
+            let place = folder.join(place);
+            fs::create_dir_all(place.parent().expect("it is in a folder")).expect("the folder is ours");
+            fs::write(&place, format!("#!/bin/sh\n{text}\n")).expect("it is ours");
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            fs::set_permissions(&place, mode).expect("it is ours");
+        };
+        program("installed/bin/cargo", "");
+        // The machine's own Rust may be beside what the script needs.
+        for tool in ["bash", "basename", "dirname", "head", "id", "sed", "sort"] {
+            program(&format!("bin/{tool}"), &format!("exec /usr/bin/{tool} \"$@\""));
+        }
+        if let Some(printed) = printed {
+            program("bin/cargo", "");
+            program("bin/rustc", &format!("echo '{printed}'"));
+        }
+        let output = std::process::Command::new("tools/setup")
+            .arg("--test-rust")
+            .env("PATH", folder.join("bin"))
+            .env("CARGO_HOME", folder.join(home))
+            .output()
+            .expect("bash runs it");
+        let said = String::from_utf8_lossy(&output.stderr);
+        match wanted {
+            Some(wanted) => assert!(said.contains(wanted), "{printed:?}: {said:?}"),
+            None => assert_eq!(said, ""),
+        }
+        assert_eq!(output.status.success(), wanted.is_none(), "{printed:?}: {said:?}");
+    }
+}

@@ -1,5 +1,8 @@
 # What the tools share; to be sourced from the top of the checkout.
 
+# Where programs are that tools/setup and others get for this checkout.
+PATH=$PWD/target/tools/bin:$PATH
+
 say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
 
 # What is downloaded or built once for all checkouts. The user that servers run as reads it.
@@ -13,6 +16,29 @@ as_root() {
     else say "\"$*\" needs root, and there is no sudo"; exit 1; fi
 }
 
+# build_crates WHAT COUNT COMMAND...: runs a command that builds about so many crates the first time. On a terminal
+# cargo itself shows how far it is; elsewhere a line tells it now and then. What else it prints is shown if it fails.
+build_crates() {
+    local what=$1 count=$2 log status
+    shift 2
+    log=$(mktemp)
+    set +e
+    if [ -t 2 ]; then
+        "$@" >"$log"
+        status=$?
+    else
+        "$@" 2>&1 | tee "$log" | awk -v what="$what" -v count="$count" '
+            /^ +Compiling / { if (++crates % 20 == 0) print what ": " crates " of about " count " crates are built" }
+            /^ +Blocking / { print }
+            { fflush() }' >&2
+        status=${PIPESTATUS[0]}
+    fi
+    set -e
+    if [ "$status" != 0 ]; then cat "$log" >&2; fi
+    rm -f "$log"
+    return "$status"
+}
+
 updated=
 apt_install() {
     command -v apt-get >/dev/null || { say "missing here, and there is no apt-get to install it: $*"; exit 1; }
@@ -21,7 +47,7 @@ apt_install() {
         as_root apt-get update -qq
         updated=yes
     fi
-    say "installing $*"
+    say "installing $* with what it needs (seconds to a minute or two)"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
