@@ -28,12 +28,14 @@ export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUST_BACKTRACE CARGO_TARGET_DIR CARGO_BUILD_TARGET
 
 BENCH_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-bench
+# Quicker to build than a release: for the first look.
+DEBUG_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-debug
 RELEASE_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-release
 TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 
 # Several targets build in the same folders.
 .NOTPARALLEL:
-.PHONY: help setup drivers package test-package demo test test-logic test-structure test-backend test-server test-all ci check bench bench-bus bench-leaders bench-gossip soak comments reference figures archive install clean
+.PHONY: help setup drivers package test-package demo demo-release test test-logic test-structure test-backend test-server test-all ci check bench bench-bus bench-leaders bench-gossip soak comments reference figures archive install clean
 .PHONY: all licenses dist test-dist
 
 help: ## lists the targets
@@ -51,10 +53,12 @@ package: setup ## builds the release extension into target/package
 test-package: setup
 	@tools/package "$(PG_CONFIG)" "$(TEST_PACKAGE)" --debug --features pg_test
 
-demo: package ## shows the whole path on a server of its own: notify, elect, gossip, fail over
-	@export $(call harness,$(RELEASE_PACKAGE)); \
-	cargo build $(HARNESS_FEATURES) --example demo; \
-	target/debug/examples/demo
+demo: setup ## shows the whole path on a server of its own: notify, elect, gossip, fail over
+	@tools/package "$(PG_CONFIG)" "$(DEBUG_PACKAGE)" --debug
+	@tools/demo "$(PG_CONFIG)" "$(DEBUG_PACKAGE)"
+
+demo-release: package
+	@tools/demo "$(PG_CONFIG)" "$(RELEASE_PACKAGE)"
 
 test: test-logic test-structure test-backend test-server ## every test
 	@echo 'All suites passed.'
@@ -81,11 +85,11 @@ test-server: package drivers ## real servers, real clients; kills and restarts
 
 test-all: ## every test and the demo on Postgres 15 to 18, which it gets if they are missing
 	@harness=$$(tools/postgres 15); \
-	$(MAKE) PG_CONFIG="$$harness" test demo; \
-	$(call on_others,test-backend test-server demo)
+	$(MAKE) PG_CONFIG="$$harness" test demo-release; \
+	$(call on_others,test-backend test-server demo-release)
 
-ci: check test demo ## what CI runs: all on one major, the backend tests and the demo on the others
-	@$(call on_others,test-backend demo)
+ci: check test demo-release ## what CI runs: all on one major, the backend tests and the demo on the others
+	@$(call on_others,test-backend demo-release)
 
 # On each other major, the targets $(1).
 on_others = harness=$$(tools/postgres 15); \
