@@ -35,7 +35,7 @@ TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 
 # Several targets build in the same folders.
 .NOTPARALLEL:
-.PHONY: help setup drivers package test-package demo demo-release test test-logic test-structure test-backend test-server test-all ci check bench bench-bus bench-leaders bench-gossip soak comments reference figures archive install clean
+.PHONY: help setup drivers package test-package demo demo-release test test-logic test-structure test-backend pgrx-test test-server test-all ci check bench bench-bus bench-leaders bench-gossip soak comments reference figures archive install clean
 .PHONY: all licenses dist test-dist
 
 help: ## lists the targets
@@ -77,6 +77,9 @@ figures: setup ## writes the figures of README and docs from benches/results
 test-backend: test-package ## the functions, inside a backend
 	$(call harness,$(TEST_PACKAGE)) cargo test $(HARNESS_FEATURES) --test backend
 
+pgrx-test: setup ## cargo pgrx test, on a private copy of the Postgres of PG_CONFIG; TEST=name picks some
+	@tools/pgrx-test "$(PG_CONFIG)" $(TEST)
+
 drivers: setup
 	@tools/drivers
 
@@ -88,7 +91,7 @@ test-all: ## every test and the demo on Postgres 15 to 18, which it gets if they
 	$(MAKE) PG_CONFIG="$$harness" test demo-release; \
 	$(call on_others,test-backend test-server demo-release)
 
-ci: check test demo-release ## what CI runs: all on one major, the backend tests and the demo on the others
+ci: check test pgrx-test demo-release ## what CI runs: all on one major, the backend tests and the demo on the others
 	@$(call on_others,test-backend demo-release)
 
 # On each other major, the targets $(1).

@@ -6,7 +6,59 @@ use pgrx::prelude::*;
 /// For `cargo pgrx test`, which looks for it at the root of the crate by this name.
 #[cfg(test)]
 pub mod pg_test {
-    pub fn setup(_options: Vec<&str>) {}
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
+    use std::process::Command;
+    use std::sync::OnceLock;
+
+    use pgrx_pg_config::Pgrx;
+
+    /// Runs before each test, and before pgrx installs what it tests.
+    ///
+    /// A Postgres that is in use keeps its files: pgrx installs a debug build as soon as it has the right to. Without
+    /// that right, or as root, it fails in ways that do not say what to do.
+    pub fn setup(_options: Vec<&str>) {
+        static REFUSAL: OnceLock<Option<String>> = OnceLock::new();
+        if let Some(why) = REFUSAL.get_or_init(refusal) {
+            panic!("{why}");
+        }
+    }
+
+    fn refusal() -> Option<String> {
+        if std::env::var_os("PGRX_TEST_SKIP").is_some_and(|skip| !skip.is_empty()) {
+            return None;
+        }
+        let major = pgrx::pg_sys::get_pg_major_version_num();
+        let known = Pgrx::from_config().and_then(|pgrx| pgrx.get(&format!("pg{major}")));
+        let folders = known.and_then(|c| Ok((c.bin_dir()?, [c.pkglibdir()?, c.extension_dir()?])));
+        let (bin, targets) = match folders {
+            Ok(folders) => folders,
+            Err(error) => return Some(format!("pgrx has no Postgres {major} to test: {error}\n{REMEDY}")),
+        };
+        // tools/pgrx-test writes it into its copy, whose programs run as another user where we are root.
+        if bin.join("obanrs-private-copy").exists() {
+            return None;
+        }
+        let root = std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+        let why = if root {
+            "a server may run from there, and as root none can be started"
+        } else if !targets.iter().all(|folder| writable(folder)) {
+            "where you may not write"
+        } else {
+            return None;
+        };
+        Some(format!(
+            "cargo pgrx test would install a debug build into {}: {why}\n{REMEDY}",
+            targets[0].display()
+        ))
+    }
+
+    const REMEDY: &str = "`make pgrx-test` runs the same tests on a private copy of a Postgres (PG_CONFIG=... says of \
+        which). Or give pgrx one of your own: `cargo pgrx init --pg15 download`, as a user other than root.";
+
+    fn writable(folder: &Path) -> bool {
+        Command::new("test").arg("-w").arg(folder).status().is_ok_and(|status| status.success())
+    }
 
     pub fn postgresql_conf_options() -> Vec<&'static str> {
         vec!["shared_preload_libraries = 'obanrs'"]

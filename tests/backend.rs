@@ -1,8 +1,7 @@
 //! Runs every `#[pg_test]` of the crate: each is a function of the schema `tests` in a build with the
 //! feature pg_test. Each gets a transaction of its own, which is rolled back.
 //!
-//! (`cargo pgrx test` runs the same functions. This runner needs neither a library in the system's
-//! folders nor sudo, so it can't hurt a running server.)
+//! (`make pgrx-test` runs the same functions in pgrx's own way. This runner is built once and tests every major.)
 
 mod support;
 
