@@ -260,6 +260,7 @@ fn setup_says_what_to_do_about_rust_before_it_installs_anything() {
         (Some("error: rustup has none"), "home", Some("this is a rustup without a Rust, and obanrs needs")),
         (Some(format!("rustc {needed}.0 (1a2b3c 2026-01-01)").as_str()), "home", None),
         (Some("rustc 1.100.0-nightly (1a2b3c 2026-01-01)"), "home", None),
+        (Some(format!("rustc {needed}.0 (minimal)").as_str()), "home", Some("rustfmt is missing: run")),
         (None, "home", Some("Rust is missing. Install")),
         (None, "installed", Some("Rust is installed, but not in PATH")),
     ] {
@@ -279,6 +280,7 @@ fn setup_says_what_to_do_about_rust_before_it_installs_anything() {
         if let Some(printed) = printed {
             program("bin/cargo", "");
             program("bin/rustc", &format!("echo '{printed}'"));
+            program("bin/rustfmt", if printed.contains("minimal") { "exit 1" } else { "" });
         }
         let output = std::process::Command::new("tools/setup")
             .arg("--test-rust")
