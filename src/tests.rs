@@ -29,11 +29,15 @@ pub mod pg_test {
             return None;
         }
         let major = pgrx::pg_sys::get_pg_major_version_num();
+        let remedy = format!(
+            "`make pgrx-test` runs the same tests on a private copy of a Postgres (PG_CONFIG=... says of which). Or, as \
+             a user other than root, give pgrx a Postgres of your own: `cargo pgrx init --pg{major} download`"
+        );
         let known = Pgrx::from_config().and_then(|pgrx| pgrx.get(&format!("pg{major}")));
         let folders = known.and_then(|c| Ok((c.bin_dir()?, [c.pkglibdir()?, c.extension_dir()?])));
         let (bin, targets) = match folders {
             Ok(folders) => folders,
-            Err(error) => return Some(format!("pgrx has no Postgres {major} to test: {error}\n{REMEDY}")),
+            Err(error) => return Some(format!("pgrx has no Postgres {major} to test: {error}\n{remedy}")),
         };
         // tools/pgrx-test writes it into its copy, whose programs run as another user where we are root.
         if bin.join("obanrs-private-copy").exists() {
@@ -41,20 +45,17 @@ pub mod pg_test {
         }
         let root = std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
         let why = if root {
-            "a server may run from there, and as root none can be started"
+            "from which a server may run, and as root none can be started"
         } else if !targets.iter().all(|folder| writable(folder)) {
             "where you may not write"
         } else {
             return None;
         };
         Some(format!(
-            "cargo pgrx test would install a debug build into {}: {why}\n{REMEDY}",
+            "cargo pgrx test would install a debug build into {}, {why}\n{remedy}",
             targets[0].display()
         ))
     }
-
-    const REMEDY: &str = "`make pgrx-test` runs the same tests on a private copy of a Postgres (PG_CONFIG=... says of \
-        which). Or give pgrx one of your own: `cargo pgrx init --pg15 download`, as a user other than root.";
 
     fn writable(folder: &Path) -> bool {
         Command::new("test").arg("-w").arg(folder).status().is_ok_and(|status| status.success())
