@@ -73,3 +73,29 @@ need_python() {
     "$python" -m pip install --quiet --requirement tools/requirements.txt
     touch target/python/.complete
 }
+
+# Where this machine downloads Debian from, for other suites of the same place.
+debian_site() {
+    # An image may come without apt's lists.
+    [ -n "$(apt-get indextargets --format '$(SITE)' 'Origin: Debian')" ] || as_root apt-get update -qq
+    local site
+    site=$(apt-get indextargets --format '$(SITE)' 'Origin: Debian' 'Label: Debian' 'Created-By: Packages' | head -1)
+    [ -n "$site" ] || { say "no Debian in apt's sources to derive a place to download from"; return 1; }
+    echo "$site"
+}
+
+# One at a time, also between checkouts: cached FOLDER FUNCTION has the function fill the folder in the
+# cache, unless it did before. A half-made folder has no stamp, and is made anew.
+cached() {
+    local folder=$1 make=$2
+    mkdir -p "$cache"
+    exec 9>"$cache/.lock"
+    if ! flock -n 9; then say "waiting for another set-up"; flock 9; fi
+    if [ ! -e "$folder/.complete" ]; then
+        rm -rf "$folder"
+        mkdir -p "$folder"
+        "$make" "$folder" >&2
+        touch "$folder/.complete"
+    fi
+    exec 9>&-
+}
