@@ -36,7 +36,7 @@ TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 # Several targets build in the same folders.
 .NOTPARALLEL:
 .PHONY: help setup drivers package test-package demo demo-release test test-logic test-structure test-backend pgrx-test test-server test-all ci check bench bench-bus bench-leaders bench-gossip soak comments reference figures archive install clean
-.PHONY: all licenses dist test-dist
+.PHONY: all licenses dist test-dist deb test-deb test-image
 
 help: ## lists the targets
 	@echo 'Usage: make TARGET [PG_CONFIG=/path/to/pg_config]'
@@ -161,6 +161,16 @@ install: ## into the Postgres of PG_CONFIG; then set shared_preload_libraries an
 		$(MAKE) package; \
 	fi
 	@tools/install "$(PG_CONFIG)" "$(RELEASE_PACKAGE)"
+
+deb: package ## makes the Debian package of the extension, in target/deb
+	@tools/deb "$(PG_CONFIG)" "$(RELEASE_PACKAGE)" "$(CURDIR)/target/deb/pg$(PG_MAJOR)"
+
+DEB_MAJORS = 15 16 17 18
+test-deb: setup ## installs, upgrades, removes and purges the packages on clean Debian roots (root or sudo)
+	@tools/test-deb $(DEB_MAJORS)
+
+test-image: ## does the Dockerfile's steps in a clean Debian root (root or sudo)
+	@tools/test-image
 
 clean: ## removes what was built
 	rm -rf target tests/drivers/node_modules
