@@ -163,7 +163,8 @@ install: ## into the Postgres of PG_CONFIG; then set shared_preload_libraries an
 	@tools/install "$(PG_CONFIG)" "$(RELEASE_PACKAGE)"
 
 deb: package ## makes the Debian package of the extension, in target/deb
-	@tools/deb "$(PG_CONFIG)" "$(RELEASE_PACKAGE)" "$(CURDIR)/target/deb/pg$(PG_MAJOR)"
+	@deb=$$(tools/deb "$(PG_CONFIG)" "$(RELEASE_PACKAGE)" "$(CURDIR)/target/deb/pg$(PG_MAJOR)"); \
+	echo "Made $$deb. To install it, as root: apt install $$deb"
 
 DEB_MAJORS = 15 16 17 18
 test-deb: setup ## installs, upgrades, removes and purges the packages on clean Debian roots (root or sudo)

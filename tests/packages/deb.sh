@@ -15,13 +15,17 @@ server() { pg_ctlcluster "$major" main "$@"; }
 postmaster() { head -n 1 "/var/lib/postgresql/$major/main/postmaster.pid"; }
 maps() { grep -c "$1" "/proc/$(postmaster)/maps" || true; }
 preload() { pg_conftool "$major" main set shared_preload_libraries "$1"; }
+# Every file, but those of clusters, logs and dpkg.
+files() {
+    find /etc /usr /var -xdev \( -path '/etc/postgresql/*' -o -path '/var/lib/postgresql/*' -o -path '/var/log/*' \
+        -o -path '/var/lib/dpkg/*' -o -path '/var/cache/*' \) -prune -o -print | sort
+}
 crashes() { grep -hE 'PANIC|was terminated by signal|TRAP' /var/log/postgresql/*.log || true; }
 
 step "a cluster as this Debian makes it; no TCP"
 [ -e "/etc/postgresql/$major/main" ] || pg_createcluster "$major" main
 pg_conftool "$major" main set listen_addresses ''
-find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /packages \) -prune -o -print |
-    sort >/tmp/before
+files >/tmp/before
 
 step "installs $old_version"
 output=$(dpkg -i "$old" 2>&1)
@@ -116,11 +120,8 @@ lacks "$output" WARNING
 
 step "nothing is left of the package"
 equals "$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)" ""
-find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /packages \) -prune -o -print |
-    sort >/tmp/after
-left=$(comm -13 /tmp/before /tmp/after |
-    grep -vE '^/(var/lib/postgresql|var/log|run|var/run|root|etc/postgresql)/|^/var/(lib/dpkg|cache)/' || true)
-equals "$left" ""
+files >/tmp/after
+equals "$(comm -13 /tmp/before /tmp/after)" ""
 equals "$(crashes)" ""
 server stop
 echo

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What the scripts in roots share. $major is the server's.
 
 step() { printf '\n== %s\n' "$*"; }
