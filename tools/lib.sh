@@ -19,7 +19,7 @@ as_root() {
 # build_crates WHAT COUNT COMMAND...: runs a command that builds about so many crates the first time. On a terminal
 # cargo itself shows how far it is; elsewhere a line tells it now and then. What else it prints is shown if it fails.
 build_crates() {
-    local what=$1 count=$2 log status
+    local what=$1 count=$2 log status line crates=0
     shift 2
     log=$(mktemp)
     set +e
@@ -27,10 +27,13 @@ build_crates() {
         "$@" >"$log"
         status=$?
     else
-        "$@" 2>&1 | tee "$log" | awk -v what="$what" -v count="$count" '
-            /^ +Compiling / { if (++crates % 20 == 0) print what ": " crates " of about " count " crates are built" }
-            /^ +Blocking / { print }
-            { fflush() }' >&2
+        # Not awk, which may read ahead until there is a block.
+        "$@" 2>&1 | tee "$log" | while IFS= read -r line; do
+            case $line in
+                *' Compiling '*) if [ $((++crates % 20)) = 0 ]; then say "$what: $crates of about $count crates"; fi ;;
+                *' Blocking '*) say "${line#"${line%%[! ]*}"}" ;;
+            esac
+        done
         status=${PIPESTATUS[0]}
     fi
     set -e
