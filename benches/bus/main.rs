@@ -3,6 +3,8 @@
 //!
 //!     make bench-bus                  everything, into benches/results (about 35 minutes)
 //!     make bench-bus BENCH=quick      one short round each: to see whether it runs; writes nothing
+//!     make bench-bus BENCH='again disk=this'
+//!                                     one disk anew, where the machine was disturbed; the other's results stay
 //!     make bench-bus BENCH='clients=64 listeners=1,10 queues=1 disk=slow'
 //!                                     these cells only (latency, calls: these, too;
 //!                                     set=obanrs.relay_interval=5ms: with a setting); writes nothing
@@ -102,7 +104,8 @@ fn main() {
         asked(name)
             .map_or(all.to_vec(), |list| list.split(',').map(|n| n.parse().expect("a number")).collect())
     };
-    let all = !quick && arguments.iter().all(|a| !a.contains('='));
+    let again = arguments.iter().any(|a| a == "again");
+    let all = again || !quick && arguments.iter().all(|a| !a.contains('='));
     let (clients, listeners) =
         (some("clients", &throughput::CLIENTS), some("listeners", &throughput::LISTENERS));
     let mut setups = Vec::new();
@@ -127,6 +130,9 @@ fn main() {
     };
     let slow_disk = slow_disk();
     let mut report = report::Report::new(all);
+    if again {
+        report.keep_all_but(&disks);
+    }
     for (turn, disk) in disks.into_iter().enumerate() {
         let environment: Vec<(&str, &str)> = match disk {
             Disk::This => vec![],

@@ -26,6 +26,17 @@ pub struct Cell {
     runs: Vec<(Arm, Run)>,
 }
 
+/// A line of the table, as it was measured now or is read from the results.
+struct Row {
+    disk: Disk,
+    listeners: usize,
+    queues: usize,
+    clients: usize,
+    /// Of obanrs and of the statement trigger.
+    ratios: [Spread; 2],
+    line: String,
+}
+
 /// From statement to notification, in microseconds: (p50, p99), and the ratios of each round.
 pub struct Latency {
     pub load: &'static str,
@@ -46,9 +57,36 @@ pub struct Report {
     /// Whether results are written to files.
     writes: bool,
     about: String,
-    calls: Option<Calls>,
-    latencies: Vec<(Disk, Latency)>,
-    cells: Vec<Cell>,
+    calls: Option<String>,
+    latencies: Vec<(Disk, String)>,
+    rows: Vec<Row>,
+}
+
+impl Row {
+    /// `None` for a line of another table.
+    fn parse(line: &str) -> Option<Self> {
+        let cells: Vec<&str> = line.strip_prefix("| ")?.split(" | ").collect();
+        let [on, listeners, queues, clients, _, bus, statement, ..] = cells[..] else { return None };
+        Some(Self {
+            disk: parse_disk(on)?,
+            listeners: listeners.parse().ok()?,
+            queues: queues.parse().ok()?,
+            clients: clients.parse().ok()?,
+            ratios: [parse_spread(bus)?, parse_spread(statement)?],
+            line: line.to_owned(),
+        })
+    }
+}
+
+fn parse_disk(text: &str) -> Option<Disk> {
+    [Disk::This, Disk::Slow].into_iter().find(|on| disk(*on) == text)
+}
+
+/// Of what `spread` writes.
+fn parse_spread(text: &str) -> Option<Spread> {
+    let numbers = text.trim_matches('*').split(['(', '–', ')']).filter_map(|n| n.trim().parse().ok());
+    let [middle, least, most] = numbers.collect::<Vec<f64>>()[..] else { return None };
+    Some((middle, least, most))
 }
 
 impl Cell {
@@ -101,40 +139,83 @@ fn disk(disk: Disk) -> &'static str {
 
 impl Report {
     pub fn new(writes: bool) -> Self {
-        Self { writes, about: String::new(), calls: None, latencies: Vec::new(), cells: Vec::new() }
+        Self { writes, about: String::new(), calls: None, latencies: Vec::new(), rows: Vec::new() }
+    }
+
+    /// Keeps what the results have of other disks.
+    pub fn keep_all_but(&mut self, disks: &[Disk]) {
+        let text = std::fs::read_to_string(RESULTS).expect("there are results");
+        let measured = text.lines().next().unwrap_or_default();
+        self.about = measured.trim_start_matches(MEASURED_BY).trim_end_matches('.').to_owned();
+        let lines: Vec<&str> = text.lines().collect();
+        let kept = |on: &Disk| !disks.contains(on);
+        self.rows.extend(lines.iter().filter_map(|line| Row::parse(line)).filter(|row| kept(&row.disk)));
+        for line in lines.iter().filter(|line| Row::parse(line).is_none()) {
+            let on = line.strip_prefix("| ").and_then(|l| parse_disk(l.split(" | ").next()?));
+            self.latencies.extend(on.filter(kept).map(|on| (on, line.to_string())));
+        }
+        if kept(&Disk::This) {
+            let calls: Vec<&str> = lines.iter().copied().skip_while(|line| *line != CALLS).collect();
+            self.calls = Some(calls.join("\n"));
+        }
     }
 
     pub fn cells(&self) -> usize {
-        self.cells.len()
+        self.rows.len()
     }
 
     /// One more; what there is so far is written, as an hour is long.
     pub fn add(&mut self, cell: Cell) {
-        eprintln!("{}", cell.line());
-        self.cells.push(cell);
+        let line = cell.line();
+        eprintln!("{line}");
+        self.rows.push(Row::parse(&line).expect("a line can be read as it is written"));
         if self.writes {
             std::fs::create_dir_all("benches/results").expect("it can be made");
-            std::fs::write("benches/results/bus.md", self.text()).expect("it can be written");
+            std::fs::write(RESULTS, self.text()).expect("it can be written");
             std::fs::write("benches/results/bus.svg", self.plot()).expect("it can be written");
             std::fs::write("benches/results/wakeup.svg", self.headline()).expect("it can be written");
         }
     }
 
-    /// Where this was measured.
+    /// Where this is measured: the same version and commit as what is kept.
     pub fn about(&mut self, cluster: &Cluster) {
-        self.about = common::about(cluster);
+        let about = common::about(cluster);
+        let version = |about: &str| about.split(", ").skip(1).take(3).collect::<Vec<_>>().join(", ");
+        assert!(
+            self.about.is_empty() || version(&self.about) == version(&about),
+            "{} kept, now {about}",
+            self.about
+        );
+        self.about = about;
     }
 
     pub fn calls(&mut self, calls: Calls) {
-        self.calls = Some(calls);
+        self.calls = Some(format!(
+            "{CALLS}\n| --- | --- |\n\
+             | a 10,000-row INSERT into one queue, processor time of its backend ÷ without a trigger | {} |\n\
+             | the same into a hundred queues | {} |\n\
+             | `oban_poll` with nothing new, processor time ÷ an empty function of the same signature | {} |",
+            spread(calls.bulk),
+            spread(calls.bulk_queues),
+            spread(calls.poll)
+        ));
     }
 
-    pub fn latencies(&mut self, disk: Disk, latencies: Vec<Latency>) {
-        self.latencies.extend(latencies.into_iter().map(|l| (disk, l)));
+    pub fn latencies(&mut self, on: Disk, latencies: Vec<Latency>) {
+        for l in latencies {
+            let ((b50, b99), (n50, n99)) = (l.bus, l.native);
+            let (p50, p99) = (spread(l.p50), spread(l.p99));
+            let line = format!(
+                "| {} | {} | {b50:.0} / {b99:.0} | {n50:.0} / {n99:.0} | {p50} | {p99} |",
+                disk(on),
+                l.load
+            );
+            self.latencies.push((on, line));
+        }
     }
 
     pub fn text(&self) -> String {
-        let mut text = format!("Measured by `make bench-bus`: {}.\n\n", self.about);
+        let mut text = format!("{MEASURED_BY}{}.\n\n", self.about);
         text.push_str(
             "Commits a second of single INSERTs ÷ those into the same table without a trigger: median of 20 rounds of a \
              second (least–most). In line: client sessions waiting for the lock that NOTIFY takes, on average of what was \
@@ -145,37 +226,23 @@ impl Report {
              old row trigger, native | in line | relays/s | receipts |\n\
              | --- | --: | --: | --: | --: | --- | --- | --- | --- | --: | --- |\n",
         );
-        for cell in &self.cells {
-            writeln!(text, "{}", cell.line()).expect("memory");
+        for on in [Disk::This, Disk::Slow] {
+            for row in self.rows.iter().filter(|row| row.disk == on) {
+                writeln!(text, "{}", row.line).expect("memory");
+            }
         }
         text.push_str(
             "\nFrom the statement that is sent to the notification that another session has received, in µs, on the bus \
              and with the native statement trigger, and bus ÷ native.\n\n\
              | disk | load | bus p50 / p99 | native p50 / p99 | p50 ÷ | p99 ÷ |\n| --- | --- | --- | --- | --- | --- |\n",
         );
-        for (on, l) in &self.latencies {
-            let ((b50, b99), (n50, n99)) = (l.bus, l.native);
-            let (p50, p99) = (spread(l.p50), spread(l.p99));
-            writeln!(
-                text,
-                "| {} | {} | {b50:.0} / {b99:.0} | {n50:.0} / {n99:.0} | {p50} | {p99} |",
-                disk(*on),
-                l.load
-            )
-            .expect("memory");
+        for on in [Disk::This, Disk::Slow] {
+            for (_, line) in self.latencies.iter().filter(|(of, _)| *of == on) {
+                writeln!(text, "{line}").expect("memory");
+            }
         }
         if let Some(calls) = &self.calls {
-            writeln!(
-                text,
-                "\n| call | ÷ |\n| --- | --- |\n\
-                 | a 10,000-row INSERT into one queue, processor time of its backend ÷ without a trigger | {} |\n\
-                 | the same into a hundred queues | {} |\n\
-                 | `oban_poll` with nothing new, processor time ÷ an empty function of the same signature | {} |",
-                spread(calls.bulk),
-                spread(calls.bulk_queues),
-                spread(calls.poll)
-            )
-            .expect("memory");
+            writeln!(text, "\n{calls}").expect("memory");
         }
         text
     }
@@ -234,15 +301,11 @@ impl Report {
         for clients in CLIENTS {
             svg.anchored(x(clients), top + height + 14.0, "middle", &clients.to_string());
         }
-        for (arm, colour) in COLOURS {
-            let cells = self
-                .cells
-                .iter()
-                .filter(|c| c.disk == on && c.setup.listeners == listeners && c.setup.queues == 1);
+        for (which, (_, colour)) in COLOURS.into_iter().enumerate() {
+            let rows = self.rows.iter().filter(|r| r.disk == on && r.listeners == listeners && r.queues == 1);
             let mut points = Vec::new();
-            for cell in cells {
-                let Some((middle, least, most)) = cell.ratio(arm) else { continue };
-                let at = x(cell.setup.clients);
+            for row in rows {
+                let ((middle, least, most), at) = (row.ratios[which], x(row.clients));
                 svg.line((at, y(least)), (at, y(most)), colour);
                 points.push((at, y(middle)));
             }
@@ -251,6 +314,11 @@ impl Report {
     }
 }
 
+const RESULTS: &str = "benches/results/bus.md";
+const MEASURED_BY: &str = "Measured by `make bench-bus`: ";
+const CALLS: &str = "| call | ÷ |";
+
+/// Those of `Row::ratios`.
 const COLOURS: [(Arm, &str); 2] = [(Arm::Bus, "#0072b2"), (Arm::Statement, "#d55e00")];
 
 fn plural(number: usize) -> &'static str {

@@ -52,7 +52,7 @@ pub fn compare(client: &mut postgres::Client, rounds: usize, prepare: &str, stat
     median(ratios.collect())
 }
 
-/// The commit that is measured, with "and changes" if files differ from it.
+/// The last commit that changed what is measured, with "and changes" if files differ from it.
 fn commit() -> String {
     let git = |arguments: &[&str]| {
         let output =
@@ -60,10 +60,13 @@ fn commit() -> String {
         assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     };
-    let measured = ["src", "sql", "benches", "Cargo.toml", "Cargo.lock", ":!benches/results"];
-    let changes = git(&[&["status", "--porcelain", "--"], measured.as_slice()].concat());
+    let measured = ["--", "src", "sql", "Cargo.toml", "Cargo.lock"];
+    let changes = git(&[&["status", "--porcelain"], measured.as_slice()].concat());
     let changes = if changes.is_empty() { "" } else { " and changes" };
-    format!("commit {}{changes}", git(&["rev-parse", "--short=10", "HEAD"]))
+    format!(
+        "commit {}{changes}",
+        git(&[&["log", "-1", "--format=%h", "--abbrev=10"], measured.as_slice()].concat())
+    )
 }
 
 /// The date, the versions, the commit, the machine.
