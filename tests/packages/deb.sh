@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Inside a clean Debian root with the server: deb.sh MAJOR OLD.deb NEW.deb
 set -euo pipefail
-export LC_ALL=C.UTF-8 PGPORT=5432 database=jobs DEBIAN_FRONTEND=noninteractive
+# Debian's folder of sockets; the stand-in of 16 was built with another.
+export LC_ALL=C.UTF-8 PGHOST=/var/run/postgresql PGPORT=5432 database=jobs DEBIAN_FRONTEND=noninteractive
 
 major=$1 old=$2 new=$3
 # shellcheck source=tests/packages/lib.sh
