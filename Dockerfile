@@ -8,6 +8,8 @@ ARG DEBIAN=bookworm
 ARG RUST=1.95
 
 FROM rust:${RUST}-slim-${DEBIAN} AS rust
+# pgrx writes its bindings with it, and the image comes without.
+RUN rustup component add rustfmt
 
 FROM postgres:${PG_MAJOR}-${DEBIAN} AS build
 COPY --from=rust /usr/local/cargo /usr/local/cargo
