@@ -3,8 +3,8 @@
 //!
 //!     make bench-bus                  everything, into benches/results (about 35 minutes)
 //!     make bench-bus BENCH=quick      one short round each: to see whether it runs; writes nothing
-//!     make bench-bus BENCH='again disk=this'
-//!                                     one disk anew, where the machine was disturbed; the other's results stay
+//!     make bench-bus BENCH='again disk=this listeners=10 latency'
+//!                                     these anew, where the machine was disturbed; the other results stay
 //!     make bench-bus BENCH='clients=64 listeners=1,10 queues=1 disk=slow'
 //!                                     these cells only (latency, calls: these, too;
 //!                                     set=obanrs.relay_interval=5ms: with a setting); writes nothing
@@ -63,7 +63,7 @@ impl Arm {
 }
 
 /// What one cell of the table compares.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setup {
     pub listeners: usize,
     pub queues: usize,
@@ -105,7 +105,7 @@ fn main() {
             .map_or(all.to_vec(), |list| list.split(',').map(|n| n.parse().expect("a number")).collect())
     };
     let again = arguments.iter().any(|a| a == "again");
-    let all = again || !quick && arguments.iter().all(|a| !a.contains('='));
+    let all = !again && !quick && arguments.iter().all(|a| !a.contains('='));
     let (clients, listeners) =
         (some("clients", &throughput::CLIENTS), some("listeners", &throughput::LISTENERS));
     let mut setups = Vec::new();
@@ -129,9 +129,10 @@ fn main() {
         Some(_) => vec![Disk::This],
     };
     let slow_disk = slow_disk();
-    let mut report = report::Report::new(all);
+    let named = |what: &str| all || quick || arguments.iter().any(|a| a == what);
+    let mut report = report::Report::new(all || again);
     if again {
-        report.keep_all_but(&disks);
+        report.keep_all_but(&disks, &plan.setups, named("latency"), named("calls"));
     }
     for (turn, disk) in disks.into_iter().enumerate() {
         let environment: Vec<(&str, &str)> = match disk {
@@ -142,7 +143,6 @@ fn main() {
         if turn == 0 {
             report.about(&cluster);
         }
-        let named = |what: &str| all || quick || arguments.iter().any(|a| a == what);
         if disk == Disk::This && named("calls") {
             report.calls(throughput::calls(&cluster, &plan));
         }
@@ -151,6 +151,7 @@ fn main() {
         }
         throughput::measure(&cluster, disk, &plan, &mut report);
     }
+    report.write();
     println!("{}", report.text());
 }
 

@@ -29,9 +29,7 @@ pub struct Cell {
 /// A line of the table, as it was measured now or is read from the results.
 struct Row {
     disk: Disk,
-    listeners: usize,
-    queues: usize,
-    clients: usize,
+    setup: Setup,
     /// Of obanrs and of the statement trigger.
     ratios: [Spread; 2],
     line: String,
@@ -69,9 +67,11 @@ impl Row {
         let [on, listeners, queues, clients, _, bus, statement, ..] = cells[..] else { return None };
         Some(Self {
             disk: parse_disk(on)?,
-            listeners: listeners.parse().ok()?,
-            queues: queues.parse().ok()?,
-            clients: clients.parse().ok()?,
+            setup: Setup {
+                listeners: listeners.parse().ok()?,
+                queues: queues.parse().ok()?,
+                clients: clients.parse().ok()?,
+            },
             ratios: [parse_spread(bus)?, parse_spread(statement)?],
             line: line.to_owned(),
         })
@@ -142,20 +142,25 @@ impl Report {
         Self { writes, about: String::new(), calls: None, latencies: Vec::new(), rows: Vec::new() }
     }
 
-    /// Keeps what the results have of other disks.
-    pub fn keep_all_but(&mut self, disks: &[Disk]) {
+    /// Keeps what the results have besides what is measured anew: these setups on these disks, and perhaps the
+    /// latencies and the calls.
+    pub fn keep_all_but(&mut self, disks: &[Disk], setups: &[Setup], latencies: bool, calls: bool) {
         let text = std::fs::read_to_string(RESULTS).expect("there are results");
-        let measured = text.lines().next().unwrap_or_default();
-        self.about = measured.trim_start_matches(MEASURED_BY).trim_end_matches('.').to_owned();
-        let lines: Vec<&str> = text.lines().collect();
-        let kept = |on: &Disk| !disks.contains(on);
-        self.rows.extend(lines.iter().filter_map(|line| Row::parse(line)).filter(|row| kept(&row.disk)));
-        for line in lines.iter().filter(|line| Row::parse(line).is_none()) {
-            let on = line.strip_prefix("| ").and_then(|l| parse_disk(l.split(" | ").next()?));
-            self.latencies.extend(on.filter(kept).map(|on| (on, line.to_string())));
+        let first = text.lines().next().unwrap_or_default();
+        self.about = first.trim_start_matches(MEASURED_BY).trim_end_matches('.').to_owned();
+        for line in text.lines() {
+            if let Some(row) = Row::parse(line) {
+                if !(disks.contains(&row.disk) && setups.contains(&row.setup)) {
+                    self.rows.push(row);
+                }
+            } else if let Some(on) = line.strip_prefix("| ").and_then(|l| parse_disk(l.split(" | ").next()?))
+                && !(latencies && disks.contains(&on))
+            {
+                self.latencies.push((on, line.to_owned()));
+            }
         }
-        if kept(&Disk::This) {
-            let calls: Vec<&str> = lines.iter().copied().skip_while(|line| *line != CALLS).collect();
+        if !(calls && disks.contains(&Disk::This)) {
+            let calls: Vec<&str> = text.lines().skip_while(|line| *line != CALLS).collect();
             self.calls = Some(calls.join("\n"));
         }
     }
@@ -169,6 +174,10 @@ impl Report {
         let line = cell.line();
         eprintln!("{line}");
         self.rows.push(Row::parse(&line).expect("a line can be read as it is written"));
+        self.write();
+    }
+
+    pub fn write(&self) {
         if self.writes {
             std::fs::create_dir_all("benches/results").expect("it can be made");
             std::fs::write(RESULTS, self.text()).expect("it can be written");
@@ -227,9 +236,9 @@ impl Report {
              | --- | --: | --: | --: | --: | --- | --- | --- | --- | --: | --- |\n",
         );
         for on in [Disk::This, Disk::Slow] {
-            for row in self.rows.iter().filter(|row| row.disk == on) {
-                writeln!(text, "{}", row.line).expect("memory");
-            }
+            let mut rows: Vec<&Row> = self.rows.iter().filter(|row| row.disk == on).collect();
+            rows.sort_by_key(|row| (row.setup.queues, row.setup.listeners, row.setup.clients));
+            rows.iter().for_each(|row| writeln!(text, "{}", row.line).expect("memory"));
         }
         text.push_str(
             "\nFrom the statement that is sent to the notification that another session has received, in µs, on the bus \
@@ -302,10 +311,12 @@ impl Report {
             svg.anchored(x(clients), top + height + 14.0, "middle", &clients.to_string());
         }
         for (which, (_, colour)) in COLOURS.into_iter().enumerate() {
-            let rows = self.rows.iter().filter(|r| r.disk == on && r.listeners == listeners && r.queues == 1);
+            let shown = |r: &&Row| r.disk == on && r.setup.listeners == listeners && r.setup.queues == 1;
+            let mut rows: Vec<&Row> = self.rows.iter().filter(shown).collect();
+            rows.sort_by_key(|row| row.setup.clients);
             let mut points = Vec::new();
             for row in rows {
-                let ((middle, least, most), at) = (row.ratios[which], x(row.clients));
+                let ((middle, least, most), at) = (row.ratios[which], x(row.setup.clients));
                 svg.line((at, y(least)), (at, y(most)), colour);
                 points.push((at, y(middle)));
             }

@@ -193,7 +193,9 @@ fn main() {
         let (mut leader, mut many) = (cluster.client(), cluster.client());
         join(&mut leader, "leader");
         wait_until("it leads", || leads(&mut leader));
-        let others = format!("SELECT oban_join('n' || i) FROM generate_series(2, {members}) i");
+        // With leases, as a session can be one node of a name only without.
+        let others =
+            format!("SELECT oban_join('n' || i, lease => '1 hour') FROM generate_series(2, {members}) i");
         many.batch_execute(&others).expect("they join");
         let elections = "SELECT value FROM oban_stats WHERE counter = 'elections'";
         let before: i64 = client.one(elections);
