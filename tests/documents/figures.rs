@@ -90,8 +90,8 @@ fn headline() -> String {
 fn costs() -> String {
     let (bus, leaders, gossip) = (Results::of("bus"), Results::of("leaders"), Results::of("gossip"));
     let mut text = format!(
-        "Measured with {}, on two cores that clients, server and listeners share. The files have every figure, with\n\
-         machine and spread: [commits](../benches/results/bus.md), [leaders](../benches/results/leaders.md),\n\
+        "Measured with {}, on two cores that clients, server and listeners\n\
+         share. The files have every figure, with machine and spread: [commits](../benches/results/bus.md), [leaders](../benches/results/leaders.md),\n\
          [gossip](../benches/results/gossip.md).\n\n\
          ## Commits with a wake-up\n\n\
          ![commits a second, over clients](../benches/results/bus.svg)\n\n\
