@@ -55,8 +55,8 @@ impl Arm {
     fn name(self) -> &'static str {
         match self {
             Arm::Bare => "no trigger",
-            Arm::Bus => "obanrs on the bus",
-            Arm::Statement => "statement trigger, native NOTIFY",
+            Arm::Bus => "obanrs",
+            Arm::Statement => "NOTIFY by a statement trigger",
             Arm::Row => "Oban's old row trigger",
         }
     }

@@ -91,7 +91,8 @@ fn costs() -> String {
     let (bus, leaders, gossip) = (Results::of("bus"), Results::of("leaders"), Results::of("gossip"));
     let mut text = format!(
         "Measured with {}, on two cores that clients, server and listeners\n\
-         share. The files have every figure, with machine and spread: [commits](../benches/results/bus.md), [leaders](../benches/results/leaders.md),\n\
+         share. The files have every figure, with machine and spread:\n\
+         [commits](../benches/results/bus.md), [leaders](../benches/results/leaders.md),\n\
          [gossip](../benches/results/gossip.md).\n\n\
          ## Commits with a wake-up\n\n\
          ![commits a second, over clients](../benches/results/bus.svg)\n\n\
