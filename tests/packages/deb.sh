@@ -21,6 +21,7 @@ files() {
     find /etc /usr /var -xdev \( -path '/etc/postgresql/*' -o -path '/var/lib/postgresql/*' -o -path '/var/log/*' \
         -o -path '/var/lib/dpkg/*' -o -path '/var/cache/*' \) -prune -o -print | sort
 }
+log=/var/log/postgresql/postgresql-$major-main.log
 crashes() { grep -hE 'PANIC|was terminated by signal|TRAP' /var/log/postgresql/*.log || true; }
 
 step "a cluster as this Debian makes it; no TCP"
@@ -123,6 +124,7 @@ step "nothing is left of the package"
 equals "$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)" ""
 files >/tmp/after
 equals "$(comm -13 /tmp/before /tmp/after)" ""
+contains "$(cat "$log")" "database system is ready" # what is searched for crashes is the server's log
 equals "$(crashes)" ""
 server stop
 echo
