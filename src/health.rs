@@ -14,7 +14,7 @@ use crate::config;
 use crate::error::Error;
 use crate::logic::channel;
 use crate::logic::jobs::Fault;
-use crate::logic::lifecycle::{Kind, Lack, RUNNING, STARTING, Worker, state_name};
+use crate::logic::lifecycle::{Kind, Lack, RUNNING, STARTING, WorkerSlot, state_name};
 use crate::logic::shape;
 use crate::logic::text::Text;
 use crate::peer::leaders::leaders;
@@ -128,7 +128,7 @@ fn worker(kind: Kind) -> Result<String, String> {
     let database = shmem::registry(|r| r.database(own).copied()).ok().flatten();
     let name = catalog::database_name(own).unwrap_or_default();
     match database.map(|d| *d.worker(kind)) {
-        Some(Worker { state: RUNNING | STARTING, pid, last_error, .. }) if pid != 0 => {
+        Some(WorkerSlot { state: RUNNING | STARTING, pid, last_error, .. }) if pid != 0 => {
             Ok(match trouble(&last_error) {
                 Some(trouble) => format!("running with PID {pid}; last trouble: {trouble}"),
                 None => format!("running with PID {pid}"),
@@ -187,7 +187,7 @@ fn worker_slots() -> Result<String, String> {
 
 /// Whether this database has a ring of messages, or will have one when it needs it.
 fn ring() -> Result<String, String> {
-    match shmem::rings::places() {
+    match shmem::rings::ring_availability() {
         Some((true, _)) => Ok("this database has one".into()),
         Some((false, 0)) => Err(
             "no ring is free: transactions here send natively, behind one lock of the whole server, and oban_poll, \
@@ -274,7 +274,7 @@ fn read_only_by_default() -> bool {
 /// The schemas of this database in which members have joined or nodes have put gossip here.
 fn used() -> BTreeSet<u32> {
     let (own, now) = (session::database(), clock::now());
-    let members = shmem::peers_view(|view| {
+    let members = shmem::leaderships_view(|view| {
         view.members_of(own, now).iter().map(|(electorate, ..)| electorate.schema).collect::<Vec<_>>()
     });
     let mut used = shmem::gossip::schemas(own, true);
@@ -442,7 +442,7 @@ impl Prefix {
         // Elections take milliseconds. (A name whose only member has stepped down is worth a word.)
         const MOMENT: i64 = 2_000_000;
         let (own, now, schema) = (session::database(), clock::now(), catalog::namespace(&self.name)?);
-        let names: Vec<(String, bool, bool)> = shmem::peers_view(|view| {
+        let names: Vec<(String, bool, bool)> = shmem::leaderships_view(|view| {
             let here = view.led(own, now, MOMENT).into_iter().filter(|(e, ..)| e.schema == schema);
             here.map(|(e, known, led)| (e.name.as_str().to_owned(), known, led)).collect()
         })

@@ -5,22 +5,24 @@
 #[allow(dead_code)]
 mod logic;
 
-use logic::ring::{Batch, Channel, Charge, Entry, Head, Holder, Incoming, News, Ring, Share, Sleeper, Way};
+use logic::ring::{
+    Audience, Batch, Channel, Charge, Incoming, Quota, Ring, RingEntry, RingHead, RoleUsage, Route, Waiter,
+};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
 struct Memory {
-    head: Head,
-    entries: [Entry; 4],
+    head: RingHead,
+    entries: [RingEntry; 4],
     bytes: [u8; 32],
-    holders: [Holder; 2],
-    sleepers: [Sleeper; 2],
+    roles: [RoleUsage; 2],
+    waiters: [Waiter; 2],
 }
 
 impl Memory {
     fn ring(&mut self) -> Ring<'_> {
-        let Self { head, entries, bytes, holders, sleepers } = self;
-        Ring { head, entries, bytes, holders, sleepers }
+        let Self { head, entries, bytes, roles, waiters } = self;
+        Ring { head, entries, bytes, roles, waiters }
     }
 }
 
@@ -62,11 +64,11 @@ fn on(channel: &str) -> Channel {
 impl Server {
     fn new() -> Arc<Self> {
         let memory = Memory {
-            head: Head::default(),
+            head: RingHead::default(),
             entries: Default::default(),
             bytes: [0; 32],
-            holders: Default::default(),
-            sleepers: Default::default(),
+            roles: Default::default(),
+            waiters: Default::default(),
         };
         let latch = || Latch { set: Mutex::new(false), changed: Condvar::new() };
         let server = Self { memory: Mutex::new(memory), latches: [latch(), latch()] };
@@ -79,7 +81,7 @@ impl Server {
         let (relay, woken, count) = {
             let mut memory = self.memory.lock().unwrap();
             let mut ring = memory.ring();
-            let all = Share { entries: usize::MAX, bytes: usize::MAX };
+            let all = Quota { entries: usize::MAX, bytes: usize::MAX };
             let way = ring.reserve(&mut [Charge::new(0, 1, channel.len() + 1)], all, || 0);
             let channel = on(channel);
             ring.append(
@@ -87,8 +89,8 @@ impl Server {
                     channel: &channel,
                     payload: b"!",
                     wakeup: false,
-                    sent: way != Way::Relay,
-                    holder: 0,
+                    sent: way != Route::Relay,
+                    role_slot: 0,
                 },
                 0,
                 0,
@@ -96,8 +98,8 @@ impl Server {
             let mut keys = [0; 1];
             let count = ring.keys(1, &mut keys).unwrap().len();
             let mut woken = [0; 2];
-            let sleepers = ring.wake(News::Keys(&keys[..count]), &mut woken);
-            (ring.wake_relay(), woken, sleepers)
+            let waiters = ring.wake(Audience::Keys(&keys[..count]), &mut woken);
+            (ring.wake_relay(), woken, waiters)
         };
         for procno in relay.into_iter().chain(woken.into_iter().take(count)) {
             self.latches[procno as usize].set();
@@ -118,7 +120,7 @@ impl Server {
                 let (upto, _) = ring.view().unsent(&mut batch);
                 left -= batch.len();
                 ring.relayed(upto);
-                left > 0 && ring.relay_sleeps()
+                left > 0 && ring.relay_starts_waiting()
             };
             if !reset_first {
                 latch.reset();
@@ -144,7 +146,7 @@ impl Server {
                 left -= batch.len();
                 let sleeps = batch.len() == 0;
                 if sleeps {
-                    ring.sleep(READER, &[on("a")]);
+                    ring.start_waiting(READER, &[on("a")]);
                 }
                 sleeps
             };
@@ -152,7 +154,7 @@ impl Server {
                 latch.wait();
             }
         }
-        self.memory.lock().unwrap().ring().stop_sleeping(READER);
+        self.memory.lock().unwrap().ring().stop_waiting(READER);
     }
 }
 
@@ -168,7 +170,7 @@ fn publishers(server: &Arc<Server>, channels: &[&'static str]) -> Vec<thread::Jo
 fn the_relay_sends_everything_and_sleeps_over_nothing() {
     loom::model(|| {
         let server = Server::new();
-        server.memory.lock().unwrap().ring().relay_came(RELAY);
+        server.memory.lock().unwrap().ring().attach_relay(RELAY);
         let publishers = publishers(&server, &["a", "b"]);
         server.relay(2, true);
         publishers.into_iter().for_each(|p| p.join().unwrap());
@@ -194,7 +196,7 @@ fn a_latch_that_is_reset_too_late_is_found_out() {
 fn reset_too_late() {
     loom::model(|| {
         let server = Server::new();
-        server.memory.lock().unwrap().ring().relay_came(RELAY);
+        server.memory.lock().unwrap().ring().attach_relay(RELAY);
         let publishers = publishers(&server, &["a"]);
         server.relay(1, false);
         publishers.into_iter().for_each(|p| p.join().unwrap());
@@ -210,7 +212,7 @@ fn a_reader_is_woken_by_its_channel_whatever_else_comes() {
         server.read(after, 1);
         publishers.into_iter().for_each(|p| p.join().unwrap());
         let mut memory = server.memory.lock().unwrap();
-        assert_eq!(memory.ring().wake(News::All, &mut [0; 2]), 0, "nobody is left on the list");
+        assert_eq!(memory.ring().wake(Audience::All, &mut [0; 2]), 0, "nobody is left on the list");
     });
 }
 
@@ -218,12 +220,12 @@ fn a_reader_is_woken_by_its_channel_whatever_else_comes() {
 fn a_relay_that_leaves_loses_nothing() {
     loom::model(|| {
         let server = Server::new();
-        server.memory.lock().unwrap().ring().relay_came(RELAY);
+        server.memory.lock().unwrap().ring().attach_relay(RELAY);
         let start = server.memory.lock().unwrap().ring().view().position();
         let publishers = publishers(&server, &["a", "b"]);
         // It dies without a look; the next one sends what is there and what comes.
-        server.memory.lock().unwrap().ring().relay_left(RELAY);
-        server.memory.lock().unwrap().ring().relay_came(RELAY);
+        server.memory.lock().unwrap().ring().detach_relay(RELAY);
+        server.memory.lock().unwrap().ring().attach_relay(RELAY);
         let sent = {
             let mut memory = server.memory.lock().unwrap();
             let view = memory.ring();

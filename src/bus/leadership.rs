@@ -9,36 +9,36 @@
 //! node's name may be any bytes.
 
 use super::{Target, count_dropped, queue};
-use crate::logic::outbox::Origin;
+use crate::logic::outbox::Requester;
 use crate::logic::wire;
 use crate::pg::{catalog, encoding};
 use crate::shmem::{listeners, rings};
 
 /// A change of leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum LeaderChange {
     Elected,
     Ended,
 }
 
 /// Tells of a change, when this transaction commits. `schema` is the prefix's; `term` 0 is none.
-pub fn tell(change: Change, schema: u32, name: &str, node: &str, term: i64) {
+pub fn tell(change: LeaderChange, schema: u32, name: &str, node: &str, term: i64) {
     // Nobody has polled in a database without a ring, and this need not take one from the pool.
-    let in_ring = rings::places().is_some_and(|(has_ring, _)| has_ring);
+    let in_ring = rings::ring_availability().is_some_and(|(has_ring, _)| has_ring);
     if name.is_empty() || !(in_ring || listeners::any()) {
         return;
     }
     // A prefix can have a name that is too long for this channel, though not for Oban's.
     let Some(prefix) = catalog::namespace_name(schema) else { return };
     let Ok(target) = Target::new(Some(schema), &prefix, "leadership") else { return };
-    let target = if in_ring { target } else { target.aside() };
+    let target = if in_ring { target } else { target.native_only() };
     let payload = wire::change_of_leader(
-        if change == Change::Elected { "elected" } else { "ended" },
+        if change == LeaderChange::Elected { "elected" } else { "ended" },
         &encoding::to_server_lossy(node),
         &encoding::to_server_lossy(name),
         Some(term).filter(|term| *term != 0),
     );
-    if payload.len() > wire::MAX_PAYLOAD || queue(&target, payload, Origin::Trigger).is_err() {
+    if payload.len() > wire::MAX_PAYLOAD || queue(&target, payload, Requester::Trigger).is_err() {
         count_dropped();
     }
 }

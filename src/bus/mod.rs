@@ -35,12 +35,12 @@ use pgrx::prelude::*;
 
 use crate::config::{self, Notifier};
 use crate::error::Error;
-use crate::logic::outbox::{Message, Origin, Outbox, Queued, Way};
+use crate::logic::outbox::{Delivery, Outbox, Queued, QueuedMessage, Requester};
 use crate::logic::ring::{self, Batch, Charge, Incoming};
 use crate::logic::{channel, relay};
 use crate::pg::{acl, encoding, notify, session, xact};
 use crate::shmem::listeners;
-use crate::shmem::rings::{self, Counter, Handle, Reserved};
+use crate::shmem::rings::{self, Counter, Reserved, RingHandle};
 
 pub mod leadership;
 pub mod names;
@@ -52,7 +52,7 @@ thread_local! {
     /// Between PRE_COMMIT, when the outbox was emptied, and the end of the transaction.
     static CLOSED: Cell<bool> = const { Cell::new(false) };
     /// Room in the ring that an abort has to give back.
-    static RESERVED: Cell<Option<(Handle, Vec<Charge>)>> = const { Cell::new(None) };
+    static RESERVED: Cell<Option<(RingHandle, Vec<Charge>)>> = const { Cell::new(None) };
     /// The last role that queued a message in this transaction, and what `charged_role` says of it.
     static LAST_ROLE: Cell<Option<(u32, u32)>> = const { Cell::new(None) };
     /// What is published with the commit.
@@ -64,8 +64,8 @@ thread_local! {
 
 /// Messages of a transaction that is about to commit.
 struct Publication {
-    ring: Handle,
-    messages: Vec<Message>,
+    ring: RingHandle,
+    messages: Vec<QueuedMessage>,
     /// What each of their roles has reserved.
     charges: Vec<Charge>,
     /// Whether there is room for them in the ring.
@@ -79,7 +79,7 @@ struct Publication {
 }
 
 impl Publication {
-    fn empty(ring: Handle) -> Self {
+    fn empty(ring: RingHandle) -> Self {
         let (messages, charges) = (Vec::new(), Vec::new());
         Self { ring, messages, charges, room: true, sent: true, relayed: None, late: 0 }
     }
@@ -95,7 +95,7 @@ pub fn register() {
 #[derive(Clone)]
 pub struct Target {
     channel: Rc<ring::Channel>,
-    way: Way,
+    delivery: Delivery,
 }
 
 impl Target {
@@ -106,24 +106,24 @@ impl Target {
         if encoding::to_server(&full).len() > channel::MAX_CHANNEL {
             return Err(channel::too_long(&full).into());
         }
-        let way = match (schema, channel) {
+        let delivery = match (schema, channel) {
             // Rare, and their order and repetition matter; so does it that nobody's relay has to run for them.
-            (Some(_), "signal" | "leader") => Way::Natively,
-            (Some(_), "insert") => Way::Merged,
-            _ => Way::Single,
+            (Some(_), "signal" | "leader") => Delivery::Native,
+            (Some(_), "insert") => Delivery::Merged,
+            _ => Delivery::Single,
         };
         let name = encoding::to_server(channel).into_owned();
-        Ok(Self { channel: Rc::new(ring::Channel::new(schema.unwrap_or(0), name)), way })
+        Ok(Self { channel: Rc::new(ring::Channel::new(schema.unwrap_or(0), name)), delivery })
     }
 
     /// Where the wake-ups of a schema go. Whether its name can have a channel shows when they are sent.
     pub fn wakeups(schema: u32) -> Self {
-        Self { channel: Rc::new(ring::Channel::new(schema, b"insert".to_vec())), way: Way::Merged }
+        Self { channel: Rc::new(ring::Channel::new(schema, b"insert".to_vec())), delivery: Delivery::Merged }
     }
 
     /// The same, past the ring.
-    pub fn aside(self) -> Self {
-        Self { way: Way::Aside, ..self }
+    pub fn native_only(self) -> Self {
+        Self { delivery: Delivery::NativeOnly, ..self }
     }
 
     /// As readers ask for it.
@@ -134,7 +134,7 @@ impl Target {
 
 /// Queues a message until the end of this transaction. 54000 when somebody called for it and the
 /// transaction has as many as it may, 53200 without memory; a trigger's is dropped then.
-pub fn queue(target: &Target, payload: Vec<u8>, origin: Origin) -> Result<(), Error> {
+pub fn queue(target: &Target, payload: Vec<u8>, requester: Requester) -> Result<(), Error> {
     // A parallel worker, which Postgres refuses.
     if session::is_parallel_worker() {
         notify_now(target, &payload);
@@ -143,23 +143,24 @@ pub fn queue(target: &Target, payload: Vec<u8>, origin: Origin) -> Result<(), Er
     // Somebody else's PRE_COMMIT callback, after ours.
     if CLOSED.get() {
         notify_now(target, &payload);
-        if target.way != Way::Aside {
+        if target.delivery != Delivery::NativeOnly {
             count_late();
         }
         return Ok(());
     }
-    let way = match target.way {
-        Way::Aside => Way::Aside,
-        _ if config::notifier() == Notifier::Postgres => Way::Natively,
-        way => way,
+    let delivery = match target.delivery {
+        Delivery::NativeOnly => Delivery::NativeOnly,
+        _ if config::notifier() == Notifier::Postgres => Delivery::Native,
+        delivery => delivery,
     };
     let (most, level) = (config::max_transaction_messages(), xact::level());
-    let message = Message { channel: target.channel.clone(), payload, origin, way, role: charged_role() };
+    let message =
+        QueuedMessage { channel: target.channel.clone(), payload, requester, delivery, role: charged_role() };
     let queued = OUTBOX.with_borrow_mut(|outbox| outbox.queue(message, level, most));
-    match (queued, origin) {
-        (Queued::Full, Origin::Call) => return Err(Error::TooManyMessages(most)),
-        (Queued::OutOfMemory, Origin::Call) => return Err(Error::OutOfMemory),
-        (Queued::Full | Queued::OutOfMemory, Origin::Trigger) => rings::count(Counter::Dropped, 1),
+    match (queued, requester) {
+        (Queued::Full, Requester::Call) => return Err(Error::TooManyMessages(most)),
+        (Queued::OutOfMemory, Requester::Call) => return Err(Error::OutOfMemory),
+        (Queued::Full | Queued::OutOfMemory, Requester::Trigger) => rings::count(Counter::Dropped, 1),
         (Queued::New | Queued::Merged, _) => {}
     }
     Ok(())
@@ -172,7 +173,7 @@ fn charged_role() -> u32 {
     match LAST_ROLE.get() {
         Some((last, charged)) if last == role => charged,
         _ => {
-            let charged = if acl::share_of(1).is_some() { role } else { 0 };
+            let charged = if acl::quota_of(1).is_some() { role } else { 0 };
             LAST_ROLE.set(Some((role, charged)));
             charged
         }
@@ -225,15 +226,15 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
 }
 
 /// The messages, in their order. Most transactions have none.
-fn take() -> Option<Vec<Message>> {
+fn take() -> Option<Vec<QueuedMessage>> {
     OUTBOX.with_borrow_mut(|outbox| (!outbox.is_empty()).then(|| outbox.take()))
 }
 
 /// Before the commit: finds the way for the messages, reserves it, and sends natively what has to be.
-fn prepare(mut messages: Vec<Message>) {
+fn prepare(mut messages: Vec<QueuedMessage>) {
     let mut charges = charges(&messages);
     let reserved = if charges.is_empty() { None } else { rings::reserve(&mut charges) };
-    let Some(Reserved { ring, way, orphaned }) = reserved else {
+    let Some(Reserved { ring, route, stranded }) = reserved else {
         let natively = send(&messages, true);
         let fallbacks = messages.iter().filter(|m| !m.is_native()).count().min(natively);
         rings::count(Counter::Native, natively);
@@ -241,31 +242,31 @@ fn prepare(mut messages: Vec<Message>) {
         return;
     };
     // From here on an abort gives the room back. Native NOTIFY may raise, or end the process.
-    let room = way != ring::Way::Natively;
+    let room = route != ring::Route::Native;
     RESERVED.set(room.then(|| (ring, charges.clone())));
-    let orphans = if orphaned { send_orphans(ring) } else { None };
+    let stranded_sent = if stranded { send_stranded(ring) } else { None };
     // In the ring they wait as those before them; what has no room there can't.
-    let wait = orphaned && orphans.as_ref().is_none_or(|o| o.are_followed_by(&messages));
+    let wait = stranded && stranded_sent.as_ref().is_none_or(|o| o.are_followed_by(&messages));
     // Where nobody listens, nothing need be sent: should somebody begin to before the commit, the relay will
     // find it. But it finds only what is in the ring. And what is in one transaction with a signal is not
     // overtaken by it.
-    let sent = match way {
-        ring::Way::Relay => messages.iter().any(Message::is_native),
-        ring::Way::Both => listeners::any() && !wait,
-        ring::Way::Natively => true,
+    let sent = match route {
+        ring::Route::Relay => messages.iter().any(QueuedMessage::is_native),
+        ring::Route::RelayAndNative => listeners::any() && !wait,
+        ring::Route::Native => true,
     };
     let natively = send(&messages, sent);
-    let relayed = orphans.map(|o| o.upto);
-    messages.retain(|m| !m.is_aside());
+    let relayed = stranded_sent.map(|o| o.upto);
+    messages.retain(|m| !m.is_native_only());
     PUBLICATION.set(Some(Publication { ring, messages, charges, room, sent, relayed, late: 0 }));
-    let fallbacks = if way == ring::Way::Relay { 0 } else { natively };
+    let fallbacks = if route == ring::Route::Relay { 0 } else { natively };
     rings::count_all(ring, &[(Counter::Native, natively), (Counter::NativeFallbacks, fallbacks)]);
 }
 
 /// What each role would have in the ring.
-fn charges(messages: &[Message]) -> Vec<Charge> {
+fn charges(messages: &[QueuedMessage]) -> Vec<Charge> {
     let mut charges: Vec<Charge> = Vec::new();
-    for message in messages.iter().filter(|m| !m.is_aside()) {
+    for message in messages.iter().filter(|m| !m.is_native_only()) {
         let bytes = message.bytes();
         match charges.iter_mut().rev().find(|charge| charge.role == message.role) {
             Some(charge) => (charge.entries, charge.bytes) = (charge.entries + 1, charge.bytes + bytes),
@@ -277,12 +278,12 @@ fn charges(messages: &[Message]) -> Vec<Charge> {
 
 /// Sends all messages natively, or those that have to be; how many. A full queue of NOTIFY would fail the
 /// commit: for wake-ups it does not, they are dropped.
-fn send(messages: &[Message], all: bool) -> usize {
+fn send(messages: &[QueuedMessage], all: bool) -> usize {
     let mut sent = 0;
     let mut full = None;
     let mut names = None;
     for message in messages.iter().filter(|m| all || m.is_native()) {
-        if message.origin == Origin::Trigger && *full.get_or_insert_with(notify::is_queue_full) {
+        if message.requester == Requester::Trigger && *full.get_or_insert_with(notify::is_queue_full) {
             rings::count(Counter::Dropped, 1);
             continue;
         }
@@ -298,7 +299,7 @@ fn send(messages: &[Message], all: bool) -> usize {
 
 /// Sends what waits for a relay that does not come, as far as one transaction can: how far that is. Another
 /// transaction may do the same; then it comes twice.
-fn send_orphans(ring: Handle) -> Option<Orphans> {
+fn send_stranded(ring: RingHandle) -> Option<Stranded> {
     let mut batch = Batch::new(1024, 256 * 1024);
     rings::relay::unsent(ring, &mut batch)?;
     // A message that is equal to one before it, and means something, needs a transaction of its own.
@@ -310,44 +311,45 @@ fn send_orphans(ring: Handle) -> Option<Orphans> {
     if plan.transactions.len() > 1 || notify::is_queue_full() {
         return None; // somebody else was at it meanwhile; or it would fail this commit
     }
-    let orphans: Vec<_> = batch.messages().collect();
-    let sent = plan.transactions.first().into_iter().flatten().filter_map(|number| orphans.get(*number));
+    let stranded_sent: Vec<_> = batch.messages().collect();
+    let sent =
+        plan.transactions.first().into_iter().flatten().filter_map(|number| stranded_sent.get(*number));
     if listeners::any() {
         let mut names = Names::now();
         let dropped = sent.filter(|m| !names.notify(m.schema, m.channel, m.payload)).count();
         rings::count(Counter::Dropped, dropped);
         rings::count(Counter::NativeFallbacks, batch.len() - dropped);
     }
-    Some(Orphans { upto, left, batch })
+    Some(Stranded { upto, left, batch })
 }
 
 /// Sends what waits for a relay that does not come, in a transaction that is for nothing else, as far as one can: false
 /// if it could send nothing.
 pub fn send_for_relay() -> bool {
-    let Some(Reserved { ring, orphaned: true, .. }) = rings::reserve(&mut []) else { return true };
-    let Some(Orphans { upto, .. }) = send_orphans(ring) else { return false };
+    let Some(Reserved { ring, stranded: true, .. }) = rings::reserve(&mut []) else { return true };
+    let Some(Stranded { upto, .. }) = send_stranded(ring) else { return false };
     PUBLICATION.set(Some(Publication { relayed: Some(upto), ..Publication::empty(ring) }));
     true
 }
 
 /// What waited for a relay and was sent.
-struct Orphans {
+struct Stranded {
     upto: u64,
     /// Whether there is more of it.
     left: bool,
     batch: Batch,
 }
 
-impl Orphans {
+impl Stranded {
     /// Whether these messages have to wait, too: for those before them, or for a transaction in which an equal one
     /// does not stand for them.
-    fn are_followed_by(&self, messages: &[Message]) -> bool {
+    fn are_followed_by(&self, messages: &[QueuedMessage]) -> bool {
         let mut names = Names::now();
         let mut full = |schema, channel: &[u8]| names.full(schema, channel).map(<[u8]>::to_vec);
-        let mut equal = |m: &Message| {
+        let mut equal = |m: &QueuedMessage| {
             let equal = self.batch.messages().filter(|o| o.payload == m.payload);
             let own = full(m.channel.schema, &m.channel.name);
-            m.way != Way::Merged && equal.into_iter().any(|o| full(o.schema, o.channel) == own)
+            m.delivery != Delivery::Merged && equal.into_iter().any(|o| full(o.schema, o.channel) == own)
         };
         self.left || messages.iter().any(&mut equal)
     }
@@ -356,22 +358,22 @@ impl Orphans {
 /// After the commit.
 fn publish(publication: Publication) {
     let Publication { ring, messages, charges, room, sent, relayed, late } = publication;
-    let holder = |role| charges.iter().find(|c| c.role == role).map_or(0, Charge::holder);
+    let role_slot = |role| charges.iter().find(|c| c.role == role).map_or(0, Charge::role_slot);
     relayed.into_iter().for_each(|upto| rings::relay::sent_by_others(ring, upto));
     let nobody = !sent && !listeners::any();
     let (in_ring, gap) = if room { (&messages[..], late) } else { (&[][..], late + messages.len()) };
     let incoming = in_ring.iter().map(|message| Incoming {
         channel: &message.channel,
         payload: &message.payload,
-        wakeup: message.way == Way::Merged,
-        sent: sent || nobody || message.way == Way::Natively,
-        holder: holder(message.role),
+        wakeup: message.delivery == Delivery::Merged,
+        sent: sent || nobody || message.delivery == Delivery::Native,
+        role_slot: role_slot(message.role),
     });
     if !rings::publish(ring, incoming, gap) {
         rings::count(Counter::Dropped, messages.len());
         return;
     }
-    let unheard = in_ring.iter().filter(|m| nobody && m.way != Way::Natively).count();
+    let unheard = in_ring.iter().filter(|m| nobody && m.delivery != Delivery::Native).count();
     let counts = [
         (Counter::Published, in_ring.len() + gap),
         (Counter::Gaps, usize::from(gap > 0)),

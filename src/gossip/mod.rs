@@ -12,15 +12,15 @@ use pgrx::prelude::*;
 
 use crate::config;
 use crate::error::{self, Error, given};
-use crate::logic::check::{self, Bad, BadKey, MAX_QUEUE, Members};
-use crate::logic::gossip::{Full, Key, Origin, Seen, Share};
+use crate::logic::check::{self, BadKey, InvalidState, JsonObject, MAX_QUEUE};
+use crate::logic::gossip::{EntryRef, Full, Key, Quota, Source};
 use crate::logic::jsonb;
 use crate::logic::peer::{MAX_NAME, MAX_NODE, MAX_PREFIX};
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::{JsonbArgument, TextArgument};
 use crate::pg::datum::{self, RawJsonb};
-use crate::pg::rows::Rows;
+use crate::pg::rows::ResultSet;
 use crate::pg::{catalog, clock, encoding, session, time};
 use crate::shmem;
 
@@ -83,12 +83,12 @@ fn oban_gossip_put(
     }
 
     let key = names.key(schema, queue.as_str());
-    let share = acl::share_of(shmem::gossip::blocks()).map(|most| Share { role: session::role(), most });
-    let put = shmem::gossip::put(&key, state.bytes(), started_at, ttl, Origin::Ours(share))?;
-    let Err(Full { missing, share }) = put else { return Ok(()) };
+    let quota = acl::quota_of(shmem::gossip::blocks()).map(|most| Quota { role: session::role(), most });
+    let put = shmem::gossip::put(&key, state.bytes(), started_at, ttl, Source::Local(quota))?;
+    let Err(Full { missing, quota }) = put else { return Ok(()) };
     let what = format!("the state of queue \"{}\" ({missing} bytes missing)", queue.as_str());
     let setting = "obanrs.gossip_memory";
-    Err(if share {
+    Err(if quota {
         Error::ShareUsed { role: catalog::quoted_role(session::role()), what, setting }
     } else {
         Error::TableFull { what, setting }
@@ -109,24 +109,24 @@ fn opened(state: Option<JsonbArgument>) -> Result<RawJsonb, Error> {
 /// started, if the state says so.
 fn validated(state: &RawJsonb) -> Result<Option<i64>, Error> {
     check::validate(jsonb::read(state.bytes())).map_err(|bad| match bad {
-        Bad::NoObject => Error::bad(
+        InvalidState::NoObject => Error::bad(
             "state is no JSON object",
             "Give a check's keys, such as {\"limit\": 10, \"running\": []}.",
         ),
-        Bad::TooLong(len) => {
+        InvalidState::TooLong(len) => {
             Error::bad(format!("state has {len} bytes"), format!("At most {} bytes fit.", check::MAX_STATE))
         }
-        Bad::HugeNumber => Error::bad(
+        InvalidState::HugeNumber => Error::bad(
             "a number of state is too long",
             format!("At most {} digits fit before the point, and behind it.", check::MAX_DIGITS),
         ),
-        Bad::TooDeep => {
+        InvalidState::TooDeep => {
             Error::bad("state is nested too deep", format!("At most {} levels fit.", jsonb::MAX_DEPTH))
         }
         // Not long, as that was tested before.
-        Bad::Key(BadKey { key, wanted }) => {
+        InvalidState::Key(BadKey { key, wanted }) => {
             let text = state.text();
-            let value = Members::of(&text).and_then(|members| members.get(key).map(check::excerpt));
+            let value = JsonObject::of(&text).and_then(|members| members.get(key).map(check::excerpt));
             Error::bad(
                 format!("key \"{key}\" of state is {}", value.unwrap_or_default()),
                 format!("It has to be {wanted}."),
@@ -208,7 +208,7 @@ type Prefixes = HashMap<u32, Option<String>>;
 /// in sql/50_views.sql.
 #[pg_extern(sql = false)]
 pub fn obanrs_gossip(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
-    let (database, mut rows) = (session::database(), Rows::of(fcinfo));
+    let (database, mut rows) = (session::database(), ResultSet::of(fcinfo));
     if !shmem::is_attached() {
         return Ok(()); // oban_check says why
     }
@@ -227,7 +227,7 @@ pub fn obanrs_gossip(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport
 }
 
 /// Adds an entry's row, if it is to be seen.
-fn push(rows: &mut Rows, entry: &Seen<'_>, prefixes: &mut Prefixes) {
+fn push(rows: &mut ResultSet, entry: &EntryRef<'_>, prefixes: &mut Prefixes) {
     let prefix = prefixes.entry(entry.schema).or_insert_with_key(|schema| {
         catalog::schema_name(*schema).filter(|_| acl::allows_in(*schema, Right::Read))
     });

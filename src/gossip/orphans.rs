@@ -17,14 +17,14 @@ use crate::logic::peer::{MAX_NODE, MAX_PREFIX};
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::{self, TextArgument};
-use crate::pg::rows::Rows;
+use crate::pg::rows::ResultSet;
 use crate::pg::spi::{self, SqlRow};
 use crate::pg::{catalog, clock, datum, encoding, session, time};
 use crate::shmem;
-use crate::shmem::gossip::ear;
+use crate::shmem::gossip::coverage;
 
 /// A year: what is longer is a mistake in the unit.
-const MOST_GRACE: i64 = 366 * 86_400 * 1_000_000;
+const MAX_GRACE: i64 = 366 * 86_400 * 1_000_000;
 
 /// What is read of the table, in the order of `Columns`.
 const COLUMNS: &str = "j.id::pg_catalog.int8, j.queue::pg_catalog.text, j.worker::pg_catalog.text, \
@@ -52,7 +52,7 @@ pub fn oban_orphans(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport>
         return Err(Error::InRecovery("look for orphans").into());
     }
     let schema = acl::require(prefix.as_str(), Right::Read)?;
-    let mut rows = Rows::of(fcinfo);
+    let mut rows = ResultSet::of(fcinfo);
 
     // Another transaction may hold the table's lock for long. Gossip is read after that wait, and so are the rows.
     if let Some(table) = catalog::relation(schema, "oban_jobs") {
@@ -88,7 +88,7 @@ pub fn oban_orphans(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport>
 
 fn microseconds(grace: Interval) -> Result<i64, Error> {
     match i64::try_from(grace.as_micros()) {
-        Ok(micros) if (0..=MOST_GRACE).contains(&micros) => Ok(micros),
+        Ok(micros) if (0..=MAX_GRACE).contains(&micros) => Ok(micros),
         _ => Err(Error::bad(
             format!("grace is {} s", grace.as_micros() as f64 / 1e6),
             "It has to be at least 0 and at most a year. Nodes gossip once a second: less than some seconds is for tests.",
@@ -98,7 +98,7 @@ fn microseconds(grace: Interval) -> Result<i64, Error> {
 
 /// What gossip says of a schema.
 fn gather(database: u32, schema: u32, times: Times) -> Result<Evidence, Error> {
-    let mut evidence = Evidence::new(times, ear::of(database));
+    let mut evidence = Evidence::new(times, coverage::of(database));
     let processes = shmem::gossip::remembered(database, schema, times.now)?;
     processes.into_iter().for_each(|process| evidence.add_process(process));
     // One that is read twice, as it moved meanwhile, is heard twice.
@@ -112,7 +112,7 @@ fn gather(database: u32, schema: u32, times: Times) -> Result<Evidence, Error> {
     })?;
     // What the relay has not heard yet, it will have by the next call.
     if evidence.needs_ear() {
-        ear::ask(database);
+        coverage::request_update(database);
     }
     Ok(evidence)
 }

@@ -4,7 +4,7 @@
 //! Readers crash on what is missing: they add up limits, take the length of `running` and parse
 //! `started_at`. So each check has all of these, whatever the state has.
 
-use super::check::{Id, Members, ids};
+use super::check::{Id, JsonObject, ids};
 use super::wire::{self, MAX_PAYLOAD};
 
 /// The state of one queue on one node. Times are ISO 8601 with an offset.
@@ -47,7 +47,7 @@ const MAX_COMPRESSED: usize = 512 << 10;
 const TRIES: usize = 3;
 
 /// Whether a message is a broadcast of ours.
-pub fn is_ours(wire: &[u8]) -> bool {
+pub fn is_own_broadcast(wire: &[u8]) -> bool {
     wire.starts_with(BEFORE.as_bytes()) || wire.starts_with(wire::MARKED.as_bytes())
 }
 
@@ -104,7 +104,7 @@ struct Made {
 /// running jobs: the newest. Where compressing does not help, it has as many of them as fit uncompressed, if need be
 /// without the keys that readers do without. (Names are too short to fill a message.)
 fn check(queue: &Queue<'_>, wire_len: impl Fn(&str) -> usize, budget: &mut usize) -> Option<Made> {
-    let state = Members::of(queue.state)?;
+    let state = JsonObject::of(queue.state)?;
     let running = ids(state.get("running").unwrap_or("[]"))?;
     let all: Vec<&str> = running.iter().map(|(_, id)| *id).collect();
     let whole = Check { queue, state: &state, only_needed: false };
@@ -165,7 +165,7 @@ fn in_order<'a>(ids: &[(Id<'_>, &'a str)], some: &[usize]) -> Vec<&'a str> {
 #[derive(Clone, Copy)]
 struct Check<'a> {
     queue: &'a Queue<'a>,
-    state: &'a Members<'a>,
+    state: &'a JsonObject<'a>,
     only_needed: bool,
 }
 
@@ -245,7 +245,7 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logic::{check, intake};
+    use crate::logic::{check, ingest};
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
@@ -262,7 +262,11 @@ mod tests {
 
     fn checks(broadcast: &Broadcast) -> Vec<Value> {
         let all = broadcast.messages.iter().flat_map(|message| {
-            assert!(message.len() <= MAX_PAYLOAD && is_ours(message.as_bytes()), "{}", message.len());
+            assert!(
+                message.len() <= MAX_PAYLOAD && is_own_broadcast(message.as_bytes()),
+                "{}",
+                message.len()
+            );
             let message = wire::decode(message).expect("what any node reads");
             let message: Value = serde_json::from_str(&message).expect("a complete object");
             assert_eq!(message.as_object().map(|m| m.len()), Some(1));
@@ -296,7 +300,7 @@ mod tests {
         let broadcast = messages(&queues, str::len);
         let golden = include_str!("../../tests/fixtures/gossip/broadcast.json");
         assert_eq!(broadcast.messages, [golden.trim_end()]);
-        assert!(is_ours(golden.as_bytes()) && !is_ours(b"{\"checks\":[]}"));
+        assert!(is_own_broadcast(golden.as_bytes()) && !is_own_broadcast(b"{\"checks\":[]}"));
         assert_eq!((broadcast.checks, broadcast.shortened), (3, 0));
     }
 
@@ -426,9 +430,9 @@ mod tests {
             let mut heard = Vec::new();
             for message in &broadcast.messages {
                 prop_assert!(message.len() <= MAX_PAYLOAD);
-                let intake = intake::take_apart(message);
-                prop_assert_eq!(intake.malformed, 0);
-                heard.extend(intake.checks.iter().map(|check| intake::heard(check).expect("a check")));
+                let parsed = ingest::parse_message(message);
+                prop_assert_eq!(parsed.malformed, 0);
+                heard.extend(parsed.checks.iter().map(|check| ingest::parse_check(check).expect("a check")));
             }
             let queues: Vec<_> = heard.iter().map(|h| h.queue.clone()).collect();
             prop_assert_eq!(&queues, &names);

@@ -21,9 +21,9 @@ pub const MAX_QUEUE: usize = 508;
 
 /// The members of a JSON object in their order, each value as it is written.
 #[derive(Debug)]
-pub struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+pub struct JsonObject<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-impl<'a> Members<'a> {
+impl<'a> JsonObject<'a> {
     /// `None` for what is no JSON object.
     pub fn of(json: &'a str) -> Option<Self> {
         serde_json::from_str(json).ok()
@@ -39,23 +39,23 @@ impl<'a> Members<'a> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for JsonObject<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(serde::Deserialize)]
         struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
         struct Object;
         impl<'de> Visitor<'de> for Object {
-            type Value = Members<'de>;
+            type Value = JsonObject<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Members<'de>, M::Error> {
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<JsonObject<'de>, M::Error> {
                 let mut members = Vec::with_capacity(16);
                 while let Some((Key(key), value)) = map.next_entry()? {
                     members.push((key, value));
                 }
-                Ok(Members(members))
+                Ok(JsonObject(members))
             }
         }
         deserializer.deserialize_map(Object)
@@ -71,7 +71,7 @@ pub struct BadKey {
 
 /// What is wrong with a state.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Bad {
+pub enum InvalidState {
     NoObject,
     /// It has so many bytes.
     TooLong(usize),
@@ -110,13 +110,13 @@ const RULES: [Rule; 10] = [
 
 /// Tests a state that is put here: its size, its numbers, and the known keys; others are kept as they are. When it
 /// started, if it says so, in microseconds since 2000.
-pub fn validate(state: Result<Value<'_>, Unreadable>) -> Result<Option<i64>, Bad> {
+pub fn validate(state: Result<Value<'_>, Unreadable>) -> Result<Option<i64>, InvalidState> {
     test(state, |_, _| false)
 }
 
 /// The same of a state that another node gossips, which knows its own readers: what is null is left so,
 /// except where a reader of ours would trip over it, and limits of Oban Pro are its business.
-pub fn validate_foreign(state: Result<Value<'_>, Unreadable>) -> Result<Option<i64>, Bad> {
+pub fn validate_foreign(state: Result<Value<'_>, Unreadable>) -> Result<Option<i64>, InvalidState> {
     test(state, |key, value| {
         matches!(key, "global_limit" | "rate_limit") || (matches!(value, Value::Null) && key != "running")
     })
@@ -125,9 +125,9 @@ pub fn validate_foreign(state: Result<Value<'_>, Unreadable>) -> Result<Option<i
 fn test(
     state: Result<Value<'_>, Unreadable>,
     allowed: fn(&str, &Value<'_>) -> bool,
-) -> Result<Option<i64>, Bad> {
-    let state = state.map_err(|Unreadable| Bad::TooDeep)?;
-    let Value::Object(object) = state else { return Err(Bad::NoObject) };
+) -> Result<Option<i64>, InvalidState> {
+    let state = state.map_err(|Unreadable| InvalidState::TooDeep)?;
+    let Value::Object(object) = state else { return Err(InvalidState::NoObject) };
     let (mut huge, mut bad, mut started_at) = (false, None, None);
     let mut number = |number: &Number<'_>| {
         let (before, behind) = number.printed();
@@ -143,18 +143,18 @@ fn test(
             started_at = time(value);
         }
     });
-    match (len.map_err(|Unreadable| Bad::TooDeep)?, bad) {
-        _ if huge => Err(Bad::HugeNumber),
-        (len, _) if len > MAX_STATE => Err(Bad::TooLong(len)),
-        (_, Some(bad)) => Err(Bad::Key(bad)),
+    match (len.map_err(|Unreadable| InvalidState::TooDeep)?, bad) {
+        _ if huge => Err(InvalidState::HugeNumber),
+        (len, _) if len > MAX_STATE => Err(InvalidState::TooLong(len)),
+        (_, Some(bad)) => Err(InvalidState::Key(bad)),
         _ => Ok(started_at),
     }
 }
 
 /// As much of a value as an error message has room for.
 pub fn excerpt(value: &str) -> String {
-    const MOST: usize = 60;
-    match value.char_indices().nth(MOST) {
+    const MAX_EXCERPT: usize = 60;
+    match value.char_indices().nth(MAX_EXCERPT) {
         Some((end, _)) => format!("{}...", &value[..end]),
         None => value.to_owned(),
     }
@@ -277,13 +277,13 @@ mod tests {
     use super::*;
     use crate::logic::jsonb;
 
-    fn check(state: serde_json::Value) -> Result<Option<i64>, Bad> {
+    fn check(state: serde_json::Value) -> Result<Option<i64>, InvalidState> {
         validate(jsonb::read(&jsonb::writing::jsonb(&state)))
     }
 
     fn key(state: serde_json::Value) -> &'static str {
         match check(state) {
-            Err(Bad::Key(bad)) => bad.key,
+            Err(InvalidState::Key(bad)) => bad.key,
             other => panic!("{other:?}"),
         }
     }
@@ -335,7 +335,7 @@ mod tests {
             ("limit", serde_json::json!({"limit": "5"})),
             ("started_at", serde_json::json!({"started_at": "now"})),
         ] {
-            assert!(matches!(foreign(state), Err(Bad::Key(bad)) if bad.key == key));
+            assert!(matches!(foreign(state), Err(InvalidState::Key(bad)) if bad.key == key));
         }
     }
 
@@ -370,14 +370,20 @@ mod tests {
     fn no_state_is_too_long_too_deep_or_has_a_number_that_is_no_float() {
         let of = |x: &str| check(serde_json::from_str(&format!(r#"{{"x": [{x}]}}"#)).expect("JSON"));
         assert_eq!(of(&"9".repeat(MAX_DIGITS)), Ok(None));
-        assert_eq!(of(&"9".repeat(MAX_DIGITS + 1)), Err(Bad::HugeNumber));
-        assert_eq!(of(&format!("0.{}1", "0".repeat(MAX_DIGITS))), Err(Bad::HugeNumber));
+        assert_eq!(of(&"9".repeat(MAX_DIGITS + 1)), Err(InvalidState::HugeNumber));
+        assert_eq!(of(&format!("0.{}1", "0".repeat(MAX_DIGITS))), Err(InvalidState::HugeNumber));
         let pad = |len: usize| check(serde_json::json!({ "x": "x".repeat(len - 8) }));
-        assert_eq!((pad(MAX_STATE), pad(MAX_STATE + 1)), (Ok(None), Err(Bad::TooLong(MAX_STATE + 1))));
+        assert_eq!(
+            (pad(MAX_STATE), pad(MAX_STATE + 1)),
+            (Ok(None), Err(InvalidState::TooLong(MAX_STATE + 1)))
+        );
         let deep = |n: usize| of(&format!("{}{}", "[".repeat(n), "]".repeat(n)));
-        assert_eq!((deep(jsonb::MAX_DEPTH - 2), deep(jsonb::MAX_DEPTH - 1)), (Ok(None), Err(Bad::TooDeep)));
-        assert_eq!(check(serde_json::json!([])), Err(Bad::NoObject));
-        assert_eq!(check(serde_json::json!(5)), Err(Bad::NoObject));
+        assert_eq!(
+            (deep(jsonb::MAX_DEPTH - 2), deep(jsonb::MAX_DEPTH - 1)),
+            (Ok(None), Err(InvalidState::TooDeep))
+        );
+        assert_eq!(check(serde_json::json!([])), Err(InvalidState::NoObject));
+        assert_eq!(check(serde_json::json!(5)), Err(InvalidState::NoObject));
     }
 
     #[test]
@@ -388,11 +394,11 @@ mod tests {
 
     #[test]
     fn members_are_as_they_are_written() {
-        let members = Members::of(r#"{"a" : 1.50e3, "b\u0041": {"x": [1, 2]}, "a": "last"}"#).unwrap();
+        let members = JsonObject::of(r#"{"a" : 1.50e3, "b\u0041": {"x": [1, 2]}, "a": "last"}"#).unwrap();
         assert_eq!(members.get("a"), Some("\"last\""));
         assert_eq!(members.get("bA"), Some(r#"{"x": [1, 2]}"#));
         assert_eq!(members.iter().next(), Some(("a", "1.50e3")));
-        assert!(["", "[]", "1", "{", "null", "{\"a\": }"].iter().all(|bad| Members::of(bad).is_none()));
+        assert!(["", "[]", "1", "{", "null", "{\"a\": }"].iter().all(|bad| JsonObject::of(bad).is_none()));
         assert_eq!(ids("[]"), Some(vec![]));
         assert_eq!(ids("[ 1,-2 ]"), Some(vec![(Id::Number(1), "1"), (Id::Number(-2), "-2")]));
         let mixed = [(Id::Text("a,\"]".into()), r#""a,\"]""#), (Id::Number(1), "1")];

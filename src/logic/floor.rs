@@ -5,7 +5,7 @@
 //! record: somebody may have set it back since.
 
 /// More than a life that ends in a crash can have given: a million a second for twelve days.
-const MOST_IN_A_LIFE: i64 = 1 << 40;
+const MAX_IN_A_RUN: i64 = 1 << 40;
 
 /// What the file says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ impl Record {
     /// Where the next life begins at least: nothing that was given before is as high.
     pub fn next(self) -> i64 {
         match self {
-            Self::Began(above) => above.saturating_add(MOST_IN_A_LIFE),
+            Self::Began(above) => above.saturating_add(MAX_IN_A_RUN),
             Self::Ended(last) => last.saturating_add(1),
         }
     }

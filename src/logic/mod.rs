@@ -10,7 +10,7 @@ pub mod channel;
 pub mod check;
 pub mod floor;
 pub mod gossip;
-pub mod intake;
+pub mod ingest;
 pub mod iso8601;
 pub mod jobs;
 pub mod jsonb;

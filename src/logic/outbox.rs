@@ -17,7 +17,7 @@ use super::ring::Channel;
 
 /// Why a message is sent, which says what becomes of it where the transaction can't send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Origin {
+pub enum Requester {
     /// Somebody called for it: it is sent, or the caller hears that it can't be.
     Call,
     /// A trigger's wake-up: a hint, and never the reason why a user's statement fails.
@@ -26,29 +26,29 @@ pub enum Origin {
 
 /// How a message reaches its listeners. Readers of the ring get all but the last kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Way {
+pub enum Delivery {
     /// Through the relay, which may merge it with an equal one of another transaction.
     Merged,
     /// Through the relay, each for itself.
     Single,
     /// Natively, in its own transaction.
-    Natively,
+    Native,
     /// The same, and past the ring: its readers are told nothing.
-    Aside,
+    NativeOnly,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
+pub struct QueuedMessage {
     pub channel: Rc<Channel>,
     /// The wire form, in the server's encoding, which need not be UTF-8.
     pub payload: Vec<u8>,
-    pub origin: Origin,
-    pub way: Way,
+    pub requester: Requester,
+    pub delivery: Delivery,
     /// The role that a place in the ring is charged to; 0 for one that has no limit.
     pub role: u32,
 }
 
-impl Message {
+impl QueuedMessage {
     /// Of channel and payload.
     pub fn bytes(&self) -> usize {
         self.channel.name.len() + self.payload.len()
@@ -56,21 +56,23 @@ impl Message {
 
     /// Whether it says the same to the same readers, whichever role sends it.
     fn is_equal(&self, other: &Self) -> bool {
-        self.channel == other.channel && self.payload == other.payload && self.is_aside() == other.is_aside()
+        self.channel == other.channel
+            && self.payload == other.payload
+            && self.is_native_only() == other.is_native_only()
     }
 
-    pub fn is_aside(&self) -> bool {
-        self.way == Way::Aside
+    pub fn is_native_only(&self) -> bool {
+        self.delivery == Delivery::NativeOnly
     }
 
     /// Whether its own transaction has to send it.
     pub fn is_native(&self) -> bool {
-        matches!(self.way, Way::Natively | Way::Aside)
+        matches!(self.delivery, Delivery::Native | Delivery::NativeOnly)
     }
 
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (self.channel.schema, &self.channel.name, &self.payload, self.is_aside()).hash(&mut hasher);
+        (self.channel.schema, &self.channel.name, &self.payload, self.is_native_only()).hash(&mut hasher);
         hasher.finish()
     }
 }
@@ -87,15 +89,15 @@ pub enum Queued {
 }
 
 /// The most bytes of a transaction's messages: 8,000 of the longest kind.
-pub const MOST_BYTES: usize = 64 << 20;
+pub const MAX_BYTES: usize = 64 << 20;
 
 /// As long as there are so few, each is compared with each.
-const FEW: usize = 16;
+const MAX_COMPARED: usize = 16;
 
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// In the order of their calls, each with its level.
-    messages: Vec<(Message, u32)>,
+    messages: Vec<(QueuedMessage, u32)>,
     /// Where the first message of each hash is, once there are more than a few. Should two that differ ever share
     /// a hash, equals of the second are kept twice, and Postgres collapses them.
     first: HashMap<u64, usize>,
@@ -104,29 +106,30 @@ pub struct Outbox {
 
 impl Outbox {
     /// Queues a message in the subtransaction of this level, unless the transaction has `most` already.
-    pub fn queue(&mut self, message: Message, level: u32, most: usize) -> Queued {
+    pub fn queue(&mut self, message: QueuedMessage, level: u32, most: usize) -> Queued {
         debug_assert!(self.messages.last().is_none_or(|(_, last)| *last <= level));
         if let Some(at) = self.find(&message, level) {
             let first = &mut self.messages[at].0;
-            if message.origin == Origin::Call {
-                first.origin = Origin::Call;
+            if message.requester == Requester::Call {
+                first.requester = Requester::Call;
             }
             // Should this be rolled back, the first is sent natively in vain, and no harm is done.
-            if message.way == Way::Natively {
-                first.way = Way::Natively;
+            if message.delivery == Delivery::Native {
+                first.delivery = Delivery::Native;
             }
             return Queued::Merged;
         }
-        if self.messages.len() >= most || self.bytes + message.bytes() > MOST_BYTES {
+        if self.messages.len() >= most || self.bytes + message.bytes() > MAX_BYTES {
             return Queued::Full;
         }
-        let new = if self.messages.len() == FEW { FEW + 1 } else { 1 };
+        let new = if self.messages.len() == MAX_COMPARED { MAX_COMPARED + 1 } else { 1 };
         if self.messages.try_reserve(1).is_err() || self.first.try_reserve(new).is_err() {
             return Queued::OutOfMemory;
         }
         self.bytes += message.bytes();
         self.messages.push((message, level));
-        let indexed = if self.messages.len() > FEW { self.messages.len() - new } else { self.messages.len() };
+        let indexed =
+            if self.messages.len() > MAX_COMPARED { self.messages.len() - new } else { self.messages.len() };
         for at in indexed..self.messages.len() {
             let hash = self.messages[at].0.hash();
             // The later one of two equals is a call: all that follow are the same as it.
@@ -137,12 +140,13 @@ impl Outbox {
 
     /// An equal message that this one can be merged with. A call is no trigger's wake-up of a subtransaction around
     /// it: it may be rolled back, and the transaction prepared then.
-    fn find(&self, message: &Message, level: u32) -> Option<usize> {
-        let serves = |(m, at): &(Message, u32)| {
-            let origin = message.origin == Origin::Trigger || m.origin == Origin::Call || *at == level;
-            origin && m.is_equal(message)
+    fn find(&self, message: &QueuedMessage, level: u32) -> Option<usize> {
+        let serves = |(m, at): &(QueuedMessage, u32)| {
+            let requester =
+                message.requester == Requester::Trigger || m.requester == Requester::Call || *at == level;
+            requester && m.is_equal(message)
         };
-        if self.messages.len() <= FEW {
+        if self.messages.len() <= MAX_COMPARED {
             return self.messages.iter().position(serves);
         }
         let at = *self.first.get(&message.hash())?;
@@ -155,7 +159,7 @@ impl Outbox {
 
     /// Whether somebody called for a message of this transaction.
     pub fn has_calls(&self) -> bool {
-        self.messages.iter().any(|(m, _)| m.origin == Origin::Call)
+        self.messages.iter().any(|(m, _)| m.requester == Requester::Call)
     }
 
     /// The subtransaction of this level commits into the one around it.
@@ -169,20 +173,20 @@ impl Outbox {
         let before = self.messages.len();
         while let Some((message, _)) = self.messages.pop_if(|(_, at)| *at >= level) {
             self.bytes -= message.bytes();
-            if before > FEW {
+            if before > MAX_COMPARED {
                 let hash = message.hash();
                 if self.first.get(&hash) == Some(&self.messages.len()) {
                     self.first.remove(&hash);
                 }
             }
         }
-        if self.messages.len() <= FEW {
+        if self.messages.len() <= MAX_COMPARED {
             self.first.clear();
         }
     }
 
     /// Empties it; the messages in their order. (Their memory goes with them.)
-    pub fn take(&mut self) -> Vec<Message> {
+    pub fn take(&mut self) -> Vec<QueuedMessage> {
         std::mem::take(self).messages.into_iter().map(|(message, _)| message).collect()
     }
 }
@@ -192,10 +196,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn message(n: u8) -> Message {
-        let origin = if n.is_multiple_of(2) { Origin::Call } else { Origin::Trigger };
+    fn message(n: u8) -> QueuedMessage {
+        let requester = if n.is_multiple_of(2) { Requester::Call } else { Requester::Trigger };
         let channel = Rc::new(Channel::new(6, b"insert".to_vec()));
-        Message { channel, payload: vec![n], origin, way: Way::Merged, role: 0 }
+        QueuedMessage { channel, payload: vec![n], requester, delivery: Delivery::Merged, role: 0 }
     }
 
     fn sent(outbox: &mut Outbox) -> Vec<u8> {
@@ -231,34 +235,38 @@ mod tests {
     #[test]
     fn equal_is_what_says_the_same() {
         let mut outbox = Outbox::default();
-        let with = |origin, way| Message { origin, way, ..message(1) };
-        outbox.queue(with(Origin::Trigger, Way::Merged), 1, 10);
-        assert_eq!(outbox.queue(with(Origin::Trigger, Way::Natively), 1, 10), Queued::Merged);
+        let with = |requester, delivery| QueuedMessage { requester, delivery, ..message(1) };
+        outbox.queue(with(Requester::Trigger, Delivery::Merged), 1, 10);
+        assert_eq!(outbox.queue(with(Requester::Trigger, Delivery::Native), 1, 10), Queued::Merged);
         assert!(!outbox.has_calls());
-        assert_eq!(outbox.queue(with(Origin::Call, Way::Merged), 1, 10), Queued::Merged);
+        assert_eq!(outbox.queue(with(Requester::Call, Delivery::Merged), 1, 10), Queued::Merged);
         assert!(outbox.has_calls());
         let verbatim = Channel::new(0, b"insert".to_vec());
         assert_eq!(
-            outbox.queue(Message { channel: Rc::new(verbatim), ..message(1) }, 1, 10),
+            outbox.queue(QueuedMessage { channel: Rc::new(verbatim), ..message(1) }, 1, 10),
             Queued::New,
             "verbatim"
         );
-        assert_eq!(outbox.take()[0], with(Origin::Call, Way::Natively));
+        assert_eq!(outbox.take()[0], with(Requester::Call, Delivery::Native));
 
-        outbox.queue(with(Origin::Call, Way::Single), 1, 10);
-        assert_eq!(outbox.queue(with(Origin::Call, Way::Aside), 1, 10), Queued::New, "for other readers");
-        assert_eq!(outbox.queue(with(Origin::Call, Way::Aside), 1, 10), Queued::Merged);
+        outbox.queue(with(Requester::Call, Delivery::Single), 1, 10);
+        assert_eq!(
+            outbox.queue(with(Requester::Call, Delivery::NativeOnly), 1, 10),
+            Queued::New,
+            "for other readers"
+        );
+        assert_eq!(outbox.queue(with(Requester::Call, Delivery::NativeOnly), 1, 10), Queued::Merged);
         outbox.take();
 
         // A call in a savepoint: whether it is taken back decides about PREPARE TRANSACTION.
         for others in [0, 20] {
             let mut outbox = Outbox::default();
-            outbox.queue(with(Origin::Trigger, Way::Merged), 1, 100);
+            outbox.queue(with(Requester::Trigger, Delivery::Merged), 1, 100);
             for n in 0..others {
                 outbox.queue(message(101 + 2 * n), 1, 100);
             }
-            assert_eq!(outbox.queue(with(Origin::Call, Way::Merged), 2, 100), Queued::New);
-            assert_eq!(outbox.queue(with(Origin::Call, Way::Merged), 2, 100), Queued::Merged);
+            assert_eq!(outbox.queue(with(Requester::Call, Delivery::Merged), 2, 100), Queued::New);
+            assert_eq!(outbox.queue(with(Requester::Call, Delivery::Merged), 2, 100), Queued::Merged);
             assert!(outbox.has_calls());
             outbox.abort_level(2);
             assert!(!outbox.has_calls());
@@ -269,7 +277,7 @@ mod tests {
     #[test]
     fn bytes_are_limited_and_given_back() {
         let mut outbox = Outbox::default();
-        let large = |n: u8| Message { payload: vec![n; MOST_BYTES / 2 - 8], ..message(n) };
+        let large = |n: u8| QueuedMessage { payload: vec![n; MAX_BYTES / 2 - 8], ..message(n) };
         assert_eq!(outbox.queue(large(1), 1, 10), Queued::New);
         assert_eq!(outbox.queue(large(2), 2, 10), Queued::New);
         assert_eq!(outbox.queue(message(3), 2, 10), Queued::Full);

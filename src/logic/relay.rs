@@ -10,7 +10,7 @@
 
 use std::collections::HashSet;
 
-use super::ring::Message;
+use super::ring::RingMessage;
 
 /// What to send in one transaction each, by the messages' numbers.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -33,7 +33,7 @@ struct Seen<'m> {
 
 impl<'m> Seen<'m> {
     /// False if the message is equal to one before it, or may be.
-    fn insert(&mut self, message: &Message<'m>) -> bool {
+    fn insert(&mut self, message: &RingMessage<'m>) -> bool {
         let is_verbatim = message.schema == 0;
         let short = if is_verbatim { short_of(message.channel) } else { Some(message.channel) };
         if let Some(short) = short {
@@ -57,7 +57,7 @@ fn short_of(full: &[u8]) -> Option<&[u8]> {
     full[dot..].strip_prefix(b".oban_")
 }
 
-pub fn plan<'m>(messages: impl Iterator<Item = Message<'m>>) -> Plan {
+pub fn plan<'m>(messages: impl Iterator<Item = RingMessage<'m>>) -> Plan {
     let mut plan = Plan::default();
     let mut seen = Seen::default();
     let mut count = 0;
@@ -93,8 +93,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn message(n: &(bool, u8)) -> Message<'_> {
-        Message {
+    fn message(n: &(bool, u8)) -> RingMessage<'_> {
+        RingMessage {
             position: 0,
             sent_at: 0,
             schema: 6,
@@ -121,8 +121,8 @@ mod tests {
 
     #[test]
     fn what_may_be_equal_on_the_wire_is_sent_twice() {
-        let on = |schema, channel: &'static [u8]| Message { schema, channel, ..message(&(false, 1)) };
-        let sent = |messages: &[Message<'_>]| plan(messages.iter().copied()).transactions;
+        let on = |schema, channel: &'static [u8]| RingMessage { schema, channel, ..message(&(false, 1)) };
+        let sent = |messages: &[RingMessage<'_>]| plan(messages.iter().copied()).transactions;
         let (own, verbatim) = (on(6, b"gossip"), on(0, b"public.oban_gossip"));
         assert_eq!(sent(&[own, verbatim]), [[0], [1]]);
         assert_eq!(sent(&[verbatim, own]), [[0], [1]]);

@@ -37,8 +37,8 @@ impl<const N: usize> Text<N> {
 
 /// As much of a text as an error message shows.
 pub fn excerpt(text: &str) -> String {
-    const MOST: usize = 100;
-    match text.char_indices().nth(MOST) {
+    const MAX_EXCERPT: usize = 100;
+    match text.char_indices().nth(MAX_EXCERPT) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }

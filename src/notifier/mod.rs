@@ -13,7 +13,7 @@ use crate::bus::{self, Target};
 use crate::config;
 use crate::error::{Error, given};
 use crate::logic::channel::MAX_CHANNEL;
-use crate::logic::outbox::{self, Origin};
+use crate::logic::outbox::{self, Requester};
 use crate::logic::text::excerpt;
 use crate::logic::wire::WireError;
 use crate::logic::{channel, jsonb, wire};
@@ -28,11 +28,11 @@ use crate::shmem::listeners;
 const MAX_JSONB: usize = 64 << 20;
 
 /// The most bytes, and elements, of an array of payloads.
-const MAX_PAYLOADS: usize = 128 << 20;
-const MOST_PAYLOADS: usize = 1 << 20;
+const MAX_PAYLOADS_BYTES: usize = 128 << 20;
+const MAX_PAYLOADS: usize = 1 << 20;
 
 /// The most channels of a call: a reader compares each with each message, while the ring's lock is held.
-const MOST_CHANNELS: usize = 64;
+const MAX_CHANNELS: usize = 64;
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_notify(
@@ -41,7 +41,7 @@ fn oban_notify(
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let payload = given("payload", payload)?;
-    Ok(publish(channel, "payload", [Some(payload)].into_iter(), prefix)?)
+    Ok(queue_all(channel, "payload", [Some(payload)].into_iter(), prefix)?)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -51,21 +51,21 @@ fn oban_notify_many(
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let payloads = given("payloads", payloads)?;
-    if payloads.bytes() > MAX_PAYLOADS {
-        return Err(Error::too_large("payloads", payloads.bytes(), MAX_PAYLOADS).into());
+    if payloads.bytes() > MAX_PAYLOADS_BYTES {
+        return Err(Error::too_large("payloads", payloads.bytes(), MAX_PAYLOADS_BYTES).into());
     }
     let payloads = payloads.open().ok_or(Error::NullArgument("payloads"))?;
-    if payloads.len() > MOST_PAYLOADS {
+    if payloads.len() > MAX_PAYLOADS {
         let message = format!("payloads has {} elements", payloads.len());
-        let hint = format!("At most {MOST_PAYLOADS} are read: send them in several calls.");
+        let hint = format!("At most {MAX_PAYLOADS} are read: send them in several calls.");
         return Err(Error::ArgumentTooLarge { message, hint }.into());
     }
     // One after the other: printed they can be many times as large as the array.
-    Ok(publish(channel, "payloads", payloads.iter(), prefix)?)
+    Ok(queue_all(channel, "payloads", payloads.iter(), prefix)?)
 }
 
 /// Queues every payload, or none: all are tested before the first is queued.
-fn publish(
+fn queue_all(
     channel: Option<TextArgument>,
     argument: &'static str,
     payloads: impl Iterator<Item = Option<JsonbArgument>>,
@@ -79,7 +79,7 @@ fn publish(
         if prefix.is_empty() { None } else { Some(acl::require(&prefix, right_to_publish(&channel))?) };
     let target = Target::new(schema, &prefix, &channel)?;
     // But room in the ring is for roles that have something to do with it.
-    let target = if schema.is_some() || acl::writes_somewhere() { target } else { target.aside() };
+    let target = if schema.is_some() || acl::writes_somewhere() { target } else { target.native_only() };
     if session::in_recovery() {
         return Err(Error::InRecovery("notify"));
     }
@@ -88,13 +88,13 @@ fn publish(
         pgrx::check_for_interrupts!();
         let form = server_form(wire_form(argument, given(argument, payload)?)?)?;
         bytes += form.len();
-        if bytes > outbox::MOST_BYTES {
+        if bytes > outbox::MAX_BYTES {
             return Err(Error::TooManyMessages(config::max_transaction_messages()));
         }
         forms.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
         forms.push(form);
     }
-    forms.into_iter().try_for_each(|form| bus::queue(&target, form, Origin::Call))
+    forms.into_iter().try_for_each(|form| bus::queue(&target, form, Requester::Call))
 }
 
 fn right_to_publish(channel: &str) -> Right {
@@ -215,5 +215,5 @@ fn full_names(
 /// The names of channels, and of their prefix, as they were given.
 fn names(channels: Option<TextArray>, prefix: Option<TextArgument>) -> Result<(Vec<Text>, Text), Error> {
     let (channels, prefix) = (given("channels", channels)?, given("prefix", prefix)?);
-    Ok((channels.texts("channels", MOST_CHANNELS, MAX_CHANNEL)?, prefix.text("prefix", MAX_CHANNEL)?))
+    Ok((channels.texts("channels", MAX_CHANNELS, MAX_CHANNEL)?, prefix.text("prefix", MAX_CHANNEL)?))
 }

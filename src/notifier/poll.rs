@@ -13,13 +13,13 @@ use pgrx::prelude::*;
 use crate::bus::Target;
 use crate::error::{Error, given};
 use crate::logic::lifecycle::Lack;
-use crate::logic::ring::{Batch, Channel, Message, Progress};
+use crate::logic::ring::{Batch, Channel, Progress, RingMessage};
 use crate::logic::wire::WireError;
 use crate::logic::{channel, wire};
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::{TextArgument, TextArray};
 use crate::pg::datum::{ServerJson, Text};
-use crate::pg::procedure::{Call, Row};
+use crate::pg::procedure::{Call, InoutRecord};
 use crate::pg::{encoding, latch, session, time};
 use crate::shmem;
 use crate::shmem::rings::{self, Counter};
@@ -29,7 +29,7 @@ const MESSAGES: usize = 256;
 const BYTES: usize = 64 * 1024;
 
 /// Where one answer ends, in bytes: a jsonb has its limits, and so have memory and a client.
-const MOST_BYTES: usize = 16 << 20;
+const MAX_ANSWER_BYTES: usize = 16 << 20;
 
 /// A day: what is longer is a mistake in the unit.
 const MAX_TIMEOUT: i128 = 86_400_000_000;
@@ -53,7 +53,7 @@ struct Question {
 const ALL_QUEUES: &str = "*";
 
 /// The most queues of a call, and the most bytes of a queue's name.
-const MOST_QUEUES: usize = 1_024;
+const MAX_QUEUES: usize = 1_024;
 const MAX_QUEUE: usize = 255;
 
 impl Question {
@@ -73,7 +73,7 @@ impl Question {
                 "Give the position of the last answer, or NULL for from now on.",
             ));
         }
-        let queues = queues.map(|queues| queues.texts("queues", MOST_QUEUES, MAX_QUEUE)).transpose()?;
+        let queues = queues.map(|queues| queues.texts("queues", MAX_QUEUES, MAX_QUEUE)).transpose()?;
         let queues: Option<Vec<String>> =
             queues.map(|queues| queues.into_iter().map(|Text(queue)| queue).collect());
         if queues.iter().flatten().any(String::is_empty) {
@@ -131,7 +131,7 @@ fn require_ring(what: &'static str) -> Result<(), Error> {
 
 /// Why this database has no ring.
 fn no_ring() -> Error {
-    if rings::places().is_some() {
+    if rings::ring_availability().is_some() {
         let what = "this database's messages".into();
         return Error::TableFull { what, setting: "obanrs.max_rings" };
     }
@@ -175,7 +175,7 @@ impl Answer {
             }
             let Some(json) = shown(&message, question)? else { continue };
             let json = client.json(json);
-            if self.count > 0 && self.json.len() + json.len() > MOST_BYTES {
+            if self.count > 0 && self.json.len() + json.len() > MAX_ANSWER_BYTES {
                 return Ok(added);
             }
             self.json.try_reserve(json.len() + 2).map_err(|_| Error::OutOfMemory)?;
@@ -198,7 +198,7 @@ impl Answer {
 
 /// A message as JSON, in the server's encoding. What is packed may become megabytes. `None`: the reader does not want
 /// it.
-fn shown(message: &Message<'_>, question: &Question) -> Result<Option<Vec<u8>>, Error> {
+fn shown(message: &RingMessage<'_>, question: &Question) -> Result<Option<Vec<u8>>, Error> {
     // Only what is packed is ASCII, and has to be unpacked; it was UTF-8 then.
     let unpacked = std::str::from_utf8(message.payload).ok().and_then(|text| match wire::decode(text) {
         Ok(unpacked) if text != unpacked => Some(Ok(unpacked)),
@@ -354,7 +354,7 @@ fn call_wait(
     if call.is_atomic() {
         return Err(Error::InTransactionBlock("oban_wait"));
     }
-    let row = Row::of(fcinfo);
+    let row = InoutRecord::of(fcinfo);
     session::notice_vanished_client();
     // From here on: what comes between this and the sleep is not missed.
     let mut answer = read(&question)?;
@@ -381,7 +381,7 @@ fn wait(question: &mut Question, answer: &mut Answer, timeout: Duration) -> Resu
     struct Awake;
     impl Drop for Awake {
         fn drop(&mut self) {
-            rings::stop_sleeping();
+            rings::stop_waiting();
         }
     }
     let _awake = Awake;
@@ -391,9 +391,9 @@ fn wait(question: &mut Question, answer: &mut Answer, timeout: Duration) -> Resu
         latch::reset();
         batch.clear();
         let progress =
-            rings::read_or_sleep(answer.position, question.channels()?, &mut batch).ok_or_else(no_ring)?;
+            rings::read_or_wait(answer.position, question.channels()?, &mut batch).ok_or_else(no_ring)?;
         if batch.len() > 0 || progress.missed != Some(0) {
-            rings::stop_sleeping();
+            rings::stop_waiting();
             question.after = Some(answer.position);
             *answer = read(question)?;
             if !answer.is_empty() || since.elapsed() >= timeout {

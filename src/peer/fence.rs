@@ -51,10 +51,10 @@ fn oban_fence(
     // The time is read once the row is locked: from then on its lease can only be extended. Memory knows how long the
     // lease of a row runs; a row that it does not know is judged by the wall clock.
     let (now, wall) = (clock::now(), time::now());
-    let over = shmem::peers_view(|v| v.is_over(&electorate, term, now))?;
+    let over = shmem::leaderships_view(|v| v.is_over(&electorate, term, now))?;
     let held = row.is_some_and(|row| {
         let times = (term, row.started_at, row.expires_at);
-        let holds = shmem::peers_view(|v| v.holds(&electorate, times, now)).ok().flatten();
+        let holds = shmem::leaderships_view(|v| v.holds(&electorate, times, now)).ok().flatten();
         holds.unwrap_or(wall < row.expires_at) && rows::outlives_start(row.boot, boot)
     });
     if !held || over {

@@ -8,12 +8,12 @@ use pgrx::prelude::*;
 
 use super::Names;
 use crate::error::{self, Error};
-use crate::logic::peer::{Electorate, Node, View};
+use crate::logic::peer::{Electorate, LeadershipsView, Node};
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::TextArgument;
 use crate::pg::datum::Shown;
-use crate::pg::row::{self, Column, Row};
+use crate::pg::row::{self, Column, Tuple};
 use crate::pg::scan::{self, Locked};
 use crate::pg::{catalog, clock, latch, session, spi, time};
 use crate::prefix::peers;
@@ -25,7 +25,7 @@ thread_local! {
 }
 
 /// The term of the leadership that counts as "mine": of a member of this session, or of the named node.
-fn led_by(view: &View<'_>, electorate: &Electorate, node: Option<&str>) -> Option<i64> {
+fn led_by(view: &LeadershipsView<'_>, electorate: &Electorate, node: Option<&str>) -> Option<i64> {
     let (seat, now) = (view.seat_near(electorate, LAST_SEAT.get())?, clock::now());
     LAST_SEAT.set(seat);
     let (held, leader) = view.held(seat, now)?;
@@ -50,7 +50,7 @@ fn term_of(
     };
     // This session leads nothing in a schema that does not exist.
     let Some(electorate) = electorate else { return shmem::require().map(|()| None) };
-    shmem::peers_view(|v| led_by(&v, &electorate, node.as_ref().map(Node::as_str)))
+    shmem::leaderships_view(|v| led_by(&v, &electorate, node.as_ref().map(Node::as_str)))
 }
 
 #[pg_extern(volatile, parallel_restricted)]
@@ -94,7 +94,7 @@ pub struct LeaderRow {
 }
 
 /// The longest name of an instance or a node that is shown. Oban's own are host names and the like.
-const LONGEST_SHOWN: usize = 1_024;
+const MAX_SHOWN: usize = 1_024;
 
 /// The unexpired rows of a schema's oban_peers, of one name or of all in their order; `None` when the table
 /// can't be read. The table, not shared memory: it has foreign leaders of names without members, and it is there on a
@@ -119,23 +119,22 @@ pub fn leaders(
         let numbers = ["term", "boot"].map(|name| typed(name, pg_sys::INT8OID));
         Some((text("name")?, text("node")?, time("started_at")?, time("expires_at")?, numbers))
     };
-    let read = |row: &Row, columns: &Columns| {
+    let read = |row: &Tuple, columns: &Columns| {
         let (of_name, node, started_at, expires_at, [term, boot]) = columns;
         let ends = row.i64(*expires_at)?;
-        let own =
-            row.short_text(*of_name, LONGEST_SHOWN).filter(|own| name.is_none_or(|name| own == name))?;
+        let own = row.short_text(*of_name, MAX_SHOWN).filter(|own| name.is_none_or(|name| own == name))?;
         let (term_read, started) = (term.and_then(|term| row.i64(term)), row.i64(*started_at));
         let holds = Text::new(&own).and_then(|name| {
             let electorate = Electorate { database, schema, name };
             let (term, started) = (term_read.unwrap_or(0), started.unwrap_or(0));
-            shmem::peers_view(|v| v.holds(&electorate, (term, started, ends), now)).ok().flatten()
+            shmem::leaderships_view(|v| v.holds(&electorate, (term, started, ends), now)).ok().flatten()
         });
         if !holds.unwrap_or(ends > wall) {
             return None;
         }
         Some(LeaderRow {
             name: own,
-            node: row.short_text(*node, LONGEST_SHOWN)?,
+            node: row.short_text(*node, MAX_SHOWN)?,
             foreign: boot.and_then(|boot| row.i64(boot)).is_none(),
             term: term_read,
             started_at: started.and_then(time::timestamptz),

@@ -13,7 +13,7 @@ use super::leaders::leaders;
 use crate::config;
 use crate::error::{self, Error, given};
 use crate::logic::lifecycle::Lack;
-use crate::logic::peer::{Electorate, JoinError, Joining, Member, View};
+use crate::logic::peer::{Electorate, JoinError, Joining, LeadershipsView, Member};
 use crate::logic::shape;
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::{self, TextArgument};
@@ -25,7 +25,7 @@ use crate::shmem;
 use crate::shmem::members::{ended, leave, leave_at_exit};
 
 /// How long a call waits for the keeper: long enough for one that is just starting.
-const PATIENCE: Duration = Duration::from_secs(1);
+const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// What a member's lease may be, in microseconds: no shorter than a client can renew it, no longer than a day,
 /// as what is longer is a mistake in the unit.
@@ -99,7 +99,7 @@ fn join(
         candidate,
         foreign_leads: foreign.is_some(),
         wall: time::now(),
-        share: acl::share_of(config::max_members()),
+        share: acl::quota_of(config::max_members()),
     };
     if lease.is_none() {
         leave_at_exit();
@@ -150,14 +150,14 @@ fn join(
         }
     };
     let id = joined.id;
-    shmem::wake_keeper(electorate.database);
+    shmem::ensure_keeper(electorate.database);
     wait_until(|v| v.is_considered(id, clock::now()))?;
     // A foreign node's transaction may have been committed meanwhile.
     let late = candidate.is_none()
         && !joined.again
         && shmem::peers(|p| p.yields(id, latch::my_procno(), clock::now()))?;
     if late {
-        shmem::wake_keeper(electorate.database);
+        shmem::ensure_keeper(electorate.database);
     }
     if joined.yields || late {
         say_member_only(&electorate, foreign.or_else(|| foreign_leader(&electorate, names.prefix())));
@@ -192,7 +192,7 @@ fn say_member_only(electorate: &Electorate, foreign: Option<String>) {
 
 /// Says why no election can be held in this prefix, if nobody leads the name.
 fn warn_without_elections(electorate: &Electorate, prefix: &str) -> Result<(), Error> {
-    if shmem::peers_view(|v| v.has_leader(electorate, clock::now()))? {
+    if shmem::leaderships_view(|v| v.has_leader(electorate, clock::now()))? {
         return Ok(());
     }
     if peers::database_read_only() == Some(true) {
@@ -227,7 +227,7 @@ fn warn_without_elections(electorate: &Electorate, prefix: &str) -> Result<(), E
 
 /// Says that nobody elects as there is no free worker slot, if that is why a member was not considered.
 fn warn_without_keeper(id: i64) -> Result<(), Error> {
-    if shmem::peers_view(|v| v.is_considered(id, clock::now()))? {
+    if shmem::leaderships_view(|v| v.is_considered(id, clock::now()))? {
         return Ok(());
     }
     if let Some(lack @ Lack::Workers { .. }) = shmem::lack(false) {
@@ -261,13 +261,13 @@ fn microseconds(lease: Interval) -> Result<i64, Error> {
     ))
 }
 
-/// Until the keeper has done what it was woken for, at most for `PATIENCE`.
-fn wait_until(done: impl Fn(View<'_>) -> bool) -> Result<(), Error> {
+/// Until the keeper has done what it was woken for, at most for `MAX_WAIT`.
+fn wait_until(done: impl Fn(LeadershipsView<'_>) -> bool) -> Result<(), Error> {
     let since = Instant::now();
     loop {
         latch::reset();
-        let left = PATIENCE.saturating_sub(since.elapsed());
-        if left.is_zero() || shmem::peers_view(&done)? {
+        let left = MAX_WAIT.saturating_sub(since.elapsed());
+        if left.is_zero() || shmem::leaderships_view(&done)? {
             return Ok(());
         }
         latch::wait(Some(left));
@@ -276,7 +276,7 @@ fn wait_until(done: impl Fn(View<'_>) -> bool) -> Result<(), Error> {
 
 /// The member of this id in this database that the caller may act for. `None` when there is none.
 fn own_member(id: i64) -> Result<Option<(Electorate, Member)>, Error> {
-    let known = shmem::peers_view(|v| v.member(id, clock::now()).map(|(_, m)| (*v.electorate(m), *m)))?;
+    let known = shmem::leaderships_view(|v| v.member(id, clock::now()).map(|(_, m)| (*v.electorate(m), *m)))?;
     match known.filter(|(e, _)| e.database == session::database()) {
         Some((_, member)) if !session::acts_for(member.role) => Err(not_yours(id)),
         known => Ok(known),
@@ -305,9 +305,9 @@ fn oban_renew(member: Option<i64>) -> Result<Option<i64>, ErrorReport> {
         return Ok(renewed.term);
     }
     // The answer shall hold for half a lease at least, so the row comes first.
-    shmem::wake_keeper(electorate.database);
+    shmem::ensure_keeper(electorate.database);
     wait_until(|v| v.is_considered(id, clock::now()))?;
-    Ok(shmem::peers_view(|v| v.term_of(id, clock::now()))?)
+    Ok(shmem::leaderships_view(|v| v.term_of(id, clock::now()))?)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -316,7 +316,7 @@ fn oban_resign(member: Option<i64>) -> Result<bool, ErrorReport> {
     let electorate = required_member(id, "resign")?;
     let led = shmem::peers(|p| p.resign(id, latch::my_procno(), clock::now()))?.ok_or(Error::NoMember(id))?;
     if led {
-        shmem::wake_keeper(electorate.database);
+        shmem::ensure_keeper(electorate.database);
         wait_until(|v| v.is_considered(id, clock::now()))?;
     }
     Ok(led)
@@ -393,7 +393,7 @@ fn shown_members() -> Result<Vec<MemberRow>, Error> {
         return Ok(Vec::new()); // oban_check says why
     }
     let mut members: Vec<(Electorate, Member, bool)> =
-        shmem::peers_view(|v| v.members_of(session::database(), clock::now()))?;
+        shmem::leaderships_view(|v| v.members_of(session::database(), clock::now()))?;
     members.sort_by_key(|(_, m, _)| m.id);
     let mut readable = Readable::default();
     let rows = members

@@ -122,7 +122,7 @@ pub fn owns_database(database: u32) -> bool {
 
 /// The most of `total` that the current role may hold: its share (obanrs.role_share). `None`: it has no limit, as a
 /// superuser or the owner of the database.
-pub fn share_of(total: usize) -> Option<usize> {
+pub fn quota_of(total: usize) -> Option<usize> {
     // SAFETY: a lookup in the role caches.
     let limited = !unsafe { pg_sys::superuser() } && !owns_database(session::database());
     (limited && config::role_share() < 100).then(|| (total * config::role_share() / 100).max(1))
@@ -139,7 +139,7 @@ pub fn writes_somewhere() -> bool {
     let writes = |schema: &u32| {
         catalog::with_schema_name(*schema, |_| ()).is_some() && allows_in(*schema, Right::Write)
     };
-    if share_of(1).is_none() || (LAST.get() != 0 && writes(&LAST.get())) {
+    if quota_of(1).is_none() || (LAST.get() != 0 && writes(&LAST.get())) {
         return true;
     }
     // First where it is likely.

@@ -23,7 +23,7 @@ use pg_sys::pqsignal;
 #[cfg(feature = "pg18")]
 use pg_sys::pqsignal_be as pqsignal;
 
-pub struct Worker<'a> {
+pub struct WorkerSpec<'a> {
     /// Shown by ps and in the log.
     pub name: &'a str,
     /// `backend_type` in pg_stat_activity.
@@ -34,9 +34,9 @@ pub struct Worker<'a> {
 }
 
 /// A worker that was launched; it lives in the memory of the process that launched it.
-pub struct Handle(*mut pg_sys::BackgroundWorkerHandle);
+pub struct WorkerHandle(*mut pg_sys::BackgroundWorkerHandle);
 
-fn describe(worker: &Worker<'_>, restart_seconds: i32) -> pg_sys::BackgroundWorker {
+fn describe(worker: &WorkerSpec<'_>, restart_seconds: i32) -> pg_sys::BackgroundWorker {
     let mut w = pg_sys::BackgroundWorker {
         bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as c_int,
         bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
@@ -59,7 +59,7 @@ fn copy(to: &mut [c_char], from: &str) {
 }
 
 /// While preloading: Postgres starts it when recovery is over, and again this long after it ended.
-pub fn register(worker: &Worker<'_>, restart_seconds: i32) {
+pub fn register(worker: &WorkerSpec<'_>, restart_seconds: i32) {
     let mut w = describe(worker, restart_seconds);
     // SAFETY: Postgres copies the struct.
     unsafe { pg_sys::RegisterBackgroundWorker(&mut w) }
@@ -67,7 +67,7 @@ pub fn register(worker: &Worker<'_>, restart_seconds: i32) {
 
 /// Starts a worker now that Postgres never restarts by itself, and sets our latch when it starts and
 /// ends. `None` when every slot of max_worker_processes is in use.
-pub fn launch(worker: &Worker<'_>) -> Option<Handle> {
+pub fn launch(worker: &WorkerSpec<'_>) -> Option<WorkerHandle> {
     let mut w = describe(worker, pg_sys::BGW_NEVER_RESTART);
     w.bgw_notify_pid = super::latch::my_pid();
     let mut handle = std::ptr::null_mut();
@@ -79,10 +79,10 @@ pub fn launch(worker: &Worker<'_>) -> Option<Handle> {
         pg_sys::MemoryContextSwitchTo(before);
         launched
     };
-    launched.then(|| Handle(handle)) // a handle of null must not even be dropped
+    launched.then(|| WorkerHandle(handle)) // a handle of null must not even be dropped
 }
 
-impl Handle {
+impl WorkerHandle {
     pub fn has_stopped(&self) -> bool {
         let mut pid = 0;
         // SAFETY: the handle is valid until it is dropped.
@@ -90,7 +90,7 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
+impl Drop for WorkerHandle {
     fn drop(&mut self) {
         // SAFETY: allocated by `launch` and freed once.
         unsafe { pg_sys::pfree(self.0.cast()) }

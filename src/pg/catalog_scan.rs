@@ -6,7 +6,7 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
-use super::row::{self, Row};
+use super::row::{self, Tuple};
 
 /// The value that a column of the index has to have.
 pub(super) enum Key<'a> {
@@ -32,7 +32,7 @@ pub(super) const EXTENSIONS: (u32, u32) = (3079, 3081); // pg_extension by extna
 /// A row of a catalog; its columns are found by their names.
 pub(super) struct CatalogRow {
     relation: pg_sys::Relation,
-    row: Row,
+    row: Tuple,
 }
 
 impl CatalogRow {
@@ -180,7 +180,7 @@ fn rows_of<T>(
                 break;
             }
             pg_sys::ExecStoreHeapTuple(tuple, slot, false);
-            found.extend(read(&CatalogRow { relation, row: Row::in_slot(slot) }));
+            found.extend(read(&CatalogRow { relation, row: Tuple::in_slot(slot) }));
         }
         pg_sys::systable_endscan(scan);
         pg_sys::ExecDropSingleTupleTableSlot(slot);

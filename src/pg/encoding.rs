@@ -180,7 +180,7 @@ const PIECE: usize = 16 * 1024;
 const GROWTH: usize = 4;
 
 /// The most bytes of a character, in any encoding.
-const LONGEST: usize = 4;
+const MAX_CHARACTER: usize = 4;
 
 impl Conversion {
     /// In a transaction. `None` when there is nothing to convert.
@@ -234,7 +234,7 @@ impl Conversion {
                 good(state, &rest[..done], &converted[..end]);
                 rest = &rest[done..];
                 // Else it ended between two characters, or in the midst of one that is whole in the next piece.
-                if rest.is_empty() || done + LONGEST > PIECE {
+                if rest.is_empty() || done + MAX_CHARACTER > PIECE {
                     continue;
                 }
             }

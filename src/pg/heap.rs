@@ -15,7 +15,7 @@ use std::ptr::null_mut;
 use pgrx::pg_sys;
 
 use super::index::{Duplicates, KeyIndex, OpenIndex, begin_index_scan, is_summarizing};
-use super::row::{Column, Row};
+use super::row::{Column, Tuple};
 use super::xact::next_command;
 
 /// The mode in which a table is locked.
@@ -243,7 +243,7 @@ impl<'a> Heap<'a> {
     }
 
     /// Calls `read` for each row that is committed now, in no order, until `read` returns false.
-    pub fn each(&self, mut read: impl FnMut(&Row) -> bool) {
+    pub fn each(&self, mut read: impl FnMut(&Tuple) -> bool) {
         let _snapshot = ActiveSnapshot::latest();
         // SAFETY: a scan of the whole table with the active snapshot; what is made here is dropped here.
         unsafe {
@@ -251,7 +251,7 @@ impl<'a> Heap<'a> {
             let scan = pg_sys::table_beginscan(self.relation, pg_sys::GetActiveSnapshot(), 0, null_mut());
             while pg_sys::table_scan_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
                 pgrx::check_for_interrupts!();
-                if !read(&Row::in_slot(slot)) {
+                if !read(&Tuple::in_slot(slot)) {
                     break;
                 }
             }
@@ -593,9 +593,9 @@ impl Stored {
         Self { slot: unsafe { pg_sys::table_slot_create(table.relation, null_mut()) } }
     }
 
-    pub fn row(&self) -> Row {
+    pub fn row(&self) -> Tuple {
         // SAFETY: the slot holds a row for as long as this lives.
-        unsafe { Row::in_slot(self.slot) }
+        unsafe { Tuple::in_slot(self.slot) }
     }
 }
 

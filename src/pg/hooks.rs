@@ -35,7 +35,7 @@ pub type BeforeDatabaseCommand = fn(DatabaseCommand<'_>);
 pub type BeforeListening = fn(Listening);
 /// What changes in the catalogs. The change may not be visible yet: the hook runs in the midst of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum CatalogChange {
     /// This extension was created or is being dropped, also as a part of somebody's CASCADE.
     Extension(u32),
     /// A trigger was created or altered, or is being dropped.
@@ -53,7 +53,7 @@ pub enum Change {
 }
 
 /// Called when that happens; may raise what a look-up in the caches raises.
-pub type OnChange = fn(Change);
+pub type OnCatalogChange = fn(CatalogChange);
 
 // Postgres' own, not pgrx's wrapper of it, which would guard it.
 unsafe extern "C-unwind" {
@@ -73,10 +73,10 @@ static mut NEXT_UTILITY: pg_sys::ProcessUtility_hook_type = None;
 static mut NEXT_ACCESS: pg_sys::object_access_hook_type = None;
 static mut BEFORE_DATABASE_COMMAND: Option<BeforeDatabaseCommand> = None;
 static mut BEFORE_LISTENING: Option<BeforeListening> = None;
-static mut ON_CHANGE: Option<OnChange> = None;
+static mut ON_CHANGE: Option<OnCatalogChange> = None;
 
 /// Once, while preloading.
-pub fn install(before: BeforeDatabaseCommand, listening: BeforeListening, on_change: OnChange) {
+pub fn install(before: BeforeDatabaseCommand, listening: BeforeListening, on_change: OnCatalogChange) {
     // SAFETY: single-threaded start of the postmaster; later processes only read these.
     unsafe {
         BEFORE_DATABASE_COMMAND = Some(before);
@@ -178,14 +178,14 @@ unsafe extern "C-unwind" fn changed(
     let Some(on_change) = (unsafe { ON_CHANGE }) else { return };
     let object = object.to_u32();
     let change = match (class, access) {
-        (pg_sys::ExtensionRelationId, OAT_POST_CREATE | OAT_DROP) => Change::Extension(object),
-        (pg_sys::TriggerRelationId, OAT_POST_CREATE | OAT_POST_ALTER | OAT_DROP) => Change::Trigger,
-        (pg_sys::NamespaceRelationId, OAT_POST_ALTER | OAT_DROP) => Change::Schema(object),
-        (pg_sys::RelationRelationId, OAT_POST_ALTER) => Change::AlteredRelation(object),
+        (pg_sys::ExtensionRelationId, OAT_POST_CREATE | OAT_DROP) => CatalogChange::Extension(object),
+        (pg_sys::TriggerRelationId, OAT_POST_CREATE | OAT_POST_ALTER | OAT_DROP) => CatalogChange::Trigger,
+        (pg_sys::NamespaceRelationId, OAT_POST_ALTER | OAT_DROP) => CatalogChange::Schema(object),
+        (pg_sys::RelationRelationId, OAT_POST_ALTER) => CatalogChange::AlteredRelation(object),
         // A column of it is being dropped.
-        (pg_sys::RelationRelationId, OAT_DROP) if sub != 0 => Change::AlteredRelation(object),
-        (pg_sys::RelationRelationId, OAT_DROP) => Change::DroppedRelation(object),
-        (pg_sys::DatabaseRelationId, OAT_POST_CREATE) => Change::Database(object),
+        (pg_sys::RelationRelationId, OAT_DROP) if sub != 0 => CatalogChange::AlteredRelation(object),
+        (pg_sys::RelationRelationId, OAT_DROP) => CatalogChange::DroppedRelation(object),
+        (pg_sys::DatabaseRelationId, OAT_POST_CREATE) => CatalogChange::Database(object),
         _ => return,
     };
     on_change(change);
@@ -199,7 +199,7 @@ unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) {
         match (*node).type_ {
             pg_sys::NodeTag::T_TransactionStmt => {
                 if let Some(on_change) = ON_CHANGE {
-                    on_change(Change::Prepared);
+                    on_change(CatalogChange::Prepared);
                 }
             }
             pg_sys::NodeTag::T_ListenStmt => listening(Listening::Begins),

@@ -11,7 +11,7 @@ pub const TRANCHE: &std::ffi::CStr = c"obanrs";
 #[derive(Clone, Copy)]
 pub enum Lock {
     Registry,
-    Peers,
+    Leaderships,
     Gossip,
     /// That of a ring of the pool.
     Ring(usize),
@@ -21,7 +21,7 @@ impl Lock {
     fn index(self) -> usize {
         match self {
             Lock::Registry => 0,
-            Lock::Peers => 1,
+            Lock::Leaderships => 1,
             Lock::Gossip => 2,
             Lock::Ring(ring) => 3 + ring,
         }

@@ -43,9 +43,9 @@ impl Call {
 
 /// What the row of a procedure's INOUT arguments looks like. To be asked for before a wait: the procedure may
 /// have been dropped after it.
-pub struct Row(PgTupleDesc<'static>);
+pub struct InoutRecord(PgTupleDesc<'static>);
 
-impl Row {
+impl InoutRecord {
     pub fn of(fcinfo: pg_sys::FunctionCallInfo) -> Self {
         // SAFETY: the descriptor is what the catalog says of this procedure, copied into the call's memory, which
         // outlives the transactions that it ends.

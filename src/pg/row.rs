@@ -49,11 +49,11 @@ pub(super) unsafe fn column(relation: pg_sys::Relation, name: &str) -> Option<Co
 }
 
 /// A row, in a slot that lives as long.
-pub struct Row {
+pub struct Tuple {
     slot: *mut pg_sys::TupleTableSlot,
 }
 
-impl Row {
+impl Tuple {
     /// # Safety
     /// `slot` holds a row of the table whose columns will be read, for as long as this lives.
     pub(super) unsafe fn in_slot(slot: *mut pg_sys::TupleTableSlot) -> Self {

@@ -6,7 +6,7 @@ use pgrx::prelude::*;
 use pgrx::tupdesc::PgTupleDesc;
 
 use super::heap::{Heap, RowLock};
-use super::row::{self, Column, Row};
+use super::row::{self, Column, Tuple};
 
 /// What a trigger was called for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,15 +86,15 @@ impl<'a> RowTrigger<'a> {
     }
 
     /// The row that is inserted or deleted; of an UPDATE the one that it was.
-    pub fn row(&self) -> Row {
+    pub fn row(&self) -> Tuple {
         // SAFETY: a call for a row has it in this slot, which outlives the call.
-        unsafe { Row::in_slot(self.data.tg_trigslot) }
+        unsafe { Tuple::in_slot(self.data.tg_trigslot) }
     }
 
     /// Of an UPDATE the row that it becomes.
-    pub fn new_row(&self) -> Row {
+    pub fn new_row(&self) -> Tuple {
         // SAFETY: as above.
-        unsafe { Row::in_slot(self.data.tg_newslot) }
+        unsafe { Tuple::in_slot(self.data.tg_newslot) }
     }
 
     /// In a BEFORE trigger of an UPDATE: locks the row FOR UPDATE until the transaction ends, and waits for others that

@@ -8,14 +8,14 @@ use pgrx::prelude::*;
 /// What may be kept in memory before it goes to disk, in kB, if work_mem is not more.
 const MEMORY: i32 = 64 * 1024;
 
-pub struct Rows {
+pub struct ResultSet {
     /// What the values of rows take until they are copied.
     scratch: PgMemoryContexts,
     store: *mut pg_sys::Tuplestorestate,
     descriptor: pg_sys::TupleDesc,
 }
 
-impl Rows {
+impl ResultSet {
     /// Of the function that is being called, which returns a table. 0A000 where none is wanted.
     pub fn of(fcinfo: pg_sys::FunctionCallInfo) -> Self {
         // SAFETY: the call's own structs; what the caller is given lives in the memory of its query, as it

@@ -3,7 +3,7 @@
 
 use pgrx::pg_sys;
 
-use super::row::{self, Column, Row};
+use super::row::{self, Column, Tuple};
 
 /// Whether to wait for the table's lock, as a SELECT does, or to do without its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,8 +15,8 @@ pub enum Locked {
 }
 
 /// The most rows that are read of one table. Memory of ours that can't be had ends the server, where for
-/// Postgres' own it is an ERROR; see also `Row::short_text`.
-const MOST: usize = 10_000;
+/// Postgres' own it is an ERROR; see also `Tuple::short_text`.
+const MAX_CONVERTED: usize = 10_000;
 
 /// What `row` makes of each row that the statement's snapshot shows, up to 10,000. `admit` is asked once
 /// the table is locked and can't change any more, with whether it is unlogged: whoever was allowed before,
@@ -28,7 +28,7 @@ pub fn rows<C, T, E>(
     locked: Locked,
     admit: impl FnOnce(bool) -> Result<bool, E>,
     find: impl FnOnce(&dyn Fn(&str) -> Option<Column>) -> Option<C>,
-    mut row: impl FnMut(&Row, &C) -> Option<T>,
+    mut row: impl FnMut(&Tuple, &C) -> Option<T>,
 ) -> Result<Option<Vec<T>>, E> {
     let (table, lock) = (pg_sys::Oid::from(table), pg_sys::AccessShareLock as i32);
     // SAFETY: the lock is had before the table is opened, so that it can't change in between, and is kept
@@ -75,14 +75,14 @@ pub fn rows<C, T, E>(
                 0,
                 std::ptr::null_mut(),
             );
-            while found.len() < MOST {
+            while found.len() < MAX_CONVERTED {
                 pgrx::check_for_interrupts!();
                 let tuple = pg_sys::systable_getnext(scan);
                 if tuple.is_null() {
                     break;
                 }
                 pg_sys::ExecStoreHeapTuple(tuple, slot, false);
-                found.extend(row(&Row::in_slot(slot), &columns));
+                found.extend(row(&Tuple::in_slot(slot), &columns));
             }
             pg_sys::systable_endscan(scan);
             pg_sys::ExecDropSingleTupleTableSlot(slot);
@@ -100,7 +100,7 @@ pub fn greatest(table: u32, column: &str) -> Option<i64> {
     let find = |column_of: &dyn Fn(&str) -> Option<Column>| {
         column_of(column).filter(|c| c.type_oid == pg_sys::INT8OID)
     };
-    let read = |row: &Row, column: &Column| {
+    let read = |row: &Tuple, column: &Column| {
         greatest = greatest.max(row.i64(*column));
         None::<()>
     };

@@ -4,7 +4,7 @@
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
-use super::row::{self, Column, Row};
+use super::row::{self, Column, Tuple};
 
 // Not bound by pgrx. It may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
@@ -12,11 +12,11 @@ unsafe extern "C-unwind" {
 }
 
 /// The inserted rows of a statement trigger with REFERENCING NEW TABLE.
-pub struct NewRows<'a> {
+pub struct TransitionTable<'a> {
     data: &'a pg_sys::TriggerData,
 }
 
-impl<'a> NewRows<'a> {
+impl<'a> TransitionTable<'a> {
     /// `None` when the trigger has no such transition table.
     pub fn of(data: &'a pg_sys::TriggerData) -> Option<Self> {
         (!data.tg_newtable.is_null()).then_some(Self { data })
@@ -53,7 +53,7 @@ impl<'a> NewRows<'a> {
     }
 
     /// Calls `row` for each inserted row with a way to read its columns.
-    pub fn for_each(&self, mut row: impl FnMut(&Row)) {
+    pub fn for_each(&self, mut row: impl FnMut(&Tuple)) {
         // SAFETY: as nodeNamedtuplestorescan.c reads it: a read pointer of our own (pointer 0 is
         // shared with the statement's other triggers), a slot of the table's shape, dropped at the end.
         // An ERROR in between leaves both to the memory context of the trigger's call.
@@ -67,7 +67,7 @@ impl<'a> NewRows<'a> {
                 &raw const pg_sys::TTSOpsMinimalTuple,
             );
             while pg_sys::tuplestore_gettupleslot(store, true, false, slot) {
-                row(&Row::in_slot(slot));
+                row(&Tuple::in_slot(slot));
             }
             pg_sys::ExecDropSingleTupleTableSlot(slot);
         }

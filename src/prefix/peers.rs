@@ -10,7 +10,7 @@ use crate::logic::peer::{MAX_NODE, Node};
 use crate::logic::shape::{self, Obstacle};
 use crate::pg::heap::{Conflict, Heap, Opened, RowLock, RowLocked, Stored, TableLock, Value};
 use crate::pg::index::KeyIndex;
-use crate::pg::row::{self, Column, Row};
+use crate::pg::row::{self, Column, Tuple};
 use crate::pg::{catalog, encoding, session};
 
 pub const TABLE: &str = "oban_peers";
@@ -74,7 +74,7 @@ const MAX_NAME_READ: usize = 1_023;
 
 impl PeerRow {
     /// `None` when the name is NULL or longer than `MAX_NAME_READ`.
-    fn of(row: &Row, columns: &Columns) -> Option<Self> {
+    fn of(row: &Tuple, columns: &Columns) -> Option<Self> {
         if row.text_len(columns.name)? > MAX_NAME_READ {
             return None;
         }
@@ -120,7 +120,7 @@ pub struct NewRow<'a> {
 
 /// What became of a row that was to be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum WriteResult {
     Done,
     /// Another transaction holds the row.
     Held,
@@ -181,11 +181,11 @@ impl PeersTable<'_> {
     }
 
     /// Locks a row and returns its newest version. `Err` is `Held` or `Gone`.
-    fn lock(&self, found: &mut FoundRow, strength: RowLock, wait: bool) -> Result<PeerRow, Change> {
+    fn lock(&self, found: &mut FoundRow, strength: RowLock, wait: bool) -> Result<PeerRow, WriteResult> {
         match self.heap.lock_row(&mut found.stored, strength, wait) {
-            RowLocked::Locked => PeerRow::of(&found.stored.row(), &self.columns).ok_or(Change::Gone),
-            RowLocked::Held => Err(Change::Held),
-            RowLocked::Gone => Err(Change::Gone),
+            RowLocked::Locked => PeerRow::of(&found.stored.row(), &self.columns).ok_or(WriteResult::Gone),
+            RowLocked::Held => Err(WriteResult::Held),
+            RowLocked::Gone => Err(WriteResult::Gone),
         }
     }
 
@@ -199,26 +199,26 @@ impl PeersTable<'_> {
     }
 
     /// Deletes a row if it is still of the leadership that was read.
-    pub fn delete(&self, row: &PeerRow) -> Change {
+    pub fn delete(&self, row: &PeerRow) -> WriteResult {
         self.delete_if(&row.key, |locked| locked.is_same(row))
     }
 
     /// Deletes the row of a name if it has this node and this term.
-    pub fn delete_term(&self, name: &str, node: &str, term: i64) -> Change {
+    pub fn delete_term(&self, name: &str, node: &str, term: i64) -> WriteResult {
         let key = encoding::to_server(name);
         self.delete_if(&key, |row| row.node.as_str() == node && row.term == Some(term))
     }
 
-    fn delete_if(&self, key: &[u8], is_it: impl Fn(&PeerRow) -> bool) -> Change {
+    fn delete_if(&self, key: &[u8], is_it: impl Fn(&PeerRow) -> bool) -> WriteResult {
         let Some(mut found) = self.find_by_key(key).filter(|found| is_it(&found.row)) else {
-            return Change::Gone;
+            return WriteResult::Gone;
         };
         match self.lock(&mut found, RowLock::Update, false) {
             Ok(row) if row.key == key && is_it(&row) => {
                 self.heap.delete(&found.stored);
-                Change::Done
+                WriteResult::Done
             }
-            Ok(_) => Change::Gone,
+            Ok(_) => WriteResult::Gone,
             Err(change) => change,
         }
     }
@@ -230,11 +230,11 @@ impl PeersTable<'_> {
 
     /// Extends the lease in the row of a name if it has this node and this term. Returns when the leadership
     /// began; `Err` is `Held` or `Gone`. A fence does not hold this up.
-    pub fn renew(&self, name: &str, node: &str, term: i64, expires_at: i64) -> Result<i64, Change> {
-        let mut found = self.find(name).ok_or(Change::Gone)?;
+    pub fn renew(&self, name: &str, node: &str, term: i64, expires_at: i64) -> Result<i64, WriteResult> {
+        let mut found = self.find(name).ok_or(WriteResult::Gone)?;
         let row = self.lock(&mut found, RowLock::NoKeyUpdate, false)?;
         if row.key != *encoding::to_server(name) || row.node.as_str() != node || row.term != Some(term) {
-            return Err(Change::Gone);
+            return Err(WriteResult::Gone);
         }
         self.heap.update(&found.stored, [(self.columns.expires_at, expires_at)]);
         Ok(row.started_at)
@@ -242,12 +242,12 @@ impl PeersTable<'_> {
 
     /// Inserts a row. Inserts nothing when the name has a row (`Gone`: the caller looks again), or when
     /// another transaction is writing one (`Held`). Does not wait for that transaction.
-    pub fn insert(&self, new: &NewRow<'_>) -> Change {
+    pub fn insert(&self, new: &NewRow<'_>) -> WriteResult {
         let (name, node) = (encoding::to_server(new.name), encoding::to_server(new.node));
         match self.heap.conflict(&self.key, &name) {
             Conflict::None => {}
-            Conflict::Row => return Change::Gone,
-            Conflict::InProgress => return Change::Held,
+            Conflict::Row => return WriteResult::Gone,
+            Conflict::InProgress => return WriteResult::Held,
         }
         let columns = &self.columns;
         let inserted = self.heap.insert([
@@ -258,7 +258,7 @@ impl PeersTable<'_> {
             (columns.term, Value::Int(new.term)),
             (columns.boot, Value::Int(new.boot)),
         ]);
-        if inserted { Change::Done } else { Change::Held }
+        if inserted { WriteResult::Done } else { WriteResult::Held }
     }
 
     /// Replaces the term in the row of a name, if it has the term `term`. False: there is no such row, or

@@ -161,9 +161,9 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     if noted(Note::Prefix) {
         super::look_at_rows(session::database(), None);
         if xact::is_commit(event) {
-            super::wake_keeper(session::database());
+            super::ensure_keeper(session::database());
         } else {
-            super::kick_keeper(session::database());
+            super::wake_keeper(session::database());
         }
     }
     if noted(Note::Prefix) || noted(Note::Shapes) {

@@ -3,7 +3,7 @@
 //!
 //! The coordinator lets entries expire (readers leave out what is over by themselves); a database's relay
 //! announces what is put there. A relay that has nothing to announce is woken by the next put: under
-//! `announcing` it says whether it looks by itself. It takes that back before it looks for the last time, and
+//! `polling` it says whether it looks by itself. It takes that back before it looks for the last time, and
 //! who puts looks at it after the put, so that one of them sees the other.
 
 use std::collections::BTreeSet;
@@ -14,15 +14,17 @@ use super::{area, layout, registry, root};
 use crate::error::Error;
 use crate::logic::check;
 use crate::logic::gossip::memory::{self, Identity, Processes, Remembered};
-use crate::logic::gossip::{self, Copied, Full, HOLDINGS, Key, New, Origin, Piece, Put, Table, Usage, View};
+use crate::logic::gossip::{
+    self, EntryBatch, EntryCopy, Full, Key, MAX_BLOCK_USAGES, NewEntry, Put, Source, Table, Usage, View,
+};
 use crate::logic::jsonb::{self, Value};
-use crate::logic::orphans::{Ear, SUSPECTS, Suspects};
+use crate::logic::orphans::{Coverage, SUSPECTS, Suspects};
 use crate::pg::lwlock::{self, Lock, Mode};
 use crate::pg::{clock, latch, session, time};
 
 /// How long an entry that is over stays in the table, in microseconds: many that end one after the other are
 /// looked for at a time. Nobody sees it meanwhile, and who needs its room takes it.
-const SLACK: i64 = 100_000;
+const SWEEP_DELAY: i64 = 100_000;
 
 /// The table, to change it. `sweep_at` is the deadline at which the coordinator will next look for expired entries (0:
 /// it will not).
@@ -36,7 +38,7 @@ fn table<R>(body: impl FnOnce(&mut Table<'_>, &mut i64) -> R) -> Result<R, Error
             buckets: area(root, l.buckets, l.max_entries),
             entries: area(root, l.entries, l.max_entries),
             blocks: area(root, l.blocks, l.max_entries),
-            holdings: area(root, l.holdings, HOLDINGS),
+            block_usages: area(root, l.block_usages, MAX_BLOCK_USAGES),
             processes: Processes {
                 head: &mut (*root).processes,
                 buckets: area(root, l.process_buckets, gossip::processes(l.max_entries)),
@@ -74,7 +76,7 @@ pub fn put(
     state: &[u8],
     started_at: Option<i64>,
     ttl: i64,
-    origin: Origin,
+    source: Source,
 ) -> Result<Result<Put, Full>, Error> {
     let uuid = match jsonb::read(state) {
         Ok(Value::Object(state)) => check::uuid(state.get("uuid").ok().flatten()),
@@ -83,7 +85,7 @@ pub fn put(
     let identity = Identity::of(key, uuid);
     let now = clock::now();
     let expires_at = now.saturating_add(ttl);
-    let new = New { state, started_at, updated_at: time::now(), now, expires_at, origin, identity };
+    let new = NewEntry { state, started_at, updated_at: time::now(), now, expires_at, source, identity };
     let mut expired = Vec::new();
     let (put, sooner) = table(|table, sweep_at| {
         let put = table.put(key, &new).or_else(|full| {
@@ -95,7 +97,7 @@ pub fn put(
             table.put(key, &new)
         });
         // Only an entry that is to be swept before the coordinator looks again has to wake it.
-        let swept_at = expires_at.saturating_add(SLACK);
+        let swept_at = expires_at.saturating_add(SWEEP_DELAY);
         let sooner = put.is_ok() && (*sweep_at == 0 || swept_at < *sweep_at);
         if sooner {
             *sweep_at = swept_at;
@@ -108,7 +110,7 @@ pub fn put(
     count_expired(&expired);
     let Ok(done) = put else { return Ok(put) };
     rings::count(Counter::GossipExpired, usize::from(done.expired));
-    if origin != Origin::Foreign {
+    if source != Source::Foreign {
         rings::count(Counter::GossipPuts, 1);
         wake_announcer(key.database);
     }
@@ -136,9 +138,9 @@ pub fn forget_databases(exists: impl Fn(u32) -> bool, before: i64) {
 }
 
 /// The schemas of a database that have entries, all or only ours.
-pub fn schemas(database: u32, only_ours: bool) -> BTreeSet<u32> {
+pub fn schemas(database: u32, only_local: bool) -> BTreeSet<u32> {
     let mut schemas = BTreeSet::new();
-    let _ = each(database, only_ours, |piece| piece.take(|entry| _ = schemas.insert(entry.schema)));
+    let _ = each(database, only_local, |piece| piece.take(|entry| _ = schemas.insert(entry.schema)));
     schemas
 }
 
@@ -149,11 +151,11 @@ pub fn forget_schema(database: u32, schema: u32) -> usize {
 
 /// For how long an entry of a schema without a name is kept, in microseconds: the transaction that creates the schema
 /// may put into it before it commits.
-const NAMELESS: i64 = 10_000_000;
+const KEEP_NAMELESS: i64 = 10_000_000;
 
 /// Deletes what was put some time ago into a schema that has no name: it was dropped after the put, or never committed.
 pub fn forget_nameless(database: u32, schema: u32) {
-    let before = clock::now() - NAMELESS;
+    let before = clock::now() - KEEP_NAMELESS;
     let _ = table(|table, _| table.forget_schema(database, schema, before));
 }
 
@@ -167,7 +169,7 @@ pub fn sweep() -> Option<i64> {
         }
         *sweep_at = match table.head.next_expiry {
             0 => 0,
-            next => next.saturating_add(SLACK),
+            next => next.saturating_add(SWEEP_DELAY),
         };
         (*sweep_at != 0).then_some(*sweep_at)
     });
@@ -184,12 +186,12 @@ fn count_expired(expired: &[u32]) {
 
 /// Gives `body` the entries of a database that hold now, all or only ours, piece by piece: each a consistent
 /// copy. False if entries were inserted meanwhile, so that some may have been given twice.
-pub fn each(database: u32, only_ours: bool, mut body: impl FnMut(&mut Piece)) -> Result<bool, Error> {
-    let (now, mut piece) = (clock::now(), Piece::new());
+pub fn each(database: u32, only_local: bool, mut body: impl FnMut(&mut EntryBatch)) -> Result<bool, Error> {
+    let (now, mut piece) = (clock::now(), EntryBatch::new());
     let mut first = None;
     loop {
         // Between two pieces whoever waits to put goes first.
-        let (done, inserted) = view(|view| view.read(database, only_ours, now, &mut piece))?;
+        let (done, inserted) = view(|view| view.read(database, only_local, now, &mut piece))?;
         body(&mut piece);
         let began = *first.get_or_insert(inserted);
         if done {
@@ -199,10 +201,10 @@ pub fn each(database: u32, only_ours: bool, mut body: impl FnMut(&mut Piece)) ->
 }
 
 /// All of them, each once.
-pub fn entries(database: u32, only_ours: bool) -> Result<Vec<Copied>, Error> {
+pub fn entries(database: u32, only_local: bool) -> Result<Vec<EntryCopy>, Error> {
     let mut all = Vec::new();
-    let once = each(database, only_ours, |piece| piece.take(|entry| all.push(entry.copy())))?;
-    Ok(if once { all } else { Piece::into_latest(all) })
+    let once = each(database, only_local, |piece| piece.take(|entry| all.push(entry.copy())))?;
+    Ok(if once { all } else { EntryBatch::into_latest(all) })
 }
 
 /// What is remembered at `now` of the processes of a schema.
@@ -271,15 +273,15 @@ pub fn full() -> Result<f64, Error> {
 }
 
 /// Whether a database has an entry of ours.
-pub fn has_ours(database: u32) -> bool {
-    view(|view| view.has_ours(database, clock::now())).is_ok_and(|(has, _)| has)
+pub fn has_local(database: u32) -> bool {
+    view(|view| view.has_local(database, clock::now())).is_ok_and(|(has, _)| has)
 }
 
 /// Says of each slot's life whether its relay looks for entries by itself: the slot's birth if so.
-fn announcing(slot: usize) -> Option<&'static AtomicU64> {
+fn polling(slot: usize) -> Option<&'static AtomicU64> {
     let (root, l) = (root().ok()?, layout());
     // SAFETY: atomics in the segment.
-    let all: &[AtomicU64] = unsafe { area(root, l.announcing, l.max_databases) };
+    let all: &[AtomicU64] = unsafe { area(root, l.polling, l.max_databases) };
     all.get(slot)
 }
 
@@ -287,14 +289,15 @@ fn announcing(slot: usize) -> Option<&'static AtomicU64> {
 /// not know yet that this has changed, and it is once.)
 fn wake_announcer(database: u32) {
     // By the slot that this process remembers; if that is another's by now, it says another birth.
-    if announcer::is_asked() {
+    if announcer::is_polling() {
         return;
     }
-    let (slot, relay) = registry(|r| (r.slot(database), r.kick_relay(database))).unwrap_or_default();
-    if let Some((slot, birth)) = slot
-        && let Some(announcing) = announcing(slot)
+    let (slot, relay) =
+        registry(|r| (r.slot(database), r.prepare_relay_wakeup(database))).unwrap_or_default();
+    if let Some((slot, generation)) = slot
+        && let Some(polling) = polling(slot)
     {
-        announcing.store(birth, Ordering::SeqCst);
+        polling.store(generation, Ordering::SeqCst);
     }
     relay.into_iter().for_each(latch::wake);
 }
@@ -304,89 +307,90 @@ pub mod announcer {
     use super::*;
 
     /// This process looks for entries by itself.
-    pub fn looks() {
+    pub fn start_polling() {
         set(true);
     }
 
     /// Whether somebody has put since it ceased to, or it has not.
-    pub fn is_asked() -> bool {
-        rings::own_slot()
-            .is_some_and(|(slot, birth)| announcing(slot).is_some_and(|a| a.load(Ordering::SeqCst) == birth))
+    pub fn is_polling() -> bool {
+        rings::own_slot().is_some_and(|(slot, generation)| {
+            polling(slot).is_some_and(|a| a.load(Ordering::SeqCst) == generation)
+        })
     }
 
     /// It does so no more, unless there is an entry by now: whether it need not.
-    pub fn may_cease() -> bool {
+    pub fn stop_polling() -> bool {
         set(false);
-        let ceases = !has_ours(session::database());
+        let ceases = !has_local(session::database());
         if !ceases {
-            looks();
+            start_polling();
         }
         ceases
     }
 
-    fn set(looks: bool) {
-        if let Some((slot, birth)) = rings::own_slot()
-            && let Some(announcing) = announcing(slot)
+    fn set(start_polling: bool) {
+        if let Some((slot, generation)) = rings::own_slot()
+            && let Some(polling) = polling(slot)
         {
-            announcing.store(if looks { birth } else { 0 }, Ordering::SeqCst);
+            polling.store(if start_polling { generation } else { 0 }, Ordering::SeqCst);
         }
     }
 }
 
 /// What a database's relay has heard of foreign gossip, for `logic::orphans`. Written by the relay only.
-pub mod ear {
+pub mod coverage {
     use super::*;
 
     #[repr(C)]
-    pub struct SharedEar {
+    pub struct SharedCoverage {
         since: AtomicI64,
         at: AtomicI64,
     }
 
-    fn shared(slot: usize) -> Option<&'static SharedEar> {
+    fn shared(slot: usize) -> Option<&'static SharedCoverage> {
         let (root, l) = (root().ok()?, layout());
         // SAFETY: atomics in the segment.
-        let all: &[SharedEar] = unsafe { area(root, l.ears, l.max_databases) };
+        let all: &[SharedCoverage] = unsafe { area(root, l.coverages, l.max_databases) };
         all.get(slot)
     }
 
-    fn own() -> Option<&'static SharedEar> {
+    fn own() -> Option<&'static SharedCoverage> {
         shared(rings::own_slot()?.0)
     }
 
     /// This relay does not listen, or no more.
-    pub fn closed() {
-        if let Some(ear) = own() {
-            ear.since.store(0, Ordering::SeqCst);
+    pub fn end() {
+        if let Some(coverage) = own() {
+            coverage.since.store(0, Ordering::SeqCst);
         }
     }
 
     /// It may have missed something up to now.
-    pub fn missed() {
-        if let Some(ear) = own() {
-            ear.since.store(clock::now(), Ordering::SeqCst);
+    pub fn restart() {
+        if let Some(coverage) = own() {
+            coverage.since.store(clock::now(), Ordering::SeqCst);
         }
     }
 
     /// It listens, and has been through all that was sent until that reading of the clock.
-    pub fn caught_up(at: i64) {
-        if let Some(ear) = own() {
-            ear.at.store(at, Ordering::SeqCst);
+    pub fn extend(at: i64) {
+        if let Some(coverage) = own() {
+            coverage.at.store(at, Ordering::SeqCst);
         }
     }
 
     /// That of a database. `at` is read first: what is missed after it does not concern it.
-    pub fn of(database: u32) -> Ear {
+    pub fn of(database: u32) -> Coverage {
         let slot = registry(|r| r.slot(database)).ok().flatten();
-        slot.and_then(|(slot, _)| shared(slot)).map_or_else(Ear::default, |ear| {
-            let at = ear.at.load(Ordering::SeqCst);
-            Ear { since: ear.since.load(Ordering::SeqCst), at }
+        slot.and_then(|(slot, _)| shared(slot)).map_or_else(Coverage::default, |coverage| {
+            let at = coverage.at.load(Ordering::SeqCst);
+            Coverage { since: coverage.since.load(Ordering::SeqCst), at }
         })
     }
 
     /// Has the relay go through what there is, so that the next question has a newer answer.
-    pub fn ask(database: u32) {
-        let relay = registry(|r| r.kick_relay(database)).ok().flatten();
+    pub fn request_update(database: u32) {
+        let relay = registry(|r| r.prepare_relay_wakeup(database)).ok().flatten();
         relay.into_iter().for_each(latch::wake);
     }
 }

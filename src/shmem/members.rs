@@ -9,7 +9,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::logic::gossip::Key;
-use crate::logic::peer::{Electorate, Member, Peers};
+use crate::logic::peer::{Electorate, Leaderships, Member};
 use crate::pg::{clock, latch, session};
 
 /// Ends a membership and what ends with it. `None` when it is none.
@@ -31,7 +31,7 @@ pub fn ended(electorate: &Electorate, member: &Member) {
         };
         let _ = super::gossip::delete_node(&key);
     }
-    super::kick_keeper(electorate.database);
+    super::wake_keeper(electorate.database);
 }
 
 /// Registers this backend's exit callback, once and before its first member: what it clears up is
@@ -51,7 +51,7 @@ unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
 /// Ends all memberships that are bound to this session. Callable after commit.
 pub fn leave_all() {
     let pid = latch::my_pid();
-    let own = |p: &mut Peers<'_>| {
+    let own = |p: &mut Leaderships<'_>| {
         let bound = |m: &&Member| m.id != 0 && m.pid == pid && m.lease_ends().is_none();
         let id = p.members.iter().find(bound).map(|m| m.id)?;
         p.leave(id, clock::now())

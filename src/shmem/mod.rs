@@ -41,14 +41,14 @@ use crate::config;
 use crate::error::{self, Error};
 use crate::logic::gossip::memory::{Process, ProcessesHead};
 use crate::logic::gossip::{
-    Block, Entry, HOLDINGS, Head as GossipHead, Holding, capacity as gossip_capacity,
+    Block, BlockUsage, GossipEntry, GossipHead, MAX_BLOCK_USAGES, capacity as gossip_capacity,
     processes as gossip_processes,
 };
-use crate::logic::lifecycle::{Database, Hold, Lack, Looks, Registry};
+use crate::logic::lifecycle::{DatabaseSlot, Hold, Lack, Looks, Registry};
 use crate::logic::orphans::{SUSPECTS, Suspect};
-use crate::logic::peer::{self, Electorate, Member, Peers, Seat};
-use crate::logic::ring::pool::Place;
-use crate::logic::ring::{self, Head, Holder, Sleeper};
+use crate::logic::peer::{self, Electorate, Leaderships, Member, Seat};
+use crate::logic::ring::pool::RingOwner;
+use crate::logic::ring::{self, RingHead, RoleUsage, Waiter};
 use crate::pg::lwlock::{self, Lock, Mode};
 use crate::pg::{clock, latch, session};
 
@@ -60,10 +60,10 @@ const HOLDS: usize = 64;
 
 /// Names whose last leadership ended while NOTIFY's queue was full. What has no room is not announced: foreign nodes
 /// find out at their next election, within half a minute.
-const OWED: usize = 256;
+const MAX_UNANNOUNCED: usize = 256;
 
 /// Names that foreign nodes have led since the server's start, of all databases.
-const FOREIGN: usize = 1_024;
+const MAX_FOREIGN: usize = 1_024;
 
 #[repr(C)]
 struct Root {
@@ -88,11 +88,11 @@ struct Root {
     /// lock Gossip.
     sweep_at: i64,
     /// The last birth of a database's slot. Under the lock Registry.
-    births: u64,
+    last_generation: u64,
     /// Under the lock Registry.
     looks: Looks,
     /// The last life of a ring. Under the lock Registry.
-    ring_lives: u64,
+    last_ring_generation: u64,
     /// The first position of a ring that begins is above it: where this life of the server began (`floor.rs`), or the
     /// last position of a ring that ended since.
     floor: AtomicI64,
@@ -107,8 +107,8 @@ struct Layout {
     holds: usize,
     members: usize,
     seats: usize,
-    holdings: usize,
-    owed: usize,
+    block_usages: usize,
+    unannounced: usize,
     foreign: usize,
     buckets: usize,
     entries: usize,
@@ -117,13 +117,13 @@ struct Layout {
     processes: usize,
     suspects: usize,
     slots: usize,
-    places: usize,
-    sleepers: usize,
-    holders: usize,
+    owners: usize,
+    waiters: usize,
+    roles: usize,
     rings: usize,
     counters: usize,
-    announcing: usize,
-    ears: usize,
+    polling: usize,
+    coverages: usize,
     /// What begins here need not be zero.
     ring_entries: usize,
     ring_bytes: usize,
@@ -139,7 +139,7 @@ struct Layout {
 /// From settings that don't change while the server runs: the same in every process.
 fn layout() -> &'static Layout {
     static LAYOUT: OnceLock<Layout> = OnceLock::new();
-    LAYOUT.get_or_init(lay_out)
+    LAYOUT.get_or_init(compute_layout)
 }
 
 /// No more than databases have slots.
@@ -147,7 +147,7 @@ fn max_rings() -> usize {
     config::max_rings().min(config::max_databases())
 }
 
-fn lay_out() -> Layout {
+fn compute_layout() -> Layout {
     let max_databases = config::max_databases();
     let max_rings = max_rings();
     let max_members = config::max_members();
@@ -161,28 +161,28 @@ fn lay_out() -> Layout {
         start
     };
     Layout {
-        databases: area(size_of::<Database>(), max_databases),
+        databases: area(size_of::<DatabaseSlot>(), max_databases),
         holds: area(size_of::<Hold>(), HOLDS),
         members: area(size_of::<Member>(), max_members),
         seats: area(size_of::<Seat>(), max_members),
-        holdings: area(size_of::<Holding>(), HOLDINGS),
-        owed: area(size_of::<Electorate>(), OWED),
-        foreign: area(size_of::<Electorate>(), FOREIGN),
+        block_usages: area(size_of::<BlockUsage>(), MAX_BLOCK_USAGES),
+        unannounced: area(size_of::<Electorate>(), MAX_UNANNOUNCED),
+        foreign: area(size_of::<Electorate>(), MAX_FOREIGN),
         buckets: area(size_of::<u32>(), max_entries),
-        entries: area(size_of::<Entry>(), max_entries),
+        entries: area(size_of::<GossipEntry>(), max_entries),
         blocks: area(size_of::<Block>(), max_entries),
         process_buckets: area(size_of::<u32>(), gossip_processes(max_entries)),
         processes: area(size_of::<Process>(), gossip_processes(max_entries)),
         suspects: area(size_of::<Suspect>(), SUSPECTS),
         slots: area(size_of::<rings::Slot>(), max_databases),
-        places: area(size_of::<Place>(), max_rings),
-        sleepers: area(size_of::<Sleeper>(), max_processes),
-        holders: area(size_of::<Holder>(), ring::HOLDERS * max_rings),
-        rings: area(size_of::<Padded<Head>>(), max_rings),
+        owners: area(size_of::<RingOwner>(), max_rings),
+        waiters: area(size_of::<Waiter>(), max_processes),
+        roles: area(size_of::<RoleUsage>(), ring::MAX_ROLES * max_rings),
+        rings: area(size_of::<Padded<RingHead>>(), max_rings),
         counters: area(size_of::<Padded<Counters>>(), max_databases),
-        announcing: area(size_of::<AtomicU64>(), max_databases),
-        ears: area(size_of::<gossip::ear::SharedEar>(), max_databases),
-        ring_entries: area(size_of::<ring::Entry>(), ring_capacity.0 * max_rings),
+        polling: area(size_of::<AtomicU64>(), max_databases),
+        coverages: area(size_of::<gossip::coverage::SharedCoverage>(), max_databases),
+        ring_entries: area(size_of::<ring::RingEntry>(), ring_capacity.0 * max_rings),
         ring_bytes: area(1, ring_capacity.1 * max_rings),
         total: area(0, 0),
         ring_capacity,
@@ -242,14 +242,14 @@ impl PgSharedMemoryInitialization for Segment {
             pg_sys::LWLockRelease(lock);
             if !found {
                 latch::name_events();
-                say_sizes();
+                log_sizes();
             }
         }
     }
 }
 
 /// One line in the log for each start of the server, and each new beginning after a crash: what it was that ran.
-fn say_sizes() {
+fn log_sizes() {
     let size = |bytes: usize| {
         if bytes < 1 << 20 { format!("{} kB", bytes >> 10) } else { format!("{} MB", bytes >> 20) }
     };
@@ -333,35 +333,35 @@ pub fn registry<R>(body: impl FnOnce(&mut Registry<'_>) -> R) -> Result<R, Error
             databases: area(root, l.databases, l.max_databases),
             holds: area(root, l.holds, HOLDS),
             looks: &mut (*root).looks,
-            births: &mut (*root).births,
+            last_generation: &mut (*root).last_generation,
         }
     };
     Ok(body(&mut registry))
 }
 
 /// Members and seats, to change them.
-pub fn peers<R>(body: impl FnOnce(&mut Peers<'_>) -> R) -> Result<R, Error> {
+pub fn peers<R>(body: impl FnOnce(&mut Leaderships<'_>) -> R) -> Result<R, Error> {
     let (root, l) = (root()?, layout());
-    let _guard = lwlock::acquire(Lock::Peers, Mode::Exclusive);
+    let _guard = lwlock::acquire(Lock::Leaderships, Mode::Exclusive);
     // SAFETY: the areas of the lock that is held exclusively until `body` has returned.
     let mut peers = unsafe {
-        Peers {
+        Leaderships {
             members: area(root, l.members, l.max_members),
             seats: area(root, l.seats, l.max_members),
-            owed: area(root, l.owed, OWED),
-            foreign: area(root, l.foreign, FOREIGN),
+            unannounced: area(root, l.unannounced, MAX_UNANNOUNCED),
+            foreign: area(root, l.foreign, MAX_FOREIGN),
         }
     };
     Ok(body(&mut peers))
 }
 
 /// Members and seats, to read them.
-pub fn peers_view<R>(body: impl FnOnce(peer::View<'_>) -> R) -> Result<R, Error> {
+pub fn leaderships_view<R>(body: impl FnOnce(peer::LeadershipsView<'_>) -> R) -> Result<R, Error> {
     let (root, l) = (root()?, layout());
-    let _guard = lwlock::acquire(Lock::Peers, Mode::Shared);
+    let _guard = lwlock::acquire(Lock::Leaderships, Mode::Shared);
     // SAFETY: the areas of the lock that is held shared until `body` has returned; nobody writes.
     let view = unsafe {
-        peer::View {
+        peer::LeadershipsView {
             members: &*area(root, l.members, l.max_members),
             seats: &*area(root, l.seats, l.max_members),
         }
@@ -434,15 +434,15 @@ pub fn take_rescan() -> bool {
 }
 
 /// Wakes the keeper of a database to plan its elections anew, if there is one. Callable after commit.
-pub fn kick_keeper(database: u32) {
-    let keeper = registry(|r| r.kick(database)).ok().flatten();
+pub fn wake_keeper(database: u32) {
+    let keeper = registry(|r| r.prepare_wakeup(database)).ok().flatten();
     keeper.into_iter().for_each(latch::wake);
 }
 
 /// The same for a call from within the database, which therefore has the extension: should there be no keeper
 /// against expectation, one is started. Callable after commit.
-pub fn wake_keeper(database: u32) {
-    match registry(|r| (r.kick(database), r.is_backing_off(database))) {
+pub fn ensure_keeper(database: u32) {
+    match registry(|r| (r.prepare_wakeup(database), r.is_backing_off(database))) {
         Ok((Some(procno), _)) => latch::wake(procno),
         // It will be started when its delay is over, not at each join.
         Ok((None, true)) => {}
@@ -453,7 +453,7 @@ pub fn wake_keeper(database: u32) {
 /// The extension is in the database now, or not (`None`: nobody could see): starts workers, or has those that run
 /// look. Callable after commit.
 pub fn extension_changed(database: u32, found: Option<bool>) {
-    let woken = registry(|r| r.changed(database, found, clock::now())).ok().flatten();
+    let woken = registry(|r| r.extension_changed(database, found, clock::now())).ok().flatten();
     woken.into_iter().for_each(latch::wake);
     // With a look at pg_database: not every way in which a database comes to take workers is a command that our
     // hook sees.

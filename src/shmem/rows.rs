@@ -15,7 +15,7 @@ use crate::pg::{clock, session, xact};
 
 /// What happened to rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum PeerRowChange {
     /// A foreign node has inserted a row, which has this term.
     Inserted(i64),
     /// The lease of the row of this term is shorter.
@@ -29,11 +29,11 @@ pub enum Change {
 }
 
 /// Past that a transaction's changes count as those of a TRUNCATE: who leads is elected anew.
-const MOST: usize = 1_000;
+const MAX_CHANGES: usize = 1_000;
 
 thread_local! {
     /// In their order, each with the level of its subtransaction.
-    static CHANGES: RefCell<Vec<(Electorate, Change, u32)>> = const { RefCell::new(Vec::new()) };
+    static CHANGES: RefCell<Vec<(Electorate, PeerRowChange, u32)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// In `_PG_init` while preloading.
@@ -43,47 +43,47 @@ pub fn register() {
 }
 
 /// Notes a change that counts when this transaction commits.
-pub fn changed(electorate: Electorate, change: Change) {
+pub fn changed(electorate: Electorate, change: PeerRowChange) {
     if !super::is_attached() {
         return;
     }
     let level = xact::level();
     CHANGES.with_borrow_mut(|changes| {
-        let known = |(e, c, _): &(Electorate, Change, u32)| *e == electorate && *c == change;
+        let known = |(e, c, _): &(Electorate, PeerRowChange, u32)| *e == electorate && *c == change;
         if changes.iter().any(known) {
             return; // of an outer level or this one; an inner one's end has lifted it or taken it out
         }
-        if matches!(change, Change::Renewed { .. }) && changes.len() >= MOST {
+        if matches!(change, PeerRowChange::Renewed { .. }) && changes.len() >= MAX_CHANGES {
             return; // the keeper sees it when it looks at the old end of the lease
         }
-        if changes.len() < MOST {
+        if changes.len() < MAX_CHANGES {
             changes.push((electorate, change, level));
         } else {
             let all = Electorate { name: Default::default(), ..electorate };
-            if !changes.iter().any(|(e, c, _)| *e == all && *c == Change::Truncated) {
-                changes.push((all, Change::Truncated, level));
+            if !changes.iter().any(|(e, c, _)| *e == all && *c == PeerRowChange::Truncated) {
+                changes.push((all, PeerRowChange::Truncated, level));
             }
         }
     });
 }
 
 /// Tells shared memory. Callable after commit.
-fn tell(changes: &[(Electorate, Change, u32)]) {
+fn tell(changes: &[(Electorate, PeerRowChange, u32)]) {
     let now = clock::now();
     let _ = super::peers(|p| {
         for (electorate, change, _) in changes {
             match change {
-                Change::Inserted(term) => {
+                PeerRowChange::Inserted(term) => {
                     p.foreign_leads(electorate);
                     p.row_changed(electorate, RowChange::Written(*term), now);
                 }
-                Change::Written(term) => p.row_changed(electorate, RowChange::Written(*term), now),
-                Change::Renewed { lease, .. } => {
+                PeerRowChange::Written(term) => p.row_changed(electorate, RowChange::Written(*term), now),
+                PeerRowChange::Renewed { lease, .. } => {
                     p.foreign_leads(electorate);
                     p.renewed(electorate, *lease);
                 }
-                Change::Deleted(term) => p.row_changed(electorate, RowChange::Deleted(*term), now),
-                Change::Truncated => p.rows_truncated(electorate.database, electorate.schema, now),
+                PeerRowChange::Deleted(term) => p.row_changed(electorate, RowChange::Deleted(*term), now),
+                PeerRowChange::Truncated => p.rows_truncated(electorate.database, electorate.schema, now),
             }
         }
     });
@@ -99,7 +99,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     if before {
         let ends: Vec<_> = changes
             .iter()
-            .filter(|(_, c, _)| matches!(c, Change::Deleted(_) | Change::Truncated))
+            .filter(|(_, c, _)| matches!(c, PeerRowChange::Deleted(_) | PeerRowChange::Truncated))
             .copied()
             .collect();
         tell(&ends);
@@ -111,7 +111,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     }
     // After an abort, too: a leadership may be over since just before it.
     let database = session::database();
-    let news = changes.iter().filter(|(_, c, _)| !matches!(c, Change::Renewed { shorter: false, .. }));
+    let news = changes.iter().filter(|(_, c, _)| !matches!(c, PeerRowChange::Renewed { shorter: false, .. }));
     let mut schemas = news.map(|(e, _, _)| e.schema);
     let Some(first) = schemas.next() else { return };
     let first = Some(first);

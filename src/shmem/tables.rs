@@ -31,19 +31,19 @@ use crate::pg::{catalog, clock, session, xact};
 use crate::prefix::peers::{self, TABLE};
 
 /// Past that, all tables and schemas that memory knows of are looked at.
-const MOST: usize = 64;
+const MAX_OIDS: usize = 64;
 
 /// Distinct oids, as many as fit.
 #[derive(Clone, Copy)]
 struct Oids {
-    oids: [u32; MOST],
+    oids: [u32; MAX_OIDS],
     count: usize,
     /// There were more.
     all: bool,
 }
 
 impl Oids {
-    const NONE: Self = Self { oids: [0; MOST], count: 0, all: false };
+    const NONE: Self = Self { oids: [0; MAX_OIDS], count: 0, all: false };
 
     fn add(&mut self, oid: u32) {
         if self.all || self.oids().contains(&oid) {
@@ -159,7 +159,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
         TRIGGERS.set(false);
         if PREPARED.take() && xact::is_commit(event) {
             let database = session::database();
-            let _ = super::peers(|p| p.doubt(database, None));
+            let _ = super::peers(|p| p.require_recheck(database, None));
             super::look_at_rows(database, None);
         }
     }
@@ -168,7 +168,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
 /// Before the commit: what became of what the transaction has touched. Ends the leaderships whose rows go.
 fn look(relations: &Oids, schemas: &Oids) -> Option<Found> {
     let database = session::database();
-    let known = super::peers_view(|v| (v.tables(database), v.schemas(database)));
+    let known = super::leaderships_view(|v| (v.tables(database), v.schemas(database)));
     let (tables, electorates) = known.ok()?;
     xact::next_command(); // or what the last statement did could not be seen
     let (mut dropped, mut changed) = (Oids::NONE, Oids::NONE);
@@ -208,7 +208,7 @@ fn look(relations: &Oids, schemas: &Oids) -> Option<Found> {
     let _ = super::peers(|p| {
         gone.iter().for_each(|table| p.table_gone(database, *table, now));
         if !of_leaders.is_empty() {
-            p.unsettle(database, |schema| of_leaders.contains(schema));
+            p.invalidate_records(database, |schema| of_leaders.contains(schema));
         }
         dropped.oids().iter().for_each(|schema| p.rows_truncated(database, *schema, now));
     });
@@ -223,8 +223,8 @@ fn tell(found: &Found, event: pg_sys::XactEvent::Type) {
         found.dropped.oids().iter().for_each(|schema| super::forget_schema(database, *schema));
         // Not before the commit: until then the table is locked.
         let _ = super::peers(|p| match found.altered.all {
-            true => p.doubt(database, None),
-            false => found.altered.oids().iter().for_each(|table| p.doubt(database, Some(*table))),
+            true => p.require_recheck(database, None),
+            false => found.altered.oids().iter().for_each(|table| p.require_recheck(database, Some(*table))),
         });
     }
     // After an abort, too: leaderships may be over since just before it.

@@ -16,10 +16,10 @@ use pgrx::prelude::*;
 use crate::bus::{self, Target};
 use crate::config;
 use crate::error::Error;
-use crate::logic::outbox::Origin;
+use crate::logic::outbox::Requester;
 use crate::logic::wire;
 use crate::pg::row::{self, Column};
-use crate::pg::transition::NewRows;
+use crate::pg::transition::TransitionTable;
 use crate::pg::trigger::{self, Answer};
 
 /// How to see that a row's state is `available`.
@@ -37,7 +37,7 @@ CREATE FUNCTION "obanrs_jobs_insert"()
 "#)]
 fn obanrs_jobs_insert(fcinfo: pg_sys::FunctionCallInfo) -> Result<Answer, ErrorReport> {
     trigger::called(fcinfo, Error::WrongTrigger, |trigger| {
-        let rows = NewRows::of(trigger.trigger_data())
+        let rows = TransitionTable::of(trigger.trigger_data())
             .filter(|_| trigger.event().fired_by_insert() && trigger.event().fired_for_statement());
         match rows {
             Some(rows) => wake_queues(&rows),
@@ -47,7 +47,7 @@ fn obanrs_jobs_insert(fcinfo: pg_sys::FunctionCallInfo) -> Result<Answer, ErrorR
     })
 }
 
-fn wake_queues(rows: &NewRows<'_>) {
+fn wake_queues(rows: &TransitionTable<'_>) {
     if !config::wakeups() {
         return;
     }
@@ -94,7 +94,7 @@ fn wake_queues(rows: &NewRows<'_>) {
             continue;
         }
         // Beyond the transaction's limit the wake-up is dropped: the INSERT must not fail.
-        let _ = bus::queue(&target, payload, Origin::Trigger);
+        let _ = bus::queue(&target, payload, Requester::Trigger);
     }
 }
 

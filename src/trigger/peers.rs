@@ -25,20 +25,20 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::bus::leadership::{self, Change as Told};
+use crate::bus::leadership::{self, LeaderChange};
 use crate::config;
 use crate::error::Error;
-use crate::logic::peer::guard::{self, Answer, Changes, Proposed, Update};
+use crate::logic::peer::guard::{self, Changes, Proposed, Ruling, Update};
 use crate::logic::peer::{Electorate, Lease, MAX_NAME, MAX_NODE, Node, rows};
 use crate::logic::text::Text;
-use crate::pg::row::{Column, Row};
+use crate::pg::row::{Column, Tuple};
 use crate::pg::row_trigger::{Call, RowTrigger};
 use crate::pg::{clock, encoding, session, time, trigger, xact};
 use crate::prefix::peers::{Columns, PeersTable, TABLE};
 use crate::prefix::terms;
 use crate::shmem;
 use crate::shmem::at_end::{Note, note};
-use crate::shmem::rows::{Change, changed};
+use crate::shmem::rows::{PeerRowChange, changed};
 
 /// A text's length and hash. They are compared in place of the text, which may be as long as a gigabyte.
 type Digest = (usize, u64);
@@ -76,7 +76,7 @@ fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {
     }
 }
 
-fn digest(row: &Row, column: Column) -> Option<Digest> {
+fn digest(row: &Tuple, column: Column) -> Option<Digest> {
     row.with_text(column, |text| {
         let mut hasher = DefaultHasher::new();
         hasher.write(text);
@@ -117,11 +117,12 @@ fn fired<'a>(trigger: &'a PgTrigger<'a>) -> Option<PgHeapTuple<'a, AllocatedByPo
         }
         Call::AfterTruncate => {
             let (database, schema) = (session::database(), row.schema());
-            for (e, node, term) in shmem::peers_view(|v| v.leaderships(database, schema)).unwrap_or_default()
+            for (e, node, term) in
+                shmem::leaderships_view(|v| v.leaderships(database, schema)).unwrap_or_default()
             {
-                leadership::tell(Told::Ended, schema, e.name.as_str(), node.as_str(), term);
+                leadership::tell(LeaderChange::Ended, schema, e.name.as_str(), node.as_str(), term);
             }
-            changed(electorate(&row, ""), Change::Truncated);
+            changed(electorate(&row, ""), PeerRowChange::Truncated);
             None
         }
         Call::AfterInsert | Call::AfterUpdate | Call::AfterDelete => {
@@ -174,10 +175,10 @@ fn before_update<'a>(
         let at = proposals.iter().rposition(of_this)?;
         Some(proposals.remove(at))
     });
-    let (ours, term) = (old.i64(columns.boot).is_some(), old.i64(columns.term));
+    let (local, term) = (old.i64(columns.boot).is_some(), old.i64(columns.term));
     let update = |now| {
         let update = Update {
-            ours,
+            local,
             changes: changes(&old, &new, columns),
             expires_at: new.i64(columns.expires_at)?,
             proposed: proposal
@@ -187,18 +188,18 @@ fn before_update<'a>(
         Some(guard::update(update, now, config::lease()))
     };
     match update(now)? {
-        Answer::Nothing => None,
-        Answer::Refuse => {
+        Ruling::Nothing => None,
+        Ruling::Refuse => {
             ErrorReport::from(Error::HolderChanged).report(PgLogLevel::ERROR);
             None
         }
         // A leader from before the table had its triggers has no term yet. One from before a promotion may
         // have a term that is no longer the greatest.
-        Answer::Renew { expires_at } => Some(row.with([
+        Ruling::Renew { expires_at } => Some(row.with([
             (columns.expires_at, Some(expires_at)),
             (columns.term, Some(term.filter(|term| *term >= least_term()).unwrap_or_else(next_term))),
         ])),
-        Answer::HandOver { .. } => {
+        Ruling::HandOver { .. } => {
             // The keeper can't renew the row while this waits: it is to look again, whatever becomes of this.
             note(Note::Fence);
             // Whatever is wrong with the table by now: it may have had fences before.
@@ -207,7 +208,7 @@ fn before_update<'a>(
             }
             // The wait may have been long: the lease and the term are those of now.
             let now = time::now();
-            let Some(Answer::HandOver { expires_at }) = update(now) else { return None };
+            let Some(Ruling::HandOver { expires_at }) = update(now) else { return None };
             Some(row.with([
                 (columns.started_at, Some(now)),
                 (columns.expires_at, Some(expires_at)),
@@ -219,7 +220,7 @@ fn before_update<'a>(
 }
 
 /// What an UPDATE changes of a row, besides the end of its lease.
-fn changes(old: &Row, new: &Row, columns: &Columns) -> Changes {
+fn changes(old: &Tuple, new: &Tuple, columns: &Columns) -> Changes {
     let same_text = |column| digest(old, column) == digest(new, column);
     let same_number = |column| old.i64(column) == new.i64(column);
     let same_start = same_number(columns.started_at);
@@ -236,7 +237,7 @@ fn changes(old: &Row, new: &Row, columns: &Columns) -> Changes {
 /// Tells shared memory and the keeper of a change. Of a renewal that makes a lease longer it tells shared memory only.
 fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
     let old = row.row();
-    let term = |row: &Row| row.i64(columns.term).unwrap_or(0);
+    let term = |row: &Tuple| row.i64(columns.term).unwrap_or(0);
     // No member can have joined a name that is longer than `MAX_NAME`. The empty name tells the keeper of the
     // prefix.
     let name = old.with_text(columns.name, |name| {
@@ -244,37 +245,37 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
     });
     let Some(name) = name else { return };
     let handed_over = || digest(&row.new_row(), columns.node) != digest(&old, columns.node);
-    let tell = |change, of: &Row, term| {
+    let tell = |change, of: &Tuple, term| {
         leadership::tell(change, row.schema(), &name, &node(of, columns), term);
     };
     let change = match call {
         // As a DELETE and an INSERT.
         Call::AfterUpdate if handed_over() => {
-            tell(Told::Ended, &old, term(&old));
-            changed(electorate(row, &name), Change::Deleted(term(&old)));
+            tell(LeaderChange::Ended, &old, term(&old));
+            changed(electorate(row, &name), PeerRowChange::Deleted(term(&old)));
             let new = row.new_row();
             let term = reissued(row, columns, &name, term(&new));
-            tell(Told::Elected, &new, term);
+            tell(LeaderChange::Elected, &new, term);
             // A member that was named by hand is no foreign node.
             let (e, node, now) = (electorate(row, &name), node(&new, columns), clock::now());
-            let member = shmem::peers_view(|v| v.member_of_node(&e, &node, now)).ok().flatten();
-            if member.is_some() { Change::Written(term) } else { Change::Inserted(term) }
+            let member = shmem::leaderships_view(|v| v.member_of_node(&e, &node, now)).ok().flatten();
+            if member.is_some() { PeerRowChange::Written(term) } else { PeerRowChange::Inserted(term) }
         }
         Call::AfterInsert => {
             let term = reissued(row, columns, &name, term(&old));
-            tell(Told::Elected, &old, term);
-            Change::Inserted(term)
+            tell(LeaderChange::Elected, &old, term);
+            PeerRowChange::Inserted(term)
         }
         Call::AfterDelete => {
-            tell(Told::Ended, &old, term(&old));
-            Change::Deleted(term(&old))
+            tell(LeaderChange::Ended, &old, term(&old));
+            PeerRowChange::Deleted(term(&old))
         }
         _ => {
             let new = row.new_row();
             let shorter = new.i64(columns.expires_at) < old.i64(columns.expires_at);
             match renewal(&new, columns) {
-                Some(lease) if lease.term == term(&old) => Change::Renewed { lease, shorter },
-                _ if shorter => Change::Written(term(&new)),
+                Some(lease) if lease.term == term(&old) => PeerRowChange::Renewed { lease, shorter },
+                _ if shorter => PeerRowChange::Written(term(&new)),
                 _ => return,
             }
         }
@@ -283,13 +284,13 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
 }
 
 /// The node of a row, as far as it is told.
-fn node(row: &Row, columns: &Columns) -> String {
+fn node(row: &Tuple, columns: &Columns) -> String {
     let node = row.text_prefix(columns.node, MAX_NODE).unwrap_or_default();
     Node::truncated(&encoding::to_utf8_lossy(&node)).as_str().to_owned()
 }
 
 /// The lease of a foreign row that was renewed, with its deadline as of now. `None`: the row is a member's.
-fn renewal(row: &Row, columns: &Columns) -> Option<Lease> {
+fn renewal(row: &Tuple, columns: &Columns) -> Option<Lease> {
     let expires_at = row.i64(columns.expires_at).filter(|_| row.i64(columns.boot).is_none())?;
     Some(Lease {
         term: row.i64(columns.term).unwrap_or(0),

@@ -19,8 +19,8 @@ pub fn create_jobs(prefix: &Prefix<'_>) -> Result<(), Error> {
     }
     spi::run(&fill(JOBS, prefix));
     let jobs = created(prefix, "oban_jobs")?;
-    let is_ours = catalog::has_column(jobs, "state", states) && has_primary_key(jobs) && is_whole(jobs);
-    if is_ours { Ok(()) } else { Err(prefix.changed()) }
+    let is_obans = catalog::has_column(jobs, "state", states) && has_primary_key(jobs) && is_whole(jobs);
+    if is_obans { Ok(()) } else { Err(prefix.changed()) }
 }
 
 pub fn create_peers(prefix: &Prefix<'_>) -> Result<(), Error> {

@@ -18,7 +18,7 @@ use pgrx::prelude::*;
 
 use crate::error;
 use crate::logic::lifecycle::{Kind, Lack};
-use crate::pg::bgworker::{self, Handle, Restarted, Worker};
+use crate::pg::bgworker::{self, Restarted, WorkerHandle, WorkerSpec};
 use crate::pg::catalog::{self, Database};
 use crate::pg::latch::Event;
 use crate::pg::{clock, latch, session, time, xact};
@@ -28,7 +28,7 @@ use crate::shmem;
 const RESTART_SECONDS: i32 = 1;
 
 pub fn register() {
-    let worker = Worker {
+    let worker = WorkerSpec {
         name: "obanrs coordinator",
         kind: "obanrs coordinator",
         function: "obanrs_coordinator_main",
@@ -91,17 +91,17 @@ struct Coordinator {
     /// From the last look at pg_database, by their oids.
     databases: HashMap<u32, Database>,
     /// The count of births before that look: what is younger it may have missed.
-    births: u64,
+    last_generation: u64,
     /// Those of the server's start that nobody has begun to look into.
-    unseen: Vec<u32>,
+    to_look_into: Vec<u32>,
     /// Workers that this coordinator launched and that have not ended.
-    launched: HashMap<(Job, u32), Handle>,
+    launched: HashMap<(Job, u32), WorkerHandle>,
     /// Databases of which it was logged that there is no slot for them, and that nobody could look into them, so
     /// that it is logged once, not at each pass.
-    told_of_slots: HashSet<u32>,
-    told_of_looks: HashSet<u32>,
+    logged_slots: HashSet<u32>,
+    logged_looks: HashSet<u32>,
     /// Of which it was logged that there is no free worker slot.
-    told_of_workers: HashSet<Job>,
+    logged_workers: HashSet<Job>,
 }
 
 impl Coordinator {
@@ -125,13 +125,15 @@ impl Coordinator {
     }
 
     fn scan(&mut self) {
-        let (births, done) = shmem::registry(|r| (*r.births, r.looks.done != 0)).unwrap_or((0, true));
+        let (last_generation, done) =
+            shmem::registry(|r| (*r.last_generation, r.looks.done != 0)).unwrap_or((0, true));
         let (first, began) = (self.databases.is_empty(), clock::now());
-        let known = shmem::peers_view(|v| v.databases()).unwrap_or_default();
+        let known = shmem::leaderships_view(|v| v.databases()).unwrap_or_default();
         let found = xact::run(c"obanrs: looking for databases", catalog::databases);
-        (self.births, self.databases) = (births, found.into_iter().map(|d| (d.oid, d)).collect());
-        self.told_of_slots.retain(|oid| self.databases.contains_key(oid));
-        self.told_of_looks.retain(|oid| self.databases.contains_key(oid));
+        (self.last_generation, self.databases) =
+            (last_generation, found.into_iter().map(|d| (d.oid, d)).collect());
+        self.logged_slots.retain(|oid| self.databases.contains_key(oid));
+        self.logged_looks.retain(|oid| self.databases.contains_key(oid));
         let exists = |oid: u32| self.databases.contains_key(&oid);
         for oid in known.into_iter().filter(|oid| !exists(*oid)) {
             let _ = shmem::peers(|p| p.forget_database(oid, began));
@@ -144,7 +146,7 @@ impl Coordinator {
             let (now, later): (Vec<&Database>, Vec<&Database>) = wanted.partition(|d| d.takes_connections);
             let mut now: Vec<_> = now.iter().map(|d| (!d.is_template, Reverse(d.oid))).collect();
             now.sort_unstable(); // the last is the first to be looked into: templates wait
-            self.unseen = now.into_iter().map(|(_, Reverse(oid))| oid).collect();
+            self.to_look_into = now.into_iter().map(|(_, Reverse(oid))| oid).collect();
             let _ = shmem::registry(|r| later.iter().for_each(|d| _ = r.look_into(d.oid)));
         }
     }
@@ -166,19 +168,19 @@ impl Coordinator {
         });
         // First what was kept for them, and only what is older than the look that found them gone:
         // somebody may be creating the extension again, and join.
-        let (births, databases) = (self.births, &self.databases);
+        let (last_generation, databases) = (self.last_generation, &self.databases);
         let alive = |oid: u32| takes_workers(databases, oid);
-        for (oid, before) in shmem::registry(|r| r.forgettable(births, alive)).unwrap_or_default() {
+        for (oid, before) in shmem::registry(|r| r.forgettable(last_generation, alive)).unwrap_or_default() {
             let _ = shmem::peers(|p| p.forget_database(oid, before));
             shmem::gossip::forget_database(oid, before);
         }
         let exists = |oid: u32| databases.contains_key(&oid);
         let (freed, leaving) = shmem::registry(|r| {
-            r.forget_others(births, exists);
-            r.reap(births, alive, exists)
+            r.forget_unslotted(last_generation, exists);
+            r.reap(last_generation, alive, exists)
         })
         .unwrap_or_default();
-        freed.iter().for_each(|f| shmem::rings::close(f.birth));
+        freed.iter().for_each(|f| shmem::rings::close(f.generation));
         leaving.into_iter().for_each(latch::wake);
     }
 
@@ -191,10 +193,10 @@ impl Coordinator {
             waiting.into_iter().map(|oid| (oid, r.lack(oid, most, false))).collect::<Vec<_>>()
         });
         let waiting = waiting.unwrap_or_default();
-        self.told_of_slots.retain(|oid| waiting.iter().any(|(waits, _)| waits == oid));
+        self.logged_slots.retain(|oid| waiting.iter().any(|(waits, _)| waits == oid));
         for (oid, lack) in waiting {
-            if let Some(lack) = lack.filter(|_| self.told_of_slots.insert(oid)) {
-                tell(&format!("no place for {}: {lack}", shown(&self.databases, oid)), &lack);
+            if let Some(lack) = lack.filter(|_| self.logged_slots.insert(oid)) {
+                log_lack(&format!("no place for {}: {lack}", shown(&self.databases, oid)), &lack);
             }
         }
     }
@@ -206,15 +208,15 @@ impl Coordinator {
         let looks = shmem::registry(|r| {
             let may_enter = |oid: u32| takes_connections(databases, oid);
             for _ in 0..r.free_looks(now, may_enter) {
-                let Some(oid) = self.unseen.pop() else { break };
+                let Some(oid) = self.to_look_into.pop() else { break };
                 r.look_into(oid);
             }
-            r.looks.done |= u32::from(self.unseen.is_empty());
+            r.looks.done |= u32::from(self.to_look_into.is_empty());
             (r.launch_looks(now, may_enter), r.failed_looks())
         });
         let (wanted, failed) = looks.unwrap_or_default();
         for oid in failed {
-            if self.told_of_looks.insert(oid) {
+            if self.logged_looks.insert(oid) {
                 error::log(
                     PgLogLevel::LOG,
                     PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
@@ -248,7 +250,7 @@ impl Coordinator {
     /// Starts a process; false when there is no free slot of max_worker_processes.
     fn start(&mut self, job: Job, oid: u32) -> bool {
         let name = job.name();
-        let worker = Worker {
+        let worker = WorkerSpec {
             name: &format!("obanrs {name} for database {oid}"),
             kind: &format!("obanrs {name}"),
             function: &format!("obanrs_{name}_main"),
@@ -257,14 +259,14 @@ impl Coordinator {
         let handle = bgworker::launch(&worker);
         let started = handle.is_some();
         if started {
-            self.told_of_workers.remove(&job);
-        } else if self.told_of_workers.insert(job) {
+            self.logged_workers.remove(&job);
+        } else if self.logged_workers.insert(job) {
             let most = session::max_worker_processes();
             let lack =
                 shmem::registry(|r| r.workers_lacking(most)).unwrap_or(Lack::Workers { most, needed: 0 });
             let what =
                 format!("can't start a {name} for {}, no free worker slot", shown(&self.databases, oid));
-            tell(&format!("{what}: {lack}"), &lack);
+            log_lack(&format!("{what}: {lack}"), &lack);
         }
         self.launched.extend(handle.map(|handle| ((job, oid), handle)));
         started
@@ -291,7 +293,7 @@ fn shown(databases: &HashMap<u32, Database>, oid: u32) -> String {
 }
 
 /// Says in the server's log what a database lacks.
-fn tell(what: &str, lack: &Lack) {
+fn log_lack(what: &str, lack: &Lack) {
     error::log(
         PgLogLevel::LOG,
         PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,

@@ -2,7 +2,7 @@
 //! whichever way the command ends.
 
 use crate::logic::backoff::MILLISECOND;
-use crate::pg::hooks::{self, Change, DatabaseCommand, Listening};
+use crate::pg::hooks::{self, CatalogChange, DatabaseCommand, Listening};
 use crate::pg::{acl, catalog, clock, latch, session};
 use crate::shmem;
 use crate::shmem::at_end::{self, Note, note};
@@ -11,7 +11,7 @@ use crate::shmem::{listeners, tables};
 /// A worker that is idle goes at once. One in the middle of a transaction (50 ms for each lock) is
 /// terminated after the first time; after the second, which is as long as Postgres itself would wait
 /// for it, the command is left to fail with Postgres' own error.
-const PATIENCE: i64 = 100 * MILLISECOND;
+const MAX_WAIT: i64 = 100 * MILLISECOND;
 const LIMIT: i64 = 5_000 * MILLISECOND;
 
 pub fn install() {
@@ -24,26 +24,26 @@ pub fn install() {
         }
     };
     let change = |change| match change {
-        Change::Extension(extension) => at_end::extension_changed(extension),
-        Change::Trigger => {
+        CatalogChange::Extension(extension) => at_end::extension_changed(extension),
+        CatalogChange::Trigger => {
             note(Note::Shapes);
             tables::trigger_touched();
         }
-        Change::Schema(schema) => {
+        CatalogChange::Schema(schema) => {
             note(Note::Shapes);
             tables::schema_touched(schema);
         }
-        Change::AlteredRelation(relation) => {
+        CatalogChange::AlteredRelation(relation) => {
             note(Note::Shapes);
             tables::relation_touched(relation, false);
         }
-        Change::DroppedRelation(relation) => {
+        CatalogChange::DroppedRelation(relation) => {
             note(Note::Shapes);
             tables::relation_touched(relation, true);
         }
-        Change::Database(database) => at_end::database_created(database),
+        CatalogChange::Database(database) => at_end::database_created(database),
         // It may have created or dropped the extension, and anything else.
-        Change::Prepared => {
+        CatalogChange::Prepared => {
             note(Note::Extension);
             note(Note::Shapes);
             tables::prepared_ends();
@@ -93,11 +93,11 @@ fn hold(database: u32) {
         if left.is_empty() || now - since >= LIMIT {
             return;
         }
-        if !terminated && now - since >= PATIENCE {
+        if !terminated && now - since >= MAX_WAIT {
             left.into_iter().for_each(session::terminate);
             terminated = true;
         }
-        let next = if terminated { LIMIT } else { PATIENCE };
+        let next = if terminated { LIMIT } else { MAX_WAIT };
         latch::wait_until(Some(since + next));
     }
 }

@@ -50,10 +50,10 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
 
     BEGAN_WITH_SETTING.set(xact::run(c"obanrs: reading a setting", peers::database_read_only).is_some());
     let mut elections = Elections::new(database);
-    let (mut look, mut kicks) = (true, 0);
+    let (mut look, mut wakeups) = (true, 0);
     // When the next pass is due by itself; the first is at once.
     let mut due = Some(0);
-    let mut orphans = Orphans::default();
+    let mut stranded = Stranded::default();
     loop {
         latch::reset();
         let reloaded = bgworker::reload_config();
@@ -64,7 +64,8 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
         if look || orders.recheck || elections.dropped {
             let since = clock::now();
             let extension = xact::run(c"obanrs: looking for the extension", extension::exists);
-            let relay = shmem::registry(|r| r.found(database, pid, extension, since)).ok().flatten();
+            let relay =
+                shmem::registry(|r| r.extension_looked_up(database, pid, extension, since)).ok().flatten();
             relay.into_iter().for_each(latch::wake); // which has to go with the extension
             shmem::wake_coordinator();
             if !extension {
@@ -72,35 +73,37 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
             }
             (look, elections.dropped, due) = (false, false, Some(0));
         }
-        let news = orders.kicks != kicks;
-        kicks = orders.kicks;
+        let news = orders.wakeups != wakeups;
+        wakeups = orders.wakeups;
         // The limit of a step leaves its timer on, which sets our latch when the step is long over: then
         // there is nothing to do, least of all a pass that sets the timer again.
         let clock_was_set = elections.clock_was_set();
         if news || reloaded || clock_was_set || due.is_some_and(|at| at <= clock::now()) {
             if news {
-                elections.let_go();
+                elections.retry_held_rows();
             }
-            elections.rows_changed(orders.rows);
+            elections.rows_changed(orders.changed_rows);
             due = elections.pass();
             // A lock that the pass waited for has eaten our latch; the kicks tell what it was set for.
-            let more = shmem::registry(|r| r.kicks(Kind::Keeper, database) != orders.kicks).unwrap_or(true);
+            let more =
+                shmem::registry(|r| r.wakeups(Kind::Keeper, database) != orders.wakeups).unwrap_or(true);
             if more || elections.dropped {
                 continue;
             }
         }
-        let orphaned = orphans.send();
+        let stranded_due = stranded.send();
         // The lock of NOTIFY eats a latch, too.
-        if orphans.sent && shmem::registry(|r| r.kicks(Kind::Keeper, database) != kicks).unwrap_or(true) {
+        if stranded.sent && shmem::registry(|r| r.wakeups(Kind::Keeper, database) != wakeups).unwrap_or(true)
+        {
             continue;
         }
-        latch::wait_until(due.into_iter().chain(orphaned).min());
+        latch::wait_until(due.into_iter().chain(stranded_due).min());
     }
 }
 
 /// What waits for a relay that does not come.
 #[derive(Default)]
-struct Orphans {
+struct Stranded {
     /// Attempts to send that failed, in a row.
     failures: u32,
     /// When to try again after a failure, by the clock that nobody sets.
@@ -109,7 +112,7 @@ struct Orphans {
     sent: bool,
 }
 
-impl Orphans {
+impl Stranded {
     /// Sends a part of what has waited too long, by the code that commits use, in one transaction: elections go
     /// between two of them. Returns when to look again, by the clock that nobody sets. `None`: there is a relay, or
     /// nothing waits. That this ceases to be so wakes this process: the relay's end does, and so does a commit that
@@ -120,7 +123,7 @@ impl Orphans {
         /// In microseconds.
         const RETRY_WITHIN: i64 = 1_000_000;
         self.sent = false;
-        let at = (rings::relay::orphaned_at()? + COMMITS_FIRST).max(self.retry_at);
+        let at = (rings::relay::stranded_at()? + COMMITS_FIRST).max(self.retry_at);
         if at > clock::now() {
             return Some(at);
         }

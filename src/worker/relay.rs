@@ -33,14 +33,14 @@ use crate::pg::xact::Caught;
 use crate::pg::{bgworker, latch, notify, session, xact};
 use crate::shmem;
 use crate::shmem::listeners;
-use crate::shmem::rings::{self, Counter, Handle};
+use crate::shmem::rings::{self, Counter, RingHandle};
 
 /// What is taken out of the ring at a time, while its lock is held.
 const MESSAGES: usize = 1024;
 const BYTES: usize = 256 * 1024;
 
 /// How long it goes on sending when it has to leave: somebody waits for that.
-const FAREWELL: Duration = Duration::from_secs(1);
+const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
 #[pg_guard]
 #[unsafe(no_mangle)]
@@ -49,14 +49,15 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
     // What is lost in a crash has no listener any more.
     session::set(c"synchronous_commit", c"off");
     bgworker::report_name(c"obanrs relay");
-    session::before_exit(left);
-    if !rings::relay::came() {
+    session::before_exit(detach_at_exit);
+    if !rings::relay::attach() {
         return;
     }
-    let _ = shmem::registry(|r| r.running(Kind::Relay, database, latch::my_pid()));
+    let _ = shmem::registry(|r| r.relay_connected(Kind::Relay, database, latch::my_pid()));
 
     let batch = Batch::new(MESSAGES, BYTES);
-    let mut relay = Relay { database, ring: None, batch, upto: 0, left: VecDeque::new(), failures: 0 };
+    let mut relay =
+        Relay { database, ring: None, batch, sent_up_to: 0, pending: VecDeque::new(), failures: 0 };
     let mut gossip = Gossip::new(database);
     // Others wake us, too: by a NOTIFY of theirs, for instance.
     let mut not_before = Instant::now();
@@ -66,7 +67,7 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
         bgworker::reload_config();
         let Ok(orders) = shmem::registry(|r| r.orders(Kind::Relay, database)) else { return };
         if orders.leave {
-            let until = Instant::now() + FAREWELL;
+            let until = Instant::now() + LEAVE_WITHIN;
             while Instant::now() < until && relay.pass() == Pass::Sent {
                 pgrx::check_for_interrupts!();
             }
@@ -88,9 +89,9 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
         if !nothing {
             latch::wait(Some(until(due.map_or(not_before, |due| due.min(not_before)))));
-        } else if relay.may_sleep() // what the broadcast put into the ring goes at once
+        } else if relay.may_wait() // what the broadcast put into the ring goes at once
             && !gossip.has_news()
-            && shmem::registry(|r| r.kicks(Kind::Relay, database) == orders.kicks).unwrap_or(false)
+            && shmem::registry(|r| r.wakeups(Kind::Relay, database) == orders.wakeups).unwrap_or(false)
         {
             latch::wait(due.map(until));
         }
@@ -98,8 +99,8 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn left(_code: i32, _argument: pg_sys::Datum) {
-    rings::relay::left();
+unsafe extern "C-unwind" fn detach_at_exit(_code: i32, _argument: pg_sys::Datum) {
+    rings::relay::detach();
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -117,47 +118,49 @@ enum Pass {
 struct Relay {
     database: u32,
     /// `None` until this database has one.
-    ring: Option<Handle>,
+    ring: Option<RingHandle>,
     batch: Batch,
     /// How far the batch reaches.
-    upto: u64,
+    sent_up_to: u64,
     /// The transactions of the batch that have not been committed.
-    left: VecDeque<Vec<usize>>,
+    pending: VecDeque<Vec<usize>>,
     failures: u32,
 }
 
 impl Relay {
     /// The ring of this database, once it has one. The process that takes it wakes this one.
-    fn ring(&mut self) -> Option<Handle> {
+    fn ring(&mut self) -> Option<RingHandle> {
         self.ring = self.ring.or_else(rings::relay::ring);
         self.ring
     }
 
     /// Whether there is nothing to send; then the next message sets this process's latch.
-    fn may_sleep(&mut self) -> bool {
-        self.ring().is_none_or(rings::relay::sleeps)
+    fn may_wait(&mut self) -> bool {
+        self.ring().is_none_or(rings::relay::start_waiting)
     }
 
     /// Sends one batch, in as many transactions as it takes, or what is left of the last one.
     fn pass(&mut self) -> Pass {
         let Some(ring) = self.ring() else { return Pass::Nothing };
-        if self.left.is_empty() {
+        if self.pending.is_empty() {
             self.batch.clear();
-            let Some((upto, _)) = rings::relay::unsent(ring, &mut self.batch) else { return Pass::Gone };
-            self.upto = upto;
+            let Some((sent_up_to, _)) = rings::relay::unsent(ring, &mut self.batch) else {
+                return Pass::Gone;
+            };
+            self.sent_up_to = sent_up_to;
             if self.batch.len() > 0 && listeners::any() {
                 let plan = plan(self.batch.messages());
-                self.left = plan.transactions.into();
+                self.pending = plan.transactions.into();
                 rings::count(Counter::Merged, plan.merged);
             } else {
                 rings::count(Counter::Unheard, self.batch.len());
-                rings::relay::sent(ring, upto); // by their own transactions, or to nobody
+                rings::relay::sent(ring, sent_up_to); // by their own transactions, or to nobody
                 return Pass::Nothing;
             }
         }
         match self.send() {
             Ok(()) => {
-                rings::relay::sent(ring, self.upto);
+                rings::relay::sent(ring, self.sent_up_to);
                 self.failures = 0;
                 Pass::Sent
             }
@@ -183,7 +186,7 @@ impl Relay {
 
     fn send(&mut self) -> Result<(), Caught> {
         let messages: Vec<_> = self.batch.messages().collect();
-        while let Some(mut transaction) = self.left.pop_front() {
+        while let Some(mut transaction) = self.pending.pop_front() {
             let sent = xact::contain(|| {
                 xact::run(c"obanrs: relaying", || {
                     if self.failures > 0 {
@@ -206,14 +209,14 @@ impl Relay {
                     if transaction.len() > 1 =>
                 {
                     let later = transaction.split_off(transaction.len() / 2);
-                    self.left.push_front(later);
-                    self.left.push_front(transaction);
+                    self.pending.push_front(later);
+                    self.pending.push_front(transaction);
                 }
                 // What Postgres refuses was to be refused at the call. Should one have come through, it must not
                 // keep the others from being sent.
                 Err(Caught { code: PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message }) => {
                     if transaction.len() > 1 {
-                        transaction.into_iter().rev().for_each(|one| self.left.push_front(vec![one]));
+                        transaction.into_iter().rev().for_each(|one| self.pending.push_front(vec![one]));
                         continue;
                     }
                     rings::count(Counter::Dropped, 1);
@@ -228,7 +231,7 @@ impl Relay {
                     );
                 }
                 Err(other) => {
-                    self.left.push_front(transaction);
+                    self.pending.push_front(transaction);
                     return Err(other);
                 }
             }

@@ -4,7 +4,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::logic::lifecycle::{Database, Kind, state_name};
+use crate::logic::lifecycle::{DatabaseSlot, Kind, state_name};
 use crate::pg::datum::Shown;
 use crate::pg::{session, time};
 use crate::shmem;
@@ -29,7 +29,7 @@ fn obanrs_workers() -> Result<
         return Ok(TableIterator::empty()); // oban_check says why
     }
     let coordinator = shmem::coordinator()?;
-    let databases: Vec<Database> =
+    let databases: Vec<DatabaseSlot> =
         shmem::registry(|r| r.databases.iter().filter(|d| d.oid != 0).copied().collect())?;
     let sees_all = session::sees_all();
     let running = |pid: i32| (pid != 0).then_some(pid);

@@ -12,15 +12,15 @@
 //! what is broadcast. A foreign one never takes the place of one of ours that lives, and all foreign ones
 //! together never take more than half of the memory: anybody may NOTIFY.
 //!
-//! Each entry counts for one `Holding`: that of the foreign ones, or of the role that put it last. A put that would
+//! Each entry counts for one `BlockUsage`: that of the foreign ones, or of the role that put it last. A put that would
 //! let a role hold more than its share is refused. Counting costs a put no look at other entries.
 //!
 //! Two clocks: what is called a deadline or a clock reading is of the clock that nobody sets, in microseconds;
 //! `started_at` and `updated_at` are wall time, for people and for other nodes, and decide nothing here.
 //!
-//! Readers copy entries piece by piece (`Piece`), so that who puts never waits for a whole reading: each
+//! Readers copy entries piece by piece (`EntryBatch`), so that who puts never waits for a whole reading: each
 //! entry is consistent, the whole is no snapshot. An entry stays where it is while it is replaced; one that
-//! was deleted and put again meanwhile may be read twice, of which `Piece::into_latest` keeps the later.
+//! was deleted and put again meanwhile may be read twice, of which `EntryBatch::into_latest` keeps the later.
 
 pub mod memory;
 
@@ -48,7 +48,7 @@ impl Default for Block {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Entry {
+pub struct GossipEntry {
     hash: u64,
     /// Of the key without its queue.
     node_hash: u64,
@@ -65,7 +65,7 @@ pub struct Entry {
     node: u16,
     queue: u16,
     /// The index of the holding that it counts for. `FOREIGN`: it was heard from a node that gossips by NOTIFY.
-    holding: u16,
+    block_usage: u16,
     started_at: i64,
     updated_at: i64,
     /// A clock reading.
@@ -77,9 +77,9 @@ pub struct Entry {
     unused: u32,
 }
 
-impl Entry {
+impl GossipEntry {
     fn is_foreign(&self) -> bool {
-        self.holding == FOREIGN
+        self.block_usage == FOREIGN
     }
 }
 
@@ -87,14 +87,14 @@ impl Entry {
 /// entries: each has a block.)
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Holding {
+pub struct BlockUsage {
     /// 0: free, or none of a single role.
     role: u32,
     blocks: u32,
 }
 
 /// How many holdings there are. All but three are of single roles, which are told apart while they have entries.
-pub const HOLDINGS: usize = 128;
+pub const MAX_BLOCK_USAGES: usize = 128;
 
 /// The holding of all foreign entries.
 const FOREIGN: u16 = 0;
@@ -108,7 +108,7 @@ const FIRST_ROLE: u16 = 2;
 /// it is free and was never written.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Head {
+pub struct GossipHead {
     free_entry: u32,
     free_block: u32,
     entries_touched: u32,
@@ -126,7 +126,7 @@ pub struct Head {
 /// How many entries, buckets and blocks fit into `bytes` (an entry of one block is the smallest), with what is
 /// remembered of processes.
 pub fn capacity(bytes: usize) -> usize {
-    let each = size_of::<Entry>() + size_of::<Block>() + size_of::<u32>();
+    let each = size_of::<GossipEntry>() + size_of::<Block>() + size_of::<u32>();
     let process = size_of::<Process>() + size_of::<u32>();
     (bytes / (each + process.div_ceil(ENTRIES_PER_PROCESS))).min(u32::MAX as usize / 2)
 }
@@ -149,22 +149,22 @@ pub struct Key<'a> {
 
 /// The role that puts, and how many blocks it may hold at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
+pub struct Quota {
     pub role: u32,
     pub most: usize,
 }
 
 /// Where an entry comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum Source {
     /// Put by a role. `None`: one without a limit.
-    Ours(Option<Share>),
+    Local(Option<Quota>),
     Foreign,
 }
 
 /// What is put.
 #[derive(Clone, Copy, Debug)]
-pub struct New<'a> {
+pub struct NewEntry<'a> {
     pub state: &'a [u8],
     /// Wall time. `None`: that of the entry of the same origin that it replaces, if it lives, else `updated_at`.
     pub started_at: Option<i64>,
@@ -174,7 +174,7 @@ pub struct New<'a> {
     pub now: i64,
     /// A deadline.
     pub expires_at: i64,
-    pub origin: Origin,
+    pub source: Source,
     /// The process that puts.
     pub identity: Identity,
 }
@@ -194,23 +194,23 @@ pub struct Full {
     /// So many more bytes would have been needed.
     pub missing: usize,
     /// Whether it is the share of the role that is used up; else it is the table.
-    pub share: bool,
+    pub quota: bool,
 }
 
 /// The table. Whoever has this holds its lock exclusively.
 pub struct Table<'a> {
-    pub head: &'a mut Head,
+    pub head: &'a mut GossipHead,
     pub buckets: &'a mut [u32],
-    pub entries: &'a mut [Entry],
+    pub entries: &'a mut [GossipEntry],
     pub blocks: &'a mut [Block],
     /// At least four.
-    pub holdings: &'a mut [Holding],
+    pub block_usages: &'a mut [BlockUsage],
     pub processes: Processes<'a>,
 }
 
 /// The table for readers. Whoever has this holds its lock shared.
 pub struct View<'a> {
-    pub entries: &'a [Entry],
+    pub entries: &'a [GossipEntry],
     pub blocks: &'a [Block],
     pub touched: usize,
 }
@@ -227,7 +227,7 @@ pub struct Usage {
 
 /// An entry on its way out of the table.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen<'a> {
+pub struct EntryRef<'a> {
     pub schema: u32,
     pub name: &'a str,
     pub node: &'a str,
@@ -242,7 +242,7 @@ pub struct Seen<'a> {
 
 /// The same, to be kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Copied {
+pub struct EntryCopy {
     pub schema: u32,
     pub name: String,
     pub node: String,
@@ -255,24 +255,24 @@ pub struct Copied {
     pub foreign: bool,
 }
 
-impl Copied {
-    pub fn seen(&self) -> Seen<'_> {
+impl EntryCopy {
+    pub fn seen(&self) -> EntryRef<'_> {
         let Self { name, node, queue, state, .. } = self;
         let Self { schema, started_at, updated_at, put_at, expires_at, foreign, .. } = *self;
-        Seen { schema, name, node, queue, state, started_at, updated_at, put_at, expires_at, foreign }
+        EntryRef { schema, name, node, queue, state, started_at, updated_at, put_at, expires_at, foreign }
     }
 }
 
-impl Seen<'_> {
-    pub fn copy(&self) -> Copied {
-        let Seen { schema, started_at, updated_at, put_at, expires_at, foreign, .. } = *self;
+impl EntryRef<'_> {
+    pub fn copy(&self) -> EntryCopy {
+        let EntryRef { schema, started_at, updated_at, put_at, expires_at, foreign, .. } = *self;
         let [name, node, queue] = [self.name, self.node, self.queue].map(str::to_owned);
         let state = self.state.to_vec();
-        Copied { schema, name, node, queue, state, started_at, updated_at, put_at, expires_at, foreign }
+        EntryCopy { schema, name, node, queue, state, started_at, updated_at, put_at, expires_at, foreign }
     }
 }
 
-impl Head {
+impl GossipHead {
     /// How many entries a reader has to look at.
     pub fn entries_touched(&self) -> usize {
         self.entries_touched as usize
@@ -281,36 +281,36 @@ impl Head {
 
 impl Table<'_> {
     /// Inserts or replaces the entry of `key`.
-    pub fn put(&mut self, key: &Key<'_>, new: &New<'_>) -> Result<Put, Full> {
-        let New { state, now, expires_at, origin, identity, .. } = *new;
-        let foreign = origin == Origin::Foreign;
+    pub fn put(&mut self, key: &Key<'_>, new: &NewEntry<'_>) -> Result<Put, Full> {
+        let NewEntry { state, now, expires_at, source, identity, .. } = *new;
+        let foreign = source == Source::Foreign;
         let parts = [key.name.as_bytes(), key.node.as_bytes(), key.queue.as_bytes(), state];
         let needed = parts.iter().map(|p| p.len()).sum::<usize>().div_ceil(BLOCK).max(1);
         let (node_hash, hash) = hashes(key);
         let old = self.find(hash, key);
-        let before = old.map_or_else(Entry::default, |i| self.entries[i]);
+        let before = old.map_or_else(GossipEntry::default, |i| self.entries[i]);
         let lives = old.is_some() && now < before.expires_at;
         if foreign && lives && !before.is_foreign() {
             self.processes.refused(&identity, now, expires_at, foreign);
             return Ok(Put { ignored: true, expired: false });
         }
 
-        let holding = self.holding_of(origin);
+        let block_usage = self.block_usage_of(source);
         let free = self.blocks.len() - (self.head.blocks - before.blocks) as usize;
-        let most = match origin {
-            Origin::Foreign => Some(self.blocks.len() / 2),
-            Origin::Ours(share) => share.map(|share| share.most),
+        let most = match source {
+            Source::Foreign => Some(self.blocks.len() / 2),
+            Source::Local(quota) => quota.map(|quota| quota.most),
         };
         let own = most.map_or(free, |most| {
             // What it replaces may count for another.
-            let replaced = if before.holding as usize == holding { before.blocks } else { 0 };
-            most.saturating_sub((self.holdings[holding].blocks - replaced) as usize)
+            let replaced = if before.block_usage as usize == block_usage { before.blocks } else { 0 };
+            most.saturating_sub((self.block_usages[block_usage].blocks - replaced) as usize)
         });
         let no_entry = old.is_none() && self.head.entries as usize >= self.entries.len();
         if needed > free.min(own) || no_entry {
             let missing = needed.saturating_sub(free.min(own)).max(1) * size_of::<Block>();
             self.processes.refused(&identity, now, expires_at, foreign);
-            return Err(Full { missing, share: !foreign && own < needed.min(free) });
+            return Err(Full { missing, quota: !foreign && own < needed.min(free) });
         }
 
         let index = match old {
@@ -321,7 +321,7 @@ impl Table<'_> {
             None => self.take_entry(hash),
         };
         let first = self.write_blocks(&parts, needed);
-        self.hold(holding, origin, needed);
+        self.hold(block_usage, source, needed);
         let same_origin = old.is_some() && before.is_foreign() == foreign;
         let process = if self.processes.is(before.process, &identity) {
             self.processes.again(before.process, now, foreign);
@@ -331,7 +331,7 @@ impl Table<'_> {
             self.processes.attach(&identity, now, foreign)
         };
         let entry = &mut self.entries[index];
-        *entry = Entry {
+        *entry = GossipEntry {
             hash,
             node_hash,
             next: entry.next,
@@ -343,7 +343,7 @@ impl Table<'_> {
             name: key.name.len() as u16,
             node: key.node.len() as u16,
             queue: key.queue.len() as u16,
-            holding: holding as u16,
+            block_usage: block_usage as u16,
             started_at: new.started_at.unwrap_or(if lives && same_origin {
                 before.started_at
             } else {
@@ -362,25 +362,25 @@ impl Table<'_> {
     }
 
     /// The holding that an entry of this origin counts for: the role's own, else a free one, else the last.
-    fn holding_of(&self, origin: Origin) -> usize {
-        let share = match origin {
-            Origin::Foreign => return FOREIGN as usize,
-            Origin::Ours(None) => return UNLIMITED as usize,
-            Origin::Ours(Some(share)) => share,
+    fn block_usage_of(&self, source: Source) -> usize {
+        let quota = match source {
+            Source::Foreign => return FOREIGN as usize,
+            Source::Local(None) => return UNLIMITED as usize,
+            Source::Local(Some(quota)) => quota,
         };
-        let (first, last) = (FIRST_ROLE as usize, self.holdings.len() - 1);
+        let (first, last) = (FIRST_ROLE as usize, self.block_usages.len() - 1);
         let touched = first + self.head.roles_touched as usize;
-        let found = |wanted: u32| self.holdings[first..touched].iter().position(|h| h.role == wanted);
-        found(share.role).or_else(|| found(0)).map_or(touched.min(last), |i| first + i)
+        let found = |wanted: u32| self.block_usages[first..touched].iter().position(|h| h.role == wanted);
+        found(quota.role).or_else(|| found(0)).map_or(touched.min(last), |i| first + i)
     }
 
     /// Counts so many blocks of an entry of this origin for a holding.
-    fn hold(&mut self, index: usize, origin: Origin, blocks: usize) {
-        self.holdings[index].blocks += blocks as u32;
-        if let Origin::Ours(Some(share)) = origin
-            && index != self.holdings.len() - 1
+    fn hold(&mut self, index: usize, source: Source, blocks: usize) {
+        self.block_usages[index].blocks += blocks as u32;
+        if let Source::Local(Some(quota)) = source
+            && index != self.block_usages.len() - 1
         {
-            self.holdings[index].role = share.role;
+            self.block_usages[index].role = quota.role;
             let touched = index + 1 - FIRST_ROLE as usize;
             self.head.roles_touched = self.head.roles_touched.max(touched as u32);
         }
@@ -448,7 +448,7 @@ impl Table<'_> {
     }
 
     /// Deletes entries that end at `now` by themselves.
-    fn remove_where(&mut self, now: i64, mut wanted: impl FnMut(&Entry) -> bool) -> usize {
+    fn remove_where(&mut self, now: i64, mut wanted: impl FnMut(&GossipEntry) -> bool) -> usize {
         let mut removed = 0;
         for index in 0..self.head.entries_touched as usize {
             if self.entries[index].blocks != 0 && wanted(&self.entries[index]) {
@@ -477,7 +477,7 @@ impl Table<'_> {
                 at = before.next;
             }
         }
-        self.entries[index] = Entry { next: self.head.free_entry, ..Entry::default() };
+        self.entries[index] = GossipEntry { next: self.head.free_entry, ..GossipEntry::default() };
         self.head.free_entry = link;
         self.head.entries -= 1;
         if self.head.entries == 0 {
@@ -519,7 +519,7 @@ impl Table<'_> {
             }
         };
         let bucket = self.bucket(hash);
-        self.entries[index] = Entry { hash, next: self.buckets[bucket], ..Entry::default() };
+        self.entries[index] = GossipEntry { hash, next: self.buckets[bucket], ..GossipEntry::default() };
         self.buckets[bucket] = index as u32 + 1;
         self.head.entries += 1;
         self.head.inserted += 1;
@@ -565,7 +565,7 @@ impl Table<'_> {
 
     /// Gives the blocks of an entry back, and what it counts for its holding.
     fn release_blocks(&mut self, index: usize) {
-        let Entry { first, blocks, holding, .. } = self.entries[index];
+        let GossipEntry { first, blocks, block_usage, .. } = self.entries[index];
         let mut last = first;
         for _ in 1..blocks {
             last = self.blocks[last as usize - 1].next;
@@ -573,10 +573,10 @@ impl Table<'_> {
         self.blocks[last as usize - 1].next = self.head.free_block;
         self.head.free_block = first;
         self.head.blocks -= blocks;
-        let holding = &mut self.holdings[holding as usize];
-        holding.blocks -= blocks;
-        if holding.blocks == 0 {
-            holding.role = 0;
+        let block_usage = &mut self.block_usages[block_usage as usize];
+        block_usage.blocks -= blocks;
+        if block_usage.blocks == 0 {
+            block_usage.role = 0;
         }
     }
 }
@@ -584,16 +584,16 @@ impl Table<'_> {
 impl View<'_> {
     /// Copies entries of a database that hold at `now`, all or only ours, from where `piece` has come to,
     /// until it is full or there are no more: false when there are.
-    pub fn read(&self, database: u32, only_ours: bool, now: i64, piece: &mut Piece) -> bool {
-        let end = self.touched.min(piece.next + Piece::ENTRIES);
+    pub fn read(&self, database: u32, only_local: bool, now: i64, piece: &mut EntryBatch) -> bool {
+        let end = self.touched.min(piece.next + EntryBatch::ENTRIES);
         while piece.next < end {
             let entry = &self.entries[piece.next];
             let wanted = entry.blocks != 0
                 && entry.database == database
                 && now < entry.expires_at
-                && !(only_ours && entry.is_foreign());
+                && !(only_local && entry.is_foreign());
             if wanted {
-                if piece.bytes.len() >= Piece::BYTES {
+                if piece.bytes.len() >= EntryBatch::BYTES {
                     return false;
                 }
                 piece.entries.push(*entry);
@@ -607,34 +607,35 @@ impl View<'_> {
     /// Adds what a database has at `now` in the next part of the table, from the entry `from` on: where to go on,
     /// if there is more.
     pub fn add_usage(&self, database: u32, now: i64, from: usize, usage: &mut Usage) -> Option<usize> {
-        let end = self.touched.min(from + Piece::ENTRIES);
-        let own = |e: &&Entry| e.blocks != 0 && e.database == database && now < e.expires_at;
+        let end = self.touched.min(from + EntryBatch::ENTRIES);
+        let own = |e: &&GossipEntry| e.blocks != 0 && e.database == database && now < e.expires_at;
         for entry in self.entries[from.min(end)..end].iter().filter(own) {
             usage.entries += 1;
             usage.foreign += usize::from(entry.is_foreign());
-            usage.bytes += entry.blocks as usize * size_of::<Block>() + size_of::<Entry>();
+            usage.bytes += entry.blocks as usize * size_of::<Block>() + size_of::<GossipEntry>();
         }
         (end < self.touched).then_some(end)
     }
 
     /// Whether any entry of ours holds at `now` in a database.
-    pub fn has_ours(&self, database: u32, now: i64) -> bool {
-        let ours =
-            |e: &Entry| e.blocks != 0 && e.database == database && !e.is_foreign() && now < e.expires_at;
+    pub fn has_local(&self, database: u32, now: i64) -> bool {
+        let ours = |e: &GossipEntry| {
+            e.blocks != 0 && e.database == database && !e.is_foreign() && now < e.expires_at
+        };
         self.entries[..self.touched].iter().any(ours)
     }
 
     /// Whether an entry in use is of this key.
-    fn is_of(&self, entry: &Entry, key: &Key<'_>) -> bool {
+    fn is_of(&self, entry: &GossipEntry, key: &Key<'_>) -> bool {
         entry.queue as usize == key.queue.len() && self.begins_with(entry, key, key.queue)
     }
 
     /// Whether an entry in use is of this key, whatever the queues are.
-    fn is_of_node(&self, entry: &Entry, key: &Key<'_>) -> bool {
+    fn is_of_node(&self, entry: &GossipEntry, key: &Key<'_>) -> bool {
         self.begins_with(entry, key, "")
     }
 
-    fn begins_with(&self, entry: &Entry, key: &Key<'_>, queue: &str) -> bool {
+    fn begins_with(&self, entry: &GossipEntry, key: &Key<'_>, queue: &str) -> bool {
         let is_of_schema = (entry.database, entry.schema) == (key.database, key.schema);
         if !is_of_schema || (entry.name as usize, entry.node as usize) != (key.name.len(), key.node.len()) {
             return false;
@@ -659,7 +660,7 @@ impl View<'_> {
     }
 
     /// An entry's bytes, block by block.
-    fn slices(&self, entry: &Entry) -> impl Iterator<Item = &[u8]> {
+    fn slices(&self, entry: &GossipEntry) -> impl Iterator<Item = &[u8]> {
         let names = [entry.name, entry.node, entry.queue].map(usize::from);
         let mut left = names.iter().sum::<usize>() + entry.state as usize;
         let mut at = entry.first;
@@ -674,33 +675,33 @@ impl View<'_> {
 }
 
 /// Entries on their way out of the table: filled under its lock, emptied without it.
-pub struct Piece {
+pub struct EntryBatch {
     /// The index of the next entry to look at.
     next: usize,
-    entries: Vec<Entry>,
+    entries: Vec<GossipEntry>,
     /// Their names and states behind each other.
     bytes: Vec<u8>,
 }
 
-impl Piece {
+impl EntryBatch {
     /// What is looked at, and copied, under the lock at a time: some ten microseconds. An entry more may
     /// come on top, of any size.
     const ENTRIES: usize = 2048;
     const BYTES: usize = 64 << 10;
     /// The largest entry that is expected (a short number takes six times as much as jsonb as in a text of 64 kB); a
     /// larger one makes the buffer grow under the lock, no more.
-    const LARGEST: usize = 400 << 10;
+    const MAX_MEASURED: usize = 400 << 10;
 
     pub fn new() -> Self {
         Self {
             next: 0,
             entries: Vec::with_capacity(Self::ENTRIES),
-            bytes: Vec::with_capacity(Self::BYTES + Self::LARGEST),
+            bytes: Vec::with_capacity(Self::BYTES + Self::MAX_MEASURED),
         }
     }
 
     /// Gives `body` what was copied since the last time.
-    pub fn take(&mut self, mut body: impl FnMut(Seen<'_>)) {
+    pub fn take(&mut self, mut body: impl FnMut(EntryRef<'_>)) {
         let mut rest = &self.bytes[..];
         let mut cut = |len: usize| {
             let (part, left) = rest.split_at(len.min(rest.len()));
@@ -711,9 +712,9 @@ impl Piece {
             let [name, node, queue] = [entry.name, entry.node, entry.queue]
                 .map(|len| std::str::from_utf8(cut(len as usize)).unwrap_or_default());
             let state = cut(entry.state as usize);
-            let Entry { schema, started_at, updated_at, put_at, expires_at, .. } = entry;
+            let GossipEntry { schema, started_at, updated_at, put_at, expires_at, .. } = entry;
             let foreign = entry.is_foreign();
-            body(Seen {
+            body(EntryRef {
                 schema,
                 name,
                 node,
@@ -731,7 +732,7 @@ impl Piece {
 
     /// Of entries that were read twice, as they were deleted and put again meanwhile, the later: the one that was
     /// read later, as a key has one entry at a time.
-    pub fn into_latest(mut entries: Vec<Copied>) -> Vec<Copied> {
+    pub fn into_latest(mut entries: Vec<EntryCopy>) -> Vec<EntryCopy> {
         let mut latest: HashMap<(u32, [&str; 3]), usize> = HashMap::with_capacity(entries.len());
         let mut twice = Vec::new();
         for (i, entry) in entries.iter().enumerate() {

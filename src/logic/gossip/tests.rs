@@ -3,14 +3,14 @@ use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
-const OURS: Origin = Origin::Ours(None);
+const OURS: Source = Source::Local(None);
 
 struct Memory {
-    head: Head,
+    head: GossipHead,
     buckets: Vec<u32>,
-    entries: Vec<Entry>,
+    entries: Vec<GossipEntry>,
     blocks: Vec<Block>,
-    holdings: Vec<Holding>,
+    block_usages: Vec<BlockUsage>,
     processes_head: ProcessesHead,
     process_buckets: Vec<u32>,
     processes: Vec<Process>,
@@ -19,11 +19,11 @@ struct Memory {
 impl Memory {
     fn new(entries: usize, blocks: usize) -> Self {
         Self {
-            head: Head::default(),
+            head: GossipHead::default(),
             buckets: vec![0; 3], // few, so that chains are tested
-            entries: vec![Entry::default(); entries],
+            entries: vec![GossipEntry::default(); entries],
             blocks: vec![Block::default(); blocks],
-            holdings: vec![Holding::default(); 5], // of two single roles
+            block_usages: vec![BlockUsage::default(); 5], // of two single roles
             processes_head: ProcessesHead::default(),
             process_buckets: vec![0; 3],
             processes: vec![Process::default(); entries],
@@ -35,9 +35,9 @@ impl Memory {
         state: &[u8],
         now: i64,
         expires_at: i64,
-        origin: Origin,
+        source: Source,
     ) -> Result<Put, Full> {
-        self.put_as(None, key, state, (now, expires_at), origin)
+        self.put_as(None, key, state, (now, expires_at), source)
     }
     /// As the process with this uuid.
     fn put_as(
@@ -46,10 +46,10 @@ impl Memory {
         key: &Key<'_>,
         state: &[u8],
         (now, expires_at): (i64, i64),
-        origin: Origin,
+        source: Source,
     ) -> Result<Put, Full> {
         let identity = Identity::of(key, uuid.map(str::as_bytes));
-        let new = New { state, started_at: None, updated_at: now, now, expires_at, origin, identity };
+        let new = NewEntry { state, started_at: None, updated_at: now, now, expires_at, source, identity };
         self.table().put(key, &new)
     }
     /// What is remembered of a process of a schema.
@@ -69,7 +69,7 @@ impl Memory {
             buckets: &mut self.buckets,
             entries: &mut self.entries,
             blocks: &mut self.blocks,
-            holdings: &mut self.holdings,
+            block_usages: &mut self.block_usages,
             processes: Processes {
                 head: &mut self.processes_head,
                 buckets: &mut self.process_buckets,
@@ -78,16 +78,16 @@ impl Memory {
         }
     }
     fn foreign_blocks(&self) -> u32 {
-        self.holdings[FOREIGN as usize].blocks
+        self.block_usages[FOREIGN as usize].blocks
     }
     /// The holdings, as the entries say.
     fn recount(&self) -> Vec<u32> {
-        let mut blocks = vec![0; self.holdings.len()];
+        let mut blocks = vec![0; self.block_usages.len()];
         let used = self.entries.iter().filter(|e| e.blocks != 0);
-        used.for_each(|e| blocks[e.holding as usize] += e.blocks);
+        used.for_each(|e| blocks[e.block_usage as usize] += e.blocks);
         blocks
     }
-    fn all(&self, database: u32, now: i64) -> Vec<Copied> {
+    fn all(&self, database: u32, now: i64) -> Vec<EntryCopy> {
         self.read(database, false, now)
     }
     fn view(&self) -> View<'_> {
@@ -100,10 +100,10 @@ impl Memory {
         }
         usage
     }
-    fn read(&self, database: u32, only_ours: bool, now: i64) -> Vec<Copied> {
-        let (mut piece, mut all) = (Piece::new(), Vec::new());
+    fn read(&self, database: u32, only_local: bool, now: i64) -> Vec<EntryCopy> {
+        let (mut piece, mut all) = (EntryBatch::new(), Vec::new());
         loop {
-            let done = self.view().read(database, only_ours, now, &mut piece);
+            let done = self.view().read(database, only_local, now, &mut piece);
             piece.take(|entry| all.push(entry.copy()));
             if done {
                 return all;
@@ -122,7 +122,7 @@ fn a_state_is_replaced_whole_or_not_at_all() {
     let (small, large) = (vec![b's'; 300], vec![b'l'; 3 * BLOCK]);
     memory.put(&key("a", "q"), &small, 1, 100, OURS).unwrap();
     let full = memory.put(&key("a", "q"), &large, 2, 200, OURS).unwrap_err();
-    assert_eq!(full, Full { missing: size_of::<Block>(), share: false });
+    assert_eq!(full, Full { missing: size_of::<Block>(), quota: false });
     let kept = memory.all(1, 1).pop().unwrap();
     assert_eq!((&*kept.state, kept.started_at, kept.updated_at), (&*small, 1, 1));
     memory.put(&key("a", "q"), b"{}", 3, 300, OURS).unwrap();
@@ -131,7 +131,8 @@ fn a_state_is_replaced_whole_or_not_at_all() {
     assert_eq!(memory.head.blocks, 1);
     let identity = Identity::of(&key("a", "q"), None);
     let (state, started_at) = (b"{}", Some(-7));
-    let known = New { state, started_at, updated_at: 4, now: 4, expires_at: 300, origin: OURS, identity };
+    let known =
+        NewEntry { state, started_at, updated_at: 4, now: 4, expires_at: 300, source: OURS, identity };
     memory.table().put(&key("a", "q"), &known).unwrap();
     assert_eq!(memory.all(1, 4)[0].started_at, -7, "as somebody knows");
 }
@@ -175,19 +176,19 @@ fn deletes_a_queue_or_a_node_and_forgets_a_database() {
 fn a_foreign_one_does_not_replace_one_of_ours_that_lives() {
     let mut memory = Memory::new(9, 9);
     memory.put(&key("a", "q"), b"ours", 0, 10, OURS).unwrap();
-    let ignored = memory.put(&key("a", "q"), b"theirs", 1, 11, Origin::Foreign);
+    let ignored = memory.put(&key("a", "q"), b"theirs", 1, 11, Source::Foreign);
     assert_eq!(ignored, Ok(Put { ignored: true, expired: false }));
     assert_eq!(memory.all(1, 1)[0].state, b"ours");
-    let taken = memory.put(&key("a", "q"), b"theirs", 10, 30, Origin::Foreign);
+    let taken = memory.put(&key("a", "q"), b"theirs", 10, 30, Source::Foreign);
     assert_eq!(taken, Ok(Put { ignored: false, expired: true }), "ours was over");
-    assert!(memory.read(1, true, 11).is_empty() && !memory.view().has_ours(1, 11));
+    assert!(memory.read(1, true, 11).is_empty() && !memory.view().has_local(1, 11));
     let usage = memory.usage(1, 11);
     assert_eq!((usage.entries, usage.foreign, memory.foreign_blocks()), (1, 1, 1));
     memory.put(&key("a", "q"), b"ours", 12, 30, OURS).unwrap();
     assert_eq!((memory.read(1, true, 12).len(), memory.foreign_blocks()), (1, 0));
     assert_eq!(memory.all(1, 12)[0].started_at, 12, "theirs says nothing of ours");
     assert!(
-        memory.view().has_ours(1, 12) && !memory.view().has_ours(2, 12) && !memory.view().has_ours(1, 30)
+        memory.view().has_local(1, 12) && !memory.view().has_local(2, 12) && !memory.view().has_local(1, 30)
     );
 }
 
@@ -195,11 +196,11 @@ fn a_foreign_one_does_not_replace_one_of_ours_that_lives() {
 fn foreign_ones_take_no_more_than_half() {
     let mut memory = Memory::new(8, 8);
     for queue in ["1", "2", "3", "4"] {
-        memory.put(&key("f", queue), b"{}", 0, 10, Origin::Foreign).unwrap();
+        memory.put(&key("f", queue), b"{}", 0, 10, Source::Foreign).unwrap();
     }
-    let full = memory.put(&key("f", "5"), b"{}", 0, 10, Origin::Foreign);
-    assert_eq!(full, Err(Full { missing: size_of::<Block>(), share: false }));
-    memory.put(&key("f", "4"), b"[]", 0, 10, Origin::Foreign).expect("its own room is free for it");
+    let full = memory.put(&key("f", "5"), b"{}", 0, 10, Source::Foreign);
+    assert_eq!(full, Err(Full { missing: size_of::<Block>(), quota: false }));
+    memory.put(&key("f", "4"), b"[]", 0, 10, Source::Foreign).expect("its own room is free for it");
     for queue in ["1", "2", "3", "4"] {
         memory.put(&key("o", queue), b"{}", 0, 10, OURS).unwrap();
     }
@@ -227,7 +228,7 @@ fn a_schema_has_its_own_and_is_forgotten_alone() {
     let mut memory = Memory::new(9, 9);
     let other = Key { schema: 8, ..key("a", "q") };
     memory.put(&key("a", "q"), b"7", 0, 10, OURS).unwrap();
-    memory.put(&other, b"8", 1, 10, Origin::Foreign).unwrap();
+    memory.put(&other, b"8", 1, 10, Source::Foreign).unwrap();
     memory.put(&Key { database: 2, ..other }, b"8", 1, 10, OURS).unwrap();
     let seen = |m: &Memory, database| -> Vec<_> {
         m.all(database, 2).into_iter().map(|c| (c.schema, c.state)).collect()
@@ -244,34 +245,34 @@ fn a_schema_has_its_own_and_is_forgotten_alone() {
 fn wall_time_decides_nothing() {
     let mut memory = Memory::new(9, 9);
     let identity = Identity::of(&key("a", "q"), None);
-    let (state, origin) = (b"{}", OURS);
-    let new = New { state, started_at: None, updated_at: -50, now: 5, expires_at: 10, origin, identity };
+    let (state, source) = (b"{}", OURS);
+    let new = NewEntry { state, started_at: None, updated_at: -50, now: 5, expires_at: 10, source, identity };
     memory.table().put(&key("a", "q"), &new).unwrap();
     assert_eq!(memory.all(1, 9).len(), 1);
     assert!(memory.all(1, 10).is_empty());
     assert_eq!(memory.table().forget_database(1, 5), 0, "put at 5, not at -50");
-    memory.table().put(&key("a", "q"), &New { updated_at: -90, now: 6, ..new }).unwrap();
+    memory.table().put(&key("a", "q"), &NewEntry { updated_at: -90, now: 6, ..new }).unwrap();
     let kept = memory.all(1, 9).pop().unwrap();
     assert_eq!((kept.started_at, kept.updated_at), (-50, -90));
 }
 
-fn of(role: u32, most: usize) -> Origin {
-    Origin::Ours(Some(Share { role, most }))
+fn of(role: u32, most: usize) -> Source {
+    Source::Local(Some(Quota { role, most }))
 }
 
 #[test]
 fn a_role_holds_no_more_than_its_share() {
     let mut memory = Memory::new(16, 16);
     let two = vec![b'x'; BLOCK + 1];
-    let share = |missing: usize| Err(Full { missing: missing * size_of::<Block>(), share: true });
+    let quota = |missing: usize| Err(Full { missing: missing * size_of::<Block>(), quota: true });
     memory.put(&key("a", "1"), &two, 0, 10, of(100, 4)).unwrap();
     memory.put(&key("a", "2"), b"{}", 0, 10, of(100, 4)).unwrap();
-    assert_eq!(memory.put(&key("a", "3"), &two, 0, 10, of(100, 4)), share(1));
+    assert_eq!(memory.put(&key("a", "3"), &two, 0, 10, of(100, 4)), quota(1));
     assert!(memory.all(1, 0).iter().all(|c| c.queue != "3"), "it changed nothing");
     memory.put(&key("a", "2"), &two, 0, 10, of(100, 4)).expect("what it replaces is given back");
     assert_eq!(
         memory.put(&key("a", "3"), b"{}", 0, 10, of(100, 4)),
-        share(1),
+        quota(1),
         "one of them is too many, too"
     );
     memory.put(&key("b", "1"), b"{}", 0, 10, of(200, 4)).expect("another role has its own");
@@ -299,9 +300,9 @@ fn a_full_table_is_not_the_share_of_a_role() {
     let mut memory = Memory::new(4, 4);
     memory.put(&key("a", "1"), &[b'x'; 2 * BLOCK], 0, 10, OURS).unwrap();
     let full = memory.put(&key("b", "1"), &[b'x'; BLOCK], 0, 10, of(100, 4)).unwrap_err();
-    assert_eq!(full, Full { missing: size_of::<Block>(), share: false });
+    assert_eq!(full, Full { missing: size_of::<Block>(), quota: false });
     memory.put(&key("b", "1"), b"{}", 0, 10, of(100, 1)).unwrap();
-    assert!(!memory.put(&key("b", "2"), b"{}", 0, 10, of(200, 1)).unwrap_err().share);
+    assert!(!memory.put(&key("b", "2"), b"{}", 0, 10, of(200, 1)).unwrap_err().quota);
 }
 
 /// The last holding is that of all roles for which there is none.
@@ -312,14 +313,14 @@ fn roles_beyond_the_holdings_share_one() {
         memory.put(&key("a", &role.to_string()), b"{}", 0, 10, of(role, 2)).unwrap();
     }
     memory.put(&key("b", "400"), b"{}", 0, 10, of(400, 2)).unwrap();
-    assert!(memory.put(&key("b", "500"), b"{}", 0, 10, of(500, 2)).unwrap_err().share);
+    assert!(memory.put(&key("b", "500"), b"{}", 0, 10, of(500, 2)).unwrap_err().quota);
     memory.put(&key("b", "200"), b"{}", 0, 10, of(200, 2)).expect("who has one keeps it");
     // A holding that is free is the next role's.
     assert!(memory.table().delete(&key("a", "100"), 0));
     memory.put(&key("b", "500"), b"{}", 0, 10, of(500, 2)).unwrap();
     assert_eq!(memory.recount(), [0, 0, 1, 2, 2]);
     memory.table().expire(10, |_| {});
-    assert!(memory.holdings.iter().all(|h| *h == Holding::default()));
+    assert!(memory.block_usages.iter().all(|h| *h == BlockUsage::default()));
 }
 
 /// A reading in pieces, between which entries change: what stays is read once, and what moved shows its last
@@ -331,7 +332,7 @@ fn an_entry_that_moves_during_a_reading_is_read_once() {
     for queue in &queues {
         memory.put(&key("a", queue), b"old", 0, 10, OURS).unwrap();
     }
-    let (mut piece, mut all) = (Piece::new(), Vec::new());
+    let (mut piece, mut all) = (EntryBatch::new(), Vec::new());
     assert!(!memory.view().read(1, false, 1, &mut piece), "more than a piece");
     piece.take(|entry| all.push(entry.copy()));
     assert!(memory.table().delete(&key("a", "0"), 1) && memory.table().delete(&key("a", "1"), 1));
@@ -342,7 +343,7 @@ fn an_entry_that_moves_during_a_reading_is_read_once() {
         piece.take(|entry| all.push(entry.copy()));
     }
     piece.take(|entry| all.push(entry.copy()));
-    let all = Piece::into_latest(all);
+    let all = EntryBatch::into_latest(all);
     let state =
         |queue: &str| all.iter().filter(|c| c.queue == queue).map(|c| c.state.clone()).collect::<Vec<_>>();
     assert_eq!(state("0"), [b"newer"], "it has moved behind the others");
@@ -356,7 +357,7 @@ fn a_piece_ends_by_its_bytes() {
     for queue in ["1", "2", "3"] {
         memory.put(&key("a", queue), &vec![b'x'; 60_000], 0, 10, OURS).unwrap();
     }
-    let (mut piece, mut all) = (Piece::new(), Vec::new());
+    let (mut piece, mut all) = (EntryBatch::new(), Vec::new());
     assert!(!memory.view().read(1, false, 1, &mut piece));
     piece.take(|entry| all.push(entry.copy()));
     assert_eq!(all.len(), 2);
@@ -410,7 +411,7 @@ fn a_put_that_has_no_room_is_a_sign_of_life() {
     assert_eq!(memory.ended_at("a", "u", 15), Some(15));
     // So is what is ignored beside an entry of ours.
     memory.put_as(Some("u"), &key("a", "1"), b"{}", (20, 30), OURS).unwrap();
-    memory.put_as(Some("w"), &key("a", "1"), b"{}", (21, 31), Origin::Foreign).unwrap();
+    memory.put_as(Some("w"), &key("a", "1"), b"{}", (21, 31), Source::Foreign).unwrap();
     assert_eq!((memory.ended_at("a", "w", 30), memory.ended_at("a", "w", 31)), (None, Some(31)));
     assert!(memory.process(7, "a", Some("w"), 31).is_some_and(|process| process.foreign));
 }
@@ -503,10 +504,10 @@ proptest! {
                 Step::Put { node, queue, size, ttl, role } => {
                     let (node, queue) = (node.to_string(), queue.to_string());
                     let state = format!("{now:04}").repeat(size / 4).into_bytes();
-                    let origin = role.map_or(Origin::Foreign, |r| if r == 0 { OURS } else { of(r, MOST) });
-                    let holding = memory.table().holding_of(origin);
-                    let held = memory.holdings[holding].blocks;
-                    let put = memory.put(&at(&node, &queue), &state, now, now + ttl, origin);
+                    let source = role.map_or(Source::Foreign, |r| if r == 0 { OURS } else { of(r, MOST) });
+                    let block_usage = memory.table().block_usage_of(source);
+                    let held = memory.block_usages[block_usage].blocks;
+                    let put = memory.put(&at(&node, &queue), &state, now, now + ttl, source);
                     let ours_lives = model.get(&(node.clone(), queue.clone()))
                         .is_some_and(|(_, until, role, _)| now < *until && role.is_some());
                     match put {
@@ -520,7 +521,7 @@ proptest! {
                             // Names, state and what is replaced are at most this.
                             let needed = (state.len() + 8).div_ceil(BLOCK);
                             let shared = role.is_some_and(|r| r != 0) && held as usize + needed > MOST;
-                            prop_assert!(!full.share || shared, "{:?}", full);
+                            prop_assert!(!full.quota || shared, "{:?}", full);
                         }
                     }
                 }
@@ -550,26 +551,26 @@ proptest! {
                     prop_assert_eq!(forgotten, before - model.len());
                 }
             }
-            let seen = |only_ours| {
-                let all = memory.read(1, only_ours, now).into_iter();
+            let seen = |only_local| {
+                let all = memory.read(1, only_local, now).into_iter();
                 let mut seen: Vec<_> = all.map(|c| ((c.node, c.queue), c.state)).collect();
                 seen.sort();
                 seen
             };
-            let wanted = |only_ours: bool| -> Vec<_> {
+            let wanted = |only_local: bool| -> Vec<_> {
                 let live = model
                     .iter()
-                    .filter(|(_, (_, until, role, _))| *until > now && !(only_ours && role.is_none()));
+                    .filter(|(_, (_, until, role, _))| *until > now && !(only_local && role.is_none()));
                 live.map(|(k, (state, ..))| (k.clone(), state.clone())).collect()
             };
             prop_assert_eq!(seen(false), wanted(false));
             prop_assert_eq!(seen(true), wanted(true));
             prop_assert_eq!(memory.usage(1, now).entries, wanted(false).len());
-            prop_assert_eq!(memory.view().has_ours(1, now), !wanted(true).is_empty());
+            prop_assert_eq!(memory.view().has_local(1, now), !wanted(true).is_empty());
 
             // Each entry is counted for the process that put it, if that is remembered.
             for (i, process) in memory.processes.iter().enumerate() {
-                let own = |e: &&Entry| e.blocks != 0 && e.process == i as u32 + 1;
+                let own = |e: &&GossipEntry| e.blocks != 0 && e.process == i as u32 + 1;
                 prop_assert_eq!(process.entries(), memory.entries.iter().filter(own).count());
             }
             for ((node, _), (_, until, ..)) in model.iter().filter(|(_, known)| known.1 > now) {
@@ -578,16 +579,16 @@ proptest! {
             }
             let chained: u32 = memory.entries.iter().map(|e| e.blocks).sum();
             prop_assert_eq!(chained, memory.head.blocks);
-            let counted: Vec<u32> = memory.holdings.iter().map(|h| h.blocks).collect();
+            let counted: Vec<u32> = memory.block_usages.iter().map(|h| h.blocks).collect();
             prop_assert_eq!(&counted, &memory.recount());
             prop_assert!(memory.foreign_blocks() as usize <= memory.blocks.len() / 2);
             // No role holds more than its share, and those that count together no more than one.
-            let last = memory.holdings.len() - 1;
+            let last = memory.block_usages.len() - 1;
             prop_assert!(counted[FIRST_ROLE as usize..].iter().all(|blocks| *blocks as usize <= MOST));
-            for (i, holding) in memory.holdings.iter().enumerate() {
+            for (i, block_usage) in memory.block_usages.iter().enumerate() {
                 let single = (FIRST_ROLE as usize..last).contains(&i);
-                prop_assert_eq!(holding.role != 0, single && holding.blocks != 0);
-                let same = memory.holdings.iter().filter(|h| h.role != 0 && h.role == holding.role);
+                prop_assert_eq!(block_usage.role != 0, single && block_usage.blocks != 0);
+                let same = memory.block_usages.iter().filter(|h| h.role != 0 && h.role == block_usage.role);
                 prop_assert!(same.count() <= 1);
             }
             let (mut free, mut at) = (0, memory.head.free_block);

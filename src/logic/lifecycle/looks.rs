@@ -30,21 +30,21 @@ pub const FAILED: u32 = 4;
 pub const GONE: u32 = 5;
 
 /// How many databases without a slot are remembered.
-pub const OTHERS: usize = 512;
+pub const MAX_UNSLOTTED: usize = 512;
 /// Of those, how many may be there to stay. The rest is for those that are being looked into.
-const OTHERS_TO_STAY: usize = OTHERS - OTHERS / 4;
+const MAX_UNSLOTTED_TO_STAY: usize = MAX_UNSLOTTED - MAX_UNSLOTTED / 4;
 
 /// How many databases are looked into at a time. A server with a thousand databases starts with a thousand
 /// looks, and worker slots are for those that have the extension.
-const LOOKS: usize = 2;
+const MAX_LOOKS: usize = 2;
 
 /// After so many looks that failed in a row there is no other.
-const MOST_LOOKS: u32 = 8;
+const MAX_FAILED_LOOKS: u32 = 8;
 
 /// One database without a slot. `oid` 0 is a free entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Other {
+pub struct Unslotted {
     pub oid: u32,
     pub state: u32,
     /// The process that looks, from its claim until it has left the server's list of processes; else 0.
@@ -54,43 +54,43 @@ pub struct Other {
     /// When an unseen one is due.
     retry_at: i64,
     /// From the same count as the births of slots.
-    birth: u64,
+    generation: u64,
 }
 
 /// Under the lock of the registry. Zeroed memory is the state at the server's start.
 #[repr(C)]
 pub struct Looks {
-    /// 1: each database of the server's start was looked into, or is among `others`.
+    /// 1: each database of the server's start was looked into, or is among `unslotted`.
     pub done: u32,
-    /// 1: there was no room for a database, so that one which is not among `others` may have the extension.
+    /// 1: there was no room for a database, so that one which is not among `unslotted` may have the extension.
     overflow: u32,
-    others: [Other; OTHERS],
+    unslotted: [Unslotted; MAX_UNSLOTTED],
 }
 
 impl Default for Looks {
     fn default() -> Self {
-        Self { done: 0, overflow: 0, others: [Other::default(); OTHERS] }
+        Self { done: 0, overflow: 0, unslotted: [Unslotted::default(); MAX_UNSLOTTED] }
     }
 }
 
 impl Looks {
-    pub(super) fn find(&mut self, oid: u32) -> Option<&mut Other> {
-        self.others.iter_mut().find(|o| oid != 0 && o.oid == oid)
+    pub(super) fn find(&mut self, oid: u32) -> Option<&mut Unslotted> {
+        self.unslotted.iter_mut().find(|o| oid != 0 && o.oid == oid)
     }
 
-    fn used(&mut self) -> impl Iterator<Item = &mut Other> {
-        self.others.iter_mut().filter(|o| o.oid != 0)
+    fn used(&mut self) -> impl Iterator<Item = &mut Unslotted> {
+        self.unslotted.iter_mut().filter(|o| o.oid != 0)
     }
 
     /// Takes a database out, or has the process that looks into it do that when it leaves.
     pub(super) fn take_out(&mut self, oid: u32) {
-        if let Some(other) = self.find(oid) {
-            other.leave_out();
+        if let Some(unslotted) = self.find(oid) {
+            unslotted.leave_out();
         }
     }
 }
 
-impl Other {
+impl Unslotted {
     fn leave_out(&mut self) {
         if self.pid == 0 {
             *self = Self::default();
@@ -101,7 +101,7 @@ impl Other {
 
     fn failed(&mut self, now: i64) {
         self.failures += 1;
-        self.state = if self.failures < MOST_LOOKS { UNSEEN } else { FAILED };
+        self.state = if self.failures < MAX_FAILED_LOOKS { UNSEEN } else { FAILED };
         self.retry_at = now + LOOK.delay(self.failures);
     }
 }
@@ -109,19 +109,19 @@ impl Other {
 impl Registry<'_> {
     /// Remembers a database without a slot; false when there is no room.
     fn remember(&mut self, oid: u32, state: u32) -> bool {
-        if let Some(other) = self.looks.find(oid) {
+        if let Some(unslotted) = self.looks.find(oid) {
             // A look that is under way sees for itself.
-            if state != UNSEEN || other.state == GONE {
-                other.state = state;
+            if state != UNSEEN || unslotted.state == GONE {
+                unslotted.state = state;
             }
             return true;
         }
         let used = self.looks.used().count();
-        let free = self.looks.others.iter_mut().find(|o| o.oid == 0);
-        match free.filter(|_| state == UNSEEN || used < OTHERS_TO_STAY) {
+        let free = self.looks.unslotted.iter_mut().find(|o| o.oid == 0);
+        match free.filter(|_| state == UNSEEN || used < MAX_UNSLOTTED_TO_STAY) {
             Some(free) => {
-                *self.births += 1;
-                *free = Other { oid, state, birth: *self.births, ..Other::default() };
+                *self.last_generation += 1;
+                *free = Unslotted { oid, state, generation: *self.last_generation, ..Unslotted::default() };
                 true
             }
             None => {
@@ -159,8 +159,8 @@ impl Registry<'_> {
     /// Whether a database has the extension, if that is known.
     pub fn knows(&mut self, oid: u32) -> Option<bool> {
         let slot = self.database(oid).map(|d| d.worker(super::Kind::Keeper).state != ABSENT);
-        let other = self.looks.find(oid).map(|o| o.state);
-        match (slot, other) {
+        let unslotted = self.looks.find(oid).map(|o| o.state);
+        match (slot, unslotted) {
             (Some(true), _) | (_, Some(HAS)) => Some(true),
             (Some(false), _) | (_, Some(UNSEEN | LOOKING | FAILED)) => None,
             (None, Some(_)) => Some(false),
@@ -171,12 +171,12 @@ impl Registry<'_> {
 
     /// How many more databases may be looked into now.
     pub fn free_looks(&mut self, now: i64, takes_connections: impl Fn(u32) -> bool) -> usize {
-        let busy = |o: &&mut Other| match o.state {
+        let busy = |o: &&mut Unslotted| match o.state {
             LOOKING => true,
             UNSEEN => o.retry_at <= now && takes_connections(o.oid),
             _ => o.pid != 0,
         };
-        LOOKS.saturating_sub(self.looks.used().filter(busy).count())
+        MAX_LOOKS.saturating_sub(self.looks.used().filter(busy).count())
     }
 
     /// The databases for which a process that looks shall be launched at `now`. They count as being looked into
@@ -184,11 +184,11 @@ impl Registry<'_> {
     pub fn launch_looks(&mut self, now: i64, takes_connections: impl Fn(u32) -> bool) -> Vec<u32> {
         let busy = self.looks.used().filter(|o| o.state == LOOKING || o.pid != 0).count();
         let holds = &*self.holds;
-        let due = |o: &&mut Other| {
+        let due = |o: &&mut Unslotted| {
             let is_held = holds.iter().any(|h| h.database == o.oid);
             o.state == UNSEEN && o.pid == 0 && o.retry_at <= now && !is_held && takes_connections(o.oid)
         };
-        let launched = self.looks.used().filter(due).take(LOOKS.saturating_sub(busy));
+        let launched = self.looks.used().filter(due).take(MAX_LOOKS.saturating_sub(busy));
         launched
             .map(|o| {
                 o.state = LOOKING;
@@ -200,41 +200,41 @@ impl Registry<'_> {
     /// When the next look is due that failed before; `None` without one. What waits for the end of another look
     /// is launched when that ends, not by the clock.
     pub fn next_look(&mut self, now: i64, takes_connections: impl Fn(u32) -> bool) -> Option<i64> {
-        let later = |o: &&mut Other| o.state == UNSEEN && o.retry_at > now && takes_connections(o.oid);
+        let later = |o: &&mut Unslotted| o.state == UNSEEN && o.retry_at > now && takes_connections(o.oid);
         self.looks.used().filter(later).map(|o| o.retry_at).min()
     }
 
     /// The first act of a process that looks, before it connects. False: it shall not.
     pub fn claim_look(&mut self, oid: u32, pid: i32) -> bool {
         let held = self.is_held(oid);
-        let Some(other) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) else {
+        let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) else {
             return false;
         };
         if held {
-            other.state = UNSEEN; // launched anew when the hold ends; that is no failure
+            unslotted.state = UNSEEN; // launched anew when the hold ends; that is no failure
             return false;
         }
-        other.pid = pid;
+        unslotted.pid = pid;
         true
     }
 
     /// The process that looks has found the extension, or not. What somebody else has told since it began
     /// counts more.
     pub fn looked(&mut self, oid: u32, pid: i32, found: bool) {
-        if let Some(other) = self.looks.find(oid).filter(|o| o.pid == pid && o.state == LOOKING) {
-            other.state = if found { HAS } else { GONE };
+        if let Some(unslotted) = self.looks.find(oid).filter(|o| o.pid == pid && o.state == LOOKING) {
+            unslotted.state = if found { HAS } else { GONE };
         }
     }
 
     /// The last act of a process that looks: it has left the list of processes. The holders to wake.
     pub fn look_ended(&mut self, oid: u32, pid: i32, now: i64) -> Vec<i32> {
         let holders = self.holders(oid);
-        if let Some(other) = self.looks.find(oid).filter(|o| o.pid == pid) {
-            other.pid = 0;
-            match other.state {
-                LOOKING if holders.is_empty() => other.failed(now),
-                LOOKING => other.state = UNSEEN, // it had to go
-                GONE => *other = Other::default(),
+        if let Some(unslotted) = self.looks.find(oid).filter(|o| o.pid == pid) {
+            unslotted.pid = 0;
+            match unslotted.state {
+                LOOKING if holders.is_empty() => unslotted.failed(now),
+                LOOKING => unslotted.state = UNSEEN, // it had to go
+                GONE => *unslotted = Unslotted::default(),
                 _ => {}
             }
         }
@@ -243,15 +243,15 @@ impl Registry<'_> {
 
     /// A process that looks ended before its claim.
     pub fn look_lost(&mut self, oid: u32, now: i64) {
-        if let Some(other) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
-            other.failed(now);
+        if let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
+            unslotted.failed(now);
         }
     }
 
     /// There is no free worker slot for a process that looks: that is no failure of the database's.
     pub fn look_postponed(&mut self, oid: u32, now: i64) {
-        if let Some(other) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
-            (other.state, other.retry_at) = (UNSEEN, now + LOOK.most);
+        if let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
+            (unslotted.state, unslotted.retry_at) = (UNSEEN, now + LOOK.max);
         }
     }
 
@@ -262,16 +262,16 @@ impl Registry<'_> {
 
     /// Gives slots to the databases that have the extension and take workers. Those for which there is none.
     pub fn place(&mut self, takes_workers: impl Fn(u32) -> bool) -> Vec<u32> {
-        let waits = |o: &&mut Other| o.state == HAS && takes_workers(o.oid);
+        let waits = |o: &&mut Unslotted| o.state == HAS && takes_workers(o.oid);
         let waiting: Vec<u32> = self.looks.used().filter(waits).map(|o| o.oid).collect();
         waiting.into_iter().filter(|oid| !self.add(*oid)).collect()
     }
 
-    /// Takes out databases that do not exist any more. `births` is the count of births before the look that
+    /// Takes out databases that do not exist any more. `last_generation` is the count of births before the look that
     /// found those that `exist`: younger entries may be of databases that are younger, too.
-    pub fn forget_others(&mut self, births: u64, exists: impl Fn(u32) -> bool) {
-        let gone = self.looks.used().filter(|o| o.birth <= births && !exists(o.oid));
-        gone.for_each(Other::leave_out);
+    pub fn forget_unslotted(&mut self, last_generation: u64, exists: impl Fn(u32) -> bool) {
+        let gone = self.looks.used().filter(|o| o.generation <= last_generation && !exists(o.oid));
+        gone.for_each(Unslotted::leave_out);
     }
 
     /// After a coordinator's restart: what the one before had launched and nobody claimed is launched again.

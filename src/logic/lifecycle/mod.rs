@@ -70,7 +70,7 @@ impl Kind {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Worker {
+pub struct WorkerSlot {
     pub state: u32,
     /// From its claim until it has left the server's list of processes; else 0.
     pub pid: i32,
@@ -87,13 +87,13 @@ pub struct Worker {
     failed: u32,
     /// Counts the reasons to look again. A latch is not enough: a worker that waits for a lock in the
     /// middle of its work resets its latch there.
-    kicks: u32,
+    wakeups: u32,
     /// When a worker in Backoff is due.
     retry_at: i64,
     pub last_error: Text<255>,
 }
 
-impl Worker {
+impl WorkerSlot {
     fn back_off(&mut self, kind: Kind, now: i64) {
         let backoff = if kind == Kind::Relay { RESTART_RELAY } else { RESTART };
         self.state = BACKOFF;
@@ -103,9 +103,9 @@ impl Worker {
     }
 
     /// Something changed that it has to look at: whom to wake.
-    fn kick(&mut self) -> Option<i32> {
+    fn prepare_wakeup(&mut self) -> Option<i32> {
         (self.pid != 0).then(|| {
-            self.kicks = self.kicks.wrapping_add(1);
+            self.wakeups = self.wakeups.wrapping_add(1);
             self.procno
         })
     }
@@ -129,7 +129,7 @@ impl Worker {
 /// One database that has the extension, as far as anybody has told. `oid` 0 is a free slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Database {
+pub struct DatabaseSlot {
     pub oid: u32,
     /// 1: the extension was created or dropped here; the keeper shall look whether it is still wanted.
     recheck: u32,
@@ -138,41 +138,41 @@ pub struct Database {
     /// 1: a keeper has found the extension here.
     pub known: u32,
     /// Tells this use of the slot from all others.
-    pub birth: u64,
+    pub generation: u64,
     /// When the keeper that found no extension began to look, or the extension was dropped without one.
     absent_since: i64,
-    /// Whose rows of oban_peers the keeper shall read: of no schema, of `rows_schema` or of every schema.
-    rows: u32,
-    rows_schema: u32,
+    /// Whose rows of oban_peers the keeper shall read: of no schema, of `changed_schema` or of every schema.
+    changed_rows: u32,
+    changed_schema: u32,
     /// 1: the keeper may have to wait for the end of somebody's fence.
     expects_fences: u32,
     /// 1: the relay shall look which prefixes are installed.
     prefixes: u32,
-    workers: [Worker; 2],
+    workers: [WorkerSlot; 2],
 }
 
-const ROWS_OF_ONE: u32 = 1;
-const ROWS_OF_ALL: u32 = 2;
+const CHANGED_ONE: u32 = 1;
+const CHANGED_ALL: u32 = 2;
 
-impl Database {
-    fn take_rows(&mut self) -> Rows {
-        match std::mem::take(&mut self.rows) {
-            0 => Rows::Unchanged,
-            ROWS_OF_ONE => Rows::Of(self.rows_schema),
-            _ => Rows::All,
+impl DatabaseSlot {
+    fn take_changed_prefixes(&mut self) -> ChangedPrefixes {
+        match std::mem::take(&mut self.changed_rows) {
+            0 => ChangedPrefixes::Unchanged,
+            CHANGED_ONE => ChangedPrefixes::Of(self.changed_schema),
+            _ => ChangedPrefixes::All,
         }
     }
 
-    pub fn worker(&self, kind: Kind) -> &Worker {
+    pub fn worker(&self, kind: Kind) -> &WorkerSlot {
         &self.workers[kind as usize]
     }
 
     /// Whether a worker of it waits for a free slot of max_worker_processes.
     fn lacks_worker_slots(&self) -> bool {
-        self.workers.iter().any(Worker::lacks_slot)
+        self.workers.iter().any(WorkerSlot::lacks_slot)
     }
 
-    fn keeper(&mut self) -> &mut Worker {
+    fn keeper(&mut self) -> &mut WorkerSlot {
         &mut self.workers[Kind::Keeper as usize]
     }
 
@@ -195,12 +195,12 @@ pub struct Hold {
 
 /// The tables of shared memory. Whoever has this holds their lock.
 pub struct Registry<'a> {
-    pub databases: &'a mut [Database],
+    pub databases: &'a mut [DatabaseSlot],
     pub holds: &'a mut [Hold],
     /// Databases without a slot.
     pub looks: &'a mut Looks,
-    /// The last `birth` of a slot.
-    pub births: &'a mut u64,
+    /// The last `generation` of a slot.
+    pub last_generation: &'a mut u64,
 }
 
 /// What a worker reads before each pass.
@@ -211,8 +211,8 @@ pub struct Orders {
     /// Look whether the extension is there.
     pub recheck: bool,
     /// Compare with a later reading: another number means to look again before sleeping.
-    pub kicks: u32,
-    pub rows: Rows,
+    pub wakeups: u32,
+    pub changed_rows: ChangedPrefixes,
     /// Look which prefixes are installed.
     pub prefixes: bool,
 }
@@ -260,7 +260,7 @@ impl Lack {
 
 /// Of which schemas the rows of oban_peers have changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Rows {
+pub enum ChangedPrefixes {
     #[default]
     Unchanged,
     Of(u32),
@@ -279,10 +279,10 @@ pub enum Refused {
 
 /// A slot that was freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Freed {
+pub struct FreedSlot {
     pub oid: u32,
     pub slot: usize,
-    pub birth: u64,
+    pub generation: u64,
 }
 
 impl Registry<'_> {
@@ -293,8 +293,8 @@ impl Registry<'_> {
         }
         match self.databases.iter_mut().find(|d| d.oid == 0) {
             Some(slot) => {
-                *self.births += 1;
-                *slot = Database { oid, birth: *self.births, ..Database::default() };
+                *self.last_generation += 1;
+                *slot = DatabaseSlot { oid, generation: *self.last_generation, ..DatabaseSlot::default() };
                 self.looks.take_out(oid);
                 true
             }
@@ -305,7 +305,7 @@ impl Registry<'_> {
     /// The slot of a database and its birth.
     pub fn slot(&self, oid: u32) -> Option<(usize, u64)> {
         let slot = self.databases.iter().position(|d| oid != 0 && d.oid == oid)?;
-        Some((slot, self.databases[slot].birth))
+        Some((slot, self.databases[slot].generation))
     }
 
     /// The workers that shall be launched at `now`, in those databases that are `alive`. They count as
@@ -398,18 +398,18 @@ impl Registry<'_> {
 
     /// The keeper began to look at `since` and has found the extension (or not). The coordinator has to be woken,
     /// as a relay may be wanted. The relay to wake, if it has to go.
-    pub fn found(&mut self, oid: u32, pid: i32, extension: bool, since: i64) -> Option<i32> {
+    pub fn extension_looked_up(&mut self, oid: u32, pid: i32, extension: bool, since: i64) -> Option<i32> {
         let d = self.find(oid).filter(|d| d.worker(Kind::Keeper).pid == pid)?;
         if extension {
             (d.keeper().state, d.known) = (RUNNING, 1);
             return None;
         }
         (d.keeper().state, d.absent_since) = (ABSENT, since);
-        d.workers[Kind::Relay as usize].kick()
+        d.workers[Kind::Relay as usize].prepare_wakeup()
     }
 
     /// The relay is connected.
-    pub fn running(&mut self, kind: Kind, oid: u32, pid: i32) {
+    pub fn relay_connected(&mut self, kind: Kind, oid: u32, pid: i32) {
         let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
         if let Some(worker) = worker.filter(|w| w.pid == pid) {
             worker.state = RUNNING;
@@ -450,7 +450,7 @@ impl Registry<'_> {
         worker.last_error = Text::truncated("the worker ended: the server's log says why");
         worker.back_off(kind, now);
         // Without a relay the keeper has to see to what waits for one.
-        holders.extend(if kind == Kind::Relay { d.keeper().kick() } else { None });
+        holders.extend(if kind == Kind::Relay { d.keeper().prepare_wakeup() } else { None });
         holders
     }
 
@@ -458,7 +458,7 @@ impl Registry<'_> {
     /// not (`None`: nobody could see). A keeper that runs looks for itself. Otherwise one will be started, or
     /// what was kept for the database is given up: that is the coordinator's, which has to be woken. The worker to
     /// wake, if any.
-    pub fn changed(&mut self, oid: u32, found: Option<bool>, now: i64) -> Option<i32> {
+    pub fn extension_changed(&mut self, oid: u32, found: Option<bool>, now: i64) -> Option<i32> {
         let is_listed = self.looks.find(oid).is_some_and(|o| o.state == looks::HAS);
         let Some(d) = self.find(oid) else {
             match found {
@@ -472,7 +472,7 @@ impl Registry<'_> {
         };
         if d.keeper().pid != 0 {
             d.recheck = 1;
-            return d.keeper().kick();
+            return d.keeper().prepare_wakeup();
         }
         if d.keeper().state == STARTING {
             return None; // it looks when it has come up
@@ -480,27 +480,29 @@ impl Registry<'_> {
         if found == Some(false) {
             // As if a keeper had found it and lost it: members have joined, perhaps.
             (d.keeper().state, d.known, d.absent_since) = (ABSENT, 1, now);
-            return d.workers[Kind::Relay as usize].kick();
+            return d.workers[Kind::Relay as usize].prepare_wakeup();
         }
         d.keeper().state = UNKNOWN;
         None
     }
 
     /// Something changed that the keeper has to plan for: the keeper to wake, if there is one.
-    pub fn kick(&mut self, oid: u32) -> Option<i32> {
-        self.find(oid)?.keeper().kick()
+    pub fn prepare_wakeup(&mut self, oid: u32) -> Option<i32> {
+        self.find(oid)?.keeper().prepare_wakeup()
     }
 
     /// Rows of oban_peers have changed, of this schema or of many: the keeper to wake, if there is one.
     pub fn rows_changed(&mut self, oid: u32, schema: Option<u32>) -> Option<i32> {
         let d = self.find(oid)?;
-        (d.rows, d.rows_schema) = match schema {
-            Some(schema) if d.rows == 0 || (d.rows == ROWS_OF_ONE && d.rows_schema == schema) => {
-                (ROWS_OF_ONE, schema)
+        (d.changed_rows, d.changed_schema) = match schema {
+            Some(schema)
+                if d.changed_rows == 0 || (d.changed_rows == CHANGED_ONE && d.changed_schema == schema) =>
+            {
+                (CHANGED_ONE, schema)
             }
-            _ => (ROWS_OF_ALL, 0),
+            _ => (CHANGED_ALL, 0),
         };
-        d.keeper().kick()
+        d.keeper().prepare_wakeup()
     }
 
     /// Whether the keeper wants to be woken when a transaction ends that fenced.
@@ -512,7 +514,7 @@ impl Registry<'_> {
 
     /// A transaction ended that fenced: the keeper to wake, if it waits for such.
     pub fn fence_ended(&mut self, oid: u32) -> Option<i32> {
-        self.find(oid).filter(|d| d.expects_fences != 0)?.keeper().kick()
+        self.find(oid).filter(|d| d.expects_fences != 0)?.keeper().prepare_wakeup()
     }
 
     /// Notes what went wrong, for the view oban_workers.
@@ -523,14 +525,14 @@ impl Registry<'_> {
     }
 
     /// Something changed that the relay has to look at: the relay to wake, if there is one.
-    pub fn kick_relay(&mut self, oid: u32) -> Option<i32> {
-        self.find(oid)?.workers[Kind::Relay as usize].kick()
+    pub fn prepare_relay_wakeup(&mut self, oid: u32) -> Option<i32> {
+        self.find(oid)?.workers[Kind::Relay as usize].prepare_wakeup()
     }
 
     /// A prefix may have been installed, renamed or dropped: the relay to wake, if there is one.
     pub fn prefixes_changed(&mut self, oid: u32) -> Option<i32> {
         self.find(oid)?.prefixes = 1;
-        self.kick_relay(oid)
+        self.prepare_relay_wakeup(oid)
     }
 
     /// What a worker has to know before a pass. Its reading takes the wishes to look back.
@@ -540,11 +542,21 @@ impl Registry<'_> {
             Some(d) => Orders {
                 leave: held || d.is_unwanted(kind),
                 recheck: kind == Kind::Keeper && std::mem::take(&mut d.recheck) != 0,
-                kicks: d.worker(kind).kicks,
-                rows: if kind == Kind::Keeper { d.take_rows() } else { Rows::Unchanged },
+                wakeups: d.worker(kind).wakeups,
+                changed_rows: if kind == Kind::Keeper {
+                    d.take_changed_prefixes()
+                } else {
+                    ChangedPrefixes::Unchanged
+                },
                 prefixes: kind == Kind::Relay && std::mem::take(&mut d.prefixes) != 0,
             },
-            None => Orders { leave: true, recheck: false, kicks: 0, rows: Rows::Unchanged, prefixes: false },
+            None => Orders {
+                leave: true,
+                recheck: false,
+                wakeups: 0,
+                changed_rows: ChangedPrefixes::Unchanged,
+                prefixes: false,
+            },
         }
     }
 
@@ -553,8 +565,8 @@ impl Registry<'_> {
         self.find(oid).is_some_and(|d| d.keeper().pid == 0 && d.keeper().state == BACKOFF)
     }
 
-    pub fn kicks(&mut self, kind: Kind, oid: u32) -> u32 {
-        self.find(oid).map_or(0, |d| d.worker(kind).kicks)
+    pub fn wakeups(&mut self, kind: Kind, oid: u32) -> u32 {
+        self.find(oid).map_or(0, |d| d.worker(kind).wakeups)
     }
 
     /// The extension's processes in a database, each with its number (-1: it is not waiting for anything).
@@ -585,17 +597,17 @@ impl Registry<'_> {
             return Some(Lack::Place { most: taken, workers: (workers > most).then_some(workers) });
         }
         let all = needed(taken + usize::from(own.is_none()));
-        let waits = own.is_some_and(Database::lacks_worker_slots);
+        let waits = own.is_some_and(DatabaseSlot::lacks_worker_slots);
         (waits || (soon && all > most)).then_some(Lack::Workers { most, needed: all })
     }
 
     /// The databases for which nothing needs to be kept any more, each with the time before which it
-    /// was kept in vain: those that are not `alive`, and those that had the extension and lost it. `births` is
+    /// was kept in vain: those that are not `alive`, and those that had the extension and lost it. `last_generation` is
     /// the count of births before the look that found those that are alive: nothing is known of younger ones.
-    pub fn forgettable(&self, births: u64, alive: impl Fn(u32) -> bool) -> Vec<(u32, i64)> {
-        let gone = self.databases.iter().filter(|d| d.oid != 0 && !d.workers.iter().any(Worker::is_up));
+    pub fn forgettable(&self, last_generation: u64, alive: impl Fn(u32) -> bool) -> Vec<(u32, i64)> {
+        let gone = self.databases.iter().filter(|d| d.oid != 0 && !d.workers.iter().any(WorkerSlot::is_up));
         gone.filter_map(|d| match d.worker(Kind::Keeper).state {
-            _ if d.birth <= births && !alive(d.oid) => Some((d.oid, i64::MAX)),
+            _ if d.generation <= last_generation && !alive(d.oid) => Some((d.oid, i64::MAX)),
             ABSENT if d.known != 0 => Some((d.oid, d.absent_since)),
             _ => None,
         })
@@ -605,28 +617,28 @@ impl Registry<'_> {
     /// Frees the slots that nobody needs: keepers that found no extension, databases that are not
     /// `alive` any more. Workers that still run in the latter, or are on their way there, are told to
     /// leave; the second list are those to be woken. A database that `exists` and has the extension is
-    /// remembered. `births` as for `forgettable`.
+    /// remembered. `last_generation` as for `forgettable`.
     pub fn reap(
         &mut self,
-        births: u64,
+        last_generation: u64,
         alive: impl Fn(u32) -> bool,
         exists: impl Fn(u32) -> bool,
-    ) -> (Vec<Freed>, Vec<i32>) {
+    ) -> (Vec<FreedSlot>, Vec<i32>) {
         let (mut freed, mut leaving, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         for (slot, d) in self.databases.iter_mut().enumerate().filter(|(_, d)| d.oid != 0) {
             let absent = d.keeper().state == ABSENT && d.recheck == 0;
-            let dead = d.birth <= births && !alive(d.oid);
-            if d.workers.iter().any(Worker::is_up) {
+            let dead = d.generation <= last_generation && !alive(d.oid);
+            if d.workers.iter().any(WorkerSlot::is_up) {
                 if dead {
                     d.leave = 1;
-                    leaving.extend(d.workers.iter_mut().filter_map(Worker::kick));
+                    leaving.extend(d.workers.iter_mut().filter_map(WorkerSlot::prepare_wakeup));
                 }
             } else if absent || dead {
-                freed.push(Freed { oid: d.oid, slot, birth: d.birth });
+                freed.push(FreedSlot { oid: d.oid, slot, generation: d.generation });
                 if !absent && exists(d.oid) {
                     kept.push(d.oid);
                 }
-                *d = Database::default();
+                *d = DatabaseSlot::default();
             }
         }
         kept.into_iter().for_each(|oid| _ = self.has_extension(oid));
@@ -647,7 +659,7 @@ impl Registry<'_> {
         *free = Hold { database, pid, procno };
         if let Some(d) = self.find(database) {
             d.workers.iter_mut().for_each(|w| {
-                w.kick();
+                w.prepare_wakeup();
             });
         }
         true
@@ -664,12 +676,12 @@ impl Registry<'_> {
         database != 0 && self.holds.iter().any(|h| h.database == database)
     }
 
-    fn find(&mut self, oid: u32) -> Option<&mut Database> {
+    fn find(&mut self, oid: u32) -> Option<&mut DatabaseSlot> {
         self.databases.iter_mut().find(|d| oid != 0 && d.oid == oid)
     }
 
     /// What is known of a database.
-    pub fn database(&self, oid: u32) -> Option<&Database> {
+    pub fn database(&self, oid: u32) -> Option<&DatabaseSlot> {
         self.databases.iter().find(|d| oid != 0 && d.oid == oid)
     }
 }

@@ -4,10 +4,10 @@ use super::*;
 use proptest::prelude::*;
 
 struct Memory {
-    databases: Vec<Database>,
+    databases: Vec<DatabaseSlot>,
     holds: Vec<Hold>,
     looks: Box<Looks>,
-    births: u64,
+    last_generation: u64,
 }
 
 impl Memory {
@@ -15,22 +15,22 @@ impl Memory {
         Self::with_slots(2)
     }
     fn with_slots(slots: usize) -> Self {
-        let databases = vec![Database::default(); slots];
-        Self { databases, holds: vec![Hold::default(); 2], looks: Box::default(), births: 0 }
+        let databases = vec![DatabaseSlot::default(); slots];
+        Self { databases, holds: vec![Hold::default(); 2], looks: Box::default(), last_generation: 0 }
     }
     fn registry(&mut self) -> Registry<'_> {
-        let Self { databases, holds, looks, births } = self;
-        Registry { databases, holds, looks, births }
+        let Self { databases, holds, looks, last_generation } = self;
+        Registry { databases, holds, looks, last_generation }
     }
 }
 
 /// After a look at pg_database that found everything that is there.
-fn reap(r: &mut Registry<'_>, alive: impl Fn(u32) -> bool) -> (Vec<Freed>, Vec<i32>) {
-    r.reap(*r.births, &alive, &alive)
+fn reap(r: &mut Registry<'_>, alive: impl Fn(u32) -> bool) -> (Vec<FreedSlot>, Vec<i32>) {
+    r.reap(*r.last_generation, &alive, &alive)
 }
 
 fn forgettable(r: &Registry<'_>, alive: impl Fn(u32) -> bool) -> Vec<(u32, i64)> {
-    r.forgettable(*r.births, alive)
+    r.forgettable(*r.last_generation, alive)
 }
 
 /// The keepers that are launched.
@@ -39,11 +39,11 @@ fn keepers(r: &mut Registry<'_>, now: i64, alive: impl Fn(u32) -> bool) -> Vec<u
     launched.filter(|(kind, _)| *kind == Keeper).map(|(_, oid)| oid).collect()
 }
 
-fn keeper(r: &Registry<'_>, oid: u32) -> Worker {
+fn keeper(r: &Registry<'_>, oid: u32) -> WorkerSlot {
     *r.database(oid).unwrap().worker(Keeper)
 }
 
-fn oids(freed: &[Freed]) -> Vec<u32> {
+fn oids(freed: &[FreedSlot]) -> Vec<u32> {
     freed.iter().map(|f| f.oid).collect()
 }
 
@@ -56,7 +56,7 @@ fn a_keeper_comes_up_runs_and_is_restarted() {
     assert_eq!(keepers(&mut r, 0, |_| true), [0u32; 0], "it counts as starting");
     assert_eq!(r.claim(Keeper, 5, (100, 7), (0, 0)), Ok(()));
     assert_eq!(r.claim(Keeper, 5, (101, 8), (0, 0)), Err(Refused::Second));
-    r.found(5, 100, true, 0);
+    r.extension_looked_up(5, 100, true, 0);
     assert_eq!(keeper(&r, 5).state, RUNNING);
     r.exited(Keeper, 5, 101, 1);
     assert_eq!(keeper(&r, 5).pid, 100, "not that process's slot");
@@ -79,7 +79,7 @@ fn a_database_without_the_extension_frees_its_slot() {
     assert!(r.add(5) && r.add(6) && !r.add(7));
     keepers(&mut r, 0, |_| true);
     r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
-    r.found(5, 100, false, 3);
+    r.extension_looked_up(5, 100, false, 3);
     assert!(reap(&mut r, |_| true).0.is_empty(), "its keeper has not gone yet");
     assert!(forgettable(&r, |_| true).is_empty());
     r.exited(Keeper, 5, 100, 0);
@@ -96,8 +96,8 @@ fn create_extension_while_a_keeper_is_leaving_starts_another() {
     r.add(5);
     keepers(&mut r, 0, |_| true);
     r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
-    r.found(5, 100, false, 3);
-    assert_eq!(r.changed(5, Some(true), 0), Some(1));
+    r.extension_looked_up(5, 100, false, 3);
+    assert_eq!(r.extension_changed(5, Some(true), 0), Some(1));
     r.exited(Keeper, 5, 100, 0);
     assert!(reap(&mut r, |_| true).0.is_empty());
     assert_eq!(keepers(&mut r, 0, |_| true), [5]);
@@ -110,16 +110,16 @@ fn a_dropped_extension_is_looked_for_again() {
     r.add(5);
     keepers(&mut r, 0, |_| true);
     r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
-    r.found(5, 100, true, 0);
-    assert_eq!(r.changed(5, Some(true), 0), Some(1));
+    r.extension_looked_up(5, 100, true, 0);
+    assert_eq!(r.extension_changed(5, Some(true), 0), Some(1));
     let before = r.orders(Keeper, 5);
     assert!(before.recheck && !r.orders(Keeper, 5).recheck && !before.leave);
-    assert_eq!(r.kick(5), Some(1));
-    assert_ne!(r.orders(Keeper, 5).kicks, before.kicks, "not to be slept over");
-    r.found(5, 100, false, 7);
+    assert_eq!(r.prepare_wakeup(5), Some(1));
+    assert_ne!(r.orders(Keeper, 5).wakeups, before.wakeups, "not to be slept over");
+    r.extension_looked_up(5, 100, false, 7);
     r.exited(Keeper, 5, 100, 8);
     assert_eq!(forgettable(&r, |_| true), [(5, 7)]);
-    assert_eq!(r.kick(5), None);
+    assert_eq!(r.prepare_wakeup(5), None);
 }
 
 #[test]
@@ -153,13 +153,13 @@ fn a_new_coordinator_takes_over() {
     r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
     r.adopt();
     assert_eq!(keepers(&mut r, 0, |_| true), [6]);
-    r.found(5, 100, true, 0);
+    r.extension_looked_up(5, 100, true, 0);
     assert_eq!(reap(&mut r, |oid| oid != 5), (vec![], vec![1]), "its keeper has to go first, and is told");
     assert!(r.orders(Keeper, 5).leave);
     r.exited(Keeper, 5, 100, 0);
     assert_eq!(forgettable(&r, |oid| oid != 5), [(5, i64::MAX)]);
     assert_eq!(keepers(&mut r, HEALTHY, |oid| oid != 5), [0u32; 0], "nor does another one come");
-    assert_eq!(reap(&mut r, |oid| oid != 5), (vec![Freed { oid: 5, slot: 0, birth: 1 }], vec![]));
+    assert_eq!(reap(&mut r, |oid| oid != 5), (vec![FreedSlot { oid: 5, slot: 0, generation: 1 }], vec![]));
     assert_eq!(reap(&mut r, |oid| oid != 6), (vec![], vec![]));
     assert_eq!(r.claim(Keeper, 6, (101, 1), (0, 0)), Err(Refused::Unwanted), "it was on its way");
     assert_eq!(oids(&reap(&mut r, |oid| oid != 6).0), [6]);
@@ -173,10 +173,10 @@ fn a_relay_runs_where_a_keeper_found_the_extension() {
     assert_eq!(r.launch(0, |_| true), [(Keeper, 5)]);
     assert_eq!(r.claim(Relay, 5, (99, 3), (0, 0)), Err(Refused::Unwanted));
     r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
-    assert_eq!(r.found(5, 100, true, 0), None);
+    assert_eq!(r.extension_looked_up(5, 100, true, 0), None);
     assert_eq!(r.launch(0, |_| true), [(Relay, 5)]);
     r.claim(Relay, 5, (101, 2), (0, 0)).unwrap();
-    r.running(Relay, 5, 101);
+    r.relay_connected(Relay, 5, 101);
     assert_eq!(r.processes(5), [(100, 1), (101, 2), (0, -1)]);
 
     // Either one's end is its own affair.
@@ -190,10 +190,10 @@ fn a_relay_runs_where_a_keeper_found_the_extension() {
     r.claim(Relay, 5, (102, 2), (1, 0)).unwrap();
 
     // The extension is dropped: the relay goes first or last, and then the slot is free.
-    let kicks = r.orders(Relay, 5).kicks;
-    assert_eq!(r.found(5, 100, false, 7), Some(2));
+    let wakeups = r.orders(Relay, 5).wakeups;
+    assert_eq!(r.extension_looked_up(5, 100, false, 7), Some(2));
     let orders = r.orders(Relay, 5);
-    assert!(orders.leave && orders.kicks != kicks);
+    assert!(orders.leave && orders.wakeups != wakeups);
     r.exited(Keeper, 5, 100, 8);
     assert!(reap(&mut r, |_| true).0.is_empty() && forgettable(&r, |_| true).is_empty());
     r.exited(Relay, 5, 102, 8);
@@ -211,7 +211,7 @@ fn a_hold_sends_both_away() {
     r.add(5);
     r.launch(0, |_| true);
     r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
-    r.found(5, 100, true, 0);
+    r.extension_looked_up(5, 100, true, 0);
     r.launch(0, |_| true);
     r.claim(Relay, 5, (101, 2), (0, 0)).unwrap();
     assert!(r.hold(5, 40, 9));
@@ -228,14 +228,14 @@ fn a_hold_sends_both_away() {
 fn a_dropped_extension_needs_no_keeper_to_be_noticed() {
     let mut memory = Memory::new();
     let mut r = memory.registry();
-    assert_eq!(r.changed(5, Some(true), 0), None);
+    assert_eq!(r.extension_changed(5, Some(true), 0), None);
     r.launch(0, |_| true);
     r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
-    r.found(5, 100, true, 0);
+    r.extension_looked_up(5, 100, true, 0);
     r.launch(0, |_| true);
     r.claim(Relay, 5, (101, 2), (0, 0)).unwrap();
     r.exited(Keeper, 5, 100, 1);
-    assert_eq!(r.changed(5, Some(false), 3), Some(2), "the relay has to go");
+    assert_eq!(r.extension_changed(5, Some(false), 3), Some(2), "the relay has to go");
     assert!(r.orders(Relay, 5).leave);
     assert_eq!(r.launch(HEALTHY, |_| true), []);
     r.exited(Relay, 5, 101, 4);
@@ -245,14 +245,14 @@ fn a_dropped_extension_needs_no_keeper_to_be_noticed() {
     assert!(r.database(5).is_none());
 
     // One on its way looks for itself.
-    r.changed(5, Some(true), 5);
+    r.extension_changed(5, Some(true), 5);
     r.launch(5, |_| true);
-    assert_eq!(r.changed(5, Some(false), 6), None);
+    assert_eq!(r.extension_changed(5, Some(false), 6), None);
     assert!(reap(&mut r, |_| true).0.is_empty());
     // And one that comes after all makes it wanted again.
     r.launch_failed(Keeper, 5, 6, "lost");
-    r.changed(5, Some(false), 7);
-    r.changed(5, Some(true), 8);
+    r.extension_changed(5, Some(false), 7);
+    r.extension_changed(5, Some(true), 8);
     assert_eq!(keepers(&mut r, 8, |_| true), [5]);
 }
 
@@ -261,18 +261,18 @@ fn a_dropped_extension_needs_no_keeper_to_be_noticed() {
 fn what_is_younger_than_the_look_is_left_alone() {
     let mut memory = Memory::new();
     let mut r = memory.registry();
-    let births = *r.births;
-    r.changed(5, Some(true), 0);
+    let last_generation = *r.last_generation;
+    r.extension_changed(5, Some(true), 0);
     r.look_into(6);
     let nothing = |_: u32| false;
-    assert_eq!(r.reap(births, nothing, nothing), (vec![], vec![]));
-    assert!(r.forgettable(births, nothing).is_empty());
-    r.forget_others(births, nothing);
+    assert_eq!(r.reap(last_generation, nothing, nothing), (vec![], vec![]));
+    assert!(r.forgettable(last_generation, nothing).is_empty());
+    r.forget_unslotted(last_generation, nothing);
     assert_eq!(r.launch_looks(0, |_| true), [6]);
     r.look_lost(6, 0);
-    let births = *r.births;
-    r.forget_others(births, nothing);
-    assert_eq!(oids(&r.reap(births, nothing, nothing).0), [5]);
+    let last_generation = *r.last_generation;
+    r.forget_unslotted(last_generation, nothing);
+    assert_eq!(oids(&r.reap(last_generation, nothing, nothing).0), [5]);
     assert_eq!(r.launch_looks(i64::MAX, |_| true), [0u32; 0]);
 }
 
@@ -282,26 +282,26 @@ fn copies_have_what_their_source_has() {
     let mut memory = Memory::with_slots(8);
     let mut r = memory.registry();
     r.looks.done = 1;
-    r.changed(5, Some(true), 0);
+    r.extension_changed(5, Some(true), 0);
     r.copied(5, 6);
     assert_eq!((r.place(|_| true), keepers(&mut r, 0, |_| true)), (vec![], vec![5, 6]));
     for oid in [5, 6] {
         r.launch_failed(Keeper, oid, 0, "lost");
     }
     // 5 becomes a template, from which 7 is copied, itself a template.
-    r.reap(*r.births, |oid| oid != 5, |_| true);
+    r.reap(*r.last_generation, |oid| oid != 5, |_| true);
     assert!(r.database(5).is_none());
     r.copied(5, 7);
     assert_eq!(r.place(|oid| oid != 5 && oid != 7), [0u32; 0]);
     assert!(r.database(5).is_none() && r.database(7).is_none());
     // CREATE EXTENSION or a call there changes nothing; no template any more, it has a slot.
-    r.changed(5, Some(true), 1);
+    r.extension_changed(5, Some(true), 1);
     assert!(r.database(5).is_none());
     r.place(|_| true);
     assert!(r.database(5).is_some() && r.database(7).is_some());
     // Dropped in a template, its copies have none.
-    r.reap(*r.births, |oid| oid != 7, |_| true);
-    r.changed(7, Some(false), 2);
+    r.reap(*r.last_generation, |oid| oid != 7, |_| true);
+    r.extension_changed(7, Some(false), 2);
     r.copied(7, 8);
     // Nor has one of a source that was looked into with all others.
     r.copied(99, 9);
@@ -367,7 +367,7 @@ fn few_looks_at_a_time_with_growing_delays_and_an_end() {
     r.looks.done = 1;
     r.copied(2, 9);
     assert_eq!(r.launch_looks(i64::MAX, |_| true), [9], "its copies are looked into");
-    r.changed(2, Some(true), now);
+    r.extension_changed(2, Some(true), now);
     assert!(r.database(2).is_some() && r.failed_looks().is_empty());
 }
 
@@ -381,7 +381,7 @@ fn a_commit_during_a_look_counts_more() {
             r.look_into(5);
             r.launch_looks(0, |_| true);
             assert!(r.claim_look(5, 100));
-            r.changed(5, Some(told), 0);
+            r.extension_changed(5, Some(told), 0);
             r.looked(5, 100, found);
             assert_eq!(r.processes(5)[2], (100, -1), "who holds the database waits for it");
             r.look_ended(5, 100, 0);
@@ -431,19 +431,19 @@ fn the_limit_that_holds_is_named() {
     assert_eq!(r.lack(5, 8, true), None);
     assert_eq!(r.lack(5, 2, false), None, "it may start all the same");
     assert_eq!(r.lack(5, 2, true), Some(Lack::Workers { most: 2, needed: 3 }));
-    r.changed(5, Some(true), 0);
+    r.extension_changed(5, Some(true), 0);
     r.launch(0, |_| true);
     r.no_worker_slot(Keeper, 5, 0, "none");
     assert_eq!(r.lack(5, 8, false), Some(Lack::Workers { most: 8, needed: 3 }), "others have them");
     keepers(&mut r, HEALTHY, |_| true);
     r.claim(Keeper, 5, (100, 1), (0, 0)).unwrap();
     assert_eq!(r.lack(5, 8, false), None);
-    r.changed(6, Some(true), 0);
-    r.changed(7, Some(true), 0);
+    r.extension_changed(6, Some(true), 0);
+    r.extension_changed(7, Some(true), 0);
     assert_eq!(r.lack(7, 8, false), Some(Lack::Place { most: 2, workers: None }));
     assert_eq!(r.lack(7, 6, false), Some(Lack::Place { most: 2, workers: Some(7) }));
     assert_eq!(r.place(|_| true), [7]);
-    r.changed(6, Some(false), 0);
+    r.extension_changed(6, Some(false), 0);
     reap(&mut r, |_| true);
     assert_eq!((r.place(|_| true), r.lack(7, 8, false)), (vec![], None));
 }
@@ -466,7 +466,7 @@ proptest! {
         (1..4).for_each(|oid| assert!(r.look_into(oid)));
         for (what, oid) in steps {
             let at = oid as usize;
-            now += LOOK.most;
+            now += LOOK.max;
             match what {
                 0 | 1 => for oid in r.launch_looks(now, |_| true) {
                     pid += 1;
@@ -484,7 +484,7 @@ proptest! {
                 },
                 4 => {
                     has[at] = !has[at];
-                    r.changed(oid, Some(has[at]), now);
+                    r.extension_changed(oid, Some(has[at]), now);
                 }
                 5 => { r.look_into(oid); }
                 6 => { r.hold(oid, oid as i32, 9); }
@@ -492,7 +492,7 @@ proptest! {
                 _ => {
                     templates[at] = !templates[at];
                     r.place(|oid| !templates[oid as usize]);
-                    r.reap(*r.births, |oid| !templates[oid as usize], |_| true);
+                    r.reap(*r.last_generation, |oid| !templates[oid as usize], |_| true);
                 }
             }
         }
@@ -502,14 +502,14 @@ proptest! {
             r.look_ended(oid, pid, now);
         }
         for _ in 0..9 {
-            now += LOOK.most;
+            now += LOOK.max;
             for oid in r.launch_looks(now, |_| true) {
                 prop_assert!(r.claim_look(oid, 99));
                 r.looked(oid, 99, has[oid as usize]);
                 r.look_ended(oid, 99, now);
             }
         }
-        r.reap(*r.births, |_| true, |_| true);
+        r.reap(*r.last_generation, |_| true, |_| true);
         let waiting = r.place(|_| true);
         let placed = (1..4).filter(|oid| r.database(*oid).is_some()).count();
         prop_assert!(waiting.is_empty() || placed == 2);
@@ -531,43 +531,43 @@ proptest! {
         let mut r = memory.registry();
         let (mut pid, mut now) = (100, 0);
         let mut launched: Vec<(Kind, u32)> = Vec::new();
-        let mut running: Vec<(Kind, u32, i32)> = Vec::new();
+        let mut relay_connected: Vec<(Kind, u32, i32)> = Vec::new();
         assert!(r.add(1) && r.add(2));
         for (what, oid, is_keeper) in steps {
             let kind = if is_keeper { Keeper } else { Relay };
             now += 1;
             match what {
-                0 | 1 => launched.extend(r.launch(now + RESTART.most, |_| true)),
+                0 | 1 => launched.extend(r.launch(now + RESTART.max, |_| true)),
                 2 | 3 => if let Some(at) = launched.iter().position(|l| *l == (kind, oid)) {
                     launched.remove(at);
                     pid += 1;
                     match r.claim(kind, oid, (pid, 1), (now, 0)) {
                         Ok(()) => {
                             prop_assert!(!r.is_held(oid));
-                            prop_assert!(running.iter().all(|(k, o, _)| (*k, *o) != (kind, oid)));
+                            prop_assert!(relay_connected.iter().all(|(k, o, _)| (*k, *o) != (kind, oid)));
                             match kind {
-                                Keeper => { r.found(oid, pid, true, now); }
-                                Relay => r.running(kind, oid, pid),
+                                Keeper => { r.extension_looked_up(oid, pid, true, now); }
+                                Relay => r.relay_connected(kind, oid, pid),
                             }
-                            running.push((kind, oid, pid));
+                            relay_connected.push((kind, oid, pid));
                         }
                         Err(_) => r.launch_failed(kind, oid, now, "refused"),
                     }
                 },
-                4 => if let Some(at) = running.iter().position(|(k, o, _)| (*k, *o) == (kind, oid)) {
-                    let (_, _, pid) = running.remove(at);
+                4 => if let Some(at) = relay_connected.iter().position(|(k, o, _)| (*k, *o) == (kind, oid)) {
+                    let (_, _, pid) = relay_connected.remove(at);
                     r.exited(kind, oid, pid, now);
                 },
                 5 => { r.hold(oid, oid as i32, 9); }
                 6 => r.release(oid as i32),
-                _ => { r.changed(oid, Some(true), now); }
+                _ => { r.extension_changed(oid, Some(true), now); }
             }
         }
         [1, 2].into_iter().for_each(|pid| r.release(pid));
         for (kind, oid) in launched {
             r.launch_failed(kind, oid, now, "lost");
         }
-        r.launch(now + RESTART.most, |_| true);
+        r.launch(now + RESTART.max, |_| true);
         for d in r.databases.iter() {
             for kind in Kind::ALL {
                 let worker = d.worker(kind);

@@ -27,7 +27,7 @@
 //!
 //! **What is heard by NOTIFY** may be missed: the relay does not listen, is stopped, or has no room. A
 //! foreign process has ended only if the relay has listened without a gap since it was heard last
-//! (`Ear::since`), and has been through all that was sent until a grace after the end (`Ear::at`). A put of
+//! (`Coverage::since`), and has been through all that was sent until a grace after the end (`Coverage::at`). A put of
 //! it counts as made now only if the relay has been through all that was sent since (it may be late), and
 //! only if it is so short that nobody can have shortened it to fit into a notification.
 //!
@@ -40,7 +40,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::check;
-use super::gossip::Seen;
+use super::gossip::EntryRef;
 use super::gossip::memory::{self, Remembered};
 use super::jsonb::{self, Value};
 
@@ -50,7 +50,7 @@ const MAX_WHOLE: usize = 7_000;
 
 /// The relay's listening, as clock readings; 0 for never.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ear {
+pub struct Coverage {
     /// It has missed nothing since.
     pub since: i64,
     /// It has been through all that was sent until then.
@@ -130,7 +130,7 @@ pub struct Times {
 #[derive(Debug)]
 pub struct Evidence {
     times: Times,
-    ear: Ear,
+    coverage: Coverage,
     processes: HashMap<u64, Remembered>,
     checks: HashMap<u64, Vec<Check>>,
     /// The processes of a node's queue.
@@ -138,8 +138,8 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    pub fn new(times: Times, ear: Ear) -> Self {
-        Self { times, ear, processes: HashMap::new(), checks: HashMap::new(), places: HashMap::new() }
+    pub fn new(times: Times, coverage: Coverage) -> Self {
+        Self { times, coverage, processes: HashMap::new(), checks: HashMap::new(), places: HashMap::new() }
     }
 
     pub fn add_process(&mut self, process: Remembered) {
@@ -147,14 +147,14 @@ impl Evidence {
     }
 
     /// An entry that holds.
-    pub fn add_entry(&mut self, entry: &Seen<'_>) {
+    pub fn add_entry(&mut self, entry: &EntryRef<'_>) {
         let state = match jsonb::read(entry.state) {
             Ok(Value::Object(state)) => Some(state),
             _ => None,
         };
         let get = |key: &str| state.and_then(|state| state.get(key).ok().flatten());
         let hash = memory::hash(entry.node, check::uuid(get("uuid")));
-        let late = entry.foreign && (entry.state.len() > MAX_WHOLE || entry.put_at > self.ear.at);
+        let late = entry.foreign && (entry.state.len() > MAX_WHOLE || entry.put_at > self.coverage.at);
         let running = get("running").and_then(|running| check::listed(&running)).filter(|_| !late);
         let queue = entry.queue.to_owned();
         self.places.entry((entry.node.to_owned(), queue.clone())).or_default().insert(hash);
@@ -193,9 +193,9 @@ impl Evidence {
         };
         let since = ended_at.max(began);
         let heard = !process.foreign
-            || self.ear.since != 0
-                && self.ear.since <= process.heard_at
-                && since.saturating_add(grace) <= self.ear.at;
+            || self.coverage.since != 0
+                && self.coverage.since <= process.heard_at
+                && since.saturating_add(grace) <= self.coverage.at;
         let other = || self.places.get(&(node.to_owned(), job.queue?.to_owned())).map(|_| ());
         match (heard, other()) {
             (false, _) => unknown,
@@ -269,7 +269,7 @@ pub const SUSPECTS: usize = 8_192;
 const PLACES: usize = 8;
 
 /// How many of them the suspects of one schema may take.
-const MOST_OF_SCHEMA: usize = PLACES / 2;
+const MAX_OF_SCHEMA: usize = PLACES / 2;
 
 /// What was not found again for that long is no suspect any more, in microseconds.
 const STALE: i64 = 600_000_000;
@@ -297,7 +297,7 @@ impl Suspects<'_> {
             return (suspect.since.saturating_add(grace) <= put_at).then_some(suspect.since);
         }
         let own = |s: &Suspect| s.since != 0 && (s.database, s.schema) == (attempt.database, attempt.schema);
-        let full = places.iter().filter(|s| own(s)).count() >= MOST_OF_SCHEMA;
+        let full = places.iter().filter(|s| own(s)).count() >= MAX_OF_SCHEMA;
         // None that may still be named gives way: where there are too many, some are found, and then the
         // others.
         let over = |s: &Suspect| s.since == 0 || s.seen_at.saturating_add(STALE) < now;

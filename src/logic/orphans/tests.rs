@@ -1,7 +1,8 @@
 use super::*;
 use crate::logic::gossip::memory::{Process, Processes, ProcessesHead, remembered};
 use crate::logic::gossip::{
-    Block, Entry, HOLDINGS, Head, Holding, Key, New, Origin, Piece, Share, Table, View, memory::Identity,
+    Block, BlockUsage, EntryBatch, GossipEntry, GossipHead, Key, MAX_BLOCK_USAGES, NewEntry, Quota, Source,
+    Table, View, memory::Identity,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -12,33 +13,33 @@ const SCHEMA: u32 = 7;
 
 /// What a server has in memory.
 struct Server {
-    head: Head,
+    head: GossipHead,
     buckets: Vec<u32>,
-    entries: Vec<Entry>,
+    entries: Vec<GossipEntry>,
     blocks: Vec<Block>,
-    holdings: Vec<Holding>,
+    block_usages: Vec<BlockUsage>,
     processes_head: ProcessesHead,
     process_buckets: Vec<u32>,
     processes: Vec<Process>,
     suspects: Vec<Suspect>,
     knows_since: i64,
-    ear: Ear,
+    coverage: Coverage,
 }
 
 impl Server {
     fn started(now: i64) -> Self {
         Self {
-            head: Head::default(),
+            head: GossipHead::default(),
             buckets: vec![0; 16],
-            entries: vec![Entry::default(); 16],
+            entries: vec![GossipEntry::default(); 16],
             blocks: vec![Block::default(); 64],
-            holdings: vec![Holding::default(); HOLDINGS],
+            block_usages: vec![BlockUsage::default(); MAX_BLOCK_USAGES],
             processes_head: ProcessesHead::default(),
             process_buckets: vec![0; 4],
             processes: vec![Process::default(); 8],
             suspects: vec![Suspect::default(); 16],
             knows_since: now,
-            ear: Ear { since: now, at: now },
+            coverage: Coverage { since: now, at: now },
         }
     }
 
@@ -48,7 +49,7 @@ impl Server {
             buckets: &mut self.buckets,
             entries: &mut self.entries,
             blocks: &mut self.blocks,
-            holdings: &mut self.holdings,
+            block_usages: &mut self.block_usages,
             processes: Processes {
                 head: &mut self.processes_head,
                 buckets: &mut self.process_buckets,
@@ -67,21 +68,21 @@ impl Server {
             Ok(Value::Object(state)) => check::uuid(state.get("uuid").ok().flatten()),
             _ => None,
         };
-        let origin = if foreign { Origin::Foreign } else { Origin::Ours(None::<Share>) };
+        let source = if foreign { Source::Foreign } else { Source::Local(None::<Quota>) };
         let identity = Identity::of(&key, uuid);
         let expires_at = now + TTL;
         let (state, started_at) = (&*state, None);
-        let new = New { state, started_at, updated_at: now, now, expires_at, origin, identity };
+        let new = NewEntry { state, started_at, updated_at: now, now, expires_at, source, identity };
         self.table().put(&key, &new).expect("there is room");
     }
 
     fn evidence(&self, now: i64, grace: i64) -> Evidence {
         let times = Times { now, wall_ahead: 1_000_000, knows_since: self.knows_since, grace };
-        let mut evidence = Evidence::new(times, self.ear);
+        let mut evidence = Evidence::new(times, self.coverage);
         remembered(&self.processes, 1, SCHEMA, now).for_each(|process| evidence.add_process(process));
         let view =
             View { entries: &self.entries, blocks: &self.blocks, touched: self.head.entries_touched() };
-        let mut piece = Piece::new();
+        let mut piece = EntryBatch::new();
         assert!(view.read(1, false, now, &mut piece));
         piece.take(|entry| evidence.add_entry(&entry));
         evidence
@@ -201,17 +202,21 @@ fn what_lists_nothing_says_nothing_of_its_jobs() {
 
 #[test]
 fn what_is_heard_by_notify_counts_as_far_as_it_was_listened_to() {
-    let ended = |ear: Ear| {
+    let ended = |coverage: Coverage| {
         let mut server = Server::started(0);
         server.put("a", "q", &state("u", &[]), 10, true);
         server.table().expire(14, |_| {});
-        server.ear = ear;
+        server.coverage = coverage;
         server.call(&job(1, "a", "u", 5), 30)
     };
-    assert_eq!(ended(Ear { since: 9, at: 19 }), Some((Reason::Gone, 14)));
-    for ear in [Ear::default(), Ear { since: 0, at: 30 }, Ear { since: 11, at: 30 }, Ear { since: 9, at: 18 }]
-    {
-        assert_eq!(ended(ear), Some((Reason::Unknown, 5)), "{ear:?}");
+    assert_eq!(ended(Coverage { since: 9, at: 19 }), Some((Reason::Gone, 14)));
+    for coverage in [
+        Coverage::default(),
+        Coverage { since: 0, at: 30 },
+        Coverage { since: 11, at: 30 },
+        Coverage { since: 9, at: 18 },
+    ] {
+        assert_eq!(ended(coverage), Some((Reason::Unknown, 5)), "{coverage:?}");
     }
     // A list that is late, or may have been shortened, is none.
     let looks = |ids: i64, caught_up: bool| {
@@ -219,7 +224,7 @@ fn what_is_heard_by_notify_counts_as_far_as_it_was_listened_to() {
         let mut named = None;
         for now in 1..40 {
             server.put("a", "q", &state("u", &running), now, true);
-            server.ear.at = if caught_up { now } else { 5 };
+            server.coverage.at = if caught_up { now } else { 5 };
             named = named.or(server.call(&job(1, "a", "u", 5), now));
         }
         named
@@ -378,13 +383,13 @@ proptest! {
             }
             if now < deaf_until {
                 sent.clear();
-                server.ear.since = now + 1;
+                server.coverage.since = now + 1;
             } else if now >= stopped_until {
                 for (name, state) in sent.drain(..sent.len().min(6)) {
                     server.put(&name, "q", &state, now, true);
                 }
                 if sent.is_empty() {
-                    server.ear.at = now;
+                    server.coverage.at = now;
                 }
             }
             let Some(hasty) = asked[now as usize] else { continue };

@@ -15,13 +15,13 @@
 
 /// The longest lease that is taken for one, in microseconds: as long as obanrs.lease may be. Times that lie
 /// further apart are no lease that was just taken, but, say, a row out of a dump.
-pub const LONGEST: i64 = 3_600_000_000;
+pub const MAX_LEASE: i64 = 3_600_000_000;
 
 /// The lease of a row that is inserted: its length by the client's clock, from `now` on by the server's; of what
 /// is none the end as it is, but no later than a lease of ours.
 pub fn lease_of(started_at: i64, expires_at: i64, now: i64, lease: i64) -> i64 {
     match expires_at.saturating_sub(started_at) {
-        length @ 0..=LONGEST => now.saturating_add(length),
+        length @ 0..=MAX_LEASE => now.saturating_add(length),
         _ => expires_at.min(now.saturating_add(lease)),
     }
 }
@@ -39,7 +39,7 @@ pub struct Proposed {
 #[derive(Clone, Copy, Debug)]
 pub struct Update {
     /// The row is of a member of ours.
-    pub ours: bool,
+    pub local: bool,
     pub changes: Changes,
     /// The end of its lease as the statement sets it.
     pub expires_at: i64,
@@ -59,7 +59,7 @@ pub enum Changes {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Ruling {
     /// The row stays as it is, and the statement has changed nothing.
     Nothing,
     /// An error: somebody means to change what never changes.
@@ -71,21 +71,21 @@ pub enum Answer {
 }
 
 /// `lease` is how long a lease of a member's is.
-pub fn update(update: Update, now: i64, lease: i64) -> Answer {
-    let longest = update.expires_at.min(now.saturating_add(LONGEST));
+pub fn update(update: Update, now: i64, lease: i64) -> Ruling {
+    let longest = update.expires_at.min(now.saturating_add(MAX_LEASE));
     match (update.proposed, update.changes) {
         // An upsert that finds another's row has lost: to its node that is no error.
-        (Some(proposed), changes) if !proposed.same_node || update.ours || changes != Changes::Nothing => {
-            Answer::Nothing
+        (Some(proposed), changes) if !proposed.same_node || update.local || changes != Changes::Nothing => {
+            Ruling::Nothing
         }
-        (Some(proposed), _) => Answer::Renew { expires_at: proposed.expires_at },
-        (None, Changes::Identity) => Answer::Refuse,
+        (Some(proposed), _) => Ruling::Renew { expires_at: proposed.expires_at },
+        (None, Changes::Identity) => Ruling::Refuse,
         (None, Changes::Node { started_at: Some(started_at) }) => {
-            Answer::HandOver { expires_at: lease_of(started_at, update.expires_at, now, lease) }
+            Ruling::HandOver { expires_at: lease_of(started_at, update.expires_at, now, lease) }
         }
-        (None, Changes::Node { started_at: None }) => Answer::HandOver { expires_at: longest },
-        (None, Changes::Nothing) if update.ours => Answer::Nothing,
-        (None, Changes::Nothing) => Answer::Renew { expires_at: longest },
+        (None, Changes::Node { started_at: None }) => Ruling::HandOver { expires_at: longest },
+        (None, Changes::Nothing) if update.local => Ruling::Nothing,
+        (None, Changes::Nothing) => Ruling::Renew { expires_at: longest },
     }
 }
 
@@ -112,20 +112,21 @@ mod tests {
     fn upserts_renew_their_own_row_only() {
         let proposed = |same_node| Some(Proposed { same_node, expires_at: 7 });
         let node = Changes::Node { started_at: None };
-        let ask =
-            |ours, changes, proposed| update(Update { ours, changes, expires_at: HOURS, proposed }, 0, LEASE);
-        assert_eq!(ask(false, Changes::Nothing, proposed(true)), Answer::Renew { expires_at: 7 });
-        assert_eq!(ask(false, Changes::Nothing, proposed(false)), Answer::Nothing, "by name alone");
+        let ask = |local, changes, proposed| {
+            update(Update { local, changes, expires_at: HOURS, proposed }, 0, LEASE)
+        };
+        assert_eq!(ask(false, Changes::Nothing, proposed(true)), Ruling::Renew { expires_at: 7 });
+        assert_eq!(ask(false, Changes::Nothing, proposed(false)), Ruling::Nothing, "by name alone");
         assert_eq!(
             ask(true, Changes::Nothing, proposed(true)),
-            Answer::Nothing,
+            Ruling::Nothing,
             "a node of the same name as ours"
         );
-        assert_eq!(ask(false, node, proposed(false)), Answer::Nothing, "taking over in place");
-        assert_eq!(ask(false, Changes::Nothing, None), Answer::Renew { expires_at: LONGEST });
-        assert_eq!(ask(true, Changes::Nothing, None), Answer::Nothing);
-        assert_eq!(ask(false, Changes::Identity, None), Answer::Refuse);
-        assert_eq!(ask(true, Changes::Identity, None), Answer::Refuse);
+        assert_eq!(ask(false, node, proposed(false)), Ruling::Nothing, "taking over in place");
+        assert_eq!(ask(false, Changes::Nothing, None), Ruling::Renew { expires_at: MAX_LEASE });
+        assert_eq!(ask(true, Changes::Nothing, None), Ruling::Nothing);
+        assert_eq!(ask(false, Changes::Identity, None), Ruling::Refuse);
+        assert_eq!(ask(true, Changes::Identity, None), Ruling::Refuse);
     }
 
     #[test]
@@ -133,14 +134,14 @@ mod tests {
         let ask = |started_at, expires_at| {
             let changes = Changes::Node { started_at };
             let answers = [true, false]
-                .map(|ours| update(Update { ours, changes, expires_at, proposed: None }, 100, LEASE));
+                .map(|local| update(Update { local, changes, expires_at, proposed: None }, 100, LEASE));
             assert_eq!(answers[0], answers[1], "whoever held it");
             answers[0]
         };
-        let until = |expires_at| Answer::HandOver { expires_at };
+        let until = |expires_at| Ruling::HandOver { expires_at };
         assert_eq!(ask(None, 100 + LEASE), until(100 + LEASE));
         assert_eq!(ask(None, 50), until(50), "one that is over");
-        assert_eq!(ask(None, i64::MAX), until(100 + LONGEST));
+        assert_eq!(ask(None, i64::MAX), until(100 + MAX_LEASE));
         assert_eq!(ask(Some(HOURS), HOURS + LEASE), until(100 + LEASE), "by another clock, as an INSERT");
     }
 
@@ -148,22 +149,22 @@ mod tests {
         /// Whatever clocks say, nobody gets more than the longest lease, and nobody renews what is not theirs.
         #[test]
         fn nobody_gets_more_than_a_lease(
-            started: i64, expires: i64, now in 0..HOURS, ours: bool, same: bool, node: bool, starts: bool
+            started: i64, expires: i64, now in 0..HOURS, local: bool, same: bool, node: bool, starts: bool
         ) {
-            prop_assert!(lease_of(started, expires, now, LEASE) <= now + LONGEST);
+            prop_assert!(lease_of(started, expires, now, LEASE) <= now + MAX_LEASE);
             let changes = match node {
                 true => Changes::Node { started_at: starts.then_some(started) },
                 false => Changes::Nothing,
             };
             let proposed = Some(Proposed { same_node: same, expires_at: now + LEASE });
-            let answer = update(Update { ours, changes, expires_at: expires, proposed }, now, LEASE);
-            prop_assert_eq!(answer == Answer::Nothing, ours || !same || node);
-            prop_assert!(!matches!(answer, Answer::HandOver { .. }), "no upsert takes a row over");
-            let answer = update(Update { ours, changes, expires_at: expires, proposed: None }, now, LEASE);
+            let answer = update(Update { local, changes, expires_at: expires, proposed }, now, LEASE);
+            prop_assert_eq!(answer == Ruling::Nothing, local || !same || node);
+            prop_assert!(!matches!(answer, Ruling::HandOver { .. }), "no upsert takes a row over");
+            let answer = update(Update { local, changes, expires_at: expires, proposed: None }, now, LEASE);
             match answer {
-                Answer::Renew { expires_at } => prop_assert!(!ours && !node && expires_at <= now + LONGEST),
-                Answer::HandOver { expires_at } => prop_assert!(node && expires_at <= now + LONGEST),
-                answer => prop_assert_eq!((answer, ours, node), (Answer::Nothing, true, false)),
+                Ruling::Renew { expires_at } => prop_assert!(!local && !node && expires_at <= now + MAX_LEASE),
+                Ruling::HandOver { expires_at } => prop_assert!(node && expires_at <= now + MAX_LEASE),
+                answer => prop_assert_eq!((answer, local, node), (Ruling::Nothing, true, false)),
             }
         }
     }

@@ -35,7 +35,7 @@ pub mod guard;
 mod plan;
 pub mod rows;
 
-pub use plan::{Candidate, Ended, Plan, View};
+pub use plan::{Candidate, Ended, LeadershipsView, Plan};
 
 use super::text::Text;
 
@@ -130,7 +130,7 @@ pub struct Lease {
 }
 
 /// How long memory believes the row of a member without another look, if no trigger tells of its end. In microseconds.
-pub const BELIEVED: i64 = 2_000_000;
+pub const UNGUARDED_TRUST: i64 = 2_000_000;
 
 impl Lease {
     /// Whether a row with these times is the one that this lease was read from: it was not renewed or replaced.
@@ -148,7 +148,7 @@ pub struct Leadership {
     /// deletes the row.
     ended: u32,
     /// 1: the table may have changed; the next renewal will tell.
-    doubted: u32,
+    recheck: u32,
     /// The leading member, or 0 when the row is another node's; and the slot that it was in.
     pub member: i64,
     slot: u32,
@@ -248,11 +248,11 @@ pub struct Renewed {
 }
 
 /// The tables of shared memory, under their lock, which is held exclusively.
-pub struct Peers<'a> {
+pub struct Leaderships<'a> {
     pub members: &'a mut [Member],
     pub seats: &'a mut [Seat],
     /// Names whose last leadership ended without an announcement, as NOTIFY's queue was full. Database 0 is free.
-    pub owed: &'a mut [Electorate],
+    pub unannounced: &'a mut [Electorate],
     /// Names that foreign nodes have led since the server's start, the oldest first, without a gap. Database 0 is
     /// free.
     pub foreign: &'a mut [Electorate],
@@ -263,10 +263,10 @@ pub const FOREIGN_NAMES: usize = 16;
 
 impl Leadership {
     /// As a member holds it from `now` on.
-    pub fn ours(leader: &Candidate, lease: Lease, now: i64) -> Self {
+    pub fn local(leader: &Candidate, lease: Lease, now: i64) -> Self {
         let (member, slot, node) = (leader.member, leader.slot, leader.node);
         let look_at = if lease.guarded { lease.deadline } else { now + (lease.deadline - now) / 2 };
-        Self { used: 1, ended: 0, doubted: 0, member, slot, node, lease, look_at }
+        Self { used: 1, ended: 0, recheck: 0, member, slot, node, lease, look_at }
     }
 
     /// As a foreign node holds it. The keeper looks at the row again at `look_at` at the latest.
@@ -274,7 +274,7 @@ impl Leadership {
         Self { used: 1, node, lease, look_at: look_at.min(lease.deadline), ..Self::default() }
     }
 
-    pub fn is_ours(&self) -> bool {
+    pub fn is_local(&self) -> bool {
         self.member != 0
     }
 }
@@ -289,10 +289,10 @@ impl Seat {
         let was = self.leadership;
         let over = match change {
             _ if was.used == 0 => return,
-            RowChange::Deleted(term) => !was.is_ours() || term == was.lease.term,
-            RowChange::Written(term) => was.is_ours() && term > was.lease.term,
+            RowChange::Deleted(term) => !was.is_local() || term == was.lease.term,
+            RowChange::Written(term) => was.is_local() && term > was.lease.term,
         };
-        if !was.is_ours() {
+        if !was.is_local() {
             self.leadership = Leadership::default();
         } else if over {
             self.leadership.ended = 1;
@@ -303,9 +303,9 @@ impl Seat {
     }
 }
 
-impl Peers<'_> {
-    pub fn view(&self) -> View<'_> {
-        View { members: self.members, seats: self.seats }
+impl Leaderships<'_> {
+    pub fn view(&self) -> LeadershipsView<'_> {
+        LeadershipsView { members: self.members, seats: self.seats }
     }
 
     /// Adds a member. The same backend joining again in the same way gets the id that it has. `replace` is
@@ -365,7 +365,7 @@ impl Peers<'_> {
         let place = &mut self.seats[seat];
         // A row that is there, or is being read, may be this very member's, from before a restart: to be judged anew.
         place.changes = place.changes.wrapping_add(1);
-        if !place.leadership.is_ours() && place.leadership.node == new.node {
+        if !place.leadership.is_local() && place.leadership.node == new.node {
             place.leadership = Leadership::default();
         }
         self.members[slot] = Member {
@@ -543,7 +543,7 @@ impl Peers<'_> {
         let seat = &mut self.seats[seat];
         seat.changes = seat.changes.wrapping_add(1);
         let copy = &mut seat.leadership;
-        if copy.used != 0 && !copy.is_ours() && copy.lease.term == lease.term {
+        if copy.used != 0 && !copy.is_local() && copy.lease.term == lease.term {
             if copy.lease.guarded {
                 copy.look_at = lease.deadline;
             }
@@ -553,14 +553,14 @@ impl Peers<'_> {
 
     /// Tables may have been altered or replaced: what is known of every leader of a database, or of one table only, is
     /// to be read anew.
-    pub fn doubt(&mut self, database: u32, table: Option<u32>) {
+    pub fn require_recheck(&mut self, database: u32, table: Option<u32>) {
         let concerns = |s: &&mut Seat| {
             s.electorate.database == database && table.is_none_or(|table| s.leadership.lease.table == table)
         };
         for seat in self.seats.iter_mut().filter(|_| database != 0).filter(concerns) {
             seat.changes = seat.changes.wrapping_add(1);
-            if seat.leadership.is_ours() {
-                seat.leadership.doubted = 1;
+            if seat.leadership.is_local() {
+                seat.leadership.recheck = 1;
             } else {
                 // The copy stays: a row that turns out to be the same keeps its deadline.
                 seat.leadership.look_at = 0;
@@ -571,7 +571,7 @@ impl Peers<'_> {
     /// The wall times in the rows of a database's members are wrong: each is to be renewed at once.
     pub fn renew_all(&mut self, database: u32) {
         let own = self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database);
-        own.filter(|s| s.leadership.is_ours()).for_each(|s| s.leadership.doubted = 1);
+        own.filter(|s| s.leadership.is_local()).for_each(|s| s.leadership.recheck = 1);
     }
 
     /// As `row_changed` for all names of a schema, with all rows deleted.
@@ -595,7 +595,7 @@ impl Peers<'_> {
 
     /// A table of leaders of these schemas may go, and memory may not know that rows were just written to it: what a keeper tells of
     /// a name that has no copy of a row is to be read again.
-    pub fn unsettle(&mut self, database: u32, is_concerned: impl Fn(u32) -> bool) {
+    pub fn invalidate_records(&mut self, database: u32, is_concerned: impl Fn(u32) -> bool) {
         let own = self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database);
         own.filter(|s| s.leadership.used == 0 && is_concerned(s.electorate.schema))
             .for_each(|s| s.changes = s.changes.wrapping_add(1));
@@ -616,29 +616,29 @@ impl Peers<'_> {
             *m = Member::default();
         }
         self.seats.iter_mut().filter(|s| gone(&s.electorate)).for_each(|s| *s = Seat::default());
-        self.owed.iter_mut().filter(|e| gone(e)).for_each(|e| *e = Electorate::default());
+        self.unannounced.iter_mut().filter(|e| gone(e)).for_each(|e| *e = Electorate::default());
         self.forget_foreign(gone);
         count
     }
 
     /// Notes that the end of a leadership is still to be announced. False when there is no room for that.
-    pub fn owe(&mut self, electorate: &Electorate) -> bool {
-        if self.owed.contains(electorate) {
+    pub fn add_unannounced(&mut self, electorate: &Electorate) -> bool {
+        if self.unannounced.contains(electorate) {
             return true;
         }
-        let Some(free) = self.owed.iter_mut().find(|e| e.database == 0) else { return false };
+        let Some(free) = self.unannounced.iter_mut().find(|e| e.database == 0) else { return false };
         *free = *electorate;
         true
     }
 
     /// Notes that it was announced, or need not be.
     pub fn announced(&mut self, electorate: &Electorate) {
-        self.owed.iter_mut().filter(|e| *e == electorate).for_each(|e| *e = Electorate::default());
+        self.unannounced.iter_mut().filter(|e| *e == electorate).for_each(|e| *e = Electorate::default());
     }
 
     /// The names of a database whose last leadership ended without an announcement.
-    pub fn owed(&self, database: u32) -> Vec<Electorate> {
-        self.owed.iter().filter(|e| database != 0 && e.database == database).copied().collect()
+    pub fn unannounced(&self, database: u32) -> Vec<Electorate> {
+        self.unannounced.iter().filter(|e| database != 0 && e.database == database).copied().collect()
     }
 
     /// Notes what the table says after a commit: a row of a member of ours, or of a foreign node. `seen` are the
@@ -662,7 +662,7 @@ impl Peers<'_> {
         }
         (seat.leadership, seat.greatest_term) = (row, seat.greatest_term.max(row.lease.term));
         // It may have ended while it was elected or renewed.
-        let ended = row.is_ours() && self.view().leader(&row, number, now).is_none();
+        let ended = row.is_local() && self.view().leader(&row, number, now).is_none();
         if !ended {
             self.seats[number].vacant_since = 0;
         }
@@ -722,7 +722,7 @@ impl Peers<'_> {
             }
         }
         let gone = |e: &Electorate| database != 0 && e.database == database;
-        self.owed.iter_mut().filter(|e| gone(e)).for_each(|e| *e = Electorate::default());
+        self.unannounced.iter_mut().filter(|e| gone(e)).for_each(|e| *e = Electorate::default());
         self.forget_foreign(gone);
     }
 }

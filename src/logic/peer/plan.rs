@@ -34,21 +34,21 @@ pub enum Plan {
     Forget,
     /// Nothing before this time.
     Wait { until: i64 },
-    /// The leader lives: extend the row of this term. `doubted`: not because half of its lease is over, but because
+    /// The leader lives: extend the row of this term. `recheck`: not because half of its lease is over, but because
     /// the row may have changed, or shows wrong times.
-    Renew { leader: Candidate, term: i64, doubted: bool },
+    Renew { leader: Candidate, term: i64, recheck: bool },
     /// One transaction: delete the row of a leadership that ended, elect the candidate.
     Elect { ended: Option<Ended>, candidate: Option<Candidate> },
 }
 
 /// The two tables for readers. Whoever has this holds their lock shared.
 #[derive(Clone, Copy)]
-pub struct View<'a> {
+pub struct LeadershipsView<'a> {
     pub members: &'a [Member],
     pub seats: &'a [Seat],
 }
 
-impl<'a> View<'a> {
+impl<'a> LeadershipsView<'a> {
     /// What is to be done for every electorate of a database, and whether somebody waits to be told of
     /// an election.
     pub fn plans(&self, database: u32, now: i64, lease: i64) -> Vec<(Electorate, Plan, bool)> {
@@ -69,7 +69,7 @@ impl<'a> View<'a> {
         .collect()
     }
 
-    /// The `changes` for `Peers::record`, the greatest term that is known, and the lease in the copy of the row, if
+    /// The `changes` for `Leaderships::record`, the greatest term that is known, and the lease in the copy of the row, if
     /// there is a copy.
     pub fn changes(&self, electorate: &Electorate) -> (u32, i64, Option<Lease>) {
         let seat = self.seat(electorate).map(|seat| &self.seats[seat]);
@@ -85,13 +85,13 @@ impl<'a> View<'a> {
         let number = self.seat(electorate)?;
         let (copy, (term, started_at, expires_at)) = (&self.seats[number].leadership, row);
         let lease = &copy.lease;
-        let is_copied = if copy.is_ours() {
+        let is_copied = if copy.is_local() {
             (lease.term, lease.started_at) == (term, started_at)
         } else {
             lease.is_of(term, started_at, expires_at)
         };
         (copy.used != 0 && is_copied)
-            .then(|| if copy.is_ours() { self.held(number, now).is_some() } else { now < lease.deadline })
+            .then(|| if copy.is_local() { self.held(number, now).is_some() } else { now < lease.deadline })
     }
 
     /// The tables of a database that memory has copies of rows of, each with its schema, and whether it is guarded.
@@ -167,7 +167,7 @@ impl<'a> View<'a> {
         if leadership.used == 0 {
             return vacant();
         }
-        if !leadership.is_ours() {
+        if !leadership.is_local() {
             return match candidates {
                 true if now < leadership.look_at => Plan::Wait { until: leadership.look_at },
                 _ => vacant(),
@@ -199,10 +199,10 @@ impl<'a> View<'a> {
             Some(ends) if ends <= deadline && now >= half(leader.lease) => deadline,
             Some(_) => half(leader.lease),
         };
-        if now >= renew_at || leadership.doubted != 0 {
+        if now >= renew_at || leadership.recheck != 0 {
             let leader = Candidate::of((leadership.slot as usize, leader));
-            let doubted = now < renew_at || !leadership.lease.guarded;
-            Plan::Renew { leader, term: leadership.lease.term, doubted }
+            let recheck = now < renew_at || !leadership.lease.guarded;
+            Plan::Renew { leader, term: leadership.lease.term, recheck }
         } else {
             // A lease that was joined anew may be shorter than the row's.
             Plan::Wait { until: leader.lease_ends().map_or(renew_at, |ends| renew_at.min(ends)) }
@@ -234,7 +234,7 @@ impl<'a> View<'a> {
         self.seat(electorate).is_some_and(|seat| {
             let leadership = &self.seats[seat].leadership;
             let over = leadership.ended != 0 || self.leader(leadership, seat, now).is_none();
-            leadership.is_ours() && leadership.lease.term == term && over
+            leadership.is_local() && leadership.lease.term == term && over
         })
     }
 
@@ -314,7 +314,7 @@ impl<'a> View<'a> {
     pub fn has_leader(&self, electorate: &Electorate, now: i64) -> bool {
         self.seat(electorate).is_some_and(|seat| {
             let leadership = &self.seats[seat].leadership;
-            let foreign = leadership.used != 0 && !leadership.is_ours() && now < leadership.lease.deadline;
+            let foreign = leadership.used != 0 && !leadership.is_local() && now < leadership.lease.deadline;
             foreign || self.held(seat, now).is_some()
         })
     }

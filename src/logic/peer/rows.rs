@@ -1,6 +1,6 @@
 //! What a row of oban_peers means to a keeper that does not know it as its own, and what terms rows get.
 
-use super::guard::LONGEST;
+use super::guard::MAX_LEASE;
 use super::{Candidate, Lease};
 
 /// The column boot of a row whose member has a lease: it outlives a start of the server. A row of a member
@@ -23,7 +23,7 @@ pub enum Verdict {
 
 /// A row as it is judged.
 #[derive(Clone, Copy, Debug)]
-pub struct Row {
+pub struct JudgedRow {
     /// How long its lease still runs, in microseconds (`time_left`).
     pub left: i64,
     pub term: Option<i64>,
@@ -32,11 +32,11 @@ pub struct Row {
 
 /// Twice the lease of Oban's nodes, in microseconds: the most that a foreign row is granted that may be from before
 /// the server's start.
-pub const LONGEST_FOREIGN: i64 = 60_000_000;
+pub const MAX_FOREIGN_LEASE: i64 = 60_000_000;
 
 /// The wall times of a row, and the time at which it is seen.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen {
+pub struct RowTimes {
     pub term: i64,
     pub boot: Option<i64>,
     /// By the wall clock.
@@ -62,20 +62,20 @@ pub struct Clocks {
 /// the wall clock, now and never again. A wall clock that was set back would grant it hours, so there is a limit: one
 /// lease for a row that a keeper wrote, and for a foreign one what guarded tables allow if it began between the
 /// server's start and now, else twice Oban's lease.
-pub fn time_left(row: Seen, copy: Option<Lease>, clocks: Clocks) -> i64 {
+pub fn time_left(row: RowTimes, copy: Option<Lease>, clocks: Clocks) -> i64 {
     if let Some(copy) = copy.filter(|copy| copy.is_of(row.term, row.started_at, row.expires_at)) {
         return copy.deadline.saturating_sub(clocks.now);
     }
     let most = match row.boot {
         Some(_) => clocks.lease,
-        None if (clocks.boot..=clocks.wall).contains(&row.started_at) => LONGEST,
-        None => LONGEST_FOREIGN,
+        None if (clocks.boot..=clocks.wall).contains(&row.started_at) => MAX_LEASE,
+        None => MAX_FOREIGN_LEASE,
     };
     row.expires_at.saturating_sub(clocks.wall).min(most)
 }
 
 /// Judges a row on `timeline`: `boot` is this start of the server, `live` the member that has the row's node.
-pub fn judge(row: Row, boot: i64, timeline: u32, live: Option<Candidate>) -> Verdict {
+pub fn judge(row: JudgedRow, boot: i64, timeline: u32, live: Option<Candidate>) -> Verdict {
     if row.left <= 0 {
         return Verdict::Void;
     }
@@ -121,7 +121,7 @@ mod tests {
             |lease_ends| Some(Candidate { member: 4, slot: 0, node: Default::default(), lease_ends });
         let (bound, leased) = (member(None), member(Some(99)));
         let term = Some(least_term(2));
-        let judged = |left, boot, live| judge(Row { left, term, boot }, 7, 2, live);
+        let judged = |left, boot, live| judge(JudgedRow { left, term, boot }, 7, 2, live);
         let adopt = |live: Option<Candidate>| live.map_or(Verdict::Void, Verdict::Adopt);
         assert_eq!(judged(0, None, None), Verdict::Void, "expired");
         assert_eq!(judged(1, None, bound), Verdict::Foreign);
@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(judged(1, Some(LEASED), bound), Verdict::Foreign);
         assert_eq!(judged(1, Some(LEASED), leased), adopt(leased));
         assert_eq!(judged(0, Some(LEASED), leased), Verdict::Void);
-        let earlier = Row { left: 1, term: Some(least_term(1)), boot: Some(LEASED) };
+        let earlier = JudgedRow { left: 1, term: Some(least_term(1)), boot: Some(LEASED) };
         assert_eq!(judge(earlier, 7, 2, leased), leased.map_or(Verdict::Void, Verdict::Reissue));
         assert!(outlives_start(None, 7) && outlives_start(Some(LEASED), 7) && outlives_start(Some(7), 7));
         assert!(!outlives_start(Some(6), 7));
@@ -147,13 +147,13 @@ mod tests {
     fn a_row_is_granted_no_more_than_its_length() {
         // The server started an hour before: its clocks show 10 hours and 3 hours.
         let clocks = Clocks { now: 10 * HOUR, wall: 3 * HOUR, boot: 2 * HOUR, lease: LEASE };
-        let row = |boot, started_at, expires_at| Seen { term: 1, boot, started_at, expires_at };
+        let row = |boot, started_at, expires_at| RowTimes { term: 1, boot, started_at, expires_at };
         let left = |row| time_left(row, None, clocks);
         let ends = |after| 3 * HOUR + after;
         assert_eq!(left(row(None, ends(-SECOND), ends(29 * SECOND))), 29 * SECOND);
         assert_eq!(left(row(None, ends(-SECOND), ends(HOUR / 2))), HOUR / 2, "a long lease of this life");
-        assert_eq!(left(row(None, HOUR, ends(HOUR / 2))), LONGEST_FOREIGN, "from before the start");
-        assert_eq!(left(row(None, ends(SECOND), ends(HOUR))), LONGEST_FOREIGN, "the clock was set back");
+        assert_eq!(left(row(None, HOUR, ends(HOUR / 2))), MAX_FOREIGN_LEASE, "from before the start");
+        assert_eq!(left(row(None, ends(SECOND), ends(HOUR))), MAX_FOREIGN_LEASE, "the clock was set back");
         assert_eq!(left(row(Some(LEASED), HOUR, ends(HOUR))), LEASE);
         assert_eq!(left(row(Some(7), ends(0), ends(LEASE))), LEASE);
         assert!(left(row(None, HOUR, ends(-1))) < 0, "over");

@@ -27,13 +27,13 @@ impl Memory {
         let names = || vec![Electorate::default(); capacity];
         Self(vec![Member::default(); capacity], vec![Seat::default(); capacity], [names(), names()])
     }
-    fn peers(&mut self) -> Peers<'_> {
-        let [owed, foreign] = &mut self.2;
-        Peers { members: &mut self.0, seats: &mut self.1, owed, foreign }
+    fn peers(&mut self) -> Leaderships<'_> {
+        let [unannounced, foreign] = &mut self.2;
+        Leaderships { members: &mut self.0, seats: &mut self.1, unannounced, foreign }
     }
 }
 
-impl Peers<'_> {
+impl Leaderships<'_> {
     /// As `join`, of which only the id counts.
     fn joined(&mut self, new: &Joining, replace: Option<i64>, now: i64) -> Result<i64, JoinError> {
         self.join(new, replace, now).map(|joined| joined.id)
@@ -54,16 +54,16 @@ fn foreign(node: &str, term: i64, now: i64, deadline: i64) -> Leadership {
 }
 
 /// As the keeper does it: what the plan says is to be elected leads from `now` on.
-fn elect(peers: &mut Peers<'_>, e: &Electorate, term: i64, now: i64) -> Option<i64> {
+fn elect(peers: &mut Leaderships<'_>, e: &Electorate, term: i64, now: i64) -> Option<i64> {
     let Plan::Elect { candidate: Some(c), .. } = peers.view().plan(e, now, LEASE) else {
         panic!("nobody to elect: {:?}", peers.view().plan(e, now, LEASE))
     };
     let deadline = c.lease_ends.unwrap_or(now + LEASE);
-    tell(peers, e, Leadership::ours(&c, lease(term, now, deadline), now), now)
+    tell(peers, e, Leadership::local(&c, lease(term, now, deadline), now), now)
 }
 
 /// For how long there was no leader.
-fn tell(peers: &mut Peers<'_>, e: &Electorate, row: Leadership, now: i64) -> Option<i64> {
+fn tell(peers: &mut Leaderships<'_>, e: &Electorate, row: Leadership, now: i64) -> Option<i64> {
     let (seen, ..) = peers.view().changes(e);
     match peers.record(e, row, seen, now) {
         Recorded::After { without, .. } => without,
@@ -71,7 +71,7 @@ fn tell(peers: &mut Peers<'_>, e: &Electorate, row: Leadership, now: i64) -> Opt
     }
 }
 
-fn held(peers: &Peers<'_>, e: &Electorate, now: i64) -> Option<i64> {
+fn held(peers: &Leaderships<'_>, e: &Electorate, now: i64) -> Option<i64> {
     let view = peers.view();
     view.seat(e).and_then(|seat| view.held(seat, now)).map(|(l, _)| l.lease.term)
 }
@@ -119,7 +119,7 @@ fn a_leadership_from_election_to_succession() {
     assert_eq!(peers.mark_considered(&e), [10, 11]);
     assert!(peers.mark_considered(&e).is_empty() && !peers.view().plans(5, 0, LEASE)[0].2);
     assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: LEASE / 2 });
-    let renew = Plan::Renew { leader: candidate(1, 0, "a", None), term: 7, doubted: false };
+    let renew = Plan::Renew { leader: candidate(1, 0, "a", None), term: 7, recheck: false };
     assert_eq!(peers.view().plan(&e, LEASE / 2, LEASE), renew);
     assert_eq!(held(&peers, &e, LEASE - 1), Some(7));
     assert_eq!(held(&peers, &e, LEASE), None, "true only within the lease");
@@ -150,10 +150,10 @@ fn a_lease_ends_membership_and_leadership_at_once() {
     assert_eq!(peers.view().plan(&e, 40, LEASE), Plan::Wait { until: 50 });
     assert_eq!(peers.renew(1, 10, 60), Some(Renewed { term: Some(7), due: true }));
     let leader = candidate(1, 0, "a", Some(160));
-    assert_eq!(peers.view().plan(&e, 60, LEASE), Plan::Renew { leader, term: 7, doubted: false });
+    assert_eq!(peers.view().plan(&e, 60, LEASE), Plan::Renew { leader, term: 7, recheck: false });
     assert_eq!(held(&peers, &e, 99), Some(7));
     assert_eq!(held(&peers, &e, 100), None, "the row was not renewed");
-    tell(&mut peers, &e, Leadership::ours(&leader, lease(7, 0, 160), 0), 70);
+    tell(&mut peers, &e, Leadership::local(&leader, lease(7, 0, 160), 0), 70);
     assert_eq!(held(&peers, &e, 159), Some(7));
     assert_eq!(peers.renew(2, 10, 70), None);
 
@@ -273,22 +273,22 @@ fn what_may_have_changed_is_read_again_at_once() {
     let mut peers = memory.peers();
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 1, 0);
-    peers.doubt(6, None);
-    peers.doubt(5, Some(TABLE + 1));
+    peers.require_recheck(6, None);
+    peers.require_recheck(5, Some(TABLE + 1));
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: LEASE / 2 });
-    peers.doubt(5, Some(TABLE));
+    peers.require_recheck(5, Some(TABLE));
     let leader = candidate(1, 0, "a", None);
-    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: 1, doubted: true });
-    tell(&mut peers, &e, Leadership::ours(&leader, lease(1, 0, 1 + LEASE), 0), 1);
+    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: 1, recheck: true });
+    tell(&mut peers, &e, Leadership::local(&leader, lease(1, 0, 1 + LEASE), 0), 1);
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: 1 + LEASE / 2 });
     peers.renew_all(6);
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: 1 + LEASE / 2 });
     peers.renew_all(5);
-    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: 1, doubted: true });
+    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: 1, recheck: true });
     tell(&mut peers, &e, foreign("x", 2, 0, LEASE), 2);
     peers.renew_all(5);
     assert_eq!(peers.view().plan(&e, 3, LEASE), Plan::Wait { until: LEASE });
-    peers.doubt(5, None);
+    peers.require_recheck(5, None);
     assert!(matches!(peers.view().plan(&e, 3, LEASE), Plan::Elect { ended: None, .. }));
     let (.., copy) = peers.view().changes(&e);
     assert_eq!(copy, Some(lease(2, 0, LEASE)), "its deadline is not forgotten");
@@ -353,7 +353,7 @@ fn what_ended_meanwhile_does_not_begin_again() {
     let mut peers = memory.peers();
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 7, 0);
-    let renewed = Leadership::ours(&candidate(1, 0, "a", None), lease(7, 0, 2 * LEASE), 0);
+    let renewed = Leadership::local(&candidate(1, 0, "a", None), lease(7, 0, 2 * LEASE), 0);
     let (seen, ..) = peers.view().changes(&e);
     peers.resign(1, 10, 5);
     assert_eq!(peers.record(&e, renewed, seen, 6), Recorded::Stale);
@@ -378,8 +378,11 @@ fn a_schema_takes_all_of_its_own_along() {
     peers.joined(&Joining { electorate: other, ..bound(2, 11, "a") }, None, 0).unwrap();
     elect(&mut peers, &e, 1, 0);
     elect(&mut peers, &other, 2, 0);
-    assert!(peers.owe(&e) && peers.owe(&e) && peers.owe(&other));
-    assert_eq!((peers.owed(5).len(), peers.owed(6).len(), peers.owed(0).len()), (2, 0, 0));
+    assert!(peers.add_unannounced(&e) && peers.add_unannounced(&e) && peers.add_unannounced(&other));
+    assert_eq!(
+        (peers.unannounced(5).len(), peers.unannounced(6).len(), peers.unannounced(0).len()),
+        (2, 0, 0)
+    );
     assert_eq!(peers.view().schemas(5), [2200, 2201]);
     assert_eq!(peers.view().tables(5), [(TABLE, 2200, true), (TABLE, 2201, true)]);
     let mut waiting = [0; 2];
@@ -388,9 +391,9 @@ fn a_schema_takes_all_of_its_own_along() {
     assert_eq!((peers.forget_schema(5, 2200, &mut waiting), peers.forget_schema(0, 0, &mut waiting)), (0, 0));
     assert_eq!((held(&peers, &e, 1), held(&peers, &other, 1)), (None, Some(2)));
     assert!(peers.view().member(1, 1).is_none() && peers.view().member(2, 1).is_some());
-    assert_eq!(peers.owed(5), [other]);
+    assert_eq!(peers.unannounced(5), [other]);
     peers.announced(&other);
-    assert!(peers.owed(5).is_empty());
+    assert!(peers.unannounced(5).is_empty());
 }
 
 /// The deadline is that of the renewal, not of the moment at which the keeper happens to look.
@@ -419,15 +422,15 @@ fn a_row_that_nobody_guards_is_believed_for_a_moment() {
     for (id, node, of) in [(1, "a", 0), (2, "b", LEASE)] {
         peers.joined(&joining(id, 10, node, of), None, 0).unwrap();
         let c = candidate(id, 0, node, (of != 0).then_some(LEASE));
-        let believed = Lease { guarded: false, ..lease(1, 0, BELIEVED) };
-        tell(&mut peers, &e, Leadership::ours(&c, believed, 0), 0);
-        assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: BELIEVED / 2 });
-        let renew = Plan::Renew { leader: c, term: 1, doubted: true };
-        assert_eq!(peers.view().plan(&e, BELIEVED / 2, LEASE), renew);
-        assert_eq!(held(&peers, &e, BELIEVED - 1), Some(1));
-        assert_eq!(held(&peers, &e, BELIEVED), None);
+        let believed = Lease { guarded: false, ..lease(1, 0, UNGUARDED_TRUST) };
+        tell(&mut peers, &e, Leadership::local(&c, believed, 0), 0);
+        assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: UNGUARDED_TRUST / 2 });
+        let renew = Plan::Renew { leader: c, term: 1, recheck: true };
+        assert_eq!(peers.view().plan(&e, UNGUARDED_TRUST / 2, LEASE), renew);
+        assert_eq!(held(&peers, &e, UNGUARDED_TRUST - 1), Some(1));
+        assert_eq!(held(&peers, &e, UNGUARDED_TRUST), None);
         assert_eq!(
-            peers.view().plan(&e, BELIEVED, LEASE),
+            peers.view().plan(&e, UNGUARDED_TRUST, LEASE),
             renew,
             "the keeper was late: the row may be there"
         );
@@ -439,7 +442,12 @@ fn a_row_that_nobody_guards_is_believed_for_a_moment() {
 /// A short lease in such a table: what can't be extended is not tried again and again.
 #[test]
 fn a_short_lease_that_nobody_guards_is_no_busy_loop() {
-    for (of, ends) in [(100, 100), (BELIEVED, BELIEVED), (3 * BELIEVED, BELIEVED / 4), (0, 1_000_000)] {
+    for (of, ends) in [
+        (100, 100),
+        (UNGUARDED_TRUST, UNGUARDED_TRUST),
+        (3 * UNGUARDED_TRUST, UNGUARDED_TRUST / 4),
+        (0, 1_000_000),
+    ] {
         let (mut memory, e) = (Memory::new(1), electorate("Oban"));
         let mut peers = memory.peers();
         peers.joined(&joining(1, 10, "a", of), None, ends - of.min(ends)).unwrap();
@@ -449,8 +457,8 @@ fn a_short_lease_that_nobody_guards_is_no_busy_loop() {
         }
         for now in [0, ends / 2, ends - 1] {
             let most = if of == 0 { now + ends } else { ends };
-            let believed = Lease { guarded: false, ..lease(1, 0, most.min(now + BELIEVED)) };
-            tell(&mut peers, &e, Leadership::ours(&c, believed, now), now);
+            let believed = Lease { guarded: false, ..lease(1, 0, most.min(now + UNGUARDED_TRUST)) };
+            tell(&mut peers, &e, Leadership::local(&c, believed, now), now);
             let plan = peers.view().plan(&e, now, LEASE);
             assert!(matches!(plan, Plan::Wait { until } if until > now), "{of} {ends} {now}: {plan:?}");
         }
@@ -464,15 +472,15 @@ fn what_is_told_of_a_table_that_has_gone_is_read_again() {
     let mut peers = memory.peers();
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     let (seen, ..) = peers.view().changes(&e);
-    let row = Leadership::ours(&candidate(1, 0, "a", None), lease(7, 0, LEASE), 0);
-    peers.unsettle(6, |_| true);
-    peers.unsettle(5, |schema| schema != 2200);
+    let row = Leadership::local(&candidate(1, 0, "a", None), lease(7, 0, LEASE), 0);
+    peers.invalidate_records(6, |_| true);
+    peers.invalidate_records(5, |schema| schema != 2200);
     assert_eq!(peers.view().changes(&e).0, seen, "of others");
-    peers.unsettle(5, |schema| schema == 2200);
+    peers.invalidate_records(5, |schema| schema == 2200);
     assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
     tell(&mut peers, &e, row, 2);
     let (seen, ..) = peers.view().changes(&e);
-    peers.unsettle(5, |schema| schema == 2200);
+    peers.invalidate_records(5, |schema| schema == 2200);
     assert_eq!(peers.view().changes(&e).0, seen, "the copy says which table that is");
 }
 
@@ -480,11 +488,15 @@ fn what_is_told_of_a_table_that_has_gone_is_read_again() {
 fn what_is_to_be_announced_is_bounded() {
     let mut memory = Memory::new(2);
     let mut peers = memory.peers();
-    assert!(peers.owe(&electorate("A")) && peers.owe(&electorate("B")) && !peers.owe(&electorate("C")));
+    assert!(
+        peers.add_unannounced(&electorate("A"))
+            && peers.add_unannounced(&electorate("B"))
+            && !peers.add_unannounced(&electorate("C"))
+    );
     peers.forget_database(6, 1);
-    assert_eq!(peers.owed(5).len(), 2);
+    assert_eq!(peers.unannounced(5).len(), 2);
     peers.forget_database(5, 1);
-    assert!(peers.owed(5).is_empty());
+    assert!(peers.unannounced(5).is_empty());
 }
 
 #[test]
@@ -586,7 +598,7 @@ proptest! {
                                 continue; // until the fence ends
                             }
                             row = row.filter(|r| !over(r));
-                            if let Some(r) = row.filter(|r| r.leadership.is_ours()) {
+                            if let Some(r) = row.filter(|r| r.leadership.is_local()) {
                                 // Left behind by a keeper that died: `rows::judge`.
                                 if peers.view().member(r.leadership.member, now).is_none() && !r.fenced {
                                     row = None;
@@ -596,7 +608,7 @@ proptest! {
                             if let (None, Some(c)) = (new, candidate) {
                                 last_term += 1;
                                 let until = c.lease_ends.unwrap_or(now + LEASE);
-                                new = Some(Leadership::ours(&c, lease(last_term, now, until), now));
+                                new = Some(Leadership::local(&c, lease(last_term, now, until), now));
                                 row = new.map(|leadership| InTable { leadership, fenced: false });
                             }
                             on_its_way = Some((new, seen));
@@ -696,13 +708,13 @@ fn an_observer_is_never_kept_as_leader() {
     let (seen, ..) = peers.view().changes(&e);
     let Plan::Elect { candidate: Some(c), .. } = peers.view().plan(&e, 0, LEASE) else { panic!("it stands") };
     peers.joined(&observer(9, 10, "a"), None, 1).unwrap();
-    let row = Leadership::ours(&c, lease(7, 1, 1 + LEASE), 1);
+    let row = Leadership::local(&c, lease(7, 1, 1 + LEASE), 1);
     assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
     // A keeper that sees the row after all, or an unguarded one that it believes.
     tell(&mut peers, &e, row, 1);
     let ended = Some(Ended { node: Text::truncated("a"), term: 7, lapsed: false });
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended, candidate: None });
-    let believed = Leadership::ours(&c, Lease { guarded: false, ..lease(7, 1, 2) }, 1);
+    let believed = Leadership::local(&c, Lease { guarded: false, ..lease(7, 1, 2) }, 1);
     tell(&mut peers, &e, believed, 1);
     assert!(matches!(peers.view().plan(&e, 3, LEASE), Plan::Elect { ended: Some(_), candidate: None }));
 }

@@ -47,10 +47,10 @@ pub mod pool;
 pub const RELAY_MAY_BE_AWAY: i64 = 10_000 * MILLISECOND;
 
 /// The roles with a limit that may have something waiting in one ring at a time. One more sends natively.
-pub const HOLDERS: usize = 64;
+pub const MAX_ROLES: usize = 64;
 
 /// The most entries that are looked at while the lock is held once.
-const SCAN: u64 = 1024;
+const MAX_SCANNED: u64 = 1024;
 
 /// What the entries take of a ring's memory: for messages of about 140 bytes both parts fill up alike.
 const BYTES_PER_ENTRY: usize = 192;
@@ -58,23 +58,23 @@ const BYTES_PER_ENTRY: usize = 192;
 /// How many entries and how many bytes fit in that much memory.
 pub fn capacity(memory: usize) -> (usize, usize) {
     let entries = (memory / BYTES_PER_ENTRY).max(1);
-    (entries, memory.saturating_sub(entries * size_of::<Entry>()))
+    (entries, memory.saturating_sub(entries * size_of::<RingEntry>()))
 }
 
 /// Everything about a ring but its messages. Zeroed memory is a ring that was never used.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Head {
+pub struct RingHead {
     /// The life that it is in (`pool`).
-    life: u64,
+    generation: u64,
     /// 1: the database has no slot any more.
     closed: u32,
     /// The relay's process number plus 1; 0 without a relay.
     relay: u32,
     /// 1: the relay sleeps and wants to be woken.
-    asleep: u32,
+    relay_waits: u32,
     /// The first sleeping reader's process number plus 1.
-    sleepers: u32,
+    waiters: u32,
     /// By the clock that nobody sets: when the relay last sent something, or the first message that waits came,
     /// whichever is later. Means nothing while no message waits.
     waits_since: i64,
@@ -96,7 +96,7 @@ pub struct Head {
 /// One message. Its channel and payload are in the bytes, one behind the other.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Entry {
+pub struct RingEntry {
     position: i64,
     sent_at: i64,
     at: u64,
@@ -110,17 +110,17 @@ pub struct Entry {
     /// 1: its listeners have heard it, or there are none.
     sent: u8,
     /// Of `Charge`: what the relay gives back to when it passes it.
-    holder: u16,
+    role_slot: u16,
 }
 
-impl Head {
+impl RingHead {
     /// The last position that was given; 0 before the first life.
     pub fn position(&self) -> i64 {
         self.position
     }
 
     /// When what waits is to be sent without a relay, as there is none.
-    fn orphaned_at(&self) -> Option<i64> {
+    fn stranded_at(&self) -> Option<i64> {
         (self.relay == 0 && self.relayed < self.next).then(|| self.waits_since + RELAY_MAY_BE_AWAY)
     }
 }
@@ -129,7 +129,7 @@ impl Head {
 /// entries.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Holder {
+pub struct RoleUsage {
     role: u32,
     entries: u32,
     bytes: u64,
@@ -143,28 +143,28 @@ pub struct Charge {
     pub entries: usize,
     pub bytes: usize,
     /// The place of its holder plus 1, while room is reserved; 0 without a limit.
-    holder: u16,
+    role_slot: u16,
 }
 
 impl Charge {
     pub fn new(role: u32, entries: usize, bytes: usize) -> Self {
-        Self { role, entries, bytes, holder: 0 }
+        Self { role, entries, bytes, role_slot: 0 }
     }
 
     /// For `Incoming`.
-    pub fn holder(&self) -> u16 {
-        self.holder
+    pub fn role_slot(&self) -> u16 {
+        self.role_slot
     }
 }
 
 /// The most that one role with a limit may have in a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
+pub struct Quota {
     pub entries: usize,
     pub bytes: usize,
 }
 
-impl Entry {
+impl RingEntry {
     fn len(&self) -> u64 {
         u64::from(self.channel) + u64::from(self.payload)
     }
@@ -203,39 +203,39 @@ pub struct Incoming<'a> {
     pub wakeup: bool,
     pub sent: bool,
     /// Of the charge that it is a part of.
-    pub holder: u16,
+    pub role_slot: u16,
 }
 
 /// How a transaction that is about to commit shall send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Route {
     /// Room is reserved, and the relay will send.
     Relay,
     /// Room is reserved, but there is no relay: the transaction sends.
-    Both,
+    RelayAndNative,
     /// There is no room, or not within a role's share: the transaction sends, and readers are told of a gap.
-    Natively,
+    Native,
 }
 
 /// A reader that sleeps, in the slot of its process. Zeroed memory is one that does not.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sleeper {
+pub struct Waiter {
     linked: u32,
     /// Process numbers plus 1.
     before: u32,
     after: u32,
     /// The number of channels that it sleeps for; more than fit means any.
     count: u32,
-    keys: [u32; SLEEPER_KEYS],
+    keys: [u32; WAITER_KEYS],
 }
 
 /// Oban's nodes listen to four channels.
-const SLEEPER_KEYS: usize = 8;
+const WAITER_KEYS: usize = 8;
 
 /// What a sleeper is woken by.
 #[derive(Clone, Copy, Debug)]
-pub enum News<'a> {
+pub enum Audience<'a> {
     /// Messages with these keys (`keys`).
     Keys(&'a [u32]),
     /// A gap, or the end of the ring.
@@ -261,14 +261,14 @@ pub struct Batch {
 
 #[derive(Clone, Copy, Debug)]
 struct Item {
-    entry: Entry,
+    entry: RingEntry,
     at: usize,
     missed: i64,
 }
 
 /// A message that was copied out of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Message<'a> {
+pub struct RingMessage<'a> {
     pub position: i64,
     pub sent_at: i64,
     /// The channel's schema; 0 for a verbatim channel.
@@ -282,12 +282,15 @@ pub struct Message<'a> {
 }
 
 /// The longest channel and payload.
-const MOST_BYTES: usize = super::channel::MAX_CHANNEL + super::wire::MAX_PAYLOAD;
+const MAX_MESSAGE_BYTES: usize = super::channel::MAX_CHANNEL + super::wire::MAX_PAYLOAD;
 
 impl Batch {
     /// For at most so many messages and bytes; but one message always fits.
     pub fn new(messages: usize, bytes: usize) -> Self {
-        Self { items: Vec::with_capacity(messages.max(1)), bytes: Vec::with_capacity(bytes.max(MOST_BYTES)) }
+        Self {
+            items: Vec::with_capacity(messages.max(1)),
+            bytes: Vec::with_capacity(bytes.max(MAX_MESSAGE_BYTES)),
+        }
     }
 
     pub fn clear(&mut self) {
@@ -299,10 +302,10 @@ impl Batch {
         self.items.len()
     }
 
-    pub fn messages(&self) -> impl Iterator<Item = Message<'_>> {
+    pub fn messages(&self) -> impl Iterator<Item = RingMessage<'_>> {
         self.items.iter().map(|Item { entry, at, missed }| {
             let (channel, payload) = (usize::from(entry.channel), usize::from(entry.payload));
-            Message {
+            RingMessage {
                 position: entry.position,
                 sent_at: entry.sent_at,
                 schema: entry.schema,
@@ -314,7 +317,7 @@ impl Batch {
         })
     }
 
-    fn fits(&self, entry: &Entry) -> bool {
+    fn fits(&self, entry: &RingEntry) -> bool {
         self.items.len() < self.items.capacity()
             && self.bytes.len() + entry.len() as usize <= self.bytes.capacity()
     }
@@ -323,8 +326,8 @@ impl Batch {
 /// To read.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    pub head: &'a Head,
-    pub entries: &'a [Entry],
+    pub head: &'a RingHead,
+    pub entries: &'a [RingEntry],
     pub bytes: &'a [u8],
 }
 
@@ -333,8 +336,8 @@ impl View<'_> {
         self.head.position
     }
 
-    pub fn is_of(&self, life: u64) -> bool {
-        self.head.life == life && self.head.closed == 0
+    pub fn is_of(&self, generation: u64) -> bool {
+        self.head.generation == generation && self.head.closed == 0
     }
 
     /// Bytes of messages that are in the ring, and those that it can hold.
@@ -343,13 +346,13 @@ impl View<'_> {
     }
 
     /// Whether entries wait, and no relay has sent any for too long.
-    pub fn is_orphaned(&self, now: impl Fn() -> i64) -> bool {
-        self.head.orphaned_at().is_some_and(|at| at <= now())
+    pub fn is_stranded(&self, now: impl Fn() -> i64) -> bool {
+        self.head.stranded_at().is_some_and(|at| at <= now())
     }
 
     /// From when on that is so, if no relay comes; `None` when there is one, or nothing waits.
-    pub fn orphaned_at(&self) -> Option<i64> {
-        self.head.orphaned_at()
+    pub fn stranded_at(&self) -> Option<i64> {
+        self.head.stranded_at()
     }
 
     /// How many entries wait for the relay.
@@ -357,7 +360,7 @@ impl View<'_> {
         self.head.next - self.head.relayed
     }
 
-    fn entry(&self, ordinal: u64) -> &Entry {
+    fn entry(&self, ordinal: u64) -> &RingEntry {
         &self.entries[(ordinal % self.entries.len() as u64) as usize]
     }
 
@@ -367,7 +370,7 @@ impl View<'_> {
         &self.bytes[start..self.bytes.len().min(start + len)]
     }
 
-    fn is_on(&self, entry: &Entry, channel: &Channel) -> bool {
+    fn is_on(&self, entry: &RingEntry, channel: &Channel) -> bool {
         if entry.key != channel.key
             || entry.schema != channel.schema
             || usize::from(entry.channel) != channel.name.len()
@@ -379,7 +382,7 @@ impl View<'_> {
         one == part && other == self.part(entry.at + part.len() as u64, other.len())
     }
 
-    fn copy(&self, entry: &Entry, missed: i64, batch: &mut Batch) {
+    fn copy(&self, entry: &RingEntry, missed: i64, batch: &mut Batch) {
         let (at, len) = (batch.bytes.len(), entry.len() as usize);
         batch.items.push(Item { entry: *entry, at, missed });
         let part = self.part(entry.at, len);
@@ -408,7 +411,7 @@ impl View<'_> {
                 self.copy(entry, entry.position - after - passed - 1, batch);
             }
             (position, passed) = (entry.position, passed + 1);
-            if passed as u64 == SCAN {
+            if passed as u64 == MAX_SCANNED {
                 more = true;
                 break;
             }
@@ -455,12 +458,12 @@ impl View<'_> {
 
 /// To change.
 pub struct Ring<'a> {
-    pub head: &'a mut Head,
-    pub entries: &'a mut [Entry],
+    pub head: &'a mut RingHead,
+    pub entries: &'a mut [RingEntry],
     pub bytes: &'a mut [u8],
-    pub holders: &'a mut [Holder],
+    pub roles: &'a mut [RoleUsage],
     /// One for each process.
-    pub sleepers: &'a mut [Sleeper],
+    pub waiters: &'a mut [Waiter],
 }
 
 impl Ring<'_> {
@@ -470,27 +473,27 @@ impl Ring<'_> {
 
     /// Begins a new life unless this one, or a later one, has begun: whether this call began it. `None`: it is over. The
     /// first position will be above `start`, and above what the ring's earlier lives have given.
-    pub fn open(&mut self, life: u64, start: i64) -> Option<bool> {
-        let begins = self.head.life < life;
+    pub fn open(&mut self, generation: u64, start: i64) -> Option<bool> {
+        let begins = self.head.generation < generation;
         if begins {
             let start = start.max(self.head.position + 1);
-            let sleepers = self.head.sleepers;
-            *self.head = Head { life, start, position: start, sleepers, ..Head::default() };
-            self.holders.fill(Holder::default());
+            let waiters = self.head.waiters;
+            *self.head = RingHead { generation, start, position: start, waiters, ..RingHead::default() };
+            self.roles.fill(RoleUsage::default());
         }
-        self.view().is_of(life).then_some(begins)
+        self.view().is_of(generation).then_some(begins)
     }
 
     /// Ends this life, unless a later one has begun. The last position.
-    pub fn close(&mut self, life: u64) -> i64 {
-        if self.head.life <= life {
-            (self.head.life, self.head.closed) = (life, 1);
+    pub fn close(&mut self, generation: u64) -> i64 {
+        if self.head.generation <= generation {
+            (self.head.generation, self.head.closed) = (generation, 1);
         }
         self.head.position
     }
 
     /// Reserves room for a transaction's messages if there is any, for each role within its share.
-    pub fn reserve(&mut self, charges: &mut [Charge], share: Share, now: impl Fn() -> i64) -> Way {
+    pub fn reserve(&mut self, charges: &mut [Charge], quota: Quota, now: impl Fn() -> i64) -> Route {
         let head = &mut *self.head;
         let (entries, bytes) = total(charges);
         let unsent = head.next - head.relayed;
@@ -502,57 +505,56 @@ impl Ring<'_> {
         if unsent + head.reserved_entries + entries > self.entries.len() as u64
             || unsent_bytes + head.reserved_bytes + bytes > self.bytes.len() as u64
         {
-            return Way::Natively;
+            return Route::Native;
         }
         // Two charges of one transaction are of different roles.
         for at in 0..charges.len() {
-            if !self.charge(&mut charges[at], share) {
+            if !self.charge(&mut charges[at], quota) {
                 charges[..at].iter().for_each(|charge| self.discharge(charge));
-                return Way::Natively;
+                return Route::Native;
             }
         }
         let head = &mut *self.head;
         head.reserved_entries += entries;
         head.reserved_bytes += bytes;
         // What waits for a relay would be overtaken by what is sent now.
-        let waits = head.orphaned_at().is_some_and(|at| now() < at);
-        if head.relay != 0 || waits { Way::Relay } else { Way::Both }
+        let waits = head.stranded_at().is_some_and(|at| now() < at);
+        if head.relay != 0 || waits { Route::Relay } else { Route::RelayAndNative }
     }
 
     /// Notes what a role reserves; false if it may not have that much.
-    fn charge(&mut self, charge: &mut Charge, share: Share) -> bool {
-        charge.holder = 0;
+    fn charge(&mut self, charge: &mut Charge, quota: Quota) -> bool {
+        charge.role_slot = 0;
         if charge.role == 0 || charge.entries == 0 {
             return true;
         }
         let (known, free) =
-            (|h: &Holder| h.entries > 0 && h.role == charge.role, |h: &Holder| h.entries == 0);
-        let Some(at) = self.holders.iter().position(known).or_else(|| self.holders.iter().position(free))
-        else {
+            (|h: &RoleUsage| h.entries > 0 && h.role == charge.role, |h: &RoleUsage| h.entries == 0);
+        let Some(at) = self.roles.iter().position(known).or_else(|| self.roles.iter().position(free)) else {
             return false;
         };
-        let before = if self.holders[at].entries > 0 { self.holders[at] } else { Holder::default() };
-        let after = Holder {
+        let before = if self.roles[at].entries > 0 { self.roles[at] } else { RoleUsage::default() };
+        let after = RoleUsage {
             role: charge.role,
             entries: before.entries + charge.entries as u32,
             bytes: before.bytes + charge.bytes as u64,
         };
-        if after.entries as usize > share.entries || after.bytes > share.bytes as u64 {
+        if after.entries as usize > quota.entries || after.bytes > quota.bytes as u64 {
             return false;
         }
-        self.holders[at] = after;
-        charge.holder = at as u16 + 1;
+        self.roles[at] = after;
+        charge.role_slot = at as u16 + 1;
         true
     }
 
     fn discharge(&mut self, charge: &Charge) {
-        self.release(charge.holder, charge.entries, charge.bytes);
+        self.release(charge.role_slot, charge.entries, charge.bytes);
     }
 
-    fn release(&mut self, holder: u16, entries: usize, bytes: usize) {
-        if let Some(holder) = usize::from(holder).checked_sub(1).and_then(|at| self.holders.get_mut(at)) {
-            holder.entries -= entries as u32;
-            holder.bytes -= bytes as u64;
+    fn release(&mut self, role_slot: u16, entries: usize, bytes: usize) {
+        if let Some(role_slot) = usize::from(role_slot).checked_sub(1).and_then(|at| self.roles.get_mut(at)) {
+            role_slot.entries -= entries as u32;
+            role_slot.bytes -= bytes as u64;
         }
     }
 
@@ -585,7 +587,7 @@ impl Ring<'_> {
         self.write(at, name);
         self.write(at + name.len() as u64, message.payload);
         self.head.position += 1;
-        self.entries[(self.head.next % slots) as usize] = Entry {
+        self.entries[(self.head.next % slots) as usize] = RingEntry {
             position: self.head.position,
             sent_at,
             at,
@@ -595,12 +597,12 @@ impl Ring<'_> {
             channel: name.len() as u8,
             wakeup: message.wakeup.into(),
             sent: message.sent.into(),
-            holder: message.holder,
+            role_slot: message.role_slot,
         };
         if self.head.relayed == self.head.next {
             if message.sent {
                 self.head.relayed += 1;
-                self.release(message.holder, 1, len);
+                self.release(message.role_slot, 1, len);
             } else {
                 self.head.waits_since = now;
             }
@@ -627,7 +629,7 @@ impl Ring<'_> {
     pub fn relayed(&mut self, ordinal: u64) {
         for passed in self.head.relayed..ordinal.min(self.head.next) {
             let entry = *self.view().entry(passed);
-            self.release(entry.holder, 1, entry.len() as usize);
+            self.release(entry.role_slot, 1, entry.len() as usize);
             self.head.relayed = passed + 1;
         }
     }
@@ -638,81 +640,81 @@ impl Ring<'_> {
         self.head.waits_since = now;
     }
 
-    pub fn relay_came(&mut self, procno: i32) {
-        (self.head.relay, self.head.asleep) = (procno as u32 + 1, 0);
+    pub fn attach_relay(&mut self, procno: i32) {
+        (self.head.relay, self.head.relay_waits) = (procno as u32 + 1, 0);
     }
 
-    pub fn relay_left(&mut self, procno: i32) {
+    pub fn detach_relay(&mut self, procno: i32) {
         if self.head.relay == procno as u32 + 1 {
-            (self.head.relay, self.head.asleep) = (0, 0);
+            (self.head.relay, self.head.relay_waits) = (0, 0);
         }
     }
 
     /// Notes that the relay will sleep on its latch, unless there is something to send.
-    pub fn relay_sleeps(&mut self) -> bool {
-        self.head.asleep = u32::from(self.head.relayed == self.head.next);
-        self.head.asleep != 0
+    pub fn relay_starts_waiting(&mut self) -> bool {
+        self.head.relay_waits = u32::from(self.head.relayed == self.head.next);
+        self.head.relay_waits != 0
     }
 
     /// The relay to wake, if it sleeps and there is something to send.
     pub fn wake_relay(&mut self) -> Option<i32> {
-        let wake = self.head.asleep != 0 && self.head.relayed < self.head.next;
+        let wake = self.head.relay_waits != 0 && self.head.relayed < self.head.next;
         wake.then(|| {
-            self.head.asleep = 0;
+            self.head.relay_waits = 0;
             self.head.relay as i32 - 1
         })
     }
 
     /// Notes that a reader will sleep on its latch until a message comes on one of the channels, or a gap.
-    pub fn sleep(&mut self, procno: i32, channels: &[Channel]) {
-        self.stop_sleeping(procno);
+    pub fn start_waiting(&mut self, procno: i32, channels: &[Channel]) {
+        self.stop_waiting(procno);
         let own = procno as u32 + 1;
-        let first = self.head.sleepers;
-        let mut keys = [0; SLEEPER_KEYS];
+        let first = self.head.waiters;
+        let mut keys = [0; WAITER_KEYS];
         for (key, channel) in keys.iter_mut().zip(channels) {
             *key = channel.key;
         }
-        self.sleepers[procno as usize] =
-            Sleeper { linked: 1, before: 0, after: first, count: channels.len() as u32, keys };
+        self.waiters[procno as usize] =
+            Waiter { linked: 1, before: 0, after: first, count: channels.len() as u32, keys };
         if first != 0 {
-            self.sleepers[first as usize - 1].before = own;
+            self.waiters[first as usize - 1].before = own;
         }
-        self.head.sleepers = own;
+        self.head.waiters = own;
     }
 
-    pub fn stop_sleeping(&mut self, procno: i32) {
-        let sleeper = std::mem::take(&mut self.sleepers[procno as usize]);
-        if sleeper.linked == 0 {
+    pub fn stop_waiting(&mut self, procno: i32) {
+        let waiter = std::mem::take(&mut self.waiters[procno as usize]);
+        if waiter.linked == 0 {
             return;
         }
-        match sleeper.before {
-            0 => self.head.sleepers = sleeper.after,
-            before => self.sleepers[before as usize - 1].after = sleeper.after,
+        match waiter.before {
+            0 => self.head.waiters = waiter.after,
+            before => self.waiters[before as usize - 1].after = waiter.after,
         }
-        if sleeper.after != 0 {
-            self.sleepers[sleeper.after as usize - 1].before = sleeper.before;
+        if waiter.after != 0 {
+            self.waiters[waiter.after as usize - 1].before = waiter.before;
         }
     }
 
     /// Takes sleepers whom this concerns, as many as `woken` has room for: how many. Whoever takes them has
     /// to set their latches. Repeat while it comes back full.
-    pub fn wake(&mut self, news: News<'_>, woken: &mut [i32]) -> usize {
-        let (mut count, mut at) = (0, self.head.sleepers);
+    pub fn wake(&mut self, audience: Audience<'_>, woken: &mut [i32]) -> usize {
+        let (mut count, mut at) = (0, self.head.waiters);
         while at != 0 && count < woken.len() {
-            let sleeper = self.sleepers[at as usize - 1];
-            let concerns = match news {
-                News::All => true,
-                News::Keys(keys) => {
-                    let own = sleeper.keys.get(..sleeper.count as usize);
+            let waiter = self.waiters[at as usize - 1];
+            let concerns = match audience {
+                Audience::All => true,
+                Audience::Keys(keys) => {
+                    let own = waiter.keys.get(..waiter.count as usize);
                     own.is_none_or(|own| own.iter().any(|key| keys.contains(key)))
                 }
             };
             if concerns {
                 woken[count] = at as i32 - 1;
                 count += 1;
-                self.stop_sleeping(at as i32 - 1);
+                self.stop_waiting(at as i32 - 1);
             }
-            at = sleeper.after;
+            at = waiter.after;
         }
         count
     }

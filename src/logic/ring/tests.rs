@@ -2,42 +2,42 @@ use super::*;
 use proptest::prelude::*;
 
 struct Memory {
-    head: Head,
-    entries: Vec<Entry>,
+    head: RingHead,
+    entries: Vec<RingEntry>,
     bytes: Vec<u8>,
-    holders: Vec<Holder>,
-    sleepers: Vec<Sleeper>,
+    roles: Vec<RoleUsage>,
+    waiters: Vec<Waiter>,
 }
 
 impl Memory {
     fn new(entries: usize, bytes: usize) -> Self {
         let mut memory = Self {
-            head: Head::default(),
-            entries: vec![Entry::default(); entries],
+            head: RingHead::default(),
+            entries: vec![RingEntry::default(); entries],
             bytes: vec![0; bytes],
-            holders: vec![Holder::default(); 3],
-            sleepers: vec![Sleeper::default(); 4],
+            roles: vec![RoleUsage::default(); 3],
+            waiters: vec![Waiter::default(); 4],
         };
         assert_eq!(memory.ring().open(1, 1000), Some(true));
         memory
     }
     fn ring(&mut self) -> Ring<'_> {
-        let Self { head, entries, bytes, holders, sleepers } = self;
-        Ring { head, entries, bytes, holders, sleepers }
+        let Self { head, entries, bytes, roles, waiters } = self;
+        Ring { head, entries, bytes, roles, waiters }
     }
     fn view(&self) -> View<'_> {
         View { head: &self.head, entries: &self.entries, bytes: &self.bytes }
     }
     /// A transaction of one message, which the relay is to send unless there is none.
-    fn send(&mut self, channel: &str, payload: &str) -> Way {
+    fn send(&mut self, channel: &str, payload: &str) -> Route {
         let mut ring = self.ring();
         let way = reserve(&mut ring, 1, channel.len() + payload.len(), 0);
-        if way == Way::Natively {
+        if way == Route::Native {
             ring.skip(1);
         } else {
             let (channel, payload) = (&on(channel), payload.as_bytes());
-            let sent = way == Way::Both;
-            ring.append(&Incoming { channel, payload, wakeup: false, sent, holder: 0 }, 7, 0);
+            let sent = way == Route::RelayAndNative;
+            ring.append(&Incoming { channel, payload, wakeup: false, sent, role_slot: 0 }, 7, 0);
         }
         way
     }
@@ -49,10 +49,10 @@ impl Memory {
     }
 }
 
-const ALL: Share = Share { entries: usize::MAX, bytes: usize::MAX };
+const ALL: Quota = Quota { entries: usize::MAX, bytes: usize::MAX };
 
 /// For a role without a limit.
-fn reserve(ring: &mut Ring<'_>, entries: usize, bytes: usize, now: i64) -> Way {
+fn reserve(ring: &mut Ring<'_>, entries: usize, bytes: usize, now: i64) -> Route {
     ring.reserve(&mut [Charge::new(0, entries, bytes)], ALL, || now)
 }
 
@@ -77,7 +77,7 @@ fn readers_go_on_where_they_were_and_hear_their_channels_only() {
     let mut memory = Memory::new(8, 100);
     assert_eq!(memory.read(1000, &["a"], 9), (vec![], at(1000)));
     for (channel, payload) in [("a", "1"), ("b", "2"), ("a", "3")] {
-        assert_eq!(memory.send(channel, payload), Way::Both);
+        assert_eq!(memory.send(channel, payload), Route::RelayAndNative);
     }
     assert_eq!(memory.read(1000, &["a"], 9), (vec!["1".into(), "3".into()], at(1003)));
     assert_eq!(
@@ -116,32 +116,32 @@ fn readers_are_told_what_they_missed() {
 #[test]
 fn what_the_relay_has_not_sent_is_not_overwritten() {
     let mut memory = Memory::new(3, 100);
-    memory.ring().relay_came(5);
+    memory.ring().attach_relay(5);
     for n in 1..=3 {
-        assert_eq!(memory.send("a", &n.to_string()), Way::Relay);
+        assert_eq!(memory.send("a", &n.to_string()), Route::Relay);
     }
-    assert_eq!(memory.send("a", "4"), Way::Natively);
+    assert_eq!(memory.send("a", "4"), Route::Native);
     let mut batch = Batch::new(2, 0);
     assert_eq!(
         (memory.view().unsent(&mut batch), payloads(&batch)),
         ((2, true), vec!["1".into(), "2".into()])
     );
     memory.ring().relayed(2);
-    assert_eq!(memory.send("a", "5"), Way::Relay);
+    assert_eq!(memory.send("a", "5"), Route::Relay);
     // The relay is away for a moment: its messages are not overtaken. Then each sends its own.
-    memory.ring().relay_left(5);
-    assert_eq!(memory.send("a", "6"), Way::Relay);
-    assert_eq!(memory.send("a", "7"), Way::Natively);
+    memory.ring().detach_relay(5);
+    assert_eq!(memory.send("a", "6"), Route::Relay);
+    assert_eq!(memory.send("a", "7"), Route::Native);
     memory.ring().relayed(4);
-    assert!(!memory.view().is_orphaned(|| RELAY_MAY_BE_AWAY - 1));
-    assert!(memory.view().is_orphaned(|| RELAY_MAY_BE_AWAY));
-    assert_eq!(reserve(&mut memory.ring(), 1, 2, RELAY_MAY_BE_AWAY), Way::Both);
+    assert!(!memory.view().is_stranded(|| RELAY_MAY_BE_AWAY - 1));
+    assert!(memory.view().is_stranded(|| RELAY_MAY_BE_AWAY));
+    assert_eq!(reserve(&mut memory.ring(), 1, 2, RELAY_MAY_BE_AWAY), Route::RelayAndNative);
     give_back(&mut memory.ring(), 1, 2);
     batch.clear();
     assert_eq!((memory.view().unsent(&mut batch), payloads(&batch)), ((5, false), vec!["6".into()]));
     memory.ring().relayed(5);
-    assert_eq!(memory.send("a", "8"), Way::Both, "nothing waits, nobody comes");
-    assert_eq!((memory.view().backlog(), memory.view().orphaned_at()), (0, None));
+    assert_eq!(memory.send("a", "8"), Route::RelayAndNative, "nothing waits, nobody comes");
+    assert_eq!((memory.view().backlog(), memory.view().stranded_at()), (0, None));
 }
 
 #[test]
@@ -149,100 +149,104 @@ fn what_waits_is_orphaned_when_no_relay_has_sent_for_too_long() {
     let mut memory = Memory::new(9, 100);
     let send = |memory: &mut Memory, now: i64| {
         let mut ring = memory.ring();
-        assert_eq!(reserve(&mut ring, 1, 2, now), Way::Relay);
+        assert_eq!(reserve(&mut ring, 1, 2, now), Route::Relay);
         ring.append(
-            &Incoming { channel: &on("a"), payload: b"1", wakeup: false, sent: false, holder: 0 },
+            &Incoming { channel: &on("a"), payload: b"1", wakeup: false, sent: false, role_slot: 0 },
             7,
             now,
         );
     };
-    memory.ring().relay_came(5);
+    memory.ring().attach_relay(5);
     send(&mut memory, 100);
     send(&mut memory, 200);
     send(&mut memory, 300);
-    assert_eq!(memory.view().orphaned_at(), None, "there is a relay");
+    assert_eq!(memory.view().stranded_at(), None, "there is a relay");
     // Relays that come and send nothing do not make anything wait longer; one that sends does.
     for _ in 0..3 {
-        memory.ring().relay_left(5);
-        assert_eq!(memory.view().orphaned_at(), Some(100 + RELAY_MAY_BE_AWAY));
-        memory.ring().relay_came(5);
+        memory.ring().detach_relay(5);
+        assert_eq!(memory.view().stranded_at(), Some(100 + RELAY_MAY_BE_AWAY));
+        memory.ring().attach_relay(5);
     }
     memory.ring().relayed_by_relay(1, 400);
-    memory.ring().relay_left(5);
-    assert_eq!(memory.view().orphaned_at(), Some(400 + RELAY_MAY_BE_AWAY));
+    memory.ring().detach_relay(5);
+    assert_eq!(memory.view().stranded_at(), Some(400 + RELAY_MAY_BE_AWAY));
     // What somebody else sends in its place does not, or what is left would wait again.
     memory.ring().relayed(2);
-    assert_eq!(memory.view().orphaned_at(), Some(400 + RELAY_MAY_BE_AWAY));
+    assert_eq!(memory.view().stranded_at(), Some(400 + RELAY_MAY_BE_AWAY));
     memory.ring().relayed(3);
-    assert_eq!(memory.view().orphaned_at(), None, "nothing waits");
+    assert_eq!(memory.view().stranded_at(), None, "nothing waits");
 }
 
 #[test]
 fn a_role_has_its_share_and_no_more() {
     let mut memory = Memory::new(8, 100);
-    memory.ring().relay_came(5);
-    let share = Share { entries: 2, bytes: 10 };
+    memory.ring().attach_relay(5);
+    let quota = Quota { entries: 2, bytes: 10 };
     let mut ring = memory.ring();
     let mut ask = |role, entries, bytes| {
         let mut charges = [Charge::new(role, entries, bytes)];
-        (ring.reserve(&mut charges, share, || 0), charges[0])
+        (ring.reserve(&mut charges, quota, || 0), charges[0])
     };
-    assert_eq!(ask(1, 3, 3).0, Way::Natively, "three entries");
-    assert_eq!(ask(1, 1, 11).0, Way::Natively, "eleven bytes");
+    assert_eq!(ask(1, 3, 3).0, Route::Native, "three entries");
+    assert_eq!(ask(1, 1, 11).0, Route::Native, "eleven bytes");
     let (way, first) = ask(1, 2, 4);
-    assert_eq!((way, ask(1, 1, 1).0), (Way::Relay, Way::Natively), "three together");
+    assert_eq!((way, ask(1, 1, 1).0), (Route::Relay, Route::Native), "three together");
     let (way, second) = ask(2, 2, 4);
-    assert_eq!((way, ask(0, 1, 50).0), (Way::Relay, Way::Relay), "other roles, and those without a limit");
+    assert_eq!(
+        (way, ask(0, 1, 50).0),
+        (Route::Relay, Route::Relay),
+        "other roles, and those without a limit"
+    );
     let (way, third) = ask(3, 1, 1);
-    assert_eq!((way, ask(4, 1, 1).0), (Way::Relay, Way::Natively), "the table of roles is full");
+    assert_eq!((way, ask(4, 1, 1).0), (Route::Relay, Route::Native), "the table of roles is full");
     // Two roles in one transaction: both or none.
     let mut both = [Charge::new(3, 1, 1), Charge::new(2, 1, 1)];
-    assert_eq!(memory.ring().reserve(&mut both, share, || 0), Way::Natively);
+    assert_eq!(memory.ring().reserve(&mut both, quota, || 0), Route::Native);
     memory.ring().give_back(&[first, second]);
-    assert_eq!(memory.ring().reserve(&mut both, share, || 0), Way::Relay);
+    assert_eq!(memory.ring().reserve(&mut both, quota, || 0), Route::Relay);
     // In the ring it counts until the relay has passed it.
-    let incoming = |charge: &Charge| charge.holder();
-    let (holder, channel) = (incoming(&third), on("a"));
-    let message = Incoming { channel: &channel, payload: b"", wakeup: false, sent: false, holder };
+    let incoming = |charge: &Charge| charge.role_slot();
+    let (role_slot, channel) = (incoming(&third), on("a"));
+    let message = Incoming { channel: &channel, payload: b"", wakeup: false, sent: false, role_slot };
     memory.ring().append(&message, 7, 0);
     memory.ring().give_back(&both[1..]);
     memory.ring().append(&message, 7, 0);
-    let full = |memory: &mut Memory| memory.ring().reserve(&mut [Charge::new(3, 1, 1)], share, || 0);
-    assert_eq!(full(&mut memory), Way::Natively);
+    let full = |memory: &mut Memory| memory.ring().reserve(&mut [Charge::new(3, 1, 1)], quota, || 0);
+    assert_eq!(full(&mut memory), Route::Native);
     memory.ring().relayed(1);
-    assert_eq!(full(&mut memory), Way::Relay);
+    assert_eq!(full(&mut memory), Route::Relay);
 }
 
 #[test]
 fn what_is_reserved_is_kept_and_given_back() {
     let mut memory = Memory::new(3, 10);
-    memory.ring().relay_came(5);
+    memory.ring().attach_relay(5);
     let mut ring = memory.ring();
-    assert_eq!(reserve(&mut ring, 2, 4, 0), Way::Relay);
-    assert_eq!(reserve(&mut ring, 2, 4, 0), Way::Natively, "three entries");
-    assert_eq!(reserve(&mut ring, 1, 7, 0), Way::Natively, "ten bytes");
+    assert_eq!(reserve(&mut ring, 2, 4, 0), Route::Relay);
+    assert_eq!(reserve(&mut ring, 2, 4, 0), Route::Native, "three entries");
+    assert_eq!(reserve(&mut ring, 1, 7, 0), Route::Native, "ten bytes");
     give_back(&mut ring, 2, 4);
-    assert_eq!(reserve(&mut ring, 3, 10, 0), Way::Relay);
-    assert_eq!(reserve(&mut ring, 1, 11, 0), Way::Natively);
+    assert_eq!(reserve(&mut ring, 3, 10, 0), Route::Relay);
+    assert_eq!(reserve(&mut ring, 1, 11, 0), Route::Native);
 }
 
 #[test]
 fn the_relay_is_woken_once_and_only_for_something_to_send() {
     let mut memory = Memory::new(9, 100);
-    memory.ring().relay_came(5);
-    assert!(memory.ring().relay_sleeps());
+    memory.ring().attach_relay(5);
+    assert!(memory.ring().relay_starts_waiting());
     memory.ring().skip(1);
     assert_eq!(memory.ring().wake_relay(), None);
     memory.send("a", "1");
     assert_eq!(memory.ring().wake_relay(), Some(5));
     memory.send("a", "2");
     assert_eq!(memory.ring().wake_relay(), None, "it is on its way");
-    assert!(!memory.ring().relay_sleeps(), "there is something to do");
+    assert!(!memory.ring().relay_starts_waiting(), "there is something to do");
     memory.ring().relayed(2);
-    assert!(memory.ring().relay_sleeps());
-    memory.ring().relay_left(4);
+    assert!(memory.ring().relay_starts_waiting());
+    memory.ring().detach_relay(4);
     assert_eq!(memory.head.relay, 6, "that was another one");
-    memory.ring().relay_left(5);
+    memory.ring().detach_relay(5);
     memory.send("a", "3");
     assert_eq!(memory.ring().wake_relay(), None);
 }
@@ -251,28 +255,28 @@ fn the_relay_is_woken_once_and_only_for_something_to_send() {
 fn sleepers_are_woken_once_and_for_their_channels_only() {
     let mut memory = Memory::new(9, 100);
     let mut ring = memory.ring();
-    ring.sleep(0, &[on("a")]);
-    ring.sleep(1, &[on("b"), on("c")]);
+    ring.start_waiting(0, &[on("a")]);
+    ring.start_waiting(1, &[on("b"), on("c")]);
     let many: Vec<Channel> = (0..9).map(|n| on(&n.to_string())).collect();
-    ring.sleep(2, &many);
-    ring.sleep(3, &[on("a")]);
-    ring.stop_sleeping(3);
-    ring.stop_sleeping(3);
+    ring.start_waiting(2, &many);
+    ring.start_waiting(3, &[on("a")]);
+    ring.stop_waiting(3);
+    ring.stop_waiting(3);
     let mut woken = [0; 4];
-    let taken = |memory: &mut Memory, news: News<'_>, woken: &mut [i32]| {
-        let count = memory.ring().wake(news, woken);
+    let taken = |memory: &mut Memory, audience: Audience<'_>, woken: &mut [i32]| {
+        let count = memory.ring().wake(audience, woken);
         woken[..count].sort();
         woken[..count].to_vec()
     };
     memory.send("a", "1");
     let mut keys = [0; 2];
     let keys = memory.ring().keys(1, &mut keys).unwrap().to_vec();
-    assert_eq!(taken(&mut memory, News::Keys(&keys), &mut woken), [0, 2], "too many channels are any");
-    assert_eq!(taken(&mut memory, News::Keys(&keys), &mut woken), [0; 0]);
-    memory.ring().sleep(0, &[on("a")]);
-    assert_eq!(taken(&mut memory, News::All, &mut woken[..1]), [0], "as many as there is room for");
-    assert_eq!(taken(&mut memory, News::All, &mut woken), [1]);
-    assert_eq!(memory.head.sleepers, 0);
+    assert_eq!(taken(&mut memory, Audience::Keys(&keys), &mut woken), [0, 2], "too many channels are any");
+    assert_eq!(taken(&mut memory, Audience::Keys(&keys), &mut woken), [0; 0]);
+    memory.ring().start_waiting(0, &[on("a")]);
+    assert_eq!(taken(&mut memory, Audience::All, &mut woken[..1]), [0], "as many as there is room for");
+    assert_eq!(taken(&mut memory, Audience::All, &mut woken), [1]);
+    assert_eq!(memory.head.waiters, 0);
     memory.send("b", "2");
     memory.send("a", "3");
     assert_eq!(memory.ring().keys(3, &mut [0; 1]), None);
@@ -285,7 +289,7 @@ fn lives_of_a_ring() {
     memory.send("a", "1");
     assert_eq!(memory.ring().open(1, 5000), Some(false), "the same life goes on");
     assert_eq!(memory.view().position(), 1001);
-    memory.ring().sleep(2, &[on("a")]);
+    memory.ring().start_waiting(2, &[on("a")]);
     assert_eq!(memory.ring().close(1), 1001);
     assert!(memory.ring().open(1, 5000).is_none() && !memory.view().is_of(1), "who comes late is told");
     assert_eq!(memory.ring().open(2, 500), Some(true));
@@ -296,14 +300,14 @@ fn lives_of_a_ring() {
     assert!(memory.view().is_of(2), "a later life is not ended");
     memory.ring().close(4);
     assert_eq!(memory.ring().open(3, 0), None, "nor begun by who comes late");
-    memory.ring().stop_sleeping(2);
-    assert_eq!(memory.head.sleepers, 0);
+    memory.ring().stop_waiting(2);
+    assert_eq!(memory.head.waiters, 0);
 }
 
 #[test]
 fn capacity_uses_the_memory() {
     let (entries, bytes) = capacity(8 << 20);
-    assert_eq!(entries * size_of::<Entry>() + bytes, 8 << 20);
+    assert_eq!(entries * size_of::<RingEntry>() + bytes, 8 << 20);
     assert!(entries > 40_000 && bytes > 6 << 20);
 }
 
@@ -338,12 +342,12 @@ proptest! {
     #[test]
     fn it_is_the_tail_of_everything_sent(steps in steps(), slots in 1usize..12, space in 42usize..200, part in 1usize..5) {
         let mut memory = Memory::new(slots, space);
-        memory.ring().relay_came(1);
+        memory.ring().attach_relay(1);
         // (position, channel, payload), and what the relay still has to send.
         let mut sent: Vec<(i64, bool, String)> = Vec::new();
         let mut unsent: Vec<String> = Vec::new();
         let mut relay = true;
-        let share = Share { entries: slots.div_ceil(part), bytes: space.div_ceil(part) };
+        let quota = Quota { entries: slots.div_ceil(part), bytes: space.div_ceil(part) };
         let mut open: Vec<Charge> = Vec::new();
         for (n, step) in steps.into_iter().enumerate() {
             match step {
@@ -353,17 +357,17 @@ proptest! {
                         messages.into_iter().enumerate().map(|(i, (b, len))| (b, payload(len, i))).collect();
                     let bytes = messages.iter().map(|(_, p)| p.len() + 1).sum();
                     let mut charges = [Charge::new(role, messages.len(), bytes)];
-                    let way = memory.ring().reserve(&mut charges, share, || 0);
+                    let way = memory.ring().reserve(&mut charges, quota, || 0);
                     for (b, payload) in messages {
                         let position = memory.view().position() + 1;
-                        if way == Way::Natively {
+                        if way == Route::Native {
                             memory.ring().skip(1);
                             continue;
                         }
                         let channel = &on(if b { "b" } else { "a" });
-                        let is_sent = way == Way::Both;
-                        let holder = charges[0].holder();
-                        memory.ring().append(&Incoming { channel, payload: payload.as_bytes(), wakeup: b, sent: is_sent, holder }, 7, 0);
+                        let is_sent = way == Route::RelayAndNative;
+                        let role_slot = charges[0].role_slot();
+                        memory.ring().append(&Incoming { channel, payload: payload.as_bytes(), wakeup: b, sent: is_sent, role_slot }, 7, 0);
                         if !is_sent {
                             unsent.push(payload.clone());
                         }
@@ -372,13 +376,13 @@ proptest! {
                 }
                 Step::Open(role, entries, bytes) => {
                     let mut charges = [Charge::new(role, entries, bytes)];
-                    if memory.ring().reserve(&mut charges, share, || 0) != Way::Natively {
+                    if memory.ring().reserve(&mut charges, quota, || 0) != Route::Native {
                         open.extend(charges);
                     }
                 }
                 Step::Abort => open.pop().into_iter().for_each(|charge| memory.ring().give_back(&[charge])),
                 Step::RelayComes(comes) => {
-                    if comes { memory.ring().relay_came(1) } else { memory.ring().relay_left(1) }
+                    if comes { memory.ring().attach_relay(1) } else { memory.ring().detach_relay(1) }
                     relay = comes;
                 }
                 Step::Relay(most) if relay => {
@@ -414,15 +418,15 @@ proptest! {
             prop_assert!(head.next - head.first <= slots as u64 && head.end - head.begin <= space as u64);
             prop_assert_eq!((head.reserved_entries, head.reserved_bytes), total(&open));
             // What each role has is what a count of it gives, and within its share.
-            for (at, holder) in memory.holders.iter().enumerate() {
+            for (at, role_slot) in memory.roles.iter().enumerate() {
                 let of_it = |h: u16| usize::from(h) == at + 1;
-                let reserved: Vec<Charge> = open.iter().filter(|c| of_it(c.holder)).copied().collect();
-                let waiting = (head.relayed..head.next).map(|n| *memory.view().entry(n)).filter(|e| of_it(e.holder));
+                let reserved: Vec<Charge> = open.iter().filter(|c| of_it(c.role_slot)).copied().collect();
+                let waiting = (head.relayed..head.next).map(|n| *memory.view().entry(n)).filter(|e| of_it(e.role_slot));
                 let (entries, bytes) = waiting.fold(total(&reserved), |(n, b), e| (n + 1, b + e.len()));
-                prop_assert_eq!((u64::from(holder.entries), holder.bytes), (entries, bytes));
-                prop_assert!(entries <= share.entries as u64 && bytes <= share.bytes as u64);
-                let others = memory.holders[..at].iter().filter(|h| h.entries > 0 && h.role == holder.role);
-                prop_assert!(holder.entries == 0 || others.count() == 0, "a role has one place");
+                prop_assert_eq!((u64::from(role_slot.entries), role_slot.bytes), (entries, bytes));
+                prop_assert!(entries <= quota.entries as u64 && bytes <= quota.bytes as u64);
+                let others = memory.roles[..at].iter().filter(|h| h.entries > 0 && h.role == role_slot.role);
+                prop_assert!(role_slot.entries == 0 || others.count() == 0, "a role has one place");
             }
         }
         let mut batch = Batch::new(1000, 100_000);

@@ -36,11 +36,11 @@ use pgrx::prelude::*;
 use self::sweep::Sweep;
 use self::table::{Announcing, Known};
 use super::life;
-use crate::bus::leadership::{self, Change as Told};
+use crate::bus::leadership::{self, LeaderChange};
 use crate::config;
 use crate::error;
 use crate::logic::backoff::{ANNOUNCEMENT, ELECTION};
-use crate::logic::lifecycle::{Kind, Rows};
+use crate::logic::lifecycle::{ChangedPrefixes, Kind};
 use crate::logic::peer::{Electorate, Ended, Leadership, Plan, Recorded};
 use crate::pg::{catalog, clock, latch, notify, session, xact};
 use crate::shmem;
@@ -61,7 +61,7 @@ const STEP: i64 = 1_000_000;
 
 /// What may take long and comes in turn: attempts at electorates that have failed before, announcements that are owed,
 /// the sweep.
-const RISKS: usize = 3;
+const SLOW_DUTIES: usize = 3;
 
 /// What became of one electorate in a pass.
 enum Attempt {
@@ -95,10 +95,10 @@ pub struct Elections {
     sweep: Sweep,
     /// False once this pass has waited for a table's lock in vain. Without it, an owner that locks many tables
     /// would use up the time of all other prefixes.
-    patient: bool,
+    may_wait_for_locks: bool,
     /// An election found no extension: the keeper has to look for it.
     pub dropped: bool,
-    /// What the next pass begins with of `RISKS`, which may take long.
+    /// What the next pass begins with of `SLOW_DUTIES`, which may take long.
     turn: usize,
     /// Schemas may have been dropped without a word.
     verify: bool,
@@ -111,7 +111,7 @@ pub struct Elections {
 /// What a transaction found or did. The keeper tells shared memory after the commit.
 enum Outcome {
     /// The row is a member's.
-    Ours(Leadership),
+    Local(Leadership),
     /// The row is a foreign node's.
     Foreign(Leadership),
     /// There is no row and no candidate.
@@ -146,7 +146,7 @@ impl Elections {
             unusable: HashMap::new(),
             warned: HashSet::new(),
             sweep: Sweep::default(),
-            patient: true,
+            may_wait_for_locks: true,
             dropped: false,
             verify: true,
             wall_ahead: clock::wall_ahead(),
@@ -155,7 +155,7 @@ impl Elections {
     }
 
     /// A transaction that held a row may have ended: held rows are looked at in the next pass.
-    pub fn let_go(&mut self) {
+    pub fn retry_held_rows(&mut self) {
         self.held.values_mut().for_each(|(_, retry_at)| *retry_at = 0);
     }
 
@@ -165,8 +165,8 @@ impl Elections {
     }
 
     /// Notes that rows of oban_peers have changed: the next pass looks at them.
-    pub fn rows_changed(&mut self, rows: Rows) {
-        self.verify |= rows == Rows::All;
+    pub fn rows_changed(&mut self, rows: ChangedPrefixes) {
+        self.verify |= rows == ChangedPrefixes::All;
         self.sweep.changed(rows);
     }
 
@@ -190,19 +190,19 @@ impl Elections {
     /// that fails has cost up to `STEP_LIMIT`, so it ends the pass. The next pass begins at once with what has become
     /// due meanwhile, and leaves out the electorate that failed until its delay is over.
     ///
-    /// What may take long comes after that, one attempt at a time (`RISKS`).
+    /// What may take long comes after that, one attempt at a time (`SLOW_DUTIES`).
     pub fn pass(&mut self) -> Option<i64> {
         let (now, lease) = (clock::now(), config::lease());
-        self.patient = true;
-        let began = self.kicks();
+        self.may_wait_for_locks = true;
+        let began = self.wakeups();
         if std::mem::take(&mut self.verify) {
             self.forget_dropped_schemas();
         }
-        let mut plans = shmem::peers_view(|v| v.plans(self.database, now, lease)).unwrap_or_default();
+        let mut plans = shmem::leaderships_view(|v| v.plans(self.database, now, lease)).unwrap_or_default();
         self.forget_what_is_gone(&plans);
         let urgency = |plan: &Plan| match plan {
-            Plan::Renew { doubted: false, .. } => 0,
-            Plan::Renew { doubted: true, .. } => 2,
+            Plan::Renew { recheck: false, .. } => 0,
+            Plan::Renew { recheck: true, .. } => 2,
             _ => 1,
         };
         plans.sort_by_cached_key(|(e, plan, _)| (self.failures_of(e), urgency(plan)));
@@ -215,16 +215,16 @@ impl Elections {
                 Attempt::None(next) | Attempt::Made(next) => due = earliest(due, next),
             }
         }
-        for n in 0..RISKS {
-            let risk = (self.turn + n) % RISKS;
-            let (next, more) = match risk {
+        for n in 0..SLOW_DUTIES {
+            let duty = (self.turn + n) % SLOW_DUTIES;
+            let (next, more) = match duty {
                 0 => self.retry(failing, began),
-                1 => self.announce_owed(),
+                1 => self.announce_pending(),
                 _ => self.sweep_rows(began),
             };
             // Something else is due now, or this has more to do: the next pass goes on behind it.
-            if more || self.kicks() != began {
-                self.turn = (risk + 1) % RISKS;
+            if more || self.wakeups() != began {
+                self.turn = (duty + 1) % SLOW_DUTIES;
                 return Some(now);
             }
             due = earliest(due, next);
@@ -239,7 +239,7 @@ impl Elections {
         for plan in failing {
             match self.carry_out(plan) {
                 Attempt::Failed => return (due, true),
-                Attempt::Made(_) if self.kicks() != began => return (due, true),
+                Attempt::Made(_) if self.wakeups() != began => return (due, true),
                 Attempt::None(next) | Attempt::Made(next) => due = earliest(due, next),
             }
         }
@@ -268,14 +268,14 @@ impl Elections {
     }
 
     /// Counts the reasons for another pass.
-    fn kicks(&self) -> u32 {
-        shmem::registry(|r| r.kicks(Kind::Keeper, self.database)).unwrap_or(0)
+    fn wakeups(&self) -> u32 {
+        shmem::registry(|r| r.wakeups(Kind::Keeper, self.database)).unwrap_or(0)
     }
 
     /// Ends what is in shared memory for schemas that are gone. A schema that is dropped by an ordinary transaction
     /// is forgotten at its commit (`shmem::tables`); this is for the others, such as a prepared transaction.
     fn forget_dropped_schemas(&mut self) {
-        let mut known = shmem::peers_view(|v| v.schemas(self.database)).unwrap_or_default();
+        let mut known = shmem::leaderships_view(|v| v.schemas(self.database)).unwrap_or_default();
         known.extend(shmem::peers(|p| p.foreign_schemas(self.database)).unwrap_or_default());
         known.extend(shmem::gossip::schemas(self.database, false));
         known.sort_unstable();
@@ -294,30 +294,30 @@ impl Elections {
 
     /// Announces the ends of leaderships that could not be announced while NOTIFY's queue was full. Returns when to
     /// try again, `None` without any, and whether there is more to announce now.
-    fn announce_owed(&mut self) -> (Option<i64>, bool) {
-        let mut owed = shmem::peers(|p| p.owed(self.database)).unwrap_or_default();
+    fn announce_pending(&mut self) -> (Option<i64>, bool) {
+        let mut unannounced = shmem::peers(|p| p.unannounced(self.database)).unwrap_or_default();
         let (failures, retry_at) = self.unannounced;
-        if owed.is_empty() {
+        if unannounced.is_empty() {
             self.unannounced = (0, 0);
             return (None, false);
         }
         if clock::now() < retry_at {
             return (Some(retry_at), false);
         }
-        let all = owed.len();
-        owed.truncate(config::max_transaction_messages());
+        let all = unannounced.len();
+        unannounced.truncate(config::max_transaction_messages());
         let announced = transaction(c"obanrs: announcing", || {
             // This moves the tail of NOTIFY's queue, too, which nobody else may do.
             let full = notify::is_queue_full();
             if !full {
-                owed.iter().for_each(table::send_down);
+                unannounced.iter().for_each(table::send_down);
             }
             !full
         });
         if announced.is_ok_and(|announced| announced) {
-            let _ = shmem::peers(|p| owed.iter().for_each(|e| p.announced(e)));
+            let _ = shmem::peers(|p| unannounced.iter().for_each(|e| p.announced(e)));
             self.unannounced = (0, 0);
-            return (None, owed.len() < all);
+            return (None, unannounced.len() < all);
         }
         // A NOTIFY that failed has filled the queue, and told no listener to read it.
         notify::rouse_listeners();
@@ -357,7 +357,7 @@ impl Elections {
 
     /// Whether an attempt at a prefix's table waits for the table's lock.
     fn waits_for(&self, schema: u32) -> bool {
-        self.patient && !self.unusable.contains_key(&schema)
+        self.may_wait_for_locks && !self.unusable.contains_key(&schema)
     }
 
     /// Does what is due for one electorate. Returns when the next step is due, `None` for never; `Err` says
@@ -368,8 +368,9 @@ impl Elections {
         // Two attempts are enough for ordinary races.
         for _ in 0..2 {
             let now = clock::now();
-            let planned =
-                shmem::peers_view(|v| (v.plan(electorate, now, config::lease()), v.changes(electorate)));
+            let planned = shmem::leaderships_view(|v| {
+                (v.plan(electorate, now, config::lease()), v.changes(electorate))
+            });
             let Ok((plan, (changes_seen, greatest_term, copy))) = planned else { return Ok(None) };
             let lapsed = matches!(plan, Plan::Elect { ended: Some(Ended { lapsed: true, .. }), .. });
             let renewal = matches!(plan, Plan::Renew { .. });
@@ -415,7 +416,7 @@ impl Elections {
     }
 
     /// Tells shared memory, and the members that wait for an election, what the table says now. Returns when
-    /// the next step is due, `None` for never. `changes_seen` is for `Peers::record`; `lapsed` says whether a
+    /// the next step is due, `None` for never. `changes_seen` is for `Leaderships::record`; `lapsed` says whether a
     /// lease was over.
     fn record_outcome(
         &mut self,
@@ -441,7 +442,7 @@ impl Elections {
                 if let Some(before) = vacate(electorate) {
                     let (name, node) = (electorate.name.as_str(), before.node.as_str());
                     let _ = transaction(c"obanrs: announcing", || {
-                        leadership::tell(Told::Ended, schema, name, node, before.lease.term);
+                        leadership::tell(LeaderChange::Ended, schema, name, node, before.lease.term);
                         true
                     });
                 }
@@ -456,7 +457,7 @@ impl Elections {
                 return Some(self.hold_off_schema(schema));
             }
             Outcome::Locked => {
-                self.patient = false;
+                self.may_wait_for_locks = false;
                 let retry_at = self.hold_off_schema(schema);
                 let prefix = names::shown(schema);
                 let what =
@@ -479,7 +480,7 @@ impl Elections {
                 self.dropped = true;
                 return None;
             }
-            Outcome::Ours(row) | Outcome::Foreign(row) => {
+            Outcome::Local(row) | Outcome::Foreign(row) => {
                 let told = record(electorate, row, changes_seen);
                 rings::count(Counter::Lapses, usize::from(told && lapsed));
             }
@@ -500,7 +501,7 @@ impl Elections {
         self.unusable.remove(&key.0);
         if self.warned.remove(&key.0) {
             // The sweep has given up on the prefix, too.
-            self.sweep.changed(Rows::Of(electorate.schema));
+            self.sweep.changed(ChangedPrefixes::Of(electorate.schema));
         }
     }
 
@@ -508,7 +509,7 @@ impl Elections {
     /// may have joined or left during the step.
     fn next_of(&mut self, electorate: &Electorate) -> Option<i64> {
         let (now, lease) = (clock::now(), config::lease());
-        match shmem::peers_view(|v| v.plan(electorate, now, lease)).ok()? {
+        match shmem::leaderships_view(|v| v.plan(electorate, now, lease)).ok()? {
             Plan::Wait { until } => {
                 wake_considered(electorate);
                 at(until)
@@ -525,12 +526,12 @@ impl Elections {
     fn forget(&mut self, electorate: &Electorate) {
         // A foreign row keeps its deadline. That memory forgets it is no end of its leadership.
         if let Some(before) = shmem::peers(|p| p.vacate(electorate, clock::now())).ok().flatten() {
-            if before.is_ours() {
+            if before.is_local() {
                 log_vacant(electorate, &before);
             }
             self.sweep.has_seen(electorate, &before);
         }
-        self.sweep.changed(Rows::Of(electorate.schema));
+        self.sweep.changed(ChangedPrefixes::Of(electorate.schema));
         wake_considered(electorate);
     }
 
@@ -641,7 +642,7 @@ fn transaction<R: Locks>(activity: &'static CStr, step: impl FnOnce() -> R) -> R
         session::set(c"lock_timeout", LOCK_TIMEOUT); // an abort takes it back by itself
         outcome
     });
-    table::owe_announcements(result.is_ok());
+    table::keep_unannounced(result.is_ok());
     match result {
         Err(caught) if caught.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE && !committing.get() => {
             R::locked().ok_or(caught.message.into())
@@ -685,7 +686,7 @@ fn record(electorate: &Electorate, row: Leadership, changes_seen: u32) -> bool {
     if before.is_some_and(|b| (b.node, b.lease.term) == (row.node, row.lease.term)) {
         return true;
     }
-    if row.is_ours() {
+    if row.is_local() {
         rings::count(Counter::Elections, 1);
         without.into_iter().for_each(|micros| rings::set(Counter::LastFailover, micros as u64));
     }

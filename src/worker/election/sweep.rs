@@ -9,15 +9,15 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
-use super::table::{self, Announcing, Seen, fingerprint, fingerprint_of};
+use super::table::{self, Announcing, SeenRows, fingerprint, fingerprint_of};
 use super::{Elections, Failed, Key, Locks, Outcome, earliest, transaction};
-use crate::bus::leadership::{self, Change as Told};
+use crate::bus::leadership::{self, LeaderChange};
 use crate::config;
-use crate::logic::lifecycle::Rows;
+use crate::logic::lifecycle::ChangedPrefixes;
 use crate::logic::peer::{Electorate, FOREIGN_NAMES, Leadership, rows};
 use crate::logic::text::Text;
 use crate::pg::{clock, session};
-use crate::prefix::peers::{self, Change, PeerRow};
+use crate::prefix::peers::{self, PeerRow, WriteResult};
 use crate::shmem;
 
 pub struct Sweep {
@@ -31,7 +31,7 @@ pub struct Sweep {
     resting: HashMap<u32, i64>,
     /// What the last look at a prefix has seen. A row that has not changed since keeps its deadline, whatever the
     /// wall clock shows.
-    seen: HashMap<u32, Seen>,
+    seen: HashMap<u32, SeenRows>,
 }
 
 impl Default for Sweep {
@@ -47,13 +47,13 @@ impl Default for Sweep {
 }
 
 impl Sweep {
-    pub fn changed(&mut self, rows: Rows) {
+    pub fn changed(&mut self, rows: ChangedPrefixes) {
         match rows {
-            Rows::Unchanged => {}
-            Rows::Of(schema) => {
+            ChangedPrefixes::Unchanged => {}
+            ChangedPrefixes::Of(schema) => {
                 self.changed.insert(schema);
             }
-            Rows::All => self.all = true,
+            ChangedPrefixes::All => self.all = true,
         }
     }
 
@@ -76,8 +76,8 @@ impl Sweep {
     }
 
     /// What the last look at a prefix has seen.
-    pub fn seen_in(&self, schema: u32) -> &Seen {
-        static NONE: LazyLock<Seen> = LazyLock::new(Seen::default);
+    pub fn seen_in(&self, schema: u32) -> &SeenRows {
+        static NONE: LazyLock<SeenRows> = LazyLock::new(SeenRows::default);
         self.seen.get(&schema).unwrap_or(&NONE)
     }
 
@@ -102,7 +102,7 @@ const SLOW: i64 = 20_000;
 const REST: i64 = 20;
 
 /// The most rows that one transaction deletes, so that its time is bounded.
-const MOST_DELETIONS: usize = 100;
+const MAX_DELETIONS: usize = 100;
 
 /// What a look at a prefix's rows found.
 enum Swept {
@@ -153,7 +153,7 @@ impl Elections {
         {
             let (wait, began_at) = (self.waits_for(schema), clock::now());
             let known = self.sweep.seen.remove(&schema).unwrap_or_default();
-            let mut seen = Seen::default();
+            let mut seen = SeenRows::default();
             let swept = self.look_at(schema, wait, &known, &mut seen);
             let (ended, failed) = (clock::now(), swept.is_err());
             let slow = ended - began_at > SLOW && !matches!(swept, Ok(Swept::Locked));
@@ -174,7 +174,7 @@ impl Elections {
                 Err(why) => self.failed(sweep_of(schema), why),
             }
             // Elections that have become due meanwhile come first.
-            if failed || slow || self.kicks() != began {
+            if failed || slow || self.wakeups() != began {
                 return (Some(now), true);
             }
         }
@@ -189,9 +189,15 @@ impl Elections {
     }
 
     /// One look. When NOTIFY's queue is full at its commit, once more without the announcements.
-    fn look_at(&self, schema: u32, wait: bool, known: &Seen, seen: &mut Seen) -> Result<Swept, Failed> {
+    fn look_at(
+        &self,
+        schema: u32,
+        wait: bool,
+        known: &SeenRows,
+        seen: &mut SeenRows,
+    ) -> Result<Swept, Failed> {
         let mut look = |announcing| {
-            *seen = Seen::default();
+            *seen = SeenRows::default();
             transaction(c"obanrs: looking for expired leaders", || {
                 look(schema, wait, announcing, known, seen)
             })
@@ -213,7 +219,7 @@ impl Elections {
                 return;
             }
             Swept::Locked => {
-                self.patient = false;
+                self.may_wait_for_locks = false;
                 self.hold_off_schema(schema);
                 self.sweep.changed.insert(schema);
                 return;
@@ -247,7 +253,7 @@ const MAX_ROWS: usize = 1_000;
 
 /// In a transaction: deletes the rows whose lease is over, and announces each. `known` is what the look before has
 /// seen, `seen` becomes what this one has seen and left.
-fn look(schema: u32, wait: bool, announcing: Announcing, known: &Seen, seen: &mut Seen) -> Swept {
+fn look(schema: u32, wait: bool, announcing: Announcing, known: &SeenRows, seen: &mut SeenRows) -> Swept {
     let began = clock::now();
     let table = match table::open(schema, wait) {
         Ok(table) => table,
@@ -279,21 +285,21 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &Seen, seen: &mu
             continue;
         }
         // Each has two messages.
-        if deleted == MOST_DELETIONS.min(config::max_transaction_messages().div_ceil(2)) {
+        if deleted == MAX_DELETIONS.min(config::max_transaction_messages().div_ceil(2)) {
             return Swept::Again;
         }
         match table.delete(row) {
-            Change::Done => {
+            WriteResult::Done => {
                 // A name that is longer than a member's is no electorate's, and is not announced.
                 for e in electorate.iter() {
                     table::announce_down(e, announcing);
                     let (name, node) = (e.name.as_str(), row.node.as_str());
-                    leadership::tell(Told::Ended, schema, name, node, row.term.unwrap_or(0));
+                    leadership::tell(LeaderChange::Ended, schema, name, node, row.term.unwrap_or(0));
                 }
                 deleted += 1;
             }
-            Change::Held => held = true,
-            Change::Gone => {} // the triggers of the transaction that changed it tell the keeper
+            WriteResult::Held => held = true,
+            WriteResult::Gone => {} // the triggers of the transaction that changed it tell the keeper
         }
     }
     // Memory keeps no more names of a schema.
@@ -321,5 +327,5 @@ fn electorate(schema: u32, row: &PeerRow) -> Option<Electorate> {
 
 /// Whether the elections of a name judge its row, and not the sweep.
 fn elects(electorate: &Electorate) -> bool {
-    shmem::peers_view(|v| v.elects(electorate, clock::now())).unwrap_or(false)
+    shmem::leaderships_view(|v| v.elects(electorate, clock::now())).unwrap_or(false)
 }

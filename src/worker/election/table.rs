@@ -11,16 +11,16 @@ use std::hash::{Hash, Hasher};
 
 use super::super::keeper;
 use super::Outcome;
-use crate::bus::leadership::{self, Change as Told};
+use crate::bus::leadership::{self, LeaderChange};
 use crate::bus::{self, Target};
 use crate::config;
-use crate::logic::outbox::Origin;
+use crate::logic::outbox::Requester;
 use crate::logic::peer::rows::{self, Clocks, LEASED, Verdict, judge};
-use crate::logic::peer::{BELIEVED, Candidate, Electorate, Ended, Leadership, Lease, Node};
+use crate::logic::peer::{Candidate, Electorate, Ended, Leadership, Lease, Node, UNGUARDED_TRUST};
 use crate::logic::{shape, wire};
 use crate::pg::heap::TableLock;
 use crate::pg::{catalog, clock, encoding, notify, session, time};
-use crate::prefix::peers::{Change, NewRow, PeerRow, PeersTable, Unusable};
+use crate::prefix::peers::{NewRow, PeerRow, PeersTable, Unusable, WriteResult};
 use crate::prefix::terms;
 use crate::shmem;
 
@@ -54,7 +54,7 @@ pub fn open(schema: u32, wait: bool) -> Result<PeersTable<'static>, Outcome> {
 fn lease_of(table: &PeersTable<'_>, leader: &Candidate, term: i64, started_at: i64) -> Lease {
     let (now, guarded) = (clock::now(), table.is_guarded());
     let ends = leader.lease_ends.unwrap_or(now + config::lease());
-    let deadline = if guarded { ends } else { ends.min(now + BELIEVED) };
+    let deadline = if guarded { ends } else { ends.min(now + UNGUARDED_TRUST) };
     Lease { table: table.oid(), term, started_at, expires_at: clock::to_wall(ends), deadline, guarded }
 }
 
@@ -70,10 +70,10 @@ fn extend(table: &PeersTable<'_>, electorate: &Electorate, leader: &Candidate, t
     let lease = lease_of(table, leader, term, 0);
     match table.renew(electorate.name.as_str(), leader.node.as_str(), term, lease.expires_at) {
         Ok(started_at) => {
-            Outcome::Ours(Leadership::ours(leader, Lease { started_at, ..lease }, clock::now()))
+            Outcome::Local(Leadership::local(leader, Lease { started_at, ..lease }, clock::now()))
         }
         // Another transaction has locked or deleted the row, and has not ended.
-        Err(Change::Held) => Outcome::Held,
+        Err(WriteResult::Held) => Outcome::Held,
         // The row was deleted, or is another holder's: the next plan holds an election.
         Err(_) => Outcome::Again,
     }
@@ -98,18 +98,18 @@ pub fn clock_was_set(before: i64) {
 pub fn time_left(row: &PeerRow, copy: Option<Lease>, boot: i64, unseen_since: i64) -> i64 {
     let left = time_left_now(row, copy, boot);
     let stepped = BEFORE_STEP.get().filter(|_| copy.is_none() && row.boot.is_none());
-    let in_doubt = |at: i64| unseen_since <= at && clock::now() - at < rows::LONGEST_FOREIGN;
+    let in_doubt = |at: i64| unseen_since <= at && clock::now() - at < rows::MAX_FOREIGN_LEASE;
     match stepped.filter(|(_, at)| in_doubt(*at)) {
         Some((before, _)) => {
             let by_old_time = row.expires_at.saturating_sub(clock::now().saturating_add(before));
-            left.max(by_old_time.min(rows::LONGEST_FOREIGN))
+            left.max(by_old_time.min(rows::MAX_FOREIGN_LEASE))
         }
         None => left,
     }
 }
 
 fn time_left_now(row: &PeerRow, copy: Option<Lease>, boot: i64) -> i64 {
-    let seen = rows::Seen {
+    let seen = rows::RowTimes {
         term: row.term.unwrap_or(0),
         boot: row.boot,
         started_at: row.started_at,
@@ -152,12 +152,12 @@ pub struct Known<'a> {
     /// The lease in the copy of its row.
     pub copy: Option<Lease>,
     /// What the sweep has seen of the table.
-    pub seen: &'a Seen,
+    pub seen: &'a SeenRows,
 }
 
 /// What the sweep has seen of a table.
 #[derive(Default)]
-pub struct Seen {
+pub struct SeenRows {
     /// The deadlines of rows, by `fingerprint`: a name may have a thousand bytes, and a prefix a thousand rows.
     pub deadlines: HashMap<u64, i64>,
     /// When the last look began that read all rows of the table; 0 for never.
@@ -216,15 +216,15 @@ impl Election<'_> {
         if let Some(ended) = ended {
             self.retire(ended)?;
         }
-        let judged = self.judge_current_row();
+        let judged_row = self.judge_current_row();
         // First, as what programs are told has no claim on the transaction's room for messages.
         if self.down {
             announce_down(self.electorate, self.announcing);
         }
         for (node, term) in std::mem::take(&mut self.ended) {
-            self.tell(Told::Ended, node.as_str(), term);
+            self.tell(LeaderChange::Ended, node.as_str(), term);
         }
-        judged?;
+        judged_row?;
         self.insert_candidate()
     }
 
@@ -234,18 +234,18 @@ impl Election<'_> {
         self.greatest_term = self.greatest_term.max(ended.term);
         let name = self.electorate.name.as_str();
         match self.table.delete_term(name, ended.node.as_str(), ended.term) {
-            Change::Held => return Err(Outcome::Held),
-            Change::Done => {
+            WriteResult::Held => return Err(Outcome::Held),
+            WriteResult::Done => {
                 self.ended.push((ended.node, ended.term));
                 self.down = true;
             }
-            Change::Gone => {}
+            WriteResult::Gone => {}
         }
         Ok(())
     }
 
     /// Tells programs of a change of leader.
-    fn tell(&self, change: Told, node: &str, term: i64) {
+    fn tell(&self, change: LeaderChange, node: &str, term: i64) {
         leadership::tell(change, self.electorate.schema, self.electorate.name.as_str(), node, term);
     }
 
@@ -256,14 +256,14 @@ impl Election<'_> {
         let row = found.row;
         self.greatest_term = self.greatest_term.max(row.term.unwrap_or(0));
         let now = clock::now();
-        let live = shmem::peers_view(|v| v.member_of_node(self.electorate, row.node.as_str(), now));
+        let live = shmem::leaderships_view(|v| v.member_of_node(self.electorate, row.node.as_str(), now));
         let Known { copy, seen, .. } = self.known;
         let left = match seen.deadlines.get(&fingerprint_of(&row)).filter(|_| copy.is_none()) {
             Some(deadline) => deadline - now,
             None => time_left(&row, copy, self.boot, seen.all_at),
         };
-        let judged = rows::Row { left, term: row.term, boot: row.boot };
-        match judge(judged, self.boot, session::timeline(), live.ok().flatten()) {
+        let judged_row = rows::JudgedRow { left, term: row.term, boot: row.boot };
+        match judge(judged_row, self.boot, session::timeline(), live.ok().flatten()) {
             Verdict::Foreign => {
                 if row.boot.is_none() {
                     let _ = shmem::peers(|p| p.foreign_leads(self.electorate));
@@ -307,12 +307,12 @@ impl Election<'_> {
     /// Deletes a row. `Err` is the outcome when another transaction holds the row or has changed it.
     fn remove(&mut self, row: &PeerRow) -> Result<(), Outcome> {
         match self.table.delete(row) {
-            Change::Done => {
+            WriteResult::Done => {
                 self.ended.push((row.node, row.term.unwrap_or(0)));
                 Ok(())
             }
-            Change::Held => Err(Outcome::Held),
-            Change::Gone => Err(Outcome::Again),
+            WriteResult::Held => Err(Outcome::Held),
+            WriteResult::Gone => Err(Outcome::Again),
         }
     }
 
@@ -333,25 +333,25 @@ impl Election<'_> {
             boot: if leader.lease_ends.is_some() { LEASED } else { self.boot },
         };
         match self.table.insert(&new) {
-            Change::Done => {}
-            Change::Held => return Err(Outcome::Held),
-            Change::Gone => return Err(Outcome::Again),
+            WriteResult::Done => {}
+            WriteResult::Held => return Err(Outcome::Held),
+            WriteResult::Gone => return Err(Outcome::Again),
         }
         let term = match terms::later(sequence, term, least) {
             Some(later) if self.table.set_term(&encoding::to_server(name), term, later) => later,
             _ => term,
         };
-        self.tell(Told::Elected, leader.node.as_str(), term);
-        Ok(Outcome::Ours(Leadership::ours(&leader, Lease { term, ..lease }, clock::now())))
+        self.tell(LeaderChange::Elected, leader.node.as_str(), term);
+        Ok(Outcome::Local(Leadership::local(&leader, Lease { term, ..lease }, clock::now())))
     }
 }
 
 /// Announces to every node, foreign ones included, that a leadership has ended, so that they hold an
 /// election. While NOTIFY's queue is full that would fail the transaction: then shared memory keeps what is to be
-/// announced (`Elections::announce_owed`), for the next keeper, too.
+/// announced (`Elections::announce_pending`), for the next keeper, too.
 pub fn announce_down(electorate: &Electorate, announcing: Announcing) {
     if announcing == Announcing::Later || notify::is_queue_full() {
-        OWED.with_borrow_mut(|owed| owed.push(*electorate));
+        UNANNOUNCED.with_borrow_mut(|unannounced| unannounced.push(*electorate));
         return;
     }
     send_down(electorate);
@@ -359,13 +359,13 @@ pub fn announce_down(electorate: &Electorate, announcing: Announcing) {
 
 thread_local! {
     /// The announcements that the running transaction leaves for later.
-    static OWED: RefCell<Vec<Electorate>> = const { RefCell::new(Vec::new()) };
+    static UNANNOUNCED: RefCell<Vec<Electorate>> = const { RefCell::new(Vec::new()) };
 }
 
 /// After a transaction: has shared memory keep what it left to be announced, if it was committed.
-pub fn owe_announcements(committed: bool) {
-    for electorate in OWED.take().iter().filter(|_| committed) {
-        if !shmem::peers(|p| p.owe(electorate)).unwrap_or(true) {
+pub fn keep_unannounced(committed: bool) {
+    for electorate in UNANNOUNCED.take().iter().filter(|_| committed) {
+        if !shmem::peers(|p| p.add_unannounced(electorate)).unwrap_or(true) {
             super::warn("NOTIFY's queue is full, and the end of a leadership is not announced");
         }
     }
@@ -378,7 +378,7 @@ pub fn send_down(electorate: &Electorate) {
     if let Ok(target) = Target::new(Some(electorate.schema), &prefix, "leader") {
         let payload = wire::object_of_one("down", &encoding::to_server_lossy(electorate.name.as_str()));
         if payload.len() <= wire::MAX_PAYLOAD {
-            or_raise(bus::queue(&target, payload, Origin::Call));
+            or_raise(bus::queue(&target, payload, Requester::Call));
         }
     }
 }

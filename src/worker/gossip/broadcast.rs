@@ -19,9 +19,9 @@ use crate::bus::{self, Target};
 use crate::config;
 use crate::error;
 use crate::logic::broadcast::{self, Broadcast, Queue};
-use crate::logic::gossip::Copied;
+use crate::logic::gossip::EntryCopy;
 use crate::logic::lifecycle::Kind;
-use crate::logic::outbox::Origin;
+use crate::logic::outbox::Requester;
 use crate::logic::wire;
 use crate::pg::datum::RawJsonb;
 use crate::pg::{catalog, encoding, notify, time, xact};
@@ -49,18 +49,18 @@ pub struct Broadcaster {
 
 impl Broadcaster {
     pub fn new(database: u32) -> Self {
-        announcer::looks();
+        announcer::start_polling();
         Self { database, awake: true, next: Instant::now(), interval: 0, failure: None }
     }
 
     pub fn has_news(&self) -> bool {
-        !self.awake && announcer::is_asked()
+        !self.awake && announcer::is_polling()
     }
 
     /// Broadcasts if it is due; when to come back, if ever. What can't be sent is left out: the next one says all
     /// that it would have said, and meanwhile it would fill the ring.
     pub fn pass(&mut self, stuck: bool) -> Option<Instant> {
-        self.awake |= announcer::is_asked();
+        self.awake |= announcer::is_polling();
         let (interval, now) = (config::gossip_interval(), Instant::now());
         if !self.awake || interval == 0 {
             return None;
@@ -69,7 +69,7 @@ impl Broadcaster {
             return Some(self.next);
         }
         let entries = shmem::gossip::entries(self.database, true).unwrap_or_default();
-        if entries.is_empty() && announcer::may_cease() {
+        if entries.is_empty() && announcer::stop_polling() {
             self.awake = false;
             return None;
         }
@@ -107,13 +107,13 @@ impl Broadcaster {
 }
 
 /// Sends what there is of these entries, in the transaction that is open.
-fn broadcast(database: u32, entries: &[Copied]) -> Broadcast {
+fn broadcast(database: u32, entries: &[EntryCopy]) -> Broadcast {
     let bytes: usize = entries.iter().map(|e| e.state.len() + BESIDE_STATE).sum();
     let through_ring = bytes <= config::ring_size() / PART_OF_RING;
     let mut all = Broadcast::default();
     // A full queue of NOTIFY would fail the transaction, each time anew.
     let sends = through_ring || (listeners::any() && !notify::is_queue_full());
-    let mut schemas: BTreeMap<u32, Vec<&Copied>> = BTreeMap::new();
+    let mut schemas: BTreeMap<u32, Vec<&EntryCopy>> = BTreeMap::new();
     entries.iter().for_each(|e| schemas.entry(e.schema).or_default().push(e));
     for (schema, entries) in schemas {
         // As it is called now: a session that has renamed it wakes this process before its caches are told.
@@ -130,7 +130,7 @@ fn broadcast(database: u32, entries: &[Copied]) -> Broadcast {
             let payload = encoding::to_server(message).into_owned();
             if through_ring {
                 // Never refused: what has no room is dropped.
-                let _ = bus::queue(&target, payload, Origin::Trigger);
+                let _ = bus::queue(&target, payload, Requester::Trigger);
             } else {
                 bus::notify_now(&target, &payload);
             }
@@ -141,7 +141,7 @@ fn broadcast(database: u32, entries: &[Copied]) -> Broadcast {
     all
 }
 
-fn messages(entries: &[&Copied]) -> Broadcast {
+fn messages(entries: &[&EntryCopy]) -> Broadcast {
     let texts: Vec<[String; 3]> = entries
         .iter()
         .map(|e| {

@@ -22,8 +22,8 @@ use crate::logic::backoff::RELAY;
 use crate::logic::broadcast;
 use crate::logic::channel;
 use crate::logic::check;
-use crate::logic::gossip::{Key, Origin};
-use crate::logic::intake::{self, Heard};
+use crate::logic::gossip::{Key, Source};
+use crate::logic::ingest::{self, ForeignCheck};
 use crate::logic::jsonb;
 use crate::logic::lifecycle::Kind;
 use crate::pg::datum::RawJsonb;
@@ -31,15 +31,15 @@ use crate::pg::notify::{self, Notification};
 use crate::pg::{catalog, clock, encoding, session, xact};
 use crate::prefix::peers;
 use crate::shmem;
-use crate::shmem::gossip::ear;
+use crate::shmem::gossip::coverage;
 use crate::shmem::rings::{self, Counter};
 
 /// What may wait to be taken apart, in bytes; what comes beyond that is counted as refused. A thousand nodes' worth.
 const BACKLOG: usize = 4 << 20;
 
 /// How many checks are put at a time, and of how many bytes (or one of more): some milliseconds at the most.
-const AT_A_TIME: usize = 64;
-const BYTES_AT_A_TIME: usize = 32 << 10;
+const MAX_CHECKS_AT_A_TIME: usize = 64;
+const MAX_BYTES_AT_A_TIME: usize = 32 << 10;
 
 /// How many checks of a message Postgres may refuse, each of which costs a transaction, before the rest is not looked
 /// at. Real nodes send none of these.
@@ -50,7 +50,7 @@ const MAX_FOREIGN: usize = 64 << 10;
 
 /// The least time between two readings of NOTIFY's queue: every NOTIFY of the database wakes us, whatever its
 /// channel.
-const BETWEEN_READINGS: Duration = Duration::from_millis(20);
+const MIN_READ_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long a look into the catalogs waits for somebody who has locked them.
 const CATALOG_TIMEOUT: &CStr = c"50ms";
@@ -107,7 +107,7 @@ impl Attempts {
 
 impl Ingest {
     pub fn new(database: u32) -> Self {
-        ear::closed();
+        coverage::end();
         Self {
             database,
             prefixes: BTreeSet::new(),
@@ -139,13 +139,13 @@ impl Ingest {
         if self.unread && self.reading.is_due() {
             self.read();
         }
-        self.take_in();
+        self.ingest_some();
         if !(self.checks.is_empty() && self.messages.is_empty()) {
             return Some(Instant::now());
         }
         let now = clock::now(); // before it looks whether something has come, and after all that it has put
         if !(self.stale || self.unread || self.has_news()) {
-            ear::caught_up(now);
+            coverage::extend(now);
         }
         let listening = self.stale.then_some(self.listening.next);
         let reading = self.unread.then_some(self.reading.next);
@@ -174,9 +174,9 @@ impl Ingest {
         match listened {
             Ok(installed) => {
                 match installed.is_empty() {
-                    true => ear::closed(),
+                    true => coverage::end(),
                     // What was sent to a prefix that has this name since, or had it until now, went unheard.
-                    false if installed != before => ear::missed(),
+                    false if installed != before => coverage::restart(),
                     false => {}
                 }
                 (self.prefixes, self.stale, self.wanted) = (installed, false, wanted);
@@ -193,13 +193,13 @@ impl Ingest {
     /// Reads NOTIFY's queue.
     fn read(&mut self) {
         let room = BACKLOG.saturating_sub(self.bytes);
-        match xact::contain(|| notify::hear(room, |payload| !broadcast::is_ours(payload))) {
+        match xact::contain(|| notify::hear(room, |payload| !broadcast::is_own_broadcast(payload))) {
             Ok((heard, missed)) => {
                 self.bytes += heard.iter().map(size).sum::<usize>();
                 self.messages.extend(heard);
                 refused(missed);
                 self.unread = false;
-                self.reading.succeeded(BETWEEN_READINGS);
+                self.reading.succeeded(MIN_READ_INTERVAL);
             }
             Err(caught) => {
                 let first = self.reading.failed();
@@ -209,7 +209,7 @@ impl Ingest {
     }
 
     fn failed(&self, first: bool, why: &str) {
-        ear::missed();
+        coverage::restart();
         if first {
             let _ = shmem::registry(|r| r.note_error(Kind::Relay, self.database, why));
             error::log(
@@ -222,7 +222,7 @@ impl Ingest {
     }
 
     /// Takes the next message apart, if the one before is done with, and puts some of its checks.
-    fn take_in(&mut self) {
+    fn ingest_some(&mut self) {
         if self.checks.is_empty() {
             let Some(message) = self.messages.pop_front() else { return };
             self.bytes -= size(&message);
@@ -231,24 +231,24 @@ impl Ingest {
                 let text = |bytes: &[u8]| encoding::to_utf8(bytes).into_owned();
                 (text(&message.channel), text(&message.payload))
             };
-            let Ok((channel, payload)) = xact::contain(|| xact::run(TAKING_IN, texts)) else {
+            let Ok((channel, payload)) = xact::contain(|| xact::run(INGESTING, texts)) else {
                 malformed(1);
                 return;
             };
             let Some((prefix, _)) = channel.rsplit_once('.') else { return };
-            let intake = intake::take_apart(&payload);
-            malformed(intake.malformed);
-            refused(intake.too_many);
-            (self.prefix, self.checks, self.refusals) = (prefix.to_owned(), intake.checks, 0);
+            let parsed = ingest::parse_message(&payload);
+            malformed(parsed.malformed);
+            refused(parsed.too_many);
+            (self.prefix, self.checks, self.refusals) = (prefix.to_owned(), parsed.checks, 0);
             self.checks.reverse();
         }
         let (mut some, mut bytes) = (Vec::new(), 0);
-        while some.len() < AT_A_TIME
-            && bytes < BYTES_AT_A_TIME
+        while some.len() < MAX_CHECKS_AT_A_TIME
+            && bytes < MAX_BYTES_AT_A_TIME
             && let Some(check) = self.checks.pop()
         {
             bytes += check.len();
-            match intake::heard(&check) {
+            match ingest::parse_check(&check) {
                 Some(heard) => some.push(heard),
                 None => malformed(1),
             }
@@ -257,14 +257,14 @@ impl Ingest {
     }
 
     /// Puts checks in one transaction; if Postgres refuses one of them, each in its own.
-    fn put(&mut self, checks: &[Heard]) {
+    fn put(&mut self, checks: &[ForeignCheck]) {
         let (database, prefix) = (self.database, &*self.prefix);
         let put_all = || {
             // What came for a schema that is gone is nobody's.
             let Some(schema) = catalog::namespace_now(prefix) else { return Vec::new() };
             checks.iter().map(|heard| put_one(database, schema, heard)).collect()
         };
-        match xact::contain(|| xact::run(TAKING_IN, put_all)) {
+        match xact::contain(|| xact::run(INGESTING, put_all)) {
             Ok(counters) => counters.into_iter().flatten().for_each(|counter| match counter {
                 Counter::GossipMalformed => malformed(1),
                 Counter::GossipRefused => refused(1),
@@ -291,7 +291,7 @@ impl Ingest {
 /// What could not be taken in may have been a sign of life of any process.
 fn malformed(checks: usize) {
     if checks > 0 {
-        ear::missed();
+        coverage::restart();
         rings::count(Counter::GossipMalformed, checks);
     }
 }
@@ -299,12 +299,12 @@ fn malformed(checks: usize) {
 /// The same for want of room.
 fn refused(checks: usize) {
     if checks > 0 {
-        ear::missed();
+        coverage::restart();
         rings::count(Counter::GossipRefused, checks);
     }
 }
 
-const TAKING_IN: &CStr = c"obanrs: taking in gossip";
+const INGESTING: &CStr = c"obanrs: taking in gossip";
 
 fn size(notification: &Notification) -> usize {
     size_of::<Notification>() + notification.channel.len() + notification.payload.len()
@@ -317,8 +317,8 @@ fn installed() -> BTreeSet<String> {
 }
 
 /// What it is counted as, if at all. May raise.
-fn put_one(database: u32, schema: u32, heard: &Heard) -> Option<Counter> {
-    let Heard { name, node, queue, state } = heard;
+fn put_one(database: u32, schema: u32, heard: &ForeignCheck) -> Option<Counter> {
+    let ForeignCheck { name, node, queue, state } = heard;
     // A name that this database can't show would break the view for all.
     [name, node, queue].into_iter().for_each(|name| drop(encoding::to_server(name)));
     let Some(state) = RawJsonb::parse(state) else { return Some(Counter::GossipMalformed) };
@@ -330,8 +330,8 @@ fn put_one(database: u32, schema: u32, heard: &Heard) -> Option<Counter> {
     }
     let key = Key { database, schema, name, node, queue };
     let ttl = config::gossip_ttl().as_micros() as i64;
-    match shmem::gossip::put(&key, state.bytes(), started_at, ttl, Origin::Foreign) {
-        Ok(Ok(put)) => (!put.ignored).then_some(Counter::GossipTakenIn),
+    match shmem::gossip::put(&key, state.bytes(), started_at, ttl, Source::Foreign) {
+        Ok(Ok(put)) => (!put.ignored).then_some(Counter::GossipIngested),
         _ => Some(Counter::GossipRefused),
     }
 }

@@ -7,7 +7,7 @@
 //! Anybody may NOTIFY, and a few kilobytes unpack to many; so taking apart is in two steps, of which the second,
 //! check by check, can be spread over time.
 
-use super::check::{self, Members};
+use super::check::{self, JsonObject};
 use super::{peer, wire};
 use serde_json::value::RawValue;
 
@@ -19,7 +19,7 @@ pub const MAX_CHECKS: usize = 1_000;
 
 /// The state of one queue on another node.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Heard {
+pub struct ForeignCheck {
     pub name: String,
     pub node: String,
     pub queue: String,
@@ -29,7 +29,7 @@ pub struct Heard {
 
 /// What a message holds.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Intake {
+pub struct ParsedMessage {
     /// Checks as they are written, for `heard`.
     pub checks: Vec<String>,
     pub malformed: usize,
@@ -38,10 +38,10 @@ pub struct Intake {
 }
 
 /// The checks of a message, in any of the three wire forms.
-pub fn take_apart(wire: &str) -> Intake {
-    let malformed = Intake { malformed: 1, ..Intake::default() };
+pub fn parse_message(wire: &str) -> ParsedMessage {
+    let malformed = ParsedMessage { malformed: 1, ..ParsedMessage::default() };
     let Ok(json) = wire::decode_up_to(wire, MAX_UNPACKED) else { return malformed };
-    let Some(message) = Members::of(&json) else { return malformed };
+    let Some(message) = JsonObject::of(&json) else { return malformed };
     let checks: Vec<&str> = match message.get("checks") {
         Some(checks) => match serde_json::from_str::<Vec<&RawValue>>(checks) {
             Ok(checks) => checks.into_iter().map(RawValue::get).collect(),
@@ -49,7 +49,7 @@ pub fn take_apart(wire: &str) -> Intake {
         },
         None => vec![&json],
     };
-    Intake {
+    ParsedMessage {
         too_many: checks.len().saturating_sub(MAX_CHECKS),
         checks: checks.into_iter().take(MAX_CHECKS).map(str::to_owned).collect(),
         malformed: 0,
@@ -57,11 +57,11 @@ pub fn take_apart(wire: &str) -> Intake {
 }
 
 /// One check; `None` if it is malformed.
-pub fn heard(check: &str) -> Option<Heard> {
+pub fn parse_check(check: &str) -> Option<ForeignCheck> {
     if check.len() > check::MAX_STATE {
         return None;
     }
-    let members = Members::of(check)?;
+    let members = JsonObject::of(check)?;
     let text = |key: &str, most: usize| -> Option<String> {
         let text: String = serde_json::from_str(members.get(key)?).ok()?;
         // A NUL is a character in JSON, but none in a text of Postgres'.
@@ -77,7 +77,7 @@ pub fn heard(check: &str) -> Option<Heard> {
         state.push_str(value);
     }
     state.push_str(if state.is_empty() { "{}" } else { "}" });
-    Some(Heard { name, node, queue, state })
+    Some(ForeignCheck { name, node, queue, state })
 }
 
 #[cfg(test)]
@@ -87,13 +87,13 @@ mod tests {
 
     #[derive(Debug, Default, PartialEq, Eq)]
     struct All {
-        checks: Vec<Heard>,
+        checks: Vec<ForeignCheck>,
         malformed: usize,
     }
 
     fn all(wire: &str) -> All {
-        let Intake { checks, malformed, .. } = take_apart(wire);
-        let heard: Vec<_> = checks.iter().map(|check| heard(check)).collect();
+        let ParsedMessage { checks, malformed, .. } = parse_message(wire);
+        let heard: Vec<_> = checks.iter().map(|check| parse_check(check)).collect();
         let malformed = malformed + heard.iter().filter(|h| h.is_none()).count();
         All { checks: heard.into_iter().flatten().collect(), malformed }
     }
@@ -102,7 +102,7 @@ mod tests {
     fn one_of_each_kind_and_what_is_none() {
         let check =
             r#"{"name": "Oban", "queue": "default", "node": "web.1", "limit": 10, "x": {"y": [1.50]}}"#;
-        let heard = Heard {
+        let heard = ForeignCheck {
             name: "Oban".into(),
             node: "web.1".into(),
             queue: "default".into(),
@@ -145,11 +145,11 @@ mod tests {
             // `encode` packs only what is long; spaces behind a JSON text are none of it.
             let packed = wire::encode(format!("{plain}{}", " ".repeat(8_000))).expect("it packs well");
             for form in [&plain, &packed, &format!("Z:{packed}")] {
-                let intake = all(form);
-                let queues: Vec<&str> = intake.checks.iter().map(|c| &*c.queue).collect();
+                let parsed = all(form);
+                let queues: Vec<&str> = parsed.checks.iter().map(|c| &*c.queue).collect();
                 let wanted: Vec<&str> =
                     sample["queues"].as_array().unwrap().iter().flat_map(|q| q.as_str()).collect();
-                assert_eq!((queues, intake.malformed), (wanted, 0), "{} as {form}", sample["from"]);
+                assert_eq!((queues, parsed.malformed), (wanted, 0), "{} as {form}", sample["from"]);
             }
         }
     }
@@ -177,8 +177,8 @@ mod tests {
     fn a_message_of_more_checks_than_anybody_has_is_not_taken_whole() {
         let check = r#"{"name":"n","node":"o","queue":"q"}"#;
         let message = format!(r#"{{"checks":[{}]}}"#, vec![check; MAX_CHECKS + 5].join(","));
-        let intake = take_apart(&wire::encode(message).expect("it packs well"));
-        assert_eq!((intake.checks.len(), intake.malformed, intake.too_many), (MAX_CHECKS, 0, 5));
+        let parsed = parse_message(&wire::encode(message).expect("it packs well"));
+        assert_eq!((parsed.checks.len(), parsed.malformed, parsed.too_many), (MAX_CHECKS, 0, 5));
     }
 
     #[test]
@@ -196,7 +196,7 @@ mod tests {
             all(&text);
             let json = format!(r#"{{"checks":[{{"name":"n","node":"o","queue":"q","{key}":{value}}}]}}"#);
             for heard in all(&json).checks {
-                prop_assert!(Members::of(&heard.state).is_some(), "an object");
+                prop_assert!(JsonObject::of(&heard.state).is_some(), "an object");
             }
         }
     }
