@@ -210,7 +210,7 @@ fn elections_fences_and_triggers_on_oban_peers_run_nobodys_code() {
     let reach = Reach::of(&sources(Path::new("src")));
     let roots = reach.functions_of(&[
         "worker/keeper.rs",
-        "worker/life.rs",
+        "worker/process.rs",
         "worker/election/mod.rs",
         "worker/election/sweep.rs",
         "worker/election/table.rs",

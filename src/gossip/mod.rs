@@ -15,12 +15,12 @@ use crate::error::{self, Error, given};
 use crate::logic::check::{self, BadKey, InvalidState, JsonObject, MAX_QUEUE};
 use crate::logic::gossip::{EntryRef, Full, Key, Quota, Source};
 use crate::logic::jsonb;
-use crate::logic::peer::{MAX_NAME, MAX_NODE, MAX_PREFIX};
+use crate::logic::leadership::{MAX_NAME, MAX_NODE, MAX_PREFIX};
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::{JsonbArgument, TextArgument};
 use crate::pg::datum::{self, RawJsonb};
-use crate::pg::rows::ResultSet;
+use crate::pg::result_set::ResultSet;
 use crate::pg::{catalog, clock, encoding, session, time};
 use crate::shmem;
 

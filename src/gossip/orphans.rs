@@ -12,12 +12,12 @@ use pgrx::prelude::*;
 
 use crate::error::{self, Error, given};
 use crate::logic::check::MAX_QUEUE;
+use crate::logic::leadership::{MAX_NODE, MAX_PREFIX};
 use crate::logic::orphans::{Attempt, Evidence, Job, Reason, Suspects, Times, Verdict};
-use crate::logic::peer::{MAX_NODE, MAX_PREFIX};
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::{self, TextArgument};
-use crate::pg::rows::ResultSet;
+use crate::pg::result_set::ResultSet;
 use crate::pg::spi::{self, SqlRow};
 use crate::pg::{catalog, clock, datum, encoding, session, time};
 use crate::shmem;

@@ -400,8 +400,8 @@ mod tests {
     /// The longest names, of characters that JSON writes in six.
     #[test]
     fn names_never_fill_a_message() {
-        let name = "\u{1}".repeat(crate::logic::peer::MAX_NAME);
-        let node = "\u{1}".repeat(crate::logic::peer::MAX_NODE);
+        let name = "\u{1}".repeat(crate::logic::leadership::MAX_NAME);
+        let node = "\u{1}".repeat(crate::logic::leadership::MAX_NODE);
         let long = "\u{1}".repeat(check::MAX_QUEUE);
         let long = Queue { name: &name, node: &node, ..queue(&long, "{}") };
         assert_eq!(messages(&[long], str::len).checks, 1);

@@ -8,7 +8,7 @@
 //! check by check, can be spread over time.
 
 use super::check::{self, JsonObject};
-use super::{peer, wire};
+use super::{leadership, wire};
 use serde_json::value::RawValue;
 
 /// What a wire form, of at most 8 kB, may unpack to here. A thousand queues fit; anybody may NOTIFY.
@@ -67,7 +67,7 @@ pub fn parse_check(check: &str) -> Option<ForeignCheck> {
         // A NUL is a character in JSON, but none in a text of Postgres'.
         (!text.is_empty() && text.len() <= most && !text.contains('\0')).then_some(text)
     };
-    let (name, node) = (text("name", peer::MAX_NAME)?, text("node", peer::MAX_NODE)?);
+    let (name, node) = (text("name", leadership::MAX_NAME)?, text("node", leadership::MAX_NODE)?);
     let queue = text("queue", check::MAX_QUEUE)?;
     let mut state = String::with_capacity(check.len());
     for (key, value) in members.iter().filter(|(key, _)| !["name", "node", "queue"].contains(key)) {

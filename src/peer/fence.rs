@@ -14,7 +14,7 @@ use pgrx::prelude::*;
 
 use super::Names;
 use crate::error::Error;
-use crate::logic::peer::rows;
+use crate::logic::leadership::verdict;
 use crate::logic::shape;
 use crate::pg::acl::Right;
 use crate::pg::argument::TextArgument;
@@ -55,7 +55,7 @@ fn oban_fence(
     let held = row.is_some_and(|row| {
         let times = (term, row.started_at, row.expires_at);
         let holds = shmem::leaderships_view(|v| v.holds(&electorate, times, now)).ok().flatten();
-        holds.unwrap_or(wall < row.expires_at) && rows::outlives_start(row.boot, boot)
+        holds.unwrap_or(wall < row.expires_at) && verdict::outlives_start(row.boot, boot)
     });
     if !held || over {
         rings::count(Counter::FencesRefused, 1);

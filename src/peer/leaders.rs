@@ -8,13 +8,13 @@ use pgrx::prelude::*;
 
 use super::Names;
 use crate::error::{self, Error};
-use crate::logic::peer::{Electorate, LeadershipsView, Node};
+use crate::logic::leadership::{Electorate, LeadershipsView, Node};
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
 use crate::pg::argument::TextArgument;
 use crate::pg::datum::Shown;
-use crate::pg::row::{self, Column, Tuple};
 use crate::pg::scan::{self, Locked};
+use crate::pg::tuple::{self, Column, Tuple};
 use crate::pg::{catalog, clock, latch, session, spi, time};
 use crate::prefix::peers;
 use crate::shmem;
@@ -114,7 +114,7 @@ pub fn leaders(
     let database = session::database();
     let find = |column: &dyn Fn(&str) -> Option<Column>| -> Option<Columns> {
         let typed = |name: &str, kind: pg_sys::Oid| column(name).filter(|c| c.type_oid == kind);
-        let text = |name: &str| column(name).filter(|c| row::is_name(c.type_oid));
+        let text = |name: &str| column(name).filter(|c| tuple::is_name(c.type_oid));
         let time = |name: &str| typed(name, pg_sys::TIMESTAMPOID);
         let numbers = ["term", "boot"].map(|name| typed(name, pg_sys::INT8OID));
         Some((text("name")?, text("node")?, time("started_at")?, time("expires_at")?, numbers))

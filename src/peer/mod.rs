@@ -1,4 +1,4 @@
-//! Members and leaders: the SQL functions. What leading means is in `logic::peer`, who elects in
+//! Members and leaders: the SQL functions. What leading means is in `logic::leadership`, who elects in
 //! `worker::election`.
 //!
 //! Joining, renewing, resigning and leaving act at once and survive a rollback, for they are about a process,
@@ -9,7 +9,7 @@ pub mod leaders;
 pub mod members;
 
 use crate::error::{self, Error, TextValue};
-use crate::logic::peer::{Electorate, MAX_NAME, MAX_PREFIX};
+use crate::logic::leadership::{Electorate, MAX_NAME, MAX_PREFIX};
 use crate::logic::text::Text;
 use crate::pg::acl::{self, Right};
 use crate::pg::{catalog, session};

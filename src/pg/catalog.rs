@@ -128,8 +128,9 @@ pub fn peers_table_of(oid: u32) -> Option<PeersTable> {
         names.iter().all(|name| column_type(oid, name).is_some_and(wanted))
     };
     let typed = |names, wanted| all(names, &|found| found == wanted);
-    (all(["name", "node"], &super::row::is_name) && typed(["started_at", "expires_at"], pg_sys::TIMESTAMPOID))
-        .then(|| PeersTable { oid, installed: typed(["term", "boot"], pg_sys::INT8OID) })
+    (all(["name", "node"], &super::tuple::is_name)
+        && typed(["started_at", "expires_at"], pg_sys::TIMESTAMPOID))
+    .then(|| PeersTable { oid, installed: typed(["term", "boot"], pg_sys::INT8OID) })
 }
 
 /// What `read` takes out of the tuple that a catalog's cache has for this id.
@@ -271,7 +272,7 @@ pub fn is_enum_of<'a>(kind: u32, mut labels: impl Iterator<Item = &'a str>) -> b
     let kind = pg_sys::Oid::from(kind);
     // SAFETY: a catalog lookup.
     let is_enum = unsafe { pg_sys::get_typtype(kind) as u8 } == pg_sys::TYPTYPE_ENUM;
-    is_enum && labels.all(|label| super::row::enum_label(kind, &c_name(label)).is_some())
+    is_enum && labels.all(|label| super::tuple::enum_label(kind, &c_name(label)).is_some())
 }
 
 /// Whether this transaction made a relation, or changed it last.

@@ -6,7 +6,7 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
-use super::row::{self, Tuple};
+use super::tuple::{self, Tuple};
 
 /// The value that a column of the index has to have.
 pub(super) enum Key<'a> {
@@ -38,7 +38,7 @@ pub(super) struct CatalogRow {
 impl CatalogRow {
     fn datum(&self, name: &str) -> Option<pg_sys::Datum> {
         // SAFETY: the catalog is open for as long as its row is given to a reader.
-        let column = unsafe { row::column(self.relation, name) };
+        let column = unsafe { tuple::column(self.relation, name) };
         let Some(column) = column else { pgrx::error!("a system catalog has no column {name}") };
         self.row.datum(column)
     }
@@ -139,7 +139,7 @@ fn rows_of<T>(
         let relation = pg_sys::table_open(pg_sys::Oid::from(catalog), pg_sys::AccessShareLock as i32);
         let mut entries: Vec<pg_sys::ScanKeyData> = Vec::with_capacity(keys.len());
         for (name, key) in keys {
-            let Some(column) = row::column(relation, name) else {
+            let Some(column) = tuple::column(relation, name) else {
                 pgrx::error!("a system catalog has no column {name}")
             };
             let (procedure, argument) = match key {

@@ -15,7 +15,7 @@ use std::ptr::null_mut;
 use pgrx::pg_sys;
 
 use super::index::{Duplicates, KeyIndex, OpenIndex, begin_index_scan, is_summarizing};
-use super::row::{Column, Tuple};
+use super::tuple::{Column, Tuple};
 use super::xact::next_command;
 
 /// The mode in which a table is locked.
@@ -165,7 +165,7 @@ impl<'a> Heap<'a> {
     /// The column of this name. `None`: there is none.
     pub fn column(&self, name: &str) -> Option<Column> {
         // SAFETY: an open relation.
-        unsafe { super::row::column(self.relation, name) }
+        unsafe { super::tuple::column(self.relation, name) }
     }
 
     /// Whether the table has a trigger of this name and function that fires for ordinary sessions.

@@ -18,17 +18,17 @@ pub mod latch;
 pub mod lwlock;
 pub mod notify;
 pub mod procedure;
-pub mod row;
+pub mod result_set;
 pub mod row_trigger;
-pub mod rows;
 pub mod scan;
 pub mod sequence;
 pub mod session;
 pub mod shape;
 pub mod spi;
 pub mod time;
-pub mod transition;
+pub mod transition_table;
 pub mod trigger;
+pub mod tuple;
 pub mod xact;
 
 /// A string for Postgres. What comes out of SQL has no NUL bytes; a name with one would name nothing.

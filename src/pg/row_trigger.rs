@@ -6,7 +6,7 @@ use pgrx::prelude::*;
 use pgrx::tupdesc::PgTupleDesc;
 
 use super::heap::{Heap, RowLock};
-use super::row::{self, Column, Tuple};
+use super::tuple::{self, Column, Tuple};
 
 /// What a trigger was called for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl<'a> RowTrigger<'a> {
     /// The column of this name.
     pub fn column(&self, name: &str) -> Option<Column> {
         // SAFETY: the relation that fired the trigger is open.
-        unsafe { row::column(self.data.tg_relation, name) }
+        unsafe { tuple::column(self.data.tg_relation, name) }
     }
 
     /// The row that is inserted or deleted; of an UPDATE the one that it was.

@@ -3,7 +3,7 @@
 
 use pgrx::pg_sys;
 
-use super::row::{self, Column, Tuple};
+use super::tuple::{self, Column, Tuple};
 
 /// Whether to wait for the table's lock, as a SELECT does, or to do without its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub fn rows<C, T, E>(
             Ok(false)
         };
         let columns = match &admitted {
-            Ok(true) => find(&|name| row::column(relation, name)),
+            Ok(true) => find(&|name| tuple::column(relation, name)),
             _ => None,
         };
         let found = columns.map(|columns| {

@@ -11,7 +11,7 @@ use pgrx::pg_sys;
 use super::catalog_scan::{CHILDREN, COLUMNS, CONSTRAINTS, Key, PARENTS, RULES, lossy, rows};
 use super::heap::Heap;
 use super::index::{FIRST_OF_USERS, KeyIndex};
-use super::row;
+use super::tuple;
 use crate::logic::jobs;
 use crate::logic::shape::{Column, Constraint, ConstraintKind, Index, Publication, Shape, Type};
 
@@ -56,16 +56,16 @@ pub fn columns_of_jobs(table: u32) -> Vec<jobs::Column> {
             return None;
         }
         let type_oid = pg_sys::Oid::from(attribute.oid("atttypid"));
-        let kind = if row::is_text(type_oid) {
+        let kind = if tuple::is_text(type_oid) {
             jobs::Type::Text
-        } else if row::is_texts(type_oid) {
+        } else if tuple::is_texts(type_oid) {
             jobs::Type::Texts
-        } else if row::enum_label(type_oid, c"available").is_some() {
+        } else if tuple::enum_label(type_oid, c"available").is_some() {
             jobs::Type::States
         } else {
             jobs::Type::Other
         };
-        let is_virtual = attribute.char("attgenerated") == row::VIRTUAL;
+        let is_virtual = attribute.char("attgenerated") == tuple::VIRTUAL;
         Some(jobs::Column { name: attribute.name("attname"), kind, is_virtual })
     })
 }

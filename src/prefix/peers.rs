@@ -6,11 +6,11 @@
 //!
 //! Of a text only the first bytes are copied: a foreign node's name may be as long as a gigabyte.
 
-use crate::logic::peer::{MAX_NODE, Node};
+use crate::logic::leadership::{MAX_NODE, Node};
 use crate::logic::shape::{self, Obstacle};
 use crate::pg::heap::{Conflict, Heap, Opened, RowLock, RowLocked, Stored, TableLock, Value};
 use crate::pg::index::KeyIndex;
-use crate::pg::row::{self, Column, Tuple};
+use crate::pg::tuple::{self, Column, Tuple};
 use crate::pg::{catalog, encoding, session};
 
 pub const TABLE: &str = "oban_peers";
@@ -43,7 +43,7 @@ impl Columns {
     /// The columns that `find` finds. `None` when one is missing or is of another type.
     pub fn of(find: impl Fn(&str) -> Option<Column>) -> Option<Self> {
         use pgrx::pg_sys::{INT8OID, TIMESTAMPOID};
-        let text = |name: &str| find(name).filter(|c| row::is_name(c.type_oid));
+        let text = |name: &str| find(name).filter(|c| tuple::is_name(c.type_oid));
         let typed = |name: &str, wanted| find(name).filter(|c| c.type_oid == wanted);
         Some(Self {
             name: text("name")?,

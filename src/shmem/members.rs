@@ -9,7 +9,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::logic::gossip::Key;
-use crate::logic::peer::{Electorate, Leaderships, Member};
+use crate::logic::leadership::{Electorate, Leaderships, Member};
 use crate::pg::{clock, latch, session};
 
 /// Ends a membership and what ends with it. `None` when it is none.

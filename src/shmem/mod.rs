@@ -44,9 +44,9 @@ use crate::logic::gossip::{
     Block, BlockUsage, GossipEntry, GossipHead, MAX_BLOCK_USAGES, capacity as gossip_capacity,
     processes as gossip_processes,
 };
+use crate::logic::leadership::{self, Electorate, Leaderships, Member, Seat};
 use crate::logic::lifecycle::{DatabaseSlot, Hold, Lack, Looks, Registry};
 use crate::logic::orphans::{SUSPECTS, Suspect};
-use crate::logic::peer::{self, Electorate, Leaderships, Member, Seat};
 use crate::logic::ring::pool::RingOwner;
 use crate::logic::ring::{self, RingHead, RoleUsage, Waiter};
 use crate::pg::lwlock::{self, Lock, Mode};
@@ -356,12 +356,12 @@ pub fn peers<R>(body: impl FnOnce(&mut Leaderships<'_>) -> R) -> Result<R, Error
 }
 
 /// Members and seats, to read them.
-pub fn leaderships_view<R>(body: impl FnOnce(peer::LeadershipsView<'_>) -> R) -> Result<R, Error> {
+pub fn leaderships_view<R>(body: impl FnOnce(leadership::LeadershipsView<'_>) -> R) -> Result<R, Error> {
     let (root, l) = (root()?, layout());
     let _guard = lwlock::acquire(Lock::Leaderships, Mode::Shared);
     // SAFETY: the areas of the lock that is held shared until `body` has returned; nobody writes.
     let view = unsafe {
-        peer::LeadershipsView {
+        leadership::LeadershipsView {
             members: &*area(root, l.members, l.max_members),
             seats: &*area(root, l.seats, l.max_members),
         }

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 
 use pgrx::pg_sys;
 
-use crate::logic::peer::{Electorate, Lease, RowChange};
+use crate::logic::leadership::{Electorate, Lease, RowChange};
 use crate::pg::{clock, session, xact};
 
 /// What happened to rows.

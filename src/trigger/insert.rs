@@ -18,9 +18,9 @@ use crate::config;
 use crate::error::Error;
 use crate::logic::outbox::Requester;
 use crate::logic::wire;
-use crate::pg::row::{self, Column};
-use crate::pg::transition::TransitionTable;
+use crate::pg::transition_table::TransitionTable;
 use crate::pg::trigger::{self, Answer};
+use crate::pg::tuple::{self, Column};
 
 /// How to see that a row's state is `available`.
 enum Available {
@@ -55,7 +55,7 @@ fn wake_queues(rows: &TransitionTable<'_>) {
     if rows.is_of_temporary_table() {
         return bus::count_dropped();
     }
-    let queue = rows.column("queue").filter(|c| row::is_text(c.type_oid));
+    let queue = rows.column("queue").filter(|c| tuple::is_text(c.type_oid));
     let Some((queue, available)) = queue.zip(rows.column("state").and_then(available)) else {
         return bus::count_dropped(); // a column is missing, virtual, or means something else
     };
@@ -113,8 +113,8 @@ fn target(schema: u32) -> Target {
 }
 
 fn available(state: Column) -> Option<Available> {
-    if row::is_text(state.type_oid) {
+    if tuple::is_text(state.type_oid) {
         return Some(Available::Text(state));
     }
-    row::enum_label(state.type_oid, c"available").map(|label| Available::Label(state, label))
+    tuple::enum_label(state.type_oid, c"available").map(|label| Available::Label(state, label))
 }

@@ -18,7 +18,7 @@ use super::tables;
 use crate::error::{self, Error, given};
 use crate::logic::channel::{self, MAX_CHANNEL};
 use crate::logic::jobs::Fault;
-use crate::logic::peer::{MAX_PREFIX, rows};
+use crate::logic::leadership::{MAX_PREFIX, term};
 use crate::logic::shape;
 use crate::logic::text::Text;
 use crate::pg::argument::TextArgument;
@@ -256,7 +256,7 @@ fn complete_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Erro
 /// since they were given.
 fn lift_terms(peers: u32) {
     let Some(seen) = scan::greatest(peers, "term") else { return };
-    let least = rows::next_term(session::timeline(), seen);
+    let least = term::next_term(session::timeline(), seen);
     if least > seen {
         terms::lift_above(seen, least);
     }

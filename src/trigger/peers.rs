@@ -1,5 +1,5 @@
 //! The triggers on oban_peers. They hold foreign nodes (nodes that are no members) to the rules of
-//! `logic::peer::guard`, give their leaderships terms, and tell shared memory and the keeper what they have
+//! `logic::leadership::foreign_write`, give their leaderships terms, and tell shared memory and the keeper what they have
 //! changed.
 //!
 //! An upsert calls the triggers twice: BEFORE INSERT with the row that its node proposes, and, if the name
@@ -28,11 +28,11 @@ use pgrx::prelude::*;
 use crate::bus::leadership::{self, LeaderChange};
 use crate::config;
 use crate::error::Error;
-use crate::logic::peer::guard::{self, Changes, Proposed, Ruling, Update};
-use crate::logic::peer::{Electorate, Lease, MAX_NAME, MAX_NODE, Node, rows};
+use crate::logic::leadership::foreign_write::{self, Changes, Proposed, Ruling, Update};
+use crate::logic::leadership::{Electorate, Lease, MAX_NAME, MAX_NODE, Node, term};
 use crate::logic::text::Text;
-use crate::pg::row::{Column, Tuple};
 use crate::pg::row_trigger::{Call, RowTrigger};
+use crate::pg::tuple::{Column, Tuple};
 use crate::pg::{clock, encoding, session, time, trigger, xact};
 use crate::prefix::peers::{Columns, PeersTable, TABLE};
 use crate::prefix::terms;
@@ -133,7 +133,7 @@ fn fired<'a>(trigger: &'a PgTrigger<'a>) -> Option<PgHeapTuple<'a, AllocatedByPo
 }
 
 fn least_term() -> i64 {
-    rows::least_term(session::timeline())
+    term::least_term(session::timeline())
 }
 
 fn next_term() -> i64 {
@@ -146,7 +146,8 @@ fn before_insert<'a>(row: &RowTrigger<'a>, columns: &Columns) -> PgHeapTuple<'a,
     let (started_at, expires_at) = (proposed.i64(columns.started_at), proposed.i64(columns.expires_at));
     // A row without one of its times (NULL) gets no longer lease than a member's.
     let lease = config::lease();
-    let expires_at = expires_at.map(|ends| guard::lease_of(started_at.unwrap_or(i64::MIN), ends, now, lease));
+    let expires_at =
+        expires_at.map(|ends| foreign_write::lease_of(started_at.unwrap_or(i64::MIN), ends, now, lease));
     let (name, node) = (digest(&proposed, columns.name), digest(&proposed, columns.node));
     if let (Some(name), Some(node), Some(expires_at)) = (name, node, expires_at) {
         let (table, level) = (row.table(), xact::level());
@@ -185,7 +186,7 @@ fn before_update<'a>(
                 .as_ref()
                 .map(|p| Proposed { same_node: Some(p.node) == node, expires_at: p.expires_at }),
         };
-        Some(guard::update(update, now, config::lease()))
+        Some(foreign_write::update(update, now, config::lease()))
     };
     match update(now)? {
         Ruling::Nothing => None,

@@ -15,7 +15,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::election::{self, Elections};
-use super::life;
+use super::process;
 use crate::bus;
 use crate::logic::backoff::RELAY;
 use crate::logic::lifecycle::Kind;
@@ -41,7 +41,7 @@ pub fn database_is_read_only() -> bool {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
-    let Some(database) = life::begin(Kind::Keeper, argument) else { return };
+    let Some(database) = process::begin(Kind::Keeper, argument) else { return };
     let pid = latch::my_pid();
     bgworker::report_name(c"obanrs keeper");
     // Transactions that are short and never wait long for a user's lock.

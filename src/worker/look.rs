@@ -25,7 +25,7 @@ pub extern "C-unwind" fn obanrs_look_main(argument: pg_sys::Datum) {
     let database = argument.value() as u32;
     DATABASE.store(database, Ordering::Relaxed);
     bgworker::take_signals(Restarted::ByLauncher);
-    // Before the claim and before it connects, as in `life::begin`.
+    // Before the claim and before it connects, as in `process::begin`.
     session::after_disconnect(exited);
     let pid = latch::my_pid();
     if !shmem::registry(|r| r.claim_look(database, pid)).unwrap_or(false) {

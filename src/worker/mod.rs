@@ -45,8 +45,8 @@ mod ddl;
 mod election;
 mod gossip;
 mod keeper;
-mod life;
 mod look;
+mod process;
 mod relay;
 pub mod view;
 

@@ -21,7 +21,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::gossip::Gossip;
-use super::life;
+use super::process;
 use crate::bus::names::Names;
 use crate::config;
 use crate::error;
@@ -45,7 +45,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
-    let Some(database) = life::begin(Kind::Relay, argument) else { return };
+    let Some(database) = process::begin(Kind::Relay, argument) else { return };
     // What is lost in a crash has no listener any more.
     session::set(c"synchronous_commit", c"off");
     bgworker::report_name(c"obanrs relay");
@@ -174,7 +174,7 @@ impl Relay {
                     error::log(
                         PgLogLevel::WARNING,
                         PgSqlErrorCode::ERRCODE_WARNING,
-                        format!("obanrs can't relay notifications in {}: {why}", life::of_database()),
+                        format!("obanrs can't relay notifications in {}: {why}", process::of_database()),
                         "They wait in shared memory, and are tried again every few seconds at the latest.",
                     );
                 }
@@ -225,7 +225,7 @@ impl Relay {
                         PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
                         format!(
                             "obanrs drops a notification in {} that Postgres refuses: {message}",
-                            life::of_database()
+                            process::of_database()
                         ),
                         "Please report this.",
                     );

@@ -1,7 +1,7 @@
-//! Elections in `<prefix>.oban_peers`: the keeper carries out the plans of `logic::peer::View::plan`.
+//! Elections in `<prefix>.oban_peers`: the keeper carries out the plans of `logic::leadership::View::plan`.
 //!
 //! Each step is one short transaction (`table`), which runs no user's code. The keeper changes the copy in
-//! shared memory after the commit. (See `logic::peer` for what that order guarantees, and for what the next
+//! shared memory after the commit. (See `logic::leadership` for what that order guarantees, and for what the next
 //! keeper does with the row if this keeper dies in between.)
 //!
 //! A table that can't be used holds up its own prefix and no other:
@@ -35,13 +35,13 @@ use pgrx::prelude::*;
 
 use self::sweep::Sweep;
 use self::table::{Announcing, Known};
-use super::life;
+use super::process;
 use crate::bus::leadership::{self, LeaderChange};
 use crate::config;
 use crate::error;
 use crate::logic::backoff::{ANNOUNCEMENT, ELECTION};
+use crate::logic::leadership::{Electorate, Ended, Leadership, Plan, Recorded};
 use crate::logic::lifecycle::{ChangedPrefixes, Kind};
-use crate::logic::peer::{Electorate, Ended, Leadership, Plan, Recorded};
 use crate::pg::{catalog, clock, latch, notify, session, xact};
 use crate::shmem;
 use crate::shmem::rings::{self, Counter};
@@ -557,7 +557,7 @@ impl Elections {
             let prefix = names::shown(schema);
             self.note(&format!("obanrs holds no elections in prefix \"{prefix}\": {why}"));
             let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-            let database = life::of_database();
+            let database = process::of_database();
             let message = format!("obanrs holds no elections in prefix \"{prefix}\" of {database}: {why}");
             error::log(PgLogLevel::WARNING, code, message, hint);
         }
@@ -593,7 +593,7 @@ impl Elections {
 
 /// Says in the log what is wrong in this database.
 fn warn(what: &str) {
-    let message = format!("obanrs in {}: {what}", life::of_database());
+    let message = format!("obanrs in {}: {what}", process::of_database());
     error::log(PgLogLevel::WARNING, PgSqlErrorCode::ERRCODE_WARNING, message, "");
 }
 
@@ -696,7 +696,7 @@ fn record(electorate: &Electorate, row: Leadership, changes_seen: u32) -> bool {
         row.node.as_str(),
         electorate.name.as_str(),
         names::shown(electorate.schema),
-        life::of_database(),
+        process::of_database(),
         row.lease.term
     );
     true
@@ -715,7 +715,7 @@ fn log_vacant(electorate: &Electorate, before: &Leadership) {
         "obanrs: nobody leads \"{}\" in prefix \"{}\" of {}, after \"{}\" (term {})",
         electorate.name.as_str(),
         names::shown(electorate.schema),
-        life::of_database(),
+        process::of_database(),
         before.node.as_str(),
         before.lease.term
     );

@@ -13,8 +13,8 @@ use super::table::{self, Announcing, SeenRows, fingerprint, fingerprint_of};
 use super::{Elections, Failed, Key, Locks, Outcome, earliest, transaction};
 use crate::bus::leadership::{self, LeaderChange};
 use crate::config;
+use crate::logic::leadership::{Electorate, FOREIGN_NAMES, Leadership, verdict};
 use crate::logic::lifecycle::ChangedPrefixes;
-use crate::logic::peer::{Electorate, FOREIGN_NAMES, Leadership, rows};
 use crate::logic::text::Text;
 use crate::pg::{clock, session};
 use crate::prefix::peers::{self, PeerRow, WriteResult};
@@ -278,7 +278,7 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &SeenRows, seen:
             .get(&print)
             .copied()
             .unwrap_or_else(|| now.saturating_add(table::time_left(row, None, boot, known.all_at)));
-        if now < deadline && rows::outlives_start(row.boot, boot) {
+        if now < deadline && verdict::outlives_start(row.boot, boot) {
             seen.deadlines.insert(print, deadline);
             foreign.extend(electorate.filter(|_| row.boot.is_none()));
             next = earliest(next, Some(deadline));

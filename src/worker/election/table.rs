@@ -14,9 +14,10 @@ use super::Outcome;
 use crate::bus::leadership::{self, LeaderChange};
 use crate::bus::{self, Target};
 use crate::config;
+use crate::logic::leadership::term;
+use crate::logic::leadership::verdict::{self, Clocks, LEASED, Verdict, judge};
+use crate::logic::leadership::{Candidate, Electorate, Ended, Leadership, Lease, Node, UNGUARDED_TRUST};
 use crate::logic::outbox::Requester;
-use crate::logic::peer::rows::{self, Clocks, LEASED, Verdict, judge};
-use crate::logic::peer::{Candidate, Electorate, Ended, Leadership, Lease, Node, UNGUARDED_TRUST};
 use crate::logic::{shape, wire};
 use crate::pg::heap::TableLock;
 use crate::pg::{catalog, clock, encoding, notify, session, time};
@@ -89,7 +90,7 @@ pub fn clock_was_set(before: i64) {
     BEFORE_STEP.set(Some((before, clock::now())));
 }
 
-/// How long the lease of a row still runs: see `rows::time_left`. `copy` is what the keeper knows of the name's row.
+/// How long the lease of a row still runs: see `verdict::time_left`. `copy` is what the keeper knows of the name's row.
 /// `unseen_since` is when the sweep last read all rows of the table, and 0 if it never did. This row was not among
 /// them.
 ///
@@ -98,25 +99,25 @@ pub fn clock_was_set(before: i64) {
 pub fn time_left(row: &PeerRow, copy: Option<Lease>, boot: i64, unseen_since: i64) -> i64 {
     let left = time_left_now(row, copy, boot);
     let stepped = BEFORE_STEP.get().filter(|_| copy.is_none() && row.boot.is_none());
-    let in_doubt = |at: i64| unseen_since <= at && clock::now() - at < rows::MAX_FOREIGN_LEASE;
+    let in_doubt = |at: i64| unseen_since <= at && clock::now() - at < verdict::MAX_FOREIGN_LEASE;
     match stepped.filter(|(_, at)| in_doubt(*at)) {
         Some((before, _)) => {
             let by_old_time = row.expires_at.saturating_sub(clock::now().saturating_add(before));
-            left.max(by_old_time.min(rows::MAX_FOREIGN_LEASE))
+            left.max(by_old_time.min(verdict::MAX_FOREIGN_LEASE))
         }
         None => left,
     }
 }
 
 fn time_left_now(row: &PeerRow, copy: Option<Lease>, boot: i64) -> i64 {
-    let seen = rows::RowTimes {
+    let seen = verdict::RowTimes {
         term: row.term.unwrap_or(0),
         boot: row.boot,
         started_at: row.started_at,
         expires_at: row.expires_at,
     };
     let clocks = Clocks { now: clock::now(), wall: time::now(), boot, lease: config::lease() };
-    rows::time_left(seen, copy, clocks)
+    verdict::time_left(seen, copy, clocks)
 }
 
 /// The state of one election while it is held.
@@ -262,7 +263,7 @@ impl Election<'_> {
             Some(deadline) => deadline - now,
             None => time_left(&row, copy, self.boot, seen.all_at),
         };
-        let judged_row = rows::JudgedRow { left, term: row.term, boot: row.boot };
+        let judged_row = verdict::JudgedRow { left, term: row.term, boot: row.boot };
         match judge(judged_row, self.boot, session::timeline(), live.ok().flatten()) {
             Verdict::Foreign => {
                 if row.boot.is_none() {
@@ -320,7 +321,7 @@ impl Election<'_> {
     fn insert_candidate(&self) -> Result<Outcome, Outcome> {
         let Some(leader) = self.candidate else { return Ok(Outcome::Vacant) };
         let sequence = terms::sequence();
-        let least = rows::next_term(session::timeline(), self.greatest_term);
+        let least = term::next_term(session::timeline(), self.greatest_term);
         let term = terms::next(sequence, least);
         let lease = lease_of(&self.table, &leader, term, time::now());
         let name = self.electorate.name.as_str();

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
-use super::super::life;
+use super::super::process;
 use crate::bus::{self, Target};
 use crate::config;
 use crate::error;
@@ -98,7 +98,7 @@ impl Broadcaster {
             error::log(
                 PgLogLevel::WARNING,
                 PgSqlErrorCode::ERRCODE_WARNING,
-                format!("obanrs can't broadcast gossip in {}: {why}", life::of_database()),
+                format!("obanrs can't broadcast gossip in {}: {why}", process::of_database()),
                 "It is tried again every obanrs.gossip_interval.",
             );
         }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
-use super::super::life;
+use super::super::process;
 use crate::config;
 use crate::error;
 use crate::logic::backoff::RELAY;
@@ -215,7 +215,7 @@ impl Ingest {
             error::log(
                 PgLogLevel::WARNING,
                 PgSqlErrorCode::ERRCODE_WARNING,
-                format!("obanrs can't listen to gossip in {}: {why}", life::of_database()),
+                format!("obanrs can't listen to gossip in {}: {why}", process::of_database()),
                 "It is tried again every few seconds; obanrs.gossip_ingest = off keeps it from being tried.",
             );
         }

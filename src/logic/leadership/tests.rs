@@ -599,7 +599,7 @@ proptest! {
                             }
                             row = row.filter(|r| !over(r));
                             if let Some(r) = row.filter(|r| r.leadership.is_local()) {
-                                // Left behind by a keeper that died: `rows::judge`.
+                                // Left behind by a keeper that died: `verdict::judge`.
                                 if peers.view().member(r.leadership.member, now).is_none() && !r.fenced {
                                     row = None;
                                 }

@@ -21,7 +21,7 @@
 //! the commit of who deletes the row) and in the table after. What ends while a keeper's commit is on its way
 //! must not begin again with that: what the keeper tells is ignored if the seat has `changes` that it had not
 //! seen when it began. A keeper that dies between the two leaves a
-//! row of ours that nobody here knows of: `rows::judge` adopts it when its member still lives and
+//! row of ours that nobody here knows of: `verdict::judge` adopts it when its member still lives and
 //! voids it otherwise.
 //!
 //! Every question has a time: a member whose lease is over is none, whether or not anybody has cleared
@@ -29,11 +29,12 @@
 //!
 //! Times here are readings of `pg::clock`, which nobody can set, unless a name or a comment says *wall*. The wall
 //! times of a row are compared with nothing but the row: what is left of its lease is judged once, when the keeper
-//! first sees the row (`rows::time_left`), and from then on the deadline in the copy counts.
+//! first sees the row (`verdict::time_left`), and from then on the deadline in the copy counts.
 
-pub mod guard;
+pub mod foreign_write;
 mod plan;
-pub mod rows;
+pub mod term;
+pub mod verdict;
 
 pub use plan::{Candidate, Ended, LeadershipsView, Plan};
 

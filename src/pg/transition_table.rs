@@ -4,7 +4,7 @@
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
-use super::row::{self, Column, Tuple};
+use super::tuple::{self, Column, Tuple};
 
 // Not bound by pgrx. It may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
@@ -49,7 +49,7 @@ impl<'a> TransitionTable<'a> {
     /// The column of this name. `None` also for a virtual generated column: the inserted rows have NULL there.
     pub fn column(&self, name: &str) -> Option<Column> {
         // SAFETY: the relation that fired the trigger is open.
-        unsafe { row::column(self.data.tg_relation, name) }.filter(|column| !column.is_virtual())
+        unsafe { tuple::column(self.data.tg_relation, name) }.filter(|column| !column.is_virtual())
     }
 
     /// Calls `row` for each inserted row with a way to read its columns.

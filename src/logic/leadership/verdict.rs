@@ -1,6 +1,7 @@
-//! What a row of oban_peers means to a keeper that does not know it as its own, and what terms rows get.
+//! What a row of oban_peers means to a keeper that has no copy of it in shared memory.
 
-use super::guard::MAX_LEASE;
+use super::foreign_write::MAX_LEASE;
+use super::term::least_term;
 use super::{Candidate, Lease};
 
 /// The column boot of a row whose member has a lease: it outlives a start of the server. A row of a member
@@ -96,21 +97,6 @@ pub fn outlives_start(row_boot: Option<i64>, boot: i64) -> bool {
     row_boot.is_none_or(|of| of == LEASED || of == boot)
 }
 
-/// The least term that a timeline may give: a promoted standby may have missed the last value of
-/// the sequence, but its timeline is new, so its terms are above all earlier ones. (Eight million
-/// promotions fit; after that the sequence alone has to do.)
-pub fn least_term(timeline: u32) -> i64 {
-    (i64::from(timeline.min(0x7f_ffff)) << 40) | 1
-}
-
-/// The least that the next term may be, after `seen` in a row of oban_peers: an extension that was
-/// dropped and created has a sequence that begins anew. Rows are their table's owner's, who must not be
-/// able to use up the terms of the whole database: what no sequence of this timeline gave is ignored.
-pub fn next_term(timeline: u32, seen: i64) -> i64 {
-    let first = least_term(timeline);
-    if seen < least_term(timeline.saturating_add(1)) { first.max(seen.saturating_add(1)) } else { first }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,17 +160,5 @@ mod tests {
         }
         let renewed = Lease { expires_at: ends(LEASE) - 1, ..copy };
         assert_eq!(time_left(known, Some(renewed), clocks), LEASE, "renewed since: judged anew");
-    }
-
-    #[test]
-    fn terms_of_a_later_timeline_are_greater() {
-        assert_eq!(least_term(1), (1 << 40) + 1);
-        assert!(least_term(2) > least_term(1) + 1_000_000_000);
-        assert!(least_term(u32::MAX) > 0);
-        let first = least_term(3);
-        assert_eq!((next_term(3, 0), next_term(3, first + 9)), (first, first + 10));
-        assert_eq!(next_term(3, least_term(2) + 5), first, "from before a promotion");
-        assert_eq!((next_term(3, least_term(4)), next_term(3, i64::MAX)), (first, first), "forged");
-        assert_eq!(next_term(3, -1), first);
     }
 }
