@@ -4,50 +4,60 @@ use std::time::Duration;
 
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
-/// How messages reach those who LISTEN.
+/// How messages reach the sessions that LISTEN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
 pub enum Notifier {
     /// Through shared memory and the relay.
     #[name = c"bus"]
     Bus,
-    /// By NOTIFY in their own transactions.
+    /// By NOTIFY in the messages' own transactions.
     #[name = c"postgres"]
     Postgres,
 }
 
+/// How messages reach the sessions that LISTEN.
 static NOTIFIER: GucSetting<Notifier> = GucSetting::<Notifier>::new(Notifier::Bus);
+/// Whether the insert trigger sends wake-ups.
 static WAKEUPS: GucSetting<bool> = GucSetting::<bool>::new(true);
-/// In kB, for each database. 8 MB hold about 43,000 messages of 140 bytes.
+/// The size of each database's ring, in kB. 8 MB hold about 43,000 messages of 140 bytes.
 static RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
-/// In ms. What a wake-up may wait under load; five hundred transactions a second are a few percent of what a
-/// server commits.
+/// How long a wake-up may wait under load, in ms. With 2 ms the relay commits at most five hundred
+/// transactions a second, which are a few percent of what a server commits.
 static RELAY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(2);
-/// Databases that have a ring at a time. Most of those with the extension are quiet, or use its members only.
+/// How many databases have a ring at a time. Most databases with the extension are quiet, or use
+/// only its members.
 static MAX_RINGS: GucSetting<i32> = GucSetting::<i32>::new(8);
-/// Databases with the extension that get their workers. A server in production rarely has more than a few with jobs,
-/// but one for development has one for each branch and test run; and a slot costs less than a kilobyte.
+/// How many databases with the extension get their workers. A server in production rarely has more
+/// than a few databases with jobs. A server for development has one for each branch and test run. A
+/// slot costs less than a kilobyte.
 static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(64);
-/// Members over all databases. A slot costs about a kilobyte, its leadership included.
+/// How many members there can be over all databases. A slot costs about a kilobyte, its leadership
+/// included.
 static MAX_MEMBERS: GucSetting<i32> = GucSetting::<i32>::new(1024);
-/// In kB. 8 MB hold about 11,000 queues with a state of ten keys.
+/// The size of the gossip table, in kB. 8 MB hold about 11,000 queues with a state of ten keys.
 static GOSSIP_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
-/// In ms. Oban's nodes forget a silent node after 30 s.
+/// How long an entry is valid by default, in ms. Oban's nodes forget a silent node after 30 s.
 static GOSSIP_TTL: GucSetting<i32> = GucSetting::<i32>::new(30_000);
-/// In ms; 0 is never. Oban Web sends its own every 750 ms.
+/// The time between two broadcasts, in ms. 0 means no broadcasts. Oban Web sends its own gossip
+/// every 750 ms.
 static GOSSIP_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+/// Whether `oban_join` refuses members without a lease.
 static REQUIRE_LEASE: GucSetting<bool> = GucSetting::<bool>::new(false);
+/// Whether the relay ingests the gossip of foreign nodes.
 static GOSSIP_INGEST: GucSetting<bool> = GucSetting::<bool>::new(true);
-/// In ms. Oban's own lease.
+/// How long a leadership is valid without a renewal, in ms. Oban's own lease is as long.
 static LEASE: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 
-/// Messages that differ, of one transaction. Far more than anybody means to send; a runaway loop ends here, or
-/// at `logic::outbox::MOST_BYTES`.
+/// How many different messages one transaction may queue. No application means to send as many. A
+/// runaway loop ends here, or at `logic::outbox::MOST_BYTES`.
 static MAX_TRANSACTION_MESSAGES: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 
-/// In percent. A quarter: one role can't take what others need, and an application of one role has room.
+/// The quota of one role, in percent. With a quarter, one role can't use up what other roles need,
+/// and an application of one role has enough room.
 static ROLE_SHARE: GucSetting<i32> = GucSetting::<i32>::new(25);
 
-/// In `_PG_init`. Sizes of shared memory can only be defined while it is still being laid out.
+/// Defines the settings. `_PG_init` calls this. The sizes of shared memory can only be defined
+/// while the library is preloaded, before shared memory is laid out.
 pub fn register(preloading: bool) {
     GucRegistry::define_int_guc(
         c"obanrs.lease",
@@ -205,76 +215,85 @@ pub fn register(preloading: bool) {
     reserve_prefix();
 }
 
-/// From here on `SET obanrs.typo` is an error instead of a placeholder that nobody reads.
+/// Reserves the prefix of the settings' names. From here on `SET obanrs.typo` is an error. Before,
+/// Postgres would accept it as a placeholder that no code reads.
 #[allow(unsafe_code)]
 fn reserve_prefix() {
-    // SAFETY: a literal, after all our settings were defined.
+    // SAFETY: the name is a literal, and all settings of this library were defined before.
     unsafe { pgrx::pg_sys::MarkGUCPrefixReserved(c"obanrs".as_ptr()) }
 }
 
+/// Returns how many databases may have workers at a time.
 pub fn max_databases() -> usize {
     MAX_DATABASES.get() as usize
 }
 
+/// Returns how many databases may have a ring at a time.
 pub fn max_rings() -> usize {
     MAX_RINGS.get() as usize
 }
 
+/// Returns how many members there can be over all databases.
 pub fn max_members() -> usize {
     MAX_MEMBERS.get() as usize
 }
 
-/// In bytes.
+/// Returns the size of the gossip table, in bytes.
 pub fn gossip_memory() -> usize {
     GOSSIP_MEMORY.get() as usize * 1024
 }
 
-/// Whether the session's members need a lease.
+/// Returns whether members of this session need a lease.
 pub fn require_lease() -> bool {
     REQUIRE_LEASE.get()
 }
 
+/// Returns how messages of this session reach the sessions that LISTEN.
 pub fn notifier() -> Notifier {
     NOTIFIER.get()
 }
 
-/// Whether the insert trigger sends.
+/// Returns whether the insert trigger sends wake-ups.
 pub fn wakeups() -> bool {
     WAKEUPS.get()
 }
 
-/// In bytes, for each database.
+/// Returns the size of each database's ring, in bytes.
 pub fn ring_size() -> usize {
     RING_SIZE.get() as usize * 1024
 }
 
+/// Returns the least time between two transactions of the relay under load.
 pub fn relay_interval() -> Duration {
     Duration::from_millis(RELAY_INTERVAL.get() as u64)
 }
 
+/// Returns how long an entry is valid by default.
 pub fn gossip_ttl() -> Duration {
     Duration::from_millis(GOSSIP_TTL.get() as u64)
 }
 
-/// In microseconds; 0 is never.
+/// Returns the time between two broadcasts, in microseconds. 0 means no broadcasts.
 pub fn gossip_interval() -> i64 {
     i64::from(GOSSIP_INTERVAL.get()) * 1_000
 }
 
+/// Returns whether the relay ingests the gossip of foreign nodes.
 pub fn gossip_ingest() -> bool {
     GOSSIP_INGEST.get()
 }
 
+/// Returns how many different messages one transaction may queue.
 pub fn max_transaction_messages() -> usize {
     MAX_TRANSACTION_MESSAGES.get() as usize
 }
 
-/// In percent.
+/// Returns the quota of one role, in percent.
 pub fn role_share() -> usize {
     ROLE_SHARE.get() as usize
 }
 
-/// In microseconds, as the rules count.
+/// Returns how long a leadership is valid without a renewal, in microseconds, as `logic` counts.
 pub fn lease() -> i64 {
     i64::from(LEASE.get()) * 1_000
 }

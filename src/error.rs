@@ -1,5 +1,6 @@
-//! Every error that a user can get from us: SQLSTATE, what was wrong with which value, and a hint
-//! that names the call or the setting that helps.
+//! The errors that users see: SQLSTATE, what was wrong with which value, and a hint that names the
+//! call or the setting that helps. (`pg` raises a few errors about Postgres itself where they
+//! occur.)
 
 use std::sync::OnceLock;
 
@@ -12,6 +13,7 @@ use crate::logic::lifecycle::Lack;
 use crate::logic::text::Text;
 use crate::logic::wire::{MAX_PAYLOAD, WireError};
 
+/// An error that a user sees. `code` gives the SQLSTATE, and `hint` gives the hint.
 #[derive(Debug, Error)]
 pub enum Error {
     #[error("argument \"{0}\" must not be null")]
@@ -85,16 +87,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns the error 22023 with this message and this hint.
     pub fn bad(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::BadArgument { message: message.into(), hint: hint.into() }
     }
 
-    /// For an argument of so many bytes that must not have more than `most`.
+    /// Returns the error for an argument of `bytes` bytes that must not have more than `most`.
     pub fn too_long(argument: &'static str, bytes: usize, most: usize) -> Self {
         Self::bad(format!("argument \"{argument}\" has {bytes} bytes"), format!("At most {most} bytes fit."))
     }
 
-    /// The same where the argument is a payload, or some.
+    /// Returns the error for a payload, or an array of payloads, of `bytes` bytes that must not
+    /// have more than `most`.
     pub fn too_large(argument: &'static str, bytes: usize, most: usize) -> Self {
         Self::ArgumentTooLarge {
             message: format!("argument \"{argument}\" has {bytes} bytes"),
@@ -189,7 +193,8 @@ impl Error {
                 "Its schema, or a table or type in it, was renamed, dropped or replaced. Run it again.".into()
             }
             Self::NotAllowed { prefix, needs } => {
-                // Without that table the schema's privileges decide; then this hint leads to installing.
+                // Without that table the schema's privileges decide. Then this hint leads to an
+                // installation.
                 format!("It needs {needs} {}.", pgrx::spi::quote_qualified_identifier(&**prefix, "oban_jobs"))
             }
             Self::NotOwner { .. } => "Its owner, or a member of that role, has to do this.".into(),
@@ -257,10 +262,11 @@ fn quote(value: &str) -> String {
     pgrx::spi::quote_literal(value)
 }
 
-/// How Postgres takes a message: `pg` knows the database's encoding.
+/// How a message is converted for Postgres. `pg`, which knows the database's encoding, gives the
+/// function.
 static SHOWN: OnceLock<fn(&str) -> String> = OnceLock::new();
 
-/// In `_PG_init`, before any error.
+/// Sets how a message is converted for Postgres. `_PG_init` calls this before any error.
 pub fn show_with(shown: fn(&str) -> String) {
     let _ = SHOWN.set(shown);
 }
@@ -319,19 +325,22 @@ impl From<WireError> for Error {
     }
 }
 
-/// Writes a message with a hint, if there is any, into the server's log.
+/// Writes a message into the server's log, with the hint if it is not empty. At the level ERROR
+/// this raises.
 pub fn log(level: PgLogLevel, code: PgSqlErrorCode, message: impl Into<String>, hint: impl Into<String>) {
     report(code, &message.into(), &hint.into()).report(level);
 }
 
-/// An argument that must not be NULL. (Functions are not STRICT: a silent NULL would hide a mistake.)
+/// Returns an argument that must not be NULL. `Err`: the argument is NULL (22004). The functions
+/// are not STRICT, because a silent NULL result would hide a mistake.
 pub fn given<T>(name: &'static str, argument: Option<T>) -> Result<T, Error> {
     argument.ok_or(Error::NullArgument(name))
 }
 
-/// A text argument of an SQL function, which is measured before it is read.
+/// A text argument of an SQL function. The text is measured before it is read.
 pub trait TextValue {
-    /// Gives the text to `read` if it has at most `most` bytes; 22023 otherwise.
+    /// Returns what `read` returns for the text. `Err`: the text has more than `most` bytes, or is
+    /// not a name that this database can hold (22023).
     fn with_text<R>(
         &self,
         argument: &'static str,
@@ -340,7 +349,8 @@ pub trait TextValue {
     ) -> Result<R, Error>;
 }
 
-/// A text argument for a slot of `N` bytes in shared memory: not empty and not longer.
+/// Returns a text argument for a slot of `N` bytes in shared memory. `Err`: the argument is NULL
+/// (22004), or it is empty or longer than `N` bytes (22023).
 pub fn name<const N: usize>(argument: &'static str, value: Option<impl TextValue>) -> Result<Text<N>, Error> {
     let name = given(argument, value)?.with_text(argument, N, Text::truncated)?;
     if name.as_str().is_empty() {

@@ -1,4 +1,4 @@
-//! Who may do what: rights on a prefix are rights on its `oban_jobs`.
+//! Rights on a prefix. The rights on a prefix are the rights on the prefix's table `oban_jobs`.
 
 use std::cell::Cell;
 
@@ -8,17 +8,17 @@ use super::{catalog, session};
 use crate::config;
 use crate::error::Error;
 
-/// What is asked for. Without a table `oban_jobs` in the prefix, `Read` is USAGE of the schema and
-/// the others are CREATE in it.
+/// A right on a prefix. In a prefix without a table `oban_jobs`, `Read` is USAGE of the schema, and
+/// every other right is CREATE in the schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Right {
-    /// Listens and sees: SELECT on the table or on any column of it.
+    /// To listen and to see: SELECT on the table or on any column of the table.
     Read,
-    /// Publishes, joins and gossips: INSERT.
+    /// To publish, to join and to gossip: INSERT.
     Write,
-    /// Signals running queues: UPDATE.
+    /// To signal running queues: UPDATE.
     Signal,
-    /// Announces leaders: ownership.
+    /// To announce leaders: ownership.
     Own,
 }
 
@@ -33,11 +33,11 @@ impl Right {
     }
 }
 
-/// The schema of a prefix, for which the current role has the right. 3F000 without such a schema, 42501 without the
-/// right.
+/// Returns the oid of the prefix's schema if the current role has the right. Raises 3F000 if there
+/// is no such schema, and 42501 if the role lacks the right.
 ///
-/// 42939 for a schema of Postgres' own: any role may make temporary tables, so any role may write to its temporary
-/// schema.
+/// Raises 42939 for a schema that belongs to Postgres. Any role may make temporary tables, so any
+/// role may write to the role's temporary schema.
 pub fn require(prefix: &str, right: Right) -> Result<u32, Error> {
     if is_reserved(prefix) {
         return Err(Error::ReservedPrefix(prefix.to_owned()));
@@ -50,12 +50,13 @@ pub fn require(prefix: &str, right: Right) -> Result<u32, Error> {
     }
 }
 
-/// Whether a schema is one of Postgres' own.
+/// Returns whether a schema belongs to Postgres, by the schema's name.
 pub fn is_reserved(prefix: &str) -> bool {
     prefix.starts_with("pg_") || prefix == "information_schema"
 }
 
-/// The same for a prefix that was found before, under this name. 3F000 when its schema was dropped since.
+/// Requires the right on a prefix whose schema was found before, under the name `prefix`. Raises
+/// 3F000 if the schema was dropped since, and 42501 if the current role lacks the right.
 pub fn require_in(schema: u32, prefix: &str, right: Right) -> Result<(), Error> {
     if catalog::schema_name(schema).is_none() {
         return Err(Error::NoSuchPrefix(prefix.to_owned()));
@@ -67,12 +68,13 @@ pub fn require_in(schema: u32, prefix: &str, right: Right) -> Result<(), Error> 
     }
 }
 
-/// Whether the current role has the right; false without such a prefix.
+/// Returns whether the current role has the right. Returns false if there is no such prefix.
 pub fn allows(prefix: &str, right: Right) -> bool {
     catalog::namespace(prefix).is_some_and(|schema| allows_in(schema, right))
 }
 
-/// Whether the current role has the right in a schema. Of a schema that does not exist: whether it is a superuser.
+/// Returns whether the current role has the right in a schema. For a schema that does not exist,
+/// returns true to a superuser and raises 3F000 to any other role.
 pub fn allows_in(schema: u32, right: Right) -> bool {
     let (role, ok) = (pg_sys::Oid::from(session::role()), pg_sys::AclResult::ACLCHECK_OK);
     let Some(table) = catalog::relation(schema, "oban_jobs") else {
@@ -80,7 +82,8 @@ pub fn allows_in(schema: u32, right: Right) -> bool {
         return namespace_check(schema, role, mode) == ok;
     };
     let table = pg_sys::Oid::from(table);
-    // SAFETY: privilege lookups of a relation by its id.
+    // SAFETY: the functions look up privileges of a relation by its oid, and check the oid
+    // themselves.
     unsafe {
         match right {
             Right::Read => {
@@ -100,49 +103,52 @@ pub fn allows_in(schema: u32, right: Right) -> bool {
     }
 }
 
-/// Whether the current role owns the relation.
+/// Returns whether the current role owns the relation.
 pub fn owns(relation: u32) -> bool {
     owns_relation(pg_sys::Oid::from(relation), pg_sys::Oid::from(session::role()))
 }
 
-/// Whether the current role owns the database.
+/// Returns whether the current role owns the database.
 pub fn owns_database(database: u32) -> bool {
     let (database, role) = (pg_sys::Oid::from(database), pg_sys::Oid::from(session::role()));
     #[cfg(feature = "pg15")]
-    // SAFETY: a privilege lookup.
+    // SAFETY: the function looks up a privilege by oids, and checks the oids itself.
     unsafe {
         pg_sys::pg_database_ownercheck(database, role)
     }
     #[cfg(not(feature = "pg15"))]
-    // SAFETY: a privilege lookup.
+    // SAFETY: the function looks up a privilege by oids, and checks the oids itself.
     unsafe {
         pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, database, role)
     }
 }
 
-/// The most of `total` that the current role may hold: its share (obanrs.role_share). `None`: it has no limit, as a
-/// superuser or the owner of the database.
+/// Returns how much of `total` the current role may hold: the percentage that obanrs.role_share
+/// sets, and at least 1. `None`: the role has no limit, because the role is a superuser or owns the
+/// database, or because obanrs.role_share is 100.
 pub fn quota_of(total: usize) -> Option<usize> {
-    // SAFETY: a lookup in the role caches.
+    // SAFETY: `superuser` takes no argument and reads the caches of roles.
     let limited = !unsafe { pg_sys::superuser() } && !owns_database(session::database());
     (limited && config::role_share() < 100).then(|| (total * config::role_share() / 100).max(1))
 }
 
-/// Whether the current role may write to a prefix of this database: as a superuser, as the owner of the database, or
-/// with that right in any schema that is not Postgres' own.
+/// Returns whether the current role may write to a prefix of this database. A superuser and the
+/// owner of the database may. Any other role needs the right `Write` in at least one schema that
+/// does not belong to Postgres.
 pub fn writes_somewhere() -> bool {
     thread_local! {
-        /// The schema that it was the last time.
+        /// The schema in which the last call found the right. 0: the last call found none.
         static LAST: Cell<u32> = const { Cell::new(0) };
     }
-    // A schema may be dropped while this looks.
+    // Another session may drop a schema during this search, so the schema's name is looked up
+    // first.
     let writes = |schema: &u32| {
         catalog::with_schema_name(*schema, |_| ()).is_some() && allows_in(*schema, Right::Write)
     };
     if quota_of(1).is_none() || (LAST.get() != 0 && writes(&LAST.get())) {
         return true;
     }
-    // First where it is likely.
+    // Schemas with a table `oban_jobs` are searched first, because a right is likely there.
     let mut found = catalog::schemas_of("oban_jobs").into_iter().find(writes);
     if found.is_none() {
         found = catalog::schemas_of_users().into_iter().find(writes);
@@ -153,12 +159,12 @@ pub fn writes_somewhere() -> bool {
 
 fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     #[cfg(feature = "pg15")]
-    // SAFETY: a privilege lookup.
+    // SAFETY: the function looks up a privilege by oids, and checks the oids itself.
     unsafe {
         pg_sys::pg_class_ownercheck(relation, role)
     }
     #[cfg(not(feature = "pg15"))]
-    // SAFETY: a privilege lookup.
+    // SAFETY: the function looks up a privilege by oids, and checks the oids itself.
     unsafe {
         pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, role)
     }
@@ -167,12 +173,12 @@ fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {
 fn namespace_check(schema: u32, role: pg_sys::Oid, mode: u32) -> pg_sys::AclResult::Type {
     let schema = pg_sys::Oid::from(schema);
     #[cfg(feature = "pg15")]
-    // SAFETY: a privilege lookup.
+    // SAFETY: the function looks up a privilege by oids, and checks the oids itself.
     unsafe {
         pg_sys::pg_namespace_aclcheck(schema, role, mode as pg_sys::AclMode)
     }
     #[cfg(not(feature = "pg15"))]
-    // SAFETY: a privilege lookup.
+    // SAFETY: the function looks up a privilege by oids, and checks the oids itself.
     unsafe {
         pg_sys::object_aclcheck(pg_sys::NamespaceRelationId, schema, role, mode as pg_sys::AclMode)
     }

@@ -1,11 +1,11 @@
-//! Arguments of SQL functions that may have any size: each is measured before it is read.
+//! Arguments of SQL functions that may have any size: each argument is measured before it is read.
 //!
-//! When Rust gets no memory, it ends its process, and with it the server; Postgres would raise 53200. So the
-//! size is tested before the value is copied, on the value as the caller passes it, which may be compressed
-//! or stored out of line. A value that is then read is small, or is copied in such a way that a lack of
-//! memory is an ERROR.
+//! When an allocation by Rust fails, Rust ends the process, and with the process the whole server.
+//! Postgres would raise 53200. So the size is tested before the value is copied. The test reads the
+//! value as the caller passes it, which may be compressed or stored out of line. A value that
+//! passes the test is small, or is copied in such a way that a lack of memory is an ERROR.
 //!
-//! No value of these types may be kept after the call of its function.
+//! A value of these types must not be kept after the call to which it is an argument.
 
 use pgrx::callconv::{Arg, ArgAbi};
 use pgrx::datum::{Array, Datum, UnboxDatum};
@@ -20,27 +20,29 @@ use super::datum::{RawJsonb, Text, size, sql_name};
 use super::encoding;
 use crate::error::{Error, TextValue, given};
 
-/// A `text`.
+/// An argument of type `text`.
 #[derive(Clone, Copy, Debug)]
 pub struct TextArgument(pg_sys::Datum);
 
-/// A `jsonb`.
+/// An argument of type `jsonb`.
 #[derive(Clone, Copy, Debug)]
 pub struct JsonbArgument(pg_sys::Datum);
 
-/// A `text[]`.
+/// An argument of type `text[]`.
 #[derive(Clone, Copy, Debug)]
 pub struct TextArray(pg_sys::Datum);
 
-/// A `jsonb[]`.
+/// An argument of type `jsonb[]`.
 #[derive(Clone, Copy, Debug)]
 pub struct JsonbArray(pg_sys::Datum);
 
-/// Whether a call leaves out the argument in this place, so that it has its default. The parser puts the default there,
-/// and nothing marks it but that it has no place in the statement's text. A constant that the planner has computed has
-/// none either, and counts as left out. False where nobody knows.
+/// Returns whether a call leaves out the argument in this place (counted from 0), so that the
+/// argument has its default. The parser inserts the default. The only mark of an inserted default
+/// is that it has no location in the statement's text. A constant that the planner has computed has
+/// no location either, and counts as left out. Returns false if the call's expression is not known.
 pub fn is_left_out(fcinfo: pg_sys::FunctionCallInfo, place: usize) -> bool {
-    // SAFETY: the expression of a call is null or a node, whose tag says what it is, as do those of its arguments.
+    // SAFETY: the expression of a call is null or a node, and so is each of the call's arguments.
+    // The tag of a node says what the node is.
     unsafe {
         let call = (*(*fcinfo).flinfo).fn_expr;
         if call.is_null() || (*call).type_ != pg_sys::NodeTag::T_FuncExpr {
@@ -53,39 +55,46 @@ pub fn is_left_out(fcinfo: pg_sys::FunctionCallInfo, place: usize) -> bool {
     }
 }
 
-/// The argument in a place of a call, counted from 0, of a function whose declaration is ours. `None`: it is null.
+/// Returns the argument in a place of a call, counted from 0. The called function is one that this
+/// library declares. `None`: the argument is null.
 pub fn at<T: FromDatum>(fcinfo: pg_sys::FunctionCallInfo, place: usize) -> Option<T> {
-    // SAFETY: the call's own struct, of a function that is declared with an argument of this type there.
+    // SAFETY: `fcinfo` is the struct of the running call, and the function is declared with an
+    // argument of type `T` in this place.
     unsafe { pgrx::fcinfo::pg_getarg(fcinfo, place) }
 }
 
 impl TextArgument {
-    /// 22023 when the text has more than `most` bytes.
+    /// Raises 22023 if the text has more than `most` bytes.
     fn measure(&self, argument: &'static str, most: usize) -> Result<(), Error> {
         let bytes = self.bytes();
         if bytes > most { Err(Error::too_long(argument, bytes, most)) } else { Ok(()) }
     }
 
-    /// The text in any encoding of the server. 22023 when it has more than `most` bytes in that encoding.
+    /// Returns the text, converted from the server's encoding. Raises 22023 if the text has more
+    /// than `most` bytes in that encoding, or can't be converted to UTF-8.
     pub fn text(&self, argument: &'static str, most: usize) -> Result<Text, Error> {
         self.measure(argument, most)?;
         Ok(Text(encoding::argument(argument, self.content())?.into_owned()))
     }
 
-    /// The text, which has to be a name that shared memory and tables can have, in any function of this database.
+    /// Returns the text, which has to be a name that shared memory and tables of this database can
+    /// hold. Raises 22023 as `with_text` does.
     pub fn name(&self, argument: &'static str, most: usize) -> Result<Text, Error> {
         self.with_text(argument, most, |text| Text(text.to_owned()))
     }
 
-    /// The bytes of the text, uncompressed, in the server's encoding: only of one that was measured.
+    /// Returns the bytes of the text, uncompressed, in the server's encoding. The caller has
+    /// measured the text.
     fn content(&self) -> &[u8] {
-        // SAFETY: a text that is not null, as every value of this type. What it is unpacked to lives as long as the call.
+        // SAFETY: the value is a text that is not null, as every value of this type is. The
+        // unpacked copy lives as long as the call.
         unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(self.0.cast_mut_ptr())) }
     }
 }
 
 impl TextValue for TextArgument {
-    /// What `read` returns for the text. 22023 for one that is not ASCII, in a database of another encoding than UTF-8.
+    /// Returns what `read` returns for the text. Raises 22023 if the text has more than `most`
+    /// bytes, or is not a name that this database can hold (`encoding::name_argument`).
     fn with_text<R>(
         &self,
         argument: &'static str,
@@ -98,17 +107,20 @@ impl TextValue for TextArgument {
 }
 
 impl JsonbArgument {
-    /// The whole value, uncompressed. Postgres raises when it has no memory for it.
+    /// Returns the whole value, uncompressed. Postgres raises 53200 if there is no memory for the
+    /// value.
     pub fn open(&self) -> Option<RawJsonb> {
-        // SAFETY: a jsonb that is not null.
+        // SAFETY: the value is a jsonb that is not null.
         unsafe { RawJsonb::from_datum(self.0, false) }
     }
 }
 
 impl TextArray {
-    /// The elements. 22023 for more than `most` elements, and for an element of more than `each` bytes.
+    /// Returns the elements. Raises 22023 if the array has more than `most` elements, or if an
+    /// element has more than `each` bytes or can't be converted to UTF-8. Raises 22004 if an
+    /// element is null.
     pub fn texts(&self, argument: &'static str, most: usize, each: usize) -> Result<Vec<Text>, Error> {
-        /// The most bytes that an element and an array take beside the texts.
+        /// How many bytes, at most, an element and an array take in addition to the texts.
         const ELEMENT: usize = 12;
         const ARRAY: usize = 128;
         let refused =
@@ -117,7 +129,7 @@ impl TextArray {
         if bytes > most * (each + ELEMENT) + ARRAY {
             return Err(refused(format!("argument \"{argument}\" has {bytes} bytes")));
         }
-        // SAFETY: an array of texts that is not null.
+        // SAFETY: the value is an array of texts that is not null.
         let array = unsafe { Array::<TextArgument>::from_datum(self.0, false) };
         let array = array.ok_or(Error::NullArgument(argument))?;
         if array.len() > most {
@@ -137,9 +149,10 @@ impl TextArray {
 }
 
 impl JsonbArray {
-    /// The elements, none of which is read yet. Postgres raises when it has no memory for the array.
+    /// Returns the elements, without reading any of them. Postgres raises 53200 if there is no
+    /// memory for the array.
     pub fn open(&self) -> Option<Array<'_, JsonbArgument>> {
-        // SAFETY: an array of jsonb that is not null.
+        // SAFETY: the value is an array of jsonb that is not null.
         unsafe { Array::from_datum(self.0, false) }
     }
 }
@@ -147,10 +160,11 @@ impl JsonbArray {
 macro_rules! argument {
     ($rust:ty, $sql:literal) => {
         impl $rust {
-            /// How many bytes the value has when it is uncompressed. Reads neither a compressed value nor one
-            /// that is stored out of line.
+            /// Returns how many bytes the value has when it is uncompressed. Reads neither a
+            /// compressed value nor a value that is stored out of line.
             pub fn bytes(&self) -> usize {
-                // SAFETY: an argument, or an element of one, of a type of variable length.
+                // SAFETY: the value is an argument, or an element of an argument, of a type of
+                // variable length.
                 unsafe { size(self.0) }
             }
         }
@@ -163,26 +177,26 @@ macro_rules! argument {
                 (!is_null && !datum.is_null()).then_some(Self(datum))
             }
         }
-        // SAFETY: it keeps the word and reads nothing.
+        // SAFETY: `unbox` keeps the word and reads nothing.
         unsafe impl UnboxDatum for $rust {
             type As<'src> = Self;
             unsafe fn unbox<'src>(datum: Datum<'src>) -> Self
             where
                 Self: 'src,
             {
-                // SAFETY: the same word.
+                // SAFETY: both types are the same word.
                 Self(unsafe { std::mem::transmute::<Datum<'src>, pg_sys::Datum>(datum) })
             }
         }
-        // SAFETY: as pgrx does for its own types of this kind.
+        // SAFETY: the implementation does what pgrx does for its own types of this kind.
         unsafe impl<'fcx> ArgAbi<'fcx> for $rust {
             unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
-                // SAFETY: an argument of this type.
+                // SAFETY: `arg` is an argument of this type.
                 unsafe { arg.unbox_arg_using_from_datum() }
                     .unwrap_or_else(|| pgrx::error!("an argument is null"))
             }
             unsafe fn unbox_nullable_arg(arg: Arg<'_, 'fcx>) -> Nullable<Self> {
-                // SAFETY: as above.
+                // SAFETY: `arg` is an argument of this type.
                 unsafe { arg.unbox_arg_using_from_datum::<Self>() }.into()
             }
         }

@@ -1,7 +1,8 @@
-//! Background workers: registering one, and the first steps of its main function.
+//! Background workers: how to register a worker, and the first steps of a worker's main function.
 //!
-//! A main that returns exits with 0, which takes the worker out for good, whatever its restart time;
-//! so the coordinator never returns, and a keeper returns only when it is not wanted any more.
+//! A main function that returns ends its process with the exit code 0. Postgres then removes the
+//! worker for good, whatever its restart time is. So the coordinator never returns, and a keeper
+//! returns only when it is not wanted any more.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
@@ -10,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-// pgrx's versions of these are Rust wrappers, which can't be given to Postgres as signal handlers.
+// pgrx's versions of these functions are Rust wrappers, which can't be given to Postgres as signal
+// handlers.
 unsafe extern "C-unwind" {
     fn die(signal: c_int);
     fn SignalHandlerForConfigReload(signal: c_int);
@@ -23,17 +25,20 @@ use pg_sys::pqsignal;
 #[cfg(feature = "pg18")]
 use pg_sys::pqsignal_be as pqsignal;
 
+/// A background worker as this library describes it to Postgres.
 pub struct WorkerSpec<'a> {
-    /// Shown by ps and in the log.
+    /// The name that ps and the log show.
     pub name: &'a str,
-    /// `backend_type` in pg_stat_activity.
+    /// The worker's `backend_type` in pg_stat_activity.
     pub kind: &'a str,
-    /// The exported main function.
+    /// The name of the exported main function.
     pub function: &'a str,
+    /// The argument of the main function.
     pub argument: u32,
 }
 
-/// A worker that was launched; it lives in the memory of the process that launched it.
+/// A worker that this process launched. The handle lives in the memory of the process that launched
+/// the worker.
 pub struct WorkerHandle(*mut pg_sys::BackgroundWorkerHandle);
 
 fn describe(worker: &WorkerSpec<'_>, restart_seconds: i32) -> pg_sys::BackgroundWorker {
@@ -58,31 +63,33 @@ fn copy(to: &mut [c_char], from: &str) {
     }
 }
 
-/// While preloading: Postgres starts it when recovery is over, and again this long after it ended.
+/// Registers a worker while the library is preloaded. Postgres starts the worker when recovery is
+/// over, and again `restart_seconds` seconds after each end with an exit code other than 0.
 pub fn register(worker: &WorkerSpec<'_>, restart_seconds: i32) {
     let mut w = describe(worker, restart_seconds);
     // SAFETY: Postgres copies the struct.
     unsafe { pg_sys::RegisterBackgroundWorker(&mut w) }
 }
 
-/// Starts a worker now that Postgres never restarts by itself, and sets our latch when it starts and
-/// ends. `None` when every slot of max_worker_processes is in use.
+/// Starts a worker that Postgres never restarts. Postgres sets this process's latch when the worker
+/// starts and when the worker ends. `None`: every slot of max_worker_processes is in use.
 pub fn launch(worker: &WorkerSpec<'_>) -> Option<WorkerHandle> {
     let mut w = describe(worker, pg_sys::BGW_NEVER_RESTART);
     w.bgw_notify_pid = super::latch::my_pid();
     let mut handle = std::ptr::null_mut();
-    // SAFETY: Postgres copies the struct and allocates the handle in the current memory context,
-    // which is made the process's longest-lived one.
+    // SAFETY: Postgres copies the struct. Postgres allocates the handle in the current memory
+    // context, which is switched to the context that lives as long as the process.
     let launched = unsafe {
         let before = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
         let launched = pg_sys::RegisterDynamicBackgroundWorker(&mut w, &mut handle);
         pg_sys::MemoryContextSwitchTo(before);
         launched
     };
-    launched.then(|| WorkerHandle(handle)) // a handle of null must not even be dropped
+    launched.then(|| WorkerHandle(handle)) // a null handle must not exist: its `drop` would free null
 }
 
 impl WorkerHandle {
+    /// Returns whether the worker has ended.
     pub fn has_stopped(&self) -> bool {
         let mut pid = 0;
         // SAFETY: the handle is valid until it is dropped.
@@ -92,29 +99,30 @@ impl WorkerHandle {
 
 impl Drop for WorkerHandle {
     fn drop(&mut self) {
-        // SAFETY: allocated by `launch` and freed once.
+        // SAFETY: `launch` allocated the handle, and `drop` frees it once.
         unsafe { pg_sys::pfree(self.0.cast()) }
     }
 }
 
-/// What starts a worker again that was terminated.
+/// What restarts a worker that was terminated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restarted {
-    /// The postmaster, if it ends with an exit code of 1.
+    /// The postmaster restarts the worker if the worker ends with the exit code 1.
     ByPostmaster,
-    /// The process that launched it, in whatever way it ends.
+    /// The process that launched the worker starts another one, whatever the exit code is.
     ByLauncher,
 }
 
-/// A worker's first step: SIGTERM ends it at the next interrupt check, in the middle of a transaction too, without a
-/// word in the log. SIGHUP makes `reload_config` read the settings. SIGINT, which pg_cancel_backend sends, is for the
-/// timeouts of Postgres only.
+/// Installs a worker's signal handlers, as the worker's first step. SIGTERM ends the worker at the
+/// next interrupt check, also in the middle of a transaction, and writes no line into the log.
+/// SIGHUP makes `reload_config` read the settings. SIGINT, which pg_cancel_backend sends, only
+/// serves the timeouts of Postgres.
 ///
-/// Postgres ignores a SIGHUP that comes between the fork and this call, and the worker has the settings from before
-/// the fork. So the first `reload_config` reads them in any case.
+/// Postgres ignores a SIGHUP that arrives between the fork and this call, and the worker has the
+/// settings from before the fork. So the first call of `reload_config` always reads the settings.
 pub fn take_signals(restarted: Restarted) {
     leave_quietly(restarted);
-    // SAFETY: async-signal-safe handlers; the flag is a plain global.
+    // SAFETY: the handlers are async-signal-safe, and the flag is a plain global.
     unsafe {
         pqsignal(pg_sys::SIGTERM as c_int, Some(die));
         pqsignal(pg_sys::SIGINT as c_int, Some(cancel_at_timeout));
@@ -124,13 +132,15 @@ pub fn take_signals(restarted: Restarted) {
     }
 }
 
-/// Postgres' timers for locks and for steps (`xact::limit`) end a wait by a SIGINT to their own process. One that comes
-/// from elsewhere would be an ERROR outside of a transaction, which ends the worker: it is nothing to a worker.
+/// Handles SIGINT. Postgres' timers for locks and for steps (`xact::limit`) end a wait by a SIGINT
+/// to their own process. This handler ignores a SIGINT from elsewhere: outside of a transaction it
+/// would be an ERROR, which ends the worker.
 unsafe extern "C-unwind" fn cancel_at_timeout(signal: c_int) {
-    // The same in 15 to 18.
+    // These numbers are the same in Postgres 15 to 18.
     const LOCK_TIMEOUT: c_int = 2;
     const STATEMENT_TIMEOUT: c_int = 3;
-    // SAFETY: reads flags that are set before the signal is sent; what is called is a handler itself.
+    // SAFETY: the timer sets the flags before it sends the signal, and `StatementCancelHandler` is
+    // a signal handler itself.
     unsafe {
         if get_timeout_indicator(LOCK_TIMEOUT, false) || get_timeout_indicator(STATEMENT_TIMEOUT, false) {
             StatementCancelHandler(signal);
@@ -138,17 +148,20 @@ unsafe extern "C-unwind" fn cancel_at_timeout(signal: c_int) {
     }
 }
 
-/// Set when this process ends because it was told to.
+/// Whether this process ends because of a SIGTERM. `without_termination` sets the flag, and
+/// `exiting` reads and clears it.
 static TERMINATED: AtomicBool = AtomicBool::new(false);
 
-/// The hook that was there before ours.
+/// The log hook that was installed before this library's hook.
 static LOG_HOOK: OnceLock<pg_sys::emit_log_hook_type> = OnceLock::new();
 
-/// Postgres ends a worker on SIGTERM by a FATAL, which aborts the worker's transaction wherever it is. In the log that
-/// line is an alarm at each clean stop of a server. The error stays a FATAL, is not logged, and ends the process with an
-/// exit code of 0.
+/// Keeps a termination out of the log. On SIGTERM Postgres ends a worker by a FATAL, which aborts
+/// the worker's transaction wherever it is. The log line of that FATAL would be an alarm at each
+/// clean stop of a server. The error stays a FATAL, is not logged, and ends the process with the
+/// exit code 0 (except where the postmaster restarts the worker: see `exiting`).
 fn leave_quietly(restarted: Restarted) {
-    // SAFETY: globals of this process; both functions live as long as the library, which is never unloaded.
+    // SAFETY: the variables are globals of this process, and both functions live as long as the
+    // library, which is never unloaded.
     unsafe {
         if LOG_HOOK.set(pg_sys::emit_log_hook).is_ok() {
             pg_sys::emit_log_hook = Some(without_termination);
@@ -158,9 +171,10 @@ fn leave_quietly(restarted: Restarted) {
     }
 }
 
-/// Called by Postgres for each line of the log. Raises nothing.
+/// Keeps the FATAL of a SIGTERM out of the log. Postgres calls this hook for each line of the log.
+/// The hook raises nothing.
 unsafe extern "C-unwind" fn without_termination(line: *mut pg_sys::ErrorData) {
-    // SAFETY: the line that is being logged.
+    // SAFETY: `line` is the line that is being logged.
     unsafe {
         let is_fatal = (*line).elevel == FATAL as c_int;
         if is_fatal && (*line).sqlerrcode == PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN as c_int {
@@ -173,41 +187,48 @@ unsafe extern "C-unwind" fn without_termination(line: *mut pg_sys::ErrorData) {
     }
 }
 
-/// The postmaster logs other exit codes than 0. It starts a worker of its own again after another one only.
+/// Replaces the exit code of a terminated worker by 0, because the postmaster logs any other code.
+/// A worker that the postmaster restarts keeps its code, except while the server stops: after the
+/// code 0 the postmaster does not restart the worker.
 #[pg_guard]
 unsafe extern "C-unwind" fn exiting(code: c_int, by_postmaster: pg_sys::Datum) {
     let comes_back = by_postmaster.value() != 0 && !is_server_stopping();
     if code != 0 && TERMINATED.swap(false, Ordering::Relaxed) && !comes_back {
-        // SAFETY: callbacks may end the process with another code: those that are left run next, each once.
+        // SAFETY: an exit callback may end the process with another code. The callbacks that are
+        // left run next, each once.
         unsafe { pg_sys::proc_exit(0) }
     }
 }
 
-/// Whether the postmaster has begun to stop the server, which it writes into its file before it sends a signal. The
-/// working directory of every process is the data directory.
+/// Returns whether the postmaster has begun to stop the server. The postmaster writes its state
+/// into postmaster.pid before it sends a signal. The working directory of every process is the data
+/// directory.
 fn is_server_stopping() -> bool {
     const STATUS: usize = 7;
     let file = std::fs::read_to_string("postmaster.pid").unwrap_or_default();
     file.lines().nth(STATUS).is_some_and(|status| status.trim() == "stopping")
 }
 
-/// Connects to no database: shared catalogs only, and no DROP or CREATE DATABASE ever waits for us.
+/// Connects to no database. The worker can read only the shared catalogs, and no DROP or CREATE
+/// DATABASE ever waits for the worker.
 pub fn connect_to_none() {
-    // SAFETY: once, after `take_signals`.
+    // SAFETY: a worker connects once, after `take_signals`.
     unsafe { pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0) }
 }
 
-/// Connects as the bootstrap superuser. FATAL when the database is gone or takes no connections.
+/// Connects to a database as the bootstrap superuser. Raises a FATAL if the database does not exist
+/// or takes no connections.
 pub fn connect_to(database: u32) {
-    // SAFETY: once, after `take_signals`.
+    // SAFETY: a worker connects once, after `take_signals`.
     unsafe {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(pg_sys::Oid::from(database), pg_sys::InvalidOid, 0);
     }
 }
 
-/// Reads the settings again if SIGHUP asked for it, and at the first call. Returns whether it did.
+/// Reads the settings if a SIGHUP arrived since the last call, and at the first call. Returns
+/// whether it read them.
 pub fn reload_config() -> bool {
-    // SAFETY: plain globals, and a call at a point where no transaction is open.
+    // SAFETY: the variables are plain globals, and the caller has no open transaction.
     unsafe {
         let asked = pg_sys::ConfigReloadPending != 0;
         if asked {
@@ -218,9 +239,9 @@ pub fn reload_config() -> bool {
     }
 }
 
-/// What pg_stat_activity shows of this worker while it waits.
+/// Sets the name that pg_stat_activity shows for this worker, and marks the worker as idle.
 pub fn report_name(name: &CStr) {
-    // SAFETY: copied.
+    // SAFETY: Postgres copies the name.
     unsafe {
         pg_sys::pgstat_report_appname(name.as_ptr());
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());

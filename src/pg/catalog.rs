@@ -7,20 +7,25 @@ use pgrx::pg_sys;
 use super::c_name;
 use super::catalog_scan::{self as scan, Key};
 
+/// Returns the oid of a schema, as this transaction's caches have it. `None`: there is no such
+/// schema.
 pub fn namespace(name: &str) -> Option<u32> {
     let name = c_name(name);
-    // SAFETY: `name` lives for the call.
+    // SAFETY: `name` lives as long as the call.
     some(unsafe { pg_sys::get_namespace_oid(name.as_ptr(), true) })
 }
 
-/// The name of a schema, as this transaction's caches have it. `None`: there is no such schema.
+/// Returns the name of a schema, as this transaction's caches have it. `None`: there is no such
+/// schema.
 pub fn schema_name(schema: u32) -> Option<String> {
     with_schema_name(schema, scan::lossy)
 }
 
-/// The same in the server's encoding, without a copy: `read` gets the name.
+/// Calls `read` with the name of a schema, in the server's encoding and without a copy, and returns
+/// the result. `None`: there is no such schema.
 pub fn with_schema_name<R>(schema: u32, read: impl FnOnce(&CStr) -> R) -> Option<R> {
-    // SAFETY: a catalog lookup; the name is freed after it was read.
+    // SAFETY: the function looks up the name in a cache. The name is freed after `read` has
+    // returned.
     unsafe {
         let name = pg_sys::get_namespace_name(pg_sys::Oid::from(schema));
         if name.is_null() {
@@ -32,14 +37,16 @@ pub fn with_schema_name<R>(schema: u32, read: impl FnOnce(&CStr) -> R) -> Option
     }
 }
 
-/// A relation of any kind by its name in a schema.
+/// Returns the oid of a relation of any kind by its name in a schema, as this transaction's caches
+/// have it. `None`: there is no such relation.
 pub fn relation(namespace: u32, name: &str) -> Option<u32> {
     let name = c_name(name);
-    // SAFETY: `name` lives for the call.
+    // SAFETY: `name` lives as long as the call.
     some(unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::Oid::from(namespace)) })
 }
 
-/// What pg_class says of a relation now, whatever the statement's snapshot shows.
+/// Fields of a relation's row in pg_class, as the caches have the row now. The statement's snapshot
+/// does not matter.
 #[derive(Clone, Copy)]
 struct Class {
     owner: u32,
@@ -48,7 +55,7 @@ struct Class {
 }
 
 fn class(relation: u32) -> Option<Class> {
-    // SAFETY: a cache of pg_class by oid; the fields are copied.
+    // SAFETY: RELOID is a cache of pg_class by oid, and the fields are copied.
     unsafe {
         field(pg_sys::SysCacheIdentifier::RELOID as i32, relation, |tuple| {
             let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
@@ -61,10 +68,12 @@ fn class(relation: u32) -> Option<Class> {
     }
 }
 
-/// Whether a relation has this name and is in this schema, as this transaction's caches have it.
+/// Returns whether a relation has this name and is in this schema, as this transaction's caches
+/// have it.
 pub fn is_named(relation: u32, schema: u32, name: &str) -> bool {
     let name = c_name(name);
-    // SAFETY: a cache of pg_class by oid; the fields are compared before the tuple is released.
+    // SAFETY: RELOID is a cache of pg_class by oid, and the fields are compared before the tuple is
+    // released.
     let named = unsafe {
         field(pg_sys::SysCacheIdentifier::RELOID as i32, relation, |tuple| {
             let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
@@ -74,9 +83,11 @@ pub fn is_named(relation: u32, schema: u32, name: &str) -> bool {
     named == Some(true)
 }
 
-/// Whether a relation that is not temporary has this name, in whatever schema, as this transaction's caches have it.
+/// Returns whether a relation is not temporary and has this name, in any schema, as this
+/// transaction's caches have it.
 pub fn is_called(relation: u32, name: &str) -> bool {
-    // SAFETY: a cache of pg_class by oid; the name is compared before the tuple is released.
+    // SAFETY: RELOID is a cache of pg_class by oid, and the name is compared before the tuple is
+    // released.
     let called = unsafe {
         field(pg_sys::SysCacheIdentifier::RELOID as i32, relation, |tuple| {
             let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
@@ -87,41 +98,43 @@ pub fn is_called(relation: u32, name: &str) -> bool {
     called == Some(true)
 }
 
-/// The schema of a relation, as this transaction's caches have it.
+/// Returns the schema of a relation, as this transaction's caches have it. `None`: there is no such
+/// relation.
 pub fn schema_of(relation: u32) -> Option<u32> {
-    // SAFETY: a catalog lookup.
+    // SAFETY: the function looks up a relation by its oid, and checks the oid itself.
     some(unsafe { pg_sys::get_rel_namespace(pg_sys::Oid::from(relation)) })
 }
 
-/// The type of a relation's column, if it has one of this name.
+/// Returns the type of a relation's column. `None`: the relation has no column of this name.
 fn column_type(relation: u32, name: &str) -> Option<pg_sys::Oid> {
     let (relation, name) = (pg_sys::Oid::from(relation), c_name(name));
-    // SAFETY: catalog lookups; `name` lives for the call.
+    // SAFETY: the functions look up catalog rows, and `name` lives as long as the calls.
     unsafe {
         let number = pg_sys::get_attnum(relation, name.as_ptr());
         (number > 0).then(|| pg_sys::get_atttype(relation, number))
     }
 }
 
-/// `<prefix>.oban_peers`, of Oban's kind: an ordinary table with Oban's columns and their types.
+/// `<prefix>.oban_peers` as Oban makes it: an ordinary table with Oban's columns and their types.
 #[derive(Clone, Copy)]
 pub struct PeersTable {
     pub oid: u32,
-    /// Whether `oban_install` added its columns.
+    /// Whether the table has the columns that `oban_install` adds.
     pub installed: bool,
 }
 
-/// As it is now. A table of another shape, or a temporary one of another session, is none.
+/// Returns the table of leaders of a prefix, as the caches have it now. `None`: the prefix or the
+/// table does not exist, the table has another shape, or it is temporary.
 pub fn peers_table(prefix: &str) -> Option<PeersTable> {
     peers_table_in(namespace(prefix)?)
 }
 
-/// The same in a schema by its oid.
+/// Returns the table of leaders of a schema, as `peers_table` does.
 pub fn peers_table_in(schema: u32) -> Option<PeersTable> {
     peers_table_of(relation(schema, "oban_peers")?)
 }
 
-/// The same for a relation by its oid.
+/// Returns a relation as a table of leaders, as `peers_table` does.
 pub fn peers_table_of(oid: u32) -> Option<PeersTable> {
     class(oid).filter(|c| c.kind == b'r' && c.persistence != b't')?;
     let all = |names: [&str; 2], wanted: &dyn Fn(pg_sys::Oid) -> bool| {
@@ -133,12 +146,14 @@ pub fn peers_table_of(oid: u32) -> Option<PeersTable> {
     .then(|| PeersTable { oid, installed: typed(["term", "boot"], pg_sys::INT8OID) })
 }
 
-/// What `read` takes out of the tuple that a catalog's cache has for this id.
+/// Returns what `read` takes out of the tuple that a catalog's cache has for this oid. `None`: the
+/// cache has no such tuple.
 ///
 /// # Safety
-/// `cache` is one that is keyed by an oid alone, and `read` returns nothing that points into the tuple.
+/// `cache` is keyed by an oid alone, and `read` returns nothing that points into the tuple.
 unsafe fn field<T>(cache: i32, id: u32, read: impl FnOnce(pg_sys::HeapTuple) -> T) -> Option<T> {
-    // SAFETY: the caller's promise; the tuple is released after it was read.
+    // SAFETY: the caller promises a cache that is keyed by an oid. The tuple is released after
+    // `read` has returned.
     unsafe {
         let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(pg_sys::Oid::from(id)));
         if tuple.is_null() {
@@ -150,20 +165,22 @@ unsafe fn field<T>(cache: i32, id: u32, read: impl FnOnce(pg_sys::HeapTuple) -> 
     }
 }
 
+/// Locks a relation in the mode `mode` until the end of the transaction. Waits for the lock.
 pub(super) fn lock(relation: u32, mode: u32) {
-    // SAFETY: locks a relation by its id, which needs not exist.
+    // SAFETY: the lock is on an oid, and no relation needs to have this oid.
     unsafe { pg_sys::LockRelationOid(pg_sys::Oid::from(relation), mode as i32) }
 }
 
-/// The owner of a relation.
+/// Returns the owner of a relation. `None`: there is no such relation.
 pub(super) fn owner(relation: u32) -> Option<u32> {
     class(relation).map(|c| c.owner)
 }
 
-/// `"schema"."name"` of a relation.
+/// Returns `"schema"."name"` of a relation, quoted where necessary. `None`: there is no such
+/// relation.
 pub fn qualified_name(relation: u32) -> Option<String> {
     let relation = pg_sys::Oid::from(relation);
-    // SAFETY: catalog lookups; the names are copied.
+    // SAFETY: the functions look up catalog rows, and the names are copied.
     unsafe {
         let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
         let name = pg_sys::get_rel_name(relation);
@@ -175,15 +192,17 @@ pub fn qualified_name(relation: u32) -> Option<String> {
     }
 }
 
-/// Which of the columns that `oban_install` adds to a table of leaders are there.
+/// Which of the columns that `oban_install` adds to a table of leaders exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Added {
     pub term: bool,
     pub boot: bool,
 }
 
-/// Of a relation that is a table of leaders otherwise, and whose columns of these names are of no other kind. The
-/// types are Postgres' own, so that reading and writing their values runs no code of the table's owner.
+/// Returns which of the columns that `oban_install` adds a table of leaders has. `None`: the
+/// relation is not a table of leaders apart from these columns, or it has a column `term` or `boot`
+/// of another kind. The types are types of Postgres, so reading and writing their values runs no
+/// code of the table's owner.
 pub fn peers_columns(relation: u32) -> Option<Added> {
     let has =
         |name: &str, types: &[pg_sys::Oid]| plain_column(relation, name).map(|kind| types.contains(&kind));
@@ -202,10 +221,11 @@ pub fn peers_columns(relation: u32) -> Option<Added> {
     Some(Added { term: added("term")?, boot: added("boot")? })
 }
 
-/// An ordinary table whose columns are nobody else's business: no temporary one, no partition and none that is
-/// made after a type.
+/// Returns whether a relation is an ordinary table whose columns depend on no other object: the
+/// table is not temporary, is not a partition, and is not a table OF a type.
 fn is_table_by_itself(relation: u32) -> bool {
-    // SAFETY: a cache of pg_class by oid; the fields are read before the tuple is released.
+    // SAFETY: RELOID is a cache of pg_class by oid, and the fields are read before the tuple is
+    // released.
     let found = unsafe {
         field(pg_sys::SysCacheIdentifier::RELOID as i32, relation, |tuple| {
             let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
@@ -218,11 +238,13 @@ fn is_table_by_itself(relation: u32) -> bool {
     found == Some(true)
 }
 
-/// The type of a column that is stored as it is written: neither generated nor an identity, and of a type
-/// without a modifier, which could change its values.
+/// Returns the type of a column that is stored as it is written. Such a column is neither generated
+/// nor an identity, and its type has no modifier, which could change values. `None`: the column
+/// does not exist or is of another kind.
 fn plain_column(relation: u32, name: &str) -> Option<pg_sys::Oid> {
     let (relation, name) = (pg_sys::Oid::from(relation), c_name(name));
-    // SAFETY: catalog lookups; `name` lives for the calls, and the tuple is released after it was read.
+    // SAFETY: the functions look up catalog rows. `name` lives as long as the calls, and the tuple
+    // is released after it was read.
     unsafe {
         let number = pg_sys::get_attnum(relation, name.as_ptr());
         if number <= 0 {
@@ -242,19 +264,22 @@ fn plain_column(relation: u32, name: &str) -> Option<pg_sys::Oid> {
     }
 }
 
-/// Whether a relation may be a table of jobs: an ordinary or a partitioned table, and no temporary one.
+/// Returns whether a relation may be a table of jobs: an ordinary or a partitioned table that is
+/// not temporary.
 pub fn is_jobs_table(relation: u32) -> bool {
     class(relation).is_some_and(|c| matches!(c.kind, b'r' | b'p') && c.persistence != b't')
 }
 
-/// Whether a relation has a column of this type.
+/// Returns whether a relation has a column of this name and type.
 pub fn has_column(relation: u32, name: &str, kind: u32) -> bool {
     column_type(relation, name) == Some(pg_sys::Oid::from(kind))
 }
 
+/// Returns the oid of a type by its name in a schema, as this transaction's caches have it. `None`:
+/// there is no such type.
 pub fn type_named(namespace: u32, name: &str) -> Option<u32> {
     let name = c_name(name);
-    // SAFETY: a catalog lookup; `name` lives for the call.
+    // SAFETY: the function looks up a catalog row, and `name` lives as long as the call.
     some(unsafe {
         pg_sys::GetSysCacheOid(
             pg_sys::SysCacheIdentifier::TYPENAMENSP as i32,
@@ -267,27 +292,28 @@ pub fn type_named(namespace: u32, name: &str) -> Option<u32> {
     })
 }
 
-/// Whether a type is an enum that has each of these labels.
+/// Returns whether a type is an enum that has each of these labels.
 pub fn is_enum_of<'a>(kind: u32, mut labels: impl Iterator<Item = &'a str>) -> bool {
     let kind = pg_sys::Oid::from(kind);
-    // SAFETY: a catalog lookup.
+    // SAFETY: the function looks up a type by its oid, and checks the oid itself.
     let is_enum = unsafe { pg_sys::get_typtype(kind) as u8 } == pg_sys::TYPTYPE_ENUM;
     is_enum && labels.all(|label| super::tuple::enum_label(kind, &c_name(label)).is_some())
 }
 
-/// Whether this transaction made a relation, or changed it last.
+/// Returns whether this transaction created a relation, or was the last to change it.
 pub fn is_relation_of_this_transaction(relation: u32) -> bool {
     is_of_this_transaction(pg_sys::SysCacheIdentifier::RELOID as i32, relation)
 }
 
-/// Whether this transaction made a type, or changed it last.
+/// Returns whether this transaction created a type, or was the last to change it.
 pub fn is_type_of_this_transaction(kind: u32) -> bool {
     is_of_this_transaction(pg_sys::SysCacheIdentifier::TYPEOID as i32, kind)
 }
 
-/// The catalog's row says which transaction wrote it; `cache` is one that is keyed by an oid alone.
+/// Returns whether this transaction wrote the newest version of a catalog row. The row's header
+/// names the transaction that wrote it. `cache` is keyed by an oid alone.
 fn is_of_this_transaction(cache: i32, id: u32) -> bool {
-    // SAFETY: the tuple's header is read before it is released.
+    // SAFETY: the tuple's header is read before the tuple is released.
     let writer = unsafe {
         field(cache, id, |tuple| {
             let header = (*tuple).t_data;
@@ -295,35 +321,38 @@ fn is_of_this_transaction(cache: i32, id: u32) -> bool {
             ((*header).t_infomask & frozen != frozen).then(|| (*header).t_choice.t_heap.t_xmin)
         })
     };
-    // SAFETY: reads the state of this transaction.
+    // SAFETY: the function reads the state of this transaction.
     writer.flatten().is_some_and(|xid| unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xid) })
 }
 
-/// A relation's name as messages show it.
+/// Returns a relation's name as messages show it: the qualified name, or the oid if there is no
+/// such relation.
 pub fn shown_name(relation: u32) -> String {
     qualified_name(relation).unwrap_or_else(|| relation.to_string())
 }
 
-/// Locks a table against what changes its name, schema, owner or kind, until the end of the transaction;
-/// everything else goes on.
+/// Locks a table until the end of the transaction, so that its name, schema, owner and kind stay.
+/// Other sessions can still read and write rows.
 pub fn lock_name(table: u32) {
     lock(table, pg_sys::AccessShareLock);
 }
 
-/// The same for a transaction that creates triggers on it: nobody writes rows meanwhile.
+/// Locks a table until the end of the transaction, before triggers are created on it. Other
+/// sessions can read rows, and can't write any.
 pub fn lock_for_triggers(table: u32) {
     lock(table, pg_sys::ShareRowExclusiveLock);
 }
 
-/// The same for a transaction that drops triggers or changes columns: nobody reads rows meanwhile.
+/// Locks a table until the end of the transaction, before triggers are dropped or columns changed.
+/// Other sessions can neither read nor write rows.
 pub fn lock_for_alteration(table: u32) {
     lock(table, pg_sys::AccessExclusiveLock);
 }
 
-/// Locks a schema until the end of the transaction, against the same lock only: tables in it can
-/// still be used and created.
+/// Locks a schema until the end of the transaction. The lock conflicts only with itself: other
+/// sessions can still use and create tables in the schema.
 pub fn lock_namespace(namespace: u32) {
-    // SAFETY: locks an object by its id.
+    // SAFETY: the lock is on an oid, and no object needs to have this oid.
     unsafe {
         pg_sys::LockDatabaseObject(
             pg_sys::NamespaceRelationId,
@@ -334,9 +363,9 @@ pub fn lock_namespace(namespace: u32) {
     }
 }
 
-/// Takes back one `lock_namespace` of this transaction.
+/// Releases one `lock_namespace` of this transaction.
 pub fn unlock_namespace(namespace: u32) {
-    // SAFETY: unlocks an object by its id that this transaction has locked.
+    // SAFETY: this transaction holds the lock on this oid.
     unsafe {
         pg_sys::UnlockDatabaseObject(
             pg_sys::NamespaceRelationId,
@@ -354,7 +383,8 @@ pub struct Extension {
     pub schema: u32,
 }
 
-/// The extension of this name, as it is committed now. Needs a transaction.
+/// Returns the extension of this name, as committed now. Needs a transaction. `None`: there is no
+/// such extension.
 pub fn extension(name: &str) -> Option<Extension> {
     let found = scan::rows(scan::EXTENSIONS, &[("extname", Key::Name(&c_name(name)))], |row| {
         Some(Extension { oid: row.oid("oid"), schema: row.oid("extnamespace") })
@@ -362,50 +392,55 @@ pub fn extension(name: &str) -> Option<Extension> {
     found.into_iter().next()
 }
 
-/// The same without waiting for anybody. `None`: pg_extension is locked.
+/// Returns the extension of this name, as `extension` does, without waiting for a lock. The outer
+/// `None`: another session has locked pg_extension.
 pub fn extension_without_waiting(name: &str) -> Option<Option<Extension>> {
-    // SAFETY: the lock is the transaction's, which gives it back at its end.
+    // SAFETY: the transaction owns the lock, and releases it at its end.
     let locked = unsafe {
         pg_sys::ConditionalLockRelationOid(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock as i32)
     };
     locked.then(|| extension(name))
 }
 
-/// The schema of this name, as it is committed now.
+/// Returns the oid of the schema of this name, as committed now. `None`: there is no such schema.
 pub fn namespace_now(name: &str) -> Option<u32> {
     let name = c_name(name);
     if name.count_bytes() > 63 {
-        return None; // Postgres cuts longer names; no schema has one
+        return None; // Postgres truncates longer names, so no schema has such a name
     }
     let found = scan::rows(scan::SCHEMA_NAMES, &[("nspname", Key::Name(&name))], |row| Some(row.oid("oid")));
     found.into_iter().next()
 }
 
-/// The name of a schema, as it is committed now.
+/// Returns the name of a schema, as committed now. `None`: there is no such schema.
 pub fn namespace_name(oid: u32) -> Option<String> {
     let found = scan::rows(scan::SCHEMAS, &[("oid", Key::Oid(oid))], |row| Some(row.name("nspname")));
     found.into_iter().next()
 }
 
-/// The same in the server's encoding.
+/// Returns the name of a schema in the server's encoding, as committed now. `None`: there is no
+/// such schema.
 pub fn namespace_bytes(oid: u32) -> Option<Vec<u8>> {
     let name = |row: &scan::CatalogRow| Some(row.name_bytes("nspname"));
     scan::rows(scan::SCHEMAS, &[("oid", Key::Oid(oid))], name).into_iter().next()
 }
 
-/// Whether there is no schema of this oid, not even one that a transaction in progress has created.
+/// Returns whether no schema has this oid. A schema that a running transaction has created counts
+/// as existing.
 pub fn is_no_schema(oid: u32) -> bool {
     scan::rows_in_progress(scan::SCHEMAS, &[("oid", Key::Oid(oid))], |_| Some(())).is_empty()
 }
 
-/// A relation of any kind by its name in a schema, as it is committed now.
+/// Returns the oid of a relation of any kind by its name in a schema, as committed now. `None`:
+/// there is no such relation.
 pub fn relation_now(namespace: u32, name: &str) -> Option<u32> {
     let name = c_name(name);
     let keys = [("relname", Key::Name(&name)), ("relnamespace", Key::Oid(namespace))];
     scan::rows(scan::RELATIONS, &keys, |row| Some(row.oid("oid"))).into_iter().next()
 }
 
-/// The ordinary tables of this name that are not temporary, each with its schema, as they are committed now.
+/// Returns the ordinary tables of this name that are not temporary, as committed now. Each entry is
+/// the oids of a table and of the table's schema.
 pub fn tables_named(name: &str) -> Vec<(u32, u32)> {
     scan::rows(scan::RELATIONS, &[("relname", Key::Name(&c_name(name)))], |row| {
         let is_table = row.char("relkind") == pg_sys::RELKIND_RELATION
@@ -414,14 +449,14 @@ pub fn tables_named(name: &str) -> Vec<(u32, u32)> {
     })
 }
 
-/// The schemas that have a relation of this name which is not temporary, as they are committed now.
+/// Returns the schemas that have a relation of this name which is not temporary, as committed now.
 pub fn schemas_of(name: &str) -> Vec<u32> {
     scan::rows(scan::RELATIONS, &[("relname", Key::Name(&c_name(name)))], |row| {
         (row.char("relpersistence") != pg_sys::RELPERSISTENCE_TEMP).then(|| row.oid("relnamespace"))
     })
 }
 
-/// The schemas that are not Postgres' own, as they are committed now.
+/// Returns the schemas that do not belong to Postgres, as committed now.
 pub fn schemas_of_users() -> Vec<u32> {
     scan::rows(scan::SCHEMAS, &[], |row| {
         let name = row.name("nspname");
@@ -429,7 +464,7 @@ pub fn schemas_of_users() -> Vec<u32> {
     })
 }
 
-/// Whether a relation has columns of all these names and this type, as it is committed now.
+/// Returns whether a relation has columns of all these names and of this type, as committed now.
 pub fn has_columns(relation: u32, names: &[&str], type_oid: pg_sys::Oid) -> bool {
     let found = scan::rows(scan::COLUMNS, &[("attrelid", Key::Oid(relation))], |row| {
         let is_one = !row.bool("attisdropped") && row.oid("atttypid") == type_oid.to_u32();
@@ -438,8 +473,8 @@ pub fn has_columns(relation: u32, names: &[&str], type_oid: pg_sys::Oid) -> bool
     names.iter().all(|name| found.iter().any(|found| found == name))
 }
 
-/// Whether a table has an enabled trigger of this name that calls this function, as it is committed now or as this
-/// transaction has left it.
+/// Returns whether a table has an enabled trigger of this name that calls this function. Sees what
+/// is committed now and what this transaction has done.
 pub fn has_enabled_trigger(table: u32, name: &str, function: u32) -> bool {
     let keys = [("tgrelid", Key::Oid(table)), ("tgname", Key::Name(&c_name(name)))];
     let is_it = |row: &scan::CatalogRow| {
@@ -448,7 +483,8 @@ pub fn has_enabled_trigger(table: u32, name: &str, function: u32) -> bool {
     !scan::rows(scan::TRIGGERS, &keys, is_it).is_empty()
 }
 
-/// A function of this name without arguments in a schema, as it is committed now.
+/// Returns the function of this name without arguments in a schema, as committed now. `None`: there
+/// is no such function.
 pub fn function_without_arguments(namespace: u32, name: &str) -> Option<u32> {
     let found = scan::rows(scan::FUNCTIONS, &[("proname", Key::Name(&c_name(name)))], |row| {
         let is_it = row.oid("pronamespace") == namespace && row.i16("pronargs") == 0;
@@ -457,7 +493,8 @@ pub fn function_without_arguments(namespace: u32, name: &str) -> Option<u32> {
     found.into_iter().next()
 }
 
-/// What ALTER DATABASE ... SET says of a setting for every role, as it is committed now.
+/// Returns the value that ALTER DATABASE ... SET gives to a setting for every role, as committed
+/// now. `None`: no such value is set.
 pub fn setting_of_database(database: u32, name: &str) -> Option<String> {
     let keys = [("setdatabase", Key::Oid(database)), ("setrole", Key::Oid(0))];
     let settings = scan::rows(scan::SETTINGS, &keys, |row| Some(row.texts("setconfig")));
@@ -467,9 +504,9 @@ pub fn setting_of_database(database: u32, name: &str) -> Option<String> {
     })
 }
 
-/// A role's name, quoted where it has to be.
+/// Returns a role's name, quoted where necessary. Returns an empty string if there is no such role.
 pub fn quoted_role(role: u32) -> String {
-    // SAFETY: a catalog lookup; the name is copied.
+    // SAFETY: the function looks up a role by its oid, and the name is copied.
     unsafe {
         let name = pg_sys::GetUserNameFromId(pg_sys::Oid::from(role), true);
         if name.is_null() {
@@ -479,16 +516,18 @@ pub fn quoted_role(role: u32) -> String {
     }
 }
 
-/// Makes sessions that create a prefix at the same time do so one after the other: a lock of no schema.
+/// Locks the creation of prefixes until the end of the transaction, so that sessions create
+/// prefixes one after the other. The lock uses the oid 0, which no schema has.
 pub fn lock_creation_of_prefixes() {
     lock_namespace(pg_sys::InvalidOid.to_u32());
 }
 
-/// The extension, locked until the end of the transaction so that it can't be dropped meanwhile. `None` when it is not
-/// there any more once the lock is held.
+/// Returns the extension, locked until the end of the transaction so that no session can drop it
+/// meanwhile. `None`: there is no extension, or it was dropped before this transaction held the
+/// lock.
 pub fn lock_extension() -> Option<u32> {
     let oid = extension("obanrs")?.oid;
-    // SAFETY: locks an object by its id, which needs not exist.
+    // SAFETY: the lock is on an oid, and no object needs to have this oid.
     unsafe {
         pg_sys::LockDatabaseObject(
             pg_sys::ExtensionRelationId,
@@ -500,14 +539,16 @@ pub fn lock_extension() -> Option<u32> {
     extension("obanrs").is_some_and(|now| now.oid == oid).then_some(oid)
 }
 
+/// Returns the oid of the database of this name. `None`: there is no such database.
 pub fn database(name: &CStr) -> Option<u32> {
-    // SAFETY: `name` lives for the call.
+    // SAFETY: `name` lives as long as the call.
     some(unsafe { pg_sys::get_database_oid(name.as_ptr(), true) })
 }
 
-/// The name of a database, as this transaction's caches have it. `None`: there is no such database.
+/// Returns the name of a database, as this transaction's caches have it. `None`: there is no such
+/// database.
 pub fn database_name(database: u32) -> Option<String> {
-    // SAFETY: a catalog lookup; the name is copied.
+    // SAFETY: the function looks up a database by its oid, and the name is copied.
     unsafe {
         let name = pg_sys::get_database_name(pg_sys::Oid::from(database));
         (!name.is_null()).then(|| scan::lossy(CStr::from_ptr(name)))
@@ -519,17 +560,19 @@ pub struct Database {
     pub oid: u32,
     pub name: String,
     pub is_template: bool,
-    /// It is valid and takes connections.
+    /// The database is valid and takes connections.
     pub takes_connections: bool,
-    /// A DROP DATABASE of it began and did not end. All that remains to do is to drop it again.
+    /// A DROP DATABASE of this database began and did not end. The only thing left to do is to drop
+    /// the database again.
     pub is_invalid: bool,
 }
 
-/// All databases. Reads the shared catalog by a scan, for a process without a database has no SPI.
-/// Needs a transaction with a snapshot.
+/// Returns all databases. Reads the shared catalog by a scan, because a process without a database
+/// has no SPI. Needs a transaction with a snapshot.
 pub fn databases() -> Vec<Database> {
     let mut found = Vec::new();
-    // SAFETY: a catalog scan as in autovacuum's get_database_list; tuples are read before it ends.
+    // SAFETY: the scan follows autovacuum's get_database_list, and each tuple is read before the
+    // scan goes on.
     unsafe {
         let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
         let scan = pg_sys::table_beginscan_catalog(relation, 0, std::ptr::null_mut());
@@ -554,12 +597,12 @@ pub fn databases() -> Vec<Database> {
     found
 }
 
-/// The database that nobody should ever have changed.
+/// The oid of template0, the database that must never be changed.
 pub const TEMPLATE0: u32 = pg_sys::Template0DbOid;
 
-/// Whether this session's database takes no workers, being a template.
+/// Returns whether this session's database is a template, so that it takes no workers.
 pub fn is_in_template() -> bool {
-    // SAFETY: a cache of pg_database by oid; the field is copied.
+    // SAFETY: DATABASEOID is a cache of pg_database by oid, and the field is copied.
     unsafe {
         field(pg_sys::SysCacheIdentifier::DATABASEOID as i32, super::session::database(), |tuple| {
             (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>()).datistemplate

@@ -1,6 +1,8 @@
-//! Rows of system catalogs, found by an index and read as they are committed now. This uses no SQL, and none
-//! of the caches that hear of a change only after the session that made it has woken the workers. It works in
-//! parallel mode, too.
+//! Rows of system catalogs, found through an index and read as committed now.
+//!
+//! The functions use no SQL. They also use none of the catalog caches, which learn of a change only
+//! after the session that made the change has woken the workers. The functions work in parallel
+//! mode, too.
 
 use std::ffi::CStr;
 
@@ -11,11 +13,12 @@ use super::tuple::{self, Tuple};
 /// The value that a column of the index has to have.
 pub(super) enum Key<'a> {
     Oid(u32),
-    /// In the server's encoding.
+    /// A name in the server's encoding.
     Name(&'a CStr),
 }
 
-// Each is the oid of a catalog and of one of its indexes: pgrx has no names for the indexes.
+// Each pair is the oid of a catalog and the oid of an index on that catalog: pgrx has no names for
+// the indexes.
 pub(super) const CONSTRAINTS: (u32, u32) = (2606, 2665); // pg_constraint by conrelid, contypid, conname
 pub(super) const PARENTS: (u32, u32) = (2611, 2680); // pg_inherits by inhrelid, inhseqno
 pub(super) const CHILDREN: (u32, u32) = (2611, 2187); // pg_inherits by inhparent
@@ -29,56 +32,63 @@ pub(super) const SCHEMA_NAMES: (u32, u32) = (2615, 2684); // pg_namespace by nsp
 pub(super) const FUNCTIONS: (u32, u32) = (1255, 2691); // pg_proc by proname, proargtypes, pronamespace
 pub(super) const EXTENSIONS: (u32, u32) = (3079, 3081); // pg_extension by extname
 
-/// A row of a catalog; its columns are found by their names.
+/// A row of a catalog. Columns are found by their names.
 pub(super) struct CatalogRow {
     relation: pg_sys::Relation,
     row: Tuple,
 }
 
 impl CatalogRow {
+    /// Returns the value of a column. `None`: the value is NULL. Raises an ERROR if the catalog has
+    /// no such column.
     fn datum(&self, name: &str) -> Option<pg_sys::Datum> {
-        // SAFETY: the catalog is open for as long as its row is given to a reader.
+        // SAFETY: the catalog is open as long as a reader has the row.
         let column = unsafe { tuple::column(self.relation, name) };
         let Some(column) = column else { pgrx::error!("a system catalog has no column {name}") };
         self.row.datum(column)
     }
 
+    /// Returns the value of a column of type oid. Returns 0 for NULL.
     pub fn oid(&self, name: &str) -> u32 {
         self.datum(name).map_or(0, |d| d.value() as u32)
     }
 
-    /// A column of type "char"; 0 for NULL.
+    /// Returns the value of a column of type "char". Returns 0 for NULL.
     pub fn char(&self, name: &str) -> u8 {
         self.datum(name).map_or(0, |d| d.value() as u8)
     }
 
+    /// Returns the value of a column of type smallint. Returns 0 for NULL.
     pub fn i16(&self, name: &str) -> i16 {
         self.datum(name).map_or(0, |d| d.value() as i16)
     }
 
+    /// Returns the value of a column of type boolean. Returns false for NULL.
     pub fn bool(&self, name: &str) -> bool {
         self.datum(name).is_some_and(|d| d.value() as u8 != 0)
     }
 
-    /// A column of type name, as UTF-8; empty for NULL.
+    /// Returns the value of a column of type name, as UTF-8. Returns an empty string for NULL.
     pub fn name(&self, name: &str) -> String {
         let Some(datum) = self.datum(name) else { return String::new() };
-        // SAFETY: a column of type name, which ends with a zero within its 64 bytes.
+        // SAFETY: the column is of type name, so the value ends with a zero within its 64 bytes.
         unsafe { lossy(CStr::from_ptr(datum.cast_mut_ptr::<std::ffi::c_char>())) }
     }
 
-    /// The same in the server's encoding.
+    /// Returns the value of a column of type name, in the server's encoding. Returns no bytes for
+    /// NULL.
     pub fn name_bytes(&self, name: &str) -> Vec<u8> {
         let Some(datum) = self.datum(name) else { return Vec::new() };
-        // SAFETY: a column of type name, which ends with a zero within its 64 bytes.
+        // SAFETY: the column is of type name, so the value ends with a zero within its 64 bytes.
         unsafe { CStr::from_ptr(datum.cast_mut_ptr::<std::ffi::c_char>()) }.to_bytes().to_vec()
     }
 
-    /// The elements of a column of type text[] that are not NULL, in the server's encoding.
+    /// Returns the elements of a column of type text[] that are not NULL, in the server's encoding.
+    /// Returns no elements if the column is NULL.
     pub fn texts(&self, name: &str) -> Vec<Vec<u8>> {
         let Some(datum) = self.datum(name) else { return Vec::new() };
         let (mut elements, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
-        // SAFETY: a column of type text[]; its elements are copied.
+        // SAFETY: the column is of type text[], and its elements are copied.
         unsafe {
             pg_sys::deconstruct_array(
                 pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast(),
@@ -98,13 +108,14 @@ impl CatalogRow {
     }
 }
 
-/// A name from the catalogs as UTF-8. Bytes that are no valid text are replaced.
+/// Returns a name from the catalogs as UTF-8. Bytes that are not valid text are replaced.
 pub(super) fn lossy(name: &CStr) -> String {
     super::encoding::to_utf8_lossy(name.to_bytes()).into_owned()
 }
 
-/// The values that `read` returns for the rows of a catalog that have these keys, without `None`. `read` must
-/// not return anything that points into the row.
+/// Returns what `read` returns for the rows of a catalog that have these keys, as committed now.
+/// Rows for which `read` returns `None` are left out. `read` must not return anything that points
+/// into the row.
 pub(super) fn rows<T>(
     catalog: (u32, u32),
     keys: &[(&str, Key<'_>)],
@@ -113,7 +124,8 @@ pub(super) fn rows<T>(
     rows_of(catalog, keys, std::ptr::null_mut(), read)
 }
 
-/// The same with the rows that transactions in progress have written.
+/// Returns what `read` returns for the rows that have these keys, as `rows` does, and also sees
+/// rows that running transactions have written.
 pub(super) fn rows_in_progress<T>(
     catalog: (u32, u32),
     keys: &[(&str, Key<'_>)],
@@ -124,7 +136,8 @@ pub(super) fn rows_in_progress<T>(
     rows_of(catalog, keys, &raw mut dirty, read)
 }
 
-/// As `rows`, as a snapshot shows them. Null is a snapshot of now.
+/// Returns what `read` returns for the rows that have these keys, as `snapshot` shows them. A null
+/// `snapshot` stands for a new snapshot of the catalogs.
 fn rows_of<T>(
     (catalog, index): (u32, u32),
     keys: &[(&str, Key<'_>)],
@@ -133,8 +146,9 @@ fn rows_of<T>(
 ) -> Vec<T> {
     let mut found = Vec::new();
     let mut names: Vec<[u8; 64]> = Vec::with_capacity(keys.len());
-    // SAFETY: a scan of a catalog in a transaction; the names outlive it, as `names` has room for all of
-    // them. What is made here is given back here, or by the transaction's abort.
+    // SAFETY: this is a scan of a catalog in a transaction. The names outlive the scan: `names` has
+    // room for all of them and never moves them. What is made here is released here, or by the
+    // transaction's abort.
     unsafe {
         let relation = pg_sys::table_open(pg_sys::Oid::from(catalog), pg_sys::AccessShareLock as i32);
         let mut entries: Vec<pg_sys::ScanKeyData> = Vec::with_capacity(keys.len());
@@ -163,7 +177,8 @@ fn rows_of<T>(
             );
             entries.push(entry);
         }
-        // A snapshot of now: one from before a change of the catalogs is kept until caches are told of that.
+        // The scan needs a new snapshot. Postgres keeps an old snapshot of the catalogs until the
+        // caches learn of a change.
         pg_sys::InvalidateCatalogSnapshot();
         let slot = pg_sys::MakeSingleTupleTableSlot((*relation).rd_att, &raw const pg_sys::TTSOpsHeapTuple);
         let scan = pg_sys::systable_beginscan(

@@ -1,8 +1,10 @@
-//! The clock that deadlines in memory count on: microseconds since the machine started, with the time that it was
-//! suspended. Nobody can set it, so a step of the server's wall clock ends no lease early and none late.
+//! The clock for deadlines in memory. The clock counts microseconds since the machine started, and
+//! includes the time in which the machine was suspended. This clock can't be set, so a step of the
+//! server's wall clock ends no lease early or late.
 //!
-//! The wall clock (`time`) is for rows, for what users see, and for what foreign nodes write. A reading of this
-//! clock goes into no row: it means nothing on another machine, or after the machine's next start.
+//! The wall clock (`time`) is for rows, for what users see, and for what foreign nodes write. A
+//! reading of this clock goes into no row: the reading means nothing on another machine, or after
+//! the machine's next start.
 
 use std::ffi::c_int;
 
@@ -25,27 +27,30 @@ unsafe extern "C" {
 /// CLOCK_BOOTTIME.
 #[cfg(target_os = "linux")]
 const CLOCK: c_int = 7;
-/// CLOCK_MONOTONIC, which counts the time of a suspend there.
+/// CLOCK_MONOTONIC, which on macOS counts the time of a suspend.
 #[cfg(target_os = "macos")]
 const CLOCK: c_int = 6;
 /// CLOCK_MONOTONIC.
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 const CLOCK: c_int = 4;
 
-/// The time since the machine started, in microseconds. Never 0. Callable after commit and under a lock.
+/// Returns the time since the machine started, in microseconds. Never returns 0. The call is safe
+/// after commit and under a lock.
 pub fn now() -> i64 {
     let mut time = TimeSpec { seconds: 0, nanoseconds: 0 };
-    // SAFETY: writes the struct. It can't fail for a clock that the platform has.
+    // SAFETY: the call writes the struct, and can't fail for a clock that the platform has.
     unsafe { clock_gettime(CLOCK, &mut time) };
     (time.seconds * 1_000_000 + time.nanoseconds / 1_000).max(1)
 }
 
-/// How far the wall clock is ahead of this clock, as it is set now. It changes when the wall clock is set.
+/// Returns how far the wall clock is ahead of this clock now, in microseconds. The difference
+/// changes when the wall clock is set.
 pub fn wall_ahead() -> i64 {
     time::now() - now()
 }
 
-/// What the wall clock shows, as it is set now, when this clock reads `at`. In microseconds since 2000-01-01 UTC.
+/// Returns what the wall clock will show when this clock reads `at`, by the present setting of the
+/// wall clock. The result is in microseconds since 2000-01-01 UTC.
 pub fn to_wall(at: i64) -> i64 {
     at.saturating_add(wall_ahead())
 }

@@ -1,5 +1,5 @@
-//! Values of SQL as Rust has them, whatever the server's encoding is. (pgrx's own types are for databases in
-//! UTF-8.) Those of arguments are read through `argument`.
+//! SQL values as Rust types, for every server encoding. (pgrx's own types are for databases in
+//! UTF-8.) Arguments of functions are read through `argument`.
 
 use std::ffi::CStr;
 use std::ops::Deref;
@@ -18,19 +18,20 @@ use pgrx::prelude::*;
 use super::encoding::{to_server, to_server_lossy, to_string, to_utf8, to_utf8_lossy};
 use crate::error::Error;
 
-/// How many bytes a value has, without its header, once it is whole: it may be compressed, or be in a table still.
+/// Returns how many bytes a value has when it is whole, without its header. The value may be
+/// compressed, or still be stored in a table.
 ///
 /// # Safety
-/// `datum` is of a type of variable length, and not null.
+/// `datum` is of a type of variable length, and is not null.
 pub unsafe fn size(datum: pg_sys::Datum) -> usize {
     use pgrx::varlena::{varatt_is_1b_e, varatt_is_4b_c, varsize_any_exhdr};
     let value = datum.cast_mut_ptr::<pg_sys::varlena>();
-    // SAFETY: the caller's promise; only headers are read.
+    // SAFETY: the caller promises a value of variable length, and only headers are read.
     unsafe {
         if varatt_is_1b_e(value) || varatt_is_4b_c(value) {
             return (pg_sys::toast_raw_datum_size(datum) as usize).saturating_sub(pg_sys::VARHDRSZ);
         }
-        varsize_any_exhdr(value) // most are whole, and this is no call
+        varsize_any_exhdr(value) // most values are whole, and this line calls no C function
     }
 }
 
@@ -45,14 +46,15 @@ impl Deref for Text {
     }
 }
 
-/// As a `text`.
+/// Returns the text as a `text`. Raises 22P05 for a character that the server's encoding does not
+/// have.
 pub fn text(text: &str) -> Option<pg_sys::Datum> {
     let bytes = to_server(text);
     // SAFETY: the bytes are copied.
     unsafe { Some(pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32).into()) }
 }
 
-/// Of a `double precision`.
+/// Returns the value of a `double precision`.
 pub fn float8(datum: pg_sys::Datum) -> f64 {
     f64::from_bits(datum.value() as u64)
 }
@@ -66,7 +68,7 @@ impl FromDatum for Text {
         if is_null {
             return None;
         }
-        // SAFETY: a text, as the caller promises.
+        // SAFETY: the caller promises that `datum` is a text.
         let bytes =
             unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr())) };
         Some(Self(to_string(bytes)))
@@ -82,11 +84,13 @@ impl IntoDatum for Text {
     }
 }
 
-/// A `text` for people to read: what the server's encoding does not have is replaced, on the way here and back.
+/// A `text` for people to read. A character that the server's encoding does not have is replaced,
+/// in both directions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shown(pub String);
 
-/// As a `text` for people to read.
+/// Returns the text as a `text` for people to read. Raises nothing: a character that the server's
+/// encoding does not have becomes "?".
 pub fn shown(text: &str) -> Option<pg_sys::Datum> {
     let bytes = to_server_lossy(text);
     // SAFETY: the bytes are copied.
@@ -102,7 +106,7 @@ impl FromDatum for Shown {
         if is_null {
             return None;
         }
-        // SAFETY: a text, as the caller promises.
+        // SAFETY: the caller promises that `datum` is a text.
         let bytes =
             unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr())) };
         Some(Self(to_utf8_lossy(bytes).into_owned()))
@@ -118,14 +122,14 @@ impl IntoDatum for Shown {
     }
 }
 
-// SAFETY: the text is copied.
+// SAFETY: `unbox` copies the text.
 unsafe impl UnboxDatum for Shown {
     type As<'src> = Self;
     unsafe fn unbox<'src>(datum: Datum<'src>) -> Self
     where
         Self: 'src,
     {
-        // SAFETY: the same word, of a text that is not null.
+        // SAFETY: both types are the same word, which is a text that is not null.
         unsafe {
             let datum = std::mem::transmute::<Datum<'src>, pg_sys::Datum>(datum);
             Self::from_datum(datum, false).unwrap_or_default()
@@ -146,11 +150,14 @@ impl IntoDatum for ServerJson {
     }
 }
 
-/// A `jsonb` from JSON text in the server's encoding. All its memory is Postgres', which raises when there is none.
+/// Returns a `jsonb` from JSON text in the server's encoding. Postgres allocates all the memory,
+/// and raises 53200 if there is no memory. Raises the error of Postgres' own parser if the text is
+/// not valid JSON.
 fn parse(json: &[u8]) -> Option<pg_sys::Datum> {
-    // A NUL would end the text early. No JSON that this library writes has one, and an empty text is no JSON.
+    // A NUL would end the text early. No JSON that this library writes contains a NUL. An empty
+    // text is not valid JSON, so Postgres raises.
     let json = if json.contains(&0) { &[] } else { json };
-    // SAFETY: a string with its end, which lives for the call; palloc never returns null.
+    // SAFETY: the text ends with a zero and lives as long as the call. `palloc` never returns null.
     unsafe {
         let text = pg_sys::palloc(json.len() + 1).cast::<u8>();
         text.copy_from_nonoverlapping(json.as_ptr(), json.len());
@@ -162,27 +169,31 @@ fn parse(json: &[u8]) -> Option<pg_sys::Datum> {
     }
 }
 
-/// Whether an error is of class 22, or says that a database without an encoding has no such character.
+/// Returns whether an error is of class 22, or says that a database without an encoding does not
+/// have a character.
 fn is_data_exception(code: PgSqlErrorCode) -> bool {
     let class = |code: PgSqlErrorCode| code as i32 & 0xfff;
     class(code) == class(PgSqlErrorCode::ERRCODE_DATA_EXCEPTION)
         || code == PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED
 }
 
-/// A `jsonb` as Postgres keeps it, in memory of the current context: not to be kept beyond the call, or the
-/// transaction, that it was made in. Its bytes mean the same in every process of this database.
+/// A `jsonb` as Postgres stores it, in memory of the current context. The value must not be kept
+/// beyond the call, or the transaction, in which it was made. The bytes mean the same in every
+/// process of this database.
 #[derive(Clone, Debug)]
 pub struct RawJsonb(NonNull<pg_sys::varlena>);
 
 impl RawJsonb {
-    /// From JSON text. Raises what Postgres has against it (a NUL, a number out of range).
+    /// Returns the `jsonb` of a JSON text. Raises the error of Postgres' own parser if Postgres
+    /// refuses the text, for example because of a NUL or of a number out of range.
     pub fn parse(json: &str) -> Option<Self> {
         let datum = parse(&to_server(json))?;
-        // SAFETY: a jsonb that was just made.
+        // SAFETY: `datum` is a jsonb that was just made.
         unsafe { Self::from_datum(datum, false) }
     }
 
-    /// The same, but what Postgres has against it is raised as the error that `refused` makes of its message.
+    /// Returns the `jsonb` of a JSON text, as `parse` does. If Postgres refuses the text, raises
+    /// the error that `refused` makes of Postgres' message.
     pub fn parse_or(json: &str, refused: fn(&str) -> Error) -> Option<Self> {
         PgTryBuilder::new(|| AssertUnwindSafe(Self::parse(json)))
             .catch_others(move |error| match error {
@@ -196,9 +207,10 @@ impl RawJsonb {
             .0
     }
 
-    /// From what `bytes` gave.
+    /// Returns the value whose `bytes` are these.
     pub fn copy(bytes: &[u8]) -> Self {
-        // SAFETY: as much memory as is copied; palloc never returns null.
+        // SAFETY: the allocation is at least as large as what is copied. `palloc` never returns
+        // null.
         unsafe {
             let copy = pg_sys::palloc(bytes.len().max(size_of::<u32>())).cast::<u8>();
             copy.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
@@ -206,21 +218,23 @@ impl RawJsonb {
         }
     }
 
-    /// All of it, with its length in front.
+    /// Returns all bytes of the value, with the length at the beginning.
     pub fn bytes(&self) -> &[u8] {
         let pointer = self.0.as_ptr();
-        // SAFETY: detoasted, so that the length in front is of the whole.
+        // SAFETY: the value is detoasted, so the length at the beginning is the length of the whole
+        // value.
         unsafe { std::slice::from_raw_parts(pointer.cast(), pgrx::varlena::varsize_any(pointer)) }
     }
 
-    /// As Postgres prints it: only of one whose length as text is known to be small.
+    /// Returns the value as Postgres prints it. The caller knows that the printed value is small.
     pub fn text(&self) -> String {
         self.with_text(str::to_owned)
     }
 
-    /// The same without a copy of Rust's.
+    /// Calls `read` with the value as Postgres prints it, without a copy in Rust's memory, and
+    /// returns the result.
     pub fn with_text<R>(&self, read: impl FnOnce(&str) -> R) -> R {
-        // SAFETY: a jsonb, detoasted; the text is freed when it was read.
+        // SAFETY: the value is a detoasted jsonb. The text is freed after `read` has returned.
         unsafe {
             let jsonb = self.0.as_ptr().cast::<pg_sys::Jsonb>();
             let text = pg_sys::JsonbToCString(null_mut(), &raw mut (*jsonb).root, self.bytes().len() as i32);
@@ -240,7 +254,7 @@ impl FromDatum for RawJsonb {
         if is_null {
             return None;
         }
-        // SAFETY: a jsonb, as the caller promises.
+        // SAFETY: the caller promises that `datum` is a jsonb.
         NonNull::new(unsafe { pg_sys::pg_detoast_datum(datum.cast_mut_ptr()) }).map(Self)
     }
 }
@@ -254,10 +268,11 @@ impl IntoDatum for RawJsonb {
     }
 }
 
-/// Declares the name in SQL of a Rust type of this library, as an argument and as a result.
+/// Declares the SQL name of a Rust type of this library, as the type of an argument and of a
+/// result.
 macro_rules! sql_name {
     ($rust:ty, $sql:literal) => {
-        // SAFETY: this is its type in SQL.
+        // SAFETY: `$sql` is the SQL type of the Rust type.
         unsafe impl SqlTranslatable for $rust {
             const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!($rust);
             const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
@@ -271,11 +286,11 @@ pub(super) use sql_name;
 
 macro_rules! sql_result {
     ($rust:ty, $sql:literal) => {
-        // SAFETY: as pgrx does for its own types of this kind.
+        // SAFETY: the implementation does what pgrx does for its own types of this kind.
         unsafe impl BoxRet for $rust {
             unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
                 match self.into_datum() {
-                    // SAFETY: a datum of the function's type.
+                    // SAFETY: `datum` is of the function's result type.
                     Some(datum) => unsafe { fcinfo.return_raw_datum(datum) },
                     None => fcinfo.return_null(),
                 }

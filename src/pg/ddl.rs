@@ -1,18 +1,20 @@
-//! DDL on a table by its oid: it alters the table that was locked and tested, even if names have changed
-//! since.
+//! DDL on a table by its oid. The DDL alters the table that was locked and tested, even if names
+//! have changed since.
 //!
-//! No event trigger fires for this DDL by itself. Within another command, such as CREATE TABLE … AS SELECT,
-//! the event triggers of that command see this DDL as a part of the command.
+//! This DDL fires no event trigger by itself. Inside another command, such as CREATE TABLE ... AS
+//! SELECT, the event triggers of that command see this DDL as a part of the command.
 
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
+/// When a trigger fires, relative to the event.
 pub enum Timing {
     Before,
     After,
 }
 
+/// A command that fires a trigger.
 pub enum Event {
     Insert,
     Update,
@@ -27,14 +29,16 @@ pub struct Trigger {
     pub events: &'static [Event],
     pub for_each_row: bool,
     /// The name of the transition table in which the trigger's function finds the inserted rows.
+    /// `None`: the trigger has no transition table.
     pub new_rows: Option<&'static CStr>,
 }
 
-/// Adds columns of type bigint that may be NULL and have no default, so that ALTER TABLE reads and writes no
-/// row. The caller has locked and tested the table. This takes the table's ACCESS EXCLUSIVE lock.
+/// Adds columns of type bigint that may be NULL and have no default, so that ALTER TABLE reads and
+/// writes no row. The caller has locked and tested the table. The function takes the table's ACCESS
+/// EXCLUSIVE lock.
 pub fn add_bigints(table: u32, names: &[&CStr]) {
     alter(table, names, |command, name| {
-        // SAFETY: a node that `alter` has just made; the name is copied.
+        // SAFETY: `command` is a node that `alter` has just made, and the name is copied.
         unsafe {
             let column = pg_sys::makeColumnDef(name.as_ptr(), pg_sys::INT8OID, -1, pg_sys::InvalidOid);
             (*command).subtype = pg_sys::AlterTableType::AT_AddColumn;
@@ -43,11 +47,11 @@ pub fn add_bigints(table: u32, names: &[&CStr]) {
     });
 }
 
-/// Drops columns, with the indexes and constraints on them. Any other object that depends on them is an
-/// ERROR. The caller has locked and tested the table.
+/// Drops columns, with the indexes and constraints on them. Raises an ERROR if another object
+/// depends on a column. The caller has locked and tested the table.
 pub fn drop_columns(table: u32, names: &[&CStr]) {
     alter(table, names, |command, name| {
-        // SAFETY: a node that `alter` has just made; the name is copied.
+        // SAFETY: `command` is a node that `alter` has just made, and the name is copied.
         unsafe {
             (*command).subtype = pg_sys::AlterTableType::AT_DropColumn;
             (*command).name = pg_sys::pstrdup(name.as_ptr());
@@ -56,13 +60,13 @@ pub fn drop_columns(table: u32, names: &[&CStr]) {
     });
 }
 
-/// ALTER TABLE ONLY with one subcommand for each of these columns.
+/// Runs ALTER TABLE ONLY with one subcommand for each of these columns.
 fn alter(table: u32, columns: &[&CStr], fill: impl Fn(*mut pg_sys::AlterTableCmd, &CStr)) {
     let oid = pg_sys::Oid::from(table);
-    // SAFETY: nodes of Postgres' own kinds, which live in the current memory context as long as the call.
-    // AlterTableInternal needs the calls of EventTriggerAlterTableStart and End around it where event
-    // triggers collect commands; elsewhere they do nothing. After an ERROR the (sub)transaction's abort
-    // cleans up.
+    // SAFETY: the nodes are of Postgres' own kinds, and live in the current memory context as long
+    // as the call. Where event triggers collect commands, AlterTableInternal needs the calls of
+    // EventTriggerAlterTableStart and EventTriggerAlterTableEnd around it. Elsewhere these two
+    // calls do nothing. After an ERROR the abort of the (sub)transaction cleans up.
     unsafe {
         let mut commands = std::ptr::null_mut();
         for column in columns {
@@ -84,13 +88,13 @@ fn alter(table: u32, columns: &[&CStr], fill: impl Fn(*mut pg_sys::AlterTableCmd
     }
 }
 
-/// CREATE OR REPLACE TRIGGER. The current role needs the rights TRIGGER on the table and EXECUTE on the
-/// function. The caller has locked and tested the table.
+/// Runs CREATE OR REPLACE TRIGGER. The current role needs the rights TRIGGER on the table and
+/// EXECUTE on the function. The caller has locked and tested the table.
 pub fn create_trigger(table: u32, function: u32, trigger: &Trigger) {
     let (table, function) = (pg_sys::Oid::from(table), pg_sys::Oid::from(function));
     let none = pg_sys::InvalidOid;
-    // SAFETY: nodes of Postgres' own kinds, which live in the current memory context as long as the call.
-    // After an ERROR the (sub)transaction's abort cleans up.
+    // SAFETY: the nodes are of Postgres' own kinds, and live in the current memory context as long
+    // as the call. After an ERROR the abort of the (sub)transaction cleans up.
     unsafe {
         let statement = node::<pg_sys::CreateTrigStmt>(pg_sys::NodeTag::T_CreateTrigStmt);
         (*statement).replace = true;
@@ -117,14 +121,15 @@ pub fn create_trigger(table: u32, function: u32, trigger: &Trigger) {
     }
 }
 
-/// DROP TRIGGER of a trigger by its oid. The caller has locked and tested its table.
+/// Runs DROP TRIGGER for a trigger by its oid. The caller has locked and tested the trigger's
+/// table.
 pub fn drop_trigger(trigger: u32) {
     let address = pg_sys::ObjectAddress {
         classId: pg_sys::TriggerRelationId,
         objectId: pg_sys::Oid::from(trigger),
         objectSubId: 0,
     };
-    // SAFETY: the address lives for the call.
+    // SAFETY: the address lives as long as the call.
     unsafe { pg_sys::performDeletion(&raw const address, pg_sys::DropBehavior::DROP_RESTRICT, 0) }
 }
 
@@ -148,12 +153,13 @@ impl Event {
     }
 }
 
-/// The name of a relation, for event triggers that read a command's parse tree. Postgres itself uses the oid.
+/// Returns the name of a relation, for event triggers that read a command's parse tree. Postgres
+/// itself uses the oid.
 ///
 /// # Safety
 /// `relation` is open.
 unsafe fn name_of(relation: pg_sys::Relation) -> *mut pg_sys::RangeVar {
-    // SAFETY: the caller's promise; both names are copies.
+    // SAFETY: the caller promises an open relation, and both names are copies.
     unsafe {
         let form = (*relation).rd_rel;
         let schema = pg_sys::get_namespace_name((*form).relnamespace);
@@ -161,12 +167,13 @@ unsafe fn name_of(relation: pg_sys::Relation) -> *mut pg_sys::RangeVar {
     }
 }
 
-/// A node of a parse tree in the current memory context. All of it but the tag is zero.
+/// Returns a new node of a parse tree in the current memory context. All fields but the tag are
+/// zero.
 ///
 /// # Safety
 /// `tag` is the tag of the node type `T`.
 unsafe fn node<T>(tag: pg_sys::NodeTag) -> *mut T {
-    // SAFETY: every node begins with its tag; zeroes are a value of each of its fields.
+    // SAFETY: every node begins with its tag, and zeroes are a valid value of each field.
     unsafe {
         let node = pg_sys::palloc0(size_of::<T>());
         (*node.cast::<pg_sys::Node>()).type_ = tag;

@@ -13,37 +13,42 @@ use crate::logic::text::excerpt;
 const UTF8: i32 = pg_sys::pg_enc::PG_UTF8 as i32;
 const SQL_ASCII: i32 = pg_sys::pg_enc::PG_SQL_ASCII as i32;
 
-/// Whether texts are bytes of UTF-8 already (or nobody knows what, which is given on as it is).
+/// Returns whether a text needs no conversion between UTF-8 and the server's encoding. In a
+/// database without an encoding (SQL_ASCII) no text is converted, because the bytes' encoding is
+/// not known.
 fn is_native(bytes: &[u8]) -> bool {
-    // SAFETY: reads a global.
+    // SAFETY: the function reads a global.
     let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
     encoding == UTF8 || encoding == SQL_ASCII || bytes.is_ascii()
 }
 
+/// Returns whether this database's encoding is UTF-8.
 pub fn is_utf8() -> bool {
-    // SAFETY: reads a global.
+    // SAFETY: the function reads a global.
     unsafe { pg_sys::GetDatabaseEncoding() == UTF8 }
 }
 
-/// The name of this database's encoding.
+/// Returns the name of this database's encoding.
 pub fn of_database() -> &'static CStr {
-    // SAFETY: a static string of Postgres'.
+    // SAFETY: the function returns a static string.
     unsafe { CStr::from_ptr(pg_sys::GetDatabaseEncodingName()) }
 }
 
-/// Text of ours in the server's encoding. 22P05 for a character that it does not have.
+/// Returns a Rust text in the server's encoding. Raises 22P05 for a character that the encoding
+/// does not have.
 pub fn to_server(text: &str) -> Cow<'_, [u8]> {
     if is_native(text.as_bytes()) {
         return Cow::Borrowed(text.as_bytes());
     }
-    // SAFETY: a conversion of so many bytes; the result is a new string, as nothing else was native.
+    // SAFETY: the conversion reads `len` bytes. The result is a new string, because `is_native` has
+    // caught every text that needs no conversion.
     Cow::Owned(unsafe {
         let len = text.len() as i32;
         copied(pg_sys::pg_any_to_server(text.as_ptr().cast::<c_char>(), len, UTF8))
     })
 }
 
-/// In a database without an encoding (SQL_ASCII) a text can be anything.
+/// Raises 22021: a database without an encoding (SQL_ASCII) holds a text that is not UTF-8.
 fn not_utf8() -> ! {
     pgrx::ereport!(
         ERROR,
@@ -53,19 +58,22 @@ fn not_utf8() -> ! {
     );
 }
 
-/// Text of the server's as UTF-8. 22021 for what is none in a database without an encoding.
+/// Returns a text in the server's encoding as UTF-8. Raises 22021 if the database has no encoding
+/// and the text is not UTF-8.
 pub fn to_utf8(bytes: &[u8]) -> Cow<'_, str> {
     if is_native(bytes) {
         return Cow::Borrowed(std::str::from_utf8(bytes).unwrap_or_else(|_| not_utf8()));
     }
-    // SAFETY: as above.
+    // SAFETY: the conversion reads `bytes.len()` bytes, and its result is a new string, as in
+    // `to_server`.
     let utf8 = unsafe {
         copied(pg_sys::pg_server_to_any(bytes.as_ptr().cast::<c_char>(), bytes.len() as i32, UTF8))
     };
     Cow::Owned(String::from_utf8(utf8).unwrap_or_default())
 }
 
-/// The same, without an error: what has no UTF-8 is replaced.
+/// Returns a text in the server's encoding as UTF-8, without raising an error. What can't be
+/// converted is replaced by U+FFFD.
 pub fn to_utf8_lossy(bytes: &[u8]) -> Cow<'_, str> {
     if is_native(bytes) {
         return String::from_utf8_lossy(bytes);
@@ -75,7 +83,8 @@ pub fn to_utf8_lossy(bytes: &[u8]) -> Cow<'_, str> {
     Cow::Owned(String::from_utf8(replaced.unwrap_or_default()).unwrap_or_default())
 }
 
-/// Text of ours in the server's encoding, without an error: a character that it does not have becomes "?".
+/// Returns a Rust text in the server's encoding, without raising an error. A character that the
+/// encoding does not have becomes "?".
 pub fn to_server_lossy(text: &str) -> Cow<'_, [u8]> {
     if is_native(text.as_bytes()) {
         return Cow::Borrowed(text.as_bytes());
@@ -85,7 +94,7 @@ pub fn to_server_lossy(text: &str) -> Cow<'_, [u8]> {
     Cow::Owned(replaced.unwrap_or_default())
 }
 
-/// A text that an argument gives, as UTF-8. 22023 for what is no text in UTF-8.
+/// Returns the text of an argument as UTF-8. Raises 22023 if the text can't be converted to UTF-8.
 pub fn argument<'a>(argument: &'static str, bytes: &'a [u8]) -> Result<Cow<'a, str>, Error> {
     let text = to_utf8_lossy(bytes);
     let is_text = match of_server() {
@@ -102,7 +111,9 @@ pub fn argument<'a>(argument: &'static str, bytes: &'a [u8]) -> Result<Cow<'a, s
     ))
 }
 
-/// A name that an argument gives, for shared memory and tables. 22023 for one that this database can't have there.
+/// Returns a name that an argument gives, for shared memory and tables. Raises 22023 for a name
+/// that this database can't have there. In UTF-8 any text is a name. Without an encoding
+/// (SQL_ASCII), a name has to be UTF-8. In any other encoding, a name has to be ASCII.
 pub fn name_argument<'a>(name: &'static str, bytes: &'a [u8]) -> Result<&'a str, Error> {
     if let Ok(text) = std::str::from_utf8(bytes)
         && is_name(text)
@@ -120,7 +131,8 @@ pub fn name_argument<'a>(name: &'static str, bytes: &'a [u8]) -> Result<&'a str,
     ))
 }
 
-/// Whether a name from the catalogs, as `to_utf8_lossy` gives it, can be that of a prefix in this database.
+/// Returns whether a prefix in this database can have this name. The name comes from the catalogs,
+/// through `to_utf8_lossy`.
 pub fn is_name(name: &str) -> bool {
     match of_server() {
         UTF8 => true,
@@ -129,10 +141,11 @@ pub fn is_name(name: &str) -> bool {
     }
 }
 
-/// A message of ours as Postgres takes it, which is in the server's encoding: without characters that might mean
-/// others there, or nothing.
+/// Returns a message in a form that Postgres can take, which expects messages in the server's
+/// encoding. Where the server's encoding or the client's encoding may read the bytes of a character
+/// otherwise, the character is replaced by an escape.
 pub fn shown(message: &str) -> String {
-    // SAFETY: reads a global.
+    // SAFETY: the function reads a global.
     let client = unsafe { pg_sys::pg_get_client_encoding() };
     let is_known = match of_server() {
         UTF8 => true,
@@ -152,7 +165,7 @@ pub fn shown(message: &str) -> String {
     String::from_utf8(shown).unwrap_or_default()
 }
 
-/// A character as JSON escapes it, behind this backslash.
+/// Adds a character as JSON escapes it, with `backslash` in place of the backslash.
 fn push_escape(to: &mut Vec<u8>, c: char, backslash: &str) {
     for unit in c.encode_utf16(&mut [0; 2]) {
         to.extend_from_slice(format!("{backslash}u{unit:04x}").as_bytes());
@@ -160,7 +173,7 @@ fn push_escape(to: &mut Vec<u8>, c: char, backslash: &str) {
 }
 
 fn of_server() -> i32 {
-    // SAFETY: reads a global.
+    // SAFETY: the function reads a global.
     unsafe { pg_sys::GetDatabaseEncoding() }
 }
 
@@ -168,38 +181,39 @@ fn name() -> Cow<'static, str> {
     of_database().to_string_lossy()
 }
 
-/// How texts of one encoding become texts of another.
+/// A conversion from one encoding to another.
 pub struct Conversion {
     procedure: pg_sys::Oid,
     from: i32,
     to: i32,
 }
 
-/// What is converted at a time, and how many bytes each of these may become, at most.
+/// How many bytes are converted at a time, and how many bytes one such byte may become at most.
 const PIECE: usize = 16 * 1024;
 const GROWTH: usize = 4;
 
-/// The most bytes of a character, in any encoding.
+/// How many bytes a character has at most, in any encoding.
 const MAX_CHARACTER: usize = 4;
 
 impl Conversion {
-    /// In a transaction. `None` when there is nothing to convert.
+    /// Returns the conversion between two encodings. Needs a transaction. `None`: there is nothing
+    /// to convert, or Postgres has no such conversion.
     fn between(from: i32, to: i32) -> Option<Self> {
         if from == to || from == SQL_ASCII || to == SQL_ASCII {
             return None;
         }
-        // SAFETY: a catalog lookup.
+        // SAFETY: the function looks up a catalog row.
         let procedure = unsafe { pg_sys::FindDefaultConversionProc(from, to) };
         (procedure != pg_sys::InvalidOid).then_some(Self { procedure, from, to })
     }
 
-    /// Converts the beginning of `bytes`, as far as that goes: how many bytes. What they become is at the beginning of
-    /// `converted`, with a zero behind it.
+    /// Converts the beginning of `bytes`, as far as the conversion succeeds, and returns how many
+    /// bytes were converted. The result is at the beginning of `converted`, and ends with a zero.
     fn some(&self, bytes: &[u8], converted: &mut [u8; PIECE * GROWTH + 1]) -> usize {
         let len = bytes.len().min(PIECE);
         converted[0] = 0;
-        // SAFETY: a conversion of so many bytes, which it does not change, into a buffer of that size. It raises
-        // nothing for what it can't convert.
+        // SAFETY: the conversion reads `len` bytes, does not change them, and writes into a buffer
+        // of the given size. The conversion raises no error for bytes that it can't convert.
         let done = unsafe {
             pg_sys::pg_do_encoding_conversion_buf(
                 self.procedure,
@@ -215,8 +229,8 @@ impl Conversion {
         usize::try_from(done).unwrap_or(0).min(len)
     }
 
-    /// Calls `good` with each piece that can be converted, and with what it becomes, and `bad` with each character that
-    /// can't.
+    /// Calls `good` with each piece that can be converted and with the result, and `bad` with each
+    /// character that can't be converted.
     fn each<T>(
         &self,
         bytes: &[u8],
@@ -233,12 +247,15 @@ impl Conversion {
             if done > 0 {
                 good(state, &rest[..done], &converted[..end]);
                 rest = &rest[done..];
-                // Else it ended between two characters, or in the midst of one that is whole in the next piece.
+                // Close to the piece's end, the conversion ended between two characters, or inside
+                // a character that the next piece contains whole. Anywhere else it ended at a
+                // character that can't be converted.
                 if rest.is_empty() || done + MAX_CHARACTER > PIECE {
                     continue;
                 }
             }
-            // SAFETY: reads no more than the first two bytes, the second of which is a zero at the worst.
+            // SAFETY: the function reads no more than the first two bytes. The array has three, so
+            // the second byte is a zero at worst.
             let len = unsafe {
                 let first = [rest[0], rest.get(1).copied().unwrap_or(0), 0];
                 pg_sys::pg_encoding_mblen(self.from, first.as_ptr().cast::<c_char>())
@@ -249,7 +266,8 @@ impl Conversion {
         }
     }
 
-    /// All of `bytes`; what can't be converted is what `replace` adds for it.
+    /// Returns all of `bytes`, converted. For each character that can't be converted, `replace`
+    /// adds a replacement.
     fn replacing(&self, bytes: &[u8], replace: impl Fn(&[u8], &mut Vec<u8>)) -> Vec<u8> {
         let mut all = Vec::new();
         self.each(
@@ -261,7 +279,8 @@ impl Conversion {
         all
     }
 
-    /// JSON in which what can't be converted is escaped, in the encoding that it has.
+    /// Returns JSON in its present encoding, with an escape for each character that can't be
+    /// converted.
     fn escaping(&self, json: &[u8]) -> Vec<u8> {
         let to_utf8 = Self::between(self.from, UTF8);
         let escape = |all: &mut Vec<u8>, character: &[u8]| {
@@ -278,20 +297,20 @@ impl Conversion {
     }
 }
 
-/// What a session's client can be sent.
+/// What may be sent to a session's client.
 pub enum Client {
-    /// Every text of the database's.
+    /// Every text of the database.
     All,
-    /// What this converts.
+    /// Every text that this conversion can convert.
     Converted(Conversion),
-    /// From a database without an encoding: what is right in this one.
+    /// From a database without an encoding: every text that is valid in this encoding.
     Right(i32),
 }
 
 impl Client {
-    /// Of this session. In a transaction.
+    /// Returns what may be sent to this session's client. Needs a transaction.
     pub fn of_session() -> Self {
-        // SAFETY: reads a global.
+        // SAFETY: the function reads a global.
         let client = unsafe { pg_sys::pg_get_client_encoding() };
         if of_server() == SQL_ASCII && client != SQL_ASCII {
             return Self::Right(client);
@@ -299,9 +318,10 @@ impl Client {
         Conversion::between(of_server(), client).map_or(Self::All, Self::Converted)
     }
 
-    /// JSON in the server's encoding that the client can be sent: a character that the client's encoding does not have
-    /// is a backslash with its number in UTF-16, as JSON escapes it. (As it is the value of a jsonb that is escaped, the
-    /// client reads the backslash: it does not stand for the character.)
+    /// Returns JSON in the server's encoding that may be sent to the client. A character that the
+    /// client's encoding does not have becomes a backslash with the character's number in UTF-16,
+    /// as JSON escapes a character. (The function escapes the value of a jsonb, so the client reads
+    /// the backslash itself: the escape does not stand for the character.)
     pub fn json(&self, json: Vec<u8>) -> Vec<u8> {
         match self {
             Self::All => json,
@@ -312,9 +332,10 @@ impl Client {
     }
 }
 
-/// Text in no known encoding as text in this one. What is wrong in that is replaced.
+/// Returns a text in an unknown encoding as a text that is valid in this encoding. Invalid bytes
+/// are replaced.
 fn replacing_wrong(encoding: i32, mut text: Vec<u8>) -> Vec<u8> {
-    // SAFETY: reads so many bytes.
+    // SAFETY: the function reads `text.len()` bytes.
     let is_right =
         unsafe { pg_sys::pg_verify_mbstr(encoding, text.as_ptr().cast::<c_char>(), text.len() as i32, true) };
     if is_right {
@@ -327,10 +348,12 @@ fn replacing_wrong(encoding: i32, mut text: Vec<u8>) -> Vec<u8> {
     text
 }
 
+/// Returns a copy of a converted text, and frees the text.
+///
 /// # Safety
-/// `converted` was allocated by a conversion, and is used by nobody else.
+/// `converted` was allocated by a conversion, and nothing else uses it.
 unsafe fn copied(converted: *mut c_char) -> Vec<u8> {
-    // SAFETY: the caller's promise; conversions end with a zero.
+    // SAFETY: the caller promises the result of a conversion, which ends with a zero.
     unsafe {
         let bytes = copy(CStr::from_ptr(converted).to_bytes());
         pg_sys::pfree(converted.cast());
@@ -338,7 +361,8 @@ unsafe fn copied(converted: *mut c_char) -> Vec<u8> {
     }
 }
 
-/// As `to_utf8`, in memory of Rust's. 53200 when there is none.
+/// Returns a text in the server's encoding as UTF-8, in Rust's memory. Raises 22021 as `to_utf8`
+/// does, and 53200 if there is no memory.
 pub fn to_string(bytes: &[u8]) -> String {
     match to_utf8(bytes) {
         Cow::Borrowed(text) => String::from_utf8(copy(text.as_bytes())).unwrap_or_default(),
@@ -346,14 +370,15 @@ pub fn to_string(bytes: &[u8]) -> String {
     }
 }
 
-/// What comes out of SQL may be large, and Rust ends the server when it gets no memory.
+/// Returns a copy. Raises 53200 if there is no memory. (A value of SQL may be large, and a failed
+/// allocation by Rust would end the server.)
 fn copy(bytes: &[u8]) -> Vec<u8> {
     let mut copy = Vec::new();
     extend(&mut copy, bytes);
     copy
 }
 
-/// Adds bytes. 53200 when there is no memory for them.
+/// Adds bytes. Raises 53200 if there is no memory for them.
 fn extend(all: &mut Vec<u8>, bytes: &[u8]) {
     if all.try_reserve(bytes.len()).is_err() {
         ErrorReport::from(Error::OutOfMemory).report(PgLogLevel::ERROR);

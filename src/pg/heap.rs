@@ -1,13 +1,15 @@
-//! One ordinary table, opened by its oid. Its rows are read, locked and written through the access methods of
-//! the table and of its indexes: without SQL, planner, triggers, a change of role or a look-up by name. So no
-//! code of the table's owner runs, and nothing that the owner renames changes which table is meant.
+//! One ordinary table, opened by its oid. The table's rows are read, locked and written through the
+//! access methods of the table and of the table's indexes: without SQL, planner, triggers, a change
+//! of role or a lookup by name. So no code of the table's owner runs, and the owner can't change by
+//! a rename which table is meant.
 //!
-//! This does not do what the executor does besides: constraints, generated columns, triggers, policies,
-//! rights. The caller tests first that the table has nothing of that kind (`shape`, `logic::shape`).
+//! This code does not do the other work of the executor: constraints, generated columns, triggers,
+//! policies, rights. The caller tests first that the table has nothing of that kind (`shape`,
+//! `logic::shape`).
 //!
-//! Locks. A relation is locked before it is opened, and stays locked until the transaction ends. A row is
-//! locked before it is updated or deleted, so the update or deletion never waits, and never fails because of
-//! another transaction.
+//! Locks. A relation is locked before it is opened, and stays locked until the transaction ends. A
+//! row is locked before it is updated or deleted, so the update or deletion never waits, and never
+//! fails because of another transaction.
 
 use std::marker::PhantomData;
 use std::ptr::null_mut;
@@ -23,9 +25,9 @@ use super::xact::next_command;
 pub enum TableLock {
     /// ROW SHARE, for a transaction that locks rows and writes none.
     RowShare,
-    /// ROW EXCLUSIVE, for one that writes rows.
+    /// ROW EXCLUSIVE, for a transaction that writes rows.
     RowExclusive,
-    /// ACCESS SHARE, for one that only looks.
+    /// ACCESS SHARE, for a transaction that only reads.
     AccessShare,
 }
 
@@ -42,7 +44,7 @@ impl TableLock {
 /// The result of opening a table.
 pub enum Opened<'a> {
     Table(Heap<'a>),
-    /// Another transaction holds a conflicting lock.
+    /// Another transaction holds a conflicting lock, and the caller did not want to wait.
     Locked,
     /// No relation has that oid any more.
     Gone,
@@ -53,7 +55,8 @@ pub struct Heap<'a> {
     relation: pg_sys::Relation,
     /// Whether this value closes the relation. A trigger's relation belongs to the executor.
     owned: bool,
-    /// Whether a look at its indexes waits for their locks, as opening the table did.
+    /// Whether opening the table waited for the lock. If so, opening an index waits for a lock as
+    /// well.
     waits: bool,
     _relation: PhantomData<&'a ()>,
 }
@@ -62,19 +65,20 @@ impl Drop for Heap<'_> {
     fn drop(&mut self) {
         // After an ERROR the transaction's abort closes the relation.
         if self.owned && !std::thread::panicking() {
-            // SAFETY: opened by `Heap::open`, closed once. The lock stays until the transaction ends.
+            // SAFETY: `Heap::open` opened the relation, and `drop` closes it once. The lock stays
+            // until the transaction ends.
             unsafe { pg_sys::relation_close(self.relation, pg_sys::NoLock as i32) }
         }
     }
 }
 
 impl<'a> Heap<'a> {
-    /// Locks and opens a relation of any kind. With `wait` this waits for the lock up to lock_timeout
-    /// (55P03).
+    /// Locks and opens a relation of any kind. With `wait`, waits for the lock up to lock_timeout,
+    /// and then raises 55P03.
     pub fn open(oid: u32, lock: TableLock, wait: bool) -> Opened<'a> {
         let oid = pg_sys::Oid::from(oid);
-        // SAFETY: the lock is on an oid, and no relation needs to have it. Taking the lock makes this process
-        // read what was committed before.
+        // SAFETY: the lock is on an oid, and no relation needs to have this oid. Taking the lock
+        // makes this process read what was committed before.
         let relation = unsafe {
             if wait {
                 pg_sys::LockRelationOid(oid, lock.mode());
@@ -91,18 +95,18 @@ impl<'a> Heap<'a> {
         Opened::Table(Self { relation, owned: true, waits: wait, _relation: PhantomData })
     }
 
-    /// Closes the table and gives its lock back, for a caller that has only read it.
+    /// Closes the table and releases its lock, for a caller that has only read the table.
     pub fn close_and_unlock(self, lock: TableLock) {
         let oid = pg_sys::Oid::from(self.oid());
         drop(self);
-        // SAFETY: the lock was taken by `open`, once.
+        // SAFETY: `open` took the lock, once.
         unsafe { pg_sys::UnlockRelationOid(oid, lock.mode()) }
     }
 
-    /// The table that fired a trigger. The statement has locked it.
+    /// Returns the table that fired a trigger. The statement has locked the table.
     ///
     /// # Safety
-    /// `relation` stays open for as long as the result lives.
+    /// `relation` stays open as long as the result lives.
     pub(super) unsafe fn of_trigger(relation: pg_sys::Relation) -> Self {
         Self { relation, owned: false, waits: true, _relation: PhantomData }
     }
@@ -111,17 +115,17 @@ impl<'a> Heap<'a> {
         self.relation
     }
 
-    /// What `look` returns for an index of this table. The index is locked only for the call: it can't be
-    /// dropped while the table is locked. `None` when another transaction holds a lock on the index and this
-    /// table was opened without waiting.
+    /// Returns what `look` returns for an index of this table. The index is locked only for the
+    /// call, because no session can drop it while the table is locked. `None`: another transaction
+    /// holds a lock on the index, and this table was opened without waiting.
     pub(super) fn look_at_index<R>(
         &self,
         oid: pg_sys::Oid,
         look: impl FnOnce(pg_sys::Relation) -> R,
     ) -> Option<R> {
         let mode = pg_sys::AccessShareLock as i32;
-        // SAFETY: an index of a table that is locked. Opening it builds nothing but copies of its catalog
-        // rows.
+        // SAFETY: the index belongs to a table that is locked. Opening the index builds nothing but
+        // copies of the index's catalog rows.
         unsafe {
             if self.waits {
                 pg_sys::LockRelationOid(oid, mode);
@@ -141,7 +145,7 @@ impl<'a> Heap<'a> {
     }
 
     pub fn oid(&self) -> u32 {
-        // SAFETY: an open relation.
+        // SAFETY: the relation is open as long as this value lives.
         unsafe { (*self.relation).rd_id.to_u32() }
     }
 
@@ -153,7 +157,8 @@ impl<'a> Heap<'a> {
         self.form().relowner.to_u32()
     }
 
-    /// Whether the relation has this name, whose bytes are compared in the server's encoding.
+    /// Returns whether the relation has this name. The comparison is of bytes, in the server's
+    /// encoding.
     pub fn is_named(&self, name: &str) -> bool {
         // SAFETY: the name ends with a zero within its 64 bytes.
         unsafe {
@@ -162,13 +167,14 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// The column of this name. `None`: there is none.
+    /// Returns the column of this name. `None`: the table has no such column.
     pub fn column(&self, name: &str) -> Option<Column> {
-        // SAFETY: an open relation.
+        // SAFETY: the relation is open as long as this value lives.
         unsafe { super::tuple::column(self.relation, name) }
     }
 
-    /// Whether the table has a trigger of this name and function that fires for ordinary sessions.
+    /// Returns whether the table has a trigger of this name and function that fires for ordinary
+    /// sessions.
     pub fn has_enabled_trigger(&self, name: &str, function: u32) -> bool {
         super::shape::triggers(self.relation).iter().any(|trigger| {
             // SAFETY: a trigger has a name that ends with a zero.
@@ -179,29 +185,29 @@ impl<'a> Heap<'a> {
         })
     }
 
-    /// The row that has this text in the first column of `index`, as it is committed now or as this
-    /// transaction has written it. `None`: there is none. `index` has to be a unique btree on a text (`shape`
-    /// tests that).
+    /// Returns the row that has this text in the first column of `index`. Sees what is committed
+    /// now and what this transaction has written. `None`: there is no such row. `index` has to be a
+    /// unique btree on a text (`shape` tests that).
     pub fn find(&self, index: &KeyIndex, key: &[u8]) -> Option<Stored> {
         let _snapshot = ActiveSnapshot::latest();
         // SAFETY: the snapshot is active for the whole call.
         self.scan_key(index, key, unsafe { pg_sys::GetActiveSnapshot() })
     }
 
-    /// As `find`, by the transaction's own snapshot: under REPEATABLE READ the row as it was when the
-    /// snapshot was taken.
+    /// Returns the row of this text, as `find` does, but by the transaction's own snapshot. Under
+    /// REPEATABLE READ this is the row as it was when the snapshot was taken.
     pub fn find_in_own_snapshot(&self, index: &KeyIndex, key: &[u8]) -> Option<Stored> {
-        // SAFETY: the snapshot is pushed for the call, and popped by the guard.
+        // SAFETY: the snapshot is pushed for the call, and the guard pops it.
         let snapshot = unsafe { pg_sys::GetTransactionSnapshot() };
         let _snapshot = ActiveSnapshot::push(snapshot);
-        // SAFETY: as above.
+        // SAFETY: the snapshot is active for the whole call.
         self.scan_key(index, key, unsafe { pg_sys::GetActiveSnapshot() })
     }
 
     fn scan_key(&self, index: &KeyIndex, key: &[u8], snapshot: pg_sys::Snapshot) -> Option<Stored> {
         let stored = Stored::empty(self);
-        // SAFETY: a scan of an index of this table, of which the first column is a text. The key and the slot
-        // outlive it. The slot keeps a pin on the page of the row that was found.
+        // SAFETY: the index belongs to this table, and its first column is a text. The key and the
+        // slot outlive the scan. The slot keeps a pin on the page of the row that was found.
         let found = unsafe {
             let index = OpenIndex::open(index.oid);
             let mut entry = pg_sys::ScanKeyData::default();
@@ -227,8 +233,8 @@ impl<'a> Heap<'a> {
         found.then_some(stored)
     }
 
-    /// Whether a row with this key conflicts with a new one. This looks at uncommitted rows, too, and waits
-    /// for no transaction.
+    /// Returns whether a row with this key conflicts with a new row. The search also sees
+    /// uncommitted rows, and waits for no transaction.
     pub fn conflict(&self, index: &KeyIndex, key: &[u8]) -> Conflict {
         let mut dirty = pg_sys::SnapshotData {
             snapshot_type: pg_sys::SnapshotType::SNAPSHOT_DIRTY,
@@ -242,10 +248,12 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// Calls `read` for each row that is committed now, in no order, until `read` returns false.
+    /// Calls `read` for each row that is committed now, in no particular order, until `read`
+    /// returns false.
     pub fn each(&self, mut read: impl FnMut(&Tuple) -> bool) {
         let _snapshot = ActiveSnapshot::latest();
-        // SAFETY: a scan of the whole table with the active snapshot; what is made here is dropped here.
+        // SAFETY: the scan reads the whole table under the active snapshot, and what is made here
+        // is dropped here.
         unsafe {
             let slot = pg_sys::table_slot_create(self.relation, null_mut());
             let scan = pg_sys::table_beginscan(self.relation, pg_sys::GetActiveSnapshot(), 0, null_mut());
@@ -260,10 +268,11 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// Locks the newest version of a row. FOR KEY SHARE needs `wait`. Once the row is locked, `stored` holds
-    /// that version. The caller has to read it again: its columns may have changed.
+    /// Locks the newest version of a row. FOR KEY SHARE needs `wait`. Once the row is locked,
+    /// `stored` holds that version. The caller has to read the version again, because columns may
+    /// have changed.
     pub fn lock_row(&self, stored: &mut Stored, strength: RowLock, wait: bool) -> RowLocked {
-        // SAFETY: `stored` pins the page of the row, so its tid means that row still.
+        // SAFETY: `stored` pins the page of the row, so the tid still means that row.
         match unsafe { self.lock_tid((*stored.slot).tts_tid, strength, wait) } {
             Ok(locked) => {
                 *stored = locked;
@@ -273,7 +282,8 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// The same by the place of the row. `Err` is not `Locked`.
+    /// Locks the newest version of the row that is stored at `tid`, and returns that version. `Err`
+    /// is never `Locked`.
     ///
     /// # Safety
     /// The page of the row is pinned.
@@ -285,15 +295,15 @@ impl<'a> Heap<'a> {
     ) -> Result<Stored, RowLocked> {
         let _snapshot = ActiveSnapshot::latest();
         let mut failure = pg_sys::TM_FailureData::default();
-        // An update does not wait for FOR KEY SHARE. So that lock has to be on the version that an update is
-        // writing, too: after the update's commit that version is the row.
+        // An update does not wait for FOR KEY SHARE. So that lock also has to cover the version
+        // that an update is writing: after the update's commit, that version is the row.
         let (wait, in_progress) = if wait {
             (pg_sys::LockWaitPolicy::LockWaitBlock, pg_sys::TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS)
         } else {
-            (pg_sys::LockWaitPolicy::LockWaitSkip, 0) // following such an update may wait
+            (pg_sys::LockWaitPolicy::LockWaitSkip, 0) // following an update in progress may wait
         };
         let locked = Stored::empty(self);
-        // SAFETY: the caller's promise. The slot is one of this table.
+        // SAFETY: the caller promises a pinned page, and the slot fits this table.
         let result = unsafe {
             pg_sys::table_tuple_lock(
                 self.relation,
@@ -339,14 +349,14 @@ impl<'a> Heap<'a> {
         next_command();
     }
 
-    /// Updates columns of a row that was locked with `RowLock::NoKeyUpdate`. None of them may be in a unique
-    /// index. `stored` keeps the old version.
+    /// Updates columns of a row that was locked with `RowLock::NoKeyUpdate`. None of the columns
+    /// may be in a unique index. `stored` keeps the old version.
     pub fn update<const N: usize>(&self, stored: &Stored, values: [(Column, i64); N]) {
         let _snapshot = ActiveSnapshot::latest();
-        // The new version gets index entries, unless heap_update says that it needs none.
+        // The new version gets index entries, unless heap_update reports that it needs none.
         let indexes = self.open_indexes();
-        // SAFETY: the slot holds the version that this transaction has locked. Its other columns are copied
-        // as they are stored. The columns that change are passed as a 64-bit value.
+        // SAFETY: the slot holds the version that this transaction has locked. The other columns
+        // are copied as they are stored. The columns that change are passed as a 64-bit value.
         unsafe {
             let mut free = false;
             let old = pg_sys::ExecFetchSlotHeapTuple(stored.slot, false, &raw mut free);
@@ -384,10 +394,11 @@ impl<'a> Heap<'a> {
         next_command();
     }
 
-    /// Writes the new version into the table. Returns which indexes need an entry for it.
+    /// Writes the new version into the table. Returns which indexes need an entry for the new
+    /// version.
     ///
     /// # Safety
-    /// `stored` holds the locked version, `slot` the new one.
+    /// `stored` holds the locked version, and `slot` holds the new version.
     unsafe fn update_heap(&self, stored: &Stored, slot: *mut pg_sys::TupleTableSlot) -> IndexesToUpdate {
         let mut failure = pg_sys::TM_FailureData::default();
         let mut mode = pg_sys::LockTupleMode::LockTupleNoKeyExclusive;
@@ -395,7 +406,7 @@ impl<'a> Heap<'a> {
         let mut indexes = false;
         #[cfg(not(feature = "pg15"))]
         let mut indexes = pg_sys::TU_UpdateIndexes::TU_None;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises both versions.
         let result = unsafe {
             pg_sys::table_tuple_update(
                 self.relation,
@@ -423,15 +434,15 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// Inserts a row with NULL in the columns that are not given. False when nothing was inserted, because a
-    /// unique index has a row with the same key, which may be uncommitted.
+    /// Inserts a row with NULL in the columns that are not given. Returns false if nothing was
+    /// inserted, because a unique index has a row with the same key. That row may be uncommitted.
     ///
-    /// The row is inserted speculatively, as by INSERT ... ON CONFLICT DO NOTHING: a conflict takes the row
-    /// back and does not abort this transaction.
+    /// The row is inserted speculatively, as INSERT ... ON CONFLICT DO NOTHING does: a conflict
+    /// removes the new row and does not abort this transaction.
     pub fn insert<const N: usize>(&self, values: [(Column, Value<'_>); N]) -> bool {
         let indexes = self.open_indexes();
-        // SAFETY: the slot has as many columns as the table, and each is set. The token is released here, or
-        // after an ERROR by the transaction's abort.
+        // SAFETY: the slot has as many columns as the table, and each column is set. The token is
+        // released here, or after an ERROR by the transaction's abort.
         let inserted = unsafe {
             let slot =
                 pg_sys::MakeSingleTupleTableSlot((*self.relation).rd_att, &raw const pg_sys::TTSOpsVirtual);
@@ -471,16 +482,16 @@ impl<'a> Heap<'a> {
         inserted
     }
 
-    /// Every index of the table, open and locked for an insertion. An index that evaluates an expression is
-    /// an ERROR: it was created after `shape` had looked, which CREATE INDEX CONCURRENTLY can do beside the
-    /// table's lock.
+    /// Returns every index of the table, open and locked for an insertion. Raises an ERROR if an
+    /// index evaluates an expression: such an index was created after `shape` had looked. CREATE
+    /// INDEX CONCURRENTLY can do that in spite of the table's lock.
     fn open_indexes(&self) -> Vec<OpenIndex> {
         self.index_oids().into_iter().map(OpenIndex::open_to_insert).collect()
     }
 
-    /// The oids of the table's indexes.
+    /// Returns the oids of the table's indexes.
     pub(super) fn index_oids(&self) -> Vec<pg_sys::Oid> {
-        // SAFETY: a list that is a copy, freed after it was read.
+        // SAFETY: the list is a copy, and is freed after it was read.
         unsafe {
             let list = pg_sys::RelationGetIndexList(self.relation);
             let oids = oids_of(list);
@@ -490,12 +501,12 @@ impl<'a> Heap<'a> {
     }
 }
 
-/// The elements of a list of oids.
+/// Returns the elements of a list of oids.
 ///
 /// # Safety
 /// `list` is null or a list of oids.
 pub(super) unsafe fn oids_of(list: *const pg_sys::List) -> Vec<pg_sys::Oid> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises null or a list of oids, which has `length` elements.
     unsafe {
         if list.is_null() {
             return Vec::new();
@@ -504,18 +515,18 @@ pub(super) unsafe fn oids_of(list: *const pg_sys::List) -> Vec<pg_sys::Oid> {
     }
 }
 
-/// A snapshot that is active until this value is dropped. Values that are stored out of line can be read
-/// under it.
+/// A snapshot that is active until this value is dropped. Under an active snapshot, values that are
+/// stored out of line can be read.
 struct ActiveSnapshot;
 
 impl ActiveSnapshot {
     fn latest() -> Self {
-        // SAFETY: in a transaction.
+        // SAFETY: every caller runs in a transaction.
         Self::push(unsafe { pg_sys::GetLatestSnapshot() })
     }
 
     fn push(snapshot: pg_sys::Snapshot) -> Self {
-        // SAFETY: popped once, by `drop`.
+        // SAFETY: `drop` pops the snapshot once.
         unsafe { pg_sys::PushActiveSnapshot(snapshot) };
         Self
     }
@@ -523,14 +534,15 @@ impl ActiveSnapshot {
 
 impl Drop for ActiveSnapshot {
     fn drop(&mut self) {
-        // After an ERROR the (sub)transaction's abort pops it.
+        // After an ERROR the abort of the (sub)transaction pops the snapshot.
         if !std::thread::panicking() {
-            // SAFETY: pushed by `push`; guards are dropped in the reverse order.
+            // SAFETY: `push` pushed the snapshot, and guards are dropped in the reverse order.
             unsafe { pg_sys::PopActiveSnapshot() }
         }
     }
 }
 
+/// Which indexes need an entry for a new version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "pg15", allow(dead_code))] // Postgres 15 does not tell summarizing indexes apart
 enum IndexesToUpdate {
@@ -553,12 +565,12 @@ pub enum Conflict {
 /// The mode in which a row is locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowLock {
-    /// FOR KEY SHARE: other transactions can update columns that are in no unique index, and can't delete the
-    /// row.
+    /// FOR KEY SHARE: other transactions can update columns that are in no unique index, and can't
+    /// delete the row.
     KeyShare,
-    /// FOR NO KEY UPDATE: before an update of columns that are in no unique index.
+    /// FOR NO KEY UPDATE, before an update of columns that are in no unique index.
     NoKeyUpdate,
-    /// FOR UPDATE: before a deletion.
+    /// FOR UPDATE, before a deletion.
     Update,
 }
 
@@ -582,19 +594,20 @@ pub enum RowLocked {
     Gone,
 }
 
-/// A row of a table. Its slot pins the row's page.
+/// A row of a table. The slot pins the row's page.
 pub struct Stored {
     slot: *mut pg_sys::TupleTableSlot,
 }
 
 impl Stored {
     fn empty(table: &Heap<'_>) -> Self {
-        // SAFETY: a slot for rows of this table.
+        // SAFETY: the table is open, and the slot is for rows of this table.
         Self { slot: unsafe { pg_sys::table_slot_create(table.relation, null_mut()) } }
     }
 
+    /// Returns the row, for reading its columns.
     pub fn row(&self) -> Tuple {
-        // SAFETY: the slot holds a row for as long as this lives.
+        // SAFETY: the slot holds a row as long as this value lives.
         unsafe { Tuple::in_slot(self.slot) }
     }
 }
@@ -603,7 +616,7 @@ impl Drop for Stored {
     fn drop(&mut self) {
         // After an ERROR the transaction's abort releases the pin and frees the slot.
         if !std::thread::panicking() {
-            // SAFETY: made by `empty`, dropped once.
+            // SAFETY: `empty` made the slot, and `drop` drops it once.
             unsafe { pg_sys::ExecDropSingleTupleTableSlot(self.slot) }
         }
     }
@@ -612,9 +625,9 @@ impl Drop for Stored {
 /// The value of a column that is written.
 #[derive(Clone, Copy, Debug)]
 pub enum Value<'a> {
-    /// Of a text or varchar, in the server's encoding.
+    /// The value of a text or varchar, in the server's encoding.
     Text(&'a [u8]),
-    /// Of a bigint, or a timestamp in microseconds since 2000.
+    /// The value of a bigint, or of a timestamp in microseconds since 2000.
     Int(i64),
 }
 

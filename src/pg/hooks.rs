@@ -1,9 +1,10 @@
-//! Hooks into other people's statements.
+//! Hooks that run for the statements of every session.
 //!
-//! Neither hook is `#[pg_guard]`ed: an error that passes a guarded frame loses its context, position
-//! and names (constraint, table, column), for every utility statement of every user. So no function
-//! here owns anything with a destructor (an error jumps over it), the next hook is called as a bare
-//! pointer, and our own work sits in a guarded function of its own. A test holds us to it.
+//! Neither hook is `#[pg_guard]`ed. An error that passes a guarded frame loses its context,
+//! position and names (constraint, table, column), and that would happen to every utility statement
+//! of every user. So three rules hold here. No hook owns a value with a destructor, because an
+//! error jumps over the destructor. The next hook is called as a bare pointer. This library's own
+//! work sits in separate functions, which are guarded. A test checks the rules.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -11,15 +12,16 @@ use pgrx::pg_sys;
 
 /// What a statement is about to do to a whole database.
 pub enum DatabaseCommand<'a> {
-    /// It needs this one alone: DROP, RENAME, SET TABLESPACE.
+    /// The statement needs this database without any other session: DROP, RENAME, SET TABLESPACE.
     Alone(&'a CStr),
-    /// CREATE with this one as template, which it needs alone, too.
+    /// CREATE DATABASE with this database as the template. The statement needs the template without
+    /// any other session, too.
     Copies(&'a CStr),
     /// Any other ALTER DATABASE.
     Other,
 }
 
-/// What a statement is about to do to what this session LISTENs to.
+/// What a statement is about to do to the channels to which this session LISTENs.
 pub enum Listening {
     /// LISTEN.
     Begins,
@@ -29,14 +31,15 @@ pub enum Listening {
     Discards,
 }
 
-/// Called before the statement runs; may raise.
+/// A function that is called before the statement runs. The function may raise.
 pub type BeforeDatabaseCommand = fn(DatabaseCommand<'_>);
-/// The same.
+/// A function that is called before the statement runs. The function may raise.
 pub type BeforeListening = fn(Listening);
-/// What changes in the catalogs. The change may not be visible yet: the hook runs in the midst of the command.
+/// A change in the catalogs. The change may not be visible yet, because the hook runs in the middle
+/// of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CatalogChange {
-    /// This extension was created or is being dropped, also as a part of somebody's CASCADE.
+    /// This extension was created or is being dropped, possibly by a CASCADE.
     Extension(u32),
     /// A trigger was created or altered, or is being dropped.
     Trigger,
@@ -48,14 +51,16 @@ pub enum CatalogChange {
     DroppedRelation(u32),
     /// This database was created.
     Database(u32),
-    /// COMMIT PREPARED or ROLLBACK PREPARED will run: what the prepared transaction changed is not known.
+    /// COMMIT PREPARED or ROLLBACK PREPARED will run. What the prepared transaction changed is not
+    /// known.
     Prepared,
 }
 
-/// Called when that happens; may raise what a look-up in the caches raises.
+/// A function that is called for each such change. The function may raise what a lookup in the
+/// caches raises.
 pub type OnCatalogChange = fn(CatalogChange);
 
-// Postgres' own, not pgrx's wrapper of it, which would guard it.
+// This is Postgres' own function. pgrx's wrapper would guard it.
 unsafe extern "C-unwind" {
     fn standard_ProcessUtility(
         statement: *mut pg_sys::PlannedStmt,
@@ -75,9 +80,10 @@ static mut BEFORE_DATABASE_COMMAND: Option<BeforeDatabaseCommand> = None;
 static mut BEFORE_LISTENING: Option<BeforeListening> = None;
 static mut ON_CHANGE: Option<OnCatalogChange> = None;
 
-/// Once, while preloading.
+/// Installs the hooks, once, while the library is preloaded.
 pub fn install(before: BeforeDatabaseCommand, listening: BeforeListening, on_change: OnCatalogChange) {
-    // SAFETY: single-threaded start of the postmaster; later processes only read these.
+    // SAFETY: the postmaster has one thread at its start, and later processes only read these
+    // variables.
     unsafe {
         BEFORE_DATABASE_COMMAND = Some(before);
         BEFORE_LISTENING = Some(listening);
@@ -99,7 +105,7 @@ unsafe extern "C-unwind" fn utility(
     dest: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    // SAFETY: what Postgres gave is handed on as it came.
+    // SAFETY: the arguments are passed on as Postgres gave them.
     unsafe {
         let node = (*statement).utilityStmt;
         if matches!(
@@ -124,13 +130,14 @@ unsafe extern "C-unwind" fn utility(
     }
 }
 
-/// Whether a statement is COMMIT PREPARED or ROLLBACK PREPARED. Every BEGIN and COMMIT asks this.
+/// Returns whether a statement is COMMIT PREPARED or ROLLBACK PREPARED. The hook asks this for
+/// every BEGIN and COMMIT.
 ///
 /// # Safety
 /// `node` is a statement.
 unsafe fn ends_prepared(node: *mut pg_sys::Node) -> bool {
     use pg_sys::TransactionStmtKind::{TRANS_STMT_COMMIT_PREPARED, TRANS_STMT_ROLLBACK_PREPARED};
-    // SAFETY: the node's tag says what it is.
+    // SAFETY: the caller promises a statement, whose tag says what the node is.
     unsafe {
         (*node).type_ == pg_sys::NodeTag::T_TransactionStmt
             && matches!(
@@ -147,7 +154,7 @@ unsafe extern "C-unwind" fn access(
     sub: c_int,
     arg: *mut c_void,
 ) {
-    // SAFETY: what Postgres gave is handed on as it came.
+    // SAFETY: the arguments are passed on as Postgres gave them.
     unsafe {
         if matches!(
             class,
@@ -174,7 +181,7 @@ unsafe extern "C-unwind" fn changed(
     sub: c_int,
 ) {
     use pg_sys::ObjectAccessType::{OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE};
-    // SAFETY: set at the start of the postmaster.
+    // SAFETY: the postmaster sets the variable at its start, and later processes only read it.
     let Some(on_change) = (unsafe { ON_CHANGE }) else { return };
     let object = object.to_u32();
     let change = match (class, access) {
@@ -182,7 +189,7 @@ unsafe extern "C-unwind" fn changed(
         (pg_sys::TriggerRelationId, OAT_POST_CREATE | OAT_POST_ALTER | OAT_DROP) => CatalogChange::Trigger,
         (pg_sys::NamespaceRelationId, OAT_POST_ALTER | OAT_DROP) => CatalogChange::Schema(object),
         (pg_sys::RelationRelationId, OAT_POST_ALTER) => CatalogChange::AlteredRelation(object),
-        // A column of it is being dropped.
+        // Postgres is about to drop a column of the relation.
         (pg_sys::RelationRelationId, OAT_DROP) if sub != 0 => CatalogChange::AlteredRelation(object),
         (pg_sys::RelationRelationId, OAT_DROP) => CatalogChange::DroppedRelation(object),
         (pg_sys::DatabaseRelationId, OAT_POST_CREATE) => CatalogChange::Database(object),
@@ -193,7 +200,8 @@ unsafe extern "C-unwind" fn changed(
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) {
-    // SAFETY: the node's tag says what it is, and its strings live as long as the statement.
+    // SAFETY: the node's tag says what the node is, and the node's strings live as long as the
+    // statement.
     unsafe {
         let (Some(before), Some(listening)) = (BEFORE_DATABASE_COMMAND, BEFORE_LISTENING) else { return };
         match (*node).type_ {
@@ -243,22 +251,24 @@ unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) {
     }
 }
 
+/// Returns a string. Returns an empty string for null.
+///
 /// # Safety
 /// `s` is null or a string that outlives the result.
 unsafe fn text<'a>(s: *const c_char) -> &'a CStr {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises a string that outlives the result.
     if s.is_null() { c"" } else { unsafe { CStr::from_ptr(s) } }
 }
 
-/// The option of this name in a list of DefElem, or null.
+/// Returns the option of this name in a list of DefElem, or null.
 ///
 /// # Safety
-/// `options` is null or such a list.
+/// `options` is null or a list of DefElem.
 unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> *mut pg_sys::DefElem {
     if options.is_null() {
         return std::ptr::null_mut();
     }
-    // SAFETY: the list has `length` elements, all of them DefElem.
+    // SAFETY: the list has `length` elements, and each of them is a DefElem.
     unsafe {
         (0..(*options).length as usize)
             .map(|i| (*(*options).elements.add(i)).ptr_value.cast::<pg_sys::DefElem>())

@@ -1,5 +1,6 @@
-//! Waiting and waking. A process number belongs to its slot for the server's life, so waking a stale
-//! one wakes somebody in vain and nothing worse: every wait loop of Postgres takes that.
+//! Waiting and waking. A process number belongs to a slot for the server's life, and a later
+//! process may use the slot. So a wake-up with a stale number wakes a process without a reason, and
+//! does no other harm: every wait loop of Postgres copes with that.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -8,45 +9,50 @@ use pgrx::pg_sys;
 
 use super::clock;
 
-/// This process's number, what `wake` takes.
+/// Returns this process's number, which `wake` takes.
 #[cfg(any(feature = "pg15", feature = "pg16"))]
 pub fn my_procno() -> i32 {
-    // SAFETY: MyProc is set in every process that runs our code (all of them have shared memory).
+    // SAFETY: MyProc is set in every process that runs this library's code, because all of them
+    // have shared memory.
     unsafe { (*pg_sys::MyProc).pgprocno }
 }
 
 #[cfg(any(feature = "pg17", feature = "pg18"))]
 pub fn my_procno() -> i32 {
-    // SAFETY: a plain global, set before any of our code runs.
+    // SAFETY: this is a plain global, which is set before any code of this library runs.
     unsafe { pg_sys::MyProcNumber }
 }
 
+/// Returns this process's pid.
 pub fn my_pid() -> i32 {
-    // SAFETY: a plain global.
+    // SAFETY: this is a plain global.
     unsafe { pg_sys::MyProcPid }
 }
 
-/// Sets the latch of a process. Callable after commit: it can't fail.
+/// Sets the latch of a process. The call is safe after commit, because it can't fail. A negative
+/// number wakes no process.
 pub fn wake(procno: i32) {
     if procno >= 0 {
-        // SAFETY: procno came out of `my_procno` of some process of this server.
+        // SAFETY: `procno` was returned by `my_procno` in a process of this server.
         unsafe { pg_sys::ProcSendSignal(procno) }
     }
 }
 
-/// What pg_stat_activity shows as the wait event of a process that waits here (before 17: Extension).
+/// What pg_stat_activity shows as the wait event of a process that waits here. Before Postgres 17
+/// the event is Extension.
 #[derive(Clone, Copy)]
 pub enum Event {
-    /// A session in oban_wait.
+    /// A session waits in oban_wait.
     Wait,
-    /// A session that waits for a worker: for an election, or for it to leave a database.
+    /// A session waits for a worker: for an election, or for the worker to leave a database.
     Worker,
     Coordinator,
     Keeper,
     Relay,
 }
 
-/// The numbers that Postgres gave to the events; 0 without preload, and before 17.
+/// The numbers that Postgres gave to the events. A number is 0 without preload, and before Postgres
+/// 17.
 static NUMBERS: [AtomicU32; 5] = [const { AtomicU32::new(0) }; 5];
 
 impl Event {
@@ -58,8 +64,7 @@ impl Event {
     }
 }
 
-/// In the postmaster, each time that it has made shared memory: all processes have the numbers from it. (A session
-/// that asked for a number might meet an error there: Postgres has 128.)
+/// Does nothing: Postgres before 17 has no wait events of extensions.
 #[cfg(any(feature = "pg15", feature = "pg16"))]
 pub fn name_events() {}
 
@@ -78,48 +83,55 @@ pub fn name_events() {
     }
 }
 
-/// What `wait` is shown as in this process, if it is a worker.
+/// The number of the event that `wait` shows in this process, if the process is a worker. 0: the
+/// process is not a worker.
 static OWN: AtomicU32 = AtomicU32::new(0);
 
-/// In a worker: names what it waits for.
+/// Sets the event that `wait` shows in this process. Workers call this.
 pub fn wait_as(event: Event) {
     OWN.store(event.number(), Ordering::Relaxed);
 }
 
-/// Sleeps until the latch is set, or at most for `timeout` (None: for ever), then serves interrupts
-/// (cancel, terminate, barriers). Reset the latch *before* you test the condition you wait for.
+/// Sleeps until the latch is set, or at most for `timeout` (`None`: without a limit), and then
+/// serves interrupts (cancel, terminate, barriers). The caller resets the latch *before* it tests
+/// the condition that it waits for.
 pub fn wait(timeout: Option<Duration>) {
     let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
     if timeout.is_some() {
         events |= pg_sys::WL_TIMEOUT;
     }
-    // Rounded up: waking a fraction of a millisecond early would mean to wake twice.
+    // The timeout is rounded up: a wake-up a fraction of a millisecond too early would lead to a
+    // second one.
     let millis = timeout.map_or(-1, |t| t.as_micros().div_ceil(1_000).min(i32::MAX as u128) as _);
     let event = match OWN.load(Ordering::Relaxed) {
         0 => Event::Worker.number(),
         own => own,
     };
-    // SAFETY: our own latch, which exists as long as the process.
+    // SAFETY: this is the process's own latch, which exists as long as the process.
     unsafe {
         pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, millis, event);
     }
     pgrx::check_for_interrupts!();
 }
 
-/// The longest that a process with a deadline sleeps before it looks at the clock again. A latch's timeout does not
-/// count the time that the machine is suspended, deadlines do.
+/// The longest time that a process with a deadline sleeps before it reads the clock again. A
+/// latch's timeout does not count the time in which the machine is suspended, and deadlines do.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
-/// As `wait`, until `clock` reads `deadline` (`None`: for ever). It may return earlier: callers ask the clock.
+/// Waits as `wait` does, until `clock` reads `deadline` (`None`: without a limit). The function may
+/// return earlier, so callers read the clock.
 pub fn wait_until(deadline: Option<i64>) {
     let left = |at: i64| Duration::from_micros(at.saturating_sub(clock::now()).max(0) as u64);
     wait(deadline.map(|at| left(at).min(LOOK_AGAIN)));
 }
 
-/// As `wait`, on behalf of a client that waits with us: should it go away, this session ends (FATAL).
+/// Waits as `wait` does, while this session's client waits for the result. If the client closes the
+/// connection, the session ends with a FATAL. Without a client, or on a platform that can't report
+/// a closed socket, this is `wait`.
 pub fn wait_with_client(timeout: Duration) {
-    // SAFETY: our own latch and our client's socket, which is the first field of its struct in 15 to 18; a
-    // background worker has none. The flags are what Postgres' own check of the client sets.
+    // SAFETY: the latch and the client's socket belong to this process. The socket is the first
+    // field of the struct `Port` in Postgres 15 to 18, and a background worker has no socket. The
+    // flags are the ones that Postgres' own check of the client sets.
     unsafe {
         let can_tell = pg_sys::WaitEventSetCanReportClosed();
         let Some(socket) = super::session::socket().filter(|_| can_tell) else { return wait(Some(timeout)) };
@@ -138,10 +150,13 @@ pub fn wait_with_client(timeout: Duration) {
     pgrx::check_for_interrupts!();
 }
 
-/// Before the condition is tested. A signal that came before set the latch, too: it is served now, as nobody
-/// will be woken by it any more (and as news can come faster than a loop ever waits).
+/// Resets the latch, and serves interrupts. A loop calls this before it tests its condition.
+///
+/// A signal that arrived before has set the latch, too. After the reset that signal no longer wakes
+/// the process, so its interrupt is served here. (Besides, messages can arrive so fast that a loop
+/// never waits.)
 pub fn reset() {
-    // SAFETY: our own latch.
+    // SAFETY: this is the process's own latch.
     unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) }
     pgrx::check_for_interrupts!();
 }

@@ -1,19 +1,22 @@
-//! Lightweight locks of our tranche. While one is held nothing may allocate much, wait, raise or
-//! call into Postgres: what is done under it is pure code over shared memory.
+//! The lightweight locks of this library's tranche. Code that runs under such a lock is pure code
+//! over shared memory. The code allocates little, does not wait, does not raise, and does not call
+//! Postgres, except for functions that only read a clock or a global.
 
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use pgrx::pg_sys;
 
+/// The name of the tranche.
 pub const TRANCHE: &std::ffi::CStr = c"obanrs";
 
-/// Lock order: nobody holds two of them.
+/// A lightweight lock. A process holds at most one of these locks at a time, so there is no lock
+/// order.
 #[derive(Clone, Copy)]
 pub enum Lock {
     Registry,
     Leaderships,
     Gossip,
-    /// That of a ring of the pool.
+    /// The lock of one ring of the pool.
     Ring(usize),
 }
 
@@ -27,7 +30,7 @@ impl Lock {
         }
     }
 
-    /// How many there are with so many rings.
+    /// Returns how many locks there are if the pool has `rings` rings.
     pub fn count(rings: usize) -> usize {
         Lock::Ring(rings).index()
     }
@@ -39,14 +42,16 @@ pub enum Mode {
     Exclusive,
 }
 
-/// Released when dropped, in a panic too. (An ERROR releases all lightweight locks by itself; nothing
-/// under a lock of ours raises one.)
+/// A lock that this process holds. The lock is released when the guard is dropped, also by a panic.
+/// (An ERROR releases all lightweight locks by itself. No code under a lock of this library raises
+/// one.)
 pub struct Guard(*mut pg_sys::LWLock);
 
-/// The first lock of the tranche, once this process has looked it up.
+/// The first lock of the tranche. Null until this process has looked the tranche up.
 static BASE: AtomicPtr<pg_sys::LWLockPadded> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Only after the segment was attached, that is with the library preloaded.
+/// Takes a lock, and waits for it if necessary. The segment has to be attached, that is, the
+/// library has to be preloaded.
 pub fn acquire(lock: Lock, mode: Mode) -> Guard {
     let mode = match mode {
         Mode::Shared => pg_sys::LWLockMode::LW_SHARED,
@@ -67,7 +72,8 @@ pub fn acquire(lock: Lock, mode: Mode) -> Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // SAFETY: acquired by this process and not released yet, unless an error's clean-up did it.
+        // SAFETY: this process acquired the lock. The lock is released only if the process still
+        // holds it: the clean-up after an error may have released it.
         unsafe {
             if pg_sys::LWLockHeldByMe(self.0) {
                 pg_sys::LWLockRelease(self.0);

@@ -1,5 +1,6 @@
-//! Postgres, one concept a file: the smallest wrappers that let the rest of the crate be plain Rust.
-//! Every `cfg(pgNN)` of the crate is in this folder. Depends on pgrx, `config`, `error` and `logic::shape`.
+//! Postgres, one concept a file: the smallest wrappers that let the rest of the crate be plain
+//! Rust. Every `cfg(pgNN)` of the crate is in this folder. Depends on pgrx, `config`, `error` and
+//! `logic`.
 #![allow(unsafe_code)]
 
 pub mod acl;
@@ -31,17 +32,19 @@ pub mod trigger;
 pub mod tuple;
 pub mod xact;
 
-/// A string for Postgres. What comes out of SQL has no NUL bytes; a name with one would name nothing.
+/// Returns a C string for Postgres. Text from SQL has no NUL bytes. A string with a NUL becomes
+/// empty, because a name with a NUL would name nothing.
 fn c_string(s: impl Into<Vec<u8>>) -> std::ffi::CString {
     std::ffi::CString::new(s).unwrap_or_default()
 }
 
-/// A name of ours for Postgres.
+/// Returns a Rust name as a C string in the server's encoding. Raises 22P05 for a character that
+/// the encoding does not have.
 fn c_name(name: &str) -> std::ffi::CString {
     c_string(encoding::to_server(name))
 }
 
-/// The i-th attribute of a tuple descriptor, counting from 0.
+/// Returns the i-th attribute of a tuple descriptor, counting from 0.
 ///
 /// # Safety
 /// `descriptor` is valid and has more than `i` attributes.
@@ -50,17 +53,21 @@ unsafe fn catalog_attribute(
     descriptor: pgrx::pg_sys::TupleDesc,
     i: i32,
 ) -> *const pgrx::pg_sys::FormData_pg_attribute {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises a descriptor with more than `i` attributes.
     unsafe { (*descriptor).attrs.as_ptr().add(i as usize) }
 }
 
-/// As above: since 18 the attributes follow the compact ones.
+/// Returns the i-th attribute of a tuple descriptor, counting from 0. Since Postgres 18 the
+/// attributes follow the compact ones.
+///
+/// # Safety
+/// `descriptor` is valid and has more than `i` attributes.
 #[cfg(feature = "pg18")]
 unsafe fn catalog_attribute(
     descriptor: pgrx::pg_sys::TupleDesc,
     i: i32,
 ) -> *const pgrx::pg_sys::FormData_pg_attribute {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises a descriptor with more than `i` attributes.
     unsafe {
         let compact = (*descriptor).compact_attrs.as_ptr().add((*descriptor).natts as usize);
         compact.cast::<pgrx::pg_sys::FormData_pg_attribute>().add(i as usize)

@@ -1,10 +1,12 @@
-//! Native LISTEN and NOTIFY, and hearing what comes in a process that has no client.
+//! Native LISTEN and NOTIFY, and receiving notifications in a process that has no client.
 //!
-//! SQL's LISTEN is refused in a worker, as nobody would read what comes. The functions behind it work: the
-//! signal sets a flag and our latch, `ProcessNotifyInterrupt` reads NOTIFY's queue in a transaction of its own
-//! and writes each notification of our channels as a protocol message to whatever `PqCommMethods` points at.
-//! For the time of that call this is a table of our own, which keeps the message. (Parallel workers give their
-//! leader messages in the same way.)
+//! Postgres refuses SQL's LISTEN in a worker, because no client would read the notifications. The
+//! functions behind LISTEN work in a worker. The signal of a NOTIFY sets a flag and the process's
+//! latch. `ProcessNotifyInterrupt` then reads NOTIFY's queue in a separate transaction, and writes
+//! each notification of the process's channels as a protocol message through the functions to which
+//! `PqCommMethods` points. For the time of that call, `PqCommMethods` points to a table of this
+//! library, which keeps the message. (Parallel workers pass messages to their leader in the same
+//! way.)
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_int};
@@ -14,7 +16,7 @@ use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 use super::{c_name, c_string};
 
-// Not bound by pgrx. They may raise, so each call goes through the guard.
+// pgrx does not bind these functions. They may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
     fn Async_Notify(channel: *const c_char, payload: *const c_char);
     fn Async_Listen(channel: *const c_char);
@@ -25,7 +27,7 @@ unsafe extern "C-unwind" {
     static mut notifyInterruptPending: c_int;
 }
 
-/// `PQcommMethods` of libpq/libpq.h, the same in 15 to 18.
+/// `PQcommMethods` of libpq/libpq.h, which is the same in Postgres 15 to 18.
 #[repr(C)]
 struct CommMethods {
     comm_reset: extern "C" fn(),
@@ -36,29 +38,31 @@ struct CommMethods {
     putmessage_noblock: unsafe extern "C" fn(kind: c_char, bytes: *const c_char, len: usize),
 }
 
-/// Queues a notification until the end of this transaction; an equal one in it is sent once.
-/// 22023 for a channel over 63 bytes or a payload over 7,999.
+/// Queues a notification until the end of this transaction. Postgres sends equal notifications of a
+/// transaction once. Raises 22023 for a channel over 63 bytes or a payload over 7,999.
 pub fn notify(channel: &[u8], payload: &[u8]) {
     let (channel, payload) = (c_string(channel), c_string(payload));
     // SAFETY: both strings are copied.
     unsafe { pg_guard_ffi_boundary(|| Async_Notify(channel.as_ptr(), payload.as_ptr())) }
 }
 
-/// Whether the next NOTIFY might find its queue full, which fails a commit. Moves the queue's tail, which otherwise only
-/// a NOTIFY that succeeds does: a queue that was full stays so until this is asked. (A session that LISTENs and does not
-/// end its transaction lets it fill: 8 GB by default.)
+/// Returns whether the next NOTIFY might find its queue full, which fails a commit. The call moves
+/// the queue's tail. Otherwise only a NOTIFY that succeeds moves the tail, so a full queue stays
+/// full until this call. (A session that LISTENs and does not end its transaction lets the queue
+/// fill: 8 GB by default.)
 pub fn is_queue_full() -> bool {
-    // SAFETY: a function without arguments that reads shared memory.
+    // SAFETY: the function takes no argument and reads shared memory.
     let usage = unsafe { pgrx::direct_function_call::<f64>(pg_sys::pg_notification_queue_usage, &[]) };
     usage.is_some_and(|usage| usage > 0.95)
 }
 
-/// Has every session of the server that LISTENs read NOTIFY's queue to its end. A transaction that fills the queue and
-/// fails leaves its entries there. No session is told of them, and they keep the queue full.
+/// Makes every session of the server that LISTENs read NOTIFY's queue to its end. A transaction
+/// that fills the queue and fails leaves its entries in the queue. No session is told of these
+/// entries, and they keep the queue full.
 pub fn rouse_listeners() {
-    // SAFETY: an array in shared memory that lives as long as the server. A pid may be stale by now: it is looked up
-    // among the processes that take such signals, and nothing is sent if it is not there. A process that does not
-    // LISTEN ignores the signal.
+    // SAFETY: the array is in shared memory and lives as long as the server. A pid may be stale by
+    // now: Postgres looks it up among the processes that take such signals, and sends nothing if it
+    // does not find the pid. A process that does not LISTEN ignores the signal.
     unsafe {
         let all = pg_sys::ProcGlobal;
         for i in 0..(*all).allProcCount as usize {
@@ -73,63 +77,68 @@ pub fn rouse_listeners() {
     }
 }
 
-/// Starts listening with the end of this transaction.
+/// Starts listening to a channel at the end of this transaction.
 pub fn listen(channel: &str) {
     let channel = c_name(channel);
     // SAFETY: the string is copied.
     unsafe { pg_guard_ffi_boundary(|| Async_Listen(channel.as_ptr())) }
 }
 
-/// Stops listening with the end of this transaction.
+/// Stops listening to a channel at the end of this transaction.
 pub fn unlisten(channel: &str) {
     let channel = c_name(channel);
     // SAFETY: the string is copied.
     unsafe { pg_guard_ffi_boundary(|| Async_Unlisten(channel.as_ptr())) }
 }
 
-/// A notification that came on a channel that this process listens to.
+/// A notification on a channel to which this process listens.
 pub struct Notification {
-    /// In the server's encoding, as the payload.
+    /// The channel, in the server's encoding, as is the payload.
     pub channel: Vec<u8>,
     pub payload: Vec<u8>,
 }
 
 thread_local! {
     static HEARD: RefCell<Vec<Notification>> = const { RefCell::new(Vec::new()) };
-    /// How many bytes more may be kept, and how many notifications were not.
+    /// How many more bytes may be kept, and how many notifications were not kept.
     static ROOM: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
     static WANTED: Cell<fn(&[u8]) -> bool> = const { Cell::new(|_| true) };
 }
 
-/// Whether something may have come, on a channel of ours or not. Each wait for it has to look at this after it has
-/// reset its latch, and after its own transactions: what this process sends itself sets no latch.
+/// Returns whether a notification may have arrived, on any channel. A wait for notifications has to
+/// call this after it has reset its latch, and after each transaction of this process: what this
+/// process sends to itself sets no latch.
 pub fn has_come() -> bool {
-    // SAFETY: a flag that a signal handler sets.
+    // SAFETY: the flag is a global, which a signal handler sets.
     unsafe { (&raw const notifyInterruptPending).read_volatile() != 0 }
 }
 
-/// Reads everything that has come, so that NOTIFY's queue need not keep it for us. Of notifications whose payload is
-/// `wanted` up to `most` bytes are kept; how many were not is the second value. Not within a transaction. May raise.
+/// Reads all notifications that have arrived, so that NOTIFY's queue need not keep them for this
+/// process. Keeps the notifications whose payload is `wanted`, up to `most` bytes in total. The
+/// second value is how many wanted notifications were not kept. Must not be called within a
+/// transaction. May raise.
 pub fn hear(most: usize, wanted: fn(&[u8]) -> bool) -> (Vec<Notification>, usize) {
-    /// Puts back what was there, also when an error passes.
+    /// Restores the previous values when it is dropped, also when an error passes.
     struct Before(*const CommMethods, pg_sys::CommandDest::Type);
     impl Drop for Before {
         fn drop(&mut self) {
-            // SAFETY: globals of this process, which has one thread.
+            // SAFETY: the variables are globals of this process, which has one thread.
             unsafe { (PqCommMethods, pg_sys::whereToSendOutput) = (self.0, self.1) }
         }
     }
     const PROTOCOL_3: u32 = 3 << 16;
     ROOM.set((most, 0));
     WANTED.set(wanted);
-    HEARD.take(); // of a time that ended with an error
-    // SAFETY: as above. While our table is in place messages of other kinds, such as an error's, are thrown away;
-    // the log has them. Without a version of the protocol an error would be written past the table.
+    HEARD.take(); // what a call left that ended with an error
+    // SAFETY: the variables are globals of this process, which has one thread. While the table of
+    // this library is in place, messages of other kinds, such as an error's, are thrown away, and
+    // only the log has them. `FrontendProtocol` must be set: without a version of the protocol,
+    // Postgres would write an error past the table.
     unsafe {
         let before = Before(PqCommMethods, pg_sys::whereToSendOutput);
         (PqCommMethods, FrontendProtocol) = (&raw const KEEP, PROTOCOL_3);
         pg_sys::whereToSendOutput = pg_sys::CommandDest::DestRemote;
-        notifyInterruptPending = 1; // or it would not look, after an error that came before it did
+        notifyInterruptPending = 1; // an earlier error may have left notifications unread
         pg_guard_ffi_boundary(|| ProcessNotifyInterrupt(false));
         drop(before);
     }
@@ -155,12 +164,13 @@ extern "C" fn never() -> bool {
     false
 }
 
-/// Called by Postgres with a message for the client; raises nothing.
+/// Keeps a message for the client if it is a wanted notification. Postgres calls this function,
+/// which raises nothing.
 unsafe extern "C" fn keep(kind: c_char, bytes: *const c_char, len: usize) -> c_int {
     if kind as u8 != b'A' || bytes.is_null() {
         return 0;
     }
-    // SAFETY: Postgres' own message of that length, which is copied.
+    // SAFETY: the message is Postgres' own and has that length, and it is copied.
     let message = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), len) };
     let (room, missed) = ROOM.get();
     match notification(message) {
@@ -175,11 +185,12 @@ unsafe extern "C" fn keep(kind: c_char, bytes: *const c_char, len: usize) -> c_i
 }
 
 unsafe extern "C" fn keep_too(kind: c_char, bytes: *const c_char, len: usize) {
-    // SAFETY: the same arguments.
+    // SAFETY: the arguments are the ones that Postgres gave.
     unsafe { keep(kind, bytes, len) };
 }
 
-/// NotificationResponse of the protocol: the sender, the channel, the payload.
+/// Returns the notification in a NotificationResponse of the protocol, which holds the sender, the
+/// channel and the payload. `None`: the message is malformed.
 fn notification(message: &[u8]) -> Option<Notification> {
     let (_sender, rest) = message.split_first_chunk::<4>()?;
     let channel = CStr::from_bytes_until_nul(rest).ok()?;

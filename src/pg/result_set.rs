@@ -1,25 +1,28 @@
-//! The rows of a function that returns a table, all at once. (pgrx gives them one by one, and Postgres then writes
-//! them to disk as soon as they are more than work_mem.)
+//! The result of a function that returns a table, all rows at once. (pgrx returns rows one by one.
+//! Postgres then writes them to disk as soon as they take more than work_mem.)
 
 use pgrx::memcxt::PgMemoryContexts;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-/// What may be kept in memory before it goes to disk, in kB, if work_mem is not more.
+/// How much memory the result may take before it is written to disk, in kB. work_mem counts if it
+/// is larger.
 const MEMORY: i32 = 64 * 1024;
 
+/// The rows that a function has added so far.
 pub struct ResultSet {
-    /// What the values of rows take until they are copied.
+    /// The memory for the values of rows until they are copied.
     scratch: PgMemoryContexts,
     store: *mut pg_sys::Tuplestorestate,
     descriptor: pg_sys::TupleDesc,
 }
 
 impl ResultSet {
-    /// Of the function that is being called, which returns a table. 0A000 where none is wanted.
+    /// Starts the result of the function that is being called, which returns a table. Raises 0A000
+    /// if the caller does not want a table.
     pub fn of(fcinfo: pg_sys::FunctionCallInfo) -> Self {
-        // SAFETY: the call's own structs; what the caller is given lives in the memory of its query, as it
-        // has to.
+        // SAFETY: the structs belong to the running call. What the caller is given lives in the
+        // memory of the caller's query, as Postgres requires.
         unsafe {
             let wanted = (*fcinfo).resultinfo.cast::<pg_sys::ReturnSetInfo>();
             let modes = if wanted.is_null() || (*wanted).type_ != pg_sys::NodeTag::T_ReturnSetInfo {
@@ -47,9 +50,10 @@ impl ResultSet {
         }
     }
 
-    /// Runs `body`, whose values are freed after it.
+    /// Runs `body`, and frees the values that `body` made.
     pub fn within(&mut self, body: impl FnOnce(&mut Self)) {
-        // SAFETY: a context of our own, in which nothing is that outlives `body`: rows are copied into another.
+        // SAFETY: the context belongs to this value. Nothing in the context outlives `body`,
+        // because rows are copied into another context.
         unsafe {
             let before = pg_sys::MemoryContextSwitchTo(self.scratch.value());
             body(self);
@@ -58,17 +62,18 @@ impl ResultSet {
         }
     }
 
-    /// Throws away what was added.
+    /// Removes the rows that were added.
     pub fn clear(&mut self) {
-        // SAFETY: the store that is being filled.
+        // SAFETY: the store is the one that is being filled.
         unsafe { pg_sys::tuplestore_clear(self.store) }
     }
 
-    /// Adds a row: a value for each column, of its type.
+    /// Adds a row: one value for each column, of the column's type.
     pub fn push<const N: usize>(&mut self, values: [Option<pg_sys::Datum>; N]) {
         let mut nulls = values.map(|value| value.is_none());
         let mut datums = values.map(|value| value.unwrap_or(pg_sys::Datum::null()));
-        // SAFETY: as many values as the function has columns, checked here; they are copied.
+        // SAFETY: there are as many values as the function has columns, which the assertion checks,
+        // and the values are copied.
         unsafe {
             assert_eq!((*self.descriptor).natts as usize, N, "a value for each column");
             pg_sys::tuplestore_putvalues(

@@ -1,4 +1,4 @@
-//! A trigger's row: reading it, and giving back another one.
+//! A trigger's row: how to read it, and how to return another row in its place.
 
 use pgrx::AllocatedByPostgres;
 use pgrx::pg_sys;
@@ -8,7 +8,7 @@ use pgrx::tupdesc::PgTupleDesc;
 use super::heap::{Heap, RowLock};
 use super::tuple::{self, Column, Tuple};
 
-/// What a trigger was called for.
+/// The timing and the event for which a trigger was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     BeforeInsert,
@@ -20,6 +20,7 @@ pub enum Call {
     AfterTruncate,
 }
 
+/// A call of a trigger function for a row or a statement.
 pub struct RowTrigger<'a> {
     trigger: &'a PgTrigger<'a>,
     data: &'a pg_sys::TriggerData,
@@ -30,11 +31,12 @@ impl<'a> RowTrigger<'a> {
         Self { trigger, data: trigger.trigger_data() }
     }
 
-    /// `None` for a call that none of ours is made for.
+    /// Returns the timing and the event of this call. `None`: no trigger of the extension is made
+    /// for such a call.
     pub fn call(&self) -> Option<Call> {
         let event = self.trigger.event();
         if event.fired_instead() {
-            return None; // of a view
+            return None; // such a trigger is on a view
         }
         let (before, row) = (event.fired_before(), event.fired_for_row());
         let (insert, update) = (event.fired_by_insert(), event.fired_by_update());
@@ -50,13 +52,14 @@ impl<'a> RowTrigger<'a> {
         }
     }
 
-    /// The table's id.
+    /// Returns the table's oid.
     pub fn table(&self) -> u32 {
         // SAFETY: the relation that fired the trigger is open.
         unsafe { (*self.data.tg_relation).rd_id.to_u32() }
     }
 
-    /// Whether it is an ordinary table of this name, of which there is one in a schema.
+    /// Returns whether the table is an ordinary table of this name that is not temporary. A schema
+    /// has at most one such table.
     pub fn is_of(&self, name: &str) -> bool {
         // SAFETY: the relation that fired the trigger is open.
         unsafe {
@@ -67,45 +70,48 @@ impl<'a> RowTrigger<'a> {
         }
     }
 
-    /// The table, which the statement that fired the trigger has opened and locked.
+    /// Returns the table. The statement that fired the trigger has opened and locked it.
     pub fn heap(&self) -> Heap<'_> {
-        // SAFETY: the executor keeps it open for longer than the trigger runs.
+        // SAFETY: the executor keeps the relation open for longer than the trigger runs.
         unsafe { Heap::of_trigger(self.data.tg_relation) }
     }
 
-    /// The table's schema.
+    /// Returns the table's schema.
     pub fn schema(&self) -> u32 {
         // SAFETY: the relation that fired the trigger is open.
         unsafe { (*(*self.data.tg_relation).rd_rel).relnamespace.to_u32() }
     }
 
-    /// The column of this name.
+    /// Returns the column of this name. `None`: the table has no such column.
     pub fn column(&self, name: &str) -> Option<Column> {
         // SAFETY: the relation that fired the trigger is open.
         unsafe { tuple::column(self.data.tg_relation, name) }
     }
 
-    /// The row that is inserted or deleted; of an UPDATE the one that it was.
+    /// Returns the row that is inserted or deleted. For an UPDATE, returns the old row.
     pub fn row(&self) -> Tuple {
-        // SAFETY: a call for a row has it in this slot, which outlives the call.
+        // SAFETY: a call for a row has the row in this slot, which outlives the call.
         unsafe { Tuple::in_slot(self.data.tg_trigslot) }
     }
 
-    /// Of an UPDATE the row that it becomes.
+    /// Returns the new row of an UPDATE.
     pub fn new_row(&self) -> Tuple {
-        // SAFETY: as above.
+        // SAFETY: a call for an UPDATE has the new row in this slot, which outlives the call.
         unsafe { Tuple::in_slot(self.data.tg_newslot) }
     }
 
-    /// In a BEFORE trigger of an UPDATE: locks the row FOR UPDATE until the transaction ends, and waits for others that
-    /// have locked it FOR KEY SHARE. The executor has locked it FOR NO KEY UPDATE, so that nobody changes it meanwhile.
-    /// False: it could not be locked, which should not happen.
+    /// Locks the row FOR UPDATE until the transaction ends, in a BEFORE trigger of an UPDATE. Waits
+    /// for transactions that have locked the row FOR KEY SHARE. The executor has locked the row FOR
+    /// NO KEY UPDATE, so no other transaction changes it meanwhile. Returns false if the row could
+    /// not be locked, which should not happen.
     pub fn lock_for_update(&self) -> bool {
-        // SAFETY: the slot holds the row that is updated, and pins its page for as long as the trigger runs.
+        // SAFETY: the slot holds the row that is updated, and pins the row's page as long as the
+        // trigger runs.
         unsafe { self.heap().lock_tid((*self.data.tg_trigslot).tts_tid, RowLock::Update, true) }.is_ok()
     }
 
-    /// What a BEFORE trigger gives back to have the row written with these values in place of its own.
+    /// Returns what a BEFORE trigger returns to have the row written with these values in place of
+    /// the row's own.
     pub fn with<const N: usize>(
         &self,
         values: [(Column, Option<i64>); N],
@@ -113,8 +119,8 @@ impl<'a> RowTrigger<'a> {
         let mut numbers = values.map(|(column, _)| column.number());
         let mut nulls = values.map(|(_, value)| value.is_none());
         let mut datums = values.map(|(_, value)| pg_sys::Datum::from(value.unwrap_or(0)));
-        // SAFETY: the tuple is of the relation's shape, the columns are its own and of types that are passed
-        // as a 64-bit value.
+        // SAFETY: the tuple has the relation's shape. The columns belong to the relation, and are
+        // of types that are passed as a 64-bit value.
         unsafe {
             let is_update = self.trigger.event().fired_by_update();
             let tuple = if is_update { self.data.tg_newtuple } else { self.data.tg_trigtuple };
@@ -135,7 +141,7 @@ impl<'a> RowTrigger<'a> {
         }
     }
 
-    /// What a BEFORE trigger gives back to have the row written as it is.
+    /// Returns what a BEFORE trigger returns to have the row written unchanged.
     pub fn unchanged(&self) -> PgHeapTuple<'a, AllocatedByPostgres> {
         self.with([])
     }

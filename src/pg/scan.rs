@@ -1,28 +1,33 @@
-//! All rows of a table, by a scan of our own: no plan, no policies, no code of the table's owner. It is
-//! for tables whose owner the reader need not trust, and whose rights we have tested by our own rules.
+//! All rows of a table, by a scan of this library: no plan, no policies, no code of the table's
+//! owner. The scan is for tables whose owner the reader need not trust. The caller has tested the
+//! rights on the table by the extension's own rules.
 
 use pgrx::pg_sys;
 
 use super::tuple::{self, Column, Tuple};
 
-/// Whether to wait for the table's lock, as a SELECT does, or to do without its rows.
+/// Whether to wait for the table's lock, as a SELECT does, or to go on without the table's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Locked {
     Wait,
     Skip,
-    /// As `Skip`; the lock is given back after the look.
+    /// Go on without the rows if the table is locked, and release the lock after the scan.
     Peek,
 }
 
-/// The most rows that are read of one table. Memory of ours that can't be had ends the server, where for
-/// Postgres' own it is an ERROR; see also `Tuple::short_text`.
+/// The greatest number of results that a scan keeps. A failed allocation by Rust ends the server,
+/// and a failed allocation by Postgres is only an ERROR. See also `Tuple::short_text`.
 const MAX_CONVERTED: usize = 10_000;
 
-/// What `row` makes of each row that the statement's snapshot shows, up to 10,000. `admit` is asked once
-/// the table is locked and can't change any more, with whether it is unlogged: whoever was allowed before,
-/// and whatever the table was called, may have changed while the lock was waited for. `find` asks for the
-/// columns by name. `None` when there are no rows to be had: the table was dropped, is locked, is no ordinary
-/// table any more, is not admitted or has not the columns.
+/// Returns what `row` returns for each row that the statement's snapshot shows, without `None`, up
+/// to 10,000 results.
+///
+/// `admit` is called once, when the table is locked and can't change any more, with whether the
+/// table is unlogged. The rights and the name that were tested before may have changed during the
+/// wait for the lock. An `Err` of `admit` is returned. `find` finds the columns by name.
+///
+/// `None`: the rows can't be read. The table was dropped, is locked, is not an ordinary table any
+/// more, is not admitted, or lacks a column.
 pub fn rows<C, T, E>(
     table: u32,
     locked: Locked,
@@ -31,10 +36,10 @@ pub fn rows<C, T, E>(
     mut row: impl FnMut(&Tuple, &C) -> Option<T>,
 ) -> Result<Option<Vec<T>>, E> {
     let (table, lock) = (pg_sys::Oid::from(table), pg_sys::AccessShareLock as i32);
-    // SAFETY: the lock is had before the table is opened, so that it can't change in between, and is kept
-    // until the transaction ends, as a SELECT's is. Only what the opened relation itself says counts: a view
-    // has no rows to scan. What is opened here is closed here; on an ERROR in between the transaction's
-    // abort does.
+    // SAFETY: the lock is taken before the table is opened, so that the table can't change in
+    // between. The lock is kept until the transaction ends, as a SELECT keeps it (except by
+    // `Peek`). Only what the opened relation itself says counts: a view has no rows to scan. What
+    // is opened here is closed here, or after an ERROR by the transaction's abort.
     unsafe {
         match locked {
             Locked::Wait => pg_sys::LockRelationOid(table, lock),
@@ -93,8 +98,9 @@ pub fn rows<C, T, E>(
     }
 }
 
-/// The greatest value that a table's column of type bigint has, in the rows that are committed now, whatever the
-/// statement's snapshot shows. The caller holds a lock that keeps others from writing rows.
+/// Returns the greatest value of a table's column of type bigint, in the rows that are committed
+/// now. The statement's snapshot does not matter. `None`: there is no such column or no value. The
+/// caller holds a lock that keeps other transactions from writing rows.
 pub fn greatest(table: u32, column: &str) -> Option<i64> {
     let mut greatest: Option<i64> = None;
     let find = |column_of: &dyn Fn(&str) -> Option<Column>| {
@@ -104,10 +110,10 @@ pub fn greatest(table: u32, column: &str) -> Option<i64> {
         greatest = greatest.max(row.i64(*column));
         None::<()>
     };
-    // SAFETY: a snapshot that is popped again; an ERROR leaves it to the (sub)transaction's abort.
+    // SAFETY: the snapshot is popped below, or after an ERROR by the abort of the (sub)transaction.
     unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
     let scanned = rows(table, Locked::Wait, |_| Ok::<_, std::convert::Infallible>(true), find, read);
-    // SAFETY: as above.
+    // SAFETY: the snapshot was pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };
     scanned.ok().flatten()?;
     greatest

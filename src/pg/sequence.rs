@@ -1,4 +1,4 @@
-//! A sequence, used by its oid: no SQL, and no right of the current role is needed.
+//! A sequence, used by its oid: without SQL, and without any right of the current role.
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
@@ -6,18 +6,20 @@ use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use super::heap::{Heap, Opened, TableLock};
 use super::{catalog, session};
 
-// Not bound by pgrx. It may raise, so each call goes through the guard.
+// pgrx does not bind this function. It may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
     fn nextval_internal(sequence: pg_sys::Oid, check_permissions: bool) -> i64;
 }
 
-/// The next value of a sequence. An ERROR in a read-only transaction, and when it was dropped.
+/// Returns the next value of a sequence. Raises an ERROR in a read-only transaction, or if the
+/// sequence was dropped.
 pub fn next(sequence: u32) -> i64 {
-    // SAFETY: a sequence, or an ERROR.
+    // SAFETY: the function raises an ERROR if the oid is not the oid of a sequence.
     unsafe { pg_guard_ffi_boundary(|| nextval_internal(pg_sys::Oid::from(sequence), false)) }
 }
 
-/// The value that a sequence gave last. 0 when it has given none, or was dropped.
+/// Returns the last value that a sequence gave. Returns 0 if the sequence has given no value, or
+/// was dropped.
 pub fn last(sequence: u32) -> i64 {
     let Opened::Table(relation) = Heap::open(sequence, TableLock::AccessShare, true) else { return 0 };
     let columns = (relation.column("last_value"), relation.column("is_called"));
@@ -31,12 +33,13 @@ pub fn last(sequence: u32) -> i64 {
     last
 }
 
-/// Sets `value` as the value that a sequence gave last. `setval` tests rights, so it is called with the
-/// rights of the sequence's owner. It is Postgres' own C code and runs no user's code.
+/// Sets `value` as the last value that a sequence gave. Does nothing if the sequence was dropped.
+/// `setval` tests rights, so it is called with the rights of the sequence's owner. `setval` is
+/// Postgres' own C code and runs no user's code.
 pub fn set(sequence: u32, value: i64) {
     let Some(owner) = catalog::owner(sequence) else { return };
     session::as_role(owner, || {
-        // SAFETY: a sequence, or an ERROR.
+        // SAFETY: the function raises an ERROR if the oid is not the oid of a sequence.
         unsafe {
             pgrx::direct_function_call::<i64>(
                 pg_sys::setval_oid,
@@ -46,7 +49,7 @@ pub fn set(sequence: u32, value: i64) {
     });
 }
 
-/// Locks a sequence until the transaction ends, against the same lock only.
+/// Locks a sequence until the transaction ends. The lock conflicts only with itself.
 pub fn lock(sequence: u32) {
     catalog::lock(sequence, pg_sys::ShareUpdateExclusiveLock);
 }

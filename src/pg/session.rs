@@ -1,4 +1,4 @@
-//! Facts about this process and its session, and what runs when it ends.
+//! Facts about this process and its session, and callbacks that run when the process ends.
 
 use std::ffi::CStr;
 
@@ -6,96 +6,106 @@ use pgrx::pg_sys;
 
 use crate::error::Error;
 
+/// Returns the oid of this session's database. Returns 0 without a database.
 pub fn database() -> u32 {
-    // SAFETY: a plain global; 0 without a database.
+    // SAFETY: this is a plain global, which is 0 without a database.
     unsafe { pg_sys::MyDatabaseId }.to_u32()
 }
 
-/// How many processes with a number (`latch::my_procno`) there can be: those of clients and workers.
+/// Returns how many processes of clients and workers there can be. Each of them has a number
+/// (`latch::my_procno`).
 pub fn max_processes() -> usize {
-    // SAFETY: a plain global, set before shared memory is requested.
+    // SAFETY: this is a plain global, which is set before shared memory is requested.
     unsafe { pg_sys::MaxBackends as usize }
 }
 
-/// The setting: how many background workers there can be, of everybody's.
+/// Returns the setting max_worker_processes: how many background workers of all extensions there
+/// can be.
 pub fn max_worker_processes() -> usize {
-    // SAFETY: a plain global, set before shared memory is requested.
+    // SAFETY: this is a plain global, which is set before shared memory is requested.
     unsafe { pg_sys::max_worker_processes as usize }
 }
 
+/// Returns the oid of the current role.
 pub fn role() -> u32 {
-    // SAFETY: reads the current user.
+    // SAFETY: the function reads the current user.
     unsafe { pg_sys::GetUserId() }.to_u32()
 }
 
-/// Whether the current role has the privileges of `role`.
+/// Returns whether the current role has the privileges of `role`.
 pub fn acts_for(role: u32) -> bool {
-    // SAFETY: looks into the role caches; a role that was dropped has no members.
+    // SAFETY: the function reads the caches of roles. A role that was dropped has no members.
     unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::Oid::from(role)) }
 }
 
-/// Whether the current role may see what concerns others: superusers and members of pg_read_all_stats
-/// (pg_monitor is one).
+/// Returns whether the current role may see what concerns other roles: superusers and members of
+/// pg_read_all_stats (pg_monitor is one) may.
 pub fn sees_all() -> bool {
     acts_for(pg_sys::ROLE_PG_READ_ALL_STATS)
 }
 
+/// Returns whether this server is in recovery.
 pub fn in_recovery() -> bool {
-    // SAFETY: reads shared memory.
+    // SAFETY: the function reads shared memory.
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
-/// For what writes tables: 55000 in recovery, 25006 in another read-only transaction.
+/// Requires a transaction that can write tables. Raises 55000 in recovery, and 25006 in any other
+/// read-only transaction.
 pub fn require_writable(what: &'static str) -> Result<(), Error> {
     if in_recovery() {
         return Err(Error::InRecovery(what));
     }
-    // SAFETY: a plain global.
+    // SAFETY: this is a plain global.
     if unsafe { pg_sys::XactReadOnly } { Err(Error::ReadOnly(what)) } else { Ok(()) }
 }
 
-/// Whether transactions of this process are read-only unless they say otherwise.
+/// Returns whether transactions of this process are read-only unless they say otherwise.
 pub fn is_read_only_by_default() -> bool {
-    // SAFETY: a plain global.
+    // SAFETY: this is a plain global.
     unsafe { pg_sys::DefaultXactReadOnly }
 }
 
-/// 25000 while a parallel plan runs, in which nothing can be written or locked.
+/// Raises 25000 while a parallel plan runs, because nothing can be written or locked meanwhile.
 pub fn prevent_in_parallel_mode(command: &CStr) {
-    // SAFETY: the name lives for the call.
+    // SAFETY: the name lives as long as the call.
     unsafe { pg_sys::PreventCommandIfParallelMode(command.as_ptr()) }
 }
 
-/// Whether the snapshot stays the same for the whole transaction: REPEATABLE READ, SERIALIZABLE.
+/// Returns whether the snapshot stays the same for the whole transaction: under REPEATABLE READ and
+/// SERIALIZABLE.
 pub fn has_fixed_snapshot() -> bool {
-    // SAFETY: a plain global.
+    // SAFETY: this is a plain global.
     unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
 }
 
-/// Runs `body` with the rights of a role. An ERROR restores the role with its (sub)transaction's abort.
+/// Runs `body` with the rights of a role. After an ERROR the abort of the (sub)transaction restores
+/// the role.
 pub(super) fn as_role<R>(role: u32, body: impl FnOnce() -> R) -> R {
     let (mut before, mut context) = (pg_sys::InvalidOid, 0);
-    // SAFETY: saved and restored in pairs.
+    // SAFETY: the role and the security context are saved here, and restored below.
     unsafe {
         pg_sys::GetUserIdAndSecContext(&mut before, &mut context);
         let changed = context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32;
         pg_sys::SetUserIdAndSecContext(pg_sys::Oid::from(role), changed);
     }
     let result = body();
-    // SAFETY: as above.
+    // SAFETY: the values are the ones that were saved above.
     unsafe { pg_sys::SetUserIdAndSecContext(before, context) };
     result
 }
 
-/// When this process began. With its pid it tells processes of this server apart for ever.
+/// Returns when this process began, in microseconds since 2000-01-01 UTC. This time and the pid
+/// together identify a process of this server for ever.
 pub fn began_at() -> i64 {
-    // SAFETY: a plain global.
+    // SAFETY: this is a plain global.
     unsafe { pg_sys::MyStartTimestamp }
 }
 
-/// Has the kernel find out within about 8 s that a client over TCP has vanished with its host: three
-/// seconds without a word, then five questions a second apart; and no longer for what is on its way to it.
-/// Settings that are made already stay. Over a Unix socket they mean nothing. Survives a rollback.
+/// Makes the kernel notice within about 8 s that a client over TCP has vanished with its host. The
+/// kernel sends a probe after three seconds of silence, and five probes a second apart. Data on the
+/// way to the client may stay unacknowledged for 8 s. Settings that have a value already stay. Over
+/// a Unix socket the settings mean nothing. The settings survive a rollback.
 pub fn notice_vanished_client() {
     for (name, value) in [
         (c"tcp_keepalives_idle", c"3"),
@@ -103,7 +113,8 @@ pub fn notice_vanished_client() {
         (c"tcp_keepalives_count", c"5"),
         (c"tcp_user_timeout", c"8000"),
     ] {
-        // SAFETY: a lookup by name; the result is copied before another call.
+        // SAFETY: the function looks up a setting by name, and the result is read before another
+        // call.
         let unset = unsafe {
             let current = pg_sys::GetConfigOption(name.as_ptr(), true, false);
             !current.is_null() && CStr::from_ptr(current) == c"0"
@@ -114,100 +125,113 @@ pub fn notice_vanished_client() {
     }
 }
 
-/// Catches up with what others have committed to the catalogs: nothing else does between two statements.
+/// Reads what other sessions have committed to the catalogs. Between two statements of a
+/// transaction nothing else does this.
 pub fn see_changes() {
-    // SAFETY: in a transaction.
+    // SAFETY: every caller runs in a transaction.
     unsafe { pg_sys::AcceptInvalidationMessages() }
 }
 
-/// Whether somebody else's code runs in this session, such as an index function during a superuser's
-/// REINDEX: it must not change what the session listens to or takes part in.
+/// Returns whether the code of another role runs in this session, such as an index function during
+/// a superuser's REINDEX. Such code must not change to what the session listens, or which
+/// memberships it has.
 pub fn is_restricted() -> bool {
-    // SAFETY: reads the current security context.
+    // SAFETY: the function reads the current security context.
     unsafe { pg_sys::InSecurityRestrictedOperation() }
 }
 
-/// Whether a client is at the other end (not a background worker, not a walsender).
+/// Returns whether this process serves a client: it is neither a background worker nor a walsender.
 pub fn is_client_backend() -> bool {
-    // SAFETY: a plain global.
+    // SAFETY: this is a plain global.
     unsafe { pg_sys::MyBackendType == pg_sys::BackendType::B_BACKEND }
 }
 
-/// The socket of this session's client, if it has one.
+/// Returns the socket of this session's client. `None`: this process has no client.
 pub fn socket() -> Option<i32> {
-    // SAFETY: null, or a struct whose first field is the socket (`pgsocket sock`) in 15 to 18.
+    // SAFETY: the pointer is null, or points to a struct whose first field is the socket (`pgsocket
+    // sock`) in Postgres 15 to 18.
     unsafe {
         let port = (&raw const pg_sys::MyProcPort).read().cast::<i32>();
         (!port.is_null()).then(|| *port)
     }
 }
 
+/// Returns whether this process is a parallel worker.
 pub fn is_parallel_worker() -> bool {
-    // SAFETY: a plain global.
+    // SAFETY: this is a plain global.
     unsafe { pg_sys::ParallelWorkerNumber >= 0 }
 }
 
+/// Returns whether the postmaster is loading the libraries of shared_preload_libraries.
 pub fn is_preloading() -> bool {
-    // SAFETY: a plain global.
+    // SAFETY: this is a plain global.
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
 }
 
-/// Keeps backtraces out of errors, whatever RUST_BACKTRACE says in the server's environment: they would be in the DETAIL
-/// that each client gets, with the paths of the machine that built the library. In `_PG_init`, before any error.
+/// Keeps backtraces out of errors, whatever RUST_BACKTRACE says in the server's environment. A
+/// backtrace would be in the DETAIL that each client gets, with the paths of the machine that built
+/// the library. `_PG_init` calls this before any error.
 ///
-/// The standard library asks the environment once, at the first capture, and each library has a copy of its own. So
-/// the environment is changed for that one moment only, and other extensions find it as it was.
+/// The standard library reads the environment once, at the first capture, and each library has a
+/// separate copy of the standard library. So the environment is changed for that one moment only,
+/// and other extensions find it as it was.
 pub fn disable_backtraces() {
     let saved = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"].map(|name| (name, std::env::var_os(name)));
     for (name, _) in &saved {
-        // SAFETY: a process of Postgres' has one thread.
+        // SAFETY: a process of Postgres has one thread.
         unsafe { std::env::remove_var(name) }
     }
     drop(std::backtrace::Backtrace::capture());
     for (name, value) in saved {
         if let Some(value) = value {
-            // SAFETY: as above.
+            // SAFETY: a process of Postgres has one thread.
             unsafe { std::env::set_var(name, value) }
         }
     }
 }
 
-/// Whether this is the session of a CREATE EXTENSION in the midst of its script.
+/// Returns whether this session runs the script of a CREATE EXTENSION at present.
 pub fn is_creating_extension() -> bool {
-    // SAFETY: a plain global.
+    // SAFETY: this is a plain global.
     unsafe { pg_sys::creating_extension }
 }
 
+/// Returns whether pg_upgrade runs this server.
 pub fn is_binary_upgrade() -> bool {
-    // SAFETY: a plain global.
+    // SAFETY: this is a plain global.
     unsafe { pg_sys::IsBinaryUpgrade }
 }
 
-/// The timeline that this server writes; not in recovery.
+/// Returns the timeline that this server writes. Must not be called in recovery.
 pub fn timeline() -> u32 {
-    // SAFETY: reads shared memory.
+    // SAFETY: the function reads shared memory.
     unsafe { pg_sys::GetWALInsertionTimeLine() }
 }
 
 pub type ExitCallback = unsafe extern "C-unwind" fn(code: i32, arg: pg_sys::Datum);
 
-/// Runs `callback` when this process ends in any way but SIGKILL and its like (after which the server
-/// makes shared memory anew): while it still counts as running.
+/// Registers a callback that runs when this process ends, while the process still counts as
+/// running. The callback does not run after SIGKILL and the like: after these the server makes
+/// shared memory anew.
 pub fn before_exit(callback: ExitCallback) {
-    // SAFETY: a guarded function that lives as long as the library, which is never unloaded.
+    // SAFETY: the callback is a guarded function that lives as long as the library, which is never
+    // unloaded.
     unsafe { pg_sys::before_shmem_exit(Some(callback), pg_sys::Datum::null()) }
 }
 
-/// The same, but after the process has left the list of running ones, provided that this is called
-/// before it connects to a database (callbacks run last in, first out).
+/// Registers a callback that runs when this process ends, after the process has left the list of
+/// running processes. That order holds only if this is called before the process connects to a
+/// database, because callbacks run last in, first out.
 pub fn after_disconnect(callback: ExitCallback) {
-    // SAFETY: as above.
+    // SAFETY: the callback is a guarded function that lives as long as the library, which is never
+    // unloaded.
     unsafe { pg_sys::on_shmem_exit(Some(callback), pg_sys::Datum::null()) }
 }
 
-/// Sets a setting for this process, over what the role's and the database's settings say.
+/// Sets a setting for this process. The value takes precedence over the settings of the role and
+/// the database.
 pub fn set(name: &CStr, value: &CStr) {
-    // SAFETY: both strings live for the call.
+    // SAFETY: both strings live as long as the call.
     unsafe {
         pg_sys::SetConfigOption(
             name.as_ptr(),
@@ -218,9 +242,10 @@ pub fn set(name: &CStr, value: &CStr) {
     }
 }
 
-/// As `set`, for a setting that not every major has.
+/// Sets a setting as `set` does, if this version of Postgres has the setting.
 pub fn set_if_known(name: &CStr, value: &CStr) {
-    // SAFETY: a lookup by name; null if there is none.
+    // SAFETY: the function looks up a setting by name, and returns null if there is no such
+    // setting.
     let known = unsafe { !pg_sys::GetConfigOption(name.as_ptr(), true, false).is_null() };
     if known {
         set(name, value);
@@ -233,7 +258,8 @@ pub fn terminate(pid: i32) {
         fn kill(pid: i32, signal: i32) -> i32;
     }
     if pid > 1 {
-        // SAFETY: a signal to a process; one that is gone already makes it fail harmlessly.
+        // SAFETY: the call sends a signal to a process. If the process has ended, the call fails
+        // without harm.
         unsafe {
             kill(pid, pg_sys::SIGTERM as i32);
         }

@@ -1,8 +1,9 @@
-//! The shape of an open and locked table, read from the raw rows of the catalogs, for `logic::shape` to
-//! judge.
+//! The shape of an open and locked table, read from the raw rows of the catalogs. `logic::shape`
+//! judges the shape.
 //!
-//! No expression of the table is evaluated or built. In particular, whether an index has an expression is
-//! read in its row of pg_index, because building an IndexInfo would already evaluate parts of it.
+//! No expression of the table is evaluated or built. In particular, whether an index has an
+//! expression is read in the index's row of pg_index, because building an IndexInfo would already
+//! evaluate parts of the expression.
 
 use std::ffi::CStr;
 
@@ -15,11 +16,12 @@ use super::tuple;
 use crate::logic::jobs;
 use crate::logic::shape::{Column, Constraint, ConstraintKind, Index, Publication, Shape, Type};
 
-/// The shape of a table, and the index by which its rows are found by `name`, if there is one. `None` when
-/// another transaction holds a lock on an index and the table was opened without waiting.
+/// Returns the shape of a table, and the index by which the table's rows are found by `name`, if
+/// there is such an index. `None`: another transaction holds a lock on an index, and the table was
+/// opened without waiting.
 pub fn of(table: &Heap<'_>) -> Option<(Shape, Option<KeyIndex>)> {
     let relation = table.relation();
-    // SAFETY: an open relation has its row of pg_class, and its parsed rules and triggers, or null.
+    // SAFETY: an open relation has its row of pg_class.
     let form = unsafe { &*(*relation).rd_rel };
     let is_table = form.relkind as u8 == pg_sys::RELKIND_RELATION;
     if !is_table {
@@ -49,7 +51,7 @@ pub fn of(table: &Heap<'_>) -> Option<(Shape, Option<KeyIndex>)> {
     Some((shape, key))
 }
 
-/// The columns of a table of jobs, by its oid. Takes no lock on the table.
+/// Returns the columns of a table of jobs, by the table's oid. Takes no lock on the table.
 pub fn columns_of_jobs(table: u32) -> Vec<jobs::Column> {
     rows(COLUMNS, &[("attrelid", Key::Oid(table))], |attribute| {
         if attribute.bool("attisdropped") || attribute.i16("attnum") <= 0 {
@@ -70,6 +72,7 @@ pub fn columns_of_jobs(table: u32) -> Vec<jobs::Column> {
     })
 }
 
+/// Returns the columns of an open relation, without dropped ones.
 fn columns(relation: pg_sys::Relation) -> Vec<Column> {
     // SAFETY: an open relation's descriptor has natts attributes.
     unsafe {
@@ -93,13 +96,13 @@ fn type_of(oid: pg_sys::Oid, modifier: i32) -> Type {
         pg_sys::TEXTOID | pg_sys::VARCHAROID if modifier == -1 => Type::Text,
         pg_sys::TIMESTAMPOID if modifier == -1 => Type::Timestamp,
         pg_sys::INT8OID => Type::Bigint,
-        // SAFETY: a catalog lookup.
+        // SAFETY: the function looks up a type by its oid, and checks the oid itself.
         oid if unsafe { pg_sys::get_typtype(oid) } as u8 == pg_sys::TYPTYPE_DOMAIN => Type::Domain,
         _ => Type::Other,
     }
 }
 
-/// The constraints of a table, each with its oid.
+/// Returns the constraints of a table, each with its oid.
 fn constraints(table: u32) -> Vec<(u32, Constraint)> {
     rows(CONSTRAINTS, &[("conrelid", Key::Oid(table))], |row| {
         let kind = match row.char("contype") {
@@ -112,8 +115,9 @@ fn constraints(table: u32) -> Vec<(u32, Constraint)> {
     })
 }
 
-/// The foreign keys of other tables that refer to this one: each table and constraint. They are found by the
-/// internal triggers that they have put on this table.
+/// Returns the foreign keys of other tables that refer to this table. Each entry is the name of a
+/// table and the name of a constraint. The foreign keys are found by the internal triggers that
+/// they have put on this table.
 fn referenced_by(relation: pg_sys::Relation, own: &[(u32, Constraint)]) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for trigger in triggers(relation) {
@@ -121,7 +125,7 @@ fn referenced_by(relation: pg_sys::Relation, own: &[(u32, Constraint)]) -> Vec<(
         if !trigger.tgisinternal || own.iter().any(|(oid, _)| *oid == constraint.to_u32()) {
             continue;
         }
-        // SAFETY: a catalog lookup; the name is copied.
+        // SAFETY: the function looks up a constraint by its oid, and the name is copied.
         let name = unsafe {
             let name = pg_sys::get_constraint_name(constraint);
             if name.is_null() { String::new() } else { lossy(CStr::from_ptr(name)) }
@@ -134,9 +138,10 @@ fn referenced_by(relation: pg_sys::Relation, own: &[(u32, Constraint)]) -> Vec<(
     found
 }
 
-/// The triggers of an open relation.
+/// Returns the triggers of an open relation.
 pub(super) fn triggers<'a>(relation: pg_sys::Relation) -> &'a [pg_sys::Trigger] {
-    // SAFETY: null, or as many triggers as it says. They live as long as the relation is open and locked.
+    // SAFETY: the description is null, or has `numtriggers` triggers. The triggers live as long as
+    // the relation is open and locked.
     unsafe {
         let description = (*relation).trigdesc;
         if description.is_null() {
@@ -146,8 +151,9 @@ pub(super) fn triggers<'a>(relation: pg_sys::Relation) -> &'a [pg_sys::Trigger] 
     }
 }
 
+/// Returns the names of the rules of an open relation.
 fn rules(relation: pg_sys::Relation) -> Vec<String> {
-    // SAFETY: null, or as many rules as it says.
+    // SAFETY: the pointer is null, or points to `numLocks` rules.
     let oids: Vec<u32> = unsafe {
         let rules = (*relation).rd_rules;
         if rules.is_null() {
@@ -163,8 +169,9 @@ fn rules(relation: pg_sys::Relation) -> Vec<String> {
         .collect()
 }
 
+/// Returns whether row-level security applies to the table's owner.
 fn policies_bind_owner(relation: pg_sys::Relation) -> bool {
-    // SAFETY: looks into caches of catalogs for an open relation.
+    // SAFETY: the relation is open, and the function reads caches of catalogs.
     unsafe {
         let owner = (*(*relation).rd_rel).relowner;
         pg_sys::check_enable_rls((*relation).rd_id, owner, true)
@@ -172,11 +179,12 @@ fn policies_bind_owner(relation: pg_sys::Relation) -> bool {
     }
 }
 
+/// Returns the rights to write rows that the table's owner lacks.
 fn owner_lacks(relation: pg_sys::Relation) -> Vec<&'static str> {
     let rights =
         [(pg_sys::ACL_INSERT, "INSERT"), (pg_sys::ACL_UPDATE, "UPDATE"), (pg_sys::ACL_DELETE, "DELETE")];
     let lacks = |right: u32| {
-        // SAFETY: a privilege lookup of an open relation.
+        // SAFETY: the relation is open, and the function looks up a privilege by oids.
         unsafe {
             let owner = (*(*relation).rd_rel).relowner;
             pg_sys::pg_class_aclcheck((*relation).rd_id, owner, pg_sys::AclMode::from(right))
@@ -186,13 +194,14 @@ fn owner_lacks(relation: pg_sys::Relation) -> Vec<&'static str> {
     rights.into_iter().filter(|(right, _)| lacks(*right)).map(|(_, name)| name).collect()
 }
 
-/// All indexes of the table, and the index to find rows by: the primary key, if several would do. `None` as
-/// for `of`.
+/// Returns all indexes of the table, and the index by which rows are found. If several indexes are
+/// fit for that, the primary key is preferred. `None`: another transaction holds a lock on an
+/// index, as for `of`.
 fn indexes(table: &Heap<'_>) -> Option<(Vec<Index>, Option<KeyIndex>)> {
     let (mut found, mut key, mut key_is_primary) = (Vec::new(), None, false);
     let name = table.column("name").map(|column| column.number());
     for oid in table.index_oids() {
-        // SAFETY: the index is open.
+        // SAFETY: the index is open during the call of `look`.
         let look = |relation| unsafe { (index(relation, name), (*(*relation).rd_index).indisprimary) };
         let (index, is_primary) = table.look_at_index(oid, look)?;
         if index.is_key() && (key.is_none() || is_primary && !key_is_primary) {
@@ -203,13 +212,14 @@ fn indexes(table: &Heap<'_>) -> Option<(Vec<Index>, Option<KeyIndex>)> {
     Some((found, key))
 }
 
-/// What `logic::shape` has to know of an index. `name` is the number of the table's column `name`.
+/// Returns what `logic::shape` has to know about an index. `name` is the number of the table's
+/// column `name`.
 ///
 /// # Safety
 /// `relation` is an open index.
 unsafe fn index(relation: pg_sys::Relation, name: Option<i32>) -> Index {
-    // SAFETY: the caller's promise: it has its row of pg_index, and as many keys, collations and operator
-    // classes as that says.
+    // SAFETY: the caller promises an open index. An open index has its row of pg_index, and as many
+    // keys, collations and operator classes as that row says.
     unsafe {
         let form = &*(*relation).rd_index;
         let first = i32::from(*form.indkey.values.as_ptr());
@@ -239,15 +249,16 @@ unsafe fn index(relation: pg_sys::Relation, name: Option<i32>) -> Index {
     }
 }
 
-/// Whether a key column has an operator class for char(n). A column of type text can have such an operator
-/// class, which ignores spaces at the end.
+/// Returns whether a key column has an operator class for char(n). A column of type text can have
+/// such an operator class, which ignores spaces at the end.
 ///
 /// # Safety
 /// `relation` is an open index.
 unsafe fn takes_padding_for_equal(relation: pg_sys::Relation) -> bool {
     const BPCHAR_OPS: u32 = 426;
     const BPCHAR_PATTERN_OPS: u32 = 2097;
-    // SAFETY: the caller's promise: it has as many operator families as key columns.
+    // SAFETY: the caller promises an open index, which has as many operator families as key
+    // columns.
     unsafe {
         let keys = (*(*relation).rd_index).indnkeyatts as usize;
         let families = std::slice::from_raw_parts((*relation).rd_opfamily, keys);
@@ -255,13 +266,14 @@ unsafe fn takes_padding_for_equal(relation: pg_sys::Relation) -> bool {
     }
 }
 
-/// Whether an index has no expression, no predicate and no exclusion constraint, and its access method,
-/// operator classes and types are Postgres' own: then an insertion into it runs no user's code.
+/// Returns whether an insertion into an index runs no user's code. Such an index has no expression,
+/// no predicate and no exclusion constraint, and its access method, operator classes and types
+/// belong to Postgres.
 ///
 /// # Safety
 /// `relation` is an open index.
 pub(super) unsafe fn is_plain(relation: pg_sys::Relation) -> bool {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises an open index.
     unsafe {
         !has(relation, pg_sys::Anum_pg_index_indexprs)
             && !has(relation, pg_sys::Anum_pg_index_indpred)
@@ -270,24 +282,24 @@ pub(super) unsafe fn is_plain(relation: pg_sys::Relation) -> bool {
     }
 }
 
-/// Whether a column of an index's row of pg_index is not NULL.
+/// Returns whether a column of an index's row of pg_index is not NULL.
 ///
 /// # Safety
 /// `relation` is an open index.
 unsafe fn has(relation: pg_sys::Relation, column: u32) -> bool {
-    // SAFETY: the caller's promise: it keeps a copy of the row.
+    // SAFETY: the caller promises an open index, which keeps a copy of the row.
     unsafe { !pg_sys::heap_attisnull((*relation).rd_indextuple, column as i32, std::ptr::null_mut()) }
 }
 
-/// Whether the access method, all operator families and all key types of an index are Postgres' own. The
-/// types count, because Postgres' operator classes for any range or array call functions that the type's
-/// creator chose: a GiST index calls a range's `subtype_diff`.
+/// Returns whether the access method, all operator families and all key types of an index belong to
+/// Postgres. The types count, because Postgres' operator classes for any range or array call
+/// functions that the type's creator chose: a GiST index calls a range's `subtype_diff`.
 ///
 /// # Safety
 /// `relation` is an open index.
 unsafe fn is_built_in(relation: pg_sys::Relation) -> bool {
-    // SAFETY: the caller's promise: it has as many operator families as key columns, and for each of its
-    // columns as many support functions as its access method says.
+    // SAFETY: the caller promises an open index. The index has as many operator families as key
+    // columns. For each key column it has as many support functions as its access method says.
     unsafe {
         if (*(*relation).rd_rel).relam.to_u32() >= FIRST_OF_USERS {
             return false;
@@ -307,8 +319,10 @@ unsafe fn is_built_in(relation: pg_sys::Relation) -> bool {
     }
 }
 
+/// Returns what in the table's publications would refuse an UPDATE or a DELETE.
 fn publication(relation: pg_sys::Relation) -> Publication {
-    // SAFETY: reads the catalogs of publications for an open relation; filters are walked, not evaluated.
+    // SAFETY: the relation is open, and the function reads the catalogs of publications. The
+    // function walks filters and does not evaluate them.
     unsafe {
         let mut description = pg_sys::PublicationDesc::default();
         pg_sys::RelationBuildPublicationDesc(relation, &raw mut description);

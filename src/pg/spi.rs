@@ -1,22 +1,24 @@
-//! SQL through SPI: queries of catalogs and of jobs, and the DDL that creates a prefix. No election, fence or
-//! trigger on oban_peers uses it.
+//! SQL through SPI: queries of catalogs and of jobs, and the DDL that creates a prefix. No
+//! election, fence or trigger on oban_peers uses SPI.
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-/// `"schema"."name"`.
+/// Returns `"schema"."name"`, quoted where necessary.
 pub fn qualified(schema: &str, name: &str) -> String {
     spi::quote_qualified_identifier(schema, name)
 }
 
-/// The texts that a query with one text argument returns, by what is committed now. (pgrx would run the query
-/// under the transaction's own snapshot, which is old after a wait for a lock.)
+/// Returns the texts that a query with one text argument returns. The query sees what is committed
+/// now. (pgrx would run the query under the transaction's own snapshot, which is old after a wait
+/// for a lock.)
 pub fn look(sql: &str, argument: &str) -> Vec<String> {
     let sql = super::c_name(sql);
     let Some(argument) = argument.into_datum() else { return Vec::new() };
     let (mut types, mut values) = ([pg_sys::TEXTOID], [argument]);
-    // SAFETY: SPI's calls in their order, with a snapshot that is popped again; rows are copied before
-    // SPI_finish frees them. An ERROR leaves both to the (sub)transaction's abort.
+    // SAFETY: the calls of SPI are in the prescribed order. The snapshot is popped again, and rows
+    // are copied before SPI_finish frees them. An ERROR leaves both to the abort of the
+    // (sub)transaction.
     unsafe {
         pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
         pg_sys::SPI_connect();
@@ -49,34 +51,40 @@ pub fn look(sql: &str, argument: &str) -> Vec<String> {
     }
 }
 
-/// A row of a query's result, for as long as that is read.
+/// A row of a query's result. The row is valid as long as the result is read.
 pub struct SqlRow {
     tuple: pg_sys::HeapTuple,
     descriptor: pg_sys::TupleDesc,
 }
 
 impl SqlRow {
-    /// The value of a column, counted from 0. `None`: it is null.
+    /// Returns the value of a column, counted from 0. `None`: the value is null, or there is no
+    /// such column.
     pub fn datum(&self, column: usize) -> Option<pg_sys::Datum> {
         let mut is_null = true;
-        // SAFETY: a row of the result, which `each` keeps. A column that there is not is null.
+        // SAFETY: the row belongs to the result, which `each` keeps. For a column that does not
+        // exist, SPI_getbinval reports null.
         let datum =
             unsafe { pg_sys::SPI_getbinval(self.tuple, self.descriptor, column as i32 + 1, &mut is_null) };
         (!is_null).then_some(datum)
     }
 
-    /// The bytes of a `text` of this row, in the server's encoding, without a copy of Rust's.
+    /// Returns the bytes of a `text` of this row, in the server's encoding, without a copy in
+    /// Rust's memory.
     pub fn bytes(&self, text: pg_sys::Datum) -> &[u8] {
-        // SAFETY: a text, says the caller's query; what is detoasted is Postgres' until the result is freed.
+        // SAFETY: by the caller's query, `text` is a text. What detoasting makes is in Postgres'
+        // memory until the result is freed.
         unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(text.cast_mut_ptr())) }
     }
 }
 
-/// Runs a query with the rights of the current role, and gives `body` its rows one after the other. It sees what is
-/// committed now, also in a transaction whose own snapshot is older, and what this transaction has done.
+/// Runs a query with the rights of the current role, and calls `body` with each row. The query sees
+/// what is committed now, even if the transaction's own snapshot is older, and what this
+/// transaction has done.
 pub fn each(sql: &str, mut body: impl FnMut(&SqlRow)) {
     let sql = super::c_name(sql);
-    // SAFETY: as in `look`. The rows are Postgres' until SPI_finish.
+    // SAFETY: the calls of SPI are in the prescribed order, as in `look`. The rows are in Postgres'
+    // memory until SPI_finish.
     unsafe {
         pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
         pg_sys::SPI_connect();
@@ -100,8 +108,9 @@ pub fn run(sql: &str) {
     }
 }
 
-/// The extension's trigger function of this name in this database. `None`: this version has none. It has to
-/// be a member of the extension, because users may have created functions of the same name.
+/// Returns the extension's trigger function of this name in this database. `None`: this version of
+/// the extension has no such function. The function has to be a member of the extension, because
+/// users may have created functions of the same name.
 pub fn own_trigger_function(name: &str) -> Option<u32> {
     const SQL: &str = "
         SELECT f.oid::pg_catalog.text FROM pg_catalog.pg_proc f

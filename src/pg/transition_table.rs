@@ -1,4 +1,4 @@
-//! The rows that a statement inserted, read straight out of the trigger's tuplestore: SPI over the
+//! The rows that a statement inserted, read directly from the trigger's tuplestore. SPI over the
 //! transition table costs several times as much.
 
 use pgrx::pg_sys;
@@ -6,7 +6,7 @@ use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 use super::tuple::{self, Column, Tuple};
 
-// Not bound by pgrx. It may raise, so each call goes through the guard.
+// pgrx does not bind this function. It may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
     fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
 }
@@ -17,15 +17,15 @@ pub struct TransitionTable<'a> {
 }
 
 impl<'a> TransitionTable<'a> {
-    /// `None` when the trigger has no such transition table.
+    /// Returns the inserted rows. `None`: the trigger has no such transition table.
     pub fn of(data: &'a pg_sys::TriggerData) -> Option<Self> {
         (!data.tg_newtable.is_null()).then_some(Self { data })
     }
 
-    /// The schema that is the prefix of the table: the table's own, or for a partition the one of the
-    /// partitioned table above it.
+    /// Returns the schema that is the prefix of the table. For a partition this is the schema of
+    /// the topmost partitioned table, otherwise the table's own schema.
     pub fn schema(&self) -> u32 {
-        // SAFETY: the relation is open.
+        // SAFETY: the relation that fired the trigger is open.
         unsafe {
             let relation = self.data.tg_relation;
             let mut namespace = (*(*relation).rd_rel).relnamespace;
@@ -40,23 +40,25 @@ impl<'a> TransitionTable<'a> {
         }
     }
 
-    /// Whether the table is a temporary one.
+    /// Returns whether the table is temporary.
     pub fn is_of_temporary_table(&self) -> bool {
         // SAFETY: the relation that fired the trigger is open.
         unsafe { (*(*self.data.tg_relation).rd_rel).relpersistence as u8 == pg_sys::RELPERSISTENCE_TEMP }
     }
 
-    /// The column of this name. `None` also for a virtual generated column: the inserted rows have NULL there.
+    /// Returns the column of this name. `None`: the table has no such column, or the column is a
+    /// virtual generated one, which is NULL in the inserted rows.
     pub fn column(&self, name: &str) -> Option<Column> {
         // SAFETY: the relation that fired the trigger is open.
         unsafe { tuple::column(self.data.tg_relation, name) }.filter(|column| !column.is_virtual())
     }
 
-    /// Calls `row` for each inserted row with a way to read its columns.
+    /// Calls `row` for each inserted row.
     pub fn for_each(&self, mut row: impl FnMut(&Tuple)) {
-        // SAFETY: as nodeNamedtuplestorescan.c reads it: a read pointer of our own (pointer 0 is
-        // shared with the statement's other triggers), a slot of the table's shape, dropped at the end.
-        // An ERROR in between leaves both to the memory context of the trigger's call.
+        // SAFETY: the tuplestore is read as nodeNamedtuplestorescan.c reads it. The read pointer is
+        // a new one, because pointer 0 is shared with the statement's other triggers. The slot has
+        // the table's shape, and is dropped at the end. After an ERROR the memory context of the
+        // trigger's call frees both.
         unsafe {
             let store = self.data.tg_newtable;
             let pointer = pg_sys::tuplestore_alloc_read_pointer(store, pg_sys::EXEC_FLAG_REWIND as i32);

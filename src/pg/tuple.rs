@@ -1,4 +1,5 @@
-//! Columns and rows of a user's table, read in place: without SQL or a plan, so that no user's code runs.
+//! Columns and rows of a user's table, read in place: without SQL or a plan, so that no user's code
+//! runs.
 
 use pgrx::pg_sys;
 
@@ -9,11 +10,11 @@ use super::encoding;
 pub struct Column {
     number: i32,
     pub type_oid: pg_sys::Oid,
-    /// Computed when it is read: in a stored row it is NULL.
+    /// Whether the column is computed when it is read. In a stored row such a column is NULL.
     is_virtual: bool,
 }
 
-/// `pg_attribute.attgenerated` of a virtual column. (Since Postgres 18; before, no column has it.)
+/// `pg_attribute.attgenerated` of a virtual column. Postgres has virtual columns since version 18.
 pub(super) const VIRTUAL: u8 = b'v';
 
 impl Column {
@@ -26,13 +27,14 @@ impl Column {
     }
 }
 
-/// The column of this name as the table has it now: columns are dropped and reordered, and the names
-/// are compared each time because that costs less than a lookup in any cache.
+/// Returns the column of this name, as the table has it now. `None`: there is no such column. Users
+/// drop and reorder columns, so the names are compared each time. That costs less than a lookup in
+/// any cache.
 ///
 /// # Safety
 /// `relation` is open.
 pub(super) unsafe fn column(relation: pg_sys::Relation, name: &str) -> Option<Column> {
-    // SAFETY: the caller's promise; the descriptor has natts attributes.
+    // SAFETY: the caller promises an open relation, whose descriptor has natts attributes.
     unsafe {
         let descriptor = (*relation).rd_att;
         (0..(*descriptor).natts).find_map(|i| {
@@ -48,19 +50,21 @@ pub(super) unsafe fn column(relation: pg_sys::Relation, name: &str) -> Option<Co
     }
 }
 
-/// A row, in a slot that lives as long.
+/// A row, in a slot that lives as long as this value.
 pub struct Tuple {
     slot: *mut pg_sys::TupleTableSlot,
 }
 
 impl Tuple {
+    /// Returns the row in a slot.
+    ///
     /// # Safety
-    /// `slot` holds a row of the table whose columns will be read, for as long as this lives.
+    /// As long as the result lives, `slot` holds a row of the table whose columns will be read.
     pub(super) unsafe fn in_slot(slot: *mut pg_sys::TupleTableSlot) -> Self {
         Self { slot }
     }
 
-    /// The column's value; `None` for NULL.
+    /// Returns the column's value. `None`: the value is NULL.
     pub(super) fn datum(&self, column: Column) -> Option<pg_sys::Datum> {
         let number = column.number;
         // SAFETY: the slot holds a row with at least `number` columns.
@@ -73,22 +77,24 @@ impl Tuple {
         }
     }
 
-    /// An enum's label by its oid.
+    /// Returns an oid. The value of an enum is the label's oid. `None`: the value is NULL.
     pub fn oid(&self, column: Column) -> Option<pg_sys::Oid> {
         self.datum(column).map(|d| pg_sys::Oid::from(d.value() as u32))
     }
 
+    /// Returns a boolean. `None`: the value is NULL.
     pub fn bool(&self, column: Column) -> Option<bool> {
         self.datum(column).map(|d| d.value() as u8 != 0)
     }
 
-    /// A text of at most `most` bytes, as far as it is one in UTF-8; `None` for a longer one.
+    /// Returns a text of at most `most` bytes as UTF-8. What can't be converted is replaced.
+    /// `None`: the text is longer, or NULL.
     pub fn short_text(&self, column: Column, most: usize) -> Option<String> {
         self.with_short_text(column, most, |text| encoding::to_utf8_lossy(text).into_owned())
     }
 
-    /// As `with_text`, but of a text of at most `most` bytes, measured before it is unpacked; `None` for a
-    /// longer one.
+    /// Calls `read` as `with_text` does, if the text has at most `most` bytes. The text is measured
+    /// before it is unpacked. `None`: the text is longer, or NULL.
     pub fn with_short_text<R>(
         &self,
         column: Column,
@@ -98,11 +104,13 @@ impl Tuple {
         if self.text_len(column)? > most { None } else { self.with_text(column, read) }
     }
 
-    /// The first bytes of a text, at most `most` of them, in the server's encoding. Of a long text that is
-    /// stored out of line only these are read. Cut between bytes, not between characters. `None` for NULL.
+    /// Returns the first bytes of a text, at most `most` of them, in the server's encoding. If a
+    /// long text is stored out of line, only these bytes are read. The cut is between bytes, and
+    /// may split a character. `None`: the value is NULL.
     pub fn text_prefix(&self, column: Column, most: usize) -> Option<Vec<u8>> {
         let datum = self.datum(column)?;
-        // SAFETY: the column's type is a varlena. What detoasting made is freed after it was copied.
+        // SAFETY: the column's type is a varlena. What detoasting made is freed after it was
+        // copied.
         unsafe {
             let stored = datum.cast_mut_ptr::<pg_sys::varlena>();
             let slice = pg_sys::pg_detoast_datum_slice(stored, 0, most as i32);
@@ -118,22 +126,24 @@ impl Tuple {
         }
     }
 
-    /// The length of a text in bytes, which is known without reading what is stored out of line.
+    /// Returns the length of a text in bytes, without reading what is stored out of line. `None`:
+    /// the value is NULL.
     pub fn text_len(&self, column: Column) -> Option<usize> {
         // SAFETY: the column's type is a varlena.
         Some(unsafe { super::datum::size(self.datum(column)?) })
     }
 
-    /// A bigint, or a timestamp in microseconds since 2000.
+    /// Returns a bigint, or a timestamp in microseconds since 2000. `None`: the value is NULL.
     pub fn i64(&self, column: Column) -> Option<i64> {
         self.datum(column).map(|d| d.value() as i64)
     }
 
-    /// Calls `read` with the bytes of a text, varchar or the like.
+    /// Calls `read` with the bytes of a text, varchar or the like, and returns the result. `None`:
+    /// the value is NULL.
     pub fn with_text<R>(&self, column: Column, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
         let datum = self.datum(column)?;
-        // SAFETY: the column's type is a varlena. A copy that detoasting made is freed again, or a
-        // statement of a million rows would hold a million of them.
+        // SAFETY: the column's type is a varlena. A copy that detoasting made is freed again.
+        // Otherwise a statement of a million rows would keep a million copies.
         unsafe {
             let stored = datum.cast_mut_ptr::<pg_sys::varlena>();
             let plain = if pgrx::varatt_is_1b(stored) && !pgrx::varatt_is_1b_e(stored)
@@ -156,9 +166,9 @@ impl Tuple {
     }
 }
 
-/// The label's oid in an enum type, if it has one.
+/// Returns the oid of a label of an enum type. `None`: the type has no such label.
 pub fn enum_label(type_oid: pg_sys::Oid, label: &std::ffi::CStr) -> Option<pg_sys::Oid> {
-    // SAFETY: a catalog lookup; `label` lives for the call.
+    // SAFETY: the function looks up a catalog row, and `label` lives as long as the call.
     let oid = unsafe {
         pg_sys::GetSysCacheOid(
             pg_sys::SysCacheIdentifier::ENUMTYPOIDNAME as i32,
@@ -172,17 +182,17 @@ pub fn enum_label(type_oid: pg_sys::Oid, label: &std::ffi::CStr) -> Option<pg_sy
     (oid != pg_sys::InvalidOid).then_some(oid)
 }
 
-/// Whether a type is one of those that Oban's tables have for names: text or varchar.
+/// Returns whether a type is text or varchar, which Oban's tables have for names.
 pub fn is_name(type_oid: pg_sys::Oid) -> bool {
     [pg_sys::TEXTOID, pg_sys::VARCHAROID].contains(&type_oid)
 }
 
-/// Whether values of a type are arrays of texts.
+/// Returns whether values of a type are arrays of texts.
 pub(super) fn is_texts(type_oid: pg_sys::Oid) -> bool {
     [pg_sys::TEXTARRAYOID, pg_sys::VARCHARARRAYOID, pg_sys::BPCHARARRAYOID].contains(&type_oid)
 }
 
-/// Whether values of a type are texts.
+/// Returns whether values of a type are texts.
 pub fn is_text(type_oid: pg_sys::Oid) -> bool {
     [pg_sys::TEXTOID, pg_sys::VARCHAROID, pg_sys::BPCHAROID].contains(&type_oid)
 }

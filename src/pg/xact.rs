@@ -1,4 +1,5 @@
-//! Transactions: running one in a worker, surviving its error, and hearing of every end of one.
+//! Transactions: how to run a transaction in a worker, how to survive its error, and how to learn
+//! of the end of each transaction.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_int, c_void};
@@ -11,26 +12,27 @@ use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::prelude::*;
 
-/// Runs `body` in a transaction with a snapshot, in a worker that has none open. `activity` is what
-/// pg_stat_activity and log lines show meanwhile.
+/// Runs `body` in a transaction with a snapshot, in a worker that has no open transaction.
+/// pg_stat_activity and log lines show `activity` meanwhile.
 pub fn run<R>(activity: &'static CStr, body: impl FnOnce() -> R) -> R {
-    // SAFETY: the calls of a worker's transaction in their prescribed order. An ERROR in `body` leaves
-    // it open: `contain` aborts it, or the worker ends.
+    // SAFETY: the calls of a worker's transaction are in their prescribed order. An ERROR in `body`
+    // leaves the transaction open: `contain` aborts it, or the worker ends.
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::debug_query_string = activity.as_ptr();
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr());
         pg_sys::StartTransactionCommand();
-        // A default of the database must not fail it half way. Elections ask for that default before they begin.
+        // A read-only default of the database must not make the transaction fail halfway. Elections
+        // ask for that default before they begin.
         pg_sys::XactReadOnly = false;
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
     }
     let result = body();
-    // SAFETY: as above.
+    // SAFETY: the transaction and the snapshot were begun above.
     unsafe {
         pg_sys::PopActiveSnapshot();
         pg_sys::CommitTransactionCommand();
-        // Without this autovacuum never hears of a worker's writes.
+        // Without this call autovacuum never learns of a worker's writes.
         pg_sys::pgstat_report_stat(true);
         idle();
     }
@@ -40,31 +42,34 @@ pub fn run<R>(activity: &'static CStr, body: impl FnOnce() -> R) -> R {
 /// Marks the worker as idle.
 ///
 /// # Safety
-/// Outside of a transaction.
+/// No transaction is open.
 unsafe fn idle() {
-    // SAFETY: plain globals and a report.
+    // SAFETY: the caller promises that no transaction is open. The call sets plain globals and
+    // sends a report.
     unsafe {
         pg_sys::debug_query_string = std::ptr::null();
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
     }
 }
 
-// Not bound by pgrx. They may raise, so each call goes through the guard.
+// pgrx does not bind these functions. They may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
     fn enable_timeout_after(id: c_int, delay_ms: c_int);
     fn disable_timeout(id: c_int, keep_indicator: bool);
 }
 
-/// Its number in Postgres' enum of timeouts; the same in 15 to 18.
+/// The number of this timeout in Postgres' enum of timeouts, which is the same in 15 to 18.
 const STATEMENT_TIMEOUT: c_int = 3;
 
-/// Runs `body` within a transaction. After that many milliseconds `body` is cancelled (57014). The setting
-/// statement_timeout does nothing in a background worker.
+/// Runs `body` within a transaction. After `milliseconds`, `body` is cancelled (57014). The setting
+/// statement_timeout has no effect in a background worker.
 pub fn limit<R>(milliseconds: i32, body: impl FnOnce() -> R) -> R {
-    // SAFETY: the timeout is registered in every process with a database; `contain` ends it on errors.
+    // SAFETY: the timeout is registered in every process with a database. After an error `contain`
+    // ends the timeout.
     unsafe { pg_guard_ffi_boundary(|| enable_timeout_after(STATEMENT_TIMEOUT, milliseconds)) };
     let result = body();
-    // SAFETY: as above. A cancel that came just too late must not hit what runs next.
+    // SAFETY: the timeout is registered, as above. A cancel that came slightly too late must not
+    // hit what runs next.
     unsafe {
         pg_guard_ffi_boundary(|| disable_timeout(STATEMENT_TIMEOUT, false));
         pg_sys::QueryCancelPending = 0;
@@ -78,9 +83,9 @@ pub struct Caught {
     pub code: PgSqlErrorCode,
 }
 
-/// Runs `body`, which runs one transaction; an ERROR in it is given back after the
-/// transaction was aborted (its locks and changes are gone). A panic of our own is no such error: the
-/// worker dies of it and starts anew.
+/// Runs `body`, which runs one transaction. `Err`: an ERROR in `body`, after the transaction was
+/// aborted (its locks and changes are gone). A Rust panic is no such error: the worker ends by the
+/// panic and is started again.
 pub fn contain<R>(body: impl FnOnce() -> R) -> Result<R, Caught> {
     let body = AssertUnwindSafe(body);
     let outcome = PgTryBuilder::new(move || Ok({ body }.0()))
@@ -92,7 +97,8 @@ pub fn contain<R>(body: impl FnOnce() -> R) -> Result<R, Caught> {
         })
         .execute();
     if outcome.is_err() {
-        // SAFETY: what Postgres' own worker loops do after an ERROR; pgrx has flushed its state.
+        // SAFETY: these are the calls of Postgres' own worker loops after an ERROR, and pgrx has
+        // flushed its state.
         unsafe {
             pg_guard_ffi_boundary(|| disable_timeout(STATEMENT_TIMEOUT, false));
             pg_sys::AbortCurrentTransaction();
@@ -102,7 +108,7 @@ pub fn contain<R>(body: impl FnOnce() -> R) -> Result<R, Caught> {
     outcome
 }
 
-/// Runs `body`; when it raises `code`, raises that again with this hint.
+/// Runs `body`. If Postgres raises `code` in `body`, raises the error again with this hint.
 pub fn with_hint<R>(code: PgSqlErrorCode, hint: &str, body: impl FnOnce() -> R + UnwindSafe) -> R {
     let hint = AssertUnwindSafe(hint.to_owned());
     PgTryBuilder::new(body)
@@ -122,27 +128,35 @@ pub type Callback = fn(event: pg_sys::XactEvent::Type);
 pub type SubCallback = fn(event: pg_sys::SubXactEvent::Type);
 
 thread_local! {
-    /// Filled in `_PG_init`, in the order of registration. Not borrowed while one runs: it may raise, or end
-    /// the process.
+    /// The callbacks in the order of registration, which `_PG_init` fills. The list is not borrowed
+    /// while a callback runs, because the callback may raise, or end the process.
     static CALLBACKS: RefCell<Vec<Callback>> = const { RefCell::new(Vec::new()) };
     static SUB_CALLBACKS: RefCell<Vec<SubCallback>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Registers `callback` for every event of every transaction of this process and its children. Before a commit the
-/// last one that was registered is called first, at the end of the transaction the first one: `bus` is the first. So it
-/// takes what the others send before the commit, and publishes before the others wake anybody. After a commit a callback
-/// must not raise: that would be a PANIC of the whole server.
+/// Registers `callback` for every event of every transaction of this process and of the processes
+/// that it forks.
+///
+/// Before a commit the callback that was registered last is called first. At the end of the
+/// transaction the callback that was registered first is called first. `bus` is registered first.
+/// So before the commit `bus` runs last, and takes what the other callbacks send. After the commit
+/// `bus` runs first, and publishes before the other callbacks wake a process.
+///
+/// After a commit a callback must not raise: that would be a PANIC of the whole server.
 pub fn on_event(callback: Callback) {
     static REGISTERED: Once = Once::new();
-    // SAFETY: a function that lives as long as the library, which is never unloaded.
+    // SAFETY: the callback is a function that lives as long as the library, which is never
+    // unloaded.
     REGISTERED.call_once(|| unsafe { pg_sys::RegisterXactCallback(Some(event_happened), null_mut()) });
     CALLBACKS.with_borrow_mut(|callbacks| callbacks.push(callback));
 }
 
-/// As `on_event`, for every subtransaction. The callback runs in it still: `level` is its own.
+/// Registers `callback` for every event of every subtransaction. The callback runs while the
+/// subtransaction still exists: `level` returns the subtransaction's level.
 pub fn on_subtransaction_event(callback: SubCallback) {
     static REGISTERED: Once = Once::new();
-    // SAFETY: as above.
+    // SAFETY: the callback is a function that lives as long as the library, which is never
+    // unloaded.
     REGISTERED.call_once(|| unsafe { pg_sys::RegisterSubXactCallback(Some(sub_event_happened), null_mut()) });
     SUB_CALLBACKS.with_borrow_mut(|callbacks| callbacks.push(callback));
 }
@@ -170,40 +184,42 @@ unsafe extern "C-unwind" fn sub_event_happened(
     }
 }
 
-/// How deep in subtransactions this is: 1 in a transaction, 0 outside of one.
+/// Returns the depth of nested subtransactions: 1 in a transaction, 0 outside of a transaction.
 pub fn level() -> u32 {
-    // SAFETY: reads the transaction's state.
+    // SAFETY: the function reads the transaction's state.
     unsafe { pg_sys::GetCurrentTransactionNestLevel() as u32 }
 }
 
-/// Makes what this transaction has written visible to what it does next.
+/// Makes what this transaction has written visible to what the transaction does next.
 pub fn next_command() {
-    // SAFETY: in a transaction.
+    // SAFETY: every caller runs in a transaction.
     unsafe { pg_sys::CommandCounterIncrement() }
 }
 
-/// Whether an event comes right before PREPARE TRANSACTION, which can still be refused.
+/// Returns whether an event comes right before PREPARE TRANSACTION, which can still be refused.
 pub fn is_before_prepare(event: pg_sys::XactEvent::Type) -> bool {
     event == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE
 }
 
-/// Whether an event comes right after a commit, which can't be taken back any more.
+/// Returns whether an event comes right after a commit, which can't be undone any more.
 pub fn is_commit(event: pg_sys::XactEvent::Type) -> bool {
     event == pg_sys::XactEvent::XACT_EVENT_COMMIT
 }
 
-/// Whether an event is PREPARE TRANSACTION.
+/// Returns whether an event is PREPARE TRANSACTION.
 pub fn is_prepare(event: pg_sys::XactEvent::Type) -> bool {
     event == pg_sys::XactEvent::XACT_EVENT_PREPARE
 }
 
-/// Whether an event is an end of the session's own transaction (not of a parallel worker's).
+/// Returns whether an event is an end of the session's own transaction (not of a parallel
+/// worker's).
 pub fn is_end(event: pg_sys::XactEvent::Type) -> bool {
     use pg_sys::XactEvent::*;
     matches!(event, XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE)
 }
 
-/// Whether an event comes right before a commit: the last chance to say something.
+/// Returns whether an event comes right before a commit: the last moment at which a transaction can
+/// send or raise.
 pub fn is_before_commit(event: pg_sys::XactEvent::Type) -> bool {
     event == pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT
 }

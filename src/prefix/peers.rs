@@ -1,10 +1,13 @@
-//! `<prefix>.oban_peers`, the table of leaders. It is found once by its name, then used by its oid and
-//! through its access methods (`pg::heap`), so that no user's code runs in an election, a fence or a trigger.
+//! `<prefix>.oban_peers`, the table of leaders. The table is found once by its name. After that it
+//! is used by its oid and through its access methods (`pg::heap`), so that no user's code runs in
+//! an election, a fence or a trigger.
 //!
-//! A table is judged under its lock (`logic::shape`) before anything of it is used. A table with an obstacle,
-//! such as a check constraint, holds no elections: access methods would ignore the constraint.
+//! A table is judged under its lock (`logic::shape`) before anything in it is used. A table with an
+//! obstacle, such as a check constraint, holds no elections: access methods would ignore the
+//! constraint.
 //!
-//! Of a text only the first bytes are copied: a foreign node's name may be as long as a gigabyte.
+//! Only the first bytes of a text are copied, because a foreign node's name may be as long as a
+//! gigabyte.
 
 use crate::logic::leadership::{MAX_NODE, Node};
 use crate::logic::shape::{self, Obstacle};
@@ -13,14 +16,15 @@ use crate::pg::index::KeyIndex;
 use crate::pg::tuple::{self, Column, Tuple};
 use crate::pg::{catalog, encoding, session};
 
+/// The name of the table of leaders.
 pub const TABLE: &str = "oban_peers";
 
-/// Why a prefix's table can't be used.
+/// Why a prefix's table of leaders can't be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unusable {
     /// There is no such table, or `oban_install` has not added its columns.
     Missing,
-    /// Another transaction holds a lock on the table, or on an index of it.
+    /// Another transaction holds a lock on the table, or on an index on the table.
     Locked,
     /// The table was dropped, renamed or replaced before its lock was taken.
     Replaced,
@@ -40,7 +44,7 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// The columns that `find` finds. `None` when one is missing or is of another type.
+    /// Returns the columns that `find` finds. `None`: a column is missing or is of another type.
     pub fn of(find: impl Fn(&str) -> Option<Column>) -> Option<Self> {
         use pgrx::pg_sys::{INT8OID, TIMESTAMPOID};
         let text = |name: &str| find(name).filter(|c| tuple::is_name(c.type_oid));
@@ -56,12 +60,12 @@ impl Columns {
     }
 }
 
-/// One row. Times are microseconds since 2000-01-01 UTC.
+/// A row of a table of leaders. Times are microseconds since 2000-01-01 UTC.
 #[derive(Clone, Debug)]
 pub struct PeerRow {
     /// The whole name, in the server's encoding.
     key: Vec<u8>,
-    /// The node's first `MAX_NODE` bytes.
+    /// The node, of which at most `MAX_NODE` bytes are kept.
     pub node: Node,
     pub term: Option<i64>,
     pub boot: Option<i64>,
@@ -69,11 +73,12 @@ pub struct PeerRow {
     pub expires_at: i64,
 }
 
-/// The longest name that is read, in bytes: a row with a longer one is ignored. Names of members are shorter.
+/// The longest name that is read, in bytes. A row with a longer name is ignored. Names of members
+/// are shorter.
 const MAX_NAME_READ: usize = 1_023;
 
 impl PeerRow {
-    /// `None` when the name is NULL or longer than `MAX_NAME_READ`.
+    /// Returns the row's values. `None`: the name is NULL or longer than `MAX_NAME_READ`.
     fn of(row: &Tuple, columns: &Columns) -> Option<Self> {
         if row.text_len(columns.name)? > MAX_NAME_READ {
             return None;
@@ -89,18 +94,19 @@ impl PeerRow {
         })
     }
 
-    /// The name as UTF-8.
+    /// Returns the name as UTF-8.
     pub fn name(&self) -> String {
         encoding::to_utf8_lossy(&self.key).into_owned()
     }
 
-    /// Whether two readings of a row are of the same leadership and show the same end of its lease.
+    /// Returns whether two readings of a row are of the same leadership and show the same end of
+    /// the lease.
     fn is_same(&self, other: &Self) -> bool {
         (&self.key, self.started_at, self.expires_at) == (&other.key, other.started_at, other.expires_at)
     }
 }
 
-/// A text without the incomplete character at its end, if cutting it left one there.
+/// Returns a text without the incomplete character at the end, which a cut may have left there.
 fn whole_characters(bytes: &[u8]) -> &[u8] {
     match std::str::from_utf8(bytes) {
         Err(e) if e.error_len().is_none() => &bytes[..e.valid_up_to()],
@@ -108,7 +114,7 @@ fn whole_characters(bytes: &[u8]) -> &[u8] {
     }
 }
 
-/// A new row of a member.
+/// A new row for a member.
 pub struct NewRow<'a> {
     pub name: &'a str,
     pub node: &'a str,
@@ -118,7 +124,7 @@ pub struct NewRow<'a> {
     pub boot: i64,
 }
 
-/// What became of a row that was to be changed.
+/// The result of a change to a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteResult {
     Done,
@@ -136,38 +142,38 @@ pub struct PeersTable<'a> {
 }
 
 impl PeersTable<'_> {
-    /// Opens the table of a schema and locks it until the end of the transaction. `Err` says why it can't be
-    /// used. With `wait` this waits for the lock up to lock_timeout (55P03); else a lock of another
-    /// transaction is `Unusable::Locked`.
+    /// Opens the table of leaders of a schema and locks it until the end of the transaction. `Err`
+    /// says why the table can't be used. With `wait`, waits for the lock up to lock_timeout, and
+    /// then raises 55P03. Otherwise a lock of another transaction is `Unusable::Locked`.
     pub fn open(schema: u32, lock: TableLock, wait: bool) -> Result<Self, Unusable> {
         Self::judged(open_heap(schema, lock, wait)?)
     }
 
-    /// The oid of the table.
+    /// Returns the oid of the table.
     pub fn oid(&self) -> u32 {
         self.heap.oid()
     }
 
-    /// The row of a name, as it is committed now or as this transaction has written it. `None`: there is no
-    /// such row.
+    /// Returns the row of a name. Sees what is committed now and what this transaction has written.
+    /// `None`: there is no such row.
     pub fn find(&self, name: &str) -> Option<FoundRow> {
         let stored = self.heap.find(&self.key, &encoding::to_server(name))?;
         Some(FoundRow { row: PeerRow::of(&stored.row(), &self.columns)?, stored })
     }
 
-    /// Whether the transaction's own snapshot shows a row of this name and term.
+    /// Returns whether the transaction's own snapshot shows a row of this name and term.
     pub fn is_in_own_snapshot(&self, name: &str, term: i64) -> bool {
         let found = self.heap.find_in_own_snapshot(&self.key, &encoding::to_server(name));
         found.is_some_and(|stored| stored.row().i64(self.columns.term) == Some(term))
     }
 
-    /// The `most` rows that expire first, in the order of `expires_at`.
+    /// Returns the `most` rows that expire first, in the order of `expires_at`.
     pub fn earliest(&self, most: usize) -> Vec<PeerRow> {
         let mut rows: Vec<PeerRow> = Vec::new();
         self.heap.each(|row| {
             if let Some(row) = PeerRow::of(row, &self.columns) {
                 rows.push(row);
-                // One sort for every `most` rows that are read.
+                // The rows are sorted once for every `most` rows that are read.
                 if rows.len() >= 2 * most {
                     rows.sort_by_key(|row| row.expires_at);
                     rows.truncate(most);
@@ -189,8 +195,9 @@ impl PeersTable<'_> {
         }
     }
 
-    /// Locks the row of a name and a term against deletion until the transaction ends. Waits for another
-    /// transaction that is deleting it. Returns the newest version of the row; `None`: there is no such row.
+    /// Locks the row of a name and a term against deletion until the transaction ends, and returns
+    /// the newest version of the row. Waits for another transaction that is deleting the row.
+    /// `None`: there is no such row.
     pub fn fence(&self, name: &str, term: i64) -> Option<PeerRow> {
         let mut found = self.find(name).filter(|found| found.row.term == Some(term))?;
         let key = found.row.key.clone();
@@ -228,8 +235,9 @@ impl PeersTable<'_> {
         Some(FoundRow { row: PeerRow::of(&stored.row(), &self.columns)?, stored })
     }
 
-    /// Extends the lease in the row of a name if it has this node and this term. Returns when the leadership
-    /// began; `Err` is `Held` or `Gone`. A fence does not hold this up.
+    /// Extends the lease in the row of a name if the row has this node and this term. Returns when
+    /// the leadership began. `Err` is `Held` or `Gone`. A fence on the row does not delay the
+    /// renewal.
     pub fn renew(&self, name: &str, node: &str, term: i64, expires_at: i64) -> Result<i64, WriteResult> {
         let mut found = self.find(name).ok_or(WriteResult::Gone)?;
         let row = self.lock(&mut found, RowLock::NoKeyUpdate, false)?;
@@ -240,8 +248,9 @@ impl PeersTable<'_> {
         Ok(row.started_at)
     }
 
-    /// Inserts a row. Inserts nothing when the name has a row (`Gone`: the caller looks again), or when
-    /// another transaction is writing one (`Held`). Does not wait for that transaction.
+    /// Inserts a row. Returns `Gone` and inserts nothing if the name has a row: the caller looks
+    /// again. Returns `Held` and inserts nothing if another transaction is writing a row of the
+    /// name. Does not wait for that transaction.
     pub fn insert(&self, new: &NewRow<'_>) -> WriteResult {
         let (name, node) = (encoding::to_server(new.name), encoding::to_server(new.node));
         match self.heap.conflict(&self.key, &name) {
@@ -261,8 +270,8 @@ impl PeersTable<'_> {
         if inserted { WriteResult::Done } else { WriteResult::Held }
     }
 
-    /// Replaces the term in the row of a name, if it has the term `term`. False: there is no such row, or
-    /// another transaction holds it.
+    /// Replaces the term in the row of a name by `new` if the row has the term `term`. Returns
+    /// false if there is no such row, or if another transaction holds the row.
     pub fn set_term(&self, name: &[u8], term: i64, new: i64) -> bool {
         let Some(mut found) = self.find_by_key(name) else { return false };
         match self.lock(&mut found, RowLock::NoKeyUpdate, false) {
@@ -274,7 +283,8 @@ impl PeersTable<'_> {
         }
     }
 
-    /// Whether the table has the trigger that tells the keeper of changes, and the trigger is enabled.
+    /// Returns whether the table has the trigger that tells the keeper of changes, and the trigger
+    /// is enabled.
     pub fn is_guarded(&self) -> bool {
         let function = super::extension::peers_function();
         function.is_some_and(|function| self.heap.has_enabled_trigger(TELLS, function))
@@ -287,23 +297,25 @@ impl<'a> PeersTable<'a> {
         Ok(Self { heap, key, columns })
     }
 
-    /// The table that fired a trigger of the extension. `Err` says why the trigger must not write its rows.
+    /// Returns the table that fired a trigger of the extension. `Err` says why the trigger must not
+    /// write the table's rows.
     pub fn of_trigger(trigger: &'a crate::pg::row_trigger::RowTrigger<'a>) -> Result<Self, Unusable> {
         Self::judged(trigger.heap())
     }
 }
 
-/// A row with its place in the table.
+/// A row, and where the row is stored in the table.
 pub struct FoundRow {
     pub row: PeerRow,
     stored: Stored,
 }
 
-/// The trigger that tells the keeper of changes.
+/// The name of the trigger that tells the keeper of changes.
 const TELLS: &str = "obanrs_peers_rows";
 
-/// Whether a table of leaders has the columns that `oban_install` adds, and whether its trigger tells of changes, as it
-/// is committed now or as this transaction has left it.
+/// Returns two facts about a table of leaders: whether the table has the columns that
+/// `oban_install` adds, and whether the table's trigger tells the keeper of changes. Sees what is
+/// committed now and what this transaction has done.
 pub fn state_of(table: u32) -> (bool, bool) {
     let installed = catalog::has_columns(table, &["term", "boot"], pgrx::pg_sys::INT8OID);
     let function = super::extension::peers_function();
@@ -311,23 +323,25 @@ pub fn state_of(table: u32) -> (bool, bool) {
     (installed, tells)
 }
 
-/// The value of default_transaction_read_only that ALTER DATABASE has set, as it is committed now. `None`: it
-/// has set none.
+/// Returns the value of default_transaction_read_only that ALTER DATABASE has set, as committed
+/// now. `None`: ALTER DATABASE has set no value.
 pub fn database_read_only() -> Option<bool> {
     let value = catalog::setting_of_database(session::database(), "default_transaction_read_only")?;
-    // Postgres reads any beginning of these words as a boolean; the shortest for "off" is "of".
+    // Postgres reads any beginning of these words as a boolean. The shortest one for "off" is "of".
     let value = value.to_ascii_lowercase();
     let is = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
     Some(!(is("false", 1) || is("no", 1) || is("off", 2) || value == "0"))
 }
 
-/// The schemas that have a table named oban_peers, as they are committed now. The table's shape is not looked at.
+/// Returns the schemas that have a table named oban_peers, as committed now. The table's shape does
+/// not matter.
 pub fn schemas() -> Vec<u32> {
     catalog::tables_named(TABLE).into_iter().map(|(_, schema)| schema).collect()
 }
 
-/// The same with their names, in the order of these. Those whose names can't be a prefix's in this database are left
-/// out: it may not be able to convert them.
+/// Returns the schemas that have a table named oban_peers with their names, in the order of the
+/// names. A schema is left out if a prefix in this database can't have its name: the database may
+/// not be able to convert the name.
 pub fn named_schemas() -> Vec<(String, u32)> {
     let named = |schema| Some((prefix_name(schema)?, schema));
     let mut named: Vec<_> = schemas().into_iter().filter_map(named).collect();
@@ -335,7 +349,7 @@ pub fn named_schemas() -> Vec<(String, u32)> {
     named
 }
 
-/// The schemas whose table of leaders has the columns that `oban_install` adds.
+/// Returns the schemas whose table of leaders has the columns that `oban_install` adds.
 pub fn installed_schemas() -> Vec<u32> {
     let installed =
         |(table, _): &(u32, u32)| catalog::has_columns(*table, &["term", "boot"], pgrx::pg_sys::INT8OID);
@@ -343,18 +357,20 @@ pub fn installed_schemas() -> Vec<u32> {
     tables.map(|(_, schema)| schema).collect()
 }
 
-/// The same by their names; see `named_schemas`.
+/// Returns the names of the schemas whose table of leaders has the columns that `oban_install`
+/// adds. Names that a prefix can't have are left out, as in `named_schemas`.
 pub fn installed_prefixes() -> Vec<String> {
     installed_schemas().into_iter().filter_map(prefix_name).collect()
 }
 
-/// The name of a schema, as it is committed now, if a prefix can have it.
+/// Returns the name of a schema, as committed now. `None`: there is no such schema, or a prefix
+/// can't have the name.
 fn prefix_name(schema: u32) -> Option<String> {
     catalog::namespace_name(schema).filter(|name| encoding::is_name(name))
 }
 
-/// Whether a schema's table of leaders can be used. `Err` says why not. Waits for no lock, and gives the
-/// table's lock back after the look.
+/// Returns whether a schema's table of leaders can be used. `Err` says why the table can't be used.
+/// Waits for no lock, and releases the table's lock at the end.
 pub fn inspect(schema: u32) -> Result<(), Unusable> {
     let heap = open_heap(schema, TableLock::AccessShare, false)?;
     let judged = judge(&heap);
@@ -362,8 +378,8 @@ pub fn inspect(schema: u32) -> Result<(), Unusable> {
     judged.map(|_| ())
 }
 
-/// Opens and locks the table of leaders of a schema. Its name is looked up here and nowhere else: all that follows
-/// uses the table that was locked, even if it is renamed later.
+/// Opens and locks the table of leaders of a schema. The table's name is looked up here and nowhere
+/// else. All later work uses the table that was locked, even if it is renamed.
 fn open_heap<'a>(schema: u32, lock: TableLock, wait: bool) -> Result<Heap<'a>, Unusable> {
     let oid = catalog::relation_now(schema, TABLE).ok_or(Unusable::Missing)?;
     let heap = match Heap::open(oid, lock, wait) {
@@ -375,12 +391,13 @@ fn open_heap<'a>(schema: u32, lock: TableLock, wait: bool) -> Result<Heap<'a>, U
     if heap.namespace() == schema && heap.is_named(TABLE) {
         Ok(heap)
     } else {
-        heap.close_and_unlock(lock); // it would hold up DDL on a table that is no table of leaders
+        heap.close_and_unlock(lock); // the lock would delay DDL on a table that is no table of leaders
         Err(Unusable::Replaced)
     }
 }
 
-/// The index to find rows by and the columns. `Err` says why elections can't write the table.
+/// Returns the index by which rows are found, and the columns. `Err` says why elections can't write
+/// the table.
 fn judge(heap: &Heap<'_>) -> Result<(KeyIndex, Columns), Unusable> {
     if heap.column("term").is_none() || heap.column("boot").is_none() {
         return Err(Unusable::Missing);

@@ -1,9 +1,9 @@
-//! Terms: numbers that only rise. Each database has one sequence for them.
+//! Terms: numbers that only rise. Each database has one sequence for its terms.
 
 use super::extension;
 use crate::pg::sequence;
 
-/// The sequence of terms. An ERROR when there is none.
+/// Returns the sequence of terms. Raises an ERROR if there is no such sequence.
 pub fn sequence() -> u32 {
     let Some(sequence) = extension::sequence_of_terms() else {
         pgrx::error!("the sequence obanrs_term is not there")
@@ -11,15 +11,16 @@ pub fn sequence() -> u32 {
     sequence
 }
 
-/// The next term: greater than all earlier ones, and at least `least`. The current role needs no right on the
-/// sequence, because a trigger draws terms in the sessions of foreign nodes.
+/// Returns the next term, which is greater than all earlier terms, and at least `least`. The
+/// current role needs no right on the sequence, because a trigger draws terms in the sessions of
+/// foreign nodes.
 pub fn next(sequence: u32, least: i64) -> i64 {
     let term = sequence::next(sequence);
     if term >= least {
         return term;
     }
-    // This happens once after each promotion. Two transactions that lift the sequence at the same time would
-    // get the same term: the lock allows one at a time.
+    // This happens once after each promotion. Two transactions that lift the sequence at the same
+    // time would get the same term, so the lock allows only one transaction at a time.
     sequence::lock(sequence);
     let term = sequence::next(sequence);
     if term >= least {
@@ -29,17 +30,19 @@ pub fn next(sequence: u32, least: i64) -> i64 {
     least
 }
 
-/// A term to replace `term`, if another one has been drawn since. `None`: `term` was the last one drawn.
+/// Returns a term to replace `term`, if another term was drawn after `term`. `None`: `term` was the
+/// last term drawn.
 ///
-/// The caller has just inserted a row of a name with `term`. The earlier row of that name is deleted by then,
-/// and a later one can't be inserted before this transaction ends. So the terms of a name's rows rise in the
-/// order of the rows.
+/// The caller has just inserted a row of a name with `term`. The earlier row of that name was
+/// deleted before, and a later row can't be inserted before this transaction ends. So the terms of
+/// a name's rows rise in the order of the rows.
 pub fn later(sequence: u32, term: i64, least: i64) -> Option<i64> {
     (sequence::last(sequence) > term).then(|| next(sequence, least))
 }
 
-/// Lifts the sequence to `least` unless its last term is greater than `seen`, a term that a table has. An
-/// extension that was dropped and created again has a sequence that begins anew.
+/// Lifts the sequence to `least`, unless its last term is greater than `seen`, the greatest term in
+/// a table. A table can have greater terms than the sequence: if the extension is dropped and
+/// created again, its new sequence starts from the beginning.
 pub fn lift_above(seen: i64, least: i64) {
     let terms = sequence();
     if sequence::last(terms) <= seen {

@@ -1,11 +1,11 @@
-//! The triggers that `oban_install` attaches to tables, as the catalogs have them. A table is given by its
-//! oid, a trigger is found by its name and function. Only catalogs are read.
+//! The triggers that `oban_install` attaches to tables, as the catalogs have them. A table is given
+//! by its oid, and a trigger is found by its name and function. The functions read only catalogs.
 
 use crate::error::Error;
 use crate::pg::ddl::{Event, Timing, Trigger};
 use crate::pg::spi;
 
-/// The trigger on oban_jobs and on each of its partitions.
+/// The trigger on oban_jobs and on each partition.
 pub const ON_JOBS: Trigger = Trigger {
     name: c"obanrs_jobs_insert",
     timing: Timing::After,
@@ -39,7 +39,8 @@ pub const ON_PEERS: [Trigger; 3] = [
     },
 ];
 
-/// The functions that the triggers call, of the version of the extension that this database has.
+/// The functions that the triggers call. They belong to the version of the extension that this
+/// database has.
 #[derive(Clone, Copy)]
 pub struct Functions {
     pub jobs: u32,
@@ -48,30 +49,31 @@ pub struct Functions {
 }
 
 impl Functions {
+    /// Returns the functions. `Err`: this database does not have the extension.
     pub fn find() -> Result<Self, Error> {
         let jobs = spi::own_trigger_function("obanrs_jobs_insert").ok_or(Error::NoExtension)?;
         Ok(Self { jobs, peers: spi::own_trigger_function("obanrs_peers") })
     }
 
-    /// Those of oban_jobs and its partitions that lack the trigger. Partitions count, because an INSERT into
-    /// a partition fires only the partition's own triggers. Foreign tables do not count, because they can't
-    /// have such a trigger.
+    /// Returns the tables among oban_jobs and its partitions that lack the trigger. Partitions
+    /// count, because an INSERT into a partition fires only the partition's own triggers. Foreign
+    /// tables do not count, because they can't have such a trigger.
     pub fn job_tables_without_trigger(&self, jobs: u32) -> Vec<u32> {
         self.job_tables("t.oid", "g.oid IS NULL", jobs)
     }
 
-    /// Those of oban_jobs and its partitions that have the trigger.
+    /// Returns the tables among oban_jobs and its partitions that have the trigger.
     pub fn job_tables_with_trigger(&self, jobs: u32) -> Vec<u32> {
         self.job_tables("t.oid", "g.oid IS NOT NULL", jobs)
     }
 
-    /// The oid of the trigger on one table of jobs. `None`: the table has none.
+    /// Returns the oid of the trigger on one table of jobs. `None`: the table has no such trigger.
     pub fn on_jobs(&self, table: u32) -> Option<u32> {
         self.job_tables("g.oid", &format!("g.tgrelid = {table}"), table).pop()
     }
 
-    /// The column `what` of oban_jobs and its partitions where `condition` holds. (pg_partition_tree would
-    /// lock the tables.)
+    /// Returns the column `what` for each table among oban_jobs and its partitions for which
+    /// `condition` holds. (pg_partition_tree would lock the tables.)
     fn job_tables(&self, what: &str, condition: &str, jobs: u32) -> Vec<u32> {
         let sql = format!(
             "WITH RECURSIVE tables AS (
@@ -91,7 +93,7 @@ impl Functions {
         oids(&sql, jobs)
     }
 
-    /// The oids of the extension's triggers that a table of leaders has.
+    /// Returns the oids of the extension's triggers on a table of leaders.
     pub fn on_peers(&self, peers: u32) -> Vec<u32> {
         let Some(function) = self.peers else { return Vec::new() };
         let names = ON_PEERS.map(|trigger| format!("'{}'", trigger.name.to_string_lossy()));
@@ -103,13 +105,14 @@ impl Functions {
         oids(&sql, peers)
     }
 
-    /// Whether a table of leaders has all the triggers that this version of the extension has.
+    /// Returns whether a table of leaders has all the triggers that this version of the extension
+    /// has.
     pub fn guard(&self, peers: u32) -> bool {
         self.peers.is_none() || self.on_peers(peers).len() == ON_PEERS.len()
     }
 }
 
-/// Whether a table inherits from another one, or another one inherits from it.
+/// Returns whether a table inherits from another table, or another table inherits from it.
 pub fn is_inherited(table: u32) -> bool {
     let sql = "SELECT i.inhrelid::text FROM pg_inherits i WHERE $1::oid IN (i.inhparent, i.inhrelid)";
     !oids(sql, table).is_empty()

@@ -1,8 +1,9 @@
 //! The trigger that tells a queue's workers of new jobs: AFTER INSERT, once per statement.
 //!
-//! It sends `{"queue": …}` once for each distinct queue that has an `available` row among the inserted ones.
-//! It sends in the transaction of the INSERT, so that a worker that hears of rows can see them. It must never
-//! make a user's INSERT fail: it sends nothing for a row that it can't read. While obanrs.wakeups is off it sends
+//! The trigger sends `{"queue": ...}` once for each distinct queue that has an `available` row
+//! among the inserted rows. The message belongs to the transaction of the INSERT, so that a worker
+//! that gets the message can see the rows. The trigger must never make a user's INSERT fail, so it
+//! sends nothing for a row that it can't read. While obanrs.wakeups is off, the trigger sends
 //! nothing at all, and counts nothing as dropped.
 
 use std::cell::RefCell;
@@ -24,7 +25,7 @@ use crate::pg::tuple::{self, Column};
 
 /// How to see that a row's state is `available`.
 enum Available {
-    /// The column is an enum, and this is the oid of the label `available`.
+    /// The column is an enum, and the oid is the oid of the label `available`.
     Label(Column, pg_sys::Oid),
     Text(Column),
 }
@@ -51,16 +52,18 @@ fn wake_queues(rows: &TransitionTable<'_>) {
     if !config::wakeups() {
         return;
     }
-    // Nobody else sees a temporary table, and any role may make one: it takes no room in the ring.
+    // Other sessions can't see a temporary table, and any role may create one. So a temporary table
+    // takes no room in the ring.
     if rows.is_of_temporary_table() {
         return bus::count_dropped();
     }
     let queue = rows.column("queue").filter(|c| tuple::is_text(c.type_oid));
     let Some((queue, available)) = queue.zip(rows.column("state").and_then(available)) else {
-        return bus::count_dropped(); // a column is missing, virtual, or means something else
+        return bus::count_dropped(); // a column is missing, virtual, or of another type
     };
 
-    // Nearly always the next row is of the last row's queue. The set is for the other queues.
+    // Nearly always the next row has the same queue as the last row. The set is for the other
+    // queues.
     let (mut last, mut others): (Option<Vec<u8>>, BTreeSet<Vec<u8>>) = (None, BTreeSet::new());
     let mut too_long = false;
     rows.for_each(|row| {
@@ -71,8 +74,8 @@ fn wake_queues(rows: &TransitionTable<'_>) {
             }
         };
         if is_available {
-            // A name that is longer than any message is not copied: a copy without memory would end the
-            // server.
+            // A name that is longer than any message is not copied. If there were no memory for the
+            // copy, the server would end.
             let read = row.with_short_text(queue, wire::MAX_PAYLOAD, |name| {
                 if last.as_deref() != Some(name) {
                     others.extend(last.replace(name.to_vec()));
@@ -93,12 +96,13 @@ fn wake_queues(rows: &TransitionTable<'_>) {
             bus::count_dropped();
             continue;
         }
-        // Beyond the transaction's limit the wake-up is dropped: the INSERT must not fail.
+        // Beyond the transaction's limit the wake-up is dropped, because the INSERT must not fail.
         let _ = bus::queue(&target, payload, Requester::Trigger);
     }
 }
 
-/// The channel of a schema's wake-ups. Most sessions insert into one schema again and again.
+/// Returns the channel of a schema's wake-ups. The last channel is kept, because most sessions
+/// insert into one schema again and again.
 fn target(schema: u32) -> Target {
     thread_local! {
         static LAST: RefCell<Option<(u32, Target)>> = const { RefCell::new(None) };

@@ -1,14 +1,14 @@
 //! `oban_install` and `oban_uninstall`.
 //!
-//! `oban_install` looks first and then makes only what is missing, so that a second run changes nothing. It
-//! creates tables as Oban's migration 14 does. What it adds to tables has names that begin with `obanrs_`,
-//! except for two columns of oban_peers. One session at a time works on a prefix: a second one waits for a
-//! lock on the schema and then finds all of it there. (search_path and lock_timeout are set by the functions'
-//! own SET clauses.)
+//! `oban_install` looks first and then creates only what is missing, so that a second run changes
+//! nothing. The tables are created as Oban's migration 14 creates them. What the function adds to
+//! tables has names that begin with `obanrs_`, except for two columns of oban_peers. One session at
+//! a time works on a prefix. A second session waits for a lock on the schema, and then finds
+//! nothing missing. (The functions' own SET clauses set search_path and lock_timeout.)
 //!
-//! The tables belong to users. A user may rename or replace a table at any moment. So a table is found by
-//! its name once, locked by its oid, tested again, and only then altered, by its oid. No code of a table's
-//! owner runs.
+//! The tables belong to users. A user may rename or replace a table at any moment. So a table is
+//! found by its name once, locked by its oid, tested again, and only then altered, by its oid. No
+//! code of a table's owner runs.
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -32,7 +32,7 @@ use crate::shmem::at_end::{self, Note, note};
 const JOBS: &str = "oban_jobs";
 const PEERS: &str = "oban_peers";
 
-/// How often to look again for a schema or table that was replaced while this waited for its lock.
+/// How often to look again for a schema or table that was replaced during the wait for its lock.
 const ATTEMPTS: usize = 5;
 
 const LOCK_HINT: &str = "Another transaction holds a lock on the table for long. Find it in pg_locks or \
@@ -70,16 +70,16 @@ fn oban_uninstall(prefix: default!(Option<TextArgument>, "'public'")) -> Result<
     Ok(())
 }
 
-/// The schema that one call works on. It is used by its oid; `name` is for messages and for the SQL that
-/// creates tables.
+/// The schema on which one call works. The schema is used by its oid. `name` is for messages and
+/// for the SQL that creates tables.
 pub struct Prefix<'a> {
     pub name: &'a str,
     pub schema: u32,
 }
 
 impl<'a> Prefix<'a> {
-    /// Locks the schema that `find` finds by its name, so that no other call works on it. `Err` when the name
-    /// keeps changing its schema.
+    /// Locks the schema that `find` finds by its name, so that no other call works on it. `Err`:
+    /// the name keeps changing its schema (40001), or `find` failed.
     fn locked(name: &'a str, find: impl Fn() -> Result<u32, Error>) -> Result<Self, Error> {
         for _ in 0..ATTEMPTS {
             let schema = find()?;
@@ -87,21 +87,22 @@ impl<'a> Prefix<'a> {
             if catalog::namespace(name) == Some(schema) {
                 return Ok(Self { name, schema });
             }
-            catalog::unlock_namespace(schema); // nothing was changed in it
+            catalog::unlock_namespace(schema); // nothing was changed in this schema
         }
         Err(Error::PrefixChanged(name.to_owned()))
     }
 
+    /// Returns the relation of this name in the schema. `None`: there is no such relation.
     pub fn table(&self, name: &str) -> Option<u32> {
         catalog::relation(self.schema, name)
     }
 
-    /// Locks the table of this name, which then keeps its name, schema, owner and kind. `Err` when the caller
-    /// does not own it, or it keeps being replaced.
+    /// Locks the table of this name, which then keeps its name, schema, owner and kind. `Err`: the
+    /// caller does not own the table (42501), or the table keeps being replaced (40001).
     fn lock(&self, name: &str, lock: impl Fn(u32)) -> Result<u32, Error> {
         for _ in 0..ATTEMPTS {
             let table = self.table(name).ok_or_else(|| self.changed())?;
-            require_owner(table)?; // before the lock, which holds up other sessions
+            require_owner(table)?; // before the lock, which delays other sessions
             lock(table);
             if self.table(name) == Some(table) {
                 require_owner(table)?;
@@ -111,6 +112,7 @@ impl<'a> Prefix<'a> {
         Err(self.changed())
     }
 
+    /// Returns the error 40001: another session has changed the prefix.
     pub fn changed(&self) -> Error {
         Error::PrefixChanged(self.name.to_owned())
     }
@@ -125,10 +127,12 @@ impl<'a> Prefix<'a> {
     }
 }
 
+/// Returns the schema of a prefix. `Err`: there is no such schema (3F000).
 fn existing(prefix: &str) -> Result<u32, Error> {
     catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))
 }
 
+/// Returns the schema of a prefix, and creates the schema if it does not exist.
 fn existing_or_new(prefix: &str) -> Result<u32, Error> {
     if let Some(schema) = catalog::namespace(prefix) {
         return Ok(schema);
@@ -145,12 +149,12 @@ fn require_owner(table: u32) -> Result<(), Error> {
 }
 
 fn install(name: &str) -> Result<(), Error> {
-    session::require_writable("install")?; // even if nothing is missing
+    session::require_writable("install")?; // raise even if nothing is missing
     let schema = existing_or_new(name)?;
     if !is_installed(&Functions::find()?, schema) {
-        catalog::lock_extension().ok_or(Error::NoExtension)?; // or a function could be dropped meanwhile
-        // Another session may have installed the prefix while this one waited: from here on all is looked up
-        // anew.
+        catalog::lock_extension().ok_or(Error::NoExtension)?; // the trigger functions must not be dropped
+        // Another session may have installed the prefix during the wait of this session. So from
+        // here on everything is looked up again.
         complete(&Prefix::locked(name, || existing_or_new(name))?)?;
     }
     warn_of_obstacles(name, schema);
@@ -160,8 +164,8 @@ fn install(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Raises a WARNING when the prefix's table of leaders has an obstacle: the prefix is installed, and holds no
-/// elections.
+/// Raises a WARNING if the prefix's table of leaders has an obstacle: the prefix is installed, and
+/// holds no elections.
 fn warn_of_obstacles(prefix: &str, schema: u32) {
     if let Err(Unusable::Obstacles(obstacles)) = peers::inspect(schema) {
         error::log(
@@ -175,38 +179,42 @@ fn warn_of_obstacles(prefix: &str, schema: u32) {
     }
 }
 
-/// Raises a WARNING when the prefix's table of jobs is one that would be refused by now, as an earlier version installed it,
-/// or it was altered since. Its wake-ups go on as far as they can.
+/// Raises a WARNING if this version would refuse the prefix's table of jobs. An earlier version may
+/// have installed the table, or the table was altered since. The table's wake-ups go on as far as
+/// they can.
 fn warn_of_jobs(prefix: &str, schema: u32) {
     if let Some((error, _)) = catalog::relation(schema, JOBS).and_then(|jobs| fault_of_jobs(prefix, jobs)) {
         ErrorReport::from(error).report(PgLogLevel::WARNING);
     }
 }
 
-/// Whether nothing is missing. Reads catalogs only.
+/// Returns whether nothing is missing. Reads catalogs only.
 fn is_installed(functions: &Functions, schema: u32) -> bool {
     catalog::relation(schema, JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs))
         && catalog::relation(schema, PEERS).is_some_and(|peers| are_peers_complete(functions, peers))
 }
 
-/// Whether a table of jobs and its partitions have the trigger. True also for a table that an earlier version has
-/// installed and this version would refuse: `warn_of_jobs` names what is wrong with it.
+/// Returns whether a table of jobs and its partitions have the trigger. Returns true also for a
+/// table that an earlier version has installed and that this version would refuse: `warn_of_jobs`
+/// names what is wrong with the table.
 fn are_jobs_complete(functions: &Functions, jobs: u32) -> bool {
     catalog::is_jobs_table(jobs) && functions.job_tables_without_trigger(jobs).is_empty()
 }
 
-/// Whether a table of leaders has all columns and triggers. True also for a table that an earlier version has
-/// installed and this version would refuse: it stays as it is, and `warn_of_obstacles` names what is wrong
-/// with it.
+/// Returns whether a table of leaders has all columns and triggers. Returns true also for a table
+/// that an earlier version has installed and that this version would refuse. Such a table stays
+/// unchanged, and `warn_of_obstacles` names what is wrong with it.
 fn are_peers_complete(functions: &Functions, peers: u32) -> bool {
     catalog::peers_table_of(peers).is_some_and(|table| table.installed) && functions.guard(peers)
 }
 
+/// Returns whether a table of leaders has both columns that `oban_install` adds.
 fn has_columns(peers: u32) -> bool {
     catalog::peers_columns(peers) == Some(Added { term: true, boot: true })
 }
 
-/// Makes what is missing, with the schema locked.
+/// Creates what is missing. The caller has locked the schema. `Err`: a table is not the caller's
+/// (42501), is of another kind (22023), or was changed by another session meanwhile (40001).
 fn complete(prefix: &Prefix<'_>) -> Result<(), Error> {
     let functions = Functions::find()?;
     if prefix.table(JOBS).is_none() {
@@ -220,13 +228,14 @@ fn complete(prefix: &Prefix<'_>) -> Result<(), Error> {
     }
     let jobs = prefix.table(JOBS).ok_or_else(|| prefix.changed())?;
     if !are_jobs_complete(&functions, jobs) {
-        require_obans_jobs(prefix, jobs)?; // before any lock
+        require_obans_jobs(prefix, jobs)?; // refuse before any lock
     }
     complete_peers(prefix, &functions)?;
     complete_jobs(prefix, &functions)?;
     if is_installed(&functions, prefix.schema) { Ok(()) } else { Err(prefix.changed()) }
 }
 
+/// Adds the missing columns and triggers to the table of leaders.
 fn complete_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
     if prefix.table(PEERS).is_some_and(|peers| are_peers_complete(functions, peers)) {
         return Ok(());
@@ -252,8 +261,8 @@ fn complete_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Erro
     Ok(())
 }
 
-/// Lifts the sequence of terms above the terms in the table: the extension may have been dropped and created
-/// since they were given.
+/// Lifts the sequence of terms above the terms in the table. The extension may have been dropped
+/// and created again since these terms were drawn.
 fn lift_terms(peers: u32) {
     let Some(seen) = scan::greatest(peers, "term") else { return };
     let least = term::next_term(session::timeline(), seen);
@@ -262,6 +271,7 @@ fn lift_terms(peers: u32) {
     }
 }
 
+/// Adds the missing triggers to the table of jobs and its partitions.
 fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
     if prefix.table(JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs)) {
         return Ok(());
@@ -276,7 +286,7 @@ fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error
     )
 }
 
-/// Refuses (22023) a table of jobs that is not Oban's, or of a migration of Oban's before 11.
+/// Refuses (22023) a table of jobs that is not Oban's, or that a migration of Oban before 11 made.
 fn require_obans_jobs(prefix: &Prefix<'_>, jobs: u32) -> Result<(), Error> {
     if !catalog::is_jobs_table(jobs) {
         return Err(prefix.another_kind());
@@ -287,8 +297,8 @@ fn require_obans_jobs(prefix: &Prefix<'_>, jobs: u32) -> Result<(), Error> {
     }
 }
 
-/// What keeps a table of jobs from being one of Oban's since its migration 11, and whether it can be installed all the
-/// same. `None`: nothing does.
+/// Returns what distinguishes a table of jobs from Oban's own since its migration 11, and whether
+/// the table can be installed in spite of that. `None`: nothing does.
 fn fault_of_jobs(prefix: &str, jobs: u32) -> Option<(Error, bool)> {
     let error = match jobs::fault(jobs)? {
         Fault::Partial(wrong) => {
@@ -314,8 +324,9 @@ fn fault_of_jobs(prefix: &str, jobs: u32) -> Option<(Error, bool)> {
     Some((error, false))
 }
 
-/// Locks each table that `find` finds and, if `find` finds it again, calls `act` for it; until `find` finds
-/// none. `Err` when `find` still finds one after `ATTEMPTS` rounds.
+/// Locks each table that `find` finds, and calls `act` for each one that `find` finds again.
+/// Repeats this until `find` finds no table. `Err`: `find` still finds one after `ATTEMPTS` rounds
+/// (40001), or the caller does not own one (42501).
 fn each_locked(
     prefix: &Prefix<'_>,
     find: impl Fn() -> Vec<u32>,
@@ -352,6 +363,7 @@ fn uninstall(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// Drops the triggers of the table of jobs and its partitions.
 fn clear_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
     let has_trigger = |jobs: u32| !functions.job_tables_with_trigger(jobs).is_empty();
     if !prefix.table(JOBS).is_some_and(has_trigger) {
@@ -366,6 +378,7 @@ fn clear_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
     )
 }
 
+/// Drops the triggers of the table of leaders and the columns that `oban_install` adds.
 fn clear_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
     let has_any = |peers: u32| has_columns(peers) || !functions.on_peers(peers).is_empty();
     if !prefix.table(PEERS).is_some_and(has_any) {

@@ -1,4 +1,5 @@
-//! `oban_install`, `oban_uninstall`, and the triggers that they add to the tables of a prefix and remove.
+//! `oban_install`, `oban_uninstall`, and the triggers that they add to the tables of a prefix and
+//! remove.
 
 mod attached;
 pub mod insert;

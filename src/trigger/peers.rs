@@ -1,20 +1,24 @@
-//! The triggers on oban_peers. They hold foreign nodes (nodes that are no members) to the rules of
-//! `logic::leadership::foreign_write`, give their leaderships terms, and tell shared memory and the keeper what they have
-//! changed.
+//! The triggers on oban_peers. They hold foreign nodes (nodes that are not members) to the rules of
+//! `logic::leadership::foreign_write`, give the nodes' leaderships terms, and tell shared memory and the keeper
+//! what the nodes have changed.
 //!
-//! An upsert calls the triggers twice: BEFORE INSERT with the row that its node proposes, and, if the name
-//! already has a row, BEFORE UPDATE with that row. The upsert may wait in between for a row that is not
-//! committed yet, so only the second call can judge. It needs to know what was proposed: the first call
-//! remembers the proposal. The end of the statement forgets it, and so does a rollback.
+//! An upsert calls the triggers twice: BEFORE INSERT with the row that its node proposes, and, if
+//! the name already has a row, BEFORE UPDATE with that row. Between the two calls the upsert may
+//! wait for a row that is not committed yet, so only the second call can judge. The second call
+//! needs to know what was proposed, so the first call remembers the proposal. The end of the
+//! statement forgets the proposal, and so does a rollback.
 //!
-//! A term is drawn before the row is inserted, and meanwhile other nodes may draw terms and lead. So once the
-//! row is inserted, its term is replaced if it is not the last one drawn: see `terms::later`. The new term is
-//! written through the table's access methods, so no trigger fires for it.
+//! A term is drawn before the row is inserted. Meanwhile other nodes may draw terms and lead. So
+//! once the row is inserted, its term is replaced if it is not the last term drawn: see
+//! `terms::later`. The new term is written through the table's access methods, so no trigger fires
+//! for this write.
 //!
-//! An UPDATE of `node` hands a leadership over. An UPDATE of a column that is in no key waits for no FOR KEY SHARE, so
-//! the trigger itself locks the row FOR UPDATE: it waits for the fences on the row, and later fences wait for it.
+//! An UPDATE of `node` hands a leadership over. An UPDATE of a column that is in no key does not
+//! wait for FOR KEY SHARE. So the trigger itself locks the row FOR UPDATE: the trigger waits for
+//! the fences on the row, and later fences wait for the transaction of the UPDATE.
 //!
-//! The keeper's writes fire no triggers. Without preload the triggers do all of this except telling.
+//! The keeper's writes fire no triggers. Without preload the triggers do everything except telling
+//! shared memory and the keeper.
 
 use std::cell::RefCell;
 use std::collections::hash_map::DefaultHasher;
@@ -40,10 +44,12 @@ use crate::shmem;
 use crate::shmem::at_end::{Note, note};
 use crate::shmem::rows::{PeerRowChange, changed};
 
-/// A text's length and hash. They are compared in place of the text, which may be as long as a gigabyte.
+/// The length and the hash of a text. They are compared in place of the text, which may be as long
+/// as a gigabyte.
 type Digest = (usize, u64);
 
-/// The row that the running statement has proposed to insert last, in the subtransaction of this level.
+/// The last row that the running statement has proposed to insert, in the subtransaction of this
+/// level.
 struct Proposal {
     table: u32,
     name: Digest,
@@ -53,11 +59,12 @@ struct Proposal {
 }
 
 thread_local! {
-    /// One at most, unless a user's trigger runs statements on such tables in between.
+    /// The proposals that wait for their second call: at most one, unless a user's trigger runs
+    /// statements on such tables in between.
     static PROPOSALS: RefCell<Vec<Proposal>> = const { RefCell::new(Vec::new()) };
 }
 
-/// In `_PG_init`.
+/// Registers the callbacks that forget proposals. `_PG_init` calls this.
 pub fn register() {
     xact::on_event(transaction_event);
     xact::on_subtransaction_event(subtransaction_event);
@@ -76,6 +83,7 @@ fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {
     }
 }
 
+/// Returns the digest of a text. `None`: the value is NULL.
 fn digest(row: &Tuple, column: Column) -> Option<Digest> {
     row.with_text(column, |text| {
         let mut hasher = DefaultHasher::new();
@@ -94,7 +102,8 @@ fn obanrs_peers(fcinfo: pg_sys::FunctionCallInfo) -> Result<trigger::Answer, Err
     trigger::called(fcinfo, Error::WrongPeersTrigger, fired)
 }
 
-/// The row that a BEFORE trigger writes. `None`: it writes none, or this is an AFTER trigger.
+/// Returns the row that a BEFORE trigger writes. `None`: the BEFORE trigger writes no row, or this
+/// is an AFTER trigger.
 fn fired<'a>(trigger: &'a PgTrigger<'a>) -> Option<PgHeapTuple<'a, AllocatedByPostgres>> {
     let row = RowTrigger::of(trigger);
     let Some(call) = row.call() else {
@@ -102,8 +111,8 @@ fn fired<'a>(trigger: &'a PgTrigger<'a>) -> Option<PgHeapTuple<'a, AllocatedByPo
         return None;
     };
     let before = matches!(call, Call::BeforeInsert | Call::BeforeUpdate);
-    // The table may have been altered or renamed since, or a user has put this trigger on another table. Then
-    // no rule applies, and there is nothing to tell.
+    // The table may have been altered or renamed since, or a user may have put this trigger on
+    // another table. Then no rule applies, and there is nothing to tell.
     let concerns_us = row.is_of(TABLE);
     let Some(columns) = Columns::of(|name| row.column(name)).filter(|_| concerns_us) else {
         return before.then(|| row.unchanged());
@@ -132,19 +141,22 @@ fn fired<'a>(trigger: &'a PgTrigger<'a>) -> Option<PgHeapTuple<'a, AllocatedByPo
     }
 }
 
+/// Returns the least term of this server's present timeline.
 fn least_term() -> i64 {
     term::least_term(session::timeline())
 }
 
+/// Draws the next term.
 fn next_term() -> i64 {
     terms::next(terms::sequence(), least_term())
 }
 
-/// The row to insert. It has the server's times, a term above all others, and no `boot`.
+/// Returns the row to insert. The row has the server's times, a term above all others, and no
+/// `boot`.
 fn before_insert<'a>(row: &RowTrigger<'a>, columns: &Columns) -> PgHeapTuple<'a, AllocatedByPostgres> {
     let (proposed, now) = (row.row(), time::now());
     let (started_at, expires_at) = (proposed.i64(columns.started_at), proposed.i64(columns.expires_at));
-    // A row without one of its times (NULL) gets no longer lease than a member's.
+    // If one of the row's times is NULL, the row's lease is not longer than a member's lease.
     let lease = config::lease();
     let expires_at =
         expires_at.map(|ends| foreign_write::lease_of(started_at.unwrap_or(i64::MIN), ends, now, lease));
@@ -164,7 +176,8 @@ fn before_insert<'a>(row: &RowTrigger<'a>, columns: &Columns) -> PgHeapTuple<'a,
     ])
 }
 
-/// The row to write in place of the old one. `None`: the row stays as it is.
+/// Returns the row to write in place of the old one. `None`: the row stays unchanged. Raises 22023
+/// if the UPDATE would change what does not change in a leadership.
 fn before_update<'a>(
     row: &RowTrigger<'a>,
     columns: &Columns,
@@ -194,20 +207,22 @@ fn before_update<'a>(
             ErrorReport::from(Error::HolderChanged).report(PgLogLevel::ERROR);
             None
         }
-        // A leader from before the table had its triggers has no term yet. One from before a promotion may
-        // have a term that is no longer the greatest.
+        // The row of a leader from before the table had its triggers has no term yet. A row from
+        // before a promotion may have a term that is no longer the greatest.
         Ruling::Renew { expires_at } => Some(row.with([
             (columns.expires_at, Some(expires_at)),
             (columns.term, Some(term.filter(|term| *term >= least_term()).unwrap_or_else(next_term))),
         ])),
         Ruling::HandOver { .. } => {
-            // The keeper can't renew the row while this waits: it is to look again, whatever becomes of this.
+            // The keeper can't renew the row during this wait. So the keeper looks at the row
+            // again, whatever becomes of this transaction.
             note(Note::Fence);
-            // Whatever is wrong with the table by now: it may have had fences before.
+            // The row is locked even if the table has an obstacle by now: fences may have been
+            // taken before that.
             if !row.lock_for_update() {
                 ErrorReport::from(Error::HolderChanged).report(PgLogLevel::ERROR);
             }
-            // The wait may have been long: the lease and the term are those of now.
+            // The wait may have been long, so the lease and the term are computed again.
             let now = time::now();
             let Some(Ruling::HandOver { expires_at }) = update(now) else { return None };
             Some(row.with([
@@ -220,7 +235,7 @@ fn before_update<'a>(
     }
 }
 
-/// What an UPDATE changes of a row, besides the end of its lease.
+/// Returns what an UPDATE changes in a row, besides the end of the lease.
 fn changes(old: &Tuple, new: &Tuple, columns: &Columns) -> Changes {
     let same_text = |column| digest(old, column) == digest(new, column);
     let same_number = |column| old.i64(column) == new.i64(column);
@@ -235,12 +250,13 @@ fn changes(old: &Tuple, new: &Tuple, columns: &Columns) -> Changes {
     }
 }
 
-/// Tells shared memory and the keeper of a change. Of a renewal that makes a lease longer it tells shared memory only.
+/// Tells shared memory and the keeper of a change. A renewal that makes a lease longer is told to
+/// shared memory only. A member's row that is renewed by hand to a later end is told to neither.
 fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
     let old = row.row();
     let term = |row: &Tuple| row.i64(columns.term).unwrap_or(0);
-    // No member can have joined a name that is longer than `MAX_NAME`. The empty name tells the keeper of the
-    // prefix.
+    // A name that is longer than `MAX_NAME` can have no member. The empty name tells the keeper of
+    // the whole prefix.
     let name = old.with_text(columns.name, |name| {
         if name.len() <= MAX_NAME { encoding::to_utf8_lossy(name).into_owned() } else { String::new() }
     });
@@ -250,14 +266,14 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
         leadership::tell(change, row.schema(), &name, &node(of, columns), term);
     };
     let change = match call {
-        // As a DELETE and an INSERT.
+        // A handover is told as a DELETE and an INSERT.
         Call::AfterUpdate if handed_over() => {
             tell(LeaderChange::Ended, &old, term(&old));
             changed(electorate(row, &name), PeerRowChange::Deleted(term(&old)));
             let new = row.new_row();
             let term = reissued(row, columns, &name, term(&new));
             tell(LeaderChange::Elected, &new, term);
-            // A member that was named by hand is no foreign node.
+            // An UPDATE by hand may name a member, which is not a foreign node.
             let (e, node, now) = (electorate(row, &name), node(&new, columns), clock::now());
             let member = shmem::leaderships_view(|v| v.member_of_node(&e, &node, now)).ok().flatten();
             if member.is_some() { PeerRowChange::Written(term) } else { PeerRowChange::Inserted(term) }
@@ -284,13 +300,14 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
     changed(electorate(row, &name), change);
 }
 
-/// The node of a row, as far as it is told.
+/// Returns the node of a row, at most `MAX_NODE` bytes of it.
 fn node(row: &Tuple, columns: &Columns) -> String {
     let node = row.text_prefix(columns.node, MAX_NODE).unwrap_or_default();
     Node::truncated(&encoding::to_utf8_lossy(&node)).as_str().to_owned()
 }
 
-/// The lease of a foreign row that was renewed, with its deadline as of now. `None`: the row is a member's.
+/// Returns the lease of a renewed row of a foreign node, with its deadline as of now. `None`: the
+/// row is a member's, or has no end of a lease.
 fn renewal(row: &Tuple, columns: &Columns) -> Option<Lease> {
     let expires_at = row.i64(columns.expires_at).filter(|_| row.i64(columns.boot).is_none())?;
     Some(Lease {
@@ -302,14 +319,15 @@ fn renewal(row: &Tuple, columns: &Columns) -> Option<Lease> {
     })
 }
 
-/// The term of a row that was just inserted or handed over. It is replaced first if another term has been drawn
-/// since. In a table with an obstacle the row keeps its term: no elections are held there, and the INSERT must not fail.
+/// Returns the term of a row that was just inserted or handed over. If another term was drawn
+/// since, the row's term is replaced first. In a table with an obstacle the row keeps its term: no
+/// elections are held there, and the INSERT must not fail.
 fn reissued(row: &RowTrigger<'_>, columns: &Columns, name: &str, term: i64) -> i64 {
     let Some(new) = terms::later(terms::sequence(), term, least_term()).filter(|_| !name.is_empty()) else {
         return term;
     };
     let key = row.row().text_prefix(columns.name, MAX_NAME).unwrap_or_default();
-    xact::next_command(); // or what this statement wrote could not be seen yet
+    xact::next_command(); // makes visible what this statement wrote
     match PeersTable::of_trigger(row) {
         Ok(table) if table.set_term(&key, term, new) => new,
         _ => term,

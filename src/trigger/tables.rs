@@ -1,8 +1,10 @@
-//! Oban's tables, created in a prefix that lacks them, as Oban's migration 14 creates them.
+//! Oban's tables, which are created in a prefix that lacks them, as Oban's migration 14 creates
+//! them.
 //!
-//! SQL creates them by the name of the schema, and the schema's owner can give that name to another schema at
-//! any moment. So after that the tables in the locked schema have to be complete and created by this
-//! transaction. If they are not, the SQL has created them in another schema, and an ERROR takes them back.
+//! SQL creates the tables by the name of the schema, and the schema's owner can give that name to
+//! another schema at any moment. So afterwards the tables in the locked schema have to be complete
+//! and created by this transaction. If they are not, the SQL has created tables in another schema,
+//! and an ERROR undoes that.
 
 use super::install::Prefix;
 use crate::error::Error;
@@ -12,6 +14,7 @@ const JOBS: &str = include_str!("../../sql/prefix/oban_jobs.sql");
 const STATES: &str = include_str!("../../sql/prefix/oban_job_state.sql");
 const PEERS: &str = include_str!("../../sql/prefix/oban_peers.sql");
 
+/// Creates oban_jobs. `Err`: a name is taken (22023), or the prefix was changed meanwhile (40001).
 pub fn create_jobs(prefix: &Prefix<'_>) -> Result<(), Error> {
     let states = states(prefix)?;
     for name in ["oban_jobs"].into_iter().chain(indexes()) {
@@ -23,6 +26,7 @@ pub fn create_jobs(prefix: &Prefix<'_>) -> Result<(), Error> {
     if is_obans { Ok(()) } else { Err(prefix.changed()) }
 }
 
+/// Creates oban_peers. `Err`: a name is taken (22023), or the prefix was changed meanwhile (40001).
 pub fn create_peers(prefix: &Prefix<'_>) -> Result<(), Error> {
     require_free(prefix, "oban_peers", "oban_peers")?;
     spi::run(&fill(PEERS, prefix));
@@ -30,7 +34,9 @@ pub fn create_peers(prefix: &Prefix<'_>) -> Result<(), Error> {
     if has_primary_key(peers) { Ok(()) } else { Err(prefix.changed()) }
 }
 
-/// The type of a job's state. A type that is there already is tested before anything uses it.
+/// Returns the type of a job's state, and creates it if necessary. A type that exists already is
+/// tested before anything uses it. `Err`: the existing type is not Oban's (22023), or the prefix
+/// was changed meanwhile (40001).
 fn states(prefix: &Prefix<'_>) -> Result<u32, Error> {
     const NAME: &str = "oban_job_state";
     if let Some(there) = catalog::type_named(prefix.schema, NAME) {
@@ -41,7 +47,7 @@ fn states(prefix: &Prefix<'_>) -> Result<u32, Error> {
     made.filter(|kind| catalog::is_type_of_this_transaction(*kind)).ok_or_else(|| prefix.changed())
 }
 
-/// The labels of the type: the quoted words of the statement that creates it.
+/// Returns the labels of the type: the quoted words of the statement that creates the type.
 fn labels() -> impl Iterator<Item = &'static str> {
     STATES.split('\'').skip(1).step_by(2)
 }
@@ -53,13 +59,14 @@ fn odd_states(prefix: &Prefix<'_>) -> Error {
     )
 }
 
-/// The names of the indexes that JOBS creates. (Postgres picks free names for what has no name there.)
+/// Returns the names of the indexes that JOBS creates. (For objects that have no name in JOBS,
+/// Postgres picks free names.)
 fn indexes() -> impl Iterator<Item = &'static str> {
     JOBS.split("CREATE INDEX ").skip(1).filter_map(|rest| rest.split_whitespace().next())
 }
 
-/// Refuses a name (22023) that another relation or a type has already. For example, a table that was renamed
-/// has kept the names of its indexes.
+/// Refuses a name (22023) that another relation or a type has already. For example, a table that
+/// was renamed has kept its indexes' names.
 fn require_free(prefix: &Prefix<'_>, name: &str, table: &str) -> Result<(), Error> {
     let taken = catalog::relation(prefix.schema, name).is_some()
         || catalog::type_named(prefix.schema, name).is_some();
@@ -72,20 +79,22 @@ fn require_free(prefix: &Prefix<'_>, name: &str, table: &str) -> Result<(), Erro
     ))
 }
 
-/// The table of this name in the locked schema, if it is the one that this transaction has just created.
+/// Returns the table of this name in the locked schema. `Err`: this transaction has not just
+/// created the table (40001).
 fn created(prefix: &Prefix<'_>, table: &str) -> Result<u32, Error> {
     let found = prefix.table(table).filter(|table| catalog::is_relation_of_this_transaction(*table));
     found.ok_or_else(|| prefix.changed())
 }
 
-/// Whether a table has its primary key. CREATE TABLE looks the table up by its name again to create that
-/// index.
+/// Returns whether a table has its primary key. To create that index, CREATE TABLE looks the table
+/// up by its name again.
 fn has_primary_key(table: u32) -> bool {
     let sql = "SELECT 'has one' FROM pg_index i WHERE i.indrelid = $1::oid AND i.indisprimary";
     !spi::look(sql, &table.to_string()).is_empty()
 }
 
-/// Whether the table has all that JOBS makes. Each statement of JOBS looks the table up by its name again.
+/// Returns whether the table has everything that JOBS creates. Each statement of JOBS looks the
+/// table up by its name again.
 fn is_whole(jobs: u32) -> bool {
     let sql = format!(
         "SELECT 'whole' FROM pg_class c
@@ -107,12 +116,12 @@ fn is_whole(jobs: u32) -> bool {
                 WHERE a.attrelid = c.oid AND a.attname = 'id' AND s.relkind = 'S'
                   AND s.relnamespace = c.relnamespace
            )",
-        indexes = indexes().count() + 1 // that of the primary key
+        indexes = indexes().count() + 1 // the index of the primary key counts, too
     );
     !spi::look(&sql, &jobs.to_string()).is_empty()
 }
 
-/// Writes the prefix into a template of sql/prefix.
+/// Returns a template of sql/prefix with the name of the prefix filled in.
 fn fill(template: &str, prefix: &Prefix<'_>) -> String {
     template.replace("{prefix}", &pgrx::spi::quote_identifier(prefix.name))
 }
