@@ -1,37 +1,41 @@
-//! How long to wait after the n-th failure in a row.
+//! How long to wait after the n-th failure in a row. Times are in microseconds.
 
 pub const MILLISECOND: i64 = 1_000;
 
-/// The first retry of a worker that ended comes at once: one `pg_terminate_backend` should cost
-/// milliseconds. From the second failure in a row on the delay doubles, so that a worker that can't
-/// start burns two forks a minute, not thousands.
+/// The delays before retries. A worker that ended is retried at once the first time, because one
+/// `pg_terminate_backend` should cost only milliseconds. From the second failure in a row on the
+/// delay doubles. So a worker that can't start costs two forks a minute, not thousands.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
+    /// What `delay` returns after one failure.
     pub first: i64,
+    /// The longest delay that `delay` returns.
     pub max: i64,
 }
 
-/// Restarts of a worker. One that ran for `HEALTHY` starts again from no failures.
+/// Restarts of a worker. A worker that ran for `HEALTHY` starts again from no failures.
 pub const RESTART: Backoff = Backoff { first: 100 * MILLISECOND, max: 30_000 * MILLISECOND };
 
-/// Restarts of a relay, without which messages wait: half of the time that they wait for one at most.
+/// Restarts of a relay. Messages wait without a relay for at most `RELAY_MAY_BE_AWAY`; the longest
+/// delay is half of that.
 pub const RESTART_RELAY: Backoff = Backoff { max: super::ring::RELAY_MAY_BE_AWAY / 2, ..RESTART };
+/// How long a worker has to run before it ends, so that its next failure counts as the first.
 pub const HEALTHY: i64 = 5_000 * MILLISECOND;
 
-/// Looks for the extension in a database. What keeps a look out is a lock on a catalog, which may be long.
+/// Looks for the extension in a database. A lock on a catalog keeps a look out, perhaps for long.
 pub const LOOK: Backoff = Backoff { first: 500 * MILLISECOND, max: 30_000 * MILLISECOND };
 
 /// Elections of one prefix whose table is locked, missing or broken.
 pub const ELECTION: Backoff = Backoff { first: 50 * MILLISECOND, max: 5_000 * MILLISECOND };
 
-/// Announcements that wait for room in NOTIFY's queue.
+/// Announcements of leaders that wait for room in NOTIFY's queue.
 pub const ANNOUNCEMENT: Backoff = Backoff { first: 50 * MILLISECOND, max: 1_000 * MILLISECOND };
 
-/// Transactions of a relay that fail, as NOTIFY's queue or the disk is full.
+/// Transactions of a relay that fail because NOTIFY's queue or the disk is full.
 pub const RELAY: Backoff = Backoff { first: 50 * MILLISECOND, max: 5_000 * MILLISECOND };
 
 impl Backoff {
-    /// The delay in microseconds after `failures` failures in a row.
+    /// Returns the delay in microseconds after `failures` failures in a row.
     pub fn delay(&self, failures: u32) -> i64 {
         match failures {
             0 => 0,

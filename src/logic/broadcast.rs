@@ -1,8 +1,9 @@
-//! The messages that tell Oban's nodes and Oban Web of the queues here: `{"checks": [check, ...]}`, as
-//! oban_met's examiner sends them, each a complete object that NOTIFY can carry.
+//! The messages that tell Oban's nodes and Oban Web about the local queues. A message is
+//! `{"checks": [check, ...]}`, as oban_met's examiner sends it. Each message is a complete object
+//! that NOTIFY can carry.
 //!
-//! Readers crash on what is missing: they add up limits, take the length of `running` and parse
-//! `started_at`. So each check has all of these, whatever the state has.
+//! Readers crash on a key that is missing: they add up limits, take the length of `running` and
+//! parse `started_at`. So each check has all of these keys, whatever the state has.
 
 use super::check::{Id, JsonObject, ids};
 use super::wire::{self, MAX_PAYLOAD};
@@ -13,46 +14,52 @@ pub struct Queue<'a> {
     pub name: &'a str,
     pub node: &'a str,
     pub queue: &'a str,
-    /// JSON without spaces between its tokens.
+    /// The state as JSON without spaces between its tokens.
     pub state: &'a str,
     pub started_at: &'a str,
     pub updated_at: &'a str,
 }
 
+/// What one broadcast sends.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Broadcast {
+    /// The wire forms, in the order in which they are to be sent.
     pub messages: Vec<String>,
-    /// Checks that are in them.
+    /// The number of checks in `messages`.
     pub checks: usize,
-    /// Of those, the ones that lost something: they would not have fitted into a message of their own, compressed.
+    /// The number of those checks that lost some of their state. A check is shortened only if it
+    /// does not fit into a message alone, compressed.
     pub shortened: usize,
 }
 
-/// With a space that nobody else writes and every reader skips: by it we know our own when it comes back, by
-/// whatever way it was sent.
+/// The beginning of an uncompressed message. No other sender writes the space after the brace, and
+/// every reader skips it. By this space a relay recognizes a broadcast of obanrs that comes back to
+/// it, whichever route the broadcast took.
 const BEFORE: &str = r#"{ "checks":["#;
+/// The end of an uncompressed message.
 const AFTER: &str = "]}";
 
-/// What a shortened check keeps of keys that readers do without, in bytes: enough for the limits of Oban Pro.
+/// How many bytes a shortened check keeps of the keys that readers do without. The limits of Oban
+/// Pro fit.
 const MAX_OTHERS: usize = 1_024;
 
-/// The longest check that fits into a message.
+/// The longest check that fits into a message, in bytes on the wire.
 const MAX_CHECK: usize = MAX_PAYLOAD - BEFORE.len() - AFTER.len();
 
-/// How many bytes of checks are compressed for a broadcast at most: some ten milliseconds' worth. Those beyond are
-/// shortened.
+/// The most bytes of checks that are compressed for one broadcast: about ten milliseconds of work.
+/// Long checks beyond this budget are shortened instead.
 const MAX_COMPRESSED: usize = 512 << 10;
 
-/// How often a check is tried with fewer jobs until its compressed form fits.
+/// How often a check is compressed, each time with fewer jobs, until its compressed form fits.
 const TRIES: usize = 3;
 
-/// Whether a message is a broadcast of ours.
+/// Returns whether a message is a broadcast of obanrs.
 pub fn is_own_broadcast(wire: &[u8]) -> bool {
     wire.starts_with(BEFORE.as_bytes()) || wire.starts_with(wire::MARKED.as_bytes())
 }
 
-/// The messages for these queues, in the order of their names. `wire_len` is how many bytes a text has on the
-/// wire.
+/// Returns the messages for these queues, in the order of instance name, node and queue. A queue
+/// whose state can't be read is left out. `wire_len` returns how many bytes a text has on the wire.
 pub fn messages(queues: &[Queue<'_>], wire_len: impl Fn(&str) -> usize) -> Broadcast {
     let mut queues: Vec<_> = queues.iter().collect();
     queues.sort_by_key(|q| (q.name, q.node, q.queue));
@@ -86,23 +93,26 @@ pub fn messages(queues: &[Queue<'_>], wire_len: impl Fn(&str) -> usize) -> Broad
     broadcast
 }
 
-/// The message that has these checks.
+/// Returns the message with these checks.
 fn enclosed(checks: &str) -> String {
     format!("{BEFORE}{checks}{AFTER}")
 }
 
 /// A check that fits into a message.
 struct Made {
+    /// The check as JSON, or a whole message.
     text: String,
-    /// It has all that the state has.
+    /// Whether the check has all that the state has.
     whole: bool,
-    /// `text` is a whole message, compressed.
+    /// Whether `text` is a whole message, compressed.
     message_of_its_own: bool,
 }
 
-/// A queue's check, as it is if it fits into a message. Else it is compressed, whole if that fits, or with fewer of its
-/// running jobs: the newest. Where compressing does not help, it has as many of them as fit uncompressed, if need be
-/// without the keys that readers do without. (Names are too short to fill a message.)
+/// Returns the check of a queue, unchanged if it fits into a message. A longer check is compressed:
+/// whole if that fits, else with the newest running jobs. If compressing does not help, or `budget`
+/// is used up, the check has as many of the newest jobs as fit uncompressed. The check then loses
+/// the keys that readers do without, if those are longer than `MAX_OTHERS`. (Names are too short to
+/// fill a message.) `None`: the state can't be read.
 fn check(queue: &Queue<'_>, wire_len: impl Fn(&str) -> usize, budget: &mut usize) -> Option<Made> {
     let state = JsonObject::of(queue.state)?;
     let running = ids(state.get("running").unwrap_or("[]"))?;
@@ -123,7 +133,7 @@ fn check(queue: &Queue<'_>, wire_len: impl Fn(&str) -> usize, budget: &mut usize
             }
             Err(len) => len,
         };
-        // As many as would fit if each took as much as the others, less a tenth.
+        // The next try keeps as many jobs as would fit if all jobs were equally long, less a tenth.
         kept = (kept as u128 * MAX_PAYLOAD as u128 * 9 / 10 / len as u128) as usize;
         text = whole.with(&in_order(&running, &newest[..kept]));
     }
@@ -136,14 +146,14 @@ fn check(queue: &Queue<'_>, wire_len: impl Fn(&str) -> usize, budget: &mut usize
     Some(Made { text, whole: false, message_of_its_own: false })
 }
 
-/// The indexes of ids, the newest first.
+/// Returns the indexes of the ids, the newest first.
 fn newest(ids: &[(Id<'_>, &str)]) -> Vec<usize> {
     let mut newest: Vec<usize> = (0..ids.len()).collect();
     newest.sort_by(|a, b| ids[*b].0.cmp(&ids[*a].0));
     newest
 }
 
-/// How many of the newest fit into so many bytes with commas between them.
+/// Returns how many of the newest ids fit into `room` bytes with commas between them.
 fn fitting(ids: &[(Id<'_>, &str)], newest: &[usize], room: usize, wire_len: impl Fn(&str) -> usize) -> usize {
     let mut left = room + 1;
     let fits = newest.iter().take_while(|i| {
@@ -155,21 +165,23 @@ fn fitting(ids: &[(Id<'_>, &str)], newest: &[usize], room: usize, wire_len: impl
     fits.count()
 }
 
-/// Some ids, in the order in which they were given.
+/// Returns the ids with the indexes `some`, in the order in which they stand in `ids`.
 fn in_order<'a>(ids: &[(Id<'_>, &'a str)], some: &[usize]) -> Vec<&'a str> {
     let mut some = some.to_vec();
     some.sort_unstable();
     some.into_iter().map(|i| ids[i].1).collect()
 }
 
+/// A check that can be written with all running jobs or with some of them.
 #[derive(Clone, Copy)]
 struct Check<'a> {
     queue: &'a Queue<'a>,
     state: &'a JsonObject<'a>,
+    /// Whether the check has only the keys that readers need.
     only_needed: bool,
 }
 
-/// The keys that are written one by one, in their order; what else a state has follows.
+/// The keys that `Check::with` writes one by one, in this order. The other keys of a state follow.
 const WRITTEN: [&str; 11] = [
     "uuid",
     "name",
@@ -185,7 +197,7 @@ const WRITTEN: [&str; 11] = [
 ];
 
 impl Check<'_> {
-    /// With these running jobs.
+    /// Returns the check as JSON text with these running jobs.
     fn with(&self, running: &[&str]) -> String {
         let mut json = Json(String::with_capacity(512));
         let state = |key: &str| self.state.get(key);
@@ -222,10 +234,11 @@ impl Check<'_> {
     }
 }
 
-/// An object that is being written.
+/// A JSON object that is being written. The last brace is missing until the end.
 struct Json(String);
 
 impl Json {
+    /// Appends a member whose value is JSON text.
     fn member(&mut self, key: &str, value: &str) {
         self.0.push(if self.0.is_empty() { '{' } else { ',' });
         self.0.push_str(&quoted(key));
@@ -233,11 +246,13 @@ impl Json {
         self.0.push_str(value);
     }
 
+    /// Appends a member whose value is a string.
     fn text(&mut self, key: &str, value: &str) {
         self.member(key, &quoted(value));
     }
 }
 
+/// Returns a text as a JSON string.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
@@ -275,7 +290,7 @@ mod tests {
         all.collect()
     }
 
-    /// Ids that hardly can be compressed.
+    /// Returns ids that can hardly be compressed.
     fn noise(many: usize) -> Vec<i64> {
         let mut random = 1u64;
         let next = || {
@@ -355,7 +370,8 @@ mod tests {
         assert_eq!(kept, ids[..kept.len()], "the greatest, in their order");
         assert!(kept.len() > 2_000 && broadcast.messages[1].starts_with("H4sI"), "{}", kept.len());
 
-        // Many that are large: what is beyond the budget of compressing is sent all the same, uncompressed.
+        // Compressing many large checks would exceed the budget. Checks beyond the budget are sent
+        // all the same, uncompressed.
         let large: Vec<_> = (0..20).map(|_| queue("q", &state)).collect();
         let broadcast = messages(&large, str::len);
         assert_eq!((checks(&broadcast).len(), broadcast.shortened), (20, 20));
@@ -374,7 +390,7 @@ mod tests {
         let check = &checks(&broadcast)[0];
         assert_eq!((&check["limit"], &check["running"], broadcast.shortened), (&json!(2), &json!([1, 2]), 1));
         assert!(check.get("x").is_none() && check.get("uuid").is_none());
-        // Rather than running jobs; but what is small stays.
+        // Long keys are left out before running jobs are. Short keys stay.
         let state = json!({"x": noisy_text(11_800), "limit": 2, "running": (0..1_000).collect::<Vec<_>>()});
         let broadcast = messages(&[queue("q", &state.to_string())], str::len);
         let check = &checks(&broadcast)[0];
@@ -386,7 +402,7 @@ mod tests {
 
     #[test]
     fn jobs_that_are_named_by_texts_are_shortened_as_well() {
-        // As ULIDs, the newest are the last.
+        // Like ULIDs, these ids sort by age: the newest is the last.
         let ids: Vec<String> = (0..1_500u128)
             .map(|n| format!("01HZX{n:05}{:016X}", (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) as u64))
             .collect();
@@ -397,7 +413,7 @@ mod tests {
         assert!(kept.len() > 200, "{}", kept.len());
     }
 
-    /// The longest names, of characters that JSON writes in six.
+    /// These are the longest names, of characters that JSON writes in six bytes.
     #[test]
     fn names_never_fill_a_message() {
         let name = "\u{1}".repeat(crate::logic::leadership::MAX_NAME);
@@ -416,7 +432,7 @@ mod tests {
     }
 
     proptest! {
-        /// What one sends, another takes in: with the same jobs, as long as they fit.
+        /// A broadcast can be ingested. Its checks list the same jobs as long as all jobs fit.
         #[test]
         fn what_is_broadcast_can_be_taken_in(
             names in prop::collection::btree_set("[a-z\"\u{e9}]{1,20}", 1..10),

@@ -2,34 +2,38 @@
 
 use super::text::excerpt;
 
-/// NAMEDATALEN - 1: Postgres refuses a longer channel in NOTIFY and cuts it in LISTEN.
+/// The longest channel name in bytes: NAMEDATALEN - 1. Postgres refuses a longer channel in NOTIFY
+/// and cuts it in LISTEN.
 pub const MAX_CHANNEL: usize = 63;
 
-/// The channels that every Oban node may listen to; a prefix whose names don't fit is refused at install.
+/// The channels that every Oban node may listen to. A prefix for which one of these names is too
+/// long is refused at install.
 pub const STANDARD: [&str; 4] = ["gossip", "insert", "leader", "signal"];
 
-/// What a name has against it, with no more of the name than a message shows: the name may be of any length.
+/// Why a name is refused. The error holds no more of the name than a message shows, because the
+/// name may be of any length.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChannelError {
-    /// Not of the form [a-z_][a-z0-9_]*.
+    /// The channel is not of the form [a-z_][a-z0-9_]*.
     Name(String),
-    /// Oban splits a full name at its first dot, so a prefix can't have one.
+    /// The prefix has a dot. Oban splits a full name at its first dot, so a prefix can't have one.
     DottedPrefix(String),
-    /// The full name, and that it has so many bytes, more than `MAX_CHANNEL`.
+    /// The full name is longer than `MAX_CHANNEL`: the name, and its length in bytes.
     TooLong(String, usize),
 }
 
-/// The error of a full name that is too long.
+/// Returns the error of a full name that is too long.
 pub fn too_long(full: &str) -> ChannelError {
     ChannelError::TooLong(excerpt(full), full.len())
 }
 
-/// The full name of a prefix's channel; prefix `""` means that `channel` is the full name.
+/// Returns the full name of a prefix's channel. The prefix `""` means that `channel` is the full
+/// name. Err: why the name is refused.
 pub fn full_name(prefix: &str, channel: &str) -> Result<String, ChannelError> {
     test(prefix, channel).map(|()| joined(prefix, channel))
 }
 
-/// Whether there is such a name.
+/// Tests a name, as `full_name` does. Err: why the name is refused.
 pub fn test(prefix: &str, channel: &str) -> Result<(), ChannelError> {
     let length = if prefix.is_empty() {
         if channel.is_empty() {
@@ -52,10 +56,12 @@ pub fn test(prefix: &str, channel: &str) -> Result<(), ChannelError> {
     Ok(())
 }
 
+/// Returns the full name without testing it.
 fn joined(prefix: &str, channel: &str) -> String {
     if prefix.is_empty() { channel.to_owned() } else { format!("{prefix}.oban_{channel}") }
 }
 
+/// Returns whether a channel has the form [a-z_][a-z0-9_]*.
 fn is_name(channel: &str) -> bool {
     let mut bytes = channel.bytes();
     bytes.next().is_some_and(|b| b.is_ascii_lowercase() || b == b'_')
@@ -106,7 +112,8 @@ mod tests {
     }
 
     proptest! {
-        /// Oban's reverse mapping (split at the first dot, drop `oban_`) gives back what went in.
+        /// Oban's reverse mapping (split at the first dot, drop `oban_`) gives back prefix and
+        /// channel.
         #[test]
         fn a_full_name_splits_back(prefix in "[^.]{1,40}", channel in "[a-z_][a-z0-9_]{0,10}") {
             if let Ok(full) = full_name(&prefix, &channel) {

@@ -1,7 +1,9 @@
-//! The state of one queue on one node, in the keys of Oban's *check* (what its producers gossip).
+//! The state of one queue on one node, in the keys of Oban's *check* (what Oban's producers
+//! gossip).
 //!
-//! Readers of checks trust them: oban_met takes `length(running)`, the web page adds up limits and parses
-//! `started_at`, and all of them crash on another type. So the known keys are tested before a state gets in.
+//! Readers of checks trust them. oban_met takes `length(running)`, and the web page adds up limits
+//! and parses `started_at`. Each of these readers crashes on a value of another type. So the known
+//! keys are tested before a state gets into the gossip table.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -13,27 +15,29 @@ use serde_json::value::RawValue;
 use super::iso8601;
 use super::jsonb::{Container, Number, Unreadable, Value};
 
-/// Longest state in bytes of JSON text, without spaces between its tokens.
+/// The longest state, in bytes of JSON text without spaces between its tokens.
 pub const MAX_STATE: usize = 64 << 10;
 
-/// Oban's own limit of a queue's name is 127 characters, of up to four bytes.
+/// The longest name of a queue, in bytes. Oban's own limit is 127 characters, each of up to four
+/// bytes.
 pub const MAX_QUEUE: usize = 508;
 
-/// The members of a JSON object in their order, each value as it is written.
+/// The members of a JSON object in their order. Each value is kept as it is written.
 #[derive(Debug)]
 pub struct JsonObject<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'a> JsonObject<'a> {
-    /// `None` for what is no JSON object.
+    /// Returns the members of a JSON object, or `None` if `json` is no JSON object.
     pub fn of(json: &'a str) -> Option<Self> {
         serde_json::from_str(json).ok()
     }
 
-    /// The value of a key; of a key that is there twice, the last.
+    /// Returns the value of the last member `key`, or `None` if there is no such member.
     pub fn get(&self, key: &str) -> Option<&'a str> {
         self.0.iter().rev().find(|(k, _)| k == key).map(|(_, value)| value.get())
     }
 
+    /// Returns each key with its value, in their order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &'a str)> {
         self.0.iter().map(|(key, value)| (&**key, value.get()))
     }
@@ -62,7 +66,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for JsonObject<'a> {
     }
 }
 
-/// The key, and what it has to be.
+/// The error of a known key: the key, and what its value has to be.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BadKey {
     pub key: &'static str,
@@ -72,14 +76,17 @@ pub struct BadKey {
 /// What is wrong with a state.
 #[derive(Debug, PartialEq, Eq)]
 pub enum InvalidState {
+    /// The state is no JSON object.
     NoObject,
-    /// It has so many bytes.
+    /// The state has this many bytes as text, more than `MAX_STATE`.
     TooLong(usize),
-    /// A number in it would be printed with more than `MAX_DIGITS` digits. Readers that make a float of it may
-    /// crash, and a few bytes in memory become thousands on the wire.
+    /// A number in the state would be printed with more than `MAX_DIGITS` digits before or behind
+    /// its point. Readers that make a float of it may crash, and a few bytes in memory become
+    /// thousands on the wire.
     HugeNumber,
-    /// It is nested deeper than `jsonb::MAX_DEPTH`.
+    /// The state is nested deeper than `jsonb::MAX_DEPTH`, or its bytes are no `jsonb`.
     TooDeep,
+    /// A known key has a value that readers do not expect.
     Key(BadKey),
 }
 
@@ -92,7 +99,8 @@ const TIME: &str =
 const GLOBAL_LIMIT: &str = "null, or an object with an integer allowed, and if it has a partition, with arrays of texts as its fields and keys";
 const RATE_LIMIT: &str = "null, or an object with integers allowed and period, and if it has windows, with integers curr_count and prev_count in each";
 
-/// A known key, what its value has to be, and whether a value is that.
+/// A known key, what its value has to be in words, and a function that tells whether a value is
+/// that.
 type Rule = (&'static str, &'static str, fn(&Value<'_>) -> bool);
 
 const RULES: [Rule; 10] = [
@@ -108,20 +116,24 @@ const RULES: [Rule; 10] = [
     ("rate_limit", RATE_LIMIT, is_rate_limit),
 ];
 
-/// Tests a state that is put here: its size, its numbers, and the known keys; others are kept as they are. When it
-/// started, if it says so, in microseconds since 2000.
+/// Tests a state that a local member puts: its size, its numbers and its known keys. Other keys are
+/// not tested. Returns `started_at` in microseconds since 2000, or `None` if the state has
+/// no such time. Err: what is wrong with the state.
 pub fn validate(state: Result<Value<'_>, Unreadable>) -> Result<Option<i64>, InvalidState> {
     test(state, |_, _| false)
 }
 
-/// The same of a state that another node gossips, which knows its own readers: what is null is left so,
-/// except where a reader of ours would trip over it, and limits of Oban Pro are its business.
+/// Tests a state that a foreign node gossips, as `validate` does, but less strictly. A foreign node
+/// knows its own readers. So a null is allowed in any known key except `running`, where a reader of
+/// the gossip table would crash on it. Limits of Oban Pro may have any form.
 pub fn validate_foreign(state: Result<Value<'_>, Unreadable>) -> Result<Option<i64>, InvalidState> {
     test(state, |key, value| {
         matches!(key, "global_limit" | "rate_limit") || (matches!(value, Value::Null) && key != "running")
     })
 }
 
+/// Tests a state, as `validate` does. A known key with a wrong value is passed over if `allowed`
+/// returns true for the key and the value.
 fn test(
     state: Result<Value<'_>, Unreadable>,
     allowed: fn(&str, &Value<'_>) -> bool,
@@ -151,7 +163,7 @@ fn test(
     }
 }
 
-/// As much of a value as an error message has room for.
+/// Returns as much of a value as an error message has room for.
 pub fn excerpt(value: &str) -> String {
     const MAX_EXCERPT: usize = 60;
     match value.char_indices().nth(MAX_EXCERPT) {
@@ -160,10 +172,12 @@ pub fn excerpt(value: &str) -> String {
     }
 }
 
+/// Returns whether a value is an integer that fits a Postgres integer and is not negative.
 fn is_count(value: &Value<'_>) -> bool {
     matches!(value, Value::Number(n) if n.integer().is_some_and(|n| (0..=i64::from(i32::MAX)).contains(&n)))
 }
 
+/// Returns whether a value is an array of integers and strings.
 fn is_ids(value: &Value<'_>) -> bool {
     all(value, |id| match id {
         Value::Number(n) => n.integer().is_some(),
@@ -172,10 +186,13 @@ fn is_ids(value: &Value<'_>) -> bool {
     })
 }
 
+/// Returns whether a value is an array for each element of which `holds` returns true.
 fn all(value: &Value<'_>, holds: impl Fn(&Value<'_>) -> bool) -> bool {
     matches!(value, Value::Array(array) if array.iter().all(|e| e.is_ok_and(|(_, element)| holds(&element))))
 }
 
+/// Returns the time that a string names, in microseconds since 2000, or `None` if the value names
+/// no time.
 fn time(value: &Value<'_>) -> Option<i64> {
     match value {
         Value::String(text) => iso8601::micros(std::str::from_utf8(text).ok()?),
@@ -183,7 +200,8 @@ fn time(value: &Value<'_>) -> Option<i64> {
     }
 }
 
-/// Whether the value of a key holds; one that is not there does if it is `optional`.
+/// Returns whether `holds` is true for the value of `key`. If there is no such member, returns
+/// `optional`.
 fn member(object: &Container<'_>, key: &str, optional: bool, holds: fn(&Value<'_>) -> bool) -> bool {
     match object.get(key) {
         Ok(Some(value)) => holds(&value),
@@ -192,6 +210,7 @@ fn member(object: &Container<'_>, key: &str, optional: bool, holds: fn(&Value<'_
     }
 }
 
+/// Returns whether a value is null, or an object for which `holds` returns true.
 fn is_null_or(value: &Value<'_>, holds: impl Fn(&Container<'_>) -> bool) -> bool {
     match value {
         Value::Null => true,
@@ -230,7 +249,7 @@ fn is_rate_limit(value: &Value<'_>) -> bool {
     })
 }
 
-/// The uuid of a state, in the server's encoding.
+/// Returns the uuid of a state, in the server's encoding, or `None` if the value is no string.
 pub fn uuid(value: Option<Value<'_>>) -> Option<&[u8]> {
     match value {
         Some(Value::String(uuid)) => Some(uuid),
@@ -238,8 +257,8 @@ pub fn uuid(value: Option<Value<'_>>) -> Option<&[u8]> {
     }
 }
 
-/// The jobs of `running` that have an integer for an id, also one that is written as a string. `None` for what
-/// is no list.
+/// Returns the ids in the value of `running` that are integers, or strings that hold an integer.
+/// Other ids are left out. `None`: the value is no readable array.
 pub fn listed(running: &Value<'_>) -> Option<HashSet<i64>> {
     let Value::Array(array) = running else { return None };
     let id = |id: Value<'_>| match id {
@@ -251,15 +270,16 @@ pub fn listed(running: &Value<'_>) -> Option<HashSet<i64>> {
     Some(elements.ok()?.into_iter().filter_map(id).collect())
 }
 
-/// A job's id, in the order in which jobs are made: integers count up; of strings, those that begin with a time
-/// (ULIDs, version 7 of UUIDs) do.
+/// The id of a job. Ids compare in the order in which jobs are made. Integers count up. Strings
+/// count up if they begin with a time (ULIDs, UUIDs of version 7).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Id<'a> {
     Number(i64),
     Text(Cow<'a, str>),
 }
 
-/// The ids of an array, given as text, each beside how it is written; `None` for anything else.
+/// Returns the ids of an array, each with the text that stands for it in `value`. `None`: `value`
+/// is no array of integers and strings.
 pub fn ids(value: &str) -> Option<Vec<(Id<'_>, &str)>> {
     fn id(raw: &RawValue) -> Option<(Id<'_>, &str)> {
         let text = raw.get();
@@ -339,7 +359,7 @@ mod tests {
         }
     }
 
-    /// What Oban Web trips over inside of the limits of Oban Pro.
+    /// Oban Web crashes on wrong values inside the limits of Oban Pro.
     #[test]
     fn limits_are_looked_into() {
         for limit in [

@@ -1,23 +1,27 @@
-//! Where numbers begin that must not be given twice over restarts: positions of rings, and ids of members.
+//! The number above which a run of the server gives numbers that must not repeat over restarts:
+//! positions of rings, and ids of members. A run lasts from the creation of shared memory to a
+//! shutdown or a crash.
 //!
-//! A life of the server begins above all that the ones before have given. A record in a file says how far those came:
-//! exactly after a shutdown, and at least after a crash, which leaves no time to write it. The wall clock is no such
-//! record: somebody may have set it back since.
+//! A run begins above all numbers that earlier runs have given. A record in a file says how far
+//! those runs came. The record is exact after a shutdown. After a crash, which leaves no time to
+//! write it, the record is a lower bound, and the next run begins far above it. The wall clock is
+//! no such record, because somebody may have set it back since.
 
-/// More than a life that ends in a crash can have given: a million a second for twelve days.
+/// More numbers than a run that ends in a crash can have given: a million a second for twelve days.
 const MAX_IN_A_RUN: i64 = 1 << 40;
 
 /// What the file says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// A life began above this; it runs, or has crashed.
+    /// A run began above this number. The run is not over, or has crashed.
     Began(i64),
-    /// A life ended, and had given nothing above this.
+    /// A run ended, and had given no number above this one.
     Ended(i64),
 }
 
 impl Record {
-    /// Where the next life begins at least: nothing that was given before is as high.
+    /// Returns the least number at which the next run may begin. All numbers that were given before
+    /// are lower.
     pub fn next(self) -> i64 {
         match self {
             Self::Began(above) => above.saturating_add(MAX_IN_A_RUN),
@@ -25,7 +29,7 @@ impl Record {
         }
     }
 
-    /// `None` for what `to_text` does not write.
+    /// Returns the record that a text holds, or `None` for a text that `to_text` does not write.
     pub fn parse(text: &str) -> Option<Self> {
         let (word, number) = text.strip_suffix('\n')?.split_once(' ')?;
         let number = number.parse().ok().filter(|number| *number >= 0)?;
@@ -36,6 +40,7 @@ impl Record {
         }
     }
 
+    /// Returns the text of the record in the file.
     pub fn to_text(self) -> String {
         match self {
             Self::Began(above) => format!("began {above}\n"),
@@ -70,12 +75,13 @@ mod tests {
         fn a_record_is_read_as_it_was_written(number in 0i64.., ended in any::<bool>()) {
             let record = if ended { Record::Ended(number) } else { Record::Began(number) };
             prop_assert_eq!(Record::parse(&record.to_text()), Some(record));
-            // A part of it, as of a disk that was full, is none or is not written at all.
+            // A part of the text, as a full disk may leave it, is no record or is not written at
+            // all.
             let text = record.to_text();
             prop_assert_eq!(Record::parse(&text[..text.len() - 1]), None);
         }
 
-        /// Lives that give some numbers each, end or crash, and a clock that is set at will.
+        /// Each run gives some numbers, and ends or crashes. Meanwhile the clock is set at will.
         #[test]
         fn no_number_is_given_twice(
             lives in prop::collection::vec((0i64..1 << 50, 0i64..1 << 39, any::<bool>()), 1..40)

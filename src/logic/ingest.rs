@@ -1,20 +1,23 @@
-//! What Oban's own nodes gossip, taken apart: whose checks a message holds.
+//! Splits a gossip message of foreign nodes into checks, and reads the queue of each check.
 //!
-//! Since Oban Web 2.10 and in Python a message is `{"checks": [check, ...]}`; up to Oban 2.16 it is a check
-//! itself. A check that has no name, node or queue is malformed; the others of its message are taken all the
-//! same. (Its keys are tested when it is a jsonb: `check::validate_foreign`.)
+//! Since Oban Web 2.10 and in Python a message is `{"checks": [check, ...]}`. Up to Oban 2.16 a
+//! message is a single check. A check without a name, a node or a queue is malformed. The other
+//! checks of the message are ingested all the same. (The other keys of a check are tested when the
+//! state is a `jsonb`: `check::validate_foreign`.)
 //!
-//! Anybody may NOTIFY, and a few kilobytes unpack to many; so taking apart is in two steps, of which the second,
-//! check by check, can be spread over time.
+//! Any role may NOTIFY, and a few kilobytes unpack to many. So a message is ingested in two steps:
+//! `parse_message` splits it, and `heard` reads one check. The caller can spread the second step over
+//! time.
 
 use super::check::{self, JsonObject};
 use super::{leadership, wire};
 use serde_json::value::RawValue;
 
-/// What a wire form, of at most 8 kB, may unpack to here. A thousand queues fit; anybody may NOTIFY.
+/// The most bytes to which a wire form, of at most 8 kB, may unpack here. A thousand queues fit.
+/// The bound is low because any role may NOTIFY.
 const MAX_UNPACKED: usize = 512 << 10;
 
-/// How many checks of a message are taken: far more than a node has queues.
+/// How many checks of a message are ingested: far more than a node has queues.
 pub const MAX_CHECKS: usize = 1_000;
 
 /// The state of one queue on another node.
@@ -23,21 +26,22 @@ pub struct ForeignCheck {
     pub name: String,
     pub node: String,
     pub queue: String,
-    /// A JSON object: the check without these three.
+    /// The check without name, node and queue, as a JSON object.
     pub state: String,
 }
 
-/// What a message holds.
+/// The content of a message.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ParsedMessage {
-    /// Checks as they are written, for `heard`.
+    /// The checks as they are written, for `heard`.
     pub checks: Vec<String>,
+    /// 1 if the message is malformed, else 0.
     pub malformed: usize,
-    /// Those beyond `MAX_CHECKS`, which nobody looked at.
+    /// How many checks beyond `MAX_CHECKS` the message has. These are not read.
     pub too_many: usize,
 }
 
-/// The checks of a message, in any of the three wire forms.
+/// Splits a message, in any of the three wire forms, into its checks.
 pub fn parse_message(wire: &str) -> ParsedMessage {
     let malformed = ParsedMessage { malformed: 1, ..ParsedMessage::default() };
     let Ok(json) = wire::decode_up_to(wire, MAX_UNPACKED) else { return malformed };
@@ -56,7 +60,7 @@ pub fn parse_message(wire: &str) -> ParsedMessage {
     }
 }
 
-/// One check; `None` if it is malformed.
+/// Reads one check. `None`: the check is malformed.
 pub fn parse_check(check: &str) -> Option<ForeignCheck> {
     if check.len() > check::MAX_STATE {
         return None;
@@ -64,7 +68,7 @@ pub fn parse_check(check: &str) -> Option<ForeignCheck> {
     let members = JsonObject::of(check)?;
     let text = |key: &str, most: usize| -> Option<String> {
         let text: String = serde_json::from_str(members.get(key)?).ok()?;
-        // A NUL is a character in JSON, but none in a text of Postgres'.
+        // JSON allows the character NUL. A text of Postgres does not.
         (!text.is_empty() && text.len() <= most && !text.contains('\0')).then_some(text)
     };
     let (name, node) = (text("name", leadership::MAX_NAME)?, text("node", leadership::MAX_NODE)?);
@@ -134,7 +138,8 @@ mod tests {
         assert_eq!(all(&long).malformed, 1);
     }
 
-    /// What Oban's releases send, in each form in which any of them sends it.
+    /// Each sample is what some release of Oban sends, and is ingested in each form in which any
+    /// release sends it.
     #[test]
     fn every_sample_of_real_nodes_is_taken_in() {
         let samples = include_str!("../../tests/fixtures/gossip/samples.json");
@@ -142,7 +147,8 @@ mod tests {
         assert_eq!(samples.len(), 9);
         for sample in samples {
             let plain = sample["message"].to_string();
-            // `encode` packs only what is long; spaces behind a JSON text are none of it.
+            // `encode` packs only a long text, so spaces that do not belong to the JSON make it
+            // long.
             let packed = wire::encode(format!("{plain}{}", " ".repeat(8_000))).expect("it packs well");
             for form in [&plain, &packed, &format!("Z:{packed}")] {
                 let parsed = all(form);
@@ -190,7 +196,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, nothing panics, and what is taken in is an object with fine keys.
+        /// No input makes the parser panic. A state that is ingested is an object with valid keys.
         #[test]
         fn anything_may_come(text in any::<String>(), key in "[a-z_]{1,8}", value in "[0-9\\[\\]{},\":a-z]{0,12}") {
             all(&text);

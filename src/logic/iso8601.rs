@@ -1,15 +1,18 @@
-//! Times in ISO 8601, those that Elixir's `DateTime.from_iso8601` and Postgres' `timestamptz` both read:
+//! Times in ISO 8601 that both Elixir's `DateTime.from_iso8601` and Postgres' `timestamptz` read:
 //! `YYYY-MM-DDTHH:MM:SS[.fraction]` and `Z` or `±HH:MM`.
 
+/// A second in microseconds.
 const SECOND: i64 = 1_000_000;
 
-/// Of 2000-01-01, from 0001-01-01.
+/// The number of days from 0001-01-01 to 2000-01-01.
 const EPOCH: i64 = 730_119;
 
-/// The years 1 to 9999 in UTC, beyond which one or the other stumbles.
+/// The years 1 to 9999 in UTC, in microseconds since 2000-01-01. Elixir or Postgres fails on other
+/// years.
 const RANGE: std::ops::Range<i64> = -EPOCH * 86_400 * SECOND..(3_652_059 - EPOCH) * 86_400 * SECOND;
 
-/// Microseconds since 2000-01-01 UTC; `None` for what is no time, or has no offset.
+/// Returns the time in microseconds since 2000-01-01 UTC, or `None` if the text is no time or has
+/// no offset.
 pub fn micros(text: &str) -> Option<i64> {
     let number = |from: usize, to: usize| -> Option<i64> {
         let digits = text.get(from..to)?;
@@ -31,7 +34,8 @@ pub fn micros(text: &str) -> Option<i64> {
     RANGE.contains(&micros).then_some(micros)
 }
 
-/// One to nine digits, rounded to microseconds, and what is behind them.
+/// Reads one to nine digits at the beginning of `text`. Returns the fraction of a second, rounded
+/// to microseconds, and the text behind the digits. `None`: there are no digits, or more than nine.
 fn fraction(text: &str) -> Option<(i64, &str)> {
     let len = text.bytes().take_while(u8::is_ascii_digit).count();
     if !(1..=9).contains(&len) {
@@ -41,7 +45,8 @@ fn fraction(text: &str) -> Option<(i64, &str)> {
     Some(((nanos + 500) / 1_000, &text[len..]))
 }
 
-/// In minutes; Postgres reads up to 15:59, others fewer, and Elixir no -00:00.
+/// Returns the offset of a time zone in minutes, or `None`. Postgres reads offsets up to 15:59,
+/// other readers fewer, so the greatest offset here is 14:59. Elixir does not read -00:00.
 fn offset(zone: &str) -> Option<i64> {
     match zone.as_bytes() {
         b"Z" => Some(0),
@@ -56,7 +61,8 @@ fn offset(zone: &str) -> Option<i64> {
     }
 }
 
-/// Days since 2000-01-01 of a date of the Gregorian calendar.
+/// Returns the days since 2000-01-01 of a date of the Gregorian calendar, or `None` if there is no
+/// such date.
 fn days(year: i64, month: i64, day: i64) -> Option<i64> {
     const BEFORE: [i64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);

@@ -1,22 +1,28 @@
-//! What a table of jobs has to be for `oban_install`: it has the columns of Oban's, as Oban for Elixir makes them since
-//! its migration 11 and Oban for Python in all versions. The insert trigger reads `queue` and `state`, queries read the
-//! others. Types that differ between Oban's versions are not tested.
+//! What a table of jobs has to be for `oban_install`: a table with the columns of Oban's own. Oban
+//! for Elixir makes these columns since its migration 11, and Oban for Python in all versions. The
+//! insert trigger reads `queue` and `state`; queries read the other columns. Types that differ
+//! between Oban's versions are not tested.
 
 use std::fmt::Write;
 
-/// Until the migration before this one, Oban's own trigger sends other messages, and columns come and go.
+/// The first version of Oban's migrations that is supported. Before this version, Oban's own
+/// trigger sends other messages, and columns come and go.
 pub const FIRST_VERSION: i64 = 11;
 
-/// What a column may be.
+/// The types that a column may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
+    /// A text.
     Text,
     /// A text, or an enum with the label `available`.
     State,
+    /// An array of texts.
     Texts,
+    /// Any type.
     Any,
 }
 
+/// The columns of a table of jobs.
 const COLUMNS: [(&str, Wanted); 18] = [
     ("id", Wanted::Any),
     ("state", Wanted::State),
@@ -38,7 +44,8 @@ const COLUMNS: [(&str, Wanted); 18] = [
     ("discarded_at", Wanted::Any),
 ];
 
-/// What Oban's first migration makes. A table that lacks one of them is none of Oban's.
+/// The columns that Oban's first migration makes. A table that lacks one of these was not made by
+/// Oban.
 const OF_FIRST_MIGRATION: [&str; 12] = [
     "id",
     "state",
@@ -57,6 +64,7 @@ const OF_FIRST_MIGRATION: [&str; 12] = [
 /// The columns that the insert trigger reads.
 const READ_BY_TRIGGER: [&str; 2] = ["queue", "state"];
 
+/// A column's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     /// text, varchar or char.
@@ -68,15 +76,18 @@ pub enum Type {
     Other,
 }
 
+/// A column of a table of jobs.
 #[derive(Clone, Debug)]
 pub struct Column {
     pub name: String,
     pub kind: Type,
-    /// Computed when it is read. In the rows that the trigger reads it is NULL.
+    /// Whether the column is computed when it is read. In the rows that the trigger reads, such a
+    /// column is NULL.
     pub is_virtual: bool,
 }
 
 impl Wanted {
+    /// Returns whether a column of the type `kind` fits.
     fn is(self, kind: Type) -> bool {
         match self {
             Self::Text => kind == Type::Text,
@@ -86,6 +97,7 @@ impl Wanted {
         }
     }
 
+    /// Returns what is wanted, in words for an error message.
     fn name(self) -> &'static str {
         match self {
             Self::Text => " (a text)",
@@ -99,16 +111,17 @@ impl Wanted {
 /// What is wrong with a table of jobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Its comment says that Oban's migrations have brought it to this version.
-    TooOld {
-        version: i64,
-    },
+    /// The table's comment says that Oban's migrations have brought it to this version, which is
+    /// too old.
+    TooOld { version: i64 },
+    /// The table lacks columns, or has wrong ones.
     Columns(WrongColumns),
-    /// It is a table of somebody's own with what the insert trigger reads. Queries of Oban's jobs need more.
+    /// The table was not made by Oban, and has what the insert trigger reads. Queries of Oban's
+    /// jobs need more.
     Partial(WrongColumns),
 }
 
-/// Columns by their names, some with what they have to be.
+/// The names of wrong columns, some with the type that is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WrongColumns {
     pub missing: Vec<String>,
@@ -117,7 +130,8 @@ pub struct WrongColumns {
 }
 
 impl WrongColumns {
-    /// "lacks state (a text, or ...), meta; has of another type queue (a text)".
+    /// Returns the wrong columns in words: "lacks state (a text, or ...), meta; has of another type
+    /// queue (a text)".
     pub fn described(&self) -> String {
         let mut text = String::new();
         for (what, columns) in [
@@ -134,7 +148,8 @@ impl WrongColumns {
     }
 }
 
-/// The first fault of a table with these columns. `comment` is the table's: Oban keeps its migrations' version there.
+/// Returns the first fault of a table with these columns, or `None`. `comment` is the table's
+/// comment, where Oban keeps the version of the migrations.
 pub fn fault(comment: Option<&str>, columns: &[Column]) -> Option<Fault> {
     let version = comment.and_then(|comment| comment.trim().parse().ok());
     if let Some(version) = version.filter(|version| *version < FIRST_VERSION) {
@@ -149,12 +164,14 @@ pub fn fault(comment: Option<&str>, columns: &[Column]) -> Option<Fault> {
     Some(if partial { Fault::Partial(wrong) } else { Fault::Columns(wrong) })
 }
 
-/// The columns that keep the insert trigger from telling what to wake. `None`: there is none.
+/// Returns the columns that keep the insert trigger from telling what to wake. `None`: the trigger
+/// can read the rows.
 pub fn unreadable(columns: &[Column]) -> Option<WrongColumns> {
     let wrong = wrong(columns, |name| READ_BY_TRIGGER.contains(&name));
     (wrong != WrongColumns::default()).then_some(wrong)
 }
 
+/// Returns what is wrong with those columns for whose names `counts` returns true.
 fn wrong(columns: &[Column], counts: impl Fn(&str) -> bool) -> WrongColumns {
     let mut wrong = WrongColumns::default();
     for (name, wanted) in COLUMNS.into_iter().filter(|(name, _)| counts(name)) {

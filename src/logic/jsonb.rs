@@ -1,53 +1,67 @@
-//! Reading a `jsonb` as Postgres keeps it (utils/jsonb.h, the same since 9.4: it is what is on disk), to test what
-//! is put without making a text of it.
+//! Reads a `jsonb` in Postgres' own binary form (utils/jsonb.h). The form is the same since 9.4,
+//! because it is the form on disk. So a state that is put can be tested without printing it as
+//! text.
 //!
-//! Bytes that are not what they should be read as `Unreadable`; nothing here panics or reads beyond them.
+//! Bytes that do not have this form read as `Unreadable`. Nothing here panics or reads beyond the
+//! bytes.
 
-/// What is here is no jsonb, or nested deeper than `MAX_DEPTH`.
+/// The error of bytes that are no `jsonb`, or of a `jsonb` that is nested deeper than the limit
+/// that the caller set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unreadable;
 
-/// The deepest nesting that is read.
+/// The deepest nesting that `Value::walk_members` reads.
 pub const MAX_DEPTH: usize = 100;
 
+/// A value inside a `jsonb`, as a reference into its bytes.
 #[derive(Clone, Copy, Debug)]
 pub enum Value<'a> {
     Null,
     Bool(bool),
     Number(Number<'a>),
-    /// In the server's encoding.
+    /// The text, in the server's encoding.
     String(&'a [u8]),
     Array(Container<'a>),
     Object(Container<'a>),
 }
 
-/// An array's elements, or an object's members in the order of their keys' lengths.
+/// The elements of an array, or the members of an object in the order of their keys' lengths.
 #[derive(Clone, Copy, Debug)]
 pub struct Container<'a> {
+    /// The number of elements or of members.
     count: usize,
-    /// How many times that many entries there are: an object has keys, then values.
+    /// How many entries each of these has: an element has one; a member has two, a key and a value.
+    /// All keys come before all values.
     kinds: usize,
-    /// A word for each entry.
+    /// One 32-bit word for each entry: the kind of a value and its end or length.
     entries: &'a [u8],
-    /// What they describe.
+    /// The bytes of the keys and values, which `entries` describes.
     data: &'a [u8],
 }
 
+/// The bits that hold the number of elements or members in a container's header, and the end or
+/// length in an entry.
 const COUNT: u32 = 0x0fff_ffff;
+/// The header's flag of an array that wraps a single scalar.
 const SCALAR: u32 = 0x1000_0000;
+/// The header's flag of an object.
 const OBJECT: u32 = 0x2000_0000;
+/// The header's flag of an array.
 const ARRAY: u32 = 0x4000_0000;
 
+/// The bits of an entry that hold the kind of the value.
 const ENTRY_KIND: u32 = 0x7000_0000;
-/// The entry has the end of its value, not its length.
+/// The flag of an entry that holds the end of the value, not the length.
 const ENTRY_HAS_END: u32 = 0x8000_0000;
 
+/// Returns the 32-bit word that begins at the byte `at`. Err: the bytes end before it does.
 fn word(bytes: &[u8], at: usize) -> Result<u32, Unreadable> {
     let word = bytes.get(at..at + 4).ok_or(Unreadable)?;
     Ok(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
 }
 
-/// The value of a jsonb, given with the four bytes of its length in front.
+/// Returns the value of a `jsonb`. `bytes` begins with the four bytes of the length. Err: the bytes
+/// are no `jsonb`.
 pub fn read(bytes: &[u8]) -> Result<Value<'_>, Unreadable> {
     let root = bytes.get(4..).ok_or(Unreadable)?;
     let scalar = word(root, 0)? & SCALAR != 0;
@@ -57,13 +71,15 @@ pub fn read(bytes: &[u8]) -> Result<Value<'_>, Unreadable> {
     }
 }
 
-/// How long a jsonb is as JSON text without spaces, if it is nested no more than `depth` levels deep. A few bytes may
-/// be many as text: a number of 12 bytes has up to 131,072 digits.
+/// Returns the length of a `jsonb` as JSON text without spaces. Err: the `jsonb` is nested deeper
+/// than `depth` levels, or unreadable. The text of a few bytes may be long: a number of 12 bytes
+/// has up to 131,072 digits.
 pub fn text_len(bytes: &[u8], depth: usize) -> Result<usize, Unreadable> {
     read(bytes)?.walk_in(depth, &mut |_| {})
 }
 
 impl<'a> Container<'a> {
+    /// Returns the array or the object that begins at the first byte. Err: `bytes` holds neither.
     fn read(bytes: &'a [u8]) -> Result<Value<'a>, Unreadable> {
         let header = word(bytes, 0)?;
         let count = (header & COUNT) as usize;
@@ -78,10 +94,11 @@ impl<'a> Container<'a> {
         Ok(if kinds == 2 { Value::Object(container) } else { Value::Array(container) })
     }
 
-    /// The elements, or the members with their keys.
+    /// Returns the elements of an array, each with an empty key, or the members of an object, each
+    /// with its key. An item is Err where the bytes are unreadable.
     pub fn iter(&self) -> impl Iterator<Item = Result<(&'a [u8], Value<'a>), Unreadable>> {
         let container = *self;
-        // Values lie behind the keys, so those are gone through first.
+        // The values lie behind the keys, so the keys are passed over first.
         let values = if self.kinds == 2 { container.end_of_keys() } else { Ok(0) };
         let (mut key_end, mut value_end) = (0, values);
         (0..self.count).map(move |i| {
@@ -99,6 +116,7 @@ impl<'a> Container<'a> {
         })
     }
 
+    /// Returns the value of the member `key`, or `None` if there is no such member.
     pub fn get(&self, key: &str) -> Result<Option<Value<'a>>, Unreadable> {
         for member in self.iter() {
             let (name, value) = member?;
@@ -109,6 +127,7 @@ impl<'a> Container<'a> {
         Ok(None)
     }
 
+    /// Returns the offset in `data` at which the last key ends.
     fn end_of_keys(&self) -> Result<usize, Unreadable> {
         let mut end = 0;
         for i in 0..self.count {
@@ -117,14 +136,15 @@ impl<'a> Container<'a> {
         Ok(end)
     }
 
-    /// What the i-th entry says, and where its value ends that begins at `start`.
+    /// Returns the word of the i-th entry, and the end of the value, which begins at `start`.
     fn end(&self, i: usize, start: usize) -> Result<(u32, usize), Unreadable> {
         let entry = word(self.entries, i * 4)?;
         let number = (entry & COUNT) as usize;
         Ok((entry, if entry & ENTRY_HAS_END != 0 { number } else { start + number }))
     }
 
-    /// The value of the i-th entry, which begins where the one before has ended.
+    /// Returns the value of the i-th entry. `end` is the end of the entry before, where the value
+    /// begins, and becomes the end of this value.
     fn entry(&self, i: usize, end: &mut usize) -> Result<Value<'a>, Unreadable> {
         let start = *end;
         let entry;
@@ -144,21 +164,24 @@ impl<'a> Container<'a> {
     }
 }
 
-/// A `numeric`: digits of base 10,000, the first of which counts 10,000 to the power of `weight`.
+/// A `numeric`: digits of base 10,000. The first digit counts 10,000 to the power of `weight`.
 #[derive(Clone, Copy, Debug)]
 pub struct Number<'a> {
     negative: bool,
     weight: i32,
-    /// Decimal digits that are printed behind the point.
+    /// The number of decimal digits that are printed behind the point.
     scale: usize,
+    /// The digits of base 10,000, two bytes each.
     digits: &'a [u8],
 }
 
 impl<'a> Number<'a> {
+    /// Returns the number whose length word is at the beginning of `bytes`. Err: the bytes hold no
+    /// number.
     fn read(bytes: &'a [u8]) -> Result<Self, Unreadable> {
         let header = word(bytes, 0)?;
         let len = if cfg!(target_endian = "big") { header & COUNT } else { header >> 2 } as usize;
-        // One with a short header is never in a jsonb.
+        // A `numeric` with a one-byte length never occurs in a `jsonb`.
         if cfg!(target_endian = "little") && header & 3 != 0 {
             return Err(Unreadable);
         }
@@ -169,7 +192,7 @@ impl<'a> Number<'a> {
         };
         let header = half(0)?;
         match header >> 14 {
-            // NaN and the infinities, which JSON does not have.
+            // This is NaN or an infinity. JSON has neither.
             3 => Err(Unreadable),
             2 => Ok(Self {
                 negative: header & 0x2000 != 0,
@@ -186,11 +209,13 @@ impl<'a> Number<'a> {
         }
     }
 
+    /// Returns the digits of base 10,000, from the first on.
     fn digits(&self) -> impl Iterator<Item = i64> {
         self.digits.chunks_exact(2).map(|d| i64::from(u16::from_ne_bytes([d[0], d[1]])))
     }
 
-    /// If it is an integer, and printed as one.
+    /// Returns the value, or `None` if the number is not printed as an integer or does not fit into
+    /// an i64.
     pub fn integer(&self) -> Option<i64> {
         if self.scale > 0 || self.weight > 4 {
             return None;
@@ -204,13 +229,14 @@ impl<'a> Number<'a> {
         Some(value)
     }
 
-    /// How many digits are printed before the point, and behind it.
+    /// Returns how many decimal digits are printed before the point, and how many behind it.
     pub fn printed(&self) -> (usize, usize) {
         let first = self.digits().next().unwrap_or(0).max(1);
         let before = if self.weight < 0 { 1 } else { first.ilog10() as usize + 1 + 4 * self.weight as usize };
         (before, self.scale)
     }
 
+    /// Returns the length of the number as text.
     fn text_len(&self) -> usize {
         let (before, behind) = self.printed();
         usize::from(self.negative) + before + if behind > 0 { behind + 1 } else { 0 }
@@ -218,14 +244,16 @@ impl<'a> Number<'a> {
 }
 
 impl<'a> Value<'a> {
-    /// Calls `number` for each number in it, and says how long it is as JSON text without spaces.
+    /// Calls `number` for each number in the value. Returns the value's length as JSON text without
+    /// spaces. Err: the value is unreadable, or nested deeper than `MAX_DEPTH`.
     #[cfg(any(test, feature = "pg_test"))]
     pub fn walk(&self, number: &mut impl FnMut(&Number<'a>)) -> Result<usize, Unreadable> {
         self.walk_in(MAX_DEPTH, number)
     }
 
-    /// Gives each member of an object to `member`, calls `number` for each number in it, and says how long it is as
-    /// JSON text without spaces.
+    /// Gives each member of `object` to `member`, and calls `number` for each number in the object.
+    /// Returns the object's length as JSON text without spaces. Err: the object is unreadable, or
+    /// nested deeper than `MAX_DEPTH`.
     pub fn walk_members(
         object: &Container<'a>,
         number: &mut impl FnMut(&Number<'a>),
@@ -240,6 +268,8 @@ impl<'a> Value<'a> {
         Ok(len)
     }
 
+    /// Calls `number` for each number in the value. Returns the value's length as JSON text without
+    /// spaces. Err: the value is unreadable, or nested deeper than `depth` levels.
     fn walk_in(&self, depth: usize, number: &mut impl FnMut(&Number<'a>)) -> Result<usize, Unreadable> {
         Ok(match self {
             Value::Null | Value::Bool(true) => 4,
@@ -252,7 +282,7 @@ impl<'a> Value<'a> {
             Value::Array(container) | Value::Object(container) => {
                 let depth = depth.checked_sub(1).ok_or(Unreadable)?;
                 let is_object = container.kinds == 2;
-                // Brackets, and commas.
+                // The two brackets, and the commas between the members.
                 let mut len = 2 + container.count.saturating_sub(1);
                 for member in container.iter() {
                     let (key, value) = member?;
@@ -264,9 +294,9 @@ impl<'a> Value<'a> {
     }
 }
 
-/// As Postgres prints it, with its quotes.
+/// Returns the length of a string as Postgres prints it, with its quotes.
 fn string_len(text: &[u8]) -> usize {
-    // Without a branch for each byte, as hardly any has to be escaped.
+    // The test has no branch for each byte, because hardly any byte has to be escaped.
     let special = |byte: &u8| *byte < 32 || *byte == b'"' || *byte == b'\\';
     if !text.iter().fold(false, |any, byte| any | special(byte)) {
         return text.len() + 2;
@@ -279,10 +309,11 @@ fn string_len(text: &[u8]) -> usize {
     2 + text.iter().map(escaped).sum::<usize>()
 }
 
-/// For tests: the same as serde has it.
+/// For tests: the value as serde has it.
 #[cfg(any(test, feature = "pg_test"))]
 impl Value<'_> {
-    #[allow(dead_code)] // of the two kinds of tests only one has a Postgres
+    /// Returns the value as serde has it. Err: the value is unreadable.
+    #[allow(dead_code)] // only one of the two kinds of tests has a Postgres
     pub fn as_serde(&self) -> Result<serde_json::Value, Unreadable> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ok(match self {
@@ -301,6 +332,7 @@ impl Value<'_> {
 
 #[cfg(any(test, feature = "pg_test"))]
 impl Number<'_> {
+    /// Returns the number as text.
     #[allow(dead_code)]
     fn print(&self) -> String {
         let digit = |i: i32| usize::try_from(i).ok().and_then(|i| self.digits().nth(i)).unwrap_or(0);
@@ -315,7 +347,7 @@ impl Number<'_> {
     }
 }
 
-/// For tests: JSON as Postgres would keep it.
+/// For tests: builds the `jsonb` that Postgres would build from JSON.
 #[cfg(test)]
 pub mod writing {
     use serde_json::Value;
@@ -347,7 +379,8 @@ pub mod writing {
                 data.resize(start.next_multiple_of(4), 0);
             }
             data.extend(value);
-            // As Postgres: the end of every 32nd, the length of the others.
+            // As in Postgres, every 32nd entry holds the end of the value. The others hold the
+            // length.
             let end = entries.len() % 32 == 0;
             let number =
                 if end { data.len() as u32 | super::ENTRY_HAS_END } else { (data.len() - start) as u32 };
@@ -371,7 +404,7 @@ pub mod writing {
         header.to_le_bytes().into_iter().chain(words).chain(data).collect()
     }
 
-    /// `-?[0-9]+(.[0-9]+)?`
+    /// Returns the bytes of a `numeric` for text of the form `-?[0-9]+(.[0-9]+)?`.
     fn numeric(text: &str) -> Vec<u8> {
         let (negative, text) = (text.starts_with('-'), text.trim_start_matches('-'));
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
@@ -411,7 +444,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// `{"a": [1, -2.50, 123456789012], "bb": {"c": null}}`, as Postgres 15 has it.
+    /// The `jsonb` of `{"a": [1, -2.50, 123456789012], "bb": {"c": null}}`, as Postgres 15 builds
+    /// it.
     const SAMPLE: &str = "\
         64010000020000200100008002000000310000500d0000506162620003000040080000900a0000100e00001020000000\
         008001002800000000a1020088130000300000000280d2042e16342301000020010000800000004063";
@@ -472,7 +506,8 @@ mod tests {
     }
 
     proptest! {
-        /// What is written is read, and its length is that of serde's text, which escapes as Postgres does.
+        /// What was written is read back. Its length is the length of serde's text, because serde
+        /// escapes as Postgres does.
         #[test]
         fn what_is_written_is_read(json in json()) {
             let bytes = writing::jsonb(&json);
@@ -499,7 +534,7 @@ mod tests {
             prop_assert_eq!(integers, all);
         }
 
-        /// Whatever the bytes are, nothing panics.
+        /// No bytes make the reader panic.
         #[test]
         fn any_bytes_can_be_read(at in 0usize..200, byte in any::<u8>(), cut in 0usize..200, junk in any::<Vec<u8>>()) {
             let mut bytes = sample();

@@ -1,8 +1,9 @@
 //! The rules, without Postgres: no pgrx, no `unsafe`, no clock and no memory of their own.
 //!
-//! Everything here is a function of its arguments, so that it can be read, tested and property-tested without a
-//! server. Shared memory arrives as slices. Times are microseconds: wall times since 2000-01-01 UTC, as in a
-//! `timestamptz`, and readings of `pg::clock`, on which deadlines count. `shmem` holds the locks, `worker` and the SQL functions act.
+//! Each rule depends on nothing but its arguments, so that a rule can be read, tested and
+//! property-tested without a server. Shared memory arrives as slices. Times are in microseconds.
+//! Wall times count from 2000-01-01 UTC, as in a `timestamptz`. Deadlines count on readings of
+//! `pg::clock`. `shmem` holds the locks; `worker` and the SQL functions act.
 
 pub mod backoff;
 pub mod broadcast;

@@ -1,13 +1,14 @@
-//! The messages of one transaction, from the call to its end.
+//! The messages of one transaction, from the call to the end of the transaction.
 //!
-//! Each message belongs to the subtransaction (savepoint, exception block) in which it was queued, by
-//! its nesting level: 1 is the transaction itself. A subtransaction that commits hands its messages to
-//! the one around it; one that rolls back takes them along. Equal messages collapse into the first:
-//! where that one is in the same subtransaction or in one around it, it survives whenever the later one
-//! would, so that the later one need never be kept.
+//! Each message belongs to the subtransaction (savepoint, exception block) in which it was queued.
+//! The nesting level names the subtransaction; level 1 is the transaction itself. A subtransaction
+//! that commits hands its messages to the one around it. A subtransaction that rolls back takes its
+//! messages along. Equal messages collapse into the first. The first message is in the same
+//! subtransaction as the later one, or in one around it. So the first survives whenever the later
+//! one would, and the later one need not be kept.
 //!
-//! Levels never fall from one message to the next, as an inner subtransaction ends before the outer one
-//! goes on: so both ends of a subtransaction touch only the tail of the list.
+//! Levels never fall from one message to the next, because an inner subtransaction ends before the
+//! outer one goes on. So both ends of a subtransaction touch only the tail of the list.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -15,28 +16,33 @@ use std::rc::Rc;
 
 use super::ring::Channel;
 
-/// Why a message is sent, which says what becomes of it where the transaction can't send.
+/// Why a message is sent. The origin decides what becomes of the message if the transaction can't
+/// send it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Requester {
-    /// Somebody called for it: it is sent, or the caller hears that it can't be.
+    /// A call asked for the message. Either the message is sent, or the call raises an error.
     Call,
     /// A trigger's wake-up: a hint, and never the reason why a user's statement fails.
     Trigger,
 }
 
-/// How a message reaches its listeners. Readers of the ring get all but the last kind.
+/// How a message reaches its listeners. Readers of the ring get all messages except those of the
+/// kind `NativeOnly`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Delivery {
-    /// Through the relay, which may merge it with an equal one of another transaction.
+    /// Through the relay, which may merge the message with an equal one of another transaction.
     Merged,
-    /// Through the relay, each for itself.
+    /// Through the relay, which sends each such message, also one that equals another.
     Single,
-    /// Natively, in its own transaction.
+    /// By a native NOTIFY in the message's own transaction, and through the ring for the ring's
+    /// readers.
     Native,
-    /// The same, and past the ring: its readers are told nothing.
+    /// By a native NOTIFY only. The message does not go into the ring, so the ring's readers do not
+    /// get it.
     NativeOnly,
 }
 
+/// A message of the outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueuedMessage {
     pub channel: Rc<Channel>,
@@ -44,32 +50,35 @@ pub struct QueuedMessage {
     pub payload: Vec<u8>,
     pub requester: Requester,
     pub delivery: Delivery,
-    /// The role that a place in the ring is charged to; 0 for one that has no limit.
+    /// The role whose quota of the ring the message counts for; 0 for a role without a limit.
     pub role: u32,
 }
 
 impl QueuedMessage {
-    /// Of channel and payload.
+    /// Returns the length of channel and payload in bytes.
     pub fn bytes(&self) -> usize {
         self.channel.name.len() + self.payload.len()
     }
 
-    /// Whether it says the same to the same readers, whichever role sends it.
+    /// Returns whether the two messages say the same to the same readers. The roles that send them
+    /// may differ.
     fn is_equal(&self, other: &Self) -> bool {
         self.channel == other.channel
             && self.payload == other.payload
             && self.is_native_only() == other.is_native_only()
     }
 
+    /// Returns whether the message does not go into the ring.
     pub fn is_native_only(&self) -> bool {
         self.delivery == Delivery::NativeOnly
     }
 
-    /// Whether its own transaction has to send it.
+    /// Returns whether the message's own transaction has to send it.
     pub fn is_native(&self) -> bool {
         matches!(self.delivery, Delivery::Native | Delivery::NativeOnly)
     }
 
+    /// Returns a hash that is equal for equal messages.
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         (self.channel.schema, &self.channel.name, &self.payload, self.is_native_only()).hash(&mut hasher);
@@ -77,35 +86,42 @@ impl QueuedMessage {
     }
 }
 
-/// What became of a message.
+/// What `Outbox::queue` did with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queued {
+    /// The message was added.
     New,
-    /// An equal one is there already.
+    /// An equal message was queued before, and stands for this one.
     Merged,
-    /// The transaction has as many, or as many bytes, as it may.
+    /// The transaction already has as many messages, or as many bytes, as allowed. The message was
+    /// not added.
     Full,
+    /// There is no memory for the message. The message was not added.
     OutOfMemory,
 }
 
-/// The most bytes of a transaction's messages: 8,000 of the longest kind.
+/// The most bytes of a transaction's messages: 8,000 messages of the longest kind.
 pub const MAX_BYTES: usize = 64 << 20;
 
-/// As long as there are so few, each is compared with each.
+/// Up to this many messages are compared one by one, without hashes.
 const MAX_COMPARED: usize = 16;
 
+/// The messages that a transaction has queued so far.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    /// In the order of their calls, each with its level.
+    /// The messages in the order of their calls, each with its level.
     messages: Vec<(QueuedMessage, u32)>,
-    /// Where the first message of each hash is, once there are more than a few. Should two that differ ever share
-    /// a hash, equals of the second are kept twice, and Postgres collapses them.
+    /// The index of a message with each hash, once there are more than `MAX_COMPARED` messages. If two
+    /// different messages ever share a hash, equal messages may be kept more than once, and
+    /// Postgres collapses them.
     first: HashMap<u64, usize>,
+    /// The bytes of all messages, as `QueuedMessage::bytes` counts them.
     bytes: usize,
 }
 
 impl Outbox {
-    /// Queues a message in the subtransaction of this level, unless the transaction has `most` already.
+    /// Queues a message in the subtransaction of this level, unless the transaction has `most`
+    /// messages already.
     pub fn queue(&mut self, message: QueuedMessage, level: u32, most: usize) -> Queued {
         debug_assert!(self.messages.last().is_none_or(|(_, last)| *last <= level));
         if let Some(at) = self.find(&message, level) {
@@ -113,7 +129,8 @@ impl Outbox {
             if message.requester == Requester::Call {
                 first.requester = Requester::Call;
             }
-            // Should this be rolled back, the first is sent natively in vain, and no harm is done.
+            // If the later message is rolled back, the first is sent natively for nothing, which
+            // does no harm.
             if message.delivery == Delivery::Native {
                 first.delivery = Delivery::Native;
             }
@@ -132,14 +149,16 @@ impl Outbox {
             if self.messages.len() > MAX_COMPARED { self.messages.len() - new } else { self.messages.len() };
         for at in indexed..self.messages.len() {
             let hash = self.messages[at].0.hash();
-            // The later one of two equals is a call: all that follow are the same as it.
+            // Of two equal messages the later one is a call. All equal messages that follow can be
+            // merged with the call.
             self.first.insert(hash, at);
         }
         Queued::New
     }
 
-    /// An equal message that this one can be merged with. A call is no trigger's wake-up of a subtransaction around
-    /// it: it may be rolled back, and the transaction prepared then.
+    /// Returns the index of an equal message with which this one can be merged, or `None`. A call
+    /// is not merged with the wake-up of a trigger in an outer subtransaction. The call may be
+    /// rolled back; then the transaction has no call, and may be prepared.
     fn find(&self, message: &QueuedMessage, level: u32) -> Option<usize> {
         let serves = |(m, at): &(QueuedMessage, u32)| {
             let requester =
@@ -157,18 +176,20 @@ impl Outbox {
         self.messages.is_empty()
     }
 
-    /// Whether somebody called for a message of this transaction.
+    /// Returns whether the transaction has a message that a call asked for.
     pub fn has_calls(&self) -> bool {
         self.messages.iter().any(|(m, _)| m.requester == Requester::Call)
     }
 
-    /// The subtransaction of this level commits into the one around it.
+    /// Hands the messages of the subtransaction of this level to the one around it, because the
+    /// subtransaction commits.
     pub fn commit_level(&mut self, level: u32) {
         let inner = self.messages.iter_mut().rev().take_while(|(_, at)| *at >= level);
         inner.for_each(|(_, at)| *at = level - 1);
     }
 
-    /// The subtransaction of this level rolls back, with all that committed into it.
+    /// Drops the messages of the subtransaction of this level, and of all that committed into it,
+    /// because the subtransaction rolls back.
     pub fn abort_level(&mut self, level: u32) {
         let before = self.messages.len();
         while let Some((message, _)) = self.messages.pop_if(|(_, at)| *at >= level) {
@@ -185,7 +206,7 @@ impl Outbox {
         }
     }
 
-    /// Empties it; the messages in their order. (Their memory goes with them.)
+    /// Empties the outbox and returns its messages in their order. (The outbox keeps no memory.)
     pub fn take(&mut self) -> Vec<QueuedMessage> {
         std::mem::take(self).messages.into_iter().map(|(message, _)| message).collect()
     }
@@ -258,7 +279,7 @@ mod tests {
         assert_eq!(outbox.queue(with(Requester::Call, Delivery::NativeOnly), 1, 10), Queued::Merged);
         outbox.take();
 
-        // A call in a savepoint: whether it is taken back decides about PREPARE TRANSACTION.
+        // PREPARE TRANSACTION is refused only if the call in the savepoint was not rolled back.
         for others in [0, 20] {
             let mut outbox = Outbox::default();
             outbox.queue(with(Requester::Trigger, Delivery::Merged), 1, 100);
@@ -306,8 +327,8 @@ mod tests {
     }
 
     proptest! {
-        /// A list for each open subtransaction, joined at its commit and dropped at its rollback;
-        /// equal ones are taken out at the very end.
+        /// The model is a list of messages for each open subtransaction, which is joined at its
+        /// commit and dropped at its rollback. Equal messages are removed at the very end.
         #[test]
         fn it_is_a_stack_of_lists(steps in steps()) {
             let mut outbox = Outbox::default();

@@ -1,38 +1,41 @@
-//! Which of the relay's transactions a message goes into.
+//! Plans which messages the relay sends in which transaction.
 //!
-//! Postgres sends equal notifications of one transaction once. For wake-ups that is welcome: whoever is woken
-//! looks into the tables, where it finds the rows of all of them. Any other message means something each
-//! time (pause, resume, pause), so an equal one begins a new transaction. Messages keep their order.
+//! Postgres sends equal notifications of one transaction once. For wake-ups this is welcome: a
+//! process that is woken looks into the tables, and finds the rows of all equal wake-ups. Any other
+//! message has a meaning each time (pause, resume, pause), so a message that equals an earlier one
+//! begins a new transaction. Messages keep their order.
 //!
-//! Two messages of one schema and channel are equal on the wire if their payloads are. A verbatim channel may have
-//! the full name of a schema's channel, and the schema's name is not known yet: where the rest of both names is the
-//! same they count as equal.
+//! Two messages of one schema and channel are equal on the wire if their payloads are equal. A
+//! verbatim channel may have the same name as the full name of a schema's channel, and the schema's
+//! name is not known yet. Such messages count as equal if the rest of both names is the same.
 
 use std::collections::HashSet;
 
 use super::ring::RingMessage;
 
-/// What to send in one transaction each, by the messages' numbers.
+/// What to send. Messages are named by their index in the batch.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
+    /// The messages of each transaction, in order.
     pub transactions: Vec<Vec<usize>>,
-    /// Wake-ups that need not be sent, as an equal one is.
+    /// The number of wake-ups that need not be sent, because an equal one is sent.
     pub merged: usize,
-    /// How many messages the first transaction stands for.
+    /// How many messages of the batch the first transaction covers, merged wake-ups included.
     pub first_messages: usize,
 }
 
-/// What one transaction sends.
+/// The messages of the transaction that is being planned.
 #[derive(Default)]
 struct Seen<'m> {
+    /// Schema, channel and payload of each message.
     messages: HashSet<(u32, &'m [u8], &'m [u8])>,
-    /// Short channel and payload of those that may meet a message of another kind on the wire, and whether they are
-    /// verbatim.
+    /// Short channel and payload of each message that may equal a message of another kind on the
+    /// wire, and whether the message's channel is verbatim.
     on_the_wire: HashSet<(&'m [u8], &'m [u8], bool)>,
 }
 
 impl<'m> Seen<'m> {
-    /// False if the message is equal to one before it, or may be.
+    /// Adds a message. Returns false if the message is equal to an earlier one, or may be.
     fn insert(&mut self, message: &RingMessage<'m>) -> bool {
         let is_verbatim = message.schema == 0;
         let short = if is_verbatim { short_of(message.channel) } else { Some(message.channel) };
@@ -51,12 +54,13 @@ impl<'m> Seen<'m> {
     }
 }
 
-/// The short channel of a full name; `None` for one that no prefix can have.
+/// Returns the short channel of a full name, or `None` for a name that no channel of a prefix has.
 fn short_of(full: &[u8]) -> Option<&[u8]> {
     let dot = full.iter().position(|byte| *byte == b'.')?;
     full[dot..].strip_prefix(b".oban_")
 }
 
+/// Returns the plan for the messages of a batch.
 pub fn plan<'m>(messages: impl Iterator<Item = RingMessage<'m>>) -> Plan {
     let mut plan = Plan::default();
     let mut seen = Seen::default();

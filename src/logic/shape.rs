@@ -1,6 +1,7 @@
-//! Obstacles: what a table of leaders must not have. Elections write the table through its access methods,
-//! which do not run what the executor runs: constraints, expressions of indexes, defaults, generated columns,
-//! rules, policies. A table that has one of these holds no elections, because elections would ignore it.
+//! Obstacles: what a table of leaders must not have. Elections write the table through its access
+//! methods. Access methods do not apply what the executor applies: constraints, expressions of
+//! indexes, defaults, generated columns, rules and policies. Elections would ignore these, so a
+//! table that has one of them holds no elections.
 
 use std::fmt::Write;
 
@@ -14,6 +15,7 @@ pub const COLUMNS: [(&str, Wanted); 6] = [
     ("boot", Wanted::Bigint),
 ];
 
+/// The type that a column has to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     Text,
@@ -54,13 +56,14 @@ impl Type {
     }
 }
 
+/// A column of a table of leaders.
 #[derive(Clone, Debug)]
 pub struct Column {
     pub name: String,
     pub kind: Type,
     pub not_null: bool,
     pub has_default: bool,
-    /// Stored or virtual, or an identity.
+    /// The column is generated (stored or virtual), or an identity column.
     pub generated: bool,
 }
 
@@ -69,8 +72,8 @@ pub enum ConstraintKind {
     Check,
     ForeignKey,
     Exclusion,
-    /// No obstacle by itself: UNIQUE and PRIMARY KEY are judged as indexes, NOT NULL as a column, and
-    /// elections fire no constraint trigger.
+    /// A constraint of this kind is no obstacle by itself. UNIQUE and PRIMARY KEY are judged as
+    /// indexes, and NOT NULL as a column. Elections fire no constraint trigger.
     Other,
 }
 
@@ -82,9 +85,9 @@ pub struct Constraint {
 
 #[derive(Clone, Debug)]
 pub struct Index {
-    /// Qualified and quoted.
+    /// The name, qualified and quoted.
     pub name: String,
-    /// The constraint that it belongs to.
+    /// The constraint that the index belongs to.
     pub constraint: Option<String>,
     pub unique: bool,
     /// The only key column is `name`.
@@ -94,24 +97,27 @@ pub struct Index {
     pub exclusion: bool,
     pub has_expressions: bool,
     pub has_predicate: bool,
-    /// Its access method, its operator classes and the types of its keys are Postgres' own.
+    /// The access method, the operator classes and the types of the keys are Postgres' own.
     pub built_in: bool,
-    /// It never takes texts that differ in their bytes for equal.
+    /// The index never treats texts with different bytes as equal.
     pub deterministic: bool,
 }
 
 impl Index {
-    /// Whether this index can find a row by its name, and refuses a second row of the same name.
+    /// Returns whether this index can find a row by its name, and refuses a second row of the same
+    /// name.
     pub fn is_key(&self) -> bool {
         self.unique && self.on_name && self.valid && self.deterministic && !self.deferrable && self.is_plain()
     }
 
-    /// Whether this index belongs to a constraint and would be a key if its column had another collation.
+    /// Returns whether this index belongs to a constraint, and would be a key if its column had
+    /// another collation.
     fn needs_collation(&self) -> bool {
         let deterministic = Self { deterministic: true, ..self.clone() };
         self.constraint.is_some() && !self.deterministic && deterministic.is_key()
     }
 
+    /// Returns whether this is an index on columns only, of all rows, by Postgres' own means.
     fn is_plain(&self) -> bool {
         !self.exclusion && !self.has_expressions && !self.has_predicate && self.built_in
     }
@@ -126,28 +132,28 @@ pub struct Publication {
     pub misfit: bool,
 }
 
-/// A locked table, as the catalogs have it.
+/// A locked table, as the catalogs describe it.
 #[derive(Clone, Debug, Default)]
 pub struct Shape {
-    /// An ordinary table.
+    /// The table is an ordinary table.
     pub is_table: bool,
     pub is_temporary: bool,
-    /// Its access method is heap.
+    /// The table's access method is heap.
     pub is_heap: bool,
     pub is_partition: bool,
-    /// It inherits from a table, or a table inherits from it.
+    /// The table inherits from a table, or a table inherits from this one.
     pub inherits: bool,
     pub rules: Vec<String>,
-    /// Its policies bind its owner.
+    /// The table's policies bind its owner.
     pub policies_bind_owner: bool,
-    /// Those of INSERT, UPDATE and DELETE that its owner may not do.
+    /// Those of INSERT, UPDATE and DELETE that the table's owner may not do.
     pub owner_lacks: Vec<&'static str>,
-    /// The name of its owner, quoted.
+    /// The name of the table's owner, quoted.
     pub owner: String,
     pub columns: Vec<Column>,
     pub constraints: Vec<Constraint>,
-    /// The foreign keys of other tables that refer to it: each table, qualified and quoted, and its
-    /// constraint.
+    /// The foreign keys of other tables that refer to this table: each table, qualified and quoted,
+    /// and its constraint.
     pub referenced_by: Vec<(String, String)>,
     pub indexes: Vec<Index>,
     pub publication: Publication,
@@ -156,7 +162,7 @@ pub struct Shape {
 /// One thing that keeps a table from holding elections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Obstacle {
-    /// "it has a check constraint c".
+    /// The obstacle in words: "it has a check constraint c".
     pub what: String,
     /// The statement that removes it.
     pub remedy: String,
@@ -168,12 +174,12 @@ fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// All obstacles of the table with the name `table` (qualified and quoted). Empty: the table can hold
-/// elections.
+/// Returns all obstacles of the table with the name `table` (qualified and quoted). If the list is
+/// empty, the table can hold elections.
 pub fn obstacles(shape: &Shape, table: &str) -> Vec<Obstacle> {
     let mut found = Vec::new();
     let mut add = |what: String, remedy: String| {
-        // An exclusion constraint and its index have the same remedy: they are one obstacle.
+        // An exclusion constraint and its index have the same remedy, so they are one obstacle.
         if !found.iter().any(|before: &Obstacle| before.remedy == remedy) {
             found.push(Obstacle { what, remedy, of_owner: false });
         }
@@ -221,8 +227,8 @@ pub fn obstacles(shape: &Shape, table: &str) -> Vec<Obstacle> {
     for index in &shape.indexes {
         if let Some(what) = index_obstacle(index) {
             let remedy = match &index.constraint {
-                // If the constraint were dropped and added again, its index would have the column's collation
-                // again.
+                // If the constraint were dropped and added again, its index would have the column's
+                // collation again.
                 Some(_) if index.needs_collation() => {
                     format!("ALTER TABLE {table} ALTER COLUMN \"name\" TYPE text COLLATE \"default\"")
                 }
@@ -252,6 +258,7 @@ pub fn obstacles(shape: &Shape, table: &str) -> Vec<Obstacle> {
     found
 }
 
+/// Returns the obstacles that concern the owner's rights.
 fn obstacles_of_owner(shape: &Shape, table: &str) -> Vec<Obstacle> {
     let mut found = Vec::new();
     let owner = &shape.owner;
@@ -273,6 +280,8 @@ fn obstacles_of_owner(shape: &Shape, table: &str) -> Vec<Obstacle> {
     found
 }
 
+/// Returns what is wrong with a column, and the statement that removes it. `None`: the column is no
+/// obstacle.
 fn column_obstacle(column: &Column, table: &str) -> Option<(String, String)> {
     let (name, alter) = (&column.name, format!("ALTER TABLE {table} ALTER COLUMN {}", quoted(&column.name)));
     let drop = format!("ALTER TABLE {table} DROP COLUMN {}", quoted(name));
@@ -311,6 +320,7 @@ fn column_obstacle(column: &Column, table: &str) -> Option<(String, String)> {
     }
 }
 
+/// Returns what is wrong with an index, or `None` if the index is no obstacle.
 fn index_obstacle(index: &Index) -> Option<&'static str> {
     if index.exclusion {
         Some("is of an exclusion constraint")
@@ -329,14 +339,14 @@ fn index_obstacle(index: &Index) -> Option<&'static str> {
     } else if !index.deterministic {
         Some("takes different names for equal")
     } else {
-        // Nor is an invalid index an obstacle: REINDEX CONCURRENTLY has one beside the old index, perhaps for
-        // hours.
+        // An invalid index is no obstacle either: REINDEX CONCURRENTLY makes an invalid index
+        // beside the old one, perhaps for hours.
         None
     }
 }
 
-/// The first three obstacles in one line, each with its remedy, and how many more there are:
-/// "it has a rule r: DROP RULE ...; ...; and 2 more".
+/// Returns the first three obstacles in one line, each with its remedy, and how many more there
+/// are: "it has a rule r: DROP RULE ...; ...; and 2 more".
 pub fn described<'a>(obstacles: impl IntoIterator<Item = &'a Obstacle>) -> String {
     const MAX_DESCRIBED: usize = 3;
     let (mut text, mut more) = (String::new(), 0);
@@ -407,7 +417,7 @@ mod tests {
     #[test]
     fn obans_own_table_has_none() {
         assert_eq!(obstacles(&obans_own(), "t"), []);
-        // Access methods honour these, or nothing has to honour them.
+        // Access methods honour these columns and indexes, or nothing has to honour them.
         assert_eq!(said(|s| s.columns.push(column("note", Type::Other))), "");
         assert_eq!(said(|s| s.columns[4].has_default = true), "", "elections write all six columns");
         assert_eq!(
@@ -466,7 +476,8 @@ mod tests {
         }
     }
 
-    /// A constraint takes its column's collation: to drop and to add it would change nothing.
+    /// A constraint takes its column's collation. So it would change nothing to drop and add the
+    /// constraint.
     #[test]
     fn a_keys_collation_is_changed_with_its_column() {
         assert_eq!(

@@ -1,21 +1,24 @@
-//! A string of bounded length as plain bytes: what shared memory can hold.
+//! A string of bounded length as plain bytes, which shared memory can hold.
 
-/// At most `N` bytes of UTF-8. Any bit pattern is a valid value: `as_str` shows bytes that are no
-/// text as an empty string instead of trusting them, because other processes write this memory.
+/// At most `N` bytes of UTF-8. Any bit pattern is a valid value. `as_str` shows bytes that are no
+/// UTF-8 as an empty string instead of trusting them, because other processes write this memory. A
+/// zeroed value is the empty string. The lock of the struct that holds the value guards it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Text<const N: usize> {
+    /// The length in bytes. A length above `N` counts as `N`.
     len: u16,
+    /// The bytes; those beyond `len` count for nothing.
     bytes: [u8; N],
 }
 
 impl<const N: usize> Text<N> {
-    /// `None` when `s` is longer than `N` bytes.
+    /// Returns `s` as plain bytes, or `None` if `s` is longer than `N` bytes.
     pub fn new(s: &str) -> Option<Self> {
         (s.len() <= N).then(|| Self::truncated(s))
     }
 
-    /// As much of `s` as fits, cut between characters.
+    /// Returns as much of `s` as fits, cut between characters.
     pub fn truncated(s: &str) -> Self {
         let mut end = s.len().min(N).min(u16::MAX as usize);
         while !s.is_char_boundary(end) {
@@ -26,6 +29,7 @@ impl<const N: usize> Text<N> {
         Self { len: end as u16, bytes }
     }
 
+    /// Returns the string, or an empty one if the bytes are no UTF-8.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
@@ -35,7 +39,7 @@ impl<const N: usize> Text<N> {
     }
 }
 
-/// As much of a text as an error message shows.
+/// Returns as much of a text as an error message shows: the first 100 characters.
 pub fn excerpt(text: &str) -> String {
     const MAX_EXCERPT: usize = 100;
     match text.char_indices().nth(MAX_EXCERPT) {

@@ -1,6 +1,7 @@
-//! The wire form of a message. Oban has three: plain JSON, `H4sI…` (base64 of gzip, Oban 2.15 to
-//! 2.20 and Oban for Python) and `Z:H4sI…` (Oban 2.21 on). Plain JSON is understood by all of them,
-//! `H4sI…` by all since 2.15, `Z:` by new Elixir nodes only; so we write the first two and read all.
+//! The wire form of a message. Oban has three forms: plain JSON, `H4sI…` (base64 of gzip, Oban 2.15
+//! to 2.20 and Oban for Python) and `Z:H4sI…` (Oban 2.21 on). Every node reads plain JSON, every
+//! node since 2.15 reads `H4sI…`, and only new Elixir nodes read `Z:`. So obanrs writes the first
+//! two forms and reads all three.
 
 use std::io::Read;
 
@@ -8,32 +9,38 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flate2::{Compression, GzBuilder, read::GzDecoder, read::GzEncoder};
 
-/// NOTIFY_PAYLOAD_MAX_LENGTH - 1: Postgres refuses a payload of 8,000 bytes.
+/// The longest payload in bytes: NOTIFY_PAYLOAD_MAX_LENGTH - 1. Postgres refuses a payload of 8,000
+/// bytes.
 pub const MAX_PAYLOAD: usize = 7_999;
 
-/// What a wire form of at most a few kilobytes may unpack to; a real payload is far below.
+/// The most bytes to which a wire form of a few kilobytes may unpack. A real payload is far
+/// shorter.
 pub const MAX_UNPACKED: usize = 16 << 20;
 
+/// Why a message has no wire form, or why a wire form can't be read.
 #[derive(Debug, PartialEq, Eq)]
 pub enum WireError {
-    /// The packed form's length in bytes.
+    /// The packed form is too long: it has this many bytes.
     TooLong(usize),
-    /// What kept `decode` from reading the form.
+    /// The reason why `decode` can't read the form.
     Malformed(&'static str),
-    /// It unpacks to more bytes than it may.
+    /// The form unpacks to more bytes than allowed, or the text to pack is longer than
+    /// `MAX_UNPACKED`.
     Bomb,
-    /// It is nested more than `MAX_DEPTH` levels deep.
+    /// The JSON is nested more than `MAX_DEPTH` levels deep.
     TooDeep,
+    /// The process has no memory for the text.
     OutOfMemory,
 }
 
-/// The wire form of a JSON object given as text.
+/// Returns the wire form of a JSON object given as text: the text itself if it fits into a payload,
+/// else the packed form.
 pub fn encode(json: String) -> Result<String, WireError> {
     if json.len() <= MAX_PAYLOAD {
         return Ok(json);
     }
     if json.len() > MAX_UNPACKED {
-        return Err(WireError::Bomb); // nobody would read it
+        return Err(WireError::Bomb); // no reader would unpack it
     }
     let packed = Piece::read(GzEncoder::new(json.as_bytes(), Compression::default()), MAX_PAYLOAD, true)
         .map_err(|failed| failed.unwrap_or(WireError::Malformed("it can't be compressed")))?;
@@ -44,15 +51,17 @@ pub fn encode(json: String) -> Result<String, WireError> {
     Ok(STANDARD.encode(packed.bytes))
 }
 
-/// How the compressed form begins that `encode_marked` gives: a gzip header with this time of modification, which
-/// readers skip.
+/// The time of modification in the gzip header of the form that `encode_marked` writes. Readers
+/// skip this field.
 const MARK: u32 = u32::from_le_bytes(*b"oban");
 
-/// The first characters of such a form: of nine bytes of a header.
+/// The first characters of a form that `encode_marked` writes: the base64 of the first nine bytes
+/// of the gzip header.
 pub const MARKED: &str = "H4sIAG9iYW4A";
 
-/// The compressed form of a JSON object, with a mark by which `MARKED` knows it again. `Err` is how long it
-/// would be, where that is too long.
+/// Returns the packed form of a JSON object, which begins with `MARKED`. Err: the packed form is
+/// too long for a payload; the value is its length, or `usize::MAX` if the text can't be
+/// compressed.
 pub fn encode_marked(json: &str) -> Result<String, usize> {
     let marked = GzBuilder::new().mtime(MARK).read(json.as_bytes(), Compression::default());
     let packed = Piece::read(marked, MAX_PAYLOAD, true).map_err(|_| usize::MAX)?;
@@ -60,17 +69,18 @@ pub fn encode_marked(json: &str) -> Result<String, usize> {
     if len > MAX_PAYLOAD { Err(len) } else { Ok(STANDARD.encode(packed.bytes)) }
 }
 
-/// The beginning of what a reader gives.
+/// The first bytes that a reader gives.
 struct Piece {
-    /// No more than were wanted.
+    /// The bytes, no more of them than `Piece::read` was to keep.
     bytes: Vec<u8>,
-    /// How many there are.
+    /// How many bytes were read, kept or not.
     len: usize,
 }
 
 impl Piece {
-    /// Keeps up to `most` bytes; looks how many more there are if that is to be `counted`, else only for one. `None`
-    /// is the reader's error.
+    /// Reads from `reader` and keeps up to `most` bytes. With `counted`, reads to the end, so that
+    /// `len` is the length of all that there is. Without it, reads on only until `len` is greater
+    /// than `most`. Err(None): the reader failed. Err(Some): there is no memory.
     fn read(mut reader: impl Read, most: usize, counted: bool) -> Result<Self, Option<WireError>> {
         let mut piece = Self { bytes: Vec::new(), len: 0 };
         let mut buffer = [0; 8192];
@@ -88,12 +98,13 @@ impl Piece {
     }
 }
 
-/// The JSON text of a wire form; whether it is JSON is for the caller's parser to say.
+/// Returns the JSON text of a wire form. The caller's parser finds out whether the text is JSON.
 pub fn decode(wire: &str) -> Result<String, WireError> {
     decode_up_to(wire, MAX_UNPACKED)
 }
 
-/// The same for a wire form that may unpack to so many bytes.
+/// Returns the JSON text of a wire form, as `decode` does, if it unpacks to at most `most` bytes.
+/// Plain JSON is not limited.
 pub fn decode_up_to(wire: &str, most: usize) -> Result<String, WireError> {
     let packed = match wire.strip_prefix("Z:") {
         Some(packed) => packed,
@@ -109,18 +120,22 @@ pub fn decode_up_to(wire: &str, most: usize) -> Result<String, WireError> {
     String::from_utf8(json.bytes).map_err(|_| WireError::Malformed("it is not UTF-8"))
 }
 
-/// Each reader parses it again, deeper in its stack than the sender was.
+/// The deepest nesting of a payload. Each reader parses the payload again, deeper in its stack than
+/// the sender was.
 pub const MAX_DEPTH: usize = 500;
 
-/// Whether a character of JSON is part of a string, told one after the other.
+/// Tells which characters of a JSON text belong to strings. The caller gives it one character after
+/// the other.
 #[derive(Default)]
 struct Strings {
+    /// Whether the next character is inside of a string.
     quoted: bool,
+    /// Whether the last character was a backslash that escapes the next one.
     escaped: bool,
 }
 
 impl Strings {
-    /// Whether this one is inside of a string, or its last quote.
+    /// Returns whether `c` is inside of a string, or the quote that ends a string.
     fn contain(&mut self, c: char) -> bool {
         let inside = self.quoted;
         if self.escaped {
@@ -133,7 +148,8 @@ impl Strings {
     }
 }
 
-/// JSON as Postgres prints it, without the spaces that it puts between tokens.
+/// Returns JSON that Postgres printed, without the spaces that Postgres puts between tokens. Err:
+/// the JSON is nested too deep, or there is no memory.
 pub fn compact(json: &str) -> Result<String, WireError> {
     require_flat(json)?;
     let (mut compact, mut strings) = (String::new(), Strings::default());
@@ -142,7 +158,8 @@ pub fn compact(json: &str) -> Result<String, WireError> {
     Ok(compact)
 }
 
-/// Refuses what is nested more than `MAX_DEPTH` levels deep. What is no JSON is for the caller's parser to refuse.
+/// Returns Err(TooDeep) if the JSON is nested more than `MAX_DEPTH` levels deep. Text that is no
+/// JSON is for the caller's parser to refuse.
 pub fn require_flat(json: &str) -> Result<(), WireError> {
     let (mut strings, mut depth) = (Strings::default(), 0usize);
     for c in json.chars() {
@@ -159,7 +176,7 @@ pub fn require_flat(json: &str) -> Result<(), WireError> {
     Ok(())
 }
 
-/// A copy for which there may be no memory.
+/// Returns a copy of a text. Err: there is no memory for the copy.
 fn copied(text: &str) -> Result<String, WireError> {
     let mut copy = String::new();
     copy.try_reserve_exact(text.len()).map_err(|_| WireError::OutOfMemory)?;
@@ -167,8 +184,9 @@ fn copied(text: &str) -> Result<String, WireError> {
     Ok(copy)
 }
 
-/// `{"<key>":"<value>"}` in the server's encoding. Byte by byte, because a trigger has to cope with
-/// every server encoding: all of them keep ASCII as it is and use only bytes above it for the rest.
+/// Returns `{"<key>":"<value>"}` in the server's encoding. The object is built byte by byte,
+/// because a trigger has to cope with every server encoding. Each of these encodings keeps ASCII as
+/// it is, and uses only bytes above ASCII for other characters.
 pub fn object_of_one(key: &str, value: &[u8]) -> Vec<u8> {
     let mut json = Vec::with_capacity(key.len() + value.len() + 8);
     json.extend_from_slice(b"{\"");
@@ -179,7 +197,8 @@ pub fn object_of_one(key: &str, value: &[u8]) -> Vec<u8> {
     json
 }
 
-/// A message on the channel `leadership`, in the server's encoding as above. `change` is a word.
+/// Returns a message for the channel `leadership`, in the server's encoding as in `object_of_one`.
+/// `change` is a single word.
 pub fn change_of_leader(change: &str, node: &[u8], name: &[u8], term: Option<i64>) -> Vec<u8> {
     let mut json = format!("{{\"{change}\":").into_bytes();
     push_string(&mut json, node);
@@ -190,20 +209,21 @@ pub fn change_of_leader(change: &str, node: &[u8], name: &[u8], term: Option<i64
     json
 }
 
-/// The text of the key `queue` of a payload. `None`: the payload has none, or another kind of value.
+/// Returns the text of the key `queue` of a payload. `None`: the payload has no such key, or its
+/// value is no string.
 pub fn queue_of(payload: &str) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct OfQueue {
         queue: String,
     }
-    // Most payloads on other channels are told by this from those that have to be read.
+    // This test finds most payloads without a queue, and is cheaper than parsing them.
     if !payload.contains("\"queue\"") && !payload.contains("\\u") {
         return None;
     }
     serde_json::from_str::<OfQueue>(payload).ok().map(|payload| payload.queue)
 }
 
-/// Adds a text as a JSON string, in the server's encoding as well.
+/// Appends a text as a JSON string, in the server's encoding as in `object_of_one`.
 pub fn push_string(json: &mut Vec<u8>, text: &[u8]) {
     json.push(b'"');
     for &byte in text {
@@ -337,7 +357,7 @@ mod tests {
         fn compacting_changes_nothing_but_spaces(key in any::<String>(), value in any::<String>(), n in any::<i32>()) {
             let object = serde_json::json!({ key: [n, value], "x": { "y": null, "z": "a \\\" b: , " } });
             let printed = object.to_string().replace("\":", "\": ").replace("\",", "\", ");
-            // What the replacement has done inside of strings stays.
+            // The replacement also added spaces inside of strings. These spaces stay.
             let read: serde_json::Value = serde_json::from_str(&printed).unwrap();
             prop_assert_eq!(compact(&printed), Ok(read.to_string()));
         }

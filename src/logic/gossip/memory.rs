@@ -1,39 +1,42 @@
-//! What the server remembers of processes that gossip or have gossiped: since when one is gone.
+//! What the server remembers of processes that gossip or have gossiped: whether a process has
+//! ended, and since when.
 //!
-//! A process is a node and the uuid that its states have (or that they have none), in a schema. It lives
-//! while an entry of it is in the table. It has ended when the last one is taken out: when somebody deletes
-//! it, when another process takes its place, or when it is found to have expired. That is the time which
-//! counts, not the deadline that it had: a server that was stopped meanwhile has heard nobody. A process
-//! whose put finds no room is heard all the same.
+//! A process is a node and a uuid, in a schema. The uuid comes from the states of the process; a
+//! process without a uuid is another one. A process lives while it has an entry in the table. A
+//! process has ended when its last entry is removed: the entry is deleted, another process replaces
+//! it, or it is found to have expired. The time of the removal counts, not the entry's deadline,
+//! because a server that was stopped meanwhile has heard nobody. A put that finds no room is a sign
+//! of life nevertheless.
 //!
-//! Memory is bounded. Where there is no room, what has ended is forgotten, first what is of the same schema
-//! and the same way in; a process that is forgotten is one that was never heard of, about which nothing is
-//! concluded.
+//! Memory is bounded. If there is no room, a process that has ended is forgotten, preferably one of
+//! the same schema and the same source (local or foreign). A process that is forgotten counts as
+//! never heard, and nothing is concluded about it.
 
 use std::hash::Hasher;
 
 use super::{Fnv, Key};
 
-/// How many are looked at for one to forget.
+/// How many processes are looked at in order to forget one.
 const LOOKED_AT: usize = 256;
 
-/// Of which process an entry is.
+/// The process that puts an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub database: u32,
     pub schema: u32,
+    /// The hash of node and uuid, as `hash` returns it.
     pub hash: u64,
 }
 
 impl Identity {
-    /// The process that puts this key with this uuid (in the server's encoding).
+    /// Returns the process that puts this key with this uuid. The uuid is in the server's encoding.
     pub fn of(key: &Key<'_>, uuid: Option<&[u8]>) -> Self {
         Self { database: key.database, schema: key.schema, hash: hash(key.node, uuid) }
     }
 }
 
-/// The hash of a node and a uuid. (Both sides of a comparison are of one schema. A role that can make two hashes equal
-/// there can as well gossip under the other node's name.)
+/// Returns the hash of a node and a uuid. (Both sides of a comparison are of one schema. A role
+/// that can make two hashes equal in a schema can as well gossip under the other node's name.)
 pub fn hash(node: &str, uuid: Option<&[u8]>) -> u64 {
     let mut fnv = Fnv::new();
     fnv.write(node.as_bytes());
@@ -45,23 +48,29 @@ pub fn hash(node: &str, uuid: Option<&[u8]>) -> u64 {
     fnv.finish()
 }
 
+/// A process in shared memory, guarded by the lock Gossip. A zeroed item is free.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Process {
+    /// The hash of node and uuid, as `hash` returns it.
     hash: u64,
-    /// A clock reading: when it was heard last.
+    /// The clock reading at the last put of the process, in microseconds.
     heard_at: i64,
-    /// When the last of its entries ended; or a deadline, before which it lives without any.
+    /// A clock reading in microseconds, which counts only while the process has no entry. If it has
+    /// passed, the process ended at this time. If it lies ahead, it is a deadline, before which the
+    /// process lives without an entry, because the process has put one that was refused or ignored.
     until: i64,
+    /// The oid of the database; 0 if the item is free.
     database: u32,
+    /// The oid of the schema; 0 if the item is free.
     schema: u32,
-    /// The next of its bucket, or of the free list.
+    /// The link of the next process of the bucket, or of the free list; 0 for the last one.
     next: u32,
-    /// How many entries are of it.
+    /// How many entries in the table the process has.
     live: u32,
-    /// Not 0: it was heard by NOTIFY, ever.
+    /// 1 if a put of the process was ever ingested from NOTIFY, else 0.
     foreign: u32,
-    /// 0: free.
+    /// 1 if the item is in use, 0 if it is free.
     used: u32,
 }
 
@@ -70,29 +79,35 @@ impl Process {
         (self.hash, self.database, self.schema) == (identity.hash, identity.database, identity.schema)
     }
 
-    /// How many entries are of it.
+    /// Returns how many entries in the table the process has.
     #[cfg(test)]
     pub fn entries(&self) -> usize {
         self.live as usize
     }
 
+    /// Returns whether this is a process without an entry.
     fn may_be_forgotten(&self) -> bool {
         self.used != 0 && self.live == 0
     }
 }
 
-/// Zeroed memory is an empty one.
+/// The head of the table of processes, in shared memory, guarded by the lock Gossip. Zeroed memory
+/// is an empty table.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProcessesHead {
+    /// The link of the first free item below `touched`; 0 if no such item is free.
     free: u32,
+    /// How many items were ever used. Memory above this number is free and was never written.
     pub touched: u32,
-    /// Where to look for one to forget.
+    /// The index at which the next search for a process to forget begins.
     hand: u32,
+    /// Padding.
     unused: u32,
 }
 
-/// The caller holds the lock Gossip exclusively as long as this value lives. As in the gossip table, 0 means none.
+/// The table of processes. The caller holds the lock Gossip exclusively as long as this value
+/// lives. As in the gossip table, links count from 1, and 0 means none.
 pub struct Processes<'a> {
     pub head: &'a mut ProcessesHead,
     pub buckets: &'a mut [u32],
@@ -102,15 +117,19 @@ pub struct Processes<'a> {
 /// What is known of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remembered {
+    /// The hash of node and uuid, as `hash` returns it.
     pub hash: u64,
+    /// The clock reading at the last put of the process.
     pub heard_at: i64,
-    /// When it ended. `None`: it lives.
+    /// The clock reading at which the process ended. `None`: the process lives.
     pub ended_at: Option<i64>,
+    /// Whether a put of the process was ever ingested from NOTIFY.
     pub foreign: bool,
 }
 
 impl Processes<'_> {
-    /// Another entry is of this process: its link, 0 when there is no room to remember it.
+    /// Counts one more entry of this process. Returns the link of the process, or 0 if there is no
+    /// room to remember it.
     pub fn attach(&mut self, identity: &Identity, now: i64, foreign: bool) -> u32 {
         let link = self.heard(identity, now, now, foreign);
         if let Some(process) = self.at(link) {
@@ -119,7 +138,7 @@ impl Processes<'_> {
         link
     }
 
-    /// A process has put an entry again.
+    /// Notes that a process has put an entry again that was its own already. The link 0 is ignored.
     pub fn again(&mut self, link: u32, now: i64, foreign: bool) {
         if let Some(process) = self.at(link) {
             (process.heard_at, process.until) = (now, now);
@@ -127,12 +146,14 @@ impl Processes<'_> {
         }
     }
 
-    /// A process has put what did not get into the table. It lives as long as that would have.
+    /// Notes a put that did not get into the table. The process lives at least as long as the entry
+    /// would have lived.
     pub fn refused(&mut self, identity: &Identity, now: i64, expires_at: i64, foreign: bool) {
         self.heard(identity, now, expires_at, foreign);
     }
 
-    /// An entry of a process is taken out at `now`. `deleted`: not because it has expired.
+    /// Notes that an entry of a process is removed at `now`. `deleted` is false if the entry has
+    /// expired. The link 0 is ignored.
     pub fn detach(&mut self, link: u32, now: i64, deleted: bool) {
         if let Some(process) = self.at(link) {
             process.live = process.live.saturating_sub(1);
@@ -142,12 +163,13 @@ impl Processes<'_> {
         }
     }
 
-    /// Whether a link is of this process.
+    /// Returns whether a link is the link of this process.
     pub fn is(&self, link: u32, identity: &Identity) -> bool {
         link != 0 && self.processes[link as usize - 1].is_of(identity)
     }
 
-    /// Forgets those that were heard last before that clock reading and have no entry.
+    /// Forgets the processes that were last heard before the clock reading `before` and have no
+    /// entry, if `wanted` returns true for the oids of their database and schema.
     pub fn forget(&mut self, before: i64, wanted: impl Fn(u32, u32) -> bool) {
         for index in 0..self.head.touched as usize {
             let process = &self.processes[index];
@@ -158,10 +180,13 @@ impl Processes<'_> {
         }
     }
 
+    /// Returns the process of a link, or `None` for 0.
     fn at(&mut self, link: u32) -> Option<&mut Process> {
         self.processes.get_mut((link as usize).checked_sub(1)?)
     }
 
+    /// Notes a put of a process at `now`. The process lives at least until `until`. Returns the
+    /// link of the process, or 0 if there is no room to remember it.
     fn heard(&mut self, identity: &Identity, now: i64, until: i64, foreign: bool) -> u32 {
         let mut link = self.find(identity);
         if link == 0 {
@@ -175,6 +200,7 @@ impl Processes<'_> {
         link
     }
 
+    /// Returns the link of a process, or 0 if the process is not remembered.
     fn find(&self, identity: &Identity) -> u32 {
         let mut link = self.buckets[self.bucket(identity.hash)];
         while link != 0 && !self.is(link, identity) {
@@ -187,7 +213,8 @@ impl Processes<'_> {
         (hash % self.buckets.len() as u64) as usize
     }
 
-    /// A free one, linked into its bucket; 0 if there is none.
+    /// Returns the link of a free item, which is linked into the bucket of this process. Forgets
+    /// another process if that is necessary. 0: there is no room.
     fn take(&mut self, identity: &Identity, foreign: bool) -> u32 {
         if self.head.free == 0 && self.head.touched as usize >= self.processes.len() {
             self.forget_one(identity, foreign);
@@ -212,8 +239,9 @@ impl Processes<'_> {
         link
     }
 
-    /// Forgets one that has ended, to make room: of the same schema and way in if there is one near by, else
-    /// the one that was heard the longest time ago.
+    /// Forgets a process that has no entry, to make room. Looks at the next `LOOKED_AT` processes
+    /// only. A process of the same schema and source is preferred, then the one that was heard the
+    /// longest time ago. Forgets nothing if each of them has an entry.
     fn forget_one(&mut self, identity: &Identity, foreign: bool) {
         let (len, start) = (self.processes.len(), self.head.hand as usize);
         let looked_at = LOOKED_AT.min(len);
@@ -229,6 +257,7 @@ impl Processes<'_> {
         }
     }
 
+    /// Frees the item at `index`.
     fn remove(&mut self, index: usize) {
         let bucket = self.bucket(self.processes[index].hash);
         let (link, next) = (index as u32 + 1, self.processes[index].next);
@@ -250,8 +279,8 @@ impl Processes<'_> {
     }
 }
 
-/// What is remembered at `now` of the processes of a schema. `processes` are those that were ever used, or a
-/// part of them.
+/// Returns what is remembered at `now` of the processes of a schema. `processes` are the items that
+/// were ever used, or a part of them.
 pub fn remembered(
     processes: &[Process],
     database: u32,

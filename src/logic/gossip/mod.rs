@@ -1,26 +1,33 @@
-//! The gossip table: one entry for each (database, schema, instance name, node, queue), of bounded
-//! memory, with states of any size (what bounds one is the caller's business). A schema is its oid: a rename
-//! changes nothing here, and a new schema of an old name has none of the old one's entries.
+//! The gossip table: one entry for each (database, schema, instance name, node, queue). The memory
+//! of the table is bounded, and a state may have any size. (The caller bounds the size of a state.)
+//! A schema is named by its oid. So a rename changes nothing here, and a new schema of an old name
+//! has none of the old schema's entries.
 //!
-//! An entry's bytes (its three names, then its state) are in a chain of equal blocks, and a free block
-//! is as good as any other, so there is no fragmentation. Entries hang in hash buckets. Indexes count
-//! from 1 and 0 means none, so that zeroed memory is an empty table.
+//! The bytes of an entry (its three names, then its state) are in a chain of equal blocks. Any free
+//! block is as good as any other, so there is no fragmentation. Entries hang in hash buckets. Links
+//! between entries and between blocks count from 1, and 0 means none, so that zeroed memory is an
+//! empty table.
 //!
-//! A change is made whole or not at all: `put` finds out that it has room before it touches anything.
+//! A change is made whole or not at all: `put` finds out that there is room before it changes
+//! anything.
 //!
-//! An entry is *ours*, put by a call here, or *foreign*, heard from a node that gossips by NOTIFY. Ours is
-//! what is broadcast. A foreign one never takes the place of one of ours that lives, and all foreign ones
-//! together never take more than half of the memory: anybody may NOTIFY.
+//! An entry is *local* (put by a call on this server) or *foreign* (ingested from a node that
+//! gossips by NOTIFY). Local entries are broadcast. A foreign entry never replaces a local entry
+//! that has not expired. All foreign entries together never take more than half of the blocks,
+//! because any role may NOTIFY.
 //!
-//! Each entry counts for one `BlockUsage`: that of the foreign ones, or of the role that put it last. A put that would
-//! let a role hold more than its share is refused. Counting costs a put no look at other entries.
+//! Each entry counts for one `BlockUsage`: that of the foreign entries, or that of the role that put
+//! the entry last. A put that would let a role hold more than its quota is refused. A put does not
+//! look at other entries in order to count.
 //!
-//! Two clocks: what is called a deadline or a clock reading is of the clock that nobody sets, in microseconds;
-//! `started_at` and `updated_at` are wall time, for people and for other nodes, and decide nothing here.
+//! There are two clocks. Deadlines and clock readings are of `pg::clock`, which nobody can set, in
+//! microseconds. `started_at` and `updated_at` are wall time, for people and for other nodes; they
+//! decide nothing here.
 //!
-//! Readers copy entries piece by piece (`EntryBatch`), so that who puts never waits for a whole reading: each
-//! entry is consistent, the whole is no snapshot. An entry stays where it is while it is replaced; one that
-//! was deleted and put again meanwhile may be read twice, of which `EntryBatch::into_latest` keeps the later.
+//! Readers copy entries piece by piece (`EntryBatch`), so that a put never waits for a whole reading.
+//! Each entry is consistent; all entries together are no snapshot. An entry stays at its index
+//! while it is replaced. An entry that was deleted and put again during a reading may be read
+//! twice. `EntryBatch::into_latest` then keeps the later copy.
 
 pub mod memory;
 
@@ -29,14 +36,18 @@ use std::hash::Hasher;
 
 use memory::{Identity, Process, Processes};
 
-/// Bytes of a block that hold data. With the index of the next block it is 256 bytes: a check of ten
-/// keys takes two.
+/// Bytes of a block that hold data. With the index of the next block a block has 256 bytes. A check
+/// of ten keys takes two blocks.
 pub const BLOCK: usize = 252;
 
+/// A piece of an entry's bytes in shared memory, guarded by the lock Gossip. A zeroed block was
+/// never used.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Block {
+    /// The link of the next block of the entry or of the free list; 0 for the last one.
     next: u32,
+    /// Data. The last block of an entry may hold less than `BLOCK` bytes of data.
     bytes: [u8; BLOCK],
 }
 
@@ -46,98 +57,127 @@ impl Default for Block {
     }
 }
 
+/// An entry in shared memory, guarded by the lock Gossip. A zeroed entry is free.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GossipEntry {
+    /// The hash of the whole key. 0 in a free entry.
     hash: u64,
-    /// Of the key without its queue.
+    /// The hash of the key without its queue. 0 in a free entry.
     node_hash: u64,
-    /// The next entry of the bucket, or of the free list.
+    /// The link of the next entry of the bucket, or of the free list; 0 for the last one.
     next: u32,
-    /// 0: free.
+    /// How many blocks the entry takes; 0 if the entry is free.
     blocks: u32,
+    /// The link of the entry's first block; 0 in a free entry.
     first: u32,
+    /// The oid of the database; 0 in a free entry.
     database: u32,
+    /// The oid of the schema; 0 in a free entry.
     schema: u32,
-    // The lengths of its parts, in bytes.
+    /// The length of the state, in bytes; 0 in a free entry.
     state: u32,
+    /// The length of the instance name, in bytes; 0 in a free entry.
     name: u16,
+    /// The length of the node's name, in bytes; 0 in a free entry.
     node: u16,
+    /// The length of the queue's name, in bytes; 0 in a free entry.
     queue: u16,
-    /// The index of the holding that it counts for. `FOREIGN`: it was heard from a node that gossips by NOTIFY.
+    /// The index of the holding that the entry counts for. `FOREIGN`, which is 0, marks a foreign
+    /// entry.
     block_usage: u16,
+    /// The wall time at which the queue started, in microseconds since 2000-01-01 UTC.
     started_at: i64,
+    /// The wall time of the last put, in microseconds since 2000-01-01 UTC.
     updated_at: i64,
-    /// A clock reading.
+    /// The clock reading at the last put, in microseconds.
     put_at: i64,
-    /// A deadline.
+    /// The deadline at which the entry expires, as a clock reading in microseconds.
     expires_at: i64,
-    /// Of the process that it is of, if there was room to remember that.
+    /// The link of the process that put the entry; 0 if the entry is free, or there was no room to
+    /// remember the process.
     process: u32,
+    /// Padding.
     unused: u32,
 }
 
 impl GossipEntry {
+    /// Returns whether the entry comes from a node that gossips by NOTIFY.
     fn is_foreign(&self) -> bool {
         self.block_usage == FOREIGN
     }
 }
 
-/// How many blocks the entries of a role take, or others that count together. (They are no more than that many
-/// entries: each has a block.)
+/// How many blocks the entries of one role, or of several that count together, take. A holding is
+/// in shared memory, guarded by the lock Gossip. A zeroed holding is free. (The number of entries
+/// needs no quota: each entry takes at least one block.)
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockUsage {
-    /// 0: free, or none of a single role.
+    /// The oid of the role; 0 if the holding is free, or does not belong to a single role.
     role: u32,
+    /// How many blocks count for the holding.
     blocks: u32,
 }
 
-/// How many holdings there are. All but three are of single roles, which are told apart while they have entries.
+/// The number of holdings. All but three belong to single roles. A role has its holding while it
+/// has entries.
 pub const MAX_BLOCK_USAGES: usize = 128;
 
-/// The holding of all foreign entries.
+/// The index of the holding of all foreign entries.
 const FOREIGN: u16 = 0;
-/// The holding of all entries that were put by roles without a limit.
+/// The index of the holding of all entries that roles without a limit put.
 const UNLIMITED: u16 = 1;
-/// The first holding of a single role. The last one of all is shared by the roles that find none of their own; what
-/// counts there stays there, also when their later entries find one.
+/// The index of the first holding of a single role. The roles that find no free holding share the
+/// last holding of all. An entry that counts for the shared holding still counts for it when its
+/// role finds a holding for later entries.
 const FIRST_ROLE: u16 = 2;
 
-/// Counters and the heads of the free lists. `*_touched` is how many were ever used: memory above
-/// it is free and was never written.
+/// The counters and the heads of the free lists, in shared memory, guarded by the lock Gossip.
+/// `*_touched` is the number of items that were ever used. Memory above that number is free and was
+/// never written.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GossipHead {
+    /// The link of the first free entry below `entries_touched`; 0 if no such entry is free.
     free_entry: u32,
+    /// The link of the first free block below `blocks_touched`; 0 if no such block is free.
     free_block: u32,
+    /// How many entries were ever used.
     entries_touched: u32,
+    /// How many blocks were ever used.
     blocks_touched: u32,
+    /// How many entries are in use.
     pub entries: u32,
+    /// How many blocks are in use.
     pub blocks: u32,
-    /// How many holdings of single roles were ever used.
+    /// How many holdings of single roles were ever used. Holdings beyond these are free.
     roles_touched: u32,
-    /// A deadline, not later than the earliest of any entry; 0 when there is none.
+    /// A deadline that is not later than the earliest of any entry, in microseconds; 0 when the
+    /// table is empty.
     pub next_expiry: i64,
-    /// How many entries were inserted, ever: a reading during which it stays has none twice.
+    /// How many entries were ever inserted. If this number stays the same during a reading, the
+    /// reading has no entry twice.
     pub inserted: u64,
 }
 
-/// How many entries, buckets and blocks fit into `bytes` (an entry of one block is the smallest), with what is
-/// remembered of processes.
+/// Returns how many entries, buckets and blocks fit into `bytes`, together with the memory of
+/// processes. (An entry of one block is the smallest.)
 pub fn capacity(bytes: usize) -> usize {
     let each = size_of::<GossipEntry>() + size_of::<Block>() + size_of::<u32>();
     let process = size_of::<Process>() + size_of::<u32>();
     (bytes / (each + process.div_ceil(ENTRIES_PER_PROCESS))).min(u32::MAX as usize / 2)
 }
 
+/// The table remembers one process for this many entries.
 const ENTRIES_PER_PROCESS: usize = 2;
 
-/// How many processes are remembered beside so many entries.
+/// Returns how many processes are remembered beside this many entries.
 pub fn processes(entries: usize) -> usize {
     (entries / ENTRIES_PER_PROCESS).max(1)
 }
 
+/// The key of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key<'a> {
     pub database: u32,
@@ -147,7 +187,7 @@ pub struct Key<'a> {
     pub queue: &'a str,
 }
 
-/// The role that puts, and how many blocks it may hold at most.
+/// The quota of the role that puts: the most blocks that the role may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
     pub role: u32,
@@ -157,8 +197,9 @@ pub struct Quota {
 /// Where an entry comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Put by a role. `None`: one without a limit.
+    /// A member on this server put the entry. `None`: the role has no limit.
     Local(Option<Quota>),
+    /// A foreign node gossiped the entry by NOTIFY.
     Foreign,
 }
 
@@ -166,13 +207,14 @@ pub enum Source {
 #[derive(Clone, Copy, Debug)]
 pub struct NewEntry<'a> {
     pub state: &'a [u8],
-    /// Wall time. `None`: that of the entry of the same origin that it replaces, if it lives, else `updated_at`.
+    /// Wall time. `None`: the new entry keeps `started_at` of the entry of the same origin that it
+    /// replaces. If there is no such entry, or it has expired, the new entry gets `updated_at`.
     pub started_at: Option<i64>,
     /// Wall time.
     pub updated_at: i64,
-    /// The clock's reading.
+    /// The clock reading at the put.
     pub now: i64,
-    /// A deadline.
+    /// The deadline of the entry.
     pub expires_at: i64,
     pub source: Source,
     /// The process that puts.
@@ -182,36 +224,40 @@ pub struct NewEntry<'a> {
 /// What a put has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Put {
-    /// Nothing: it was a foreign one, and there is one of ours.
+    /// The put changed nothing, because the entry is foreign and a local entry has not expired.
     pub ignored: bool,
-    /// The entry that it replaced had expired.
+    /// The entry that was replaced had expired.
     pub expired: bool,
 }
 
-/// No room.
+/// The error of a put that finds no room.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full {
-    /// So many more bytes would have been needed.
+    /// How many more bytes the put would have needed.
     pub missing: usize,
-    /// Whether it is the share of the role that is used up; else it is the table.
+    /// Whether the quota of the role is used up; if false, the table is full.
     pub quota: bool,
 }
 
-/// The table. Whoever has this holds its lock exclusively.
+/// The table for writers. The caller holds the lock Gossip exclusively as long as this value lives.
 pub struct Table<'a> {
     pub head: &'a mut GossipHead,
+    /// The link of the first entry of each hash bucket; 0 if the bucket is empty.
     pub buckets: &'a mut [u32],
     pub entries: &'a mut [GossipEntry],
     pub blocks: &'a mut [Block],
-    /// At least four.
+    /// At least four holdings: foreign, unlimited, at least one for a single role, and the shared
+    /// one.
     pub block_usages: &'a mut [BlockUsage],
     pub processes: Processes<'a>,
 }
 
-/// The table for readers. Whoever has this holds its lock shared.
+/// The table for readers. The caller holds the lock Gossip, shared or exclusively, as long as this
+/// value lives.
 pub struct View<'a> {
     pub entries: &'a [GossipEntry],
     pub blocks: &'a [Block],
+    /// How many of `entries` were ever used; a reader looks at no others.
     pub touched: usize,
 }
 
@@ -219,13 +265,14 @@ pub struct View<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub entries: usize,
-    /// Of those, the foreign ones.
+    /// How many of `entries` are foreign.
     pub foreign: usize,
-    /// Memory that they take, in bytes.
+    /// The memory that the entries take, in bytes.
     pub bytes: usize,
 }
 
-/// An entry on its way out of the table.
+/// An entry that was copied out of the table, as references into a `EntryBatch` or a `EntryCopy`. The times
+/// are those of `GossipEntry`.
 #[derive(Clone, Copy, Debug)]
 pub struct EntryRef<'a> {
     pub schema: u32,
@@ -240,7 +287,7 @@ pub struct EntryRef<'a> {
     pub foreign: bool,
 }
 
-/// The same, to be kept.
+/// A copy of an entry that owns its parts. The times are those of `GossipEntry`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryCopy {
     pub schema: u32,
@@ -256,6 +303,7 @@ pub struct EntryCopy {
 }
 
 impl EntryCopy {
+    /// Returns the entry as references into this copy.
     pub fn seen(&self) -> EntryRef<'_> {
         let Self { name, node, queue, state, .. } = self;
         let Self { schema, started_at, updated_at, put_at, expires_at, foreign, .. } = *self;
@@ -264,6 +312,7 @@ impl EntryCopy {
 }
 
 impl EntryRef<'_> {
+    /// Returns a copy that owns its parts.
     pub fn copy(&self) -> EntryCopy {
         let EntryRef { schema, started_at, updated_at, put_at, expires_at, foreign, .. } = *self;
         let [name, node, queue] = [self.name, self.node, self.queue].map(str::to_owned);
@@ -273,14 +322,15 @@ impl EntryRef<'_> {
 }
 
 impl GossipHead {
-    /// How many entries a reader has to look at.
+    /// Returns how many entries a reader has to look at.
     pub fn entries_touched(&self) -> usize {
         self.entries_touched as usize
     }
 }
 
 impl Table<'_> {
-    /// Inserts or replaces the entry of `key`.
+    /// Inserts or replaces the entry of `key`. Err: there is no room, and the table is unchanged. A
+    /// put that is refused or ignored is nevertheless a sign of life of the process.
     pub fn put(&mut self, key: &Key<'_>, new: &NewEntry<'_>) -> Result<Put, Full> {
         let NewEntry { state, now, expires_at, source, identity, .. } = *new;
         let foreign = source == Source::Foreign;
@@ -302,7 +352,7 @@ impl Table<'_> {
             Source::Local(quota) => quota.map(|quota| quota.most),
         };
         let own = most.map_or(free, |most| {
-            // What it replaces may count for another.
+            // The replaced entry may count for another holding.
             let replaced = if before.block_usage as usize == block_usage { before.blocks } else { 0 };
             most.saturating_sub((self.block_usages[block_usage].blocks - replaced) as usize)
         });
@@ -361,7 +411,8 @@ impl Table<'_> {
         Ok(Put { ignored: false, expired: old.is_some() && !lives })
     }
 
-    /// The holding that an entry of this origin counts for: the role's own, else a free one, else the last.
+    /// Returns the index of the holding that an entry of this origin counts for: the role's own,
+    /// else a free one, else the last.
     fn block_usage_of(&self, source: Source) -> usize {
         let quota = match source {
             Source::Foreign => return FOREIGN as usize,
@@ -374,7 +425,7 @@ impl Table<'_> {
         found(quota.role).or_else(|| found(0)).map_or(touched.min(last), |i| first + i)
     }
 
-    /// Counts so many blocks of an entry of this origin for a holding.
+    /// Adds `blocks` blocks of an entry of this origin to a holding.
     fn hold(&mut self, index: usize, source: Source, blocks: usize) {
         self.block_usages[index].blocks += blocks as u32;
         if let Source::Local(Some(quota)) = source
@@ -386,7 +437,8 @@ impl Table<'_> {
         }
     }
 
-    /// Deletes the entry of `key`; whether it still held at `now`.
+    /// Deletes the entry of `key`. Returns whether the entry was there and had not expired at
+    /// `now`.
     pub fn delete(&mut self, key: &Key<'_>, now: i64) -> bool {
         let Some(index) = self.find(hashes(key).1, key) else { return false };
         let lived = now < self.entries[index].expires_at;
@@ -394,7 +446,8 @@ impl Table<'_> {
         lived
     }
 
-    /// Deletes the entries of `key`'s node, whatever its queue; how many still held at `now`.
+    /// Deletes the entries of `key`'s node, whatever their queues are. Returns how many of these
+    /// entries had not expired at `now`.
     pub fn delete_node(&mut self, key: &Key<'_>, now: i64) -> usize {
         let (node_hash, _) = hashes(key);
         let mut lived = 0;
@@ -409,8 +462,8 @@ impl Table<'_> {
         lived
     }
 
-    /// Deletes what has expired by `now`, and tells of each the database. Sets `next_expiry` to the earliest
-    /// that is left.
+    /// Deletes the entries that have expired at `now`, and calls `tell` with the database of each.
+    /// Sets `next_expiry` to the earliest deadline that is left.
     pub fn expire(&mut self, now: i64, mut tell: impl FnMut(u32)) {
         let mut earliest = 0;
         self.remove_where(now, |entry| {
@@ -425,21 +478,28 @@ impl Table<'_> {
         self.head.next_expiry = earliest;
     }
 
-    /// Deletes the entries of a database that was dropped, or whose extension was, put before that clock reading.
+    /// Deletes the entries of a database that were put before the clock reading `before`. The
+    /// database or its extension was dropped. Returns how many entries were deleted.
     pub fn forget_database(&mut self, database: u32, before: i64) -> usize {
         self.forget(before, |d, _| d == database)
     }
 
-    /// The same for a schema.
+    /// Deletes the entries of a schema that were put before the clock reading `before`. Returns how
+    /// many entries were deleted.
     pub fn forget_schema(&mut self, database: u32, schema: u32, before: i64) -> usize {
         self.forget(before, |d, s| (d, s) == (database, schema))
     }
 
-    /// The same for all databases that do not exist.
+    /// Deletes the entries of all databases for which `exists` returns false, if they were put
+    /// before the clock reading `before`. Returns how many entries were deleted.
     pub fn forget_databases(&mut self, exists: impl Fn(u32) -> bool, before: i64) -> usize {
         self.forget(before, |d, _| !exists(d))
     }
 
+    /// Deletes entries that were put before the clock reading `before`, and forgets processes
+    /// without an entry that were last heard before then. `wanted` gets the oids of a database and
+    /// a schema, and returns whether their entries and processes go. Returns how many entries were
+    /// deleted.
     fn forget(&mut self, before: i64, wanted: impl Fn(u32, u32) -> bool) -> usize {
         let removed =
             self.remove_where(before, |entry| entry.put_at < before && wanted(entry.database, entry.schema));
@@ -447,7 +507,8 @@ impl Table<'_> {
         removed
     }
 
-    /// Deletes entries that end at `now` by themselves.
+    /// Deletes the entries for which `wanted` returns true, as if they expired at `now`. Returns
+    /// how many entries were deleted.
     fn remove_where(&mut self, now: i64, mut wanted: impl FnMut(&GossipEntry) -> bool) -> usize {
         let mut removed = 0;
         for index in 0..self.head.entries_touched as usize {
@@ -459,6 +520,7 @@ impl Table<'_> {
         removed
     }
 
+    /// Removes the entry at `index`. `deleted` is false if the entry expired.
     fn remove(&mut self, index: usize, now: i64, deleted: bool) {
         self.processes.detach(self.entries[index].process, now, deleted);
         self.release_blocks(index);
@@ -490,6 +552,7 @@ impl Table<'_> {
         View { entries: self.entries, blocks: self.blocks, touched }
     }
 
+    /// Returns the index of the entry of `key`, or `None`. `hash` is the hash of the whole key.
     fn find(&self, hash: u64, key: &Key<'_>) -> Option<usize> {
         let mut at = self.buckets[self.bucket(hash)];
         while at != 0 {
@@ -506,7 +569,8 @@ impl Table<'_> {
         (hash % self.buckets.len() as u64) as usize
     }
 
-    /// A free entry, linked into its bucket. The caller has made sure that there is one.
+    /// Returns the index of a free entry, which is linked into its bucket. The caller has made sure
+    /// that there is a free entry.
     fn take_entry(&mut self, hash: u64) -> usize {
         let index = match self.head.free_entry {
             0 => {
@@ -526,6 +590,7 @@ impl Table<'_> {
         index
     }
 
+    /// Returns the link of a free block. The caller has made sure that there is a free block.
     fn take_block(&mut self) -> u32 {
         match self.head.free_block {
             0 => {
@@ -539,8 +604,8 @@ impl Table<'_> {
         }
     }
 
-    /// Writes `parts` behind each other into `count` free blocks, which is as many as they fill; the first
-    /// one's index.
+    /// Writes `parts` one behind the other into `count` free blocks. The parts fill exactly that
+    /// many. Returns the link of the first block.
     fn write_blocks(&mut self, parts: &[&[u8]], count: usize) -> u32 {
         self.head.blocks += count as u32;
         let first = self.take_block();
@@ -563,7 +628,7 @@ impl Table<'_> {
         first
     }
 
-    /// Gives the blocks of an entry back, and what it counts for its holding.
+    /// Frees the blocks of an entry, and subtracts them from the entry's holding.
     fn release_blocks(&mut self, index: usize) {
         let GossipEntry { first, blocks, block_usage, .. } = self.entries[index];
         let mut last = first;
@@ -582,8 +647,9 @@ impl Table<'_> {
 }
 
 impl View<'_> {
-    /// Copies entries of a database that hold at `now`, all or only ours, from where `piece` has come to,
-    /// until it is full or there are no more: false when there are.
+    /// Copies the entries of a database that have not expired at `now`, all or only the local ones,
+    /// into `piece`. Begins where the last call ended, and ends when the piece is full or the table
+    /// has no more entries. Returns false if the table has more entries to look at.
     pub fn read(&self, database: u32, only_local: bool, now: i64, piece: &mut EntryBatch) -> bool {
         let end = self.touched.min(piece.next + EntryBatch::ENTRIES);
         while piece.next < end {
@@ -604,8 +670,8 @@ impl View<'_> {
         piece.next >= self.touched
     }
 
-    /// Adds what a database has at `now` in the next part of the table, from the entry `from` on: where to go on,
-    /// if there is more.
+    /// Adds to `usage` what a database has at `now` in the next part of the table, which begins at
+    /// the index `from`. Returns the index at which to go on, or `None` at the end of the table.
     pub fn add_usage(&self, database: u32, now: i64, from: usize, usage: &mut Usage) -> Option<usize> {
         let end = self.touched.min(from + EntryBatch::ENTRIES);
         let own = |e: &&GossipEntry| e.blocks != 0 && e.database == database && now < e.expires_at;
@@ -617,7 +683,7 @@ impl View<'_> {
         (end < self.touched).then_some(end)
     }
 
-    /// Whether any entry of ours holds at `now` in a database.
+    /// Returns whether a database has a local entry that has not expired at `now`.
     pub fn has_local(&self, database: u32, now: i64) -> bool {
         let ours = |e: &GossipEntry| {
             e.blocks != 0 && e.database == database && !e.is_foreign() && now < e.expires_at
@@ -625,16 +691,18 @@ impl View<'_> {
         self.entries[..self.touched].iter().any(ours)
     }
 
-    /// Whether an entry in use is of this key.
+    /// Returns whether an entry in use has this key.
     fn is_of(&self, entry: &GossipEntry, key: &Key<'_>) -> bool {
         entry.queue as usize == key.queue.len() && self.begins_with(entry, key, key.queue)
     }
 
-    /// Whether an entry in use is of this key, whatever the queues are.
+    /// Returns whether an entry in use has this key, whatever the queues are.
     fn is_of_node(&self, entry: &GossipEntry, key: &Key<'_>) -> bool {
         self.begins_with(entry, key, "")
     }
 
+    /// Returns whether an entry in use is of the schema, instance name and node of `key`, and its
+    /// queue begins with `queue`.
     fn begins_with(&self, entry: &GossipEntry, key: &Key<'_>, queue: &str) -> bool {
         let is_of_schema = (entry.database, entry.schema) == (key.database, key.schema);
         if !is_of_schema || (entry.name as usize, entry.node as usize) != (key.name.len(), key.node.len()) {
@@ -659,7 +727,7 @@ impl View<'_> {
         })
     }
 
-    /// An entry's bytes, block by block.
+    /// Returns the bytes of an entry, block by block.
     fn slices(&self, entry: &GossipEntry) -> impl Iterator<Item = &[u8]> {
         let names = [entry.name, entry.node, entry.queue].map(usize::from);
         let mut left = names.iter().sum::<usize>() + entry.state as usize;
@@ -674,22 +742,25 @@ impl View<'_> {
     }
 }
 
-/// Entries on their way out of the table: filled under its lock, emptied without it.
+/// Entries on their way out of the table. A reader fills a piece under the lock Gossip, and empties
+/// the piece without the lock.
 pub struct EntryBatch {
     /// The index of the next entry to look at.
     next: usize,
+    /// Copies of the entries, in the order of their bytes.
     entries: Vec<GossipEntry>,
-    /// Their names and states behind each other.
+    /// Names and states of the entries, one behind the other.
     bytes: Vec<u8>,
 }
 
 impl EntryBatch {
-    /// What is looked at, and copied, under the lock at a time: some ten microseconds. An entry more may
-    /// come on top, of any size.
+    /// How many entries are looked at, and how many bytes are copied, under the lock at a time:
+    /// about ten microseconds of work. One more entry, of any size, may come on top.
     const ENTRIES: usize = 2048;
     const BYTES: usize = 64 << 10;
-    /// The largest entry that is expected (a short number takes six times as much as jsonb as in a text of 64 kB); a
-    /// larger one makes the buffer grow under the lock, no more.
+    /// The largest state for which the buffer has room from the start. (A short number takes six
+    /// times as much room in a `jsonb` as in a text of 64 kB.) A larger state only makes the buffer
+    /// grow under the lock.
     const MAX_MEASURED: usize = 400 << 10;
 
     pub fn new() -> Self {
@@ -700,7 +771,7 @@ impl EntryBatch {
         }
     }
 
-    /// Gives `body` what was copied since the last time.
+    /// Calls `body` with each entry that was copied since the last call.
     pub fn take(&mut self, mut body: impl FnMut(EntryRef<'_>)) {
         let mut rest = &self.bytes[..];
         let mut cut = |len: usize| {
@@ -730,8 +801,9 @@ impl EntryBatch {
         self.bytes.clear();
     }
 
-    /// Of entries that were read twice, as they were deleted and put again meanwhile, the later: the one that was
-    /// read later, as a key has one entry at a time.
+    /// Returns the entries without duplicates. An entry that was deleted and put again during the
+    /// reading is there twice. The copy that was read later is kept, because a key has one entry at
+    /// a time.
     pub fn into_latest(mut entries: Vec<EntryCopy>) -> Vec<EntryCopy> {
         let mut latest: HashMap<(u32, [&str; 3]), usize> = HashMap::with_capacity(entries.len());
         let mut twice = Vec::new();
@@ -747,7 +819,7 @@ impl EntryBatch {
     }
 }
 
-/// FNV-1a.
+/// The hash FNV-1a.
 struct Fnv(u64);
 
 impl Fnv {
@@ -767,7 +839,7 @@ impl Hasher for Fnv {
     }
 }
 
-/// Of a key without its queue, and of the whole.
+/// Returns the hash of a key without its queue, and the hash of the whole key.
 fn hashes(key: &Key<'_>) -> (u64, u64) {
     let mut fnv = Fnv::new();
     fnv.write_u32(key.database);

@@ -23,7 +23,7 @@ impl Memory {
             buckets: vec![0; 3], // few, so that chains are tested
             entries: vec![GossipEntry::default(); entries],
             blocks: vec![Block::default(); blocks],
-            block_usages: vec![BlockUsage::default(); 5], // of two single roles
+            block_usages: vec![BlockUsage::default(); 5], // two of them for single roles
             processes_head: ProcessesHead::default(),
             process_buckets: vec![0; 3],
             processes: vec![Process::default(); entries],
@@ -39,7 +39,7 @@ impl Memory {
     ) -> Result<Put, Full> {
         self.put_as(None, key, state, (now, expires_at), source)
     }
-    /// As the process with this uuid.
+    /// Puts as the process with this uuid.
     fn put_as(
         &mut self,
         uuid: Option<&str>,
@@ -52,7 +52,7 @@ impl Memory {
         let new = NewEntry { state, started_at: None, updated_at: now, now, expires_at, source, identity };
         self.table().put(key, &new)
     }
-    /// What is remembered of a process of a schema.
+    /// Returns what is remembered of a process of a schema.
     fn process(&self, schema: u32, node: &str, uuid: Option<&str>, now: i64) -> Option<Remembered> {
         let hash = memory::hash(node, uuid.map(str::as_bytes));
         let mut found = remembered(&self.processes, 1, schema, now).filter(|process| process.hash == hash);
@@ -80,7 +80,7 @@ impl Memory {
     fn foreign_blocks(&self) -> u32 {
         self.block_usages[FOREIGN as usize].blocks
     }
-    /// The holdings, as the entries say.
+    /// Returns the blocks of each holding, counted from the entries.
     fn recount(&self) -> Vec<u32> {
         let mut blocks = vec![0; self.block_usages.len()];
         let used = self.entries.iter().filter(|e| e.blocks != 0);
@@ -240,7 +240,7 @@ fn a_schema_has_its_own_and_is_forgotten_alone() {
     assert_eq!((seen(&memory, 1).len(), seen(&memory, 2).len()), (1, 1));
 }
 
-/// What is put at a time when the wall clock was set back was put all the same.
+/// A put counts even if the wall clock was set back before it.
 #[test]
 fn wall_time_decides_nothing() {
     let mut memory = Memory::new(9, 9);
@@ -277,11 +277,11 @@ fn a_role_holds_no_more_than_its_share() {
     );
     memory.put(&key("b", "1"), b"{}", 0, 10, of(200, 4)).expect("another role has its own");
     memory.put(&key("c", "1"), &[b'x'; 5 * BLOCK], 0, 10, OURS).expect("without a limit");
-    // What another role puts is that role's from then on.
+    // An entry that another role replaces counts for that role from then on.
     memory.put(&key("a", "1"), b"{}", 0, 10, of(200, 4)).unwrap();
     memory.put(&key("a", "3"), &two, 0, 10, of(100, 4)).unwrap();
     assert_eq!(memory.recount(), [0, 6, 4, 2, 0]);
-    // What ends is given back in each way.
+    // Each way in which an entry ends gives its blocks back.
     memory.table().delete(&key("a", "2"), 0);
     memory.table().expire(10, |_| {});
     assert_eq!(memory.recount(), [0; 5]);
@@ -294,7 +294,7 @@ fn a_role_holds_no_more_than_its_share() {
     }
 }
 
-/// A table that is full says so, to a role that has room in its share.
+/// An error says that the table is full if the role has room in its quota.
 #[test]
 fn a_full_table_is_not_the_share_of_a_role() {
     let mut memory = Memory::new(4, 4);
@@ -305,7 +305,7 @@ fn a_full_table_is_not_the_share_of_a_role() {
     assert!(!memory.put(&key("b", "2"), b"{}", 0, 10, of(200, 1)).unwrap_err().quota);
 }
 
-/// The last holding is that of all roles for which there is none.
+/// The last holding belongs to all roles for which no other holding is free.
 #[test]
 fn roles_beyond_the_holdings_share_one() {
     let mut memory = Memory::new(16, 16);
@@ -315,7 +315,7 @@ fn roles_beyond_the_holdings_share_one() {
     memory.put(&key("b", "400"), b"{}", 0, 10, of(400, 2)).unwrap();
     assert!(memory.put(&key("b", "500"), b"{}", 0, 10, of(500, 2)).unwrap_err().quota);
     memory.put(&key("b", "200"), b"{}", 0, 10, of(200, 2)).expect("who has one keeps it");
-    // A holding that is free is the next role's.
+    // The next role takes a holding that is free.
     assert!(memory.table().delete(&key("a", "100"), 0));
     memory.put(&key("b", "500"), b"{}", 0, 10, of(500, 2)).unwrap();
     assert_eq!(memory.recount(), [0, 0, 1, 2, 2]);
@@ -323,8 +323,8 @@ fn roles_beyond_the_holdings_share_one() {
     assert!(memory.block_usages.iter().all(|h| *h == BlockUsage::default()));
 }
 
-/// A reading in pieces, between which entries change: what stays is read once, and what moved shows its last
-/// state.
+/// Entries change between the pieces of a reading. An entry that stays is read once, and an entry
+/// that moved shows its last state.
 #[test]
 fn an_entry_that_moves_during_a_reading_is_read_once() {
     let mut memory = Memory::new(5000, 5000);
@@ -381,11 +381,11 @@ fn a_process_lives_until_its_last_entry_has_ended() {
     assert_eq!(memory.ended_at("a", "u", 5), Some(4));
     put(&mut memory, "u", "1", 6, 10);
     assert_eq!(memory.ended_at("a", "u", 6), None, "it is there again");
-    // What has expired ends when somebody finds it so.
+    // An expired entry ends when it is found to have expired.
     assert_eq!(memory.ended_at("a", "u", 20), None);
     memory.table().expire(20, |_| {});
     assert_eq!(memory.ended_at("a", "u", 20), Some(20));
-    // Another process takes its place.
+    // Another process replaces the entry.
     put(&mut memory, "u", "1", 21, 30);
     put(&mut memory, "v", "1", 25, 35);
     assert_eq!((memory.ended_at("a", "u", 26), memory.ended_at("a", "v", 26)), (Some(25), None));
@@ -393,13 +393,13 @@ fn a_process_lives_until_its_last_entry_has_ended() {
     assert_eq!(memory.ended_at("a", "v", 27), Some(27));
     assert_eq!(memory.process(7, "a", None, 27), None, "without a uuid it is another");
     assert_eq!(memory.process(8, "a", Some("u"), 27), None, "and in another schema");
-    // What is forgotten with its schema was never there.
+    // A process that is forgotten with its schema was never heard.
     memory.table().forget_schema(1, 7, 25);
     assert_eq!(memory.process(7, "a", Some("u"), 30), None);
     assert!(memory.process(7, "a", Some("v"), 30).is_some(), "it was heard later");
 }
 
-/// A process whose puts are refused lives all the same.
+/// A process whose puts are refused lives nevertheless.
 #[test]
 fn a_put_that_has_no_room_is_a_sign_of_life() {
     let mut memory = Memory::new(4, 4);
@@ -409,14 +409,15 @@ fn a_put_that_has_no_room_is_a_sign_of_life() {
     memory.table().expire(10, |_| {});
     assert_eq!(memory.ended_at("a", "u", 14), None);
     assert_eq!(memory.ended_at("a", "u", 15), Some(15));
-    // So is what is ignored beside an entry of ours.
+    // A foreign put that is ignored beside a local entry is a sign of life, too.
     memory.put_as(Some("u"), &key("a", "1"), b"{}", (20, 30), OURS).unwrap();
     memory.put_as(Some("w"), &key("a", "1"), b"{}", (21, 31), Source::Foreign).unwrap();
     assert_eq!((memory.ended_at("a", "w", 30), memory.ended_at("a", "w", 31)), (None, Some(31)));
     assert!(memory.process(7, "a", Some("w"), 31).is_some_and(|process| process.foreign));
 }
 
-/// Where there is no room what has ended is forgotten, of the same schema first, and what lives never.
+/// If there is no room, a process that has ended is forgotten, first one of the same schema. A
+/// process that lives is never forgotten.
 #[test]
 fn memory_of_processes_is_bounded() {
     let mut memory = Memory::new(8, 8);
@@ -436,7 +437,7 @@ fn memory_of_processes_is_bounded() {
     assert_eq!(memory.ended_at("a", "98", 200), Some(102));
     assert_eq!(memory.process(7, "a", Some("1"), 200), None, "forgotten");
     assert_eq!(memory.process(9, "a", Some("other 1"), 200).and_then(|p| p.ended_at), Some(2));
-    // When all live, there is none for another.
+    // If all processes live, there is no room for another one.
     for n in 0..8 {
         let key = Key { schema: 7, ..key("b", "q") };
         let node = format!("b{n}");
@@ -448,7 +449,7 @@ fn memory_of_processes_is_bounded() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// By a role (0: one without a limit), or foreign.
+    /// A put by a role (0: a role without a limit). `None`: a foreign put.
     Put {
         node: u8,
         queue: u8,
@@ -477,20 +478,21 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the model knows of an entry: its state, its end, whose it is, and when it was put.
+/// What the model knows of an entry: its state, its deadline, its role (`None` if foreign), and the
+/// time of the put.
 type Known = (Vec<u8>, i64, Option<u32>, i64);
 
-/// The schema in which a node's entries are.
+/// Returns the schema of a node's entries.
 fn schema_of(node: &str) -> u32 {
     node.parse::<u32>().unwrap() % 2
 }
 
-/// The share of each role, in blocks.
+/// The quota of each role, in blocks.
 const MOST: usize = 5;
 
 proptest! {
-    /// The table is a map of bounded size: same contents as a BTreeMap after any steps, and no
-    /// block is lost or in two chains.
+    /// The table is a map of bounded size. After any steps it has the same contents as a BTreeMap,
+    /// and no block is lost or in two chains.
     #[test]
     fn behaves_as_a_bounded_map(steps in prop::collection::vec(step(), 1..200)) {
         let mut memory = Memory::new(8, 16);
@@ -518,7 +520,7 @@ proptest! {
                             }
                         }
                         Err(full) => {
-                            // Names, state and what is replaced are at most this.
+                            // The names and the state take at most this many blocks.
                             let needed = (state.len() + 8).div_ceil(BLOCK);
                             let shared = role.is_some_and(|r| r != 0) && held as usize + needed > MOST;
                             prop_assert!(!full.quota || shared, "{:?}", full);
@@ -568,7 +570,7 @@ proptest! {
             prop_assert_eq!(memory.usage(1, now).entries, wanted(false).len());
             prop_assert_eq!(memory.view().has_local(1, now), !wanted(true).is_empty());
 
-            // Each entry is counted for the process that put it, if that is remembered.
+            // Each entry is counted for the process that put it, if that process is remembered.
             for (i, process) in memory.processes.iter().enumerate() {
                 let own = |e: &&GossipEntry| e.blocks != 0 && e.process == i as u32 + 1;
                 prop_assert_eq!(process.entries(), memory.entries.iter().filter(own).count());
@@ -582,7 +584,8 @@ proptest! {
             let counted: Vec<u32> = memory.block_usages.iter().map(|h| h.blocks).collect();
             prop_assert_eq!(&counted, &memory.recount());
             prop_assert!(memory.foreign_blocks() as usize <= memory.blocks.len() / 2);
-            // No role holds more than its share, and those that count together no more than one.
+            // No role holds more than its quota. The roles that share a holding hold no more than
+            // one quota.
             let last = memory.block_usages.len() - 1;
             prop_assert!(counted[FIRST_ROLE as usize..].iter().all(|blocks| *blocks as usize <= MOST));
             for (i, block_usage) in memory.block_usages.iter().enumerate() {

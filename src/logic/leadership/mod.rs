@@ -1,35 +1,66 @@
-//! Members, and who of them leads: the tables that shared memory holds and the rules over them.
+//! Members and leaderships: the tables that shared memory holds, and the rules over them.
 //!
-//! An *electorate* is what has one leader: (database, schema, instance name). The schema is known by its oid, so
-//! that an electorate stays the same when the schema is renamed. A *seat* is the place of one in shared memory. Its *members* are processes that joined, bound to their session or to a lease that they
-//! renew; its *leadership* is a copy of its row in `<prefix>.oban_peers`. The row is the truth between nodes
-//! of every kind, the copy answers `oban_is_leader` without touching a table.
+//! An *electorate* is what has exactly one leader: (database, schema, instance name). An electorate
+//! holds the oid of the schema, so renaming the schema does not change the electorate.
+//!
+//! * A *seat* is the slot of an electorate in shared memory.
+//! * The *members* of an electorate are processes that joined. A member ends with its session, or
+//!   by a lease that it renews.
+//! * The *leadership* of an electorate is a copy, in the seat, of the leader's row in
+//!   `<prefix>.oban_peers`. The row is the truth between nodes of every kind. The copy answers
+//!   `oban_is_leader` without a read of the table.
 //!
 //! ```text
-//!                    elected (row committed)
-//!   vacant ───────────────────────────────────────▶ ours ──▶ renewed at half the lease, and so on
-//!     ▲  │                                           │
-//!     │  └── the row is another node's ──▶ foreign   ├── its member left, resigned or lapsed, or somebody
-//!     │                                      │       │   deleted the row: the row is deleted, `down` is
-//!     └──────── expired or deleted ◀─────────┘       │   sent and the next member elected, in one
-//!     ▲                                              │   transaction; held up while the row is fenced
-//!     └──────────── the row is no longer ours ◀──────┘
+//!                  (1) elected                  (2) renewed at half the lease, and so on
+//!    vacant ─────────────────────────────▶ local ──▶ local
+//!    ▲ ▲ │                                  │ │
+//!    │ │ │ (3) the row is a foreign node's  │ │ (5) the member left, resigned or lapsed,
+//!    │ │ └─────────▶ foreign                │ │     or a transaction deletes the row
+//!    │ │                │                   │ ▼
+//!    │ └────────────────┘                   │ ended ──▶ (6) local, foreign or vacant
+//!    │  (4) expired or deleted              │
+//!    └──────────────────────────────────────┘
+//!       (7) the renewal did not find the row
 //! ```
 //!
-//! Order, so that there are never two leaders: a leadership *begins* or is *renewed* in the table
-//! first and here after its commit; it *ends* here first (the member goes, or `ended` is set, before
-//! the commit of who deletes the row) and in the table after. What ends while a keeper's commit is on its way
-//! must not begin again with that: what the keeper tells is ignored if the seat has `changes` that it had not
-//! seen when it began. A keeper that dies between the two leaves a
-//! row of ours that nobody here knows of: `verdict::judge` adopts it when its member still lives and
-//! voids it otherwise.
+//! * (1) The keeper commits a row for a candidate. After the commit the keeper calls `record`.
+//! * (2) The keeper extends the row, and calls `record` after the commit.
+//! * (3) The keeper finds a foreign node's row, and calls `record`.
+//! * (4) The deadline in the copy passes, or a backend calls `row_changed` because its transaction
+//!   deletes the row. The keeper then holds an election. A backend whose transaction renews the row
+//!   calls `renewed`, and the leadership stays foreign.
+//! * (5) A backend calls `leave`, `resign` or, if its transaction deletes the row, `row_changed`
+//!   before the commit. A member lapses when its lease or the row's deadline passes: no function is
+//!   called.
+//! * (6) In one transaction the keeper deletes the row, sends `down` and elects the next member.
+//!   The keeper calls `record` after the commit, or `vacate` if the electorate has no candidate. A
+//!   transaction that fences the row holds up this transaction.
+//! * (7) The row was deleted, or has another holder. The keeper calls `vacate`, and plans again.
 //!
-//! Every question has a time: a member whose lease is over is none, whether or not anybody has cleared
-//! it away. A row's lease never exceeds its leased member's, so that both lapse at the same moment.
+//! `forget_schema` and `forget_database` clear seats in any state. A backend calls the former after
+//! it has dropped a schema, and so does the keeper that finds no schema. The coordinator calls the
+//! latter.
 //!
-//! Times here are readings of `pg::clock`, which nobody can set, unless a name or a comment says *wall*. The wall
-//! times of a row are compared with nothing but the row: what is left of its lease is judged once, when the keeper
-//! first sees the row (`verdict::time_left`), and from then on the deadline in the copy counts.
+//! The order of changes keeps two leaders from existing at the same time:
+//!
+//! * A leadership *begins* or is *renewed* in the table first, and in memory after the commit.
+//! * A leadership *ends* in memory first, and in the table afterwards. The member leaves, or
+//!   `ended` is set, before the transaction that deletes the row commits.
+//! * A leadership that ends while a keeper commits must not begin again with that commit. So the
+//!   keeper notes the seat's `changes` before its transaction, and `record` refuses the row if
+//!   `changes` differs by then.
+//! * A keeper that dies between its commit and `record` leaves a member's row of which memory has
+//!   no copy. `verdict::judge` adopts the row if its member still lives, and voids the row
+//!   otherwise.
+//!
+//! Every question is asked for a time. A process whose lease is over is not a member, whether or
+//! not a keeper has cleared its slot. The lease of a leased member's row never exceeds the member's
+//! lease, so both lapse at the same moment.
+//!
+//! Times here are readings of `pg::clock`, which nobody can set, in microseconds, unless a name or
+//! a comment says *wall*. The wall times of a row are compared with those of the row only. The time
+//! that is left of a row's lease is judged once, when the keeper first sees the row
+//! (`verdict::time_left`). From then on the deadline in the copy counts.
 
 pub mod foreign_write;
 mod plan;
@@ -40,251 +71,313 @@ pub use plan::{Candidate, Ended, LeadershipsView, Plan};
 
 use super::text::Text;
 
-/// Longest instance name and node name in bytes. They are texts in Oban, whose real values are module names and
-/// host names.
+/// Longest instance name, in bytes. Names are texts in Oban. Real names are names of modules.
 pub const MAX_NAME: usize = 127;
+/// Longest node name, in bytes. Node names are texts in Oban. Real node names are names of hosts.
 pub const MAX_NODE: usize = 255;
 
-/// Longest prefix in bytes: the name of a schema (NAMEDATALEN - 1).
+/// Longest prefix, in bytes: the longest name of a schema (NAMEDATALEN - 1).
 pub const MAX_PREFIX: usize = 63;
 
+/// The name of a node, as Oban writes it to `oban_peers`.
 pub type Node = Text<MAX_NODE>;
 
+/// What has exactly one leader. `database` 0 is a free slot of the tables below.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Electorate {
+    /// The oid of the database; 0 in a free slot.
     pub database: u32,
-    /// The schema of the table of leaders.
+    /// The oid of the schema of the table of leaders.
     pub schema: u32,
+    /// The name of the Oban instance.
     pub name: Text<MAX_NAME>,
 }
 
-/// A process that joined. `id` 0 is a free slot.
+/// A slot for a process that joined an electorate. `id` 0 is a free slot. The lock Leaderships
+/// guards the slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Member {
-    /// Never given twice, not over a restart of the server either.
+    /// The id of the member; 0 in a free slot. No id is given twice, not even over a restart of the
+    /// server.
     pub id: i64,
-    /// Its electorate, by the number of its seat.
+    /// The electorate of the member, as the number of its seat. 0 is the first seat.
     seat: u32,
-    /// The role that joined it, and that alone (with its members) may renew or end it.
+    /// The oid of the role that joined the member. Only this role, and the roles that act for it,
+    /// may renew or end the member.
     pub role: u32,
-    /// The backend that joined it: the one that it is bound to, unless it has a lease.
+    /// The pid of the backend that joined the member. A member without a lease is bound to this
+    /// backend.
     pub pid: i32,
+    /// The process number of the backend that waits for the keeper: the one that joined, resigned
+    /// or renewed the member last. `considered` says whether this backend waits. 0 is a valid
+    /// number.
     pub procno: i32,
-    /// When that backend began; with `pid` it tells backends apart for ever.
+    /// When the backend `pid` began, in microseconds of the wall clock. Together with `pid` this
+    /// tells the backend from all other backends of the server.
     pub session_began: i64,
-    /// 1 once the keeper has looked at this member since it joined, resigned or needed its row extended;
-    /// the backend `procno` waits for it.
+    /// 1: the keeper has dealt with the member since the member joined or resigned, stood up or
+    /// down, or asked for an extension of its row. 0: the backend `procno` waits for the keeper.
     considered: u32,
+    /// The name of the node that the member stands for.
     pub node: Node,
+    /// The clock reading at which the member joined, in microseconds.
     pub joined_at: i64,
-    /// The same by the wall clock, to be shown.
+    /// The wall time at which the member joined, in microseconds. Views show it.
     pub joined_at_wall: i64,
-    /// In microseconds; 0 for a member that is bound to its session.
+    /// The length of the member's lease, in microseconds; 0 for a member that is bound to its
+    /// session.
     pub lease: i64,
-    /// The end of its lease.
+    /// The clock reading at which the member's lease ends, in microseconds. Means nothing if
+    /// `lease` is 0.
     lease_ends: i64,
-    /// When it last stepped down; 0 for never. Who did so comes last in elections.
+    /// The clock reading at which the member last resigned, in microseconds; 0 for never. Elections
+    /// prefer members that never resigned, and then those that resigned earlier.
     resigned_at: i64,
-    /// 1: it does not stand for election.
+    /// 1: the member is an observer. 0: the member is a candidate.
     observes: u32,
 }
 
 impl Member {
-    /// Whether this backend joined it.
+    /// Returns whether this backend joined the member.
     pub fn is_of(&self, pid: i32, session_began: i64) -> bool {
         (self.pid, self.session_began) == (pid, session_began)
     }
 
-    /// Whether it stands for election.
+    /// Returns whether the member stands for election.
     pub fn is_candidate(&self) -> bool {
         self.observes == 0
     }
 
+    /// Returns whether the slot holds a member whose lease, if it has one, is not over at `now`.
     pub fn is_live(&self, now: i64) -> bool {
         self.id != 0 && self.lease_ends().is_none_or(|ends| now < ends)
     }
 
-    /// When its lease ends; `None` for a member that is bound to its session.
+    /// Returns the end of the member's lease. `None`: the member is bound to its session.
     pub fn lease_ends(&self) -> Option<i64> {
         (self.lease != 0).then_some(self.lease_ends)
     }
 }
 
-/// The lease that a row of oban_peers grants.
+/// The lease that a row of `oban_peers` grants, as memory knows it. The lock Leaderships guards the
+/// leases in seats.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lease {
-    /// The table that has the row.
+    /// The oid of the table that has the row; 0 where a caller passes on a row without its table.
     pub table: u32,
-    /// 0 when the row has none (a foreign node wrote it before the table had its triggers).
+    /// The term of the row; 0 if the row has no term, because a foreign node wrote it before the
+    /// table had the triggers of `oban_install`.
     pub term: i64,
-    /// The row's own times, by the wall clock.
+    /// The column started_at of the row, in microseconds of the wall clock.
     pub started_at: i64,
+    /// The column expires_at of the row, in microseconds of the wall clock.
     pub expires_at: i64,
-    /// When it ends, unless it is renewed. Of a member's row in a table that is not guarded: how long memory believes
-    /// it without another look.
+    /// The clock reading at which the lease ends unless it is renewed, in microseconds. If the row
+    /// is a member's and its table is not guarded, memory believes the row until then without
+    /// another look.
     pub deadline: i64,
-    /// Triggers tell of what others do to the row.
+    /// Whether the table has triggers that tell memory of changes by other transactions.
     pub guarded: bool,
 }
 
-/// How long memory believes the row of a member without another look, if no trigger tells of its end. In microseconds.
+/// How long memory believes a member's row without another look if no trigger tells of the row's
+/// end, in microseconds.
 pub const UNGUARDED_TRUST: i64 = 2_000_000;
 
 impl Lease {
-    /// Whether a row with these times is the one that this lease was read from: it was not renewed or replaced.
+    /// Returns whether the lease was read from a row with this term and these times. False: the row
+    /// was renewed or replaced since.
     pub fn is_of(&self, term: i64, started_at: i64, expires_at: i64) -> bool {
         (self.term, self.started_at, self.expires_at) == (term, started_at, expires_at)
     }
 }
 
-/// The copy of one row of oban_peers. `used` 0 is none.
+/// The copy of one leader's row. `used` 0 is no copy. The lock Leaderships guards the copy.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Leadership {
+    /// 1: the seat has a copy of a row. 0: the seat has none, and the other fields mean nothing.
     used: u32,
-    /// 1: it is over, though its member lives and its lease runs: the member resigned, or somebody
-    /// deletes the row.
+    /// 1: the leadership is over, although its member lives and its lease runs. The member has
+    /// resigned, or a transaction deletes the row. 0: member and lease decide.
     ended: u32,
-    /// 1: the table may have changed; the next renewal will tell.
+    /// 1: the table may have changed, or the row may show wrong times. The keeper renews the row at
+    /// once, and so finds out. 0: the keeper renews the row when that is due.
     recheck: u32,
-    /// The leading member, or 0 when the row is another node's; and the slot that it was in.
+    /// The id of the leading member; 0 if the row is a foreign node's.
     pub member: i64,
+    /// The slot of the leading member; 0 is the first slot. Means nothing if `member` is 0.
     slot: u32,
+    /// The node of the row.
     pub node: Node,
+    /// The lease of the row.
     pub lease: Lease,
-    /// When the keeper looks at the row again, even if its lease runs longer.
+    /// The clock reading at which the keeper looks at the row again, even if the lease runs longer,
+    /// in microseconds. 0: at once.
     look_at: i64,
 }
 
-/// The place of an electorate that has members or a leadership. `electorate.database` 0 is a free one.
+/// The slot of an electorate that has members or a leadership. `electorate.database` 0 is a free
+/// seat. The lock Leaderships guards the seat.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seat {
+    /// The electorate that has the seat.
     pub electorate: Electorate,
+    /// The copy of the leader's row.
     leadership: Leadership,
-    /// When the last leadership ended, as long as there is no other; 0 if there was none.
+    /// The clock reading at which the last leadership ended, in microseconds, while no other has
+    /// begun; 0 if there was none, or one holds now.
     vacant_since: i64,
-    /// The member that stepped down last, and when, as long as nobody else has led since.
+    /// The id of the member that resigned last, while nobody else has led since; 0 for no such
+    /// member.
     resigned: i64,
+    /// The clock reading at which `resigned` resigned, in microseconds; 0 for no such member.
     resigned_at: i64,
-    /// Counts what others than the keeper do to the leadership.
+    /// The number of events that may make a keeper's `record` stale: joins, resignations, and
+    /// changes of the row or its table by others than the keeper. The number wraps around.
     changes: u32,
-    /// Of those that were recorded here.
+    /// The greatest term that was recorded in the seat; 0 before the first.
     greatest_term: i64,
 }
 
-/// What somebody who is no keeper did to an electorate's row.
+/// What a transaction of others than the keeper did to an electorate's row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowChange {
-    /// There is one with this term (0 for none), or its lease is shorter now.
+    /// The electorate has a new row, with this term (0 for none), or the row's lease is shorter
+    /// now.
     Written(i64),
-    /// The one with this term was deleted.
+    /// The row with this term was deleted.
     Deleted(i64),
 }
 
-/// What the keeper has told, or that it was too late.
+/// The result of `Leaderships::record`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
-    /// What was known before, and for how long there was no leader, if there had been one.
+    /// Memory has the row now. `before` is the copy that memory had before, if any. `without` is
+    /// for how long the electorate had no leader, in microseconds; `None` if there was no leader
+    /// before, or the leader is the same.
     After { before: Option<Leadership>, without: Option<i64> },
-    /// Something else has happened meanwhile: read the row again.
+    /// Other changes came in between, and memory does not have the row. The keeper has to read it
+    /// again.
     Stale,
 }
 
-/// What a process that wants to join says of itself.
+/// The arguments of `Leaderships::join`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Joining {
+    /// The id for the new member, which was never given before.
     pub id: i64,
+    /// The electorate that the process joins.
     pub electorate: Electorate,
+    /// The name of the node that the process stands for.
     pub node: Node,
+    /// The oid of the role that joins.
     pub role: u32,
+    /// The pid of the joining backend.
     pub pid: i32,
+    /// The process number of the joining backend.
     pub procno: i32,
+    /// When the joining backend began, in microseconds of the wall clock.
     pub session_began: i64,
-    /// In microseconds; 0 to be bound to the session.
+    /// The length of the lease, in microseconds; 0 binds the member to the session.
     pub lease: i64,
-    /// Whether it is to stand for election. `None` is for the rule: yes, unless a foreign node has led the name.
+    /// Whether the member stands for election. `None`: the rule decides. By the rule the member
+    /// stands, unless a foreign node has led the name.
     pub candidate: Option<bool>,
-    /// A foreign node's row of the name is in the table.
+    /// Whether the table has a foreign node's row of the name.
     pub foreign_leads: bool,
-    /// The time by the wall clock, to be shown.
+    /// The wall time, in microseconds. Views show it.
     pub wall: i64,
-    /// The most members that its role may have; `None` for no limit.
+    /// The most live members that the role may have; `None` for no limit.
     pub share: Option<usize>,
 }
 
+/// Why a process can't join.
 #[derive(Debug, PartialEq, Eq)]
 pub enum JoinError {
-    /// A live member of this node and name: its id, its backend, the role that joined it and the end of
-    /// its lease.
+    /// The name has a live member of this node: its id, the pid of its backend, the role that
+    /// joined it, and the end of its lease (`None` without a lease).
     Taken { member: i64, pid: i32, role: u32, lease_ends: Option<i64> },
-    /// The session has joined the name as this node, and is to be another one without a lease, too.
+    /// The session is already a session-bound member of the name, as this node. The session asks to
+    /// be another node of the name, without a lease as well.
     OtherNode { node: Node },
-    /// Every slot is in use.
+    /// Every slot for a member, or every seat, is in use.
     Full,
-    /// Its role has as many members as its share allows.
+    /// The role has as many live members as it may have.
     ShareUsed,
 }
 
-/// What a process that joined is now.
+/// The result of `Leaderships::join`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Joined {
+    /// The id of the member.
     pub id: i64,
-    /// It does not stand for election, though that was not asked for: a foreign node has led the name.
+    /// The member does not stand for election, although the caller did not ask for that: a foreign
+    /// node has led the name.
     pub yields: bool,
-    /// It was a member already.
+    /// The process was a member already.
     pub again: bool,
 }
 
-/// What a renewal did.
+/// The result of `Leaderships::renew`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Renewed {
-    /// Its term, when the member leads.
+    /// The term that the member holds; `None` if the member does not lead.
     pub term: Option<i64>,
-    /// Half of the leadership's lease is over: the keeper has to extend the row.
+    /// Half of the leadership's lease is over, so the keeper has to extend the row.
     pub due: bool,
 }
 
-/// The tables of shared memory, under their lock, which is held exclusively.
+/// The tables of members and seats, to change them. The lock Leaderships is held exclusively as
+/// long as this struct exists.
 pub struct Leaderships<'a> {
+    /// The slots for members.
     pub members: &'a mut [Member],
+    /// The slots for electorates.
     pub seats: &'a mut [Seat],
-    /// Names whose last leadership ended without an announcement, as NOTIFY's queue was full. Database 0 is free.
+    /// Electorates whose last leadership ended without an announcement, because NOTIFY's queue was
+    /// full. Database 0 is a free slot.
     pub unannounced: &'a mut [Electorate],
-    /// Names that foreign nodes have led since the server's start, the oldest first, without a gap. Database 0 is
-    /// free.
+    /// Electorates that foreign nodes have led since the server's start, the oldest first, without
+    /// a gap between them. Database 0 is a free slot.
     pub foreign: &'a mut [Electorate],
 }
 
-/// The most names of one schema that memory knows foreign nodes to have led. Fleets have few.
+/// The most names of one schema of which memory keeps that a foreign node has led them. Fleets have
+/// few names.
 pub const FOREIGN_NAMES: usize = 16;
 
 impl Leadership {
-    /// As a member holds it from `now` on.
+    /// Returns the copy of a member's row, as it holds from `now` on. If the table is not guarded,
+    /// the keeper looks at the row again after half of the time until the deadline.
     pub fn local(leader: &Candidate, lease: Lease, now: i64) -> Self {
         let (member, slot, node) = (leader.member, leader.slot, leader.node);
         let look_at = if lease.guarded { lease.deadline } else { now + (lease.deadline - now) / 2 };
         Self { used: 1, ended: 0, recheck: 0, member, slot, node, lease, look_at }
     }
 
-    /// As a foreign node holds it. The keeper looks at the row again at `look_at` at the latest.
+    /// Returns the copy of a foreign node's row. The keeper looks at the row again at `look_at` or
+    /// at the lease's deadline, whichever comes first.
     pub fn foreign(node: Node, lease: Lease, look_at: i64) -> Self {
         Self { used: 1, node, lease, look_at: look_at.min(lease.deadline), ..Self::default() }
     }
 
+    /// Returns whether the leader is a member. False: it is a foreign node.
     pub fn is_local(&self) -> bool {
         self.member != 0
     }
 }
 
 impl Seat {
+    /// Applies a change by others than the keeper to the seat: see `Leaderships::row_changed`.
     fn row_changed(&mut self, change: RowChange, now: i64) {
         self.changes = self.changes.wrapping_add(1);
         if matches!(change, RowChange::Written(_)) {
-            // Others have their turn.
+            // Another node has its turn now, so the member that resigned may stand again.
             (self.resigned, self.resigned_at) = (0, 0);
         }
         let was = self.leadership;
@@ -305,12 +398,14 @@ impl Seat {
 }
 
 impl Leaderships<'_> {
+    /// Returns the tables for reading.
     pub fn view(&self) -> LeadershipsView<'_> {
         LeadershipsView { members: self.members, seats: self.seats }
     }
 
-    /// Adds a member. The same backend joining again in the same way gets the id that it has. `replace` is
-    /// the one member whose place may be taken: the caller has tested that its role allows that.
+    /// Adds a member. If the same backend joins again with the same role, node and kind of lease,
+    /// the member keeps its id. `replace` is the id of the one member whose slot the new member may
+    /// take. The caller has tested that its role may replace that member.
     pub fn join(&mut self, new: &Joining, replace: Option<i64>, now: i64) -> Result<Joined, JoinError> {
         let yields = new.candidate.is_none() && (new.foreign_leads || self.foreign_has_led(&new.electorate));
         let observes = u32::from(yields || new.candidate == Some(false));
@@ -324,7 +419,7 @@ impl Leaderships<'_> {
             {
                 let member = &mut self.members[slot];
                 (member.lease, member.lease_ends) = (new.lease, now.saturating_add(new.lease));
-                // What it is stays as it is, unless it says otherwise.
+                // The member stays a candidate or an observer, unless the call asks for the other.
                 if let Some(candidate) = new.candidate.filter(|candidate| *candidate != old.is_candidate()) {
                     self.change_candidacy(slot, candidate, new.procno, now);
                 }
@@ -336,7 +431,8 @@ impl Leaderships<'_> {
             }
         }
         let replaced = old.map(|(slot, _)| slot);
-        // Two nodes that live as long as one session are one process, or many processes that share the session.
+        // A session-bound node stands for the process behind its session. Two such nodes of one
+        // session would be one process, or several processes that share the session.
         if let Some(seat) = seat.filter(|_| new.lease == 0) {
             let bound_here = |m: &Member| m.lease == 0 && m.is_of(new.pid, new.session_began);
             let other =
@@ -353,7 +449,8 @@ impl Leaderships<'_> {
             }
         }
         let seat = seat.or_else(|| self.free_seat(now)).ok_or(JoinError::Full)?;
-        // What a lapsed member leaves is free: the seat's leadership tells members apart by their ids.
+        // The slot of a lapsed member is free. The seat's leadership names its member by id, so a
+        // new member in the slot is not taken for the leader.
         let free = replaced.or_else(|| self.members.iter().position(|m| !m.is_live(now)));
         let slot = free.ok_or(JoinError::Full)?;
         if let Some(slot) = replaced {
@@ -364,7 +461,8 @@ impl Leaderships<'_> {
             self.seats[seat].electorate = new.electorate;
         }
         let place = &mut self.seats[seat];
-        // A row that is there, or is being read, may be this very member's, from before a restart: to be judged anew.
+        // The row that the table has, or that the keeper is reading, may be this member's own, from
+        // before a restart. The keeper has to judge that row anew.
         place.changes = place.changes.wrapping_add(1);
         if !place.leadership.is_local() && place.leadership.node == new.node {
             place.leadership = Leadership::default();
@@ -388,8 +486,9 @@ impl Leaderships<'_> {
         Ok(Joined { id: new.id, yields, again: false })
     }
 
-    /// A member that did not say whether it is to stand for election no longer does, if a foreign node has led the name by
-    /// now and it does not lead itself. Whether that is so.
+    /// Makes a member an observer if the member did not say whether it stands for election, a
+    /// foreign node has led the name by now, and the member itself does not lead. Returns whether
+    /// it did so. The caller asks only for members that did not say.
     pub fn yields(&mut self, id: i64, procno: i32, now: i64) -> bool {
         let Some((slot, member)) = self.view().member(id, now) else { return false };
         let seat = member.seat as usize;
@@ -401,8 +500,8 @@ impl Leaderships<'_> {
         yields
     }
 
-    /// A member stands for election from now on, or no longer. One that leads steps down; what a keeper tells of it
-    /// meanwhile is to be read again.
+    /// Makes a member a candidate or an observer. A leading member that becomes an observer steps
+    /// down. Records that the keeper makes at the same time become stale.
     fn change_candidacy(&mut self, slot: usize, candidate: bool, procno: i32, now: i64) {
         let id = self.members[slot].id;
         if !candidate {
@@ -413,12 +512,14 @@ impl Leaderships<'_> {
         let seat = &mut self.seats[member.seat as usize];
         seat.changes = seat.changes.wrapping_add(1);
         if candidate && seat.resigned == id {
-            // It says that it is to lead.
+            // The member asks to lead, so it need not let others go first.
             (seat.resigned, seat.resigned_at) = (0, 0);
         }
     }
 
-    /// Notes that a foreign node leads a name. Of too many names of a schema, or of all, the oldest is forgotten.
+    /// Notes that a foreign node leads a name. If the schema has too many such names, or the table
+    /// is full, the oldest name goes. Calls that name no instance, or a name that is known, change
+    /// nothing.
     pub fn foreign_leads(&mut self, electorate: &Electorate) {
         if electorate.name.as_str().is_empty() || self.foreign_has_led(electorate) {
             return;
@@ -429,7 +530,7 @@ impl Leaderships<'_> {
             (0..used).filter(|n| (self.foreign[*n].database, self.foreign[*n].schema) == schema);
         let oldest = of_schema.next();
         let over = oldest.filter(|_| of_schema.count() + 1 >= FOREIGN_NAMES);
-        // When there is no room, a database with more than its share gives way first.
+        // When the table is full, a database that has more than a quarter of it gives way first.
         let full = used == self.foreign.len() && used > 0;
         let of_database = self.foreign[..used].iter().filter(|e| e.database == electorate.database).count();
         let greedy = full && of_database > used / 4;
@@ -447,17 +548,20 @@ impl Leaderships<'_> {
         }
     }
 
-    /// Whether a foreign node has led a name since the server's start, as far as memory knows.
+    /// Returns whether a foreign node has led a name since the server's start, as far as memory
+    /// knows.
     pub fn foreign_has_led(&self, electorate: &Electorate) -> bool {
         electorate.database != 0 && self.foreign.contains(electorate)
     }
 
-    /// The schemas of a database that have such names.
+    /// Returns the schemas of a database that have names which foreign nodes have led, one for each
+    /// name.
     pub fn foreign_schemas(&self, database: u32) -> Vec<u32> {
         let own = self.foreign.iter().filter(|e| database != 0 && e.database == database);
         own.map(|e| e.schema).collect()
     }
 
+    /// Takes all names for which `gone` is true out of `foreign`, and closes the gaps.
     fn forget_foreign(&mut self, gone: impl Fn(&Electorate) -> bool) {
         let mut kept = 0;
         for n in 0..self.foreign.len() {
@@ -469,7 +573,8 @@ impl Leaderships<'_> {
         }
     }
 
-    /// A seat that nobody has; else one whose members have all lapsed, which no keeper has cleared away yet.
+    /// Returns a free seat. If no seat is free, returns one without a leadership whose members have
+    /// all lapsed: no keeper has cleared it yet. `None`: every seat is in use.
     fn free_seat(&self, now: i64) -> Option<usize> {
         let free = self.seats.iter().position(|s| s.electorate.database == 0);
         free.or_else(|| {
@@ -479,7 +584,8 @@ impl Leaderships<'_> {
         })
     }
 
-    /// Ends a membership; its leadership, if any, has ended with it.
+    /// Ends a membership. A leadership of the member ends with it. Returns the electorate and the
+    /// member as it was; `None` if there is no live member with this id.
     pub fn leave(&mut self, id: i64, now: i64) -> Option<(Electorate, Member)> {
         let (slot, _) = self.view().member(id, now)?;
         self.gone(slot, now);
@@ -487,7 +593,7 @@ impl Leaderships<'_> {
         Some((self.seats[member.seat as usize].electorate, member))
     }
 
-    /// Notes that a leadership of the member in this slot, if any, has no leader from now on.
+    /// Notes, if the member in this slot leads, that its electorate has no leader from `now` on.
     fn gone(&mut self, slot: usize, now: i64) {
         let seat = self.members[slot].seat as usize;
         if self.view().held(seat, now).is_some_and(|(l, _)| l.slot as usize == slot) {
@@ -495,8 +601,8 @@ impl Leaderships<'_> {
         }
     }
 
-    /// A member's heartbeat: its lease begins anew. `None` when it is no member any more. `procno` is the
-    /// backend that waits for the row to be extended, if that is due.
+    /// Extends the lease of a member from `now` on. `procno` is the backend that waits for the
+    /// keeper if the row is due to be extended. `None`: there is no live member with this id.
     pub fn renew(&mut self, id: i64, procno: i32, now: i64) -> Option<Renewed> {
         let (slot, _) = self.view().member(id, now)?;
         let member = &mut self.members[slot];
@@ -511,8 +617,8 @@ impl Leaderships<'_> {
         Some(Renewed { term, due })
     }
 
-    /// Steps down: whether it led. `None` when it is no member. `procno` is the backend that waits for the
-    /// election of another.
+    /// Steps down. Returns whether the member led; `None` if there is no live member with this id.
+    /// `procno` is the backend that waits for the election of another member.
     pub fn resign(&mut self, id: i64, procno: i32, now: i64) -> Option<bool> {
         let (slot, _) = self.view().member(id, now)?;
         let number = self.members[slot].seat as usize;
@@ -528,17 +634,18 @@ impl Leaderships<'_> {
         Some(true)
     }
 
-    /// Somebody who is no keeper has changed the electorate's row, or is about to: what is known of a foreign
-    /// leader must be read anew, and a leadership of ours is over whose row is deleted, or that has a successor (in
-    /// another table of that name, say).
+    /// Notes that a transaction of others than the keeper has changed the electorate's row, or is
+    /// about to commit such a change. A foreign leader's copy is dropped, because the keeper has to
+    /// read the row anew. A local leadership is over if its row is deleted, or if the row has a
+    /// successor with a greater term (in another table of that name, for instance).
     pub fn row_changed(&mut self, electorate: &Electorate, change: RowChange, now: i64) {
         if let Some(seat) = self.view().seat(electorate) {
             self.seats[seat].row_changed(change, now);
         }
     }
 
-    /// A foreign node has renewed its row, which now has this lease: memory knows its deadline at once, whatever the
-    /// wall clock shows when the keeper looks at the row.
+    /// Notes the lease of a row that a foreign node has renewed. Memory knows the deadline at once,
+    /// whatever the wall clock shows when the keeper looks at the row.
     pub fn renewed(&mut self, electorate: &Electorate, lease: Lease) {
         let Some(seat) = self.view().seat(electorate) else { return };
         let seat = &mut self.seats[seat];
@@ -552,8 +659,8 @@ impl Leaderships<'_> {
         }
     }
 
-    /// Tables may have been altered or replaced: what is known of every leader of a database, or of one table only, is
-    /// to be read anew.
+    /// Has the keeper read rows anew, because tables may have been altered or replaced: the rows of
+    /// all leaders of a database, or of those in one table.
     pub fn require_recheck(&mut self, database: u32, table: Option<u32>) {
         let concerns = |s: &&mut Seat| {
             s.electorate.database == database && table.is_none_or(|table| s.leadership.lease.table == table)
@@ -563,29 +670,32 @@ impl Leaderships<'_> {
             if seat.leadership.is_local() {
                 seat.leadership.recheck = 1;
             } else {
-                // The copy stays: a row that turns out to be the same keeps its deadline.
+                // The copy stays. If the row turns out to be the same, it keeps its deadline.
                 seat.leadership.look_at = 0;
             }
         }
     }
 
-    /// The wall times in the rows of a database's members are wrong: each is to be renewed at once.
+    /// Has the keeper renew the rows of all members of a database at once, because their wall times
+    /// are wrong.
     pub fn renew_all(&mut self, database: u32) {
         let own = self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database);
         own.filter(|s| s.leadership.is_local()).for_each(|s| s.leadership.recheck = 1);
     }
 
-    /// As `row_changed` for all names of a schema, with all rows deleted.
+    /// Does what `row_changed` does when a row is deleted, for all names of a schema.
     pub fn rows_truncated(&mut self, database: u32, schema: u32, now: i64) {
         self.rows_gone(database, |seat| seat.electorate.schema == schema, now);
     }
 
-    /// As `row_changed` for all names whose row is in a table, with all rows deleted: it was dropped, renamed or moved
-    /// to another schema.
+    /// Does what `row_changed` does when a row is deleted, for all names whose row is in a table.
+    /// The table was dropped, renamed or moved to another schema.
     pub fn table_gone(&mut self, database: u32, table: u32, now: i64) {
         self.rows_gone(database, |seat| seat.leadership.lease.table == table, now);
     }
 
+    /// Does what `row_changed` does when a row is deleted, for all seats of a database for which
+    /// `is_gone` is true.
     fn rows_gone(&mut self, database: u32, is_gone: impl Fn(&Seat) -> bool, now: i64) {
         for seat in self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database) {
             if is_gone(seat) {
@@ -594,16 +704,18 @@ impl Leaderships<'_> {
         }
     }
 
-    /// A table of leaders of these schemas may go, and memory may not know that rows were just written to it: what a keeper tells of
-    /// a name that has no copy of a row is to be read again.
+    /// Makes the keeper's records stale for names of these schemas of which memory has no copy.
+    /// Their table of leaders may go, and memory may not know yet that the keeper has just written
+    /// rows to it. The keeper reads such rows again.
     pub fn invalidate_records(&mut self, database: u32, is_concerned: impl Fn(u32) -> bool) {
         let own = self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database);
         own.filter(|s| s.leadership.used == 0 && is_concerned(s.electorate.schema))
             .for_each(|s| s.changes = s.changes.wrapping_add(1));
     }
 
-    /// A schema was dropped: its members and leaderships end. Puts backends of these members that wait for an
-    /// election into `waiting`, as many as fit, and returns how many. Allocates nothing.
+    /// Ends the members and the leaderships of a schema that was dropped. Puts the process numbers
+    /// of backends that wait for an election of these members into `waiting`, as many as fit, and
+    /// returns how many they are. Allocates nothing.
     pub fn forget_schema(&mut self, database: u32, schema: u32, waiting: &mut [i32]) -> usize {
         let (seats, mut count) = (&*self.seats, 0);
         let gone = |e: &Electorate| database != 0 && (e.database, e.schema) == (database, schema);
@@ -622,7 +734,8 @@ impl Leaderships<'_> {
         count
     }
 
-    /// Notes that the end of a leadership is still to be announced. False when there is no room for that.
+    /// Notes that the end of a leadership is still to be announced. Returns false if the table is
+    /// full.
     pub fn add_unannounced(&mut self, electorate: &Electorate) -> bool {
         if self.unannounced.contains(electorate) {
             return true;
@@ -632,20 +745,21 @@ impl Leaderships<'_> {
         true
     }
 
-    /// Notes that it was announced, or need not be.
+    /// Notes that the end of an electorate's last leadership was announced, or need not be.
     pub fn announced(&mut self, electorate: &Electorate) {
         self.unannounced.iter_mut().filter(|e| *e == electorate).for_each(|e| *e = Electorate::default());
     }
 
-    /// The names of a database whose last leadership ended without an announcement.
+    /// Returns the electorates of a database whose last leadership ended without an announcement.
     pub fn unannounced(&self, database: u32) -> Vec<Electorate> {
         self.unannounced.iter().filter(|e| database != 0 && e.database == database).copied().collect()
     }
 
-    /// Notes what the table says after a commit: a row of a member of ours, or of a foreign node. `seen` are the
-    /// `changes` from before the transaction.
+    /// Notes which row the keeper has found or written, after the keeper's commit. `seen` is the
+    /// seat's `changes` from before the transaction. Returns `Stale`, and notes nothing, if the
+    /// seat has other `changes` by now or is gone.
     pub fn record(&mut self, electorate: &Electorate, row: Leadership, seen: u32, now: i64) -> Recorded {
-        // Without a seat its last member has left and the electorate was forgotten meanwhile.
+        // Without a seat the last member has left, and the electorate was forgotten meanwhile.
         let Some(number) = self.view().seat(electorate) else { return Recorded::Stale };
         let seat = &mut self.seats[number];
         if seat.changes != seen {
@@ -658,11 +772,11 @@ impl Leaderships<'_> {
             since => Some(since),
         };
         if row.member != seat.resigned {
-            // Others have had their turn.
+            // Another node has its turn now, so the member that resigned may stand again.
             (seat.resigned, seat.resigned_at) = (0, 0);
         }
         (seat.leadership, seat.greatest_term) = (row, seat.greatest_term.max(row.lease.term));
-        // It may have ended while it was elected or renewed.
+        // The leadership may have ended while the keeper elected or renewed it.
         let ended = row.is_local() && self.view().leader(&row, number, now).is_none();
         if !ended {
             self.seats[number].vacant_since = 0;
@@ -670,8 +784,8 @@ impl Leaderships<'_> {
         Recorded::After { before, without: since.map(|since| now.saturating_sub(since).max(0)) }
     }
 
-    /// Notes that the electorate has no leader that we know of; who was known before. The seat goes with the
-    /// last member.
+    /// Notes that the electorate has no leader that memory knows of. Returns the copy that memory
+    /// had, if any. Frees the seat if the electorate has no live member.
     pub fn vacate(&mut self, electorate: &Electorate, now: i64) -> Option<Leadership> {
         let number = self.view().seat(electorate)?;
         let seat = &mut self.seats[number];
@@ -685,7 +799,8 @@ impl Leaderships<'_> {
         before
     }
 
-    /// Frees a seat, with those of its members that are left, so that they are never found in another's.
+    /// Frees a seat. Frees the slots of its remaining members too, so that no other electorate that
+    /// takes the seat finds them.
     fn clear_seat(&mut self, number: usize) {
         self.seats[number] = Seat::default();
         for m in self.members.iter_mut().filter(|m| m.id != 0 && m.seat as usize == number) {
@@ -693,7 +808,8 @@ impl Leaderships<'_> {
         }
     }
 
-    /// Marks the electorate's members as having been through an election; the backends to wake.
+    /// Marks that the keeper has dealt with the members of the electorate. Returns the process
+    /// numbers of the backends that waited for it, which the caller wakes.
     pub fn mark_considered(&mut self, electorate: &Electorate) -> Vec<i32> {
         let Some(seat) = self.view().seat(electorate) else { return Vec::new() };
         let waiting = |m: &&mut Member| m.id != 0 && m.considered == 0 && m.seat as usize == seat;
@@ -707,7 +823,8 @@ impl Leaderships<'_> {
             .collect()
     }
 
-    /// Forgets who joined in a database before that time: it or its extension was dropped.
+    /// Forgets the members that joined in a database before the clock reading `before`, and all of
+    /// its leaderships. The database, or its extension, was dropped.
     pub fn forget_database(&mut self, database: u32, before: i64) {
         for number in 0..self.seats.len() {
             if self.seats[number].electorate.database != database || database == 0 {

@@ -1,41 +1,47 @@
-//! Which executing jobs no live process runs. The rules name no job that a live process runs, as long as
-//! processes keep to these:
+//! Finds executing jobs that no live process runs. The rules name no job that a live process runs,
+//! as long as processes keep to these conditions:
 //!
-//! 1. A process has a node and a uuid, and writes both to `attempted_by`. It gossips with that uuid as long
-//!    as it lives, without a silence as long as the grace, and its puts arrive in their order.
-//! 2. A process that gossips `running` for a queue lists there each job of it from, at the latest, a grace
-//!    after the attempt began, until the job's completion is committed, or no more than a grace less.
+//! 1. A process has a node and a uuid, and writes both to `attempted_by`. The process gossips with
+//!    this uuid as long as it lives, without a silence as long as the grace. Its puts arrive in
+//!    their order.
+//! 2. A process that gossips `running` for a queue lists each job of the queue there. The job is
+//!    listed from, at the latest, a grace after the attempt began. The job stays listed until its
+//!    completion is committed, or until at most a grace before that.
 //!
-//! **Gone.** A process that has gossiped has ended: the last of its entries was deleted, has expired, or
-//! another process has taken its place. If it has not been heard again for a grace, its jobs are orphans,
-//! except those that it fetched since: each of them is a sign of life. It is called *restarted* when the
-//! node's queue is gossiped by another process. Silence says nothing about a process that was never heard, or
-//! that was forgotten: its jobs are of an *unknown* process, and nobody knows whether that lives. All of that
-//! is new knowledge after each start of the server.
+//! **Gone.** A process that has gossiped has ended: its last entry was deleted, has expired, or
+//! another process has replaced it. If the process is not heard again for a grace, its jobs are
+//! orphans. A job that the process fetched later is a sign of life, so the grace counts from the
+//! fetch. The reason is *restarted* if another process gossips the node's queue. Silence says
+//! nothing about a process that was never heard, or that was forgotten. The jobs of such a process
+//! are of an *unknown* process, and nobody knows whether it lives. All this knowledge is lost when
+//! the server restarts.
 //!
-//! **Not running.** A process lives, but does not list the job, whose fetch it never got the answer of. One
-//! look is not enough: the job may have ended and its completion be on its way. So the first look only notes
-//! the job as a suspect (`Suspects`), if the put that lacks it was made a grace after the attempt began or
-//! later. A later look names the job, if a put that was made a grace after the first look or later lacks it
-//! as well, and the first put was late enough by the grace of this look. A live process would have listed the
-//! job by the first of the two puts (2), so at that time the job had ended; then its completion would be
-//! committed by the second put (2), and the row would say so.
+//! **Not running.** A process lives, but does not list the job, because the process never got the
+//! answer to its fetch. One look is not enough: the job may have ended, and its completion may be
+//! on its way. So the first look only notes the job as a suspect (`Suspects`), if the put that
+//! lacks the job was made a grace after the attempt began or later. A later look names the job on
+//! two conditions. A put that was made a grace after the first look or later lacks the job as well,
+//! and the first put was late enough by the grace of this look. A live process would have listed
+//! the job by the first of the two puts (2), so the job had ended at that time. Then its completion
+//! would be committed by the second put (2), and the row would say so.
 //!
-//! **The order of reading.** Gossip is read first, then the rows, by a snapshot that is taken after that. So
-//! a row that is executing was so when the put was made that lacks its job. The other way round a job that
-//! ends in between would look like an orphan.
+//! **The order of reading.** Gossip is read first, and then the rows, by a snapshot that is taken
+//! after that. So a row that is executing was executing when the put that lacks its job was made.
+//! In the other order, a job that ends in between would look like an orphan.
 //!
-//! **What is heard by NOTIFY** may be missed: the relay does not listen, is stopped, or has no room. A
-//! foreign process has ended only if the relay has listened without a gap since it was heard last
-//! (`Coverage::since`), and has been through all that was sent until a grace after the end (`Coverage::at`). A put of
-//! it counts as made now only if the relay has been through all that was sent since (it may be late), and
-//! only if it is so short that nobody can have shortened it to fit into a notification.
+//! **Gossip by NOTIFY** may be missed: the relay does not listen, is stopped, or has no room. The
+//! rules take a foreign process for ended only on two conditions. The relay has listened without a
+//! gap since the process was heard last (`Coverage::since`), and has read all that was sent until a
+//! grace after the end (`Coverage::at`). A foreign put counts as made now only if the relay has read all
+//! that was sent until the put, because the relay may be late. The put's list counts only if the
+//! state is so short that nobody can have shortened it to fit into a notification.
 //!
-//! What these rules miss: processes that never gossiped, a lost fetch of a process that gossips no `running`,
-//! and of a foreign process that runs some hundred jobs in a queue at a time. What is between two looks is
-//! not seen. Times are clock readings; an attempt's beginning is what the row says, by its writer's
-//! clock. If that clock is behind by more than a grace, a suspect is found too early, and named no sooner than a
-//! grace later.
+//! These rules miss some orphans: jobs of processes that never gossiped, a lost fetch of a process
+//! that gossips no `running`, and a lost fetch of a foreign process that runs some hundred jobs in
+//! a queue at a time. A job that begins and ends between two looks is not seen. Times are clock
+//! readings. The beginning of an attempt is the time in the row, by its writer's clock. If that
+//! clock is behind by more than a grace, a suspect is noted too early, and is named no sooner than
+//! a grace later.
 
 use std::collections::{HashMap, HashSet};
 
@@ -44,16 +50,16 @@ use super::gossip::EntryRef;
 use super::gossip::memory::{self, Remembered};
 use super::jsonb::{self, Value};
 
-/// The longest foreign state, as jsonb, that can't have been shortened: as text it is shorter, and far from
-/// filling a notification.
+/// The longest foreign state, in bytes of `jsonb`, that can't have been shortened. As text the
+/// state is shorter, and far from filling a notification.
 const MAX_WHOLE: usize = 7_000;
 
-/// The relay's listening, as clock readings; 0 for never.
+/// The relay's coverage of foreign gossip, as clock readings in microseconds; 0 means never.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// It has missed nothing since.
+    /// The relay has missed nothing since this time. 0: the relay does not listen.
     pub since: i64,
-    /// It has been through all that was sent until then.
+    /// The relay has read all that was sent until this time.
     pub at: i64,
 }
 
@@ -62,23 +68,31 @@ pub struct Coverage {
 pub struct Job<'a> {
     pub id: i64,
     pub queue: Option<&'a str>,
-    /// `None`: there is none, or none that can have gossiped.
+    /// The node that fetched the job. `None`: the row names no node, or one that can't have
+    /// gossiped.
     pub node: Option<&'a str>,
-    /// In the server's encoding, as in states.
+    /// The uuid of the process that fetched the job, in the server's encoding, as in states.
     pub uuid: Option<&'a [u8]>,
-    /// Wall time.
+    /// The wall time at which the attempt began, in microseconds since 2000.
     pub attempted_at: Option<i64>,
 }
 
+/// Why a job is an orphan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
+    /// The process has ended, and no process gossips the node's queue.
     Gone,
+    /// The process has ended, and another process gossips the node's queue.
     Restarted,
+    /// The process lives, but does not run the job.
     NotRunning,
+    /// The row names no process, or one that was never heard, was forgotten, or whose end the relay
+    /// may have missed.
     Unknown,
 }
 
 impl Reason {
+    /// Returns the reason as `oban_orphans` shows it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Gone => "gone",
@@ -89,40 +103,40 @@ impl Reason {
     }
 }
 
+/// What gossip says of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    Orphan {
-        reason: Reason,
-        since: i64,
-    },
-    /// A process lives that may run it, or has not been gone for the grace.
+    /// No live process runs the job, since the clock reading `since`.
+    Orphan { reason: Reason, since: i64 },
+    /// A live process may run the job, or the grace is not over.
     Fine,
-    /// A process lives that lists it.
+    /// A live process lists the job.
     Listed,
-    /// A process lives that does not, by a put of that time; the attempt began at the other.
-    NotListed {
-        put_at: i64,
-        began: i64,
-    },
+    /// The process lives, and does not list the job in the put made at `put_at`. The attempt began
+    /// at `began`. Both are clock readings.
+    NotListed { put_at: i64, began: i64 },
 }
 
-/// What is known of a queue by the last put of a process.
+/// What the last put of a process says of a queue.
 #[derive(Debug)]
 struct Check {
     queue: String,
-    /// The jobs that it lists. `None`: it lists none, or not all.
+    /// The jobs that the put lists. `None`: the put has no list, or its list may be late or
+    /// shortened.
     running: Option<HashSet<i64>>,
     put_at: i64,
 }
 
+/// The times by which jobs are judged, in microseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
-    /// The clock's reading, before anything of the evidence was read.
+    /// The clock reading before any of the evidence was read.
     pub now: i64,
-    /// How far the wall clock is ahead of the clock.
+    /// How far the wall clock is ahead of `pg::clock`.
     pub wall_ahead: i64,
-    /// Since when this server has heard anything.
+    /// The clock reading since which this server hears gossip.
     pub knows_since: i64,
+    /// How long a process must not be heard, or a job must not be listed.
     pub grace: i64,
 }
 
@@ -131,9 +145,11 @@ pub struct Times {
 pub struct Evidence {
     times: Times,
     coverage: Coverage,
+    /// The processes that the server remembers, by their hash.
     processes: HashMap<u64, Remembered>,
+    /// The last puts of each process, by the hash of the process.
     checks: HashMap<u64, Vec<Check>>,
-    /// The processes of a node's queue.
+    /// The processes that gossip a queue of a node, by their hashes. The key is node and queue.
     places: HashMap<(String, String), HashSet<u64>>,
 }
 
@@ -142,11 +158,12 @@ impl Evidence {
         Self { times, coverage, processes: HashMap::new(), checks: HashMap::new(), places: HashMap::new() }
     }
 
+    /// Adds a process that the server remembers.
     pub fn add_process(&mut self, process: Remembered) {
         self.processes.insert(process.hash, process);
     }
 
-    /// An entry that holds.
+    /// Adds an entry that has not expired.
     pub fn add_entry(&mut self, entry: &EntryRef<'_>) {
         let state = match jsonb::read(entry.state) {
             Ok(Value::Object(state)) => Some(state),
@@ -165,15 +182,18 @@ impl Evidence {
         self.times.grace
     }
 
-    /// Whether any process is heard by the relay.
+    /// Returns whether any process is foreign, so that the verdicts depend on what the relay has
+    /// heard.
     pub fn needs_ear(&self) -> bool {
         self.processes.values().any(|process| process.foreign)
     }
 
+    /// Returns whether a grace has passed since the clock reading `since`.
     fn is_due(&self, since: i64) -> bool {
         since.saturating_add(self.times.grace) <= self.times.now
     }
 
+    /// Returns what gossip says of a job.
     pub fn judge(&self, job: &Job<'_>) -> Verdict {
         let Times { grace, wall_ahead, knows_since, .. } = self.times;
         let began = job.attempted_at.map_or(knows_since, |at| at.saturating_sub(wall_ahead));
@@ -185,7 +205,8 @@ impl Evidence {
         let hash = memory::hash(node, job.uuid);
         let checks = self.checks.get(&hash).map_or(&[][..], Vec::as_slice);
         let Some(process) = self.processes.get(&hash) else {
-            // Put in between, or for want of room not remembered.
+            // The process put its first entry between the two readings, or there was no room to
+            // remember it.
             return if checks.is_empty() { unknown } else { self.look_up(job, began, checks) };
         };
         let Some(ended_at) = process.ended_at.filter(|_| checks.is_empty()) else {
@@ -200,12 +221,13 @@ impl Evidence {
         match (heard, other()) {
             (false, _) => unknown,
             (true, None) => orphan(Reason::Gone, since),
-            // Of another process, as this one has no entry.
+            // The queue is gossiped by another process, because this one has no entry.
             (true, Some(())) => orphan(Reason::Restarted, since),
         }
     }
 
-    /// Whether a process that lives lists a job.
+    /// Returns the verdict on a job of a process that lives. `checks` are the last puts of the
+    /// process.
     fn look_up(&self, job: &Job<'_>, began: i64, checks: &[Check]) -> Verdict {
         let lists = |check: &Check| check.running.as_ref().is_some_and(|ids| ids.contains(&job.id));
         if checks.iter().any(lists) {
@@ -215,7 +237,7 @@ impl Evidence {
         if of_queue.peek().is_none() {
             return Verdict::Fine;
         }
-        // An instance of each name may have one.
+        // Instances of several names may gossip a queue of this name.
         let oldest = of_queue
             .try_fold(i64::MAX, |oldest, check| check.running.as_ref().map(|_| oldest.min(check.put_at)));
         match oldest {
@@ -227,33 +249,41 @@ impl Evidence {
     }
 }
 
-/// A job that was looked for and not listed. Plain data in shared memory; zeroed, it is none.
+/// A job that was looked for and not listed, in shared memory, guarded by the lock Gossip. A zeroed
+/// suspect is free.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Suspect {
+    /// The id of the job.
     id: i64,
-    /// Of the attempt.
+    /// The hash of the attempt; see `Attempt`.
     attempt: u64,
+    /// The oid of the database.
     database: u32,
+    /// The oid of the schema.
     schema: u32,
-    /// A clock reading, after the snapshot of the first look. 0: free.
+    /// The clock reading after the snapshot of the first look, in microseconds; 0 if the suspect is
+    /// free.
     since: i64,
-    /// When the put was made that did not list it then.
+    /// The clock reading, in microseconds, at which the put was made that did not list the job at
+    /// the first look.
     put_at: i64,
-    /// The same of the last look.
+    /// The clock reading after the snapshot of the last look, in microseconds.
     seen_at: i64,
 }
 
-/// The job of a row, and which attempt of it.
+/// The job of a row, and the attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
     pub database: u32,
     pub schema: u32,
     pub id: i64,
+    /// The hash of process and time of the attempt. Another attempt of the job has another hash.
     pub attempt: u64,
 }
 
 impl Attempt {
+    /// Returns the attempt that a row shows.
     pub fn of(database: u32, schema: u32, job: &Job<'_>) -> Self {
         let by = memory::hash(job.node.unwrap_or_default(), job.uuid);
         let at = job.attempted_at.unwrap_or(i64::MIN) as u64;
@@ -262,24 +292,26 @@ impl Attempt {
     }
 }
 
-/// How many suspects there can be.
+/// The number of suspects for which shared memory has room.
 pub const SUSPECTS: usize = 8_192;
 
-/// A suspect has one of so many places, by its hash.
+/// How many suspects a group has. The hash of an attempt selects its group.
 const PLACES: usize = 8;
 
-/// How many of them the suspects of one schema may take.
+/// How many suspects of a group one schema may have.
 const MAX_OF_SCHEMA: usize = PLACES / 2;
 
-/// What was not found again for that long is no suspect any more, in microseconds.
+/// How long after its last look a suspect may be overwritten, in microseconds.
 const STALE: i64 = 600_000_000;
 
-/// The caller holds the lock Gossip exclusively as long as this value lives.
+/// All suspects. The caller holds the lock Gossip exclusively as long as this value lives.
 pub struct Suspects<'a>(pub &'a mut [Suspect]);
 
 impl Suspects<'_> {
-    /// A job is not listed by a put of `put_at`: since when it is an orphan, if it is. `now` was read after
-    /// the row.
+    /// Notes that the put made at `put_at` does not list a job whose attempt began at `began`.
+    /// `now` is a clock reading after the snapshot of the row. Returns the clock reading since
+    /// which the job is an orphan. `None`: the job is no orphan yet, or there is no room for the
+    /// suspect.
     pub fn sight(
         &mut self,
         attempt: &Attempt,
@@ -291,15 +323,16 @@ impl Suspects<'_> {
         if let Some(suspect) = places.iter_mut().find(|suspect| suspect.is(attempt)) {
             suspect.seen_at = now;
             if suspect.put_at < began.saturating_add(grace) {
-                // Too early for this grace: another call, with a shorter one, has noted it.
+                // The first put was too early for this grace, because a call with a shorter grace
+                // has noted it.
                 (suspect.since, suspect.put_at) = (now, put_at);
             }
             return (suspect.since.saturating_add(grace) <= put_at).then_some(suspect.since);
         }
         let own = |s: &Suspect| s.since != 0 && (s.database, s.schema) == (attempt.database, attempt.schema);
         let full = places.iter().filter(|s| own(s)).count() >= MAX_OF_SCHEMA;
-        // None that may still be named gives way: where there are too many, some are found, and then the
-        // others.
+        // No suspect that may still be named is overwritten. If a schema has too many suspects,
+        // some of them are named first, and the others later.
         let over = |s: &Suspect| s.since == 0 || s.seen_at.saturating_add(STALE) < now;
         let Attempt { database, schema, id, attempt: of } = *attempt;
         if let Some(place) = places.iter_mut().find(|s| over(s) && (!full || own(s))) {
@@ -308,17 +341,18 @@ impl Suspects<'_> {
         None
     }
 
-    /// Whether a schema has any.
+    /// Returns whether a schema has suspects.
     pub fn any(&self, database: u32, schema: u32) -> bool {
         self.0.iter().any(|s| s.since != 0 && (s.database, s.schema) == (database, schema))
     }
 
-    /// A job is listed.
+    /// Frees the suspect of a job that is listed.
     pub fn clear(&mut self, attempt: &Attempt) {
         let found = self.places(attempt).iter_mut().find(|suspect| suspect.is(attempt));
         found.into_iter().for_each(|suspect| *suspect = Suspect::default());
     }
 
+    /// Returns the group of suspects to which an attempt belongs.
     fn places(&mut self, attempt: &Attempt) -> &mut [Suspect] {
         let hash = (attempt.id as u64 ^ attempt.attempt ^ u64::from(attempt.schema) << 32)
             .wrapping_mul(0x9e37_79b9_7f4a_7c15);

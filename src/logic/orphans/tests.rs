@@ -11,7 +11,7 @@ const GRACE: i64 = 5;
 const TTL: i64 = 4;
 const SCHEMA: u32 = 7;
 
-/// What a server has in memory.
+/// The memory of a server.
 struct Server {
     head: GossipHead,
     buckets: Vec<u32>,
@@ -88,7 +88,7 @@ impl Server {
         evidence
     }
 
-    /// What a call of oban_orphans says of a row.
+    /// Returns what a call of oban_orphans says of a row.
     fn call(&mut self, row: &Job<'_>, now: i64) -> Option<(Reason, i64)> {
         self.call_with(row, now, GRACE)
     }
@@ -126,7 +126,7 @@ fn silence_says_nothing_of_a_process_that_was_never_heard() {
     for now in 100..200 {
         server.put("a", "q", &state("other", &[]), now, false);
     }
-    // Although its node gossips.
+    // The job is of an unknown process, although its node gossips.
     assert_eq!(server.call(&job(1, "a", "u", 50), 200), Some((Reason::Unknown, 100)));
     assert_eq!(server.call(&job(1, "a", "u", 150), 200), Some((Reason::Unknown, 150)));
     assert_eq!(server.call(&job(1, "a", "u", 196), 200), None, "not before the grace is over");
@@ -143,10 +143,10 @@ fn a_process_that_ended_is_gone_after_the_grace() {
     assert!(server.table().delete(&Server::key("a", "q"), 12));
     assert_eq!(server.call(&job(1, "a", "u", 5), 16), None);
     assert_eq!(server.call(&job(1, "a", "u", 5), 17), Some((Reason::Gone, 12)));
-    // What it fetched since is a sign of life.
+    // A job that the process fetched later is a sign of life.
     assert_eq!(server.call(&job(2, "a", "u", 14), 18), None);
     assert_eq!(server.call(&job(2, "a", "u", 14), 19), Some((Reason::Gone, 14)));
-    // It puts again, as its connection was cut, not its process.
+    // The process puts again, because only its connection was cut.
     server.put("a", "q", &state("u", &[1, 2]), 20, false);
     assert_eq!(server.call(&job(1, "a", "u", 5), 20), None);
 }
@@ -173,7 +173,8 @@ fn a_lost_fetch_is_named_at_the_second_look() {
         }
         assert_eq!(server.call(&job(1, "a", "u", 5), now), None);
     }
-    // Suspected when a put was made a grace after it began, named when another was a grace later.
+    // The job is suspected when a put was made a grace after its attempt began. The job is named
+    // when another put was made a grace later.
     assert_eq!(named[0], (22, (Reason::NotRunning, 17)));
     assert_eq!(named.len(), 18);
     // A job that is listed at a look is no suspect any more.
@@ -181,7 +182,7 @@ fn a_lost_fetch_is_named_at_the_second_look() {
     assert_eq!(server.call(&job(2, "a", "u", 12), 40), None);
     server.put("a", "q", &state("u", &[1]), 41, false);
     assert_eq!(server.call(&job(2, "a", "u", 12), 41), None);
-    // The next attempt is another.
+    // The next attempt of a job is a new suspect.
     assert_eq!(server.call(&job(2, "a", "u", 36), 42), None);
 }
 
@@ -218,7 +219,7 @@ fn what_is_heard_by_notify_counts_as_far_as_it_was_listened_to() {
     ] {
         assert_eq!(ended(coverage), Some((Reason::Unknown, 5)), "{coverage:?}");
     }
-    // A list that is late, or may have been shortened, is none.
+    // A list that is late, or may have been shortened, does not count.
     let looks = |ids: i64, caught_up: bool| {
         let (mut server, running) = (Server::started(0), (100..100 + ids).collect::<Vec<_>>());
         let mut named = None;
@@ -242,7 +243,7 @@ fn a_schema_does_not_take_the_suspects_of_others() {
         assert_eq!(suspects.sight(&attempt(1, id), (10, 0), 10, GRACE), None);
     }
     assert_eq!(suspects.sight(&attempt(2, 5), (10, 0), 10, GRACE), None);
-    // Of too many some are found; when those are over, others.
+    // Of too many suspects some are named. When those are over, others are.
     let found = |suspects: &mut Suspects<'_>, now: i64| -> Vec<i64> {
         let sight = |id: &i64| suspects.sight(&attempt(1, *id), (now, 0), now, GRACE).is_some();
         (0..1_000).filter(sight).collect()
@@ -262,7 +263,7 @@ fn a_schema_does_not_take_the_suspects_of_others() {
     assert!(second.len() == 8 && second.iter().all(others), "{second:?}");
 }
 
-/// A process as the rules want it.
+/// A process that keeps to the conditions of the rules.
 #[derive(Clone, Debug)]
 struct Node {
     name: usize,
@@ -270,7 +271,7 @@ struct Node {
     foreign: bool,
     lists: bool,
     dies_at: i64,
-    /// Whether it is cut off at each time; never for a grace.
+    /// Whether the process is cut off at each time. A silence is never as long as the grace.
     cut: Vec<bool>,
 }
 
@@ -278,7 +279,7 @@ struct Node {
 struct Run {
     process: usize,
     begins: i64,
-    /// When the process hears that it has it; `None`: it never does.
+    /// When the process learns that it has the job. `None`: it never does.
     heard: Option<i64>,
     ends: i64,
     completed: i64,
@@ -286,13 +287,13 @@ struct Run {
 
 #[derive(Clone, Debug)]
 enum Trouble {
-    /// The server starts anew, with nothing in its memory.
+    /// The server restarts, with nothing in its memory.
     Restart,
-    /// The relay is not there until then.
+    /// The relay does not run for this long.
     Deaf(i64),
-    /// The relay is stopped until then; what is sent waits, and is taken in a little at a time.
+    /// The relay is stopped for this long. Messages wait, and are then ingested a few at a time.
     Stopped(i64),
-    /// Other processes come and go, more than there is memory for.
+    /// Other processes come and go, more of them than there is memory for.
     Crowd,
     Nothing,
 }
@@ -335,7 +336,7 @@ fn trouble() -> impl Strategy<Value = Trouble> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
-    /// Whatever happens, no job that a live process runs is named; and what is lost is named, where the rules say so.
+    /// No job that a live process runs is named. A lost job is named, where the rules say so.
     #[test]
     fn no_live_job_is_named(
         nodes in prop::collection::vec(node(), 4),
@@ -343,7 +344,7 @@ proptest! {
         troubles in prop::collection::vec(trouble(), LAST as usize + 1),
         asked in prop::collection::vec(prop::option::weighted(0.8, any::<bool>()), LAST as usize + 1),
     ) {
-        // The same node and uuid twice would be one process.
+        // Two processes with the same node and uuid would be one.
         let mut nodes = nodes;
         for (i, node) in nodes.iter_mut().enumerate() {
             node.uuid += 10 * i;
@@ -402,7 +403,8 @@ proptest! {
                 }
                 let (name, uuid) = (node.name.to_string(), node.uuid.to_string());
                 let row = job(id as i64, &name, &uuid, run.begins);
-                // Some ask with a grace that is too short. That is their affair, and nobody else's.
+                // Some calls have a grace that is too short. Their result may be wrong, but other
+                // calls stay right.
                 if hasty {
                     server.call_with(&row, now, 1);
                     continue;
