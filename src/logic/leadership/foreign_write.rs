@@ -1,24 +1,32 @@
-//! What nodes that are no members of ours may do to oban_peers: the rules of its triggers.
+//! What foreign nodes may do to `oban_peers`: the rules of the table's triggers.
 //!
-//! Such a node takes and renews its lease with `INSERT … ON CONFLICT (name) DO UPDATE SET expires_at`, whose
-//! row it proposes (its name, its node, its clock's times) before it is known whether there is one already.
-//! Three rules make that safe, whatever the node's version:
+//! A foreign node takes and renews its lease with `INSERT ... ON CONFLICT (name) DO UPDATE SET
+//! expires_at`, an upsert. The upsert proposes a row (name, node, the times of the node's clock)
+//! before the node knows whether the name has a row already. Three rules make that safe, whatever
+//! the node's version:
 //!
-//! * A row's times are the server's: what an upsert says of its clock is how long its lease is.
-//! * A renewal touches the row of the node that proposes it, and no other: nodes before 2.23.1 renew by name
-//!   alone, and would hold up another's row for ever. Rows of our members are renewed by their keeper only.
-//! * A row changes hands in one way only: an UPDATE that is no upsert sets `node`. It counts as a DELETE and an INSERT.
-//!   So the row gets a new term, and waits for fences as a DELETE does. Name, term and boot never change otherwise.
+//! * The times of a row are the server's. The times that an upsert proposes say only how long the
+//!   lease is.
+//! * A renewal touches the row of the node that proposes it, and no other row. Nodes before 2.23.1
+//!   renew by name alone, and would extend another node's row for ever. The keeper alone renews the
+//!   rows of members.
+//! * A row changes hands in one way only: by an UPDATE that is no upsert and sets `node`. Such an
+//!   UPDATE counts as a DELETE and an INSERT. So the row gets a new term, and the UPDATE waits for
+//!   fences as a DELETE does. Name, term and boot never change otherwise.
 //!
-//! What can't be told apart is taken at its word: a DELETE of an unexpired row, by a node that resigns or by one whose
-//! clock is fast; and an UPDATE that is no upsert, as nobody knows whose it is.
+//! Two statements are taken at their word, because the trigger can't tell what they mean. One is a
+//! DELETE of an unexpired row: its node may resign, or its clock may be fast. The other is an
+//! UPDATE that is no upsert: nothing says which node runs it.
 
-/// The longest lease that is taken for one, in microseconds: as long as obanrs.lease may be. Times that lie
-/// further apart are no lease that was just taken, but, say, a row out of a dump.
+/// The longest span between two times that counts as a lease, in microseconds: as long as
+/// obanrs.lease may be. Times that lie further apart are not from a node that has just taken a
+/// lease. They may be from a row out of a dump, for instance.
 pub const MAX_LEASE: i64 = 3_600_000_000;
 
-/// The lease of a row that is inserted: its length by the client's clock, from `now` on by the server's; of what
-/// is none the end as it is, but no later than a lease of ours.
+/// Returns the end of the lease of a row that is inserted, in microseconds of the server's wall
+/// clock. The lease is as long as the client's times say, from `now` on. If those times are no
+/// lease, the row keeps its end, but no later than a member's lease from `now` on, which is `lease`
+/// long.
 pub fn lease_of(started_at: i64, expires_at: i64, now: i64, lease: i64) -> i64 {
     match expires_at.saturating_sub(started_at) {
         length @ 0..=MAX_LEASE => now.saturating_add(length),
@@ -26,55 +34,60 @@ pub fn lease_of(started_at: i64, expires_at: i64, now: i64, lease: i64) -> i64 {
     }
 }
 
-/// What the same statement proposed to insert before it came to update: an upsert.
+/// What an upsert proposed to insert before it came to update.
 #[derive(Clone, Copy, Debug)]
 pub struct Proposed {
-    /// The row that is updated is one of the proposed node.
+    /// Whether the proposed row and the row to update have the same node.
     pub same_node: bool,
-    /// The end of its lease, by the server's clock.
+    /// The end of the proposed row's lease, in microseconds of the server's wall clock.
     pub expires_at: i64,
 }
 
-/// The update of a row by somebody who is no keeper.
+/// An UPDATE of a row by others than the keeper.
 #[derive(Clone, Copy, Debug)]
 pub struct Update {
-    /// The row is of a member of ours.
+    /// Whether the row is a member's.
     pub local: bool,
+    /// What the statement changes besides the end of the lease.
     pub changes: Changes,
-    /// The end of its lease as the statement sets it.
+    /// The end of the lease as the statement sets it, in microseconds.
     pub expires_at: i64,
+    /// What the statement proposed to insert. `None`: the statement is no upsert.
     pub proposed: Option<Proposed>,
 }
 
-/// What the statement changes of a row, besides the end of its lease.
+/// What a statement changes of a row, besides the end of the row's lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Changes {
+    /// The statement changes nothing else.
     Nothing,
-    /// Its node, and perhaps its start: the new one by the client's clock.
-    Node {
-        started_at: Option<i64>,
-    },
-    /// Its name, term or boot, or its start without its node.
+    /// The statement changes the node. `started_at` is the new start by the client's clock; `None`
+    /// if the statement leaves the start as it is.
+    Node { started_at: Option<i64> },
+    /// The statement changes name, term or boot, or changes the start but not the node.
     Identity,
 }
 
+/// What becomes of an UPDATE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ruling {
-    /// The row stays as it is, and the statement has changed nothing.
+    /// The row stays as it is. The statement has changed nothing.
     Nothing,
-    /// An error: somebody means to change what never changes.
+    /// The statement fails, because it changes what never changes.
     Refuse,
-    /// The lease ends then.
+    /// The lease ends at `expires_at`, in microseconds of the server's wall clock.
     Renew { expires_at: i64 },
-    /// Another node holds the name from now on, with a new term, and its lease ends then.
+    /// Another node holds the name from now on, with a new term. Its lease ends at `expires_at`, in
+    /// microseconds of the server's wall clock.
     HandOver { expires_at: i64 },
 }
 
-/// `lease` is how long a lease of a member's is.
+/// Judges an UPDATE. `now` is the server's wall clock, and `lease` the length of a member's lease,
+/// both in microseconds.
 pub fn update(update: Update, now: i64, lease: i64) -> Ruling {
     let longest = update.expires_at.min(now.saturating_add(MAX_LEASE));
     match (update.proposed, update.changes) {
-        // An upsert that finds another's row has lost: to its node that is no error.
+        // An upsert that finds another node's row has lost. For the upsert's node that is no error.
         (Some(proposed), changes) if !proposed.same_node || update.local || changes != Changes::Nothing => {
             Ruling::Nothing
         }
@@ -146,7 +159,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever clocks say, nobody gets more than the longest lease, and nobody renews what is not theirs.
+        /// Whatever clocks say, no row gets more than the longest lease, and no upsert renews
+        /// another node's row.
         #[test]
         fn nobody_gets_more_than_a_lease(
             started: i64, expires: i64, now in 0..HOURS, local: bool, same: bool, node: bool, starts: bool

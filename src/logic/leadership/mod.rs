@@ -26,14 +26,18 @@
 //! * (1) The keeper commits a row for a candidate. After the commit the keeper calls `record`.
 //! * (2) The keeper extends the row, and calls `record` after the commit.
 //! * (3) The keeper finds a foreign node's row, and calls `record`.
-//! * (4) The deadline in the copy passes, or a backend calls `row_changed` because its transaction
-//!   deletes the row. The keeper then holds an election. A backend whose transaction renews the row
-//!   calls `renewed`, and the leadership stays foreign.
-//! * (5) A backend calls `leave`, `resign` or, if its transaction deletes the row, `row_changed`
-//!   before the commit. A member lapses when its lease or the row's deadline passes: no function is
-//!   called.
+//! * (4) The deadline in the copy passes, and the keeper holds an election. Or a backend drops the
+//!   copy: by `row_changed` when its transaction deletes, replaces or hands over the row, or by
+//!   `join` for a member of the row's node. A backend whose transaction renews the row calls
+//!   `renewed`, and the leadership stays foreign. If no candidate is left, the keeper calls
+//!   `vacate`, and the sweep looks after the row.
+//! * (5) A backend calls `leave` or `resign`, or `join` for a member that becomes an observer. A
+//!   backend whose transaction deletes the row calls `row_changed` before its commit:
+//!   `rows_truncated` if the table is truncated or its schema dropped, `table_gone` if the table is
+//!   dropped, renamed or moved. A member lapses when its lease or the row's deadline passes: no
+//!   function is called.
 //! * (6) In one transaction the keeper deletes the row, sends `down` and elects the next member.
-//!   The keeper calls `record` after the commit, or `vacate` if the electorate has no candidate. A
+//!   The keeper calls `record` after the commit, or `vacate` if the name has no row any more. A
 //!   transaction that fences the row holds up this transaction.
 //! * (7) The row was deleted, or has another holder. The keeper calls `vacate`, and plans again.
 //!
@@ -102,7 +106,7 @@ pub struct Member {
     /// The id of the member; 0 in a free slot. No id is given twice, not even over a restart of the
     /// server.
     pub id: i64,
-    /// The electorate of the member, as the number of its seat. 0 is the first seat.
+    /// The number of the seat of the member's electorate. 0 is the first seat.
     seat: u32,
     /// The oid of the role that joined the member. Only this role, and the roles that act for it,
     /// may renew or end the member.
@@ -117,8 +121,9 @@ pub struct Member {
     /// When the backend `pid` began, in microseconds of the wall clock. Together with `pid` this
     /// tells the backend from all other backends of the server.
     pub session_began: i64,
-    /// 1: the keeper has dealt with the member since the member joined or resigned, stood up or
-    /// down, or asked for an extension of its row. 0: the backend `procno` waits for the keeper.
+    /// 1: the keeper has dealt with the member since the member joined, resigned, became a candidate
+    /// or an observer, or asked the keeper to extend the row. 0: the backend `procno` waits for the
+    /// keeper.
     considered: u32,
     /// The name of the node that the member stands for.
     pub node: Node,
@@ -299,8 +304,8 @@ pub struct Joining {
 /// Why a process can't join.
 #[derive(Debug, PartialEq, Eq)]
 pub enum JoinError {
-    /// The name has a live member of this node: its id, the pid of its backend, the role that
-    /// joined it, and the end of its lease (`None` without a lease).
+    /// The name has a live member of this node: the member's id, the pid of the backend and the
+    /// role that joined it, and the end of the member's lease (`None` without a lease).
     Taken { member: i64, pid: i32, role: u32, lease_ends: Option<i64> },
     /// The session is already a session-bound member of the name, as this node. The session asks to
     /// be another node of the name, without a lease as well.
@@ -799,8 +804,8 @@ impl Leaderships<'_> {
         before
     }
 
-    /// Frees a seat. Frees the slots of its remaining members too, so that no other electorate that
-    /// takes the seat finds them.
+    /// Frees a seat, and the slots of the members that it still has. So the next electorate in the
+    /// seat does not find them.
     fn clear_seat(&mut self, number: usize) {
         self.seats[number] = Seat::default();
         for m in self.members.iter_mut().filter(|m| m.id != 0 && m.seat as usize == number) {

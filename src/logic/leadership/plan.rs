@@ -1,14 +1,18 @@
-//! Reading the tables: who leads, and what a keeper has to do.
+//! Reading the tables of members and seats: which member leads, and what the keeper has to do.
 
 use super::{Electorate, Leadership, Lease, Member, Node, Seat};
 
-/// Who is to be elected.
+/// A member that can be elected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
+    /// The id of the member.
     pub member: i64,
+    /// The slot of the member.
     pub slot: u32,
+    /// The node that the member stands for.
     pub node: Node,
-    /// The row may not outlast it.
+    /// The end of the member's lease, which its row must not outlast. `None`: the member is bound
+    /// to its session.
     pub lease_ends: Option<i64>,
 }
 
@@ -18,41 +22,48 @@ impl Candidate {
     }
 }
 
-/// A leadership of ours that is over, whose row is to be deleted.
+/// A local leadership that is over, so that its row is to be deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
+    /// The node in the row.
     pub node: Node,
+    /// The term of the row.
     pub term: i64,
-    /// By its lease, which was not renewed.
+    /// Whether the leadership ended because a lease was not renewed in time.
     pub lapsed: bool,
 }
 
 /// What the keeper has to do for an electorate now.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// No candidate and no leadership of ours: forget the copy of the row, which is the sweep's from now on.
+    /// Forget the copy of the row: there is no candidate and no local leadership. From now on the
+    /// sweep looks after the row.
     Forget,
-    /// Nothing before this time.
+    /// Do nothing before this clock reading; `i64::MAX` is never.
     Wait { until: i64 },
-    /// The leader lives: extend the row of this term. `recheck`: not because half of its lease is over, but because
-    /// the row may have changed, or shows wrong times.
+    /// Extend the leader's row of this term, because the leader lives. `recheck`: half of the lease
+    /// is not over yet, but the row may have changed or shows wrong times, or no trigger tells of
+    /// its changes.
     Renew { leader: Candidate, term: i64, recheck: bool },
-    /// One transaction: delete the row of a leadership that ended, elect the candidate.
+    /// Delete the row of the leadership that ended, and elect the candidate, in one transaction.
     Elect { ended: Option<Ended>, candidate: Option<Candidate> },
 }
 
-/// The two tables for readers. Whoever has this holds their lock shared.
+/// The tables of members and seats, to read them. The lock Leaderships is held at least shared as
+/// long as this struct exists.
 #[derive(Clone, Copy)]
 pub struct LeadershipsView<'a> {
+    /// The slots for members.
     pub members: &'a [Member],
+    /// The slots for electorates.
     pub seats: &'a [Seat],
 }
 
 impl<'a> LeadershipsView<'a> {
-    /// What is to be done for every electorate of a database, and whether somebody waits to be told of
-    /// an election.
+    /// Returns a plan for each electorate of a database. The last value says whether a backend
+    /// waits to be told of an election. `lease` is the length of a lease, in microseconds.
     pub fn plans(&self, database: u32, now: i64, lease: i64) -> Vec<(Electorate, Plan, bool)> {
-        // One walk over the members for all seats: there may be a thousand of each.
+        // One walk over the members serves all seats: there may be a thousand of each.
         let mut members: Vec<Vec<usize>> = vec![Vec::new(); self.seats.len()];
         for (slot, member) in self.members.iter().enumerate().filter(|(_, m)| m.is_live(now)) {
             if let Some(of_seat) = members.get_mut(member.seat as usize) {
@@ -69,8 +80,9 @@ impl<'a> LeadershipsView<'a> {
         .collect()
     }
 
-    /// The `changes` for `Leaderships::record`, the greatest term that is known, and the lease in the copy of the row, if
-    /// there is a copy.
+    /// Returns the seat's `changes`, which `Leaderships::record` asks for, the greatest term that
+    /// memory knows of, and the lease in the copy of the row. The lease is `None` without a copy.
+    /// All are 0 or `None` without a seat.
     pub fn changes(&self, electorate: &Electorate) -> (u32, i64, Option<Lease>) {
         let seat = self.seat(electorate).map(|seat| &self.seats[seat]);
         seat.map_or((0, 0, None), |seat| {
@@ -79,8 +91,9 @@ impl<'a> LeadershipsView<'a> {
         })
     }
 
-    /// Whether the leadership that a row shows holds at `now`, by the row's term and its times by the wall clock.
-    /// `None` if memory has no copy of that row. A foreign row that was renewed since is another row.
+    /// Returns whether the leadership that a row shows holds at `now`. The row is given by its
+    /// term, started_at and expires_at. `None`: memory has no copy of this row. A foreign row that
+    /// was renewed since is another row; a member's row is not.
     pub fn holds(&self, electorate: &Electorate, row: (i64, i64, i64), now: i64) -> Option<bool> {
         let number = self.seat(electorate)?;
         let (copy, (term, started_at, expires_at)) = (&self.seats[number].leadership, row);
@@ -94,7 +107,8 @@ impl<'a> LeadershipsView<'a> {
             .then(|| if copy.is_local() { self.held(number, now).is_some() } else { now < lease.deadline })
     }
 
-    /// The tables of a database that memory has copies of rows of, each with its schema, and whether it is guarded.
+    /// Returns the tables of which memory has copies of rows, in a database. Each table comes with
+    /// its schema, and with whether it is guarded.
     pub fn tables(&self, database: u32) -> Vec<(u32, u32, bool)> {
         let own = self.seats.iter().filter(|s| database != 0 && s.electorate.database == database);
         let mut tables: Vec<_> = own
@@ -106,7 +120,7 @@ impl<'a> LeadershipsView<'a> {
         tables
     }
 
-    /// The databases that have electorates.
+    /// Returns the databases that have electorates.
     pub fn databases(&self) -> Vec<u32> {
         let mut databases: Vec<u32> =
             self.seats.iter().map(|s| s.electorate.database).filter(|oid| *oid != 0).collect();
@@ -115,7 +129,7 @@ impl<'a> LeadershipsView<'a> {
         databases
     }
 
-    /// The schemas of a database's electorates.
+    /// Returns the schemas of a database's electorates.
     pub fn schemas(&self, database: u32) -> Vec<u32> {
         let own = self.seats.iter().filter(|s| database != 0 && s.electorate.database == database);
         let mut schemas: Vec<u32> = own.map(|s| s.electorate.schema).collect();
@@ -124,7 +138,8 @@ impl<'a> LeadershipsView<'a> {
         schemas
     }
 
-    /// What is to be done for `electorate` at `now`, with leases of `lease` microseconds.
+    /// Returns what the keeper has to do for `electorate` at `now`. `lease` is the length of a
+    /// lease, in microseconds.
     pub fn plan(&self, electorate: &Electorate, now: i64, lease: i64) -> Plan {
         match self.seat(electorate) {
             Some(seat) => self.plan_of(seat, self.live(seat, now), now, lease),
@@ -132,6 +147,7 @@ impl<'a> LeadershipsView<'a> {
         }
     }
 
+    /// Returns the plan for a seat that has these live members.
     fn plan_of(
         &self,
         number: usize,
@@ -140,7 +156,7 @@ impl<'a> LeadershipsView<'a> {
         lease: i64,
     ) -> Plan {
         let seat = &self.seats[number];
-        // Who stepped down last gives others time to take over, foreign nodes too: one lease.
+        // A member that resigned gives others one lease's time to take over, foreign nodes too.
         let stands_again = seat.resigned_at.saturating_add(lease);
         let (mut candidate, mut somebody, mut candidates) = (None::<(usize, &Member)>, false, false);
         for (slot, member) in members {
@@ -174,14 +190,15 @@ impl<'a> LeadershipsView<'a> {
             };
         }
         let believed = || {
-            // Nobody has looked at the row for too long: it may be there as ever.
+            // The keeper has not looked at the row for too long. The row may be there all the same.
             let unguarded = !leadership.lease.guarded && leadership.ended == 0;
             self.leader(leadership, number, now).filter(|_| unguarded)
         };
-        // One that no longer stands for election leads no more.
+        // A member that no longer stands for election leads no more.
         let leader = self.holder(leadership, number, now).or_else(believed).filter(|m| m.is_candidate());
         let Some(leader) = leader else {
-            // Its slot is its own until somebody else takes it.
+            // The slot of a member that ended keeps the member's id until another member takes the
+            // slot.
             let member = self.members.get(leadership.slot as usize).filter(|m| m.id == leadership.member);
             let lapsed = now >= leadership.lease.deadline || member.is_some_and(|m| !m.is_live(now));
             let lapsed = leadership.ended == 0 && lapsed;
@@ -190,12 +207,14 @@ impl<'a> LeadershipsView<'a> {
         let deadline = leadership.lease.deadline;
         let half = |lease: i64| deadline.saturating_sub(lease / 2);
         let renew_at = match leader.lease_ends() {
-            // What can't be extended further is looked at as if it were guarded.
+            // A row that can't be extended further is looked at as late as a row in a guarded
+            // table.
             ends if leadership.look_at < deadline && ends.is_none_or(|ends| ends > deadline) => {
                 leadership.look_at
             }
             None => half(lease),
-            // Nothing to extend it by until the member renews, which tells from here on.
+            // The row can't be extended until the member renews its lease. That call wakes the
+            // keeper.
             Some(ends) if ends <= deadline && now >= half(leader.lease) => deadline,
             Some(_) => half(leader.lease),
         };
@@ -204,32 +223,35 @@ impl<'a> LeadershipsView<'a> {
             let recheck = now < renew_at || !leadership.lease.guarded;
             Plan::Renew { leader, term: leadership.lease.term, recheck }
         } else {
-            // A lease that was joined anew may be shorter than the row's.
+            // A member that joined anew may have a shorter lease than its row.
             Plan::Wait { until: leader.lease_ends().map_or(renew_at, |ends| renew_at.min(ends)) }
         }
     }
 
-    /// The leadership that holds at `now`, and its holder: a member of ours that lives, within its lease.
+    /// Returns the leadership that holds at `now`, and its holder: a live member, within the row's
+    /// lease. `None`: the seat has no local leadership that holds.
     pub fn held(&self, seat: usize, now: i64) -> Option<(&'a Leadership, &'a Member)> {
         let leadership = &self.seats[seat].leadership;
         self.holder(leadership, seat, now).map(|holder| (leadership, holder))
     }
 
-    /// The member that holds a leadership at `now`.
+    /// Returns the member that holds a leadership at `now`; `None` if the leadership is over or
+    /// foreign.
     fn holder(&self, leadership: &Leadership, seat: usize, now: i64) -> Option<&'a Member> {
         let runs = leadership.used != 0 && leadership.ended == 0 && now < leadership.lease.deadline;
         self.leader(leadership, seat, now).filter(|_| runs)
     }
 
-    /// The member that a leadership of ours was given to, if it still lives.
+    /// Returns the member that a local leadership was given to; `None` if that member does not
+    /// live.
     pub(super) fn leader(&self, leadership: &Leadership, seat: usize, now: i64) -> Option<&'a Member> {
         let member = self.members.get(leadership.slot as usize)?;
         let is_it = member.id == leadership.member && member.seat as usize == seat;
         (is_it && member.is_live(now)).then_some(member)
     }
 
-    /// Whether a leadership of ours with this term has ended before its lease, though its row may still be
-    /// there.
+    /// Returns whether a local leadership with this term is over, whatever time is left of the row's
+    /// lease. The row may still be in the table.
     pub fn is_over(&self, electorate: &Electorate, term: i64, now: i64) -> bool {
         self.seat(electorate).is_some_and(|seat| {
             let leadership = &self.seats[seat].leadership;
@@ -238,14 +260,15 @@ impl<'a> LeadershipsView<'a> {
         })
     }
 
-    /// The term that this member holds.
+    /// Returns the term that a member holds; `None` if the member does not lead, or does not live.
     pub fn term_of(&self, id: i64, now: i64) -> Option<i64> {
         let (_, member) = self.member(id, now)?;
         self.held(member.seat as usize, now).filter(|(l, _)| l.member == id).map(|(l, _)| l.lease.term)
     }
 
-    /// The names of a database that have candidates. The first value of each says whether memory has a copy of its row,
-    /// the second whether it is led, or is without a leader for less than `moment`.
+    /// Returns the names of a database that have candidates. The first value says whether memory
+    /// has a copy of the name's row. The second is false if the name has had no leader, and a
+    /// candidate, for more than `moment` microseconds.
     pub fn led(&self, database: u32, now: i64, moment: i64) -> Vec<(Electorate, bool, bool)> {
         let own = (0..self.seats.len()).filter(|s| self.seats[*s].electorate.database == database);
         own.filter(|seat| self.live(*seat, now).any(|(_, m)| m.is_candidate()))
@@ -260,7 +283,7 @@ impl<'a> LeadershipsView<'a> {
             .collect()
     }
 
-    /// The live members of a database, each with its electorate and whether it leads.
+    /// Returns the live members of a database, each with its electorate and whether it leads.
     pub fn members_of(&self, database: u32, now: i64) -> Vec<(Electorate, Member, bool)> {
         let live = self.members.iter().filter(|m| m.is_live(now));
         let own = live.filter(|m| self.electorate(m).database == database);
@@ -268,11 +291,12 @@ impl<'a> LeadershipsView<'a> {
         own.map(|m| (*self.electorate(m), *m, leads(m))).collect()
     }
 
+    /// Returns the number of an electorate's seat; `None` if the electorate has no seat.
     pub fn seat(&self, electorate: &Electorate) -> Option<usize> {
         self.seats.iter().position(|s| s.electorate == *electorate)
     }
 
-    /// As `seat`, beginning where it was the last time.
+    /// Does what `seat` does, but tries the seat with the number `hint` first.
     pub fn seat_near(&self, electorate: &Electorate, hint: usize) -> Option<usize> {
         match self.seats.get(hint) {
             Some(seat) if seat.electorate == *electorate => Some(hint),
@@ -280,29 +304,31 @@ impl<'a> LeadershipsView<'a> {
         }
     }
 
-    /// The member of this id, and its slot.
+    /// Returns the slot and the live member with this id; `None` if there is no such member.
     pub fn member(&self, id: i64, now: i64) -> Option<(usize, &'a Member)> {
         self.members.iter().enumerate().find(|(_, m)| id != 0 && m.id == id && m.is_live(now))
     }
 
+    /// Returns the electorate of a member.
     pub fn electorate(&self, member: &Member) -> &'a Electorate {
         &self.seats[member.seat as usize].electorate
     }
 
-    /// Whether the keeper has looked at this member, or it is none any more.
+    /// Returns whether the keeper has dealt with a member since the member last asked for that.
+    /// True as well if the member does not live.
     pub fn is_considered(&self, id: i64, now: i64) -> bool {
         self.member(id, now).is_none_or(|(_, m)| m.considered != 0)
     }
 
-    /// The live member of this node, if there is one that stands for election.
+    /// Returns the live member of this node, if there is one that stands for election.
     pub fn member_of_node(&self, electorate: &Electorate, node: &str, now: i64) -> Option<Candidate> {
         let seat = self.seat(electorate)?;
         let is_it = |m: &Member| m.is_candidate() && m.node.as_str() == node;
         self.live(seat, now).find(|(_, m)| is_it(m)).map(Candidate::of)
     }
 
-    /// Whether elections judge the row of a name: it has a candidate, or memory has a copy of the row. Else the sweep
-    /// does.
+    /// Returns whether elections judge the row of a name: the name has a candidate, or memory has a
+    /// copy of the row. False: the sweep judges the row.
     pub fn elects(&self, electorate: &Electorate, now: i64) -> bool {
         self.seat(electorate).is_some_and(|seat| {
             let led = self.seats[seat].leadership.used != 0;
@@ -310,7 +336,7 @@ impl<'a> LeadershipsView<'a> {
         })
     }
 
-    /// Whether a name has a leader, as far as memory knows: a member, or a foreign node.
+    /// Returns whether a name has a leader, as far as memory knows: a member, or a foreign node.
     pub fn has_leader(&self, electorate: &Electorate, now: i64) -> bool {
         self.seat(electorate).is_some_and(|seat| {
             let leadership = &self.seats[seat].leadership;
@@ -319,14 +345,15 @@ impl<'a> LeadershipsView<'a> {
         })
     }
 
-    /// The leaderships of a schema that memory has a copy of.
+    /// Returns the leaderships of a schema of which memory has copies, each with its node and its
+    /// term.
     pub fn leaderships(&self, database: u32, schema: u32) -> Vec<(Electorate, Node, i64)> {
         let of_schema = |s: &&Seat| (s.electorate.database, s.electorate.schema) == (database, schema);
         let led = self.seats.iter().filter(of_schema).filter(|s| s.leadership.used != 0);
         led.map(|s| (s.electorate, s.leadership.node, s.leadership.lease.term)).collect()
     }
 
-    /// The live members of a seat, with their slots.
+    /// Returns the live members of a seat, with their slots.
     pub(super) fn live(&self, seat: usize, now: i64) -> impl Iterator<Item = (usize, &'a Member)> + use<'a> {
         let members = self.members.iter().enumerate();
         members.filter(move |(_, m)| m.seat as usize == seat && m.is_live(now))

@@ -1,16 +1,17 @@
-//! Terms: the numbers of leaderships. A term is a fencing token, so terms only rise: over leaders, restarts,
-//! promotions, and over an extension that is dropped and created again.
+//! Terms: the numbers of leaderships. A term is a fencing token, so terms only rise. They rise from
+//! leader to leader, over restarts and promotions, and over a DROP and a CREATE of the extension.
 
-/// The least term that a timeline may give: a promoted standby may have missed the last value of
-/// the sequence, but its timeline is new, so its terms are above all earlier ones. (Eight million
-/// promotions fit; after that the sequence alone has to do.)
+/// Returns the least term that a timeline may give. A promoted standby may have missed the last
+/// value of the sequence, but its timeline is new, so its terms are above all earlier ones. (Eight
+/// million promotions fit. After those only the sequence keeps terms rising.)
 pub fn least_term(timeline: u32) -> i64 {
     (i64::from(timeline.min(0x7f_ffff)) << 40) | 1
 }
 
-/// The least that the next term may be, after `seen` in a row of oban_peers: an extension that was
-/// dropped and created has a sequence that begins anew. Rows are their table's owner's, who must not be
-/// able to use up the terms of the whole database: what no sequence of this timeline gave is ignored.
+/// Returns the least value for the next term, if a row of `oban_peers` has the term `seen`. An
+/// extension that was dropped and created has a sequence that begins anew. The table's owner can
+/// write any term, and must not be able to use up the terms of the whole database. So a term that
+/// no sequence of this timeline can have given is ignored.
 pub fn next_term(timeline: u32, seen: i64) -> i64 {
     let first = least_term(timeline);
     if seen < least_term(timeline.saturating_add(1)) { first.max(seen.saturating_add(1)) } else { first }

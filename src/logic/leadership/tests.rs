@@ -34,16 +34,16 @@ impl Memory {
 }
 
 impl Leaderships<'_> {
-    /// As `join`, of which only the id counts.
+    /// Joins, and returns only the id.
     fn joined(&mut self, new: &Joining, replace: Option<i64>, now: i64) -> Result<i64, JoinError> {
         self.join(new, replace, now).map(|joined| joined.id)
     }
 }
 
-/// The table that has the rows.
+/// The oid of the table that has the rows.
 const TABLE: u32 = 99;
 
-/// A lease from `now` on. The wall clock is an hour ahead.
+/// Returns a lease from `now` on. The wall clock is an hour ahead.
 fn lease(term: i64, now: i64, deadline: i64) -> Lease {
     let wall = |at| at + 3_600_000_000;
     Lease { table: TABLE, term, started_at: wall(now), expires_at: wall(deadline), deadline, guarded: true }
@@ -53,7 +53,8 @@ fn foreign(node: &str, term: i64, now: i64, deadline: i64) -> Leadership {
     Leadership::foreign(Text::truncated(node), lease(term, now, deadline), i64::MAX)
 }
 
-/// As the keeper does it: what the plan says is to be elected leads from `now` on.
+/// Elects the candidate of the plan, as the keeper does. The candidate leads from `now` on. Returns
+/// for how long there was no leader.
 fn elect(peers: &mut Leaderships<'_>, e: &Electorate, term: i64, now: i64) -> Option<i64> {
     let Plan::Elect { candidate: Some(c), .. } = peers.view().plan(e, now, LEASE) else {
         panic!("nobody to elect: {:?}", peers.view().plan(e, now, LEASE))
@@ -62,7 +63,7 @@ fn elect(peers: &mut Leaderships<'_>, e: &Electorate, term: i64, now: i64) -> Op
     tell(peers, e, Leadership::local(&c, lease(term, now, deadline), now), now)
 }
 
-/// For how long there was no leader.
+/// Records a row, as the keeper does after its commit. Returns for how long there was no leader.
 fn tell(peers: &mut Leaderships<'_>, e: &Electorate, row: Leadership, now: i64) -> Option<i64> {
     let (seen, ..) = peers.view().changes(e);
     match peers.record(e, row, seen, now) {
@@ -202,7 +203,7 @@ fn who_resigns_comes_last() {
 fn a_foreign_leader_is_respected_until_its_row_changes() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.row_changed(&e, RowChange::Deleted(1), 0); // nobody of ours cares
+    peers.row_changed(&e, RowChange::Deleted(1), 0); // without a member the name has no seat
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     let leader = foreign("elixir", 3, 0, LEASE);
     tell(&mut peers, &e, leader, 0);
@@ -241,7 +242,8 @@ fn a_foreign_leader_is_respected_until_its_row_changes() {
     assert_eq!(held(&peers, &e, 15), None, "its successor is there, in another table of that name");
 }
 
-/// An UPDATE of the node is told as a deletion before its commit, and as that and a new row after it.
+/// A backend whose UPDATE changes the node tells of a deletion before the commit. After the commit
+/// the backend tells of that deletion again, and of a new row.
 #[test]
 fn a_hand_over_is_a_deletion_and_a_new_row() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
@@ -260,7 +262,7 @@ fn a_hand_over_is_a_deletion_and_a_new_row() {
     let leader = foreign("x", 4, 6, LEASE);
     assert_eq!(tell(&mut peers, &e, leader, 7), Some(2));
     assert_eq!(peers.view().plan(&e, 7, LEASE), Plan::Wait { until: LEASE }, "its deadline is known");
-    // From one foreign node to another.
+    // Now one foreign node hands over to another.
     for change in [RowChange::Deleted(4), RowChange::Written(5)] {
         peers.row_changed(&e, change, 8);
     }
@@ -294,7 +296,7 @@ fn what_may_have_changed_is_read_again_at_once() {
     assert_eq!(copy, Some(lease(2, 0, LEASE)), "its deadline is not forgotten");
 }
 
-/// A lease that is joined anew, and shorter: its end is not slept over.
+/// A member joins anew with a shorter lease. The keeper does not sleep past the end of that lease.
 #[test]
 fn a_shorter_lease_counts_at_once() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
@@ -307,7 +309,8 @@ fn a_shorter_lease_counts_at_once() {
     assert_eq!(peers.view().plan(&e, 15, LEASE), Plan::Elect { ended, candidate: None });
 }
 
-/// After a restart all nodes join at once: who joins while its own row is being read must not be overlooked.
+/// After a restart all nodes join at once. A member that joins while the keeper reads the member's
+/// own row must not be overlooked.
 #[test]
 fn who_joins_while_the_row_is_read_has_it_judged_anew() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
@@ -360,7 +363,7 @@ fn what_ended_meanwhile_does_not_begin_again() {
     assert_eq!(held(&peers, &e, 6), None, "it had resigned");
     peers.vacate(&e, 6);
 
-    // The new row is deleted before its keeper tells of it.
+    // The new row is deleted before the keeper tells of it.
     let (seen, ..) = peers.view().changes(&e);
     peers.row_changed(&e, RowChange::Deleted(8), 7);
     let new = Leadership { lease: Lease { term: 8, ..renewed.lease }, ..renewed };
@@ -401,7 +404,7 @@ fn a_schema_takes_all_of_its_own_along() {
 fn a_foreign_renewal_is_known_at_once() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.renewed(&e, lease(3, 0, 9)); // nobody has joined
+    peers.renewed(&e, lease(3, 0, 9)); // no member has joined
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     tell(&mut peers, &e, foreign("elixir", 3, 0, LEASE), 0);
     let later = Lease { expires_at: 77, ..lease(3, 0, 2 * LEASE) };
@@ -414,7 +417,7 @@ fn a_foreign_renewal_is_known_at_once() {
     assert_eq!(peers.record(&e, foreign("elixir", 3, 0, LEASE), seen, 6), Recorded::Stale);
 }
 
-/// Without a trigger that tells of its end a row is looked at every second.
+/// If no trigger tells of a row's end, the keeper looks at the row every second.
 #[test]
 fn a_row_that_nobody_guards_is_believed_for_a_moment() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
@@ -439,7 +442,8 @@ fn a_row_that_nobody_guards_is_believed_for_a_moment() {
     }
 }
 
-/// A short lease in such a table: what can't be extended is not tried again and again.
+/// A member has a short lease in such a table. The keeper does not try again and again to extend
+/// what it can't extend.
 #[test]
 fn a_short_lease_that_nobody_guards_is_no_busy_loop() {
     for (of, ends) in [
@@ -465,7 +469,8 @@ fn a_short_lease_that_nobody_guards_is_no_busy_loop() {
     }
 }
 
-/// A table is dropped after its row was committed, and before the keeper tells of it.
+/// A table is dropped after the keeper has committed a row in it, and before the keeper tells of
+/// the row.
 #[test]
 fn what_is_told_of_a_table_that_has_gone_is_read_again() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
@@ -523,19 +528,20 @@ fn a_role_has_its_share_of_members() {
 #[derive(Clone, Copy, Debug)]
 struct InTable {
     leadership: Leadership,
-    /// Somebody's transaction holds it.
+    /// Whether a transaction fences the row.
     fenced: bool,
 }
 
 proptest! {
-    /// A keeper that acts on `plan` against one row, tells shared memory some time after its commit, and may
-    /// die in between: whatever joins, leaves, lapses, resigns, is fenced and is deleted meanwhile, what shared
-    /// memory says is held is in the table just so, terms only rise, and a fenced row stays.
+    /// A keeper acts on `plan` against one row, and tells shared memory some time after its commit.
+    /// The keeper may die in between. Meanwhile members join, leave, lapse and resign, and the row
+    /// is fenced or deleted. Whatever the order: a leadership that holds in shared memory is in the
+    /// table in the same form, terms only rise, and a fenced row stays.
     #[test]
     fn the_copy_never_runs_ahead_of_the_row(steps in prop::collection::vec((0u8..12, 1i64..5), 1..150)) {
         let (mut memory, e) = (Memory::new(3), electorate("Oban"));
         let (mut now, mut last_term, mut row) = (0i64, 0i64, None::<InTable>);
-        // What the keeper has committed and not told yet: the row, or that there is none.
+        // What the keeper has committed and not told yet: the row, or that there is no row.
         let mut on_its_way = None::<(Option<Leadership>, u32)>;
         let mut peers = memory.peers();
         let mut next_id = 100;
@@ -552,7 +558,8 @@ proptest! {
                 4 => { peers.resign(id, 0, now); }
                 5 => now += which * LEASE / 7,
                 6 => if let Some(r) = row.as_mut() { r.fenced = which != 1 },
-                // Somebody else's DELETE, or UPDATE of the node: over here before it is in the table.
+                // A foreign DELETE, or an UPDATE of the node. The leadership is over in memory
+                // before the change is in the table.
                 7 => if let Some(r) = row.filter(|r| !r.fenced) {
                     let deleted = RowChange::Deleted(r.leadership.lease.term);
                     peers.row_changed(&e, deleted, now);
@@ -599,7 +606,7 @@ proptest! {
                             }
                             row = row.filter(|r| !over(r));
                             if let Some(r) = row.filter(|r| r.leadership.is_local()) {
-                                // Left behind by a keeper that died: `verdict::judge`.
+                                // A keeper that died left the row: see `verdict::judge`.
                                 if peers.view().member(r.leadership.member, now).is_none() && !r.fenced {
                                     row = None;
                                 }
@@ -659,7 +666,7 @@ fn observers_never_stand_for_election() {
     assert_eq!(peers.view().member_of_node(&e, "a", 0), None, "no row is its own");
     assert_eq!(peers.mark_considered(&e), [10]);
 
-    // A candidate is elected though it came later. It is the only one that can be.
+    // A candidate is elected although it joined later. No other member can be elected.
     peers.joined(&bound(2, 11, "b"), None, 0).unwrap();
     assert!(peers.view().elects(&e, 0));
     assert_eq!(elect(&mut peers, &e, 7, 0), None);
@@ -669,7 +676,7 @@ fn observers_never_stand_for_election() {
     peers.vacate(&e, 1);
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: i64::MAX });
 
-    // A foreign node's row is the sweep's.
+    // A foreign node's row is left to the sweep.
     tell(&mut peers, &e, foreign("x", 8, 2, 2 + LEASE), 2);
     assert_eq!(peers.view().plan(&e, 2, LEASE), Plan::Forget);
     peers.vacate(&e, 2);
@@ -699,7 +706,8 @@ fn who_stands_for_election_may_change() {
     assert_eq!(elect(&mut peers, &e, 8, 3), Some(2), "at once: it says that it is to lead");
 }
 
-/// Elected while it said that it would no longer stand, and believed though its lease was over.
+/// A member becomes an observer while it is elected. Later the keeper is late to look at the
+/// member's unguarded row.
 #[test]
 fn an_observer_is_never_kept_as_leader() {
     let (mut memory, e) = (Memory::new(4), electorate("Oban"));
@@ -710,7 +718,7 @@ fn an_observer_is_never_kept_as_leader() {
     peers.joined(&observer(9, 10, "a"), None, 1).unwrap();
     let row = Leadership::local(&c, lease(7, 1, 1 + LEASE), 1);
     assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
-    // A keeper that sees the row after all, or an unguarded one that it believes.
+    // The keeper reads the row after all, or believes an unguarded row.
     tell(&mut peers, &e, row, 1);
     let ended = Some(Ended { node: Text::truncated("a"), term: 7, lapsed: false });
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended, candidate: None });
@@ -736,14 +744,15 @@ fn a_member_yields_where_a_foreign_node_has_led() {
     assert_eq!(yields(peers.join(&asked, None, 0)), Ok(false));
     let asked = Joining { candidate: Some(false), ..bound(5, 14, "e") };
     assert_eq!(yields(peers.join(&asked, None, 0)), Ok(false), "as it asked for");
-    // One that had joined before does, too, while it does not lead.
+    // A candidate that joined earlier yields too, as long as it does not lead.
     assert!(peers.yields(4, 13, 0) && !peers.yields(4, 13, 0) && !peers.yields(99, 1, 0));
     assert_eq!(peers.forget_schema(5, 2200, &mut []), 0);
     assert!(!peers.foreign_has_led(&e));
 }
 
 proptest! {
-    /// A foreign name is known until it is one of too many, of its schema or of all; nothing else is.
+    /// Memory knows a foreign name until there are too many, in its schema or in all. Memory knows
+    /// no other name.
     #[test]
     fn foreign_names_are_kept_in_their_order(
         notes in proptest::collection::vec((5_u32..8, 0_u32..3, 0_u8..30), 0..200),

@@ -1,68 +1,82 @@
-//! What a row of oban_peers means to a keeper that has no copy of it in shared memory.
+//! What a row of `oban_peers` means to a keeper that has no copy of the row in shared memory.
 
 use super::foreign_write::MAX_LEASE;
 use super::term::least_term;
 use super::{Candidate, Lease};
 
-/// The column boot of a row whose member has a lease: it outlives a start of the server. A row of a member
-/// that is bound to its session has the start that the session belongs to, one of a foreign node NULL.
+/// The value of the column boot in a row whose member has a lease: the row outlives a restart of
+/// the server. The row of a session-bound member has the boot in which its session began. The row
+/// of a foreign node has NULL.
 pub const LEASED: i64 = 0;
 
+/// What becomes of a row.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Its lease is over, or it is bound to a session that is gone: delete it.
+    /// The keeper deletes the row: its lease is over, or it belongs to a session that is gone.
     Void,
-    /// Ours, written just before an earlier keeper died, or by a leased member before the server's
-    /// restart: this member leads.
+    /// This member leads with the row. An earlier keeper wrote the row just before it died, or the
+    /// member has a lease and the row is from before a restart of the server.
     Adopt(Candidate),
-    /// The same, but the term is of an earlier timeline, which may have given later ones that this server has
-    /// never seen: this member leads, with a new term.
+    /// This member leads, but with a new term. The row would be adopted, but its term is of an
+    /// earlier timeline, which may have given later terms that this server has never seen.
     Reissue(Candidate),
-    /// Another node's, or a leased member's that may come back, until it expires.
+    /// The row counts until it expires. It belongs to a foreign node, or to a leased member that
+    /// may come back.
     Foreign,
 }
 
-/// A row as it is judged.
+/// A row, as far as `judge` asks for it.
 #[derive(Clone, Copy, Debug)]
 pub struct JudgedRow {
-    /// How long its lease still runs, in microseconds (`time_left`).
+    /// How long the lease of the row still runs, in microseconds (`time_left`); 0 or less if it is
+    /// over.
     pub left: i64,
+    /// The term of the row, if it has one.
     pub term: Option<i64>,
+    /// The column boot of the row. `None`: the row is a foreign node's.
     pub boot: Option<i64>,
 }
 
-/// Twice the lease of Oban's nodes, in microseconds: the most that a foreign row is granted that may be from before
-/// the server's start.
+/// Twice the lease of Oban's nodes, in microseconds. A foreign row that may be from before the
+/// server's start is granted no more.
 pub const MAX_FOREIGN_LEASE: i64 = 60_000_000;
 
-/// The wall times of a row, and the time at which it is seen.
+/// A row, as far as `time_left` asks for it.
 #[derive(Clone, Copy, Debug)]
 pub struct RowTimes {
+    /// The term of the row; 0 for none.
     pub term: i64,
+    /// The column boot of the row. `None`: the row is a foreign node's.
     pub boot: Option<i64>,
-    /// By the wall clock.
+    /// The column started_at of the row, in microseconds of the wall clock.
     pub started_at: i64,
+    /// The column expires_at of the row, in microseconds of the wall clock.
     pub expires_at: i64,
 }
 
-/// The clocks at one moment, and what they are compared with.
+/// The clocks at one moment, and what rows are compared with. All are microseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Clocks {
-    /// The clock that nobody sets.
+    /// The reading of `pg::clock`, which nobody can set.
     pub now: i64,
-    /// The wall clock, and what it showed when the server started.
+    /// The wall time.
     pub wall: i64,
+    /// The wall time at which the server started.
     pub boot: i64,
-    /// The setting obanrs.lease, in microseconds.
+    /// The setting obanrs.lease.
     pub lease: i64,
 }
 
-/// How long the lease of a row still runs, in microseconds; 0 or less when it is over.
+/// Returns how long the lease of a row still runs, in microseconds; 0 or less if the lease is over.
 ///
-/// A row that memory has a copy of has the copy's deadline, whatever the wall clock shows. Any other row is judged by
-/// the wall clock, now and never again. A wall clock that was set back would grant it hours, so there is a limit: one
-/// lease for a row that a keeper wrote, and for a foreign one what guarded tables allow if it began between the
-/// server's start and now, else twice Oban's lease.
+/// If `copy` is a copy of the row, the deadline in the copy counts, whatever the wall clock shows.
+/// Any other row is judged by the wall clock, once. A wall clock that was set back would grant such
+/// a row hours, so there is a limit:
+///
+/// * A row that a keeper wrote is granted one lease.
+/// * A foreign row that began between the server's start and now is granted what guarded tables
+///   allow.
+/// * Any other foreign row is granted twice the lease of Oban's nodes.
 pub fn time_left(row: RowTimes, copy: Option<Lease>, clocks: Clocks) -> i64 {
     if let Some(copy) = copy.filter(|copy| copy.is_of(row.term, row.started_at, row.expires_at)) {
         return copy.deadline.saturating_sub(clocks.now);
@@ -75,7 +89,8 @@ pub fn time_left(row: RowTimes, copy: Option<Lease>, clocks: Clocks) -> i64 {
     row.expires_at.saturating_sub(clocks.wall).min(most)
 }
 
-/// Judges a row on `timeline`: `boot` is this start of the server, `live` the member that has the row's node.
+/// Judges a row on `timeline`. `boot` is the boot of this server. `live` is the live candidate that
+/// has the row's node, if there is one.
 pub fn judge(row: JudgedRow, boot: i64, timeline: u32, live: Option<Candidate>) -> Verdict {
     if row.left <= 0 {
         return Verdict::Void;
@@ -92,7 +107,8 @@ pub fn judge(row: JudgedRow, boot: i64, timeline: u32, live: Option<Candidate>) 
     }
 }
 
-/// Whether a row may still be led by at all: one of an earlier start's session may not.
+/// Returns whether a row can still have a leader after a restart of the server. False: the row is
+/// of a session of an earlier boot.
 pub fn outlives_start(row_boot: Option<i64>, boot: i64) -> bool {
     row_boot.is_none_or(|of| of == LEASED || of == boot)
 }
@@ -131,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_row_is_granted_no_more_than_its_length() {
-        // The server started an hour before: its clocks show 10 hours and 3 hours.
+        // The server started an hour before. Its clocks show 10 hours and 3 hours.
         let clocks = Clocks { now: 10 * HOUR, wall: 3 * HOUR, boot: 2 * HOUR, lease: LEASE };
         let row = |boot, started_at, expires_at| RowTimes { term: 1, boot, started_at, expires_at };
         let left = |row| time_left(row, None, clocks);
@@ -144,7 +160,7 @@ mod tests {
         assert_eq!(left(row(Some(7), ends(0), ends(LEASE))), LEASE);
         assert!(left(row(None, HOUR, ends(-1))) < 0, "over");
 
-        // Memory knows the row: the wall clock may show what it likes.
+        // Memory has a copy of the row, so the wall clock does not count.
         let known = row(None, ends(0), ends(LEASE));
         let copy = Lease {
             table: 9,
