@@ -1,5 +1,6 @@
-//! Waking, in every order of its steps: the rules of `logic::ring` under a lock, a latch for each sleeper, and
-//! loom, which tries all interleavings and fails on one in which somebody sleeps for ever.
+//! Wakeups, in every order of the steps. The rules of `logic::ring` run under a lock, with a latch
+//! for each waiter. loom tries all interleavings, and fails on one with a lost wakeup: a process
+//! waits for ever.
 
 #[path = "../src/logic/mod.rs"]
 #[allow(dead_code)]
@@ -26,7 +27,7 @@ impl Memory {
     }
 }
 
-/// A process's latch: set is set, until it is reset.
+/// A process's latch. Once set, it stays set until it is reset.
 struct Latch {
     set: Mutex<bool>,
     changed: Condvar,
@@ -48,7 +49,7 @@ impl Latch {
     }
 }
 
-/// The server: a ring under its lock and the latches of two processes, 0 and 1.
+/// The server: a ring under its lock, and the latches of two processes, 0 and 1.
 struct Server {
     memory: Mutex<Memory>,
     latches: [Latch; 2],
@@ -76,7 +77,7 @@ impl Server {
         Arc::new(server)
     }
 
-    /// As `shmem::rings::publish`.
+    /// Publishes one message, as `shmem::rings::publish` does.
     fn publish(&self, channel: &str) {
         let (relay, woken, count) = {
             let mut memory = self.memory.lock().unwrap();
@@ -106,7 +107,7 @@ impl Server {
         }
     }
 
-    /// As the relay's loop, until it has sent so many.
+    /// Runs the relay's loop until it has sent `left` messages.
     fn relay(&self, mut left: usize, reset_first: bool) {
         let latch = &self.latches[RELAY as usize];
         while left > 0 {
@@ -131,7 +132,7 @@ impl Server {
         }
     }
 
-    /// As oban_wait, until it has read so many on channel `a`.
+    /// Reads as `oban_wait` does, until `left` messages on channel `a` were read.
     fn read(&self, mut after: i64, mut left: usize) {
         let latch = &self.latches[READER as usize];
         while left > 0 {
@@ -178,8 +179,8 @@ fn the_relay_sends_everything_and_sleeps_over_nothing() {
     });
 }
 
-/// That it can fail: with the latch reset after the look, a message in between is slept over. (In a process of
-/// its own, which loom aborts.)
+/// Shows that the model can fail. The latch is reset after the look, so the wakeup of a message in
+/// between is lost. (loom aborts the process, so this test runs in a process apart.)
 #[test]
 fn a_latch_that_is_reset_too_late_is_found_out() {
     let own = std::env::current_exe().unwrap();
@@ -223,7 +224,7 @@ fn a_relay_that_leaves_loses_nothing() {
         server.memory.lock().unwrap().ring().attach_relay(RELAY);
         let start = server.memory.lock().unwrap().ring().view().position();
         let publishers = publishers(&server, &["a", "b"]);
-        // It dies without a look; the next one sends what is there and what comes.
+        // The relay dies without a look. The next relay sends what is there and what comes.
         server.memory.lock().unwrap().ring().detach_relay(RELAY);
         server.memory.lock().unwrap().ring().attach_relay(RELAY);
         let sent = {

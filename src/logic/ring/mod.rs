@@ -1,4 +1,5 @@
-//! The ring of one database: its last messages, which any number of readers read at their own pace.
+//! The ring of one database: the database's last messages. Any number of readers read them, each at
+//! the reader's own pace.
 //!
 //! ```text
 //!                 first            relayed                    next
@@ -8,33 +9,45 @@
 //!   bytes   ────────┼─────────────────┼─────────────────────────┼──────────▶ by offset, modulo their number
 //! ```
 //!
-//! **Positions** number the messages of a database, also those that found no room and were sent natively
-//! only; they never go back. So what a reader at `after` missed is the number of positions that it passes
-//! over less the number of entries it finds there, whatever happened in between.
+//! **Positions** number the messages of a database, including those that found no room and were
+//! sent natively only. Positions never fall. So a reader at `after` can count what it has missed:
+//! the positions that it passes over, less the entries that it finds there, whatever happened in
+//! between.
 //!
-//! **Room**: a transaction reserves before its commit, when it can still choose another way, and fills
-//! what it reserved after it, when nothing may fail any more. What the relay has not sent yet is not
-//! overwritten; everything else is, oldest first, whoever may not have read it.
+//! **Room**: a transaction reserves room before its commit, when it can still choose another route.
+//! The transaction fills the room after its commit, when nothing may fail any more. A message that
+//! the relay has not sent yet is not overwritten. All others are overwritten, the oldest first,
+//! whether or not every reader has read them.
 //!
-//! **Shares**: a role that has a limit has at most its share of the entries and of the bytes between `relayed` and
-//! the reservations. A transaction that would exceed it sends natively, and readers are told of a gap. So one role
-//! alone can't take the room that others need. Shares guarantee nothing about what the relay has passed: that is
-//! overwritten oldest first, whichever role writes. A role that may write can turn the ring over, and readers are
-//! told how many messages they missed.
+//! **Quotas** are backpressure for one role at a time. A role that has a limit has at most its
+//! quota of the entries and of the bytes between `relayed` and the reservations. A transaction that
+//! would exceed the quota sends natively, and readers are told of a gap. So one role alone can't
+//! take the room that others need. Quotas guarantee nothing about messages that the relay has
+//! passed: those are overwritten oldest first, whichever role writes. A role that may write can
+//! turn the ring over. Readers are told how many messages they missed.
 //!
-//! **Without a relay** messages wait for the next one, for their order's sake, but not for long: the time counts
-//! from when a relay last sent something, or the first of them came, not from the end of the last of many relays.
+//! **Without a relay** messages wait for the next one, so that they keep their order, but not for
+//! long. The time counts from the later of two moments: a relay last sent something, or the first
+//! waiting message came. The end of the last of many relays does not count. After that time the
+//! messages are stranded.
 //!
-//! **Waking**: whoever finds nothing to do says so under the same lock under which messages come in, and
-//! then sleeps on its latch. So the one that brings a message knows exactly whom to wake, and each sleeper
-//! is woken once. (tests/loom.rs tries every order of the steps.)
+//! **Waking** loses no wakeup. A reader or relay resets its latch before it looks for messages. If it
+//! finds nothing to do, it registers under the lock under which messages come in, and waits on its
+//! latch only then. So the process that brings a message sees every waiter that the message
+//! concerns, and wakes each waiter once. (tests/loom.rs tries every order of the steps.)
 //!
-//! **Channels** are keyed by the oid of their prefix's schema and their short name. A schema's name is for
-//! native NOTIFY only, and is looked up when that sends: a message outlives the renaming of its schema, and a
-//! new schema of an old name has none of the old one's.
+//! **Channels** have as key the oid of their prefix's schema and their short name. Only native
+//! NOTIFY needs the name of the schema, which is looked up when NOTIFY sends. So a message outlives
+//! a new name of the schema, and a new schema with an old name has no messages of the old schema.
 //!
-//! Whoever has a `Ring` holds its lock exclusively, whoever has a `View` at least shared. Nothing here
-//! allocates, so that nothing fails under the lock.
+//! **Generations** tell one use of a ring from all others. A session, the relay or the keeper
+//! begins a generation (`open`) when it first needs the database's ring. The coordinator ends the
+//! generation (`close`) after it has freed the database's slot, and wakes all waiters. A process
+//! that still has the ring of an ended generation is refused, and looks for the database's ring
+//! again.
+//!
+//! A `Ring` exists only while its lock is held exclusively, a `View` only while the lock is held at
+//! least shared. Nothing here allocates, so nothing fails under the lock.
 
 use std::hash::{DefaultHasher, Hasher};
 
@@ -42,116 +55,146 @@ use super::backoff::MILLISECOND;
 
 pub mod pool;
 
-/// How long messages wait where no relay sends any, for their order's sake; a new one comes within a second. After
-/// that each transaction sends what waits, and its own, natively, and so does the keeper.
+/// How long messages wait for a relay when no relay sends any, so that they keep their order, in
+/// microseconds. A new relay usually comes within a second. After this time each transaction sends
+/// the waiting messages, and its own, natively. The keeper sends the waiting messages if no
+/// transaction does.
 pub const RELAY_MAY_BE_AWAY: i64 = 10_000 * MILLISECOND;
 
-/// The roles with a limit that may have something waiting in one ring at a time. One more sends natively.
+/// The most roles with a limit that can have room or waiting messages in one ring at a time.
+/// Transactions of further roles send natively.
 pub const MAX_ROLES: usize = 64;
 
-/// The most entries that are looked at while the lock is held once.
+/// The most entries that a reader looks at while it holds the lock once.
 const MAX_SCANNED: u64 = 1024;
 
-/// What the entries take of a ring's memory: for messages of about 140 bytes both parts fill up alike.
+/// The bytes of a ring's memory for each entry, its message included. With messages of about 140
+/// bytes the entries and the bytes fill up at the same rate.
 const BYTES_PER_ENTRY: usize = 192;
 
-/// How many entries and how many bytes fit in that much memory.
+/// Returns how many entries, and how many bytes of messages, fit into so much memory.
 pub fn capacity(memory: usize) -> (usize, usize) {
     let entries = (memory / BYTES_PER_ENTRY).max(1);
     (entries, memory.saturating_sub(entries * size_of::<RingEntry>()))
 }
 
-/// Everything about a ring but its messages. Zeroed memory is a ring that was never used.
+/// Everything about a ring but its messages. Zeroed memory is a ring that was never used. The
+/// ring's lock guards the head.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RingHead {
-    /// The life that it is in (`pool`).
+    /// The generation of the ring, as `pool` gives it; 0 before the first.
     generation: u64,
-    /// 1: the database has no slot any more.
+    /// 1: the generation has ended, because the database has no slot any more. 0: the generation
+    /// runs.
     closed: u32,
     /// The relay's process number plus 1; 0 without a relay.
     relay: u32,
-    /// 1: the relay sleeps and wants to be woken.
+    /// 1: the relay waits on its latch, and the next message to send has to wake it. 0: the relay
+    /// does not wait.
     relay_waits: u32,
-    /// The first sleeping reader's process number plus 1.
+    /// The process number plus 1 of the first waiter in the list; 0 if no process waits.
     waiters: u32,
-    /// By the clock that nobody sets: when the relay last sent something, or the first message that waits came,
-    /// whichever is later. Means nothing while no message waits.
+    /// The clock reading from which waiting messages count as waiting, in microseconds. The relay
+    /// last sent something then, or the first waiting message came, whichever is later. Means
+    /// nothing while no message waits.
     waits_since: i64,
-    /// The position before the first message of this life.
+    /// The position before the first message of this generation.
     start: i64,
-    /// The last position that was given.
+    /// The last position that was given in any generation; 0 before the first generation.
     position: i64,
-    /// Ordinals of entries.
+    /// The ordinal of the oldest entry. Ordinals count the entries of this generation from 0.
     first: u64,
+    /// The ordinal of the first entry that the relay has not passed.
     relayed: u64,
+    /// The ordinal of the next message.
     next: u64,
-    /// Offsets of bytes: the first entry's, and behind the last one's.
+    /// The offset of the first entry's bytes. Offsets count the bytes of this generation from 0.
     begin: u64,
+    /// The offset behind the last entry's bytes.
     end: u64,
+    /// The number of entries that transactions have reserved and not filled.
     reserved_entries: u64,
+    /// The number of bytes that transactions have reserved and not filled.
     reserved_bytes: u64,
 }
 
-/// One message. Its channel and payload are in the bytes, one behind the other.
+/// One message. Its channel and payload are in the bytes, one behind the other. The ring's lock
+/// guards the entry. An entry means nothing unless its ordinal is between `first` and `next`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RingEntry {
+    /// The position of the message.
     position: i64,
+    /// The wall time at which the message was published, in microseconds.
     sent_at: i64,
+    /// The offset of the channel's first byte.
     at: u64,
+    /// The key of the channel: a hash of schema and name.
     key: u32,
-    /// Of the channel; 0 for a verbatim one.
+    /// The oid of the channel's schema; 0 for a verbatim channel.
     schema: u32,
+    /// The length of the payload, in bytes.
     payload: u16,
+    /// The length of the channel's name, in bytes.
     channel: u8,
-    /// 1: equal ones may be merged.
+    /// 1: the relay may merge the message with an equal one. 0: the message is sent for itself.
     wakeup: u8,
-    /// 1: its listeners have heard it, or there are none.
+    /// 1: the relay need not send the message, because its transaction did, or no session listens.
+    /// 0: the relay has to send the message.
     sent: u8,
-    /// Of `Charge`: what the relay gives back to when it passes it.
+    /// The role's slot in `roles` plus 1, whose usage shrinks when the relay passes the message. 0:
+    /// the role has no limit.
     role_slot: u16,
 }
 
 impl RingHead {
-    /// The last position that was given; 0 before the first life.
+    /// Returns the last position that was given; 0 before the first generation.
     pub fn position(&self) -> i64 {
         self.position
     }
 
-    /// When what waits is to be sent without a relay, as there is none.
+    /// Returns the clock reading from which waiting messages are stranded. `None`: there is a
+    /// relay, or no message waits.
     fn stranded_at(&self) -> Option<i64> {
         (self.relay == 0 && self.relayed < self.next).then(|| self.waits_since + RELAY_MAY_BE_AWAY)
     }
 }
 
-/// A role with a limit, and what it has reserved or has in the ring and the relay has not passed. A free place has no
-/// entries.
+/// A role with a limit, and its usage of the ring. The ring's lock guards the slot. A free slot has
+/// no entries.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RoleUsage {
+    /// The oid of the role.
     role: u32,
+    /// The number of entries that the role has reserved, or that the relay has not passed; 0 in a
+    /// free slot.
     entries: u32,
+    /// The number of bytes of those entries.
     bytes: u64,
 }
 
 /// The messages of one role in a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Charge {
-    /// 0: without a limit.
+    /// The oid of the role; 0 for a role without a limit.
     pub role: u32,
+    /// The number of messages.
     pub entries: usize,
+    /// The number of bytes of their channels and payloads.
     pub bytes: usize,
-    /// The place of its holder plus 1, while room is reserved; 0 without a limit.
+    /// The role's slot in `roles` plus 1, while room is reserved; 0 for a role without a limit.
     role_slot: u16,
 }
 
 impl Charge {
+    /// Returns a charge that has reserved nothing yet.
     pub fn new(role: u32, entries: usize, bytes: usize) -> Self {
         Self { role, entries, bytes, role_slot: 0 }
     }
 
-    /// For `Incoming`.
+    /// Returns the value for `Incoming::role_slot`, once room is reserved.
     pub fn role_slot(&self) -> u16 {
         self.role_slot
     }
@@ -160,24 +203,28 @@ impl Charge {
 /// The most that one role with a limit may have in a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
+    /// The number of entries.
     pub entries: usize,
+    /// The number of bytes.
     pub bytes: usize,
 }
 
 impl RingEntry {
+    /// Returns the bytes of channel and payload.
     fn len(&self) -> u64 {
         u64::from(self.channel) + u64::from(self.payload)
     }
 }
 
-/// A channel as readers ask for it. Under the same full name a verbatim channel is another one.
+/// A channel as readers ask for it. A verbatim channel and a prefix's channel with the same full
+/// name are two channels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Channel {
     /// The oid of the prefix's schema; 0 for a verbatim channel.
     pub schema: u32,
-    /// The short name; the full one of a verbatim channel.
+    /// The short name. A verbatim channel has its full name.
     pub name: Vec<u8>,
-    /// Of both of them.
+    /// A hash of schema and name. Two channels may have the same key.
     key: u32,
 }
 
@@ -198,61 +245,76 @@ fn key(schema: u32, name: &[u8]) -> u32 {
 /// One message on its way into a ring.
 #[derive(Clone, Copy, Debug)]
 pub struct Incoming<'a> {
+    /// The channel of the message.
     pub channel: &'a Channel,
+    /// The payload of the message.
     pub payload: &'a [u8],
+    /// Whether the relay may merge the message with an equal one.
     pub wakeup: bool,
+    /// Whether the relay need not send the message.
     pub sent: bool,
-    /// Of the charge that it is a part of.
+    /// The slot of the charge that the message is a part of; 0 for a role without a limit.
     pub role_slot: u16,
 }
 
-/// How a transaction that is about to commit shall send.
+/// How the messages of a transaction that is about to commit are to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// Room is reserved, and the relay will send.
+    /// Room is reserved, and the relay will send. If there is no relay, earlier messages already
+    /// wait for one, and are not stranded yet.
     Relay,
-    /// Room is reserved, but there is no relay: the transaction sends.
+    /// Room is reserved, and the transaction sends as well. There is no relay, and either no
+    /// message waits for one, or the waiting messages are stranded.
     RelayAndNative,
-    /// There is no room, or not within a role's share: the transaction sends, and readers are told of a gap.
+    /// There is no room, or a role would exceed its quota. The transaction sends, and readers are
+    /// told of a gap.
     Native,
 }
 
-/// A reader that sleeps, in the slot of its process. Zeroed memory is one that does not.
+/// The slot of a process that may wait in a ring. The lock of the ring in which the process waits
+/// guards the slot: a process waits in one ring at a time. Zeroed memory is a process that does not
+/// wait.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Waiter {
+    /// 1: the process waits, and is in the list of waiters. 0: the process does not wait.
     linked: u32,
-    /// Process numbers plus 1.
+    /// The process number plus 1 of the waiter before this one; 0 for the first.
     before: u32,
+    /// The process number plus 1 of the waiter behind this one; 0 for the last.
     after: u32,
-    /// The number of channels that it sleeps for; more than fit means any.
+    /// The number of channels that the process waits for. If not all fit into `keys`, any message
+    /// wakes the process.
     count: u32,
+    /// The keys of the channels.
     keys: [u32; WAITER_KEYS],
 }
 
-/// Oban's nodes listen to four channels.
+/// The most channels that a waiter is woken for singly. Oban's nodes listen to four.
 const WAITER_KEYS: usize = 8;
 
-/// What a sleeper is woken by.
+/// Which waiters to wake.
 #[derive(Clone, Copy, Debug)]
 pub enum Audience<'a> {
-    /// Messages with these keys (`keys`).
+    /// Waiters for a channel that has one of these keys (`keys`).
     Keys(&'a [u32]),
-    /// A gap, or the end of the ring.
+    /// All waiters, because there is a gap, or the generation ended.
     All,
 }
 
-/// How far a reader got.
+/// How far a reader has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
+    /// The position behind which the reader goes on.
     pub position: i64,
-    /// How many messages were passed over unread; `None` when it came from another life of the ring.
+    /// The number of messages that the reader passed over and did not find. `None`: the position
+    /// that the reader came from is not of this generation.
     pub missed: Option<i64>,
     /// Whether there may be more to read now.
     pub more: bool,
 }
 
-/// Room for what a reader copies out, allocated beforehand.
+/// Space for the messages that a reader or the relay copies out. All of it is allocated beforehand.
 #[derive(Debug, Default)]
 pub struct Batch {
     items: Vec<Item>,
@@ -269,23 +331,28 @@ struct Item {
 /// A message that was copied out of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingMessage<'a> {
+    /// The position of the message.
     pub position: i64,
+    /// The wall time at which the message was published, in microseconds.
     pub sent_at: i64,
-    /// The channel's schema; 0 for a verbatim channel.
+    /// The oid of the channel's schema; 0 for a verbatim channel.
     pub schema: u32,
-    /// The short name; the full one of a verbatim channel.
+    /// The short name of the channel. A verbatim channel has its full name.
     pub channel: &'a [u8],
+    /// The payload of the message.
     pub payload: &'a [u8],
+    /// Whether the relay may merge the message with an equal one.
     pub wakeup: bool,
-    /// How many messages the reader passed over unread before this one, in this read.
+    /// The number of messages that the reader has passed over and not found, in this read and
+    /// before this message.
     pub missed: i64,
 }
 
-/// The longest channel and payload.
+/// The bytes of the longest channel and the longest payload together.
 const MAX_MESSAGE_BYTES: usize = super::channel::MAX_CHANNEL + super::wire::MAX_PAYLOAD;
 
 impl Batch {
-    /// For at most so many messages and bytes; but one message always fits.
+    /// Returns an empty batch for at most so many messages and bytes. One message always fits.
     pub fn new(messages: usize, bytes: usize) -> Self {
         Self {
             items: Vec::with_capacity(messages.max(1)),
@@ -293,15 +360,18 @@ impl Batch {
         }
     }
 
+    /// Takes all messages out, and keeps the memory.
     pub fn clear(&mut self) {
         self.items.clear();
         self.bytes.clear();
     }
 
+    /// Returns the number of messages.
     pub fn len(&self) -> usize {
         self.items.len()
     }
 
+    /// Returns the messages, in the order of their positions.
     pub fn messages(&self) -> impl Iterator<Item = RingMessage<'_>> {
         self.items.iter().map(|Item { entry, at, missed }| {
             let (channel, payload) = (usize::from(entry.channel), usize::from(entry.payload));
@@ -317,45 +387,52 @@ impl Batch {
         })
     }
 
+    /// Returns whether the batch can take an entry without allocating.
     fn fits(&self, entry: &RingEntry) -> bool {
         self.items.len() < self.items.capacity()
             && self.bytes.len() + entry.len() as usize <= self.bytes.capacity()
     }
 }
 
-/// To read.
+/// A ring, to read it. The ring's lock is held at least shared as long as this struct exists.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
+    /// The state of the ring.
     pub head: &'a RingHead,
+    /// The entries, by ordinal modulo their number.
     pub entries: &'a [RingEntry],
+    /// The bytes of the messages, by offset modulo their number.
     pub bytes: &'a [u8],
 }
 
 impl View<'_> {
+    /// Returns the last position that was given.
     pub fn position(&self) -> i64 {
         self.head.position
     }
 
+    /// Returns whether the ring is in this generation, and the generation has not ended.
     pub fn is_of(&self, generation: u64) -> bool {
         self.head.generation == generation && self.head.closed == 0
     }
 
-    /// Bytes of messages that are in the ring, and those that it can hold.
+    /// Returns the bytes of the messages in the ring, and the bytes that the ring can hold.
     pub fn used(&self) -> (u64, u64) {
         (self.head.end - self.head.begin, self.bytes.len() as u64)
     }
 
-    /// Whether entries wait, and no relay has sent any for too long.
+    /// Returns whether messages are stranded.
     pub fn is_stranded(&self, now: impl Fn() -> i64) -> bool {
         self.head.stranded_at().is_some_and(|at| at <= now())
     }
 
-    /// From when on that is so, if no relay comes; `None` when there is one, or nothing waits.
+    /// Returns the clock reading from which waiting messages are stranded if no relay comes.
+    /// `None`: there is a relay, or no message waits.
     pub fn stranded_at(&self) -> Option<i64> {
         self.head.stranded_at()
     }
 
-    /// How many entries wait for the relay.
+    /// Returns how many entries the relay has not passed.
     pub fn backlog(&self) -> u64 {
         self.head.next - self.head.relayed
     }
@@ -364,12 +441,13 @@ impl View<'_> {
         &self.entries[(ordinal % self.entries.len() as u64) as usize]
     }
 
-    /// The part of the bytes from an offset on, which ends at the end of the area at the latest.
+    /// Returns the bytes from an offset on: `len` bytes, or fewer if the area ends before.
     fn part(&self, at: u64, len: usize) -> &[u8] {
         let start = (at % self.bytes.len() as u64) as usize;
         &self.bytes[start..self.bytes.len().min(start + len)]
     }
 
+    /// Returns whether an entry's message is on a channel.
     fn is_on(&self, entry: &RingEntry, channel: &Channel) -> bool {
         if entry.key != channel.key
             || entry.schema != channel.schema
@@ -382,6 +460,7 @@ impl View<'_> {
         one == part && other == self.part(entry.at + part.len() as u64, other.len())
     }
 
+    /// Copies an entry and its bytes into a batch that has space for them.
     fn copy(&self, entry: &RingEntry, missed: i64, batch: &mut Batch) {
         let (at, len) = (batch.bytes.len(), entry.len() as usize);
         batch.items.push(Item { entry: *entry, at, missed });
@@ -391,6 +470,7 @@ impl View<'_> {
     }
 
     /// Copies messages behind `after` that are on one of the channels, until the batch is full.
+    /// Returns how far the reader has come.
     pub fn read(&self, after: i64, channels: &[Channel], batch: &mut Batch) -> Progress {
         let head = self.head;
         if after == head.position {
@@ -417,14 +497,14 @@ impl View<'_> {
             }
         }
         if !more {
-            position = head.position; // past a gap at the end, too
+            position = head.position; // passes a gap at the end, too
         } else if passed == 0 && !known {
             position = self.entry(from).position - 1;
         }
         Progress { position, missed: known.then(|| position - after - passed), more }
     }
 
-    /// The ordinal of the first entry behind a position.
+    /// Returns the ordinal of the first entry behind a position.
     fn first_behind(&self, position: i64) -> u64 {
         let (mut low, mut high) = (self.head.first, self.head.next);
         while low < high {
@@ -438,8 +518,8 @@ impl View<'_> {
         low
     }
 
-    /// Copies what the relay has to send, until the batch is full: the ordinal behind the last, and whether there
-    /// is more behind it.
+    /// Copies messages that the relay has to send, until the batch is full. Returns the ordinal
+    /// behind the last entry that was looked at, and whether entries follow.
     pub fn unsent(&self, batch: &mut Batch) -> (u64, bool) {
         let mut ordinal = self.head.relayed;
         while ordinal < self.head.next {
@@ -456,23 +536,30 @@ impl View<'_> {
     }
 }
 
-/// To change.
+/// A ring, to change it. The ring's lock is held exclusively as long as this struct exists.
 pub struct Ring<'a> {
+    /// The state of the ring.
     pub head: &'a mut RingHead,
+    /// The entries, by ordinal modulo their number.
     pub entries: &'a mut [RingEntry],
+    /// The bytes of the messages, by offset modulo their number.
     pub bytes: &'a mut [u8],
+    /// The usage of roles with a limit.
     pub roles: &'a mut [RoleUsage],
-    /// One for each process.
+    /// The slots for waiters, one for each process of the server. All rings share them.
     pub waiters: &'a mut [Waiter],
 }
 
 impl Ring<'_> {
+    /// Returns the ring for reading.
     pub fn view(&self) -> View<'_> {
         View { head: self.head, entries: self.entries, bytes: self.bytes }
     }
 
-    /// Begins a new life unless this one, or a later one, has begun: whether this call began it. `None`: it is over. The
-    /// first position will be above `start`, and above what the ring's earlier lives have given.
+    /// Begins a generation, unless this generation or a later one has begun. Returns whether this
+    /// call began the generation. `None`: the generation has ended, or a later one has begun. The
+    /// first position of the generation is above `start`, and above all positions of earlier
+    /// generations.
     pub fn open(&mut self, generation: u64, start: i64) -> Option<bool> {
         let begins = self.head.generation < generation;
         if begins {
@@ -484,7 +571,7 @@ impl Ring<'_> {
         self.view().is_of(generation).then_some(begins)
     }
 
-    /// Ends this life, unless a later one has begun. The last position.
+    /// Ends a generation, unless a later one has begun. Returns the last position.
     pub fn close(&mut self, generation: u64) -> i64 {
         if self.head.generation <= generation {
             (self.head.generation, self.head.closed) = (generation, 1);
@@ -492,7 +579,8 @@ impl Ring<'_> {
         self.head.position
     }
 
-    /// Reserves room for a transaction's messages if there is any, for each role within its share.
+    /// Reserves room for a transaction's messages, if there is room and each role stays within its
+    /// quota. Returns how the transaction is to send.
     pub fn reserve(&mut self, charges: &mut [Charge], quota: Quota, now: impl Fn() -> i64) -> Route {
         let head = &mut *self.head;
         let (entries, bytes) = total(charges);
@@ -517,12 +605,13 @@ impl Ring<'_> {
         let head = &mut *self.head;
         head.reserved_entries += entries;
         head.reserved_bytes += bytes;
-        // What waits for a relay would be overtaken by what is sent now.
+        // A message that is sent now would overtake those that wait for a relay.
         let waits = head.stranded_at().is_some_and(|at| now() < at);
         if head.relay != 0 || waits { Route::Relay } else { Route::RelayAndNative }
     }
 
-    /// Notes what a role reserves; false if it may not have that much.
+    /// Notes what a role reserves. Returns false if the role would exceed its quota, or `roles` is
+    /// full.
     fn charge(&mut self, charge: &mut Charge, quota: Quota) -> bool {
         charge.role_slot = 0;
         if charge.role == 0 || charge.entries == 0 {
@@ -547,10 +636,12 @@ impl Ring<'_> {
         true
     }
 
+    /// Takes back what `charge` noted.
     fn discharge(&mut self, charge: &Charge) {
         self.release(charge.role_slot, charge.entries, charge.bytes);
     }
 
+    /// Takes entries and bytes off the usage of the role in this slot.
     fn release(&mut self, role_slot: u16, entries: usize, bytes: usize) {
         if let Some(role_slot) = usize::from(role_slot).checked_sub(1).and_then(|at| self.roles.get_mut(at)) {
             role_slot.entries -= entries as u32;
@@ -558,7 +649,7 @@ impl Ring<'_> {
         }
     }
 
-    /// Gives back what was reserved and not used, at an abort.
+    /// Gives back room that was reserved and not filled, after an abort.
     pub fn give_back(&mut self, charges: &[Charge]) {
         let (entries, bytes) = total(charges);
         self.head.reserved_entries -= entries;
@@ -566,8 +657,8 @@ impl Ring<'_> {
         charges.iter().for_each(|charge| self.discharge(charge));
     }
 
-    /// Adds a message in room that was reserved, and that it gives back. `sent_at` is for readers, `now` of the clock
-    /// that nobody sets.
+    /// Adds a message, in room that was reserved for it. `sent_at` is the wall time for readers,
+    /// and `now` the clock reading, both in microseconds.
     pub fn append(&mut self, message: &Incoming<'_>, sent_at: i64, now: i64) {
         let name = &*message.channel.name;
         let len = name.len() + message.payload.len();
@@ -613,6 +704,7 @@ impl Ring<'_> {
         self.head.reserved_bytes -= len as u64;
     }
 
+    /// Writes bytes from an offset on, around the end of the area if needed.
     fn write(&mut self, at: u64, what: &[u8]) {
         let start = (at % self.bytes.len() as u64) as usize;
         let (one, other) = what.split_at(what.len().min(self.bytes.len() - start));
@@ -620,12 +712,14 @@ impl Ring<'_> {
         self.bytes[..other.len()].copy_from_slice(other);
     }
 
-    /// So many messages are not in the ring: readers will be told.
+    /// Counts messages that are not in the ring. Readers are told of them as a gap.
     pub fn skip(&mut self, messages: usize) {
         self.head.position += messages as i64;
     }
 
-    /// Everything before this ordinal was sent.
+    /// Notes that everything before this ordinal was sent. A backend or the keeper calls this when
+    /// it has sent in the relay's place. `waits_since` stays, or messages that are still stranded
+    /// would wait again.
     pub fn relayed(&mut self, ordinal: u64) {
         for passed in self.head.relayed..ordinal.min(self.head.next) {
             let entry = *self.view().entry(passed);
@@ -634,29 +728,36 @@ impl Ring<'_> {
         }
     }
 
-    /// The relay sent it, and so what follows waits anew.
+    /// Notes that the relay has sent everything before this ordinal. The messages behind it wait
+    /// anew.
     pub fn relayed_by_relay(&mut self, ordinal: u64, now: i64) {
         self.relayed(ordinal);
         self.head.waits_since = now;
     }
 
+    /// Makes a process the relay. The relay calls this, or the process that opens the ring of a
+    /// database that has a relay.
     pub fn attach_relay(&mut self, procno: i32) {
         (self.head.relay, self.head.relay_waits) = (procno as u32 + 1, 0);
     }
 
+    /// Takes the relay out, if it is this process.
     pub fn detach_relay(&mut self, procno: i32) {
         if self.head.relay == procno as u32 + 1 {
             (self.head.relay, self.head.relay_waits) = (0, 0);
         }
     }
 
-    /// Notes that the relay will sleep on its latch, unless there is something to send.
+    /// Notes that the relay will wait on its latch, unless there is something to send. Returns
+    /// false if there is something to send: then the relay must not wait.
     pub fn relay_starts_waiting(&mut self) -> bool {
         self.head.relay_waits = u32::from(self.head.relayed == self.head.next);
         self.head.relay_waits != 0
     }
 
-    /// The relay to wake, if it sleeps and there is something to send.
+    /// Returns the process number of the relay if it waits and there is something to send. The
+    /// caller has to set its latch, after the lock is released. `None`: the relay need not be
+    /// woken.
     pub fn wake_relay(&mut self) -> Option<i32> {
         let wake = self.head.relay_waits != 0 && self.head.relayed < self.head.next;
         wake.then(|| {
@@ -665,7 +766,8 @@ impl Ring<'_> {
         })
     }
 
-    /// Notes that a reader will sleep on its latch until a message comes on one of the channels, or a gap.
+    /// Registers a reader as a waiter for messages on these channels, and for gaps. The reader
+    /// waits on its latch only after the lock is released.
     pub fn start_waiting(&mut self, procno: i32, channels: &[Channel]) {
         self.stop_waiting(procno);
         let own = procno as u32 + 1;
@@ -682,6 +784,7 @@ impl Ring<'_> {
         self.head.waiters = own;
     }
 
+    /// Takes a process out of the waiters. Does nothing for a process that does not wait.
     pub fn stop_waiting(&mut self, procno: i32) {
         let waiter = std::mem::take(&mut self.waiters[procno as usize]);
         if waiter.linked == 0 {
@@ -696,8 +799,9 @@ impl Ring<'_> {
         }
     }
 
-    /// Takes sleepers whom this concerns, as many as `woken` has room for: how many. Whoever takes them has
-    /// to set their latches. Repeat while it comes back full.
+    /// Takes waiters out that the audience includes, as many as `woken` has room for. Returns how
+    /// many. The caller has to set their latches after the lock is released, and to repeat the call
+    /// as long as `woken` comes back full.
     pub fn wake(&mut self, audience: Audience<'_>, woken: &mut [i32]) -> usize {
         let (mut count, mut at) = (0, self.head.waiters);
         while at != 0 && count < woken.len() {
@@ -719,8 +823,8 @@ impl Ring<'_> {
         count
     }
 
-    /// The keys of the channels of the last `messages` entries, each once, as many as fit; `None` when they
-    /// don't.
+    /// Returns the keys of the channels of the last `messages` entries, each once. `None`: `keys`
+    /// has too little room for them.
     pub fn keys<'k>(&self, messages: usize, keys: &'k mut [u32]) -> Option<&'k [u32]> {
         let mut count = 0;
         for ordinal in self.head.next.saturating_sub(messages as u64)..self.head.next {
@@ -734,7 +838,7 @@ impl Ring<'_> {
     }
 }
 
-/// Entries and bytes.
+/// Returns the entries and the bytes of all charges.
 fn total(charges: &[Charge]) -> (u64, u64) {
     charges.iter().fold((0, 0), |(entries, bytes), c| (entries + c.entries as u64, bytes + c.bytes as u64))
 }

@@ -1,33 +1,41 @@
-//! Which database has which ring. There are fewer rings than databases may have the extension, as most of those are
-//! quiet: a database takes one when something is first published or read there, and keeps it until its slot is freed.
+//! Which database has which ring.
 //!
-//! A `Pool` exists only while the lock of the databases' slots is held.
+//! There are fewer rings than databases that may have the extension, because most databases are
+//! quiet. A database takes a ring when something is first published or read there. The database
+//! keeps the ring until its slot is freed.
+//!
+//! A `Pool` exists only while the lock Registry is held exclusively.
 
-/// A ring's place. Zeroed memory is one that is free.
+/// The owner of a ring. Zeroed memory is a free ring. The lock Registry guards the owner.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RingOwner {
-    /// The use of the database slot that has it; 0 for none.
+    /// The generation of the database's slot that has the ring; 0 if the ring is free.
     slot_generation: u64,
-    /// Tells this use of the ring from all others.
+    /// The generation of the ring: it tells this use of the ring from all others. 0 if the ring is
+    /// free.
     generation: u64,
 }
 
-/// A ring in one of its lives.
+/// A ring in one generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingId {
+    /// The number of the ring.
     pub ring: usize,
+    /// The generation of the ring.
     pub generation: u64,
 }
 
+/// The owners of all rings, under the lock Registry.
 pub struct Pool<'a> {
+    /// The owner of each ring.
     pub owners: &'a mut [RingOwner],
-    /// The last life of a ring.
+    /// The last generation that a ring was given; 0 before the first.
     pub last_generation: &'a mut u64,
 }
 
 impl Pool<'_> {
-    /// The ring that a use of a database slot has.
+    /// Returns the ring of the database whose slot is in this generation; `None` if it has no ring.
     pub fn of(&self, slot_generation: u64) -> Option<RingId> {
         let ring = self
             .owners
@@ -36,7 +44,8 @@ impl Pool<'_> {
         Some(RingId { ring, generation: self.owners[ring].generation })
     }
 
-    /// The same, or else a free one, which it takes. `None` when none is free.
+    /// Returns the ring of the database whose slot is in this generation. A database without a ring
+    /// takes a free one. `None`: no ring is free.
     pub fn take(&mut self, slot_generation: u64) -> Option<RingId> {
         if let Some(own) = self.of(slot_generation) {
             return Some(own);
@@ -47,7 +56,7 @@ impl Pool<'_> {
         Some(RingId { ring, generation: *self.last_generation })
     }
 
-    /// Gives back the ring that a use of a database slot has.
+    /// Frees the ring of the database whose slot is in this generation, if there is one.
     pub fn give_back(&mut self, slot_generation: u64) {
         self.owners
             .iter_mut()
@@ -55,7 +64,7 @@ impl Pool<'_> {
             .for_each(|owner| *owner = RingOwner::default());
     }
 
-    /// How many are free.
+    /// Returns how many rings are free.
     pub fn free(&self) -> usize {
         self.owners.iter().filter(|owner| owner.slot_generation == 0).count()
     }

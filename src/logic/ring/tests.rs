@@ -28,7 +28,7 @@ impl Memory {
     fn view(&self) -> View<'_> {
         View { head: &self.head, entries: &self.entries, bytes: &self.bytes }
     }
-    /// A transaction of one message, which the relay is to send unless there is none.
+    /// Sends one message in a transaction. The relay has to send it, unless there is no relay.
     fn send(&mut self, channel: &str, payload: &str) -> Route {
         let mut ring = self.ring();
         let way = reserve(&mut ring, 1, channel.len() + payload.len(), 0);
@@ -51,7 +51,7 @@ impl Memory {
 
 const ALL: Quota = Quota { entries: usize::MAX, bytes: usize::MAX };
 
-/// For a role without a limit.
+/// Reserves room for a role without a limit.
 fn reserve(ring: &mut Ring<'_>, entries: usize, bytes: usize, now: i64) -> Route {
     ring.reserve(&mut [Charge::new(0, entries, bytes)], ALL, || now)
 }
@@ -99,7 +99,8 @@ fn readers_are_told_what_they_missed() {
     }
     let three: Vec<String> = ["3", "4", "5"].map(Into::into).into();
     assert_eq!(memory.read(1000, &["a"], 9), (three.clone(), Progress { missed: Some(2), ..at(1005) }));
-    // From before a restart, or from a server that was ahead: nobody knows, and all there is comes.
+    // The position is from before a restart, or from a server that was ahead. The number of missed
+    // messages is not known, and the reader gets all messages that are there.
     for after in [0, 999, 1006, i64::MAX] {
         assert_eq!(memory.read(after, &["a"], 9), (three.clone(), Progress { missed: None, ..at(1005) }));
     }
@@ -128,7 +129,8 @@ fn what_the_relay_has_not_sent_is_not_overwritten() {
     );
     memory.ring().relayed(2);
     assert_eq!(memory.send("a", "5"), Route::Relay);
-    // The relay is away for a moment: its messages are not overtaken. Then each sends its own.
+    // The relay is away for a moment: later messages do not overtake those that wait for it. After
+    // that moment each transaction sends its own.
     memory.ring().detach_relay(5);
     assert_eq!(memory.send("a", "6"), Route::Relay);
     assert_eq!(memory.send("a", "7"), Route::Native);
@@ -161,7 +163,7 @@ fn what_waits_is_orphaned_when_no_relay_has_sent_for_too_long() {
     send(&mut memory, 200);
     send(&mut memory, 300);
     assert_eq!(memory.view().stranded_at(), None, "there is a relay");
-    // Relays that come and send nothing do not make anything wait longer; one that sends does.
+    // Relays that come and send nothing do not make messages wait longer. A relay that sends does.
     for _ in 0..3 {
         memory.ring().detach_relay(5);
         assert_eq!(memory.view().stranded_at(), Some(100 + RELAY_MAY_BE_AWAY));
@@ -170,7 +172,8 @@ fn what_waits_is_orphaned_when_no_relay_has_sent_for_too_long() {
     memory.ring().relayed_by_relay(1, 400);
     memory.ring().detach_relay(5);
     assert_eq!(memory.view().stranded_at(), Some(400 + RELAY_MAY_BE_AWAY));
-    // What somebody else sends in its place does not, or what is left would wait again.
+    // A transaction that sends in the relay's place does not, or the messages that are left would
+    // wait again.
     memory.ring().relayed(2);
     assert_eq!(memory.view().stranded_at(), Some(400 + RELAY_MAY_BE_AWAY));
     memory.ring().relayed(3);
@@ -199,12 +202,12 @@ fn a_role_has_its_share_and_no_more() {
     );
     let (way, third) = ask(3, 1, 1);
     assert_eq!((way, ask(4, 1, 1).0), (Route::Relay, Route::Native), "the table of roles is full");
-    // Two roles in one transaction: both or none.
+    // A transaction of two roles reserves for both or for none.
     let mut both = [Charge::new(3, 1, 1), Charge::new(2, 1, 1)];
     assert_eq!(memory.ring().reserve(&mut both, quota, || 0), Route::Native);
     memory.ring().give_back(&[first, second]);
     assert_eq!(memory.ring().reserve(&mut both, quota, || 0), Route::Relay);
-    // In the ring it counts until the relay has passed it.
+    // A message in the ring counts until the relay has passed it.
     let incoming = |charge: &Charge| charge.role_slot();
     let (role_slot, channel) = (incoming(&third), on("a"));
     let message = Incoming { channel: &channel, payload: b"", wakeup: false, sent: false, role_slot };
@@ -313,14 +316,14 @@ fn capacity_uses_the_memory() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A transaction of a role with messages of these lengths on channel `a` or `b`.
+    /// A transaction of a role, with messages of these lengths on channel `a` or `b`.
     Commit(u32, Vec<(bool, usize)>),
-    /// One that reserves as much, and ends later.
+    /// A transaction that reserves so much, and ends later.
     Open(u32, usize, usize),
     Abort,
     Relay(usize),
     RelayComes(bool),
-    /// From so far behind the last position.
+    /// Reads from so far behind the last position.
     Read(i64, usize),
 }
 
@@ -337,8 +340,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// The model keeps every message for ever. What is in the ring is its tail, each message whole;
-    /// what is not read is counted; what the relay did not send is always there.
+    /// The model keeps every message for ever. The ring holds the tail of the model, each message
+    /// whole. Messages that a reader did not get are counted. Messages that the relay has not sent
+    /// are always there.
     #[test]
     fn it_is_the_tail_of_everything_sent(steps in steps(), slots in 1usize..12, space in 42usize..200, part in 1usize..5) {
         let mut memory = Memory::new(slots, space);
@@ -417,7 +421,7 @@ proptest! {
             prop_assert!(head.first <= head.relayed && head.relayed <= head.next);
             prop_assert!(head.next - head.first <= slots as u64 && head.end - head.begin <= space as u64);
             prop_assert_eq!((head.reserved_entries, head.reserved_bytes), total(&open));
-            // What each role has is what a count of it gives, and within its share.
+            // The usage of each role is what a count gives, and is within the quota.
             for (at, role_slot) in memory.roles.iter().enumerate() {
                 let of_it = |h: u16| usize::from(h) == at + 1;
                 let reserved: Vec<Charge> = open.iter().filter(|c| of_it(c.role_slot)).copied().collect();
