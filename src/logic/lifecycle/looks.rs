@@ -1,69 +1,106 @@
-//! Databases without a slot of which it matters whether they have the extension: those that nobody has looked
-//! into, templates (which take no workers, but whose copies may), and those for which there was no slot.
+//! Databases without a slot for which it matters whether they have the extension: databases that no
+//! process has looked into, templates (which take no workers, but whose copies may), and databases
+//! for which no slot was free.
 //!
 //! ```text
-//!            found at the start, or a copy of an unseen one      connected, no extension
-//!   (none) ─────────────────────────────────────▶ Unseen ──▶ Looking ───────────────────────▶ (none)
-//!     │                                             ▲          │  │ extension there
-//!     │ CREATE EXTENSION ended here,                └──────────┘  ▼
-//!     └─ or it is a copy of one that has it ──▶ Has ◀─────────────┴── (a slot), taking no workers
-//!                                                │  failed, MOST_LOOKS times: Failed
-//!                                                └──▶ (a slot), once it takes workers and one is free
+//!            (1)            (2)            (3)           (5)
+//!   (none) ───────▶ Unseen ──────▶ Looking ──────▶ Gone ──────▶ (none)
+//!     │               ▲             │ │ │ (4)
+//!     │               │             │ │ └──────▶ Failed
+//!     │               └──── (6) ────┘ │
+//!     │  (7)                          │ (3)
+//!     └────────▶ Has ◀────────────────┘
+//!                 │ ▲
+//!             (8) ▼ │ (9)
+//!               (a slot)
 //! ```
 //!
-//! All databases are looked into once, after the start of the server or its promotion: `done` says that each of
-//! them was at least begun with, so that a coordinator that is restarted does not begin again. After that only
-//! copies of databases of which nobody knows are looked into.
+//! * (1) The coordinator calls `look_into` for each database that it finds at the server's start. A
+//!   backend calls `copied` for a copy of a database about which nothing is known, or
+//!   `extension_changed` if it can't tell whether the extension is there.
+//! * (2) The coordinator calls `launch_looks`, and starts a look.
+//! * (3) The look calls `looked`: it has found the extension, or found no extension.
+//! * (4) `MAX_FAILED_LOOKS` looks in a row have failed. The last one calls `look_ended`, or the
+//!   coordinator calls `look_lost`. Another look is not tried.
+//! * (5) The look calls `look_ended` when it has left the server's list of processes.
+//! * (6) The look failed, or had to go. `claim_look` refuses a look whose database is held. A look
+//!   that ends without a result calls `look_ended`. The coordinator calls `look_lost` for a look
+//!   that ended before its claim, and `look_postponed` for one that it could not start. A
+//!   coordinator that was restarted calls `adopt` for looks that have not made their claim.
+//! * (7) A backend calls `extension_changed` when CREATE EXTENSION has ended and no slot is free,
+//!   or `copied` for a copy of a database that has the extension. Has follows from any other state
+//!   as well.
+//! * (8) The coordinator calls `place` once the database takes workers and a slot is free.
+//! * (9) The coordinator calls `Registry::reap` for a database that takes no workers any more.
+//!
+//! A database leaves from any state when a backend has dropped the extension (`extension_changed`),
+//! or when the coordinator finds that the database was dropped (`forget_unslotted`). If a backend
+//! has created the extension and a slot is free, `extension_changed` gives the database a slot at
+//! once, unless the state is Has. As long as a look is in such a database, the entry is Gone.
+//!
+//! Once after the start of the server, or after its promotion, every database is looked into.
+//! `done` says that a look into each of them was at least requested, so that a coordinator that is
+//! restarted does not begin again. After that looks go only into databases about which nothing is
+//! known: copies of such databases, and databases in which a backend could not tell.
 
 use super::super::backoff::LOOK;
 use super::{ABSENT, Registry};
 
 /// The extension is there.
 pub const HAS: u32 = 1;
-/// To be looked into, as soon as it takes connections.
+/// The database is to be looked into, as soon as it takes connections.
 pub const UNSEEN: u32 = 2;
-/// A process that looks was launched.
+/// A look was launched, and has not ended.
 pub const LOOKING: u32 = 3;
-/// No look succeeded. Another one is not tried.
+/// No look succeeded, and another one is not tried.
 pub const FAILED: u32 = 4;
-/// The extension is not there, and the process that looks has not left yet.
+/// The extension is not there, and the look has not left yet.
 pub const GONE: u32 = 5;
 
 /// How many databases without a slot are remembered.
 pub const MAX_UNSLOTTED: usize = 512;
-/// Of those, how many may be there to stay. The rest is for those that are being looked into.
+/// How many of those databases may be there to stay. The rest is for databases that are being
+/// looked into.
 const MAX_UNSLOTTED_TO_STAY: usize = MAX_UNSLOTTED - MAX_UNSLOTTED / 4;
 
-/// How many databases are looked into at a time. A server with a thousand databases starts with a thousand
-/// looks, and worker slots are for those that have the extension.
+/// How many looks run at a time. A server with a thousand databases starts with a thousand looks,
+/// and worker slots are for databases that have the extension.
 const MAX_LOOKS: usize = 2;
 
-/// After so many looks that failed in a row there is no other.
+/// How many looks into a database may fail in a row. Another one is not tried.
 const MAX_FAILED_LOOKS: u32 = 8;
 
-/// One database without a slot. `oid` 0 is a free entry.
+/// A database without a slot. `oid` 0 is a free entry. The lock Registry guards the entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unslotted {
+    /// The oid of the database; 0 in a free entry.
     pub oid: u32,
+    /// The state: one of the constants above. 0 in a free entry.
     pub state: u32,
-    /// The process that looks, from its claim until it has left the server's list of processes; else 0.
+    /// The pid of the look, from its claim until it has left the server's list of processes; else
+    /// 0.
     pid: i32,
-    /// Looks that failed, in a row.
+    /// The number of looks that failed in a row.
     failures: u32,
-    /// When an unseen one is due.
+    /// The clock reading from which an Unseen database may be looked into, in microseconds; 0 for
+    /// at once.
     retry_at: i64,
-    /// From the same count as the births of slots.
+    /// The generation of the entry, from the same count as the generations of slots.
     generation: u64,
 }
 
-/// Under the lock of the registry. Zeroed memory is the state at the server's start.
+/// All databases without a slot. The lock Registry guards them. Zeroed memory is the state at the
+/// server's start.
 #[repr(C)]
 pub struct Looks {
-    /// 1: each database of the server's start was looked into, or is among `unslotted`.
+    /// 1: each database of the server's start was looked into, or is in `unslotted`. 0: the
+    /// coordinator has not come that far.
     pub done: u32,
-    /// 1: there was no room for a database, so that one which is not among `unslotted` may have the extension.
+    /// 1: there was no room for a database, so a database that is not in `unslotted` may have the
+    /// extension. 0: there was always room.
     overflow: u32,
+    /// The entries.
     unslotted: [Unslotted; MAX_UNSLOTTED],
 }
 
@@ -74,15 +111,18 @@ impl Default for Looks {
 }
 
 impl Looks {
+    /// Returns the entry of a database, to change it; `None` without an entry.
     pub(super) fn find(&mut self, oid: u32) -> Option<&mut Unslotted> {
         self.unslotted.iter_mut().find(|o| oid != 0 && o.oid == oid)
     }
 
+    /// Returns all entries that are not free.
     fn used(&mut self) -> impl Iterator<Item = &mut Unslotted> {
         self.unslotted.iter_mut().filter(|o| o.oid != 0)
     }
 
-    /// Takes a database out, or has the process that looks into it do that when it leaves.
+    /// Takes a database out. If a look is in the database, it takes the database out when it
+    /// leaves.
     pub(super) fn take_out(&mut self, oid: u32) {
         if let Some(unslotted) = self.find(oid) {
             unslotted.leave_out();
@@ -91,6 +131,7 @@ impl Looks {
 }
 
 impl Unslotted {
+    /// Frees the entry, or has the look free it when the look leaves.
     fn leave_out(&mut self) {
         if self.pid == 0 {
             *self = Self::default();
@@ -99,6 +140,8 @@ impl Unslotted {
         }
     }
 
+    /// Notes that a look failed. The next one waits for a delay that grows with the failures in a
+    /// row.
     fn failed(&mut self, now: i64) {
         self.failures += 1;
         self.state = if self.failures < MAX_FAILED_LOOKS { UNSEEN } else { FAILED };
@@ -107,10 +150,10 @@ impl Unslotted {
 }
 
 impl Registry<'_> {
-    /// Remembers a database without a slot; false when there is no room.
+    /// Remembers a database without a slot, in this state. Returns false if there is no room.
     fn remember(&mut self, oid: u32, state: u32) -> bool {
         if let Some(unslotted) = self.looks.find(oid) {
-            // A look that is under way sees for itself.
+            // A look that is under way finds out by itself.
             if state != UNSEEN || unslotted.state == GONE {
                 unslotted.state = state;
             }
@@ -131,18 +174,20 @@ impl Registry<'_> {
         }
     }
 
-    /// A database that has no slot has the extension: it gets one as soon as it takes workers and one is free.
+    /// Notes that a database without a slot has the extension. The database gets a slot as soon as
+    /// it takes workers and a slot is free. Returns false if there is no room for the note.
     pub fn has_extension(&mut self, oid: u32) -> bool {
         self.remember(oid, HAS)
     }
 
-    /// A database that has no slot shall be looked into.
+    /// Has a database without a slot looked into. Returns false if there is no room for the
+    /// request.
     pub fn look_into(&mut self, oid: u32) -> bool {
         self.database(oid).is_some() || self.remember(oid, UNSEEN)
     }
 
-    /// Database `copy` was made from `source` (0: from one that is not known): it has the extension if that
-    /// has it, and is looked into if nobody knows.
+    /// Notes that database `copy` was made from `source` (0 for an unknown one). If `source` has
+    /// the extension, `copy` has it too. If nothing is known of `source`, a look goes into `copy`.
     pub fn copied(&mut self, source: u32, copy: u32) {
         let has = if source == 0 { None } else { self.knows(source) };
         match has {
@@ -156,7 +201,7 @@ impl Registry<'_> {
         }
     }
 
-    /// Whether a database has the extension, if that is known.
+    /// Returns whether a database has the extension. `None`: that is not known.
     pub fn knows(&mut self, oid: u32) -> Option<bool> {
         let slot = self.database(oid).map(|d| d.worker(super::Kind::Keeper).state != ABSENT);
         let unslotted = self.looks.find(oid).map(|o| o.state);
@@ -169,7 +214,7 @@ impl Registry<'_> {
         }
     }
 
-    /// How many more databases may be looked into now.
+    /// Returns how many more databases may be looked into now.
     pub fn free_looks(&mut self, now: i64, takes_connections: impl Fn(u32) -> bool) -> usize {
         let busy = |o: &&mut Unslotted| match o.state {
             LOOKING => true,
@@ -179,8 +224,8 @@ impl Registry<'_> {
         MAX_LOOKS.saturating_sub(self.looks.used().filter(busy).count())
     }
 
-    /// The databases for which a process that looks shall be launched at `now`. They count as being looked into
-    /// from here on.
+    /// Returns the databases for which looks are to be launched at `now`. They are in the state
+    /// Looking from here on.
     pub fn launch_looks(&mut self, now: i64, takes_connections: impl Fn(u32) -> bool) -> Vec<u32> {
         let busy = self.looks.used().filter(|o| o.state == LOOKING || o.pid != 0).count();
         let holds = &*self.holds;
@@ -197,28 +242,30 @@ impl Registry<'_> {
             .collect()
     }
 
-    /// When the next look is due that failed before; `None` without one. What waits for the end of another look
-    /// is launched when that ends, not by the clock.
+    /// Returns the clock reading at which the next look is due among those that failed or were
+    /// postponed; `None` without one. A database that waits for the end of another look is not
+    /// among them, because the end of that look starts the next one.
     pub fn next_look(&mut self, now: i64, takes_connections: impl Fn(u32) -> bool) -> Option<i64> {
         let later = |o: &&mut Unslotted| o.state == UNSEEN && o.retry_at > now && takes_connections(o.oid);
         self.looks.used().filter(later).map(|o| o.retry_at).min()
     }
 
-    /// The first act of a process that looks, before it connects. False: it shall not.
+    /// Claims a database for a look. This is the look's first act, before it connects. Returns
+    /// false if the look has to go.
     pub fn claim_look(&mut self, oid: u32, pid: i32) -> bool {
         let held = self.is_held(oid);
         let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) else {
             return false;
         };
         if held {
-            unslotted.state = UNSEEN; // launched anew when the hold ends; that is no failure
+            unslotted.state = UNSEEN; // launched anew when the hold ends; to have to go is no failure
             return false;
         }
         unslotted.pid = pid;
         true
     }
 
-    /// The process that looks has found the extension, or not. What somebody else has told since it began
+    /// Notes whether a look has found the extension. What a backend has told since the look began
     /// counts more.
     pub fn looked(&mut self, oid: u32, pid: i32, found: bool) {
         if let Some(unslotted) = self.looks.find(oid).filter(|o| o.pid == pid && o.state == LOOKING) {
@@ -226,14 +273,15 @@ impl Registry<'_> {
         }
     }
 
-    /// The last act of a process that looks: it has left the list of processes. The holders to wake.
+    /// Notes that a look has left the server's list of processes. This is the look's last act.
+    /// Returns the process numbers of the database's holders, which the look wakes.
     pub fn look_ended(&mut self, oid: u32, pid: i32, now: i64) -> Vec<i32> {
         let holders = self.holders(oid);
         if let Some(unslotted) = self.looks.find(oid).filter(|o| o.pid == pid) {
             unslotted.pid = 0;
             match unslotted.state {
                 LOOKING if holders.is_empty() => unslotted.failed(now),
-                LOOKING => unslotted.state = UNSEEN, // it had to go
+                LOOKING => unslotted.state = UNSEEN, // the look had to go
                 GONE => *unslotted = Unslotted::default(),
                 _ => {}
             }
@@ -241,46 +289,50 @@ impl Registry<'_> {
         holders
     }
 
-    /// A process that looks ended before its claim.
+    /// Notes that a look that was launched ended before its claim.
     pub fn look_lost(&mut self, oid: u32, now: i64) {
         if let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
             unslotted.failed(now);
         }
     }
 
-    /// There is no free worker slot for a process that looks: that is no failure of the database's.
+    /// Notes that a look was not launched, because no worker slot was free. That is no failure of
+    /// the database.
     pub fn look_postponed(&mut self, oid: u32, now: i64) {
         if let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
             (unslotted.state, unslotted.retry_at) = (UNSEEN, now + LOOK.max);
         }
     }
 
-    /// The databases into which no look succeeded.
+    /// Returns the databases into which no look succeeded.
     pub fn failed_looks(&mut self) -> Vec<u32> {
         self.looks.used().filter(|o| o.state == FAILED).map(|o| o.oid).collect()
     }
 
-    /// Gives slots to the databases that have the extension and take workers. Those for which there is none.
+    /// Gives slots to the databases that have the extension and take workers. Returns those for
+    /// which no slot is free.
     pub fn place(&mut self, takes_workers: impl Fn(u32) -> bool) -> Vec<u32> {
         let waits = |o: &&mut Unslotted| o.state == HAS && takes_workers(o.oid);
         let waiting: Vec<u32> = self.looks.used().filter(waits).map(|o| o.oid).collect();
         waiting.into_iter().filter(|oid| !self.add(*oid)).collect()
     }
 
-    /// Takes out databases that do not exist any more. `last_generation` is the count of births before the look that
-    /// found those that `exist`: younger entries may be of databases that are younger, too.
+    /// Takes out databases that do not exist any more. `last_generation` is the last generation
+    /// from before the scan that found the databases that `exist`: younger entries may be of
+    /// younger databases.
     pub fn forget_unslotted(&mut self, last_generation: u64, exists: impl Fn(u32) -> bool) {
         let gone = self.looks.used().filter(|o| o.generation <= last_generation && !exists(o.oid));
         gone.for_each(Unslotted::leave_out);
     }
 
-    /// After a coordinator's restart: what the one before had launched and nobody claimed is launched again.
+    /// Has looks launched again that an earlier coordinator had launched and that have not made
+    /// their claim.
     pub(super) fn adopt_looks(&mut self) {
         let lost = self.looks.used().filter(|o| o.state == LOOKING && o.pid == 0);
         lost.for_each(|o| o.state = UNSEEN);
     }
 
-    /// The process that looks into a database; 0 without one.
+    /// Returns the pid of the look into a database; 0 without one.
     pub(super) fn looker(&mut self, oid: u32) -> i32 {
         self.looks.find(oid).map_or(0, |o| o.pid)
     }

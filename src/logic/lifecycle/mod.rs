@@ -1,29 +1,55 @@
-//! The life of a database's workers, as the coordinator keeps it in shared memory. Of the keeper:
+//! The states of a database's workers, as the registry in shared memory keeps them. For the keeper:
 //!
 //! ```text
-//!            told                     launched              connected, extension there
-//!   (none) ────────▶ Unknown ──────────────────▶ Starting ────────────────────────────▶ Running
-//!     ▲                 ▲  ▲                        │  │                                   │
-//!     │                 │  └──── hold released ─────┤  │ no extension here                 │ extension
-//!     │                 │                           │  ▼                                   │ dropped
-//!     │                 │   delay over              │ Absent ◀─────────────────────────────┤
-//!     │                 └──────────────── Backoff ◀─┴──── ended, for whatever reason ──────┘
-//!     └── Absent is taken out once both workers have gone; so is every database that was dropped
+//!              (1)               (2)                (3)
+//!   (none) ────────▶ Unknown ────────▶ Starting ────────▶ Running
+//!     ▲               ▲  ▲              │ ▲ │ │            │ │ │
+//!     │               │  └───── (4) ────┴─┼─┼─┼────────────┘ │ │
+//!     │               │                   │ └─┼──── (5) ─────┴─┼───▶ Backoff
+//!     │               │                   └───┼──── (6) ───────┼────────┘
+//!     │               └─ (8) ── Absent ◀──────┴──── (7) ───────┘
+//!     └────────── (9) ─────────────┘
 //! ```
 //!
-//! The relay has the same states but Absent: it is launched where a keeper has found the extension, and
-//! goes when the keeper finds it gone. Neither one's failure concerns the other.
+//! * (1) A backend calls `extension_changed` after its transaction has created the extension, or
+//!   when a call comes from within the database. The coordinator calls `place` for databases that
+//!   waited for a slot (`looks`).
+//! * (2) The coordinator calls `launch`.
+//! * (3) The keeper calls `extension_looked_up` once it is connected and has found the extension.
+//!   The relay calls `relay_connected`.
+//! * (4) The worker had to go. `claim` refuses a worker that is launched, or the worker calls
+//!   `exited` after an order to leave. A coordinator that was restarted calls `adopt` for workers
+//!   that have not claimed their slot.
+//! * (5) The coordinator calls `launch_failed` or `no_worker_slot` for a worker that did not come
+//!   up. A worker that has claimed its slot and ends for any other reason than an order calls
+//!   `exited`.
+//! * (6) The coordinator calls `launch` after the delay.
+//! * (7) The keeper calls `extension_looked_up` when there is no extension. A backend calls
+//!   `extension_changed` after its transaction has dropped the extension. If there is no keeper,
+//!   that call leads to Absent from Unknown and Backoff, too.
+//! * (8) A backend calls `extension_changed`, because the extension is there again or may be, while
+//!   there is no keeper. That call leads to Unknown from Backoff, too. The keeper calls `exited`
+//!   after a backend has told it to look again (`recheck`).
+//! * (9) The coordinator calls `reap` once both workers have gone. A database that was dropped, or
+//!   takes no workers any more, leaves from any state.
 //!
-//! A database gets a slot when somebody tells that it has the extension: the end of CREATE EXTENSION there, a call
-//! from within it, a look at the server's start, or that it is a copy of another one (`looks`). Nobody else's
-//! database is entered.
+//! The relay has the same states but Absent. The coordinator launches a relay where a keeper has
+//! found the extension, and the relay goes when the keeper finds that the extension is gone. The
+//! failure of one worker does not concern the other.
 //!
-//! A *hold* keeps a database without workers while a command needs it alone: DROP, RENAME, SET
-//! TABLESPACE, or as the template of CREATE. It is set before the workers are asked to go, and a worker
-//! looks for holds in the same critical section in which it claims its slot, so that either the
-//! holder sees the worker or the worker sees the hold. A hold ends with its holder's transaction,
-//! whichever way that ends (`shmem::at_end`). A database that takes no workers any more, because it
-//! became a template, has its workers told to leave; that is no failure either.
+//! A database gets a slot when the registry is told that the database has the extension. CREATE
+//! EXTENSION tells that when it ends, and so does a call from within the database, a look at the
+//! server's start, and the copy of a database that has the extension (`looks`). No keeper and no
+//! relay enters any other database.
+//!
+//! A *hold* keeps a database without workers while a command needs the database alone: DROP,
+//! RENAME, SET TABLESPACE, or CREATE with the database as the template. A backend sets the hold
+//! before it asks the workers to go. A worker looks for holds in the same critical section in which
+//! it claims its slot. So either the holder sees the worker, or the worker sees the hold. A hold
+//! ends with its holder's transaction, whichever way that ends (`shmem::at_end`).
+//!
+//! A database that became a template takes no workers any more. Its workers are told to leave. That
+//! is no failure either.
 
 mod looks;
 
@@ -31,13 +57,20 @@ use super::backoff::{HEALTHY, RESTART, RESTART_RELAY};
 use super::text::Text;
 pub use looks::Looks;
 
+/// The keeper or relay is to be launched as soon as nothing holds the database. A zeroed slot is in
+/// this state.
 pub const UNKNOWN: u32 = 0;
+/// The worker was launched, or has claimed its slot and is connecting.
 pub const STARTING: u32 = 1;
+/// The worker is connected. A keeper has found the extension.
 pub const RUNNING: u32 = 2;
+/// The keeper has found no extension, or a backend has told so. Both workers go, and then the slot
+/// is freed.
 pub const ABSENT: u32 = 3;
+/// The worker ended or did not come up. It is launched again at `retry_at`.
 pub const BACKOFF: u32 = 4;
 
-/// How a state shows in the view oban_workers.
+/// Returns how the view oban_workers shows a state.
 pub fn state_name(state: u32) -> &'static str {
     match state {
         UNKNOWN => "waiting",
@@ -51,15 +84,17 @@ pub fn state_name(state: u32) -> &'static str {
 /// The workers that each database with the extension has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Touches the tables: elections. Finds out whether the extension is there.
+    /// Holds elections, which touch tables, and finds out whether the extension is there.
     Keeper,
-    /// Sends what is in the ring to those who LISTEN; broadcasts and hears gossip.
+    /// Sends the messages of the ring to sessions that LISTEN; broadcasts and ingests gossip.
     Relay,
 }
 
 impl Kind {
+    /// All kinds, in the order of `DatabaseSlot::workers`.
     pub const ALL: [Kind; 2] = [Kind::Keeper, Kind::Relay];
 
+    /// Returns the name of the kind, as the log and the view oban_workers show it.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Keeper => "keeper",
@@ -68,32 +103,43 @@ impl Kind {
     }
 }
 
+/// One worker of a database. The lock Registry guards the slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WorkerSlot {
+    /// The state of the worker; 0 is `UNKNOWN`.
     pub state: u32,
-    /// From its claim until it has left the server's list of processes; else 0.
+    /// The pid of the worker, from its claim until it has left the server's list of processes; else
+    /// 0.
     pub pid: i32,
+    /// The process number of the worker. Means nothing if `pid` is 0.
     pub procno: i32,
+    /// How often the worker ended without an order to leave, in this generation of the database's
+    /// slot.
     pub restarts: u32,
-    /// By the wall clock, to be shown. All other times are of `pg::clock`.
+    /// The wall time of the last claim, in microseconds; 0 before the first. Views show it.
     pub started_at: i64,
+    /// The clock reading at the last claim, in microseconds.
     began: i64,
-    /// In a row.
+    /// The number of failures in a row. A worker that ran for `HEALTHY` begins anew from 0.
     failures: u32,
-    /// 1: its last launch found no free slot of max_worker_processes.
+    /// 1: the last launch found no free slot of max_worker_processes. 0: the last launch found one,
+    /// or there was no launch.
     no_slot: u32,
-    /// 1: it has failed since it last told that it is back.
+    /// 1: the worker has failed since it last logged that it is back. 0: it has not.
     failed: u32,
-    /// Counts the reasons to look again. A latch is not enough: a worker that waits for a lock in the
-    /// middle of its work resets its latch there.
+    /// The wakeup counter: the number of reasons to look again. A latch alone would lose wakeups,
+    /// because a worker that waits for a lock in the middle of a pass resets its latch there. The
+    /// number wraps around.
     wakeups: u32,
-    /// When a worker in Backoff is due.
+    /// The clock reading at which a worker in Backoff is due, in microseconds.
     retry_at: i64,
+    /// What went wrong last; empty for nothing. Views show it.
     pub last_error: Text<255>,
 }
 
 impl WorkerSlot {
+    /// Puts the worker into Backoff, with a delay that grows with the failures in a row.
     fn back_off(&mut self, kind: Kind, now: i64) {
         let backoff = if kind == Kind::Relay { RESTART_RELAY } else { RESTART };
         self.state = BACKOFF;
@@ -102,7 +148,8 @@ impl WorkerSlot {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// Something changed that it has to look at: whom to wake.
+    /// Counts a reason to look again. Returns the process number of the worker, which the caller
+    /// wakes after the lock is released. `None`: there is no process, and a new one looks anyway.
     fn prepare_wakeup(&mut self) -> Option<i32> {
         (self.pid != 0).then(|| {
             self.wakeups = self.wakeups.wrapping_add(1);
@@ -110,44 +157,57 @@ impl WorkerSlot {
         })
     }
 
-    /// Whether it may be launched, as far as it is up to itself.
+    /// Returns whether the worker has no process and is to be launched at `now`, as far as its own
+    /// state says.
     fn is_due(&self, now: i64) -> bool {
         self.pid == 0 && (self.state == UNKNOWN || (self.state == BACKOFF && self.retry_at <= now))
     }
 
-    /// Whether it waits for a free slot of max_worker_processes.
+    /// Returns whether the worker waits for a free slot of max_worker_processes.
     pub fn lacks_slot(&self) -> bool {
         self.state == BACKOFF && self.no_slot != 0
     }
 
-    /// Whether there is a process of it, or one on its way.
+    /// Returns whether the worker has a process, or one that was launched.
     fn is_up(&self) -> bool {
         self.pid != 0 || self.state == STARTING
     }
 }
 
-/// One database that has the extension, as far as anybody has told. `oid` 0 is a free slot.
+/// The slot of a database that has the extension, as far as the registry was told. `oid` 0 is a
+/// free slot. The lock Registry guards the slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DatabaseSlot {
+    /// The oid of the database; 0 in a free slot.
     pub oid: u32,
-    /// 1: the extension was created or dropped here; the keeper shall look whether it is still wanted.
+    /// 1: the extension was created or dropped here, and the keeper has to look whether it is
+    /// there. 0: the keeper need not look.
     recheck: u32,
-    /// 1: the database takes no workers any more (it is a template now); they shall go.
+    /// 1: the database takes no workers any more, because it was dropped or became a template. Its
+    /// workers have to leave. 0: the database takes workers.
     leave: u32,
-    /// 1: a keeper has found the extension here.
+    /// 1: the extension was here in this generation of the slot: a keeper has found it, or a
+    /// transaction has dropped it. 0: neither is known.
     pub known: u32,
-    /// Tells this use of the slot from all others.
+    /// The generation of the slot: it tells this use of the slot from all others. 0 in a free slot.
     pub generation: u64,
-    /// When the keeper that found no extension began to look, or the extension was dropped without one.
+    /// The clock reading at which the keeper that found no extension began to look, in
+    /// microseconds. If there was no keeper, the clock reading at which a transaction had dropped
+    /// the extension.
     absent_since: i64,
-    /// Whose rows of oban_peers the keeper shall read: of no schema, of `changed_schema` or of every schema.
+    /// Which prefixes have changed rows of `oban_peers`, for the keeper to read: 0 for none,
+    /// `CHANGED_ONE` for `changed_schema`, `CHANGED_ALL` for all.
     changed_rows: u32,
+    /// The oid of the one schema with changed rows. Means nothing unless `changed_rows` is
+    /// `CHANGED_ONE`.
     changed_schema: u32,
-    /// 1: the keeper may have to wait for the end of somebody's fence.
+    /// 1: the keeper may have to wait for a fence, so the end of a fence wakes it. 0: no fence
+    /// concerns it.
     expects_fences: u32,
-    /// 1: the relay shall look which prefixes are installed.
+    /// 1: the relay has to look which prefixes are installed. 0: the relay need not look.
     prefixes: u32,
+    /// The workers, by `Kind`.
     workers: [WorkerSlot; 2],
 }
 
@@ -155,6 +215,7 @@ const CHANGED_ONE: u32 = 1;
 const CHANGED_ALL: u32 = 2;
 
 impl DatabaseSlot {
+    /// Returns which prefixes have changed rows, and forgets them.
     fn take_changed_prefixes(&mut self) -> ChangedPrefixes {
         match std::mem::take(&mut self.changed_rows) {
             0 => ChangedPrefixes::Unchanged,
@@ -163,68 +224,80 @@ impl DatabaseSlot {
         }
     }
 
+    /// Returns the worker of a kind.
     pub fn worker(&self, kind: Kind) -> &WorkerSlot {
         &self.workers[kind as usize]
     }
 
-    /// Whether a worker of it waits for a free slot of max_worker_processes.
+    /// Returns whether a worker of the database waits for a free slot of max_worker_processes.
     fn lacks_worker_slots(&self) -> bool {
         self.workers.iter().any(WorkerSlot::lacks_slot)
     }
 
+    /// Returns the keeper, to change it.
     fn keeper(&mut self) -> &mut WorkerSlot {
         &mut self.workers[Kind::Keeper as usize]
     }
 
-    /// Whether there shall be no worker of this kind.
+    /// Returns whether the database is to have no worker of this kind.
     fn is_unwanted(&self, kind: Kind) -> bool {
         let absent = self.worker(Kind::Keeper).state == ABSENT;
         self.leave != 0 || (kind == Kind::Relay && (self.known == 0 || absent))
     }
 }
 
-/// A database that shall have no workers, and the backend that wants it so. `database` 0 is free.
+/// A hold: a database that is to have no workers, and the backend that needs the database alone.
+/// `database` 0 is a free slot. The lock Registry guards the slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hold {
+    /// The oid of the database; 0 in a free slot.
     pub database: u32,
+    /// The pid of the holder.
     pub pid: i32,
-    /// To wake when a worker has gone.
+    /// The process number of the holder, which a worker that has gone wakes.
     pub procno: i32,
 }
 
-/// The tables of shared memory. Whoever has this holds their lock.
+/// The registry: databases, their workers, and holds. The lock Registry is held exclusively as long
+/// as this struct exists.
 pub struct Registry<'a> {
+    /// The slots for databases.
     pub databases: &'a mut [DatabaseSlot],
+    /// The slots for holds.
     pub holds: &'a mut [Hold],
     /// Databases without a slot.
     pub looks: &'a mut Looks,
-    /// The last `generation` of a slot.
+    /// The last generation that a slot or an entry of `looks` was given; 0 before the first.
     pub last_generation: &'a mut u64,
 }
 
 /// What a worker reads before each pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Orders {
-    /// Somebody needs the database alone, it takes no workers any more, or this one is not wanted.
+    /// The worker has to leave. A command needs the database alone, the database takes no workers
+    /// any more, or it takes none of this kind.
     pub leave: bool,
-    /// Look whether the extension is there.
+    /// The keeper has to look whether the extension is there.
     pub recheck: bool,
-    /// Compare with a later reading: another number means to look again before sleeping.
+    /// The wakeup counter. A worker reads it again before it waits: if the number has changed, the
+    /// worker has to look again instead.
     pub wakeups: u32,
+    /// Which prefixes have changed rows of `oban_peers`, for the keeper.
     pub changed_rows: ChangedPrefixes,
-    /// Look which prefixes are installed.
+    /// The relay has to look which prefixes are installed.
     pub prefixes: bool,
 }
 
-/// What a database lacks to have its workers: the limit that really holds.
+/// The limit that keeps a database from having its workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lack {
-    /// All places of obanrs.max_databases, so many, are taken. With one more so many worker processes would be
-    /// needed, if that is more than there may be.
+    /// All `most` slots of obanrs.max_databases are taken. `workers` is how many worker processes
+    /// one more database would need, if that is more than the server allows; `None` if it is not.
     Place { most: usize, workers: Option<usize> },
-    /// There may be so many worker processes, and all databases with a place need so many. It may be for a
-    /// moment only: parallel queries and other extensions share them.
+    /// The server allows `most` worker processes, and all databases with a slot need `needed`. The
+    /// lack may last for a moment only, because parallel queries and other extensions share the
+    /// processes.
     Workers { most: usize, needed: usize },
 }
 
@@ -247,6 +320,7 @@ impl std::fmt::Display for Lack {
 }
 
 impl Lack {
+    /// Returns the settings to raise, as a hint for the user.
     pub fn hint(&self) -> String {
         match self {
             Lack::Place { workers: Some(workers), .. } => format!(
@@ -258,35 +332,43 @@ impl Lack {
     }
 }
 
-/// Of which schemas the rows of oban_peers have changed.
+/// Which prefixes have changed rows of `oban_peers`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ChangedPrefixes {
     #[default]
+    /// No prefix has.
     Unchanged,
+    /// The prefix with this schema oid has.
     Of(u32),
+    /// Any prefix may have.
     All,
 }
 
-/// Why a worker that has just started must go again, quietly.
+/// Why a worker that has just started must go again, without a line in the log.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// The database was dropped meanwhile, takes no workers any more, or not this one.
+    /// The database was dropped meanwhile, takes no workers any more, or takes none of this kind.
     Unwanted,
+    /// A command holds the database.
     Held,
-    /// The slot has another worker.
+    /// The slot has another worker of this kind.
     Second,
 }
 
 /// A slot that was freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FreedSlot {
+    /// The oid of the database that had the slot.
     pub oid: u32,
+    /// The number of the slot.
     pub slot: usize,
+    /// The generation that has ended.
     pub generation: u64,
 }
 
 impl Registry<'_> {
-    /// Takes a slot for a database that has the extension; false when none is free.
+    /// Takes a slot for a database that has the extension. Returns whether the database has a slot
+    /// now; false if no slot is free.
     pub fn add(&mut self, oid: u32) -> bool {
         if self.find(oid).is_some() {
             return true;
@@ -302,14 +384,14 @@ impl Registry<'_> {
         }
     }
 
-    /// The slot of a database and its birth.
+    /// Returns the number and the generation of a database's slot; `None` without a slot.
     pub fn slot(&self, oid: u32) -> Option<(usize, u64)> {
         let slot = self.databases.iter().position(|d| oid != 0 && d.oid == oid)?;
         Some((slot, self.databases[slot].generation))
     }
 
-    /// The workers that shall be launched at `now`, in those databases that are `alive`. They count as
-    /// Starting from here on.
+    /// Returns the workers that are to be launched at `now`, in databases that are `alive`. They
+    /// are in the state Starting from here on.
     pub fn launch(&mut self, now: i64, alive: impl Fn(u32) -> bool) -> Vec<(Kind, u32)> {
         let mut launched = Vec::new();
         let holds = &*self.holds;
@@ -329,7 +411,8 @@ impl Registry<'_> {
         launched
     }
 
-    /// When the next worker in Backoff is due; `None` without one.
+    /// Returns the clock reading at which the next worker in Backoff is due; `None` if no worker
+    /// waits so.
     pub fn next_launch(&self) -> Option<i64> {
         let open = self.databases.iter().filter(|d| d.oid != 0 && !self.is_held(d.oid));
         open.flat_map(|d| {
@@ -343,16 +426,17 @@ impl Registry<'_> {
         .min()
     }
 
-    /// A worker that was launched did not come up: no fork, or an early death.
+    /// Notes that a worker that was launched ended before its claim.
     pub fn launch_failed(&mut self, kind: Kind, oid: u32, now: i64, why: &str) {
         self.not_launched(kind, oid, now, why, false);
     }
 
-    /// There is no free slot of max_worker_processes for a worker.
+    /// Notes that a worker was not launched, because no slot of max_worker_processes was free.
     pub fn no_worker_slot(&mut self, kind: Kind, oid: u32, now: i64, why: &str) {
         self.not_launched(kind, oid, now, why, true);
     }
 
+    /// Puts a worker that was launched and has not claimed its slot into Backoff.
     fn not_launched(&mut self, kind: Kind, oid: u32, now: i64, why: &str, no_slot: bool) {
         let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
         if let Some(worker) = worker.filter(|w| w.state == STARTING && w.pid == 0) {
@@ -362,7 +446,8 @@ impl Registry<'_> {
         }
     }
 
-    /// A worker's first act, before it connects: its slot, if it may have it. `now` is the clock's and the wall's.
+    /// Claims the slot for a worker. This is the worker's first act, before it connects. `now` is
+    /// the clock reading and the wall time. `Err`: the worker has to go.
     pub fn claim(
         &mut self,
         kind: Kind,
@@ -375,7 +460,8 @@ impl Registry<'_> {
         let unwanted = d.is_unwanted(kind);
         let worker = &mut d.workers[kind as usize];
         if held || unwanted {
-            // To be launched anew when that ends; that it had to go is no failure of its.
+            // The worker is launched anew when the hold or the order ends. To have to go is no
+            // failure.
             if worker.pid == 0 {
                 worker.state = UNKNOWN;
             }
@@ -390,14 +476,16 @@ impl Registry<'_> {
         Ok(())
     }
 
-    /// Whether a worker that is connected now has failed since this was asked for the last time: it is back.
+    /// Returns whether a connected worker is back after a failure: it has failed since the last
+    /// call.
     pub fn is_back(&mut self, kind: Kind, oid: u32, pid: i32) -> bool {
         let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
         worker.filter(|w| w.pid == pid).is_some_and(|w| std::mem::take(&mut w.failed) != 0)
     }
 
-    /// The keeper began to look at `since` and has found the extension (or not). The coordinator has to be woken,
-    /// as a relay may be wanted. The relay to wake, if it has to go.
+    /// Notes whether the keeper has found the extension. The keeper began to look at `since`.
+    /// Returns the process number of a relay that has to go, which the caller wakes; `None` if no
+    /// relay has to. The caller wakes the coordinator too, because a relay may be wanted.
     pub fn extension_looked_up(&mut self, oid: u32, pid: i32, extension: bool, since: i64) -> Option<i32> {
         let d = self.find(oid).filter(|d| d.worker(Kind::Keeper).pid == pid)?;
         if extension {
@@ -408,7 +496,7 @@ impl Registry<'_> {
         d.workers[Kind::Relay as usize].prepare_wakeup()
     }
 
-    /// The relay is connected.
+    /// Notes that the relay is connected.
     pub fn relay_connected(&mut self, kind: Kind, oid: u32, pid: i32) {
         let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
         if let Some(worker) = worker.filter(|w| w.pid == pid) {
@@ -416,13 +504,14 @@ impl Registry<'_> {
         }
     }
 
-    /// To wake when a worker has gone.
+    /// Returns the process numbers of the backends that hold a database. A worker that has gone
+    /// wakes them.
     fn holders(&self, oid: u32) -> Vec<i32> {
         self.holds.iter().filter(|h| h.database == oid && oid != 0).map(|h| h.procno).collect()
     }
 
-    /// The worker's last act: it has left the list of processes. Returns the holders to wake, and the keeper when
-    /// its relay ended.
+    /// Notes that a worker has left the server's list of processes. This is the worker's last act.
+    /// Returns the process numbers to wake: the holders, and the keeper if a relay failed.
     pub fn exited(&mut self, kind: Kind, oid: u32, pid: i32, now: i64) -> Vec<i32> {
         let mut holders = self.holders(oid);
         let held = !holders.is_empty();
@@ -449,20 +538,21 @@ impl Registry<'_> {
         worker.restarts += 1;
         worker.last_error = Text::truncated("the worker ended: the server's log says why");
         worker.back_off(kind, now);
-        // Without a relay the keeper has to see to what waits for one.
+        // Without a relay the keeper has to send the messages that become stranded.
         holders.extend(if kind == Kind::Relay { d.keeper().prepare_wakeup() } else { None });
         holders
     }
 
-    /// A transaction ended that created or dropped the extension in this database, after which it is there or
-    /// not (`None`: nobody could see). A keeper that runs looks for itself. Otherwise one will be started, or
-    /// what was kept for the database is given up: that is the coordinator's, which has to be woken. The worker to
-    /// wake, if any.
+    /// Notes that a transaction that created or dropped the extension in this database has ended.
+    /// `found` says whether the extension is there now; `None` if nothing could tell. A keeper that
+    /// runs looks for itself. Otherwise the coordinator starts one, or gives up what was kept for
+    /// the database, so the caller wakes the coordinator. Returns the process number of a worker to
+    /// wake, if there is one.
     pub fn extension_changed(&mut self, oid: u32, found: Option<bool>, now: i64) -> Option<i32> {
         let is_listed = self.looks.find(oid).is_some_and(|o| o.state == looks::HAS);
         let Some(d) = self.find(oid) else {
             match found {
-                // What is listed takes no workers, as far as the coordinator knows.
+                // A database that is listed takes no workers, as far as the coordinator knows.
                 Some(true) if is_listed || self.add(oid) => {}
                 Some(true) => _ = self.has_extension(oid),
                 Some(false) => self.looks.take_out(oid),
@@ -475,10 +565,10 @@ impl Registry<'_> {
             return d.keeper().prepare_wakeup();
         }
         if d.keeper().state == STARTING {
-            return None; // it looks when it has come up
+            return None; // the keeper looks once it has come up
         }
         if found == Some(false) {
-            // As if a keeper had found it and lost it: members have joined, perhaps.
+            // Treated as if a keeper had found the extension and lost it: members may have joined.
             (d.keeper().state, d.known, d.absent_since) = (ABSENT, 1, now);
             return d.workers[Kind::Relay as usize].prepare_wakeup();
         }
@@ -486,12 +576,14 @@ impl Registry<'_> {
         None
     }
 
-    /// Something changed that the keeper has to plan for: the keeper to wake, if there is one.
+    /// Counts a reason for the keeper to plan anew. Returns the process number of the keeper to
+    /// wake; `None` if there is no keeper.
     pub fn prepare_wakeup(&mut self, oid: u32) -> Option<i32> {
         self.find(oid)?.keeper().prepare_wakeup()
     }
 
-    /// Rows of oban_peers have changed, of this schema or of many: the keeper to wake, if there is one.
+    /// Notes that rows of `oban_peers` have changed, of one schema or of many (`None`). Returns the
+    /// process number of the keeper to wake; `None` if there is no keeper.
     pub fn rows_changed(&mut self, oid: u32, schema: Option<u32>) -> Option<i32> {
         let d = self.find(oid)?;
         (d.changed_rows, d.changed_schema) = match schema {
@@ -505,14 +597,15 @@ impl Registry<'_> {
         d.keeper().prepare_wakeup()
     }
 
-    /// Whether the keeper wants to be woken when a transaction ends that fenced.
+    /// Sets whether the end of a transaction with a fence wakes the keeper.
     pub fn expect_fences(&mut self, oid: u32, expected: bool) {
         if let Some(d) = self.find(oid) {
             d.expects_fences = u32::from(expected);
         }
     }
 
-    /// A transaction ended that fenced: the keeper to wake, if it waits for such.
+    /// Notes that a transaction with a fence has ended. Returns the process number of the keeper to
+    /// wake; `None` if there is no keeper, or the keeper waits for no fence.
     pub fn fence_ended(&mut self, oid: u32) -> Option<i32> {
         self.find(oid).filter(|d| d.expects_fences != 0)?.keeper().prepare_wakeup()
     }
@@ -524,18 +617,21 @@ impl Registry<'_> {
         }
     }
 
-    /// Something changed that the relay has to look at: the relay to wake, if there is one.
+    /// Counts a reason for the relay to look again. Returns the process number of the relay to
+    /// wake; `None` if there is no relay.
     pub fn prepare_relay_wakeup(&mut self, oid: u32) -> Option<i32> {
         self.find(oid)?.workers[Kind::Relay as usize].prepare_wakeup()
     }
 
-    /// A prefix may have been installed, renamed or dropped: the relay to wake, if there is one.
+    /// Notes that a prefix may have been installed, renamed or dropped. Returns the process number
+    /// of the relay to wake; `None` if there is no relay.
     pub fn prefixes_changed(&mut self, oid: u32) -> Option<i32> {
         self.find(oid)?.prefixes = 1;
         self.prepare_relay_wakeup(oid)
     }
 
-    /// What a worker has to know before a pass. Its reading takes the wishes to look back.
+    /// Returns what a worker has to know before a pass, and forgets the requests to look. A
+    /// database without a slot orders the worker to leave.
     pub fn orders(&mut self, kind: Kind, oid: u32) -> Orders {
         let held = self.is_held(oid);
         match self.find(oid) {
@@ -560,35 +656,40 @@ impl Registry<'_> {
         }
     }
 
-    /// Whether the keeper waits for its next start after a failure.
+    /// Returns whether the keeper failed and waits until it is launched again.
     pub fn is_backing_off(&mut self, oid: u32) -> bool {
         self.find(oid).is_some_and(|d| d.keeper().pid == 0 && d.keeper().state == BACKOFF)
     }
 
+    /// Returns a worker's wakeup counter; 0 for a database without a slot.
     pub fn wakeups(&mut self, kind: Kind, oid: u32) -> u32 {
         self.find(oid).map_or(0, |d| d.worker(kind).wakeups)
     }
 
-    /// The extension's processes in a database, each with its number (-1: it is not waiting for anything).
+    /// Returns pid and process number of the keeper, the relay and the look of a database. Pid 0 is
+    /// no process. The look has process number -1, because it waits for nothing.
     pub fn processes(&mut self, oid: u32) -> [(i32, i32); 3] {
         let [keeper, relay] = self.find(oid).map_or([(0, 0); 2], |d| d.workers.map(|w| (w.pid, w.procno)));
         [keeper, relay, (self.looker(oid), -1)]
     }
 
-    /// Whether there is a slot for a database that has none, and that is not known to take no workers.
+    /// Returns whether a database without a slot could have one. False as well for a database that
+    /// is known to take no workers.
     pub fn could_have_slot(&mut self, oid: u32) -> bool {
         let is_listed = self.looks.find(oid).is_some_and(|o| o.state == looks::HAS);
         self.database(oid).is_none() && !is_listed && self.databases.iter().any(|d| d.oid == 0)
     }
 
-    /// For a worker that finds no free slot.
+    /// Returns the lack of worker processes, for a worker that finds no free slot. The server
+    /// allows `most`.
     pub fn workers_lacking(&self, most: usize) -> Lack {
         let taken = self.databases.iter().filter(|d| d.oid != 0).count();
         Lack::Workers { most, needed: 1 + Kind::ALL.len() * taken }
     }
 
-    /// What a database lacks to have its workers, where there are `most` worker processes for everybody. `soon`:
-    /// also what it will lack once the workers of all databases that have a slot have started.
+    /// Returns what keeps a database from having its workers; `None` if nothing does. The server
+    /// allows `most` worker processes. With `soon` the result is also what the database will lack
+    /// once all databases with a slot have started their workers.
     pub fn lack(&self, oid: u32, most: usize, soon: bool) -> Option<Lack> {
         let (own, taken) = (self.database(oid), self.databases.iter().filter(|d| d.oid != 0).count());
         let needed = |databases: usize| 1 + Kind::ALL.len() * databases;
@@ -601,9 +702,11 @@ impl Registry<'_> {
         (waits || (soon && all > most)).then_some(Lack::Workers { most, needed: all })
     }
 
-    /// The databases for which nothing needs to be kept any more, each with the time before which it
-    /// was kept in vain: those that are not `alive`, and those that had the extension and lost it. `last_generation` is
-    /// the count of births before the look that found those that are alive: nothing is known of younger ones.
+    /// Returns the databases for which nothing needs to be kept any more: those that are not
+    /// `alive`, and those that had the extension and lost it. With each comes a clock reading: what
+    /// was kept for the database before that reading may go. `last_generation` is the last
+    /// generation from before the scan that found the `alive` databases, because nothing is known
+    /// of younger ones.
     pub fn forgettable(&self, last_generation: u64, alive: impl Fn(u32) -> bool) -> Vec<(u32, i64)> {
         let gone = self.databases.iter().filter(|d| d.oid != 0 && !d.workers.iter().any(WorkerSlot::is_up));
         gone.filter_map(|d| match d.worker(Kind::Keeper).state {
@@ -614,10 +717,11 @@ impl Registry<'_> {
         .collect()
     }
 
-    /// Frees the slots that nobody needs: keepers that found no extension, databases that are not
-    /// `alive` any more. Workers that still run in the latter, or are on their way there, are told to
-    /// leave; the second list are those to be woken. A database that `exists` and has the extension is
-    /// remembered. `last_generation` as for `forgettable`.
+    /// Frees the slots of databases that need none: keepers that found no extension, and databases
+    /// that are not `alive`. Workers that still run in the latter, or were launched for them, are
+    /// told to leave. Returns the freed slots, and the process numbers of leaving workers, which
+    /// the caller wakes. A database that `exists` and has the extension is remembered.
+    /// `last_generation` is as for `forgettable`.
     pub fn reap(
         &mut self,
         last_generation: u64,
@@ -645,15 +749,15 @@ impl Registry<'_> {
         (freed, leaving)
     }
 
-    /// After a coordinator's restart: what the one before had launched and nobody claimed is launched
-    /// again. (Should both come up, the second is refused.)
+    /// Has workers launched again that an earlier coordinator had launched and that have not
+    /// claimed their slot. (Should both come up, `claim` refuses the second.)
     pub fn adopt(&mut self) {
         let workers = self.databases.iter_mut().filter(|d| d.oid != 0).flat_map(|d| &mut d.workers);
         workers.filter(|w| w.pid == 0 && w.state == STARTING).for_each(|w| w.state = UNKNOWN);
         self.adopt_looks();
     }
 
-    /// Keeps workers off a database; false when the table of holds is full.
+    /// Keeps workers off a database. Returns false if the table of holds is full.
     pub fn hold(&mut self, database: u32, pid: i32, procno: i32) -> bool {
         let Some(free) = self.holds.iter_mut().find(|h| h.database == 0) else { return false };
         *free = Hold { database, pid, procno };
@@ -672,15 +776,17 @@ impl Registry<'_> {
         }
     }
 
+    /// Returns whether a command holds a database.
     pub fn is_held(&self, database: u32) -> bool {
         database != 0 && self.holds.iter().any(|h| h.database == database)
     }
 
+    /// Returns the slot of a database, to change it; `None` without a slot.
     fn find(&mut self, oid: u32) -> Option<&mut DatabaseSlot> {
         self.databases.iter_mut().find(|d| oid != 0 && d.oid == oid)
     }
 
-    /// What is known of a database.
+    /// Returns the slot of a database; `None` without a slot.
     pub fn database(&self, oid: u32) -> Option<&DatabaseSlot> {
         self.databases.iter().find(|d| oid != 0 && d.oid == oid)
     }

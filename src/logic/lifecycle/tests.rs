@@ -24,7 +24,7 @@ impl Memory {
     }
 }
 
-/// After a look at pg_database that found everything that is there.
+/// Reaps after a scan of pg_database that found all databases.
 fn reap(r: &mut Registry<'_>, alive: impl Fn(u32) -> bool) -> (Vec<FreedSlot>, Vec<i32>) {
     r.reap(*r.last_generation, &alive, &alive)
 }
@@ -33,7 +33,7 @@ fn forgettable(r: &Registry<'_>, alive: impl Fn(u32) -> bool) -> Vec<(u32, i64)>
     r.forgettable(*r.last_generation, alive)
 }
 
-/// The keepers that are launched.
+/// Launches workers, and returns the databases of the keepers among them.
 fn keepers(r: &mut Registry<'_>, now: i64, alive: impl Fn(u32) -> bool) -> Vec<u32> {
     let launched = r.launch(now, alive).into_iter();
     launched.filter(|(kind, _)| *kind == Keeper).map(|(_, oid)| oid).collect()
@@ -179,7 +179,7 @@ fn a_relay_runs_where_a_keeper_found_the_extension() {
     r.relay_connected(Relay, 5, 101);
     assert_eq!(r.processes(5), [(100, 1), (101, 2), (0, -1)]);
 
-    // Either one's end is its own affair.
+    // The end of one worker does not concern the other.
     r.exited(Relay, 5, 101, 1);
     assert_eq!((keeper(&r, 5).state, keeper(&r, 5).restarts), (RUNNING, 0));
     assert_eq!(r.next_launch(), Some(1 + RESTART.delay(0)));
@@ -189,7 +189,7 @@ fn a_relay_runs_where_a_keeper_found_the_extension() {
     assert_eq!(r.launch(HEALTHY, |_| true), [(Relay, 5)]);
     r.claim(Relay, 5, (102, 2), (1, 0)).unwrap();
 
-    // The extension is dropped: the relay goes first or last, and then the slot is free.
+    // The extension is dropped. The relay goes first or last, and then the slot is free.
     let wakeups = r.orders(Relay, 5).wakeups;
     assert_eq!(r.extension_looked_up(5, 100, false, 7), Some(2));
     let orders = r.orders(Relay, 5);
@@ -223,7 +223,7 @@ fn a_hold_sends_both_away() {
     assert_eq!(r.launch(0, |_| true), [(Keeper, 5), (Relay, 5)]);
 }
 
-/// The extension is dropped while there is no keeper: what was kept is given up all the same.
+/// The extension is dropped while there is no keeper. What was kept is given up all the same.
 #[test]
 fn a_dropped_extension_needs_no_keeper_to_be_noticed() {
     let mut memory = Memory::new();
@@ -244,19 +244,19 @@ fn a_dropped_extension_needs_no_keeper_to_be_noticed() {
     assert_eq!(r.place(|_| true), [0u32; 0]);
     assert!(r.database(5).is_none());
 
-    // One on its way looks for itself.
+    // A keeper that was launched looks for itself.
     r.extension_changed(5, Some(true), 5);
     r.launch(5, |_| true);
     assert_eq!(r.extension_changed(5, Some(false), 6), None);
     assert!(reap(&mut r, |_| true).0.is_empty());
-    // And one that comes after all makes it wanted again.
+    // An extension that is created later makes the database wanted again.
     r.launch_failed(Keeper, 5, 6, "lost");
     r.extension_changed(5, Some(false), 7);
     r.extension_changed(5, Some(true), 8);
     assert_eq!(keepers(&mut r, 8, |_| true), [5]);
 }
 
-/// A look at pg_database that began before a database was made does not take its slot.
+/// A scan of pg_database that began before a database was made does not take the database's slot.
 #[test]
 fn what_is_younger_than_the_look_is_left_alone() {
     let mut memory = Memory::new();
@@ -276,7 +276,7 @@ fn what_is_younger_than_the_look_is_left_alone() {
     assert_eq!(r.launch_looks(i64::MAX, |_| true), [0u32; 0]);
 }
 
-/// A template keeps its knowledge, and gives it to its copies.
+/// A template remembers whether it has the extension, and its copies have it too.
 #[test]
 fn copies_have_what_their_source_has() {
     let mut memory = Memory::with_slots(8);
@@ -288,22 +288,23 @@ fn copies_have_what_their_source_has() {
     for oid in [5, 6] {
         r.launch_failed(Keeper, oid, 0, "lost");
     }
-    // 5 becomes a template, from which 7 is copied, itself a template.
+    // 5 becomes a template. 7 is copied from 5, and is a template itself.
     r.reap(*r.last_generation, |oid| oid != 5, |_| true);
     assert!(r.database(5).is_none());
     r.copied(5, 7);
     assert_eq!(r.place(|oid| oid != 5 && oid != 7), [0u32; 0]);
     assert!(r.database(5).is_none() && r.database(7).is_none());
-    // CREATE EXTENSION or a call there changes nothing; no template any more, it has a slot.
+    // CREATE EXTENSION or a call in a template changes nothing. Once 5 and 7 are no templates any
+    // more, they have slots.
     r.extension_changed(5, Some(true), 1);
     assert!(r.database(5).is_none());
     r.place(|_| true);
     assert!(r.database(5).is_some() && r.database(7).is_some());
-    // Dropped in a template, its copies have none.
+    // The extension is dropped in a template. Copies of the template do not have it.
     r.reap(*r.last_generation, |oid| oid != 7, |_| true);
     r.extension_changed(7, Some(false), 2);
     r.copied(7, 8);
-    // Nor has one of a source that was looked into with all others.
+    // Nor has the copy of a source that was looked into with all others.
     r.copied(99, 9);
     assert_eq!((r.place(|_| true), r.launch_looks(2, |_| true)), (vec![], vec![]));
     assert!(r.database(8).is_none() && r.database(9).is_none());
@@ -313,7 +314,7 @@ fn copies_have_what_their_source_has() {
 fn a_copy_of_what_nobody_knows_is_looked_into() {
     let mut memory = Memory::new();
     let mut r = memory.registry();
-    r.copied(5, 6); // before the server's first look is done
+    r.copied(5, 6); // before the server's first looks are done
     assert_eq!(r.launch_looks(0, |_| true), [6]);
     assert!(r.claim_look(6, 100));
     r.looked(6, 100, false);
@@ -321,10 +322,10 @@ fn a_copy_of_what_nobody_knows_is_looked_into() {
     r.look_ended(6, 100, 0);
     assert_eq!(r.free_looks(0, |_| true), 2);
     r.looks.done = 1;
-    r.copied(0, 7); // nobody knows from which
+    r.copied(0, 7); // the source is not known
     assert_eq!(r.launch_looks(0, |_| true), [7]);
     r.look_lost(7, 0);
-    r.copied(7, 8); // its source is still being looked into
+    r.copied(7, 8); // a look is still to go into the source
     assert_eq!(r.launch_looks(0, |_| true), [8]);
     assert!(r.claim_look(8, 101));
     r.looked(8, 101, true);
@@ -341,7 +342,7 @@ fn few_looks_at_a_time_with_growing_delays_and_an_end() {
     assert_eq!(r.launch_looks(0, |_| true), [0u32; 0]);
     assert!(!r.claim_look(1, 99), "it was not launched");
     assert!(r.claim_look(2, 100) && !r.claim_look(2, 101));
-    r.look_ended(2, 100, 7); // without a word: it failed
+    r.look_ended(2, 100, 7); // the look ends without a result: it failed
     r.look_postponed(3, 7);
     assert_eq!(r.launch_looks(7, |_| true), [1, 4]);
     r.adopt();
@@ -371,7 +372,7 @@ fn few_looks_at_a_time_with_growing_delays_and_an_end() {
     assert!(r.database(2).is_some() && r.failed_looks().is_empty());
 }
 
-/// What is told while a process looks counts more than what it finds.
+/// What a backend tells while a look runs counts more than what the look finds.
 #[test]
 fn a_commit_during_a_look_counts_more() {
     for (told, found) in [(true, false), (false, true)] {
@@ -449,8 +450,9 @@ fn the_limit_that_holds_is_named() {
 }
 
 proptest! {
-    /// In whatever order databases are looked into, get the extension and lose it, become templates and are held:
-    /// never two looks into one, none while it is held, and in the end all is known as it is.
+    /// Databases are looked into, get the extension and lose it, become templates and are held, in
+    /// any order. Never do two looks run in one database, or one while the database is held. In the
+    /// end everything is known as it is.
     #[test]
     fn looks_and_commits_in_any_order_end_with_the_truth(
         steps in prop::collection::vec((0u8..9, 1u32..4), 1..200)
@@ -461,7 +463,7 @@ proptest! {
         let (mut pid, mut now) = (100, 0);
         let mut has = [false, true, false, true];
         let mut templates = [false; 4];
-        // Each with its process and what that has seen.
+        // Each look with its database, its pid and what it has seen.
         let mut looking: Vec<(u32, i32, bool)> = Vec::new();
         (1..4).for_each(|oid| assert!(r.look_into(oid)));
         for (what, oid) in steps {
@@ -521,8 +523,9 @@ proptest! {
         }
     }
 
-    /// Whatever happens: never two workers of a kind in one database, none claims while it is held,
-    /// and once nothing is held any more everything wanted is launched sooner or later.
+    /// Whatever happens, a database never has two workers of one kind, and no worker claims its
+    /// slot while the database is held. Once nothing is held any more, every wanted worker is
+    /// launched sooner or later.
     #[test]
     fn one_of_each_and_nothing_is_forgotten(
         steps in prop::collection::vec((0u8..8, 1u32..3, prop::bool::ANY), 1..160)
