@@ -18,13 +18,14 @@ use crate::logic::lifecycle::{Kind, Lack, RUNNING, STARTING, WorkerSlot, state_n
 use crate::logic::shape;
 use crate::logic::text::Text;
 use crate::peer::leaders::leaders;
-use crate::pg::acl::{self, Right};
 use crate::pg::datum::Shown;
 use crate::pg::scan::Locked;
 use crate::pg::{catalog, clock, encoding, session};
-use crate::prefix::jobs;
 use crate::prefix::peers::{self, Unusable};
-use crate::shmem;
+use crate::prefix::rights::{self, Right};
+use crate::prefix::{jobs, peers_catalog, prefixes};
+use crate::shmem::Segment;
+use crate::shmem::rings::{self, RingAvailability};
 
 const PREFIXES: &str = include_str!("../sql/health/prefixes.sql");
 
@@ -44,16 +45,17 @@ fn oban_check() -> TableIterator<'static, (name!(item, Shown), name!(ok, bool), 
         found("version", version()),
         found("encoding", database_encoding()),
     ];
-    if shmem::is_attached() {
-        findings.push(found("coordinator", coordinator()));
-        findings.extend(Kind::ALL.map(|kind| found(kind.name(), worker(kind))));
-        findings.push(found("max_worker_processes", worker_slots()));
+    let segment = Segment::attached();
+    if let Some(segment) = segment {
+        findings.push(found("coordinator", coordinator(segment)));
+        findings.extend(Kind::ALL.map(|kind| found(kind.name(), worker(segment, kind))));
+        findings.push(found("max_worker_processes", worker_slots(segment)));
         findings.push(found("ring", ring()));
-        findings.push(found("gossip", gossip()));
+        findings.push(found("gossip", gossip(segment)));
     }
     findings.push(found("idle_session_timeout", idle_sessions()));
     findings.push(found("wakeups", wakeups()));
-    let (prefixes, used) = (prefixes(), used());
+    let (prefixes, used) = (prefixes(), segment.map(used).unwrap_or_default());
     if !prefixes.iter().any(|prefix| prefix.is_meant(&used)) {
         let none = "no schema that this role may use is installed: SELECT oban_install(), or have the owner of one \
                     GRANT USAGE ON SCHEMA to this role";
@@ -64,7 +66,7 @@ fn oban_check() -> TableIterator<'static, (name!(item, Shown), name!(ok, bool), 
 }
 
 fn preload() -> Result<String, String> {
-    if shmem::is_attached() {
+    if Segment::attached().is_some() {
         Ok("loaded at server start".into())
     } else {
         Err("not loaded at server start, so that there are no members, leaders, gossip and workers, and their views are \
@@ -101,10 +103,10 @@ fn database_encoding() -> Result<String, String> {
     }
 }
 
-fn coordinator() -> Result<String, String> {
-    match shmem::coordinator() {
+fn coordinator(segment: Segment) -> Result<String, String> {
+    match segment.coordinator() {
         _ if session::in_recovery() => Ok("none during recovery: it starts with the promotion".into()),
-        Ok(c) if c.pid != 0 => Ok(format!("running with PID {}", c.pid)),
+        c if c.pid != 0 => Ok(format!("running with PID {}", c.pid)),
         _ => Err(
             "not running: the server's log says why; max_worker_processes must leave it a slot (raise it \
                   and restart the server)"
@@ -114,7 +116,7 @@ fn coordinator() -> Result<String, String> {
 }
 
 /// This database's worker of a kind, and what there is not without it.
-fn worker(kind: Kind) -> Result<String, String> {
+fn worker(segment: Segment, kind: Kind) -> Result<String, String> {
     let without = match kind {
         Kind::Keeper => "so that nobody elects leaders here",
         Kind::Relay => {
@@ -125,7 +127,7 @@ fn worker(kind: Kind) -> Result<String, String> {
         return Ok("none during recovery: it starts with the promotion".into());
     }
     let own = session::database();
-    let database = shmem::registry(|r| r.database(own).copied()).ok().flatten();
+    let database = segment.registry(|r| r.database(own).copied());
     let name = catalog::database_name(own).unwrap_or_default();
     match database.map(|d| *d.worker(kind)) {
         Some(WorkerSlot { state: RUNNING | STARTING, pid, last_error, .. }) if pid != 0 => {
@@ -135,7 +137,7 @@ fn worker(kind: Kind) -> Result<String, String> {
             })
         }
         Some(worker) if worker.lacks_slot() => {
-            let lack = shmem::lack(true).map_or(String::new(), |lack| format!(" ({lack})"));
+            let lack = segment.lack(true).map_or(String::new(), |lack| format!(" ({lack})"));
             Err(format!(
                 "{} in database \"{name}\", {without}: no free worker slot{lack}; raise max_worker_processes and \
                  restart the server",
@@ -149,7 +151,7 @@ fn worker(kind: Kind) -> Result<String, String> {
                 "if it does not start in a moment, the server's log says why (or oban_workers, to pg_monitor)"
             )
         )),
-        None => Err(match shmem::lack(false) {
+        None => Err(match segment.lack(false) {
             Some(lack @ Lack::Place { .. }) => {
                 format!("none in database \"{name}\", {without}: {lack}. {}", lack.hint())
             }
@@ -164,9 +166,9 @@ fn trouble<const N: usize>(last_error: &Text<N>) -> Option<&str> {
 }
 
 /// Whether every database with the extension can have its workers.
-fn worker_slots() -> Result<String, String> {
+fn worker_slots(segment: Segment) -> Result<String, String> {
     let most: usize = setting("SELECT current_setting('max_worker_processes')").parse().unwrap_or(0);
-    let databases = shmem::registry(|r| r.databases.iter().filter(|d| d.oid != 0).count()).unwrap_or(0);
+    let databases = segment.registry(|r| r.databases.iter().filter(|d| d.oid != 0).count());
     let needed = 1 + Kind::ALL.len() * databases;
     if needed <= most {
         let all = 1 + Kind::ALL.len() * config::max_databases();
@@ -187,20 +189,20 @@ fn worker_slots() -> Result<String, String> {
 
 /// Whether this database has a ring of messages, or will have one when it needs it.
 fn ring() -> Result<String, String> {
-    match shmem::rings::ring_availability() {
-        Some((true, _)) => Ok("this database has one".into()),
-        Some((false, 0)) => Err(
+    match rings::availability() {
+        Some(RingAvailability { has_ring: true, .. }) => Ok("this database has one".into()),
+        Some(RingAvailability { free: 0, .. }) => Err(
             "no ring is free: transactions here send natively, behind one lock of the whole server, and oban_poll, \
              oban_wait and oban_position fail; raise obanrs.max_rings and restart the server"
                 .into(),
         ),
-        Some((false, free)) => Ok(format!("none yet: the first message or reader takes one of {free} that are free")),
+        Some(RingAvailability { free, .. }) => Ok(format!("none yet: the first message or reader takes one of {free} that are free")),
         None => Ok("none, as this database has no workers".into()),
     }
 }
 
 /// Settings that contradict each other, or what others do, and memory that is nearly used up.
-fn gossip() -> Result<String, String> {
+fn gossip(segment: Segment) -> Result<String, String> {
     /// In microseconds: how long oban_met remembers a check.
     const REMEMBERED: i64 = 30_000_000;
     let seconds = |micros: i64| micros as f64 / 1e6;
@@ -219,7 +221,7 @@ fn gossip() -> Result<String, String> {
             seconds(interval)
         ));
     }
-    let full = shmem::gossip::full().unwrap_or_default();
+    let full = segment.gossip().full();
     if full > 0.9 {
         return Err(format!(
             "{:.0} % of its memory are used, by the entries of all databases: raise obanrs.gossip_memory and \
@@ -268,17 +270,17 @@ fn read_only_by_default() -> bool {
              FROM pg_settings WHERE name = 'default_transaction_read_only'",
         ) == "true"
     };
-    peers::database_read_only().unwrap_or_else(configured)
+    prefixes::database_read_only().unwrap_or_else(configured)
 }
 
 /// The schemas of this database in which members have joined or nodes have put gossip here.
-fn used() -> BTreeSet<u32> {
+fn used(segment: Segment) -> BTreeSet<u32> {
     let (own, now) = (session::database(), clock::now());
-    let members = shmem::leaderships_view(|view| {
+    let members = segment.leaderships_view(|view| {
         view.members_of(own, now).iter().map(|(electorate, ..)| electorate.schema).collect::<Vec<_>>()
     });
-    let mut used = shmem::gossip::schemas(own, true);
-    used.extend(members.unwrap_or_default());
+    let mut used = segment.gossip().schemas(own, true);
+    used.extend(members);
     used
 }
 
@@ -377,7 +379,7 @@ impl Prefix {
         if let Some(leaders) = self.leaders() {
             findings.push(found(format!("leaders of {name}"), leaders));
         }
-        if catalog::peers_table(name).is_some() {
+        if peers_catalog::info(name).is_some() {
             if self.peers_triggers_are_there {
                 findings.push(found(format!("triggers on {name}.oban_peers"), self.guards()));
             }
@@ -388,7 +390,7 @@ impl Prefix {
         // same.
         let schema = catalog::namespace(name);
         let inspected = schema.map_or(Err(Unusable::Missing), peers::inspect);
-        if catalog::peers_table(name).is_some_and(|table| table.installed)
+        if peers_catalog::info(name).is_some_and(|table| table.installed)
             || matches!(inspected, Err(Unusable::Obstacles(_)))
         {
             findings.extend(self.elections(&inspected));
@@ -405,7 +407,7 @@ impl Prefix {
         if self.jobs.is_some() && !self.jobs_is_table {
             return Err("oban_jobs is no table: Oban can't use this schema".into());
         }
-        let peers = catalog::peers_table(&self.name);
+        let peers = peers_catalog::info(&self.name);
         if self.peers.is_some() && peers.is_none() {
             return Err(
                 "oban_peers is no table with Oban's columns (name and node of type text, started_at and \
@@ -436,17 +438,17 @@ impl Prefix {
 
     /// Whether somebody leads each name that has members, for who may see that. `None` without members.
     fn leaders(&self) -> Option<Result<String, String>> {
-        if !acl::allows(&self.name, Right::Read) {
+        if !rights::allows(&self.name, Right::Read) {
             return None;
         }
         // Elections take milliseconds. (A name whose only member has stepped down is worth a word.)
         const MOMENT: i64 = 2_000_000;
         let (own, now, schema) = (session::database(), clock::now(), catalog::namespace(&self.name)?);
-        let names: Vec<(String, bool, bool)> = shmem::leaderships_view(|view| {
+        let segment = Segment::attached()?;
+        let names: Vec<(String, bool, bool)> = segment.leaderships_view(|view| {
             let here = view.led(own, now, MOMENT).into_iter().filter(|(e, ..)| e.schema == schema);
             here.map(|(e, known, led)| (e.name.as_str().to_owned(), known, led)).collect()
-        })
-        .ok()?;
+        });
         // In a table that is not installed, foreign nodes lead and members can't.
         let rows = leaders(schema, &self.name, None, Locked::Peek).ok().flatten().unwrap_or_default();
         let foreign = |name: &str| rows.iter().find(|row| row.name == name);

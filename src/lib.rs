@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+mod backend;
 mod bus;
 mod config;
 mod error;
@@ -79,10 +80,7 @@ pub extern "C-unwind" fn _PG_init() {
     trigger::peers::register();
     if preloading {
         shmem::request();
-        shmem::at_end::register();
-        shmem::listeners::register();
-        shmem::rows::register();
-        shmem::tables::register();
+        backend::register();
         worker::register();
     } else if pg::session::is_creating_extension() {
         pg::xact::on_event(say_not_preloaded);

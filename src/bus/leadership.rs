@@ -9,10 +9,11 @@
 //! node's name may be any bytes.
 
 use super::{Target, count_dropped, queue};
+use crate::backend::listening;
 use crate::logic::outbox::Requester;
 use crate::logic::wire;
 use crate::pg::{catalog, encoding};
-use crate::shmem::{listeners, rings};
+use crate::shmem::rings;
 
 /// A change of leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +25,8 @@ pub enum LeaderChange {
 /// Tells of a change, when this transaction commits. `schema` is the prefix's; `term` 0 is none.
 pub fn tell(change: LeaderChange, schema: u32, name: &str, node: &str, term: i64) {
     // Nobody has polled in a database without a ring, and this need not take one from the pool.
-    let in_ring = rings::ring_availability().is_some_and(|(has_ring, _)| has_ring);
-    if name.is_empty() || !(in_ring || listeners::any()) {
+    let in_ring = rings::availability().is_some_and(|ring| ring.has_ring);
+    if name.is_empty() || !(in_ring || listening::any()) {
         return;
     }
     // A prefix can have a name that is too long for this channel, though not for Oban's.

@@ -33,14 +33,17 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::backend::listening;
 use crate::config::{self, Notifier};
 use crate::error::Error;
+use crate::logic::counter::Counter;
 use crate::logic::outbox::{Delivery, Outbox, Queued, QueuedMessage, Requester};
 use crate::logic::ring::{self, Batch, Charge, Incoming};
 use crate::logic::{channel, relay};
-use crate::pg::{acl, encoding, notify, session, xact};
-use crate::shmem::listeners;
-use crate::shmem::rings::{self, Counter, Reserved, RingHandle};
+use crate::pg::{encoding, notify, session, xact};
+use crate::prefix::rights;
+use crate::shmem::rings::{self, Reserved, RingHandle};
+use crate::shmem::stats;
 
 pub mod leadership;
 pub mod names;
@@ -160,7 +163,7 @@ pub fn queue(target: &Target, payload: Vec<u8>, requester: Requester) -> Result<
     match (queued, requester) {
         (Queued::Full, Requester::Call) => return Err(Error::TooManyMessages(most)),
         (Queued::OutOfMemory, Requester::Call) => return Err(Error::OutOfMemory),
-        (Queued::Full | Queued::OutOfMemory, Requester::Trigger) => rings::count(Counter::Dropped, 1),
+        (Queued::Full | Queued::OutOfMemory, Requester::Trigger) => stats::count(Counter::Dropped, 1),
         (Queued::New | Queued::Merged, _) => {}
     }
     Ok(())
@@ -173,7 +176,7 @@ fn charged_role() -> u32 {
     match LAST_ROLE.get() {
         Some((last, charged)) if last == role => charged,
         _ => {
-            let charged = if acl::quota_of(1).is_some() { role } else { 0 };
+            let charged = if rights::quota_of(1).is_some() { role } else { 0 };
             LAST_ROLE.set(Some((role, charged)));
             charged
         }
@@ -189,7 +192,7 @@ pub fn notify_now(target: &Target, payload: &[u8]) {
 
 /// A trigger that can't do its work counts what it did not send.
 pub fn count_dropped() {
-    rings::count(Counter::Dropped, 1);
+    stats::count(Counter::Dropped, 1);
 }
 
 /// A message that came too late for the ring: readers are told of a gap.
@@ -213,7 +216,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
         }
         // Of a transaction that was rolled back, or prepared.
         if let Some(left) = take() {
-            rings::count(Counter::Dropped, if xact::is_prepare(event) { left.len() } else { 0 });
+            stats::count(Counter::Dropped, if xact::is_prepare(event) { left.len() } else { 0 });
         }
     } else if xact::is_before_commit(event) {
         CLOSED.set(true);
@@ -237,8 +240,8 @@ fn prepare(mut messages: Vec<QueuedMessage>) {
     let Some(Reserved { ring, route, stranded }) = reserved else {
         let natively = send(&messages, true);
         let fallbacks = messages.iter().filter(|m| !m.is_native()).count().min(natively);
-        rings::count(Counter::Native, natively);
-        rings::count(Counter::NativeFallbacks, fallbacks);
+        stats::count(Counter::Native, natively);
+        stats::count(Counter::NativeFallbacks, fallbacks);
         return;
     };
     // From here on an abort gives the room back. Native NOTIFY may raise, or end the process.
@@ -252,7 +255,7 @@ fn prepare(mut messages: Vec<QueuedMessage>) {
     // overtaken by it.
     let sent = match route {
         ring::Route::Relay => messages.iter().any(QueuedMessage::is_native),
-        ring::Route::RelayAndNative => listeners::any() && !wait,
+        ring::Route::RelayAndNative => listening::any() && !wait,
         ring::Route::Native => true,
     };
     let natively = send(&messages, sent);
@@ -284,7 +287,7 @@ fn send(messages: &[QueuedMessage], all: bool) -> usize {
     let mut names = None;
     for message in messages.iter().filter(|m| all || m.is_native()) {
         if message.requester == Requester::Trigger && *full.get_or_insert_with(notify::is_queue_full) {
-            rings::count(Counter::Dropped, 1);
+            stats::count(Counter::Dropped, 1);
             continue;
         }
         let names = names.get_or_insert_with(Names::now);
@@ -314,11 +317,11 @@ fn send_stranded(ring: RingHandle) -> Option<Stranded> {
     let stranded_sent: Vec<_> = batch.messages().collect();
     let sent =
         plan.transactions.first().into_iter().flatten().filter_map(|number| stranded_sent.get(*number));
-    if listeners::any() {
+    if listening::any() {
         let mut names = Names::now();
         let dropped = sent.filter(|m| !names.notify(m.schema, m.channel, m.payload)).count();
-        rings::count(Counter::Dropped, dropped);
-        rings::count(Counter::NativeFallbacks, batch.len() - dropped);
+        stats::count(Counter::Dropped, dropped);
+        stats::count(Counter::NativeFallbacks, batch.len() - dropped);
     }
     Some(Stranded { upto, left, batch })
 }
@@ -360,7 +363,7 @@ fn publish(publication: Publication) {
     let Publication { ring, messages, charges, room, sent, relayed, late } = publication;
     let role_slot = |role| charges.iter().find(|c| c.role == role).map_or(0, Charge::role_slot);
     relayed.into_iter().for_each(|upto| rings::relay::sent_by_others(ring, upto));
-    let nobody = !sent && !listeners::any();
+    let nobody = !sent && !listening::any();
     let (in_ring, gap) = if room { (&messages[..], late) } else { (&[][..], late + messages.len()) };
     let incoming = in_ring.iter().map(|message| Incoming {
         channel: &message.channel,
@@ -370,7 +373,7 @@ fn publish(publication: Publication) {
         role_slot: role_slot(message.role),
     });
     if !rings::publish(ring, incoming, gap) {
-        rings::count(Counter::Dropped, messages.len());
+        stats::count(Counter::Dropped, messages.len());
         return;
     }
     let unheard = in_ring.iter().filter(|m| nobody && m.delivery != Delivery::Native).count();

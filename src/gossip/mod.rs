@@ -17,12 +17,12 @@ use crate::logic::gossip::{EntryRef, Full, Key, Quota, Source};
 use crate::logic::jsonb;
 use crate::logic::leadership::{MAX_NAME, MAX_NODE, MAX_PREFIX};
 use crate::logic::text::Text;
-use crate::pg::acl::{self, Right};
 use crate::pg::argument::{JsonbArgument, TextArgument};
 use crate::pg::datum::{self, RawJsonb};
 use crate::pg::result_set::ResultSet;
 use crate::pg::{catalog, clock, encoding, session, time};
-use crate::shmem;
+use crate::prefix::rights::{self, Right};
+use crate::shmem::Segment;
 
 /// A year: what is longer is a mistake in the unit.
 const MAX_TTL: i64 = 366 * 86_400 * 1_000_000;
@@ -70,21 +70,22 @@ fn oban_gossip_put(
     let queue: Text<MAX_QUEUE> = error::name("queue", queue)?;
     let state = opened(state)?;
     let ttl = lifetime(ttl)?;
-    let schema = acl::require(names.prefix.as_str(), Right::Write)?;
+    let schema = rights::require(names.prefix.as_str(), Right::Write)?;
     let started_at = validated(&state)?;
     if !encoding::is_utf8() {
         // What can't be converted could never be broadcast, nor anything beside it. (Raises, and is short by now.)
         state.text();
     }
-    shmem::require()?;
+    let segment = Segment::require()?;
     // The coordinator, which lets entries expire, is not there either.
     if session::in_recovery() {
         return Err(Error::InRecovery("gossip").into());
     }
 
     let key = names.key(schema, queue.as_str());
-    let quota = acl::quota_of(shmem::gossip::blocks()).map(|most| Quota { role: session::role(), most });
-    let put = shmem::gossip::put(&key, state.bytes(), started_at, ttl, Source::Local(quota))?;
+    let quota =
+        rights::quota_of(segment.gossip().capacity()).map(|most| Quota { role: session::role(), most });
+    let put = segment.gossip().put(&key, state.bytes(), started_at, ttl, Source::Local(quota));
     let Err(Full { missing, quota }) = put else { return Ok(()) };
     let what = format!("the state of queue \"{}\" ({missing} bytes missing)", queue.as_str());
     let setting = "obanrs.gossip_memory";
@@ -162,7 +163,7 @@ fn obanrs_bench_gossip_waits(
     let mut waits = Vec::new();
     for _ in 0..times.max(1) {
         pgrx::check_for_interrupts!();
-        waits.push(shmem::gossip::bench_wait()?.as_nanos() as i64);
+        waits.push(segment.gossip().bench_wait()?.as_nanos() as i64);
     }
     waits.sort_unstable();
     let part = |of: f64| waits[((waits.len() - 1) as f64 * of) as usize];
@@ -193,10 +194,11 @@ fn oban_gossip_delete(
 ) -> Result<i32, ErrorReport> {
     let names = Names::of(prefix, name, node)?;
     let queue: Option<Text<MAX_QUEUE>> = queue.map(|q| error::name("queue", Some(q))).transpose()?;
-    let schema = acl::require(names.prefix.as_str(), Right::Write)?;
+    let schema = rights::require(names.prefix.as_str(), Right::Write)?;
+    let segment = Segment::require()?;
     let deleted = match queue {
-        Some(queue) => usize::from(shmem::gossip::delete(&names.key(schema, queue.as_str()))?),
-        None => shmem::gossip::delete_node(&names.key(schema, ""))?,
+        Some(queue) => usize::from(segment.gossip().delete(&names.key(schema, queue.as_str()))),
+        None => segment.gossip().delete_node(&names.key(schema, "")),
     };
     Ok(deleted as i32)
 }
@@ -209,18 +211,16 @@ type Prefixes = HashMap<u32, Option<String>>;
 #[pg_extern(sql = false)]
 pub fn obanrs_gossip(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
     let (database, mut rows) = (session::database(), ResultSet::of(fcinfo));
-    if !shmem::is_attached() {
-        return Ok(()); // oban_check says why
-    }
+    let Some(segment) = Segment::attached() else { return Ok(()) }; // oban_check says why
     let mut prefixes = Prefixes::new();
     session::see_changes(); // or a schema that was renamed would have its old name in this transaction
-    let once = shmem::gossip::each(database, false, |piece| {
+    let once = segment.gossip().each(database, false, |piece| {
         pgrx::check_for_interrupts!();
         rows.within(|rows| piece.take(|entry| push(rows, &entry, &mut prefixes)));
-    })?;
+    });
     if !once {
         rows.clear();
-        let entries = shmem::gossip::entries(database, false)?;
+        let entries = segment.gossip().entries(database, false);
         rows.within(|rows| entries.iter().for_each(|entry| push(rows, &entry.seen(), &mut prefixes)));
     }
     Ok(())
@@ -229,7 +229,7 @@ pub fn obanrs_gossip(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport
 /// Adds an entry's row, if it is to be seen.
 fn push(rows: &mut ResultSet, entry: &EntryRef<'_>, prefixes: &mut Prefixes) {
     let prefix = prefixes.entry(entry.schema).or_insert_with_key(|schema| {
-        catalog::schema_name(*schema).filter(|_| acl::allows_in(*schema, Right::Read))
+        catalog::schema_name(*schema).filter(|_| rights::allows_in(*schema, Right::Read))
     });
     if let Some(prefix) = prefix {
         rows.push([

@@ -15,13 +15,12 @@ use crate::logic::check::MAX_QUEUE;
 use crate::logic::leadership::{MAX_NODE, MAX_PREFIX};
 use crate::logic::orphans::{Attempt, Evidence, Job, Reason, Suspects, Times, Verdict};
 use crate::logic::text::Text;
-use crate::pg::acl::{self, Right};
 use crate::pg::argument::{self, TextArgument};
 use crate::pg::result_set::ResultSet;
 use crate::pg::spi::{self, SqlRow};
 use crate::pg::{catalog, clock, datum, encoding, session, time};
-use crate::shmem;
-use crate::shmem::gossip::coverage;
+use crate::prefix::rights::{self, Right};
+use crate::shmem::Segment;
 
 /// A year: what is longer is a mistake in the unit.
 const MAX_GRACE: i64 = 366 * 86_400 * 1_000_000;
@@ -46,12 +45,12 @@ pub fn oban_orphans(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport>
     let (prefix, grace) = (argument::at::<TextArgument>(fcinfo, 0), argument::at::<Interval>(fcinfo, 1));
     let prefix: Text<MAX_PREFIX> = error::name("prefix", prefix)?;
     let grace = microseconds(given("grace", grace)?)?;
-    shmem::require()?;
+    let segment = Segment::require()?;
     // There is no gossip either.
     if session::in_recovery() {
         return Err(Error::InRecovery("look for orphans").into());
     }
-    let schema = acl::require(prefix.as_str(), Right::Read)?;
+    let schema = rights::require(prefix.as_str(), Right::Read)?;
     let mut rows = ResultSet::of(fcinfo);
 
     // Another transaction may hold the table's lock for long. Gossip is read after that wait, and so are the rows.
@@ -59,15 +58,17 @@ pub fn oban_orphans(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport>
         catalog::lock_name(table);
     }
     let (database, wall_ahead) = (session::database(), clock::wall_ahead());
-    let times = Times { now: clock::now(), wall_ahead, knows_since: shmem::gossip::knows_since()?, grace };
-    let evidence = gather(database, schema, times)?;
-    let suspected = shmem::gossip::suspects(|suspects| suspects.any(database, schema))?;
+    let times = Times { now: clock::now(), wall_ahead, knows_since: segment.gossip().knows_since(), grace };
+    let evidence = gather(segment, database, schema, times);
+    let suspected = segment.gossip().suspects(|suspects| suspects.any(database, schema));
 
     let table = spi::qualified(prefix.as_str(), "oban_jobs");
     let sql = format!("SELECT {COLUMNS} FROM {table} j WHERE j.state OPERATOR(pg_catalog.=) 'executing'");
     spi::each(&sql, |row| {
         pgrx::check_for_interrupts!();
-        let Some((reason, since)) = judge(row, &evidence, (database, schema), suspected) else { return };
+        let Some((reason, since)) = judge(segment, row, &evidence, (database, schema), suspected) else {
+            return;
+        };
         let since = since.saturating_add(wall_ahead);
         rows.push([
             row.datum(Columns::Id as usize),
@@ -97,28 +98,29 @@ fn microseconds(grace: Interval) -> Result<i64, Error> {
 }
 
 /// What gossip says of a schema.
-fn gather(database: u32, schema: u32, times: Times) -> Result<Evidence, Error> {
-    let mut evidence = Evidence::new(times, coverage::of(database));
-    let processes = shmem::gossip::remembered(database, schema, times.now)?;
+fn gather(segment: Segment, database: u32, schema: u32, times: Times) -> Evidence {
+    let mut evidence = Evidence::new(times, segment.coverage(database));
+    let processes = segment.gossip().remembered(database, schema, times.now);
     processes.into_iter().for_each(|process| evidence.add_process(process));
     // One that is read twice, as it moved meanwhile, is heard twice.
-    shmem::gossip::each(database, false, |piece| {
+    segment.gossip().each(database, false, |piece| {
         pgrx::check_for_interrupts!();
         piece.take(|entry| {
             if entry.schema == schema {
                 evidence.add_entry(&entry);
             }
         });
-    })?;
+    });
     // What the relay has not heard yet, it will have by the next call.
     if evidence.needs_ear() {
-        coverage::request_update(database);
+        segment.update_coverage(database);
     }
-    Ok(evidence)
+    evidence
 }
 
 /// Why the job of a row is an orphan, and since when, if it is one.
 fn judge(
+    segment: Segment,
     row: &SqlRow,
     evidence: &Evidence,
     (database, schema): (u32, u32),
@@ -138,7 +140,7 @@ fn judge(
     let verdict = evidence.judge(&job);
     let of_suspect = |body: &dyn Fn(&mut Suspects<'_>, &Attempt) -> Option<i64>| {
         let attempt = Attempt::of(database, schema, &job);
-        shmem::gossip::suspects(|suspects| body(suspects, &attempt)).ok().flatten()
+        segment.gossip().suspects(|suspects| body(suspects, &attempt))
     };
     match verdict {
         Verdict::Orphan { reason, since } => Some((reason.name(), since)),

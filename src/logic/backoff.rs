@@ -34,6 +34,9 @@ pub const ANNOUNCEMENT: Backoff = Backoff { first: 50 * MILLISECOND, max: 1_000 
 /// Transactions of a relay that fail because NOTIFY's queue or the disk is full.
 pub const RELAY: Backoff = Backoff { first: 50 * MILLISECOND, max: 5_000 * MILLISECOND };
 
+/// A keeper's transactions that send stranded messages in a relay's place.
+pub const STRANDED: Backoff = Backoff { first: 50 * MILLISECOND, max: 1_000 * MILLISECOND };
+
 impl Backoff {
     /// Returns the delay in microseconds after `failures` failures in a row.
     pub fn delay(&self, failures: u32) -> i64 {

@@ -9,6 +9,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use serde::de::IgnoredAny;
 
+use crate::backend::listening;
 use crate::bus::{self, Target};
 use crate::config;
 use crate::error::{Error, given};
@@ -17,11 +18,10 @@ use crate::logic::outbox::{self, Requester};
 use crate::logic::text::excerpt;
 use crate::logic::wire::WireError;
 use crate::logic::{channel, jsonb, wire};
-use crate::pg::acl::{self, Right};
 use crate::pg::argument::{JsonbArgument, JsonbArray, TextArgument, TextArray};
 use crate::pg::datum::{RawJsonb, Text};
 use crate::pg::{encoding, notify, session};
-use crate::shmem::listeners;
+use crate::prefix::rights::{self, Right};
 
 /// The most bytes of a payload as a jsonb. Text that can be packed into a notification has at most 8 MB, which in an array
 /// of small numbers are six times as many bytes.
@@ -76,10 +76,10 @@ fn queue_all(
     channel::test(&prefix, &channel)?;
     // A verbatim channel is nobody's: any role may NOTIFY it natively.
     let schema =
-        if prefix.is_empty() { None } else { Some(acl::require(&prefix, right_to_publish(&channel))?) };
+        if prefix.is_empty() { None } else { Some(rights::require(&prefix, right_to_publish(&channel))?) };
     let target = Target::new(schema, &prefix, &channel)?;
     // But room in the ring is for roles that have something to do with it.
-    let target = if schema.is_some() || acl::writes_somewhere() { target } else { target.native_only() };
+    let target = if schema.is_some() || rights::writes_somewhere() { target } else { target.native_only() };
     if session::in_recovery() {
         return Err(Error::InRecovery("notify"));
     }
@@ -172,7 +172,7 @@ fn oban_listen_channels(
 ) -> Result<SetOfIterator<'static, Text>, ErrorReport> {
     let (names, prefix) = full_names(channels, prefix)?;
     if !prefix.is_empty() {
-        acl::require(&prefix, Right::Read)?;
+        rights::require(&prefix, Right::Read)?;
     }
     if !session::is_client_backend() {
         return Err(Error::NotSupported("a background process can't listen").into());
@@ -184,7 +184,7 @@ fn oban_listen_channels(
         return Err(Error::Restricted("listen").into());
     }
     session::notice_vanished_client(); // which would be sent to for hours
-    listeners::listen();
+    listening::listen();
     names.iter().for_each(|name| notify::listen(name));
     Ok(SetOfIterator::new(names.into_iter().map(Text)))
 }

@@ -12,17 +12,17 @@ use pgrx::prelude::*;
 
 use crate::bus::Target;
 use crate::error::{Error, given};
+use crate::logic::counter::Counter;
 use crate::logic::lifecycle::Lack;
 use crate::logic::ring::{Batch, Channel, Progress, RingMessage};
 use crate::logic::wire::WireError;
 use crate::logic::{channel, wire};
-use crate::pg::acl::{self, Right};
 use crate::pg::argument::{TextArgument, TextArray};
 use crate::pg::datum::{ServerJson, Text};
 use crate::pg::procedure::{Call, InoutRecord};
 use crate::pg::{encoding, latch, session, time};
-use crate::shmem;
-use crate::shmem::rings::{self, Counter};
+use crate::prefix::rights::{self, Right};
+use crate::shmem::{Segment, rings, stats};
 
 /// What is copied while the ring's lock is held once.
 const MESSAGES: usize = 256;
@@ -86,7 +86,7 @@ impl Question {
             return Err(Error::bad(format!("max_messages is {max_messages}"), "It has to be at least 1."));
         }
         let most = max_messages as usize;
-        let schema = if prefix.is_empty() { None } else { Some(acl::require(&prefix, Right::Read)?) };
+        let schema = if prefix.is_empty() { None } else { Some(rights::require(&prefix, Right::Read)?) };
         require_ring("poll")?;
         Ok(Self { prefix, schema, names, channels: OnceCell::new(), after, most, queues })
     }
@@ -111,7 +111,7 @@ impl Question {
     fn require_right(&self) -> Result<(), Error> {
         session::see_changes();
         match self.schema {
-            Some(schema) => acl::require_in(schema, &self.prefix, Right::Read),
+            Some(schema) => rights::require_in(schema, &self.prefix, Right::Read),
             None => Ok(()),
         }
     }
@@ -119,23 +119,23 @@ impl Question {
 
 /// 55000 where there can't be a ring.
 fn require_ring(what: &'static str) -> Result<(), Error> {
-    shmem::require()?;
+    let segment = Segment::require()?;
     if session::in_recovery() {
         return Err(Error::InRecovery(what));
     }
-    if rings::own_slot().is_none() {
-        shmem::called_in(session::database()); // right after the server's start nobody knows of the extension yet
+    if segment.own_slot().is_none() {
+        segment.called_in(session::database()); // right after the server's start nobody knows of the extension yet
     }
     Ok(())
 }
 
 /// Why this database has no ring.
 fn no_ring() -> Error {
-    if rings::ring_availability().is_some() {
+    if rings::availability().is_some() {
         let what = "this database's messages".into();
         return Error::TableFull { what, setting: "obanrs.max_rings" };
     }
-    match shmem::lack(false) {
+    match Segment::attached().and_then(|segment| segment.lack(false)) {
         Some(lack @ Lack::Place { .. }) => Error::NoPlace { what: "this database's messages", lack },
         _ => Error::NoExtension,
     }
@@ -221,7 +221,7 @@ fn shown(message: &RingMessage<'_>, question: &Question) -> Result<Option<Vec<u8
 
 /// What there is to read now.
 fn read(question: &Question) -> Result<Answer, Error> {
-    rings::count(Counter::Polls, 1);
+    stats::count(Counter::Polls, 1);
     let position = rings::position().ok_or_else(no_ring)?;
     let Some(after) = question.after else { return Ok(Answer::new(position)) };
     let mut answer = Answer::new(after);

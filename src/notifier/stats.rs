@@ -3,24 +3,23 @@
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::logic::counter::Counter;
 use crate::pg::session;
-use crate::shmem;
-use crate::shmem::rings::{self, Counter};
+use crate::shmem::{Segment, rings};
 
 #[pg_extern(volatile, parallel_restricted)]
 fn obanrs_stats()
 -> Result<TableIterator<'static, (name!(counter, &'static str), name!(value, i64))>, ErrorReport> {
-    if !shmem::is_attached() {
-        return Ok(TableIterator::empty()); // oban_check says why
-    }
-    // A database without a place has no counters: nothing was counted.
-    let (counters, (used, size, waiting)) = rings::stats().unwrap_or_default();
-    let counted = Counter::ALL.iter().map(|counter| (counter.name(), counters[*counter as usize] as i64));
-    let gossip = shmem::gossip::usage(session::database())?;
+    let Some(segment) = Segment::attached() else { return Ok(TableIterator::empty()) }; // oban_check says why
+    // A database without a slot has no counters: nothing was counted. One without a ring uses nothing of one.
+    let counted = segment.counted().unwrap_or_default();
+    let counted = Counter::ALL.iter().map(|counter| (counter.name(), counted[*counter as usize] as i64));
+    let ring = rings::usage().unwrap_or_default();
+    let gossip = segment.gossip().usage(session::database());
     let measured = [
-        ("ring_waiting", waiting as i64),
-        ("ring_bytes_used", used as i64),
-        ("ring_bytes", size as i64),
+        ("ring_waiting", ring.waiting as i64),
+        ("ring_bytes_used", ring.bytes_used as i64),
+        ("ring_bytes", ring.bytes as i64),
         ("gossip_entries", gossip.entries as i64),
         ("gossip_entries_taken_in", gossip.foreign as i64),
         ("gossip_bytes", gossip.bytes as i64),

@@ -2,7 +2,7 @@
 //!
 //! A fence locks the row of the leadership until its transaction ends. Nobody can delete the row until then,
 //! so nobody else can become leader. A keeper skips the row, and the end of the transaction wakes the keeper
-//! (`shmem::at_end`). The DELETE of a foreign node waits. A renewal of the lease does not wait.
+//! (`backend::xact_end`). The DELETE of a foreign node waits. A renewal of the lease does not wait.
 //!
 //! The row is locked through the access methods of its table, without SQL. So this tests what SQL would test:
 //! the right on oban_jobs, a read-only transaction, recovery, parallel mode. No right on oban_peers is
@@ -13,17 +13,17 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::Names;
+use crate::backend::xact_end::{Note, note};
 use crate::error::Error;
+use crate::logic::counter::Counter;
 use crate::logic::leadership::verdict;
 use crate::logic::shape;
-use crate::pg::acl::Right;
 use crate::pg::argument::TextArgument;
 use crate::pg::heap::TableLock;
 use crate::pg::{clock, session, time};
 use crate::prefix::peers::{PeersTable, Unusable};
-use crate::shmem;
-use crate::shmem::at_end::{Note, note};
-use crate::shmem::rings::{self, Counter};
+use crate::prefix::rights::Right;
+use crate::shmem::{Segment, stats};
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_fence(
@@ -36,10 +36,10 @@ fn oban_fence(
     let name = electorate.name.as_str();
     session::require_writable("fence")?;
     session::prevent_in_parallel_mode(c"oban_fence()");
-    let boot = shmem::boot()?;
+    let segment = Segment::require()?;
     // oban_term and oban_renew return NULL to a process that does not lead. It holds no term.
     let Some(term) = term else {
-        rings::count(Counter::FencesRefused, 1);
+        stats::count(Counter::FencesRefused, 1);
         return Err(Error::TermOver { name: name.to_owned(), term: None }.into());
     };
     let table = open(electorate.schema, names.prefix())?;
@@ -51,14 +51,14 @@ fn oban_fence(
     // The time is read once the row is locked: from then on its lease can only be extended. Memory knows how long the
     // lease of a row runs; a row that it does not know is judged by the wall clock.
     let (now, wall) = (clock::now(), time::now());
-    let over = shmem::leaderships_view(|v| v.is_over(&electorate, term, now))?;
+    let over = segment.leaderships_view(|v| v.is_over(&electorate, term, now));
     let held = row.is_some_and(|row| {
         let times = (term, row.started_at, row.expires_at);
-        let holds = shmem::leaderships_view(|v| v.holds(&electorate, times, now)).ok().flatten();
-        holds.unwrap_or(wall < row.expires_at) && verdict::outlives_start(row.boot, boot)
+        let holds = segment.leaderships_view(|v| v.holds(&electorate, times, now));
+        holds.unwrap_or(wall < row.expires_at) && verdict::outlives_start(row.boot, segment.boot())
     });
     if !held || over {
-        rings::count(Counter::FencesRefused, 1);
+        stats::count(Counter::FencesRefused, 1);
         return Err(Error::TermOver { name: name.to_owned(), term: Some(term) }.into());
     }
     Ok(())

@@ -10,14 +10,14 @@ use super::Names;
 use crate::error::{self, Error};
 use crate::logic::leadership::{Electorate, LeadershipsView, Node};
 use crate::logic::text::Text;
-use crate::pg::acl::{self, Right};
 use crate::pg::argument::TextArgument;
 use crate::pg::datum::Shown;
 use crate::pg::scan::{self, Locked};
 use crate::pg::tuple::{self, Column, Tuple};
-use crate::pg::{catalog, clock, latch, session, spi, time};
-use crate::prefix::peers;
-use crate::shmem;
+use crate::pg::{clock, latch, session, spi, time};
+use crate::prefix::rights::{self, Right};
+use crate::prefix::{peers_catalog, prefixes};
+use crate::shmem::Segment;
 
 thread_local! {
     /// The seat that was asked for last: most sessions ask for one name again and again.
@@ -48,9 +48,10 @@ fn term_of(
         Some(_) => Some(names.electorate(Right::Read)?),
         None => names.known(),
     };
+    let segment = Segment::require()?;
     // This session leads nothing in a schema that does not exist.
-    let Some(electorate) = electorate else { return shmem::require().map(|()| None) };
-    shmem::leaderships_view(|v| led_by(&v, &electorate, node.as_ref().map(Node::as_str)))
+    let Some(electorate) = electorate else { return Ok(None) };
+    Ok(segment.leaderships_view(|v| led_by(&v, &electorate, node.as_ref().map(Node::as_str))))
 }
 
 #[pg_extern(volatile, parallel_restricted)]
@@ -111,7 +112,7 @@ pub fn leaders(
 ) -> Result<Option<Vec<LeaderRow>>, Error> {
     type Columns = (Column, Column, Column, Column, [Option<Column>; 2]);
     let (now, wall) = (clock::now(), time::now());
-    let database = session::database();
+    let (segment, database) = (Segment::attached(), session::database());
     let find = |column: &dyn Fn(&str) -> Option<Column>| -> Option<Columns> {
         let typed = |name: &str, kind: pg_sys::Oid| column(name).filter(|c| c.type_oid == kind);
         let text = |name: &str| column(name).filter(|c| tuple::is_name(c.type_oid));
@@ -127,7 +128,7 @@ pub fn leaders(
         let holds = Text::new(&own).and_then(|name| {
             let electorate = Electorate { database, schema, name };
             let (term, started) = (term_read.unwrap_or(0), started.unwrap_or(0));
-            shmem::leaderships_view(|v| v.holds(&electorate, (term, started, ends), now)).ok().flatten()
+            segment?.leaderships_view(|v| v.holds(&electorate, (term, started, ends), now))
         });
         if !holds.unwrap_or(ends > wall) {
             return None;
@@ -143,13 +144,13 @@ pub fn leaders(
     };
     // Again if the table was another one by the time of its lock; who keeps replacing it gets no answer.
     for _ in 0..3 {
-        let Some(table) = catalog::peers_table_in(schema) else { return Ok(None) };
+        let Some(table) = peers_catalog::info_in(schema) else { return Ok(None) };
         let admit = |unlogged: bool| {
-            acl::require_in(schema, prefix, Right::Read)?;
+            rights::require_in(schema, prefix, Right::Read)?;
             if unlogged && session::in_recovery() {
                 return Err(Error::UnloggedInRecovery { table: spi::qualified(prefix, "oban_peers") });
             }
-            Ok(catalog::peers_table_in(schema).is_some_and(|now| now.oid == table.oid))
+            Ok(peers_catalog::info_in(schema).is_some_and(|now| now.oid == table.oid))
         };
         if let Some(mut rows) = scan::rows(table.oid, locked, admit, find, read)? {
             rows.sort_by(|a, b| a.name.cmp(&b.name));
@@ -200,7 +201,7 @@ fn obanrs_leadership() -> TableIterator<
     ),
 > {
     let prefixes =
-        peers::named_schemas().into_iter().filter(|(_, schema)| acl::allows_in(*schema, Right::Read));
+        prefixes::named_schemas().into_iter().filter(|(_, schema)| rights::allows_in(*schema, Right::Read));
     let rows: Vec<_> = prefixes
         .flat_map(|(prefix, schema)| {
             let rows =

@@ -10,19 +10,20 @@ use pgrx::prelude::*;
 
 use super::Names;
 use super::leaders::leaders;
+use crate::backend::memberships::{ended, leave, leave_at_exit};
 use crate::config;
 use crate::error::{self, Error, given};
 use crate::logic::leadership::{Electorate, JoinError, Joining, LeadershipsView, Member};
 use crate::logic::lifecycle::Lack;
 use crate::logic::shape;
-use crate::pg::acl::{self, Right};
 use crate::pg::argument::{self, TextArgument};
 use crate::pg::datum::Shown;
 use crate::pg::scan::Locked;
 use crate::pg::{catalog, clock, latch, session, time};
 use crate::prefix::peers::{self, Unusable};
-use crate::shmem;
-use crate::shmem::members::{ended, leave, leave_at_exit};
+use crate::prefix::prefixes;
+use crate::prefix::rights::{self, Right};
+use crate::shmem::Segment;
 
 /// How long a call waits for the keeper: long enough for one that is just starting.
 const MAX_WAIT: Duration = Duration::from_secs(1);
@@ -80,15 +81,16 @@ fn join(
     if session::is_restricted() {
         return Err(Error::Restricted("join"));
     }
-    if let Some(lack @ Lack::Place { .. }) = shmem::lack(false) {
+    if let Some(lack @ Lack::Place { .. }) = Segment::attached().and_then(|segment| segment.lack(false)) {
         return Err(Error::NoPlace { what: "this database's elections", lack });
     }
     if lease.is_none() && config::require_lease() {
         return Err(Error::LeaseRequired);
     }
     let foreign = if candidate.is_none() { foreign_leader(&electorate, names.prefix()) } else { None };
+    let segment = Segment::require()?;
     let joining = Joining {
-        id: shmem::new_member_id()?,
+        id: segment.new_member_id(),
         electorate,
         node,
         role: session::role(),
@@ -99,7 +101,7 @@ fn join(
         candidate,
         foreign_leads: foreign.is_some(),
         wall: time::now(),
-        share: acl::quota_of(config::max_members()),
+        share: rights::quota_of(config::max_members()),
     };
     if lease.is_none() {
         leave_at_exit();
@@ -108,15 +110,17 @@ fn join(
 
     let mut instead_of = None;
     let joined = loop {
-        let (joined, replaced) = shmem::peers(|p| {
+        let (joined, replaced) = segment.leaderships(|p| {
             let now = clock::now();
             let replaced = instead_of.and_then(|id| p.view().member(id, now)).map(|(_, m)| *m);
             (p.join(&joining, instead_of, now), replaced)
-        })?;
+        });
         match joined {
             Ok(joined) => {
                 // Its node's gossip came from the process that is replaced.
-                replaced.into_iter().for_each(|old| ended(&electorate, &old));
+                if let Some(old) = replaced {
+                    ended(segment, &electorate, &old);
+                }
                 break joined;
             }
             Err(JoinError::Full) => {
@@ -150,20 +154,20 @@ fn join(
         }
     };
     let id = joined.id;
-    shmem::ensure_keeper(electorate.database);
-    wait_until(|v| v.is_considered(id, clock::now()))?;
+    segment.ensure_keeper(electorate.database);
+    wait_until(segment, |v| v.is_considered(id, clock::now()));
     // A foreign node's transaction may have been committed meanwhile.
     let late = candidate.is_none()
         && !joined.again
-        && shmem::peers(|p| p.yields(id, latch::my_procno(), clock::now()))?;
+        && segment.leaderships(|p| p.yields(id, latch::my_procno(), clock::now()));
     if late {
-        shmem::ensure_keeper(electorate.database);
+        segment.ensure_keeper(electorate.database);
     }
     if joined.yields || late {
         say_member_only(&electorate, foreign.or_else(|| foreign_leader(&electorate, names.prefix())));
     }
-    warn_without_keeper(id)?;
-    warn_without_elections(&electorate, names.prefix())?;
+    warn_without_keeper(segment, id);
+    warn_without_elections(segment, &electorate, names.prefix());
     Ok(id)
 }
 
@@ -191,22 +195,22 @@ fn say_member_only(electorate: &Electorate, foreign: Option<String>) {
 }
 
 /// Says why no election can be held in this prefix, if nobody leads the name.
-fn warn_without_elections(electorate: &Electorate, prefix: &str) -> Result<(), Error> {
-    if shmem::leaderships_view(|v| v.has_leader(electorate, clock::now()))? {
-        return Ok(());
+fn warn_without_elections(segment: Segment, electorate: &Electorate, prefix: &str) {
+    if segment.leaderships_view(|v| v.has_leader(electorate, clock::now())) {
+        return;
     }
-    if peers::database_read_only() == Some(true) {
+    if prefixes::database_read_only() == Some(true) {
         error::log(
             PgLogLevel::WARNING,
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "this database holds no elections, so that no member leads: it is read-only by default",
             "Run ALTER DATABASE ... SET default_transaction_read_only = off.",
         );
-        return Ok(());
+        return;
     }
     let quoted = spi::quote_literal(prefix);
     let (why, hint) = match peers::inspect(electorate.schema) {
-        Ok(()) | Err(Unusable::Locked) => return Ok(()),
+        Ok(()) | Err(Unusable::Locked) => return,
         Err(Unusable::Missing | Unusable::Replaced) => (
             "its table of leaders is missing, or not installed".to_owned(),
             format!("Run SELECT oban_install({quoted})."),
@@ -222,15 +226,14 @@ fn warn_without_elections(electorate: &Electorate, prefix: &str) -> Result<(), E
         format!("prefix \"{prefix}\" holds no elections, so that no member leads: {why}"),
         hint,
     );
-    Ok(())
 }
 
 /// Says that nobody elects as there is no free worker slot, if that is why a member was not considered.
-fn warn_without_keeper(id: i64) -> Result<(), Error> {
-    if shmem::leaderships_view(|v| v.is_considered(id, clock::now()))? {
-        return Ok(());
+fn warn_without_keeper(segment: Segment, id: i64) {
+    if segment.leaderships_view(|v| v.is_considered(id, clock::now())) {
+        return;
     }
-    if let Some(lack @ Lack::Workers { .. }) = shmem::lack(false) {
+    if let Some(lack @ Lack::Workers { .. }) = segment.lack(false) {
         error::log(
             PgLogLevel::WARNING,
             PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
@@ -246,7 +249,6 @@ fn warn_without_keeper(id: i64) -> Result<(), Error> {
              more.",
         );
     }
-    Ok(())
 }
 
 /// A lease as the rules count it.
@@ -262,21 +264,21 @@ fn microseconds(lease: Interval) -> Result<i64, Error> {
 }
 
 /// Until the keeper has done what it was woken for, at most for `MAX_WAIT`.
-fn wait_until(done: impl Fn(LeadershipsView<'_>) -> bool) -> Result<(), Error> {
+fn wait_until(segment: Segment, done: impl Fn(LeadershipsView<'_>) -> bool) {
     let since = Instant::now();
     loop {
         latch::reset();
         let left = MAX_WAIT.saturating_sub(since.elapsed());
-        if left.is_zero() || shmem::leaderships_view(&done)? {
-            return Ok(());
+        if left.is_zero() || segment.leaderships_view(&done) {
+            return;
         }
         latch::wait(Some(left));
     }
 }
 
 /// The member of this id in this database that the caller may act for. `None` when there is none.
-fn own_member(id: i64) -> Result<Option<(Electorate, Member)>, Error> {
-    let known = shmem::leaderships_view(|v| v.member(id, clock::now()).map(|(_, m)| (*v.electorate(m), *m)))?;
+fn own_member(segment: Segment, id: i64) -> Result<Option<(Electorate, Member)>, Error> {
+    let known = segment.leaderships_view(|v| v.member(id, clock::now()).map(|(_, m)| (*v.electorate(m), *m)));
     match known.filter(|(e, _)| e.database == session::database()) {
         Some((_, member)) if !session::acts_for(member.role) => Err(not_yours(id)),
         known => Ok(known),
@@ -288,36 +290,39 @@ fn not_yours(member: i64) -> Error {
 }
 
 /// 55000 when it is no member any more; also in recovery, where there are none.
-fn required_member(id: i64, what: &'static str) -> Result<Electorate, Error> {
+fn required_member(id: i64, what: &'static str) -> Result<(Segment, Electorate), Error> {
     if session::in_recovery() {
         return Err(Error::InRecovery(what));
     }
-    own_member(id)?.map(|(electorate, _)| electorate).ok_or(Error::NoMember(id))
+    let segment = Segment::require()?;
+    let (electorate, _) = own_member(segment, id)?.ok_or(Error::NoMember(id))?;
+    Ok((segment, electorate))
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_renew(member: Option<i64>) -> Result<Option<i64>, ErrorReport> {
     let id = given("member", member)?;
-    let electorate = required_member(id, "renew")?;
-    let renewed = shmem::peers(|p| p.renew(id, latch::my_procno(), clock::now()))?;
+    let (segment, electorate) = required_member(id, "renew")?;
+    let renewed = segment.leaderships(|p| p.renew(id, latch::my_procno(), clock::now()));
     let renewed = renewed.ok_or(Error::NoMember(id))?;
     if !renewed.due {
         return Ok(renewed.term);
     }
     // The answer shall hold for half a lease at least, so the row comes first.
-    shmem::ensure_keeper(electorate.database);
-    wait_until(|v| v.is_considered(id, clock::now()))?;
-    Ok(shmem::leaderships_view(|v| v.term_of(id, clock::now()))?)
+    segment.ensure_keeper(electorate.database);
+    wait_until(segment, |v| v.is_considered(id, clock::now()));
+    Ok(segment.leaderships_view(|v| v.term_of(id, clock::now())))
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_resign(member: Option<i64>) -> Result<bool, ErrorReport> {
     let id = given("member", member)?;
-    let electorate = required_member(id, "resign")?;
-    let led = shmem::peers(|p| p.resign(id, latch::my_procno(), clock::now()))?.ok_or(Error::NoMember(id))?;
+    let (segment, electorate) = required_member(id, "resign")?;
+    let led = segment.leaderships(|p| p.resign(id, latch::my_procno(), clock::now()));
+    let led = led.ok_or(Error::NoMember(id))?;
     if led {
-        shmem::ensure_keeper(electorate.database);
-        wait_until(|v| v.is_considered(id, clock::now()))?;
+        segment.ensure_keeper(electorate.database);
+        wait_until(segment, |v| v.is_considered(id, clock::now()));
     }
     Ok(led)
 }
@@ -325,8 +330,8 @@ fn oban_resign(member: Option<i64>) -> Result<bool, ErrorReport> {
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_leave(member: Option<i64>) -> Result<bool, ErrorReport> {
     let id = given("member", member)?;
-    shmem::require()?;
-    Ok(own_member(id)?.is_some() && leave(id).is_some())
+    let segment = Segment::require()?;
+    Ok(own_member(segment, id)?.is_some() && leave(segment, id))
 }
 
 /// The rows of the view oban_members: of this database and the prefixes that the caller may read.
@@ -349,7 +354,7 @@ fn obanrs_memberships() -> Result<
     >,
     ErrorReport,
 > {
-    Ok(TableIterator::new(shown_members()?))
+    Ok(TableIterator::new(shown_members()))
 }
 
 /// The symbol of obanrs_members, which the view oban_members calls in the SQL of versions before 0.7.0.
@@ -371,7 +376,7 @@ fn obanrs_members() -> Result<
     >,
     ErrorReport,
 > {
-    let rows = shown_members()?.into_iter();
+    let rows = shown_members().into_iter();
     Ok(TableIterator::new(rows.map(|(a, b, c, d, e, f, g, h, i, _)| (a, b, c, d, e, f, g, h, i))))
 }
 
@@ -388,15 +393,13 @@ type MemberRow = (
     bool,
 );
 
-fn shown_members() -> Result<Vec<MemberRow>, Error> {
-    if !shmem::is_attached() {
-        return Ok(Vec::new()); // oban_check says why
-    }
+fn shown_members() -> Vec<MemberRow> {
+    let Some(segment) = Segment::attached() else { return Vec::new() }; // oban_check says why
     let mut members: Vec<(Electorate, Member, bool)> =
-        shmem::leaderships_view(|v| v.members_of(session::database(), clock::now()))?;
+        segment.leaderships_view(|v| v.members_of(session::database(), clock::now()));
     members.sort_by_key(|(_, m, _)| m.id);
     let mut readable = Readable::default();
-    let rows = members
+    members
         .into_iter()
         .filter_map(|(electorate, m, leader)| {
             let lease_ends = m.lease_ends();
@@ -413,8 +416,7 @@ fn shown_members() -> Result<Vec<MemberRow>, Error> {
                 m.is_candidate(),
             ))
         })
-        .collect();
-    Ok(rows)
+        .collect()
 }
 
 /// The names of the schemas that the caller may read.
@@ -424,7 +426,7 @@ struct Readable(HashMap<u32, Option<String>>);
 impl Readable {
     /// `None`: the caller may not read that schema, or it was dropped.
     fn name(&mut self, schema: u32) -> Option<String> {
-        let named = || catalog::schema_name(schema).filter(|_| acl::allows_in(schema, Right::Read));
+        let named = || catalog::schema_name(schema).filter(|_| rights::allows_in(schema, Right::Read));
         self.0.entry(schema).or_insert_with(named).clone()
     }
 }

@@ -11,8 +11,8 @@ pub mod members;
 use crate::error::{self, Error, TextValue};
 use crate::logic::leadership::{Electorate, MAX_NAME, MAX_PREFIX};
 use crate::logic::text::Text;
-use crate::pg::acl::{self, Right};
 use crate::pg::{catalog, session};
+use crate::prefix::rights::{self, Right};
 
 /// The names that a call gives.
 struct Names {
@@ -32,7 +32,7 @@ impl Names {
     /// What the names mean, for a role that has this right. 3F000 without such a schema, 42501 without the right.
     fn electorate(&self, right: Right) -> Result<Electorate, Error> {
         session::see_changes(); // what the names meant before this statement does not count
-        Ok(self.of_schema(acl::require(self.prefix(), right)?))
+        Ok(self.of_schema(rights::require(self.prefix(), right)?))
     }
 
     /// What the names mean; `None` without such a schema. Needs no right.

@@ -1,106 +1,54 @@
-//! Rights on a prefix. The rights on a prefix are the rights on the prefix's table `oban_jobs`.
-
-use std::cell::Cell;
+//! Privileges of the current role on relations, schemas and databases, which are given by their oids.
 
 use pgrx::pg_sys;
 
-use super::{catalog, session};
-use crate::config;
-use crate::error::Error;
+use super::session;
 
-/// A right on a prefix. In a prefix without a table `oban_jobs`, `Read` is USAGE of the schema, and
-/// every other right is CREATE in the schema.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Right {
-    /// To listen and to see: SELECT on the table or on any column of the table.
-    Read,
-    /// To publish, to join and to gossip: INSERT.
-    Write,
-    /// To signal running queues: UPDATE.
-    Signal,
-    /// To announce leaders: ownership.
-    Own,
+/// Returns whether the current role is a superuser.
+pub fn is_superuser() -> bool {
+    // SAFETY: `superuser` takes no argument and reads the caches of roles.
+    unsafe { pg_sys::superuser() }
 }
 
-impl Right {
-    fn needs(self) -> &'static str {
-        match self {
-            Self::Read => "SELECT on",
-            Self::Write => "INSERT on",
-            Self::Signal => "UPDATE on",
-            Self::Own => "the ownership of",
-        }
+/// Returns whether the current role may select from the table, or from any column of the table.
+pub fn may_select_any(table: u32) -> bool {
+    let (oid, role) = (pg_sys::Oid::from(table), pg_sys::Oid::from(session::role()));
+    let select = pg_sys::ACL_SELECT as pg_sys::AclMode;
+    may(table, pg_sys::ACL_SELECT) || {
+        // SAFETY: the function looks up privileges by oids, and checks the oids itself.
+        let result =
+            unsafe { pg_sys::pg_attribute_aclcheck_all(oid, role, select, pg_sys::AclMaskHow::ACLMASK_ANY) };
+        result == pg_sys::AclResult::ACLCHECK_OK
     }
 }
 
-/// Returns the oid of the prefix's schema if the current role has the right. Raises 3F000 if there
-/// is no such schema, and 42501 if the role lacks the right.
-///
-/// Raises 42939 for a schema that belongs to Postgres. Any role may make temporary tables, so any
-/// role may write to the role's temporary schema.
-pub fn require(prefix: &str, right: Right) -> Result<u32, Error> {
-    if is_reserved(prefix) {
-        return Err(Error::ReservedPrefix(prefix.to_owned()));
-    }
-    let schema = catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))?;
-    if allows_in(schema, right) {
-        Ok(schema)
-    } else {
-        Err(Error::NotAllowed { prefix: prefix.to_owned(), needs: right.needs() })
-    }
+/// Returns whether the current role may insert into the table.
+pub fn may_insert(table: u32) -> bool {
+    may(table, pg_sys::ACL_INSERT)
 }
 
-/// Returns whether a schema belongs to Postgres, by the schema's name.
-pub fn is_reserved(prefix: &str) -> bool {
-    prefix.starts_with("pg_") || prefix == "information_schema"
+/// Returns whether the current role may update the table.
+pub fn may_update(table: u32) -> bool {
+    may(table, pg_sys::ACL_UPDATE)
 }
 
-/// Requires the right on a prefix whose schema was found before, under the name `prefix`. Raises
-/// 3F000 if the schema was dropped since, and 42501 if the current role lacks the right.
-pub fn require_in(schema: u32, prefix: &str, right: Right) -> Result<(), Error> {
-    if catalog::schema_name(schema).is_none() {
-        return Err(Error::NoSuchPrefix(prefix.to_owned()));
-    }
-    if allows_in(schema, right) {
-        Ok(())
-    } else {
-        Err(Error::NotAllowed { prefix: prefix.to_owned(), needs: right.needs() })
-    }
+fn may(table: u32, mode: u32) -> bool {
+    let (table, role) = (pg_sys::Oid::from(table), pg_sys::Oid::from(session::role()));
+    // SAFETY: the function looks up privileges by oids, and checks the oids itself.
+    let result = unsafe { pg_sys::pg_class_aclcheck(table, role, mode as pg_sys::AclMode) };
+    result == pg_sys::AclResult::ACLCHECK_OK
 }
 
-/// Returns whether the current role has the right. Returns false if there is no such prefix.
-pub fn allows(prefix: &str, right: Right) -> bool {
-    catalog::namespace(prefix).is_some_and(|schema| allows_in(schema, right))
+/// Returns whether the current role may use the schema. For a schema that does not exist, returns
+/// true to a superuser and raises 3F000 to any other role.
+pub fn may_use(schema: u32) -> bool {
+    may_in_schema(schema, pg_sys::ACL_USAGE)
 }
 
-/// Returns whether the current role has the right in a schema. For a schema that does not exist,
-/// returns true to a superuser and raises 3F000 to any other role.
-pub fn allows_in(schema: u32, right: Right) -> bool {
-    let (role, ok) = (pg_sys::Oid::from(session::role()), pg_sys::AclResult::ACLCHECK_OK);
-    let Some(table) = catalog::relation(schema, "oban_jobs") else {
-        let mode = if right == Right::Read { pg_sys::ACL_USAGE } else { pg_sys::ACL_CREATE };
-        return namespace_check(schema, role, mode) == ok;
-    };
-    let table = pg_sys::Oid::from(table);
-    // SAFETY: the functions look up privileges of a relation by its oid, and check the oid
-    // themselves.
-    unsafe {
-        match right {
-            Right::Read => {
-                let select = pg_sys::ACL_SELECT as pg_sys::AclMode;
-                pg_sys::pg_class_aclcheck(table, role, select) == ok
-                    || pg_sys::pg_attribute_aclcheck_all(table, role, select, pg_sys::AclMaskHow::ACLMASK_ANY)
-                        == ok
-            }
-            Right::Write => {
-                pg_sys::pg_class_aclcheck(table, role, pg_sys::ACL_INSERT as pg_sys::AclMode) == ok
-            }
-            Right::Signal => {
-                pg_sys::pg_class_aclcheck(table, role, pg_sys::ACL_UPDATE as pg_sys::AclMode) == ok
-            }
-            Right::Own => owns_relation(table, role),
-        }
-    }
+/// Returns whether the current role may create objects in the schema. For a schema that does not
+/// exist, returns true to a superuser and raises 3F000 to any other role.
+pub fn may_create_in(schema: u32) -> bool {
+    may_in_schema(schema, pg_sys::ACL_CREATE)
 }
 
 /// Returns whether the current role owns the relation.
@@ -123,40 +71,6 @@ pub fn owns_database(database: u32) -> bool {
     }
 }
 
-/// Returns how much of `total` the current role may hold: the percentage that obanrs.role_share
-/// sets, and at least 1. `None`: the role has no limit, because the role is a superuser or owns the
-/// database, or because obanrs.role_share is 100.
-pub fn quota_of(total: usize) -> Option<usize> {
-    // SAFETY: `superuser` takes no argument and reads the caches of roles.
-    let limited = !unsafe { pg_sys::superuser() } && !owns_database(session::database());
-    (limited && config::role_share() < 100).then(|| (total * config::role_share() / 100).max(1))
-}
-
-/// Returns whether the current role may write to a prefix of this database. A superuser and the
-/// owner of the database may. Any other role needs the right `Write` in at least one schema that
-/// does not belong to Postgres.
-pub fn writes_somewhere() -> bool {
-    thread_local! {
-        /// The schema in which the last call found the right. 0: the last call found none.
-        static LAST: Cell<u32> = const { Cell::new(0) };
-    }
-    // Another session may drop a schema during this search, so the schema's name is looked up
-    // first.
-    let writes = |schema: &u32| {
-        catalog::with_schema_name(*schema, |_| ()).is_some() && allows_in(*schema, Right::Write)
-    };
-    if quota_of(1).is_none() || (LAST.get() != 0 && writes(&LAST.get())) {
-        return true;
-    }
-    // Schemas with a table `oban_jobs` are searched first, because a right is likely there.
-    let mut found = catalog::schemas_of("oban_jobs").into_iter().find(writes);
-    if found.is_none() {
-        found = catalog::schemas_of_users().into_iter().find(writes);
-    }
-    LAST.set(found.unwrap_or(0));
-    found.is_some()
-}
-
 fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     #[cfg(feature = "pg15")]
     // SAFETY: the function looks up a privilege by oids, and checks the oids itself.
@@ -170,16 +84,15 @@ fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     }
 }
 
-fn namespace_check(schema: u32, role: pg_sys::Oid, mode: u32) -> pg_sys::AclResult::Type {
-    let schema = pg_sys::Oid::from(schema);
+fn may_in_schema(schema: u32, mode: u32) -> bool {
+    let (schema, role) = (pg_sys::Oid::from(schema), pg_sys::Oid::from(session::role()));
     #[cfg(feature = "pg15")]
     // SAFETY: the function looks up a privilege by oids, and checks the oids itself.
-    unsafe {
-        pg_sys::pg_namespace_aclcheck(schema, role, mode as pg_sys::AclMode)
-    }
+    let result = unsafe { pg_sys::pg_namespace_aclcheck(schema, role, mode as pg_sys::AclMode) };
     #[cfg(not(feature = "pg15"))]
     // SAFETY: the function looks up a privilege by oids, and checks the oids itself.
-    unsafe {
+    let result = unsafe {
         pg_sys::object_aclcheck(pg_sys::NamespaceRelationId, schema, role, mode as pg_sys::AclMode)
-    }
+    };
+    result == pg_sys::AclResult::ACLCHECK_OK
 }

@@ -106,44 +106,13 @@ pub fn schema_of(relation: u32) -> Option<u32> {
 }
 
 /// Returns the type of a relation's column. `None`: the relation has no column of this name.
-fn column_type(relation: u32, name: &str) -> Option<pg_sys::Oid> {
+pub fn column_type(relation: u32, name: &str) -> Option<pg_sys::Oid> {
     let (relation, name) = (pg_sys::Oid::from(relation), c_name(name));
     // SAFETY: the functions look up catalog rows, and `name` lives as long as the calls.
     unsafe {
         let number = pg_sys::get_attnum(relation, name.as_ptr());
         (number > 0).then(|| pg_sys::get_atttype(relation, number))
     }
-}
-
-/// `<prefix>.oban_peers` as Oban makes it: an ordinary table with Oban's columns and their types.
-#[derive(Clone, Copy)]
-pub struct PeersTable {
-    pub oid: u32,
-    /// Whether the table has the columns that `oban_install` adds.
-    pub installed: bool,
-}
-
-/// Returns the table of leaders of a prefix, as the caches have it now. `None`: the prefix or the
-/// table does not exist, the table has another shape, or it is temporary.
-pub fn peers_table(prefix: &str) -> Option<PeersTable> {
-    peers_table_in(namespace(prefix)?)
-}
-
-/// Returns the table of leaders of a schema, as `peers_table` does.
-pub fn peers_table_in(schema: u32) -> Option<PeersTable> {
-    peers_table_of(relation(schema, "oban_peers")?)
-}
-
-/// Returns a relation as a table of leaders, as `peers_table` does.
-pub fn peers_table_of(oid: u32) -> Option<PeersTable> {
-    class(oid).filter(|c| c.kind == b'r' && c.persistence != b't')?;
-    let all = |names: [&str; 2], wanted: &dyn Fn(pg_sys::Oid) -> bool| {
-        names.iter().all(|name| column_type(oid, name).is_some_and(wanted))
-    };
-    let typed = |names, wanted| all(names, &|found| found == wanted);
-    (all(["name", "node"], &super::tuple::is_name)
-        && typed(["started_at", "expires_at"], pg_sys::TIMESTAMPOID))
-    .then(|| PeersTable { oid, installed: typed(["term", "boot"], pg_sys::INT8OID) })
 }
 
 /// Returns what `read` takes out of the tuple that a catalog's cache has for this oid. `None`: the
@@ -192,38 +161,9 @@ pub fn qualified_name(relation: u32) -> Option<String> {
     }
 }
 
-/// Which of the columns that `oban_install` adds to a table of leaders exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Added {
-    pub term: bool,
-    pub boot: bool,
-}
-
-/// Returns which of the columns that `oban_install` adds a table of leaders has. `None`: the
-/// relation is not a table of leaders apart from these columns, or it has a column `term` or `boot`
-/// of another kind. The types are types of Postgres, so reading and writing their values runs no
-/// code of the table's owner.
-pub fn peers_columns(relation: u32) -> Option<Added> {
-    let has =
-        |name: &str, types: &[pg_sys::Oid]| plain_column(relation, name).map(|kind| types.contains(&kind));
-    let all = |names: [&str; 2], types| names.iter().all(|name| has(name, types) == Some(true));
-    let added = |name: &str| match (column_type(relation, name), has(name, &[pg_sys::INT8OID])) {
-        (None, _) => Some(false),
-        (_, Some(true)) => Some(true),
-        _ => None,
-    };
-    let is_of_leaders = is_table_by_itself(relation)
-        && all(["name", "node"], &[pg_sys::TEXTOID, pg_sys::VARCHAROID])
-        && all(["started_at", "expires_at"], &[pg_sys::TIMESTAMPOID]);
-    if !is_of_leaders {
-        return None;
-    }
-    Some(Added { term: added("term")?, boot: added("boot")? })
-}
-
 /// Returns whether a relation is an ordinary table whose columns depend on no other object: the
 /// table is not temporary, is not a partition, and is not a table OF a type.
-fn is_table_by_itself(relation: u32) -> bool {
+pub fn is_table_by_itself(relation: u32) -> bool {
     // SAFETY: RELOID is a cache of pg_class by oid, and the fields are read before the tuple is
     // released.
     let found = unsafe {
@@ -241,7 +181,7 @@ fn is_table_by_itself(relation: u32) -> bool {
 /// Returns the type of a column that is stored as it is written. Such a column is neither generated
 /// nor an identity, and its type has no modifier, which could change values. `None`: the column
 /// does not exist or is of another kind.
-fn plain_column(relation: u32, name: &str) -> Option<pg_sys::Oid> {
+pub fn plain_column(relation: u32, name: &str) -> Option<pg_sys::Oid> {
     let (relation, name) = (pg_sys::Oid::from(relation), c_name(name));
     // SAFETY: the functions look up catalog rows. `name` lives as long as the calls, and the tuple
     // is released after it was read.
@@ -374,6 +314,24 @@ pub fn unlock_namespace(namespace: u32) {
             pg_sys::ShareUpdateExclusiveLock as i32,
         );
     }
+}
+
+/// Locks an extension until the end of the transaction against being dropped or altered.
+pub fn lock_extension(extension: u32) {
+    // SAFETY: the lock is on an oid, and no object needs to have this oid.
+    unsafe {
+        pg_sys::LockDatabaseObject(
+            pg_sys::ExtensionRelationId,
+            pg_sys::Oid::from(extension),
+            0,
+            pg_sys::AccessShareLock as i32,
+        );
+    }
+}
+
+/// Returns whether a relation is an ordinary table and not a temporary one.
+pub fn is_plain_table(relation: u32) -> bool {
+    class(relation).is_some_and(|c| c.kind == b'r' && c.persistence != b't')
 }
 
 /// An extension in this database.
@@ -514,29 +472,6 @@ pub fn quoted_role(role: u32) -> String {
         }
         scan::lossy(CStr::from_ptr(pg_sys::quote_identifier(name)))
     }
-}
-
-/// Locks the creation of prefixes until the end of the transaction, so that sessions create
-/// prefixes one after the other. The lock uses the oid 0, which no schema has.
-pub fn lock_creation_of_prefixes() {
-    lock_namespace(pg_sys::InvalidOid.to_u32());
-}
-
-/// Returns the extension, locked until the end of the transaction so that no session can drop it
-/// meanwhile. `None`: there is no extension, or it was dropped before this transaction held the
-/// lock.
-pub fn lock_extension() -> Option<u32> {
-    let oid = extension("obanrs")?.oid;
-    // SAFETY: the lock is on an oid, and no object needs to have this oid.
-    unsafe {
-        pg_sys::LockDatabaseObject(
-            pg_sys::ExtensionRelationId,
-            pg_sys::Oid::from(oid),
-            0,
-            pg_sys::AccessShareLock as i32,
-        );
-    }
-    extension("obanrs").is_some_and(|now| now.oid == oid).then_some(oid)
 }
 
 /// Returns the oid of the database of this name. `None`: there is no such database.

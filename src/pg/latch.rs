@@ -38,6 +38,13 @@ pub fn wake(procno: i32) {
     }
 }
 
+/// Sets the latch of a process, if there is one to wake. The call is safe after commit.
+pub fn wake_if(procno: Option<i32>) {
+    if let Some(procno) = procno {
+        wake(procno);
+    }
+}
+
 /// What pg_stat_activity shows as the wait event of a process that waits here. Before Postgres 17
 /// the event is Extension.
 #[derive(Clone, Copy)]

@@ -7,33 +7,26 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::pg_sys;
 
 /// The name of the tranche.
-pub const TRANCHE: &std::ffi::CStr = c"obanrs";
+const TRANCHE: &std::ffi::CStr = c"obanrs";
 
-/// A lightweight lock. A process holds at most one of these locks at a time, so there is no lock
-/// order.
-#[derive(Clone, Copy)]
-pub enum Lock {
-    Registry,
-    Leaderships,
-    Gossip,
-    /// The lock of one ring of the pool.
-    Ring(usize),
+/// Asks Postgres for the tranche with `count` locks. Called from shmem_request_hook only.
+pub fn request(count: usize) {
+    // SAFETY: the name lives for ever. Outside of the hook Postgres refuses the call by an ERROR.
+    unsafe { pg_sys::RequestNamedLWLockTranche(TRANCHE.as_ptr(), count as i32) }
 }
 
-impl Lock {
-    fn index(self) -> usize {
-        match self {
-            Lock::Registry => 0,
-            Lock::Leaderships => 1,
-            Lock::Gossip => 2,
-            Lock::Ring(ring) => 3 + ring,
-        }
-    }
-
-    /// Returns how many locks there are if the pool has `rings` rings.
-    pub fn count(rings: usize) -> usize {
-        Lock::Ring(rings).index()
-    }
+/// Runs `body` under the lock that Postgres has for making shared memory of extensions. Called from
+/// shmem_startup_hook only.
+pub fn while_making_segment<R>(body: impl FnOnce() -> R) -> R {
+    // The index of AddinShmemInitLock, which has no name in pgrx. It is the same in 13 to 18.
+    const ADDIN_SHMEM_INIT_LOCK: usize = 21;
+    // SAFETY: the array exists when the hook runs, and has a lock of this index.
+    let _guard = unsafe {
+        let lock = &raw mut (*pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK)).lock;
+        pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
+        Guard(lock)
+    };
+    body()
 }
 
 #[derive(Clone, Copy)]
@@ -50,21 +43,21 @@ pub struct Guard(*mut pg_sys::LWLock);
 /// The first lock of the tranche. Null until this process has looked the tranche up.
 static BASE: AtomicPtr<pg_sys::LWLockPadded> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Takes a lock, and waits for it if necessary. The segment has to be attached, that is, the
+/// Takes the lock of this number in the tranche, and waits for it if necessary. The segment has to be attached, that is, the
 /// library has to be preloaded.
-pub fn acquire(lock: Lock, mode: Mode) -> Guard {
+pub fn acquire(lock: usize, mode: Mode) -> Guard {
     let mode = match mode {
         Mode::Shared => pg_sys::LWLockMode::LW_SHARED,
         Mode::Exclusive => pg_sys::LWLockMode::LW_EXCLUSIVE,
     };
-    // SAFETY: the tranche was requested with `Lock::count` locks, and `lock` is one of them.
+    // SAFETY: `shmem::locks` asked for a tranche that has a lock of this number.
     unsafe {
         let mut base = BASE.load(Ordering::Relaxed);
         if base.is_null() {
             base = pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr());
             BASE.store(base, Ordering::Relaxed);
         }
-        let lock = &raw mut (*base.add(lock.index())).lock;
+        let lock = &raw mut (*base.add(lock)).lock;
         pg_sys::LWLockAcquire(lock, mode);
         Guard(lock)
     }

@@ -107,19 +107,3 @@ pub fn run(sql: &str) {
         pgrx::error!("{e}");
     }
 }
-
-/// Returns the extension's trigger function of this name in this database. `None`: this version of
-/// the extension has no such function. The function has to be a member of the extension, because
-/// users may have created functions of the same name.
-pub fn own_trigger_function(name: &str) -> Option<u32> {
-    const SQL: &str = "
-        SELECT f.oid::pg_catalog.text FROM pg_catalog.pg_proc f
-        JOIN pg_catalog.pg_depend d ON d.objid OPERATOR(pg_catalog.=) f.oid
-            AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
-            AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
-            AND d.deptype OPERATOR(pg_catalog.=) 'e'
-        JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid
-        WHERE e.extname OPERATOR(pg_catalog.=) 'obanrs' AND f.proname OPERATOR(pg_catalog.=) $1::pg_catalog.name
-          AND f.prorettype OPERATOR(pg_catalog.=) 'pg_catalog.trigger'::pg_catalog.regtype";
-    look(SQL, name).pop()?.parse().ok()
-}

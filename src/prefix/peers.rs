@@ -14,7 +14,7 @@ use crate::logic::shape::{self, Obstacle};
 use crate::pg::heap::{Conflict, Heap, Opened, RowLock, RowLocked, Stored, TableLock, Value};
 use crate::pg::index::KeyIndex;
 use crate::pg::tuple::{self, Column, Tuple};
-use crate::pg::{catalog, encoding, session};
+use crate::pg::{catalog, encoding};
 
 /// The name of the table of leaders.
 pub const TABLE: &str = "oban_peers";
@@ -321,52 +321,6 @@ pub fn state_of(table: u32) -> (bool, bool) {
     let function = super::extension::peers_function();
     let tells = function.is_some_and(|function| catalog::has_enabled_trigger(table, TELLS, function));
     (installed, tells)
-}
-
-/// Returns the value of default_transaction_read_only that ALTER DATABASE has set, as committed
-/// now. `None`: ALTER DATABASE has set no value.
-pub fn database_read_only() -> Option<bool> {
-    let value = catalog::setting_of_database(session::database(), "default_transaction_read_only")?;
-    // Postgres reads any beginning of these words as a boolean. The shortest one for "off" is "of".
-    let value = value.to_ascii_lowercase();
-    let is = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
-    Some(!(is("false", 1) || is("no", 1) || is("off", 2) || value == "0"))
-}
-
-/// Returns the schemas that have a table named oban_peers, as committed now. The table's shape does
-/// not matter.
-pub fn schemas() -> Vec<u32> {
-    catalog::tables_named(TABLE).into_iter().map(|(_, schema)| schema).collect()
-}
-
-/// Returns the schemas that have a table named oban_peers with their names, in the order of the
-/// names. A schema is left out if a prefix in this database can't have its name: the database may
-/// not be able to convert the name.
-pub fn named_schemas() -> Vec<(String, u32)> {
-    let named = |schema| Some((prefix_name(schema)?, schema));
-    let mut named: Vec<_> = schemas().into_iter().filter_map(named).collect();
-    named.sort();
-    named
-}
-
-/// Returns the schemas whose table of leaders has the columns that `oban_install` adds.
-pub fn installed_schemas() -> Vec<u32> {
-    let installed =
-        |(table, _): &(u32, u32)| catalog::has_columns(*table, &["term", "boot"], pgrx::pg_sys::INT8OID);
-    let tables = catalog::tables_named(TABLE).into_iter().filter(installed);
-    tables.map(|(_, schema)| schema).collect()
-}
-
-/// Returns the names of the schemas whose table of leaders has the columns that `oban_install`
-/// adds. Names that a prefix can't have are left out, as in `named_schemas`.
-pub fn installed_prefixes() -> Vec<String> {
-    installed_schemas().into_iter().filter_map(prefix_name).collect()
-}
-
-/// Returns the name of a schema, as committed now. `None`: there is no such schema, or a prefix
-/// can't have the name.
-fn prefix_name(schema: u32) -> Option<String> {
-    catalog::namespace_name(schema).filter(|name| encoding::is_name(name))
 }
 
 /// Returns whether a schema's table of leaders can be used. `Err` says why the table can't be used.

@@ -13,8 +13,8 @@
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::attached::{self, Functions};
 use super::tables;
+use crate::backend::xact_end::{self, Note, note};
 use crate::error::{self, Error, given};
 use crate::logic::channel::{self, MAX_CHANNEL};
 use crate::logic::jobs::Fault;
@@ -22,12 +22,12 @@ use crate::logic::leadership::{MAX_PREFIX, term};
 use crate::logic::shape;
 use crate::logic::text::Text;
 use crate::pg::argument::TextArgument;
-use crate::pg::catalog::{self, Added};
+use crate::pg::catalog;
 use crate::pg::{acl, ddl, scan, session, spi, xact};
-use crate::prefix::jobs;
 use crate::prefix::peers::{self, Unusable};
-use crate::prefix::terms;
-use crate::shmem::at_end::{self, Note, note};
+use crate::prefix::peers_catalog::{self, Added};
+use crate::prefix::triggers::{self, Functions};
+use crate::prefix::{extension, jobs, rights, terms};
 
 const JOBS: &str = "oban_jobs";
 const PEERS: &str = "oban_peers";
@@ -51,7 +51,7 @@ fn oban_install(
     for name in channel::STANDARD {
         channel::full_name(prefix, name).map_err(Error::from)?;
     }
-    if acl::is_reserved(prefix) {
+    if rights::is_reserved(prefix) {
         return Err(Error::ReservedPrefix(prefix.to_owned()).into());
     }
     if stage == Some(true) {
@@ -137,7 +137,7 @@ fn existing_or_new(prefix: &str) -> Result<u32, Error> {
     if let Some(schema) = catalog::namespace(prefix) {
         return Ok(schema);
     }
-    catalog::lock_creation_of_prefixes();
+    extension::lock_creation_of_prefixes();
     if catalog::namespace(prefix).is_none() {
         spi::run(&format!("CREATE SCHEMA {}", pgrx::spi::quote_identifier(prefix)));
     }
@@ -152,14 +152,14 @@ fn install(name: &str) -> Result<(), Error> {
     session::require_writable("install")?; // raise even if nothing is missing
     let schema = existing_or_new(name)?;
     if !is_installed(&Functions::find()?, schema) {
-        catalog::lock_extension().ok_or(Error::NoExtension)?; // the trigger functions must not be dropped
+        extension::lock().ok_or(Error::NoExtension)?; // the trigger functions must not be dropped
         // Another session may have installed the prefix during the wait of this session. So from
         // here on everything is looked up again.
         complete(&Prefix::locked(name, || existing_or_new(name))?)?;
     }
     warn_of_obstacles(name, schema);
     warn_of_jobs(name, schema);
-    at_end::warn_without_place();
+    xact_end::warn_without_place();
     note(Note::Prefix); // even if nothing was missing: the keeper may not know the tables yet
     Ok(())
 }
@@ -205,12 +205,12 @@ fn are_jobs_complete(functions: &Functions, jobs: u32) -> bool {
 /// that an earlier version has installed and that this version would refuse. Such a table stays
 /// unchanged, and `warn_of_obstacles` names what is wrong with it.
 fn are_peers_complete(functions: &Functions, peers: u32) -> bool {
-    catalog::peers_table_of(peers).is_some_and(|table| table.installed) && functions.guard(peers)
+    peers_catalog::info_of(peers).is_some_and(|table| table.installed) && functions.guard(peers)
 }
 
 /// Returns whether a table of leaders has both columns that `oban_install` adds.
 fn has_columns(peers: u32) -> bool {
-    catalog::peers_columns(peers) == Some(Added { term: true, boot: true })
+    peers_catalog::added_columns(peers) == Some(Added { term: true, boot: true })
 }
 
 /// Creates what is missing. The caller has locked the schema. `Err`: a table is not the caller's
@@ -247,7 +247,7 @@ fn complete_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Erro
             catalog::lock_for_alteration(peers)
         }
     })?;
-    let there = catalog::peers_columns(peers).filter(|_| !attached::is_inherited(peers));
+    let there = peers_catalog::added_columns(peers).filter(|_| !triggers::is_inherited(peers));
     let there = there.ok_or_else(|| prefix.another_kind())?;
     let columns = [(c"term", there.term), (c"boot", there.boot)];
     let missing: Vec<_> = columns.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect();
@@ -256,7 +256,7 @@ fn complete_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Erro
     }
     if let Some(function) = functions.peers.filter(|_| !functions.guard(peers)) {
         lift_terms(peers);
-        attached::ON_PEERS.iter().for_each(|trigger| ddl::create_trigger(peers, function, trigger));
+        triggers::ON_PEERS.iter().for_each(|trigger| ddl::create_trigger(peers, function, trigger));
     }
     Ok(())
 }
@@ -282,7 +282,7 @@ fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error
         prefix,
         || functions.job_tables_without_trigger(jobs),
         catalog::lock_for_triggers,
-        |table| ddl::create_trigger(table, functions.jobs, &attached::ON_JOBS),
+        |table| ddl::create_trigger(table, functions.jobs, &triggers::ON_JOBS),
     )
 }
 
@@ -387,7 +387,7 @@ fn clear_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> 
     let peers = prefix.lock(PEERS, catalog::lock_for_alteration)?;
     functions.on_peers(peers).into_iter().for_each(ddl::drop_trigger);
     if has_columns(peers) {
-        if attached::is_inherited(peers) {
+        if triggers::is_inherited(peers) {
             return Err(prefix.another_kind());
         }
         ddl::drop_columns(peers, &[c"term", c"boot"]);

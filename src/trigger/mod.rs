@@ -1,7 +1,6 @@
 //! `oban_install`, `oban_uninstall`, and the triggers that they add to the tables of a prefix and
 //! remove.
 
-mod attached;
 pub mod insert;
 mod install;
 pub mod peers;

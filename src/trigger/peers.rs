@@ -29,6 +29,8 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::backend::peer_row_changes::{PeerRowChange, changed};
+use crate::backend::xact_end::{Note, note};
 use crate::bus::leadership::{self, LeaderChange};
 use crate::config;
 use crate::error::Error;
@@ -40,9 +42,7 @@ use crate::pg::tuple::{Column, Tuple};
 use crate::pg::{clock, encoding, session, time, trigger, xact};
 use crate::prefix::peers::{Columns, PeersTable, TABLE};
 use crate::prefix::terms;
-use crate::shmem;
-use crate::shmem::at_end::{Note, note};
-use crate::shmem::rows::{PeerRowChange, changed};
+use crate::shmem::Segment;
 
 /// The length and the hash of a text. They are compared in place of the text, which may be as long
 /// as a gigabyte.
@@ -126,9 +126,10 @@ fn fired<'a>(trigger: &'a PgTrigger<'a>) -> Option<PgHeapTuple<'a, AllocatedByPo
         }
         Call::AfterTruncate => {
             let (database, schema) = (session::database(), row.schema());
-            for (e, node, term) in
-                shmem::leaderships_view(|v| v.leaderships(database, schema)).unwrap_or_default()
-            {
+            let leaderships = Segment::attached()
+                .map(|segment| segment.leaderships_view(|v| v.leaderships(database, schema)))
+                .unwrap_or_default();
+            for (e, node, term) in leaderships {
                 leadership::tell(LeaderChange::Ended, schema, e.name.as_str(), node.as_str(), term);
             }
             changed(electorate(&row, ""), PeerRowChange::Truncated);
@@ -275,7 +276,8 @@ fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
             tell(LeaderChange::Elected, &new, term);
             // An UPDATE by hand may name a member, which is not a foreign node.
             let (e, node, now) = (electorate(row, &name), node(&new, columns), clock::now());
-            let member = shmem::leaderships_view(|v| v.member_of_node(&e, &node, now)).ok().flatten();
+            let member = Segment::attached()
+                .and_then(|segment| segment.leaderships_view(|v| v.member_of_node(&e, &node, now)));
             if member.is_some() { PeerRowChange::Written(term) } else { PeerRowChange::Inserted(term) }
         }
         Call::AfterInsert => {

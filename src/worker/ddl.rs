@@ -1,12 +1,12 @@
-//! Commands that need a database alone: our workers leave before, and come back after (`shmem::at_end`),
+//! Commands that need a database alone: our workers leave before, and come back after (`backend::xact_end`),
 //! whichever way the command ends.
 
+use crate::backend::xact_end::{self, Note, note};
+use crate::backend::{ddl_changes, listening};
 use crate::logic::backoff::MILLISECOND;
 use crate::pg::hooks::{self, CatalogChange, DatabaseCommand, Listening};
 use crate::pg::{acl, catalog, clock, latch, session};
-use crate::shmem;
-use crate::shmem::at_end::{self, Note, note};
-use crate::shmem::{listeners, tables};
+use crate::shmem::Segment;
 
 /// A worker that is idle goes at once. One in the middle of a transaction (50 ms for each lock) is
 /// terminated after the first time; after the second, which is as long as Postgres itself would wait
@@ -15,41 +15,41 @@ const MAX_WAIT: i64 = 100 * MILLISECOND;
 const LIMIT: i64 = 5_000 * MILLISECOND;
 
 pub fn install() {
-    let listening = |listening| match listening {
-        Listening::Begins => listeners::listen(),
-        Listening::Ends => listeners::unlisten_all(),
+    let on_listening = |command| match command {
+        Listening::Begins => listening::listen(),
+        Listening::Ends => listening::unlisten_all(),
         Listening::Discards => {
-            listeners::unlisten_all();
+            listening::unlisten_all();
             note(Note::Discard);
         }
     };
     let change = |change| match change {
-        CatalogChange::Extension(extension) => at_end::extension_changed(extension),
+        CatalogChange::Extension(extension) => xact_end::extension_changed(extension),
         CatalogChange::Trigger => {
             note(Note::Shapes);
-            tables::trigger_touched();
+            ddl_changes::trigger_touched();
         }
         CatalogChange::Schema(schema) => {
             note(Note::Shapes);
-            tables::schema_touched(schema);
+            ddl_changes::schema_touched(schema);
         }
         CatalogChange::AlteredRelation(relation) => {
             note(Note::Shapes);
-            tables::relation_touched(relation, false);
+            ddl_changes::relation_touched(relation, false);
         }
         CatalogChange::DroppedRelation(relation) => {
             note(Note::Shapes);
-            tables::relation_touched(relation, true);
+            ddl_changes::relation_touched(relation, true);
         }
-        CatalogChange::Database(database) => at_end::database_created(database),
+        CatalogChange::Database(database) => xact_end::database_created(database),
         // It may have created or dropped the extension, and anything else.
         CatalogChange::Prepared => {
             note(Note::Extension);
             note(Note::Shapes);
-            tables::prepared_ends();
+            ddl_changes::prepared_ends();
         }
     };
-    hooks::install(before_database_command, listening, change);
+    hooks::install(before_database_command, on_listening, change);
 }
 
 /// Holds the database that the command needs alone. Only for its owner, as any other role will be
@@ -60,7 +60,7 @@ fn before_database_command(command: DatabaseCommand<'_>) {
     let (DatabaseCommand::Alone(name) | DatabaseCommand::Copies(name)) = command else { return };
     let Some(database) = catalog::database(name) else { return };
     if matches!(command, DatabaseCommand::Copies(_)) {
-        at_end::will_copy(database);
+        xact_end::will_copy(database);
     }
     if acl::owns_database(database) {
         hold(database);
@@ -70,15 +70,16 @@ fn before_database_command(command: DatabaseCommand<'_>) {
 /// Keeps workers off `database` until the end of this transaction and waits until they have gone.
 fn hold(database: u32) {
     note(Note::Holding); // before the hold, so that it is released even if the wait is cancelled
+    let Some(segment) = Segment::attached() else { return };
     let (pid, procno) = (latch::my_pid(), latch::my_procno());
     let workers = |then_hold: bool| {
-        let look = shmem::registry(|r| {
+        let processes = segment.registry(|r| {
             if then_hold {
                 r.hold(database, pid, procno);
             }
             r.processes(database)
         });
-        look.unwrap_or_default().into_iter().filter(|(pid, _)| *pid != 0)
+        processes.into_iter().filter(|(pid, _)| *pid != 0)
     };
     let since = clock::now();
     // A worker that comes up from here on sees the hold and goes by itself.

@@ -43,11 +43,12 @@
 mod coordinator;
 mod ddl;
 mod election;
-mod gossip;
+mod exchange;
 mod keeper;
 mod look;
 mod process;
 mod relay;
+mod trouble;
 pub mod view;
 
 /// In `_PG_init` while preloading.

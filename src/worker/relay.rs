@@ -1,18 +1,18 @@
-//! A relay: the worker of one database that sends what is in its ring to those who LISTEN, by native NOTIFY.
-//! Between its transactions it broadcasts gossip and takes in that of others (`gossip`).
+//! A relay: the worker of one database that sends the messages in its ring by native NOTIFY, for the sessions that
+//! LISTEN. Between its transactions the relay broadcasts gossip and ingests that of foreign nodes (`exchange`).
 //!
-//! Its transactions write nothing but their notifications (a commit record that nobody waits for), and touch
-//! no table, so that no lock of a user's can hold it up. What comes in while one of them runs goes into the
-//! next; after one it lets `obanrs.relay_interval` pass, so that under load many messages share a
-//! transaction and the one lock that NOTIFY takes for the whole server. A message after a quiet time goes
-//! at once. A message goes to the channel of the name that its schema has then.
+//! The relay's transactions write nothing but their notifications (a commit record that no process waits for). They touch
+//! no table, so that no lock of a user can hold the relay up. What is published while one of them runs goes into the
+//! next. After a transaction the relay lets `obanrs.relay_interval` pass. So under load many messages share a transaction,
+//! and the one lock that NOTIFY takes for the whole server. A message after a quiet time goes at once. A message goes to
+//! the channel of the name that its schema has when it is sent.
 //!
-//! NOTIFY's queue may be full, as some session LISTENs and does not end its transaction. Then messages wait, and as much
-//! is sent as the queue has room for.
+//! NOTIFY's queue may be full, because a session LISTENs and does not end its transaction. Then messages wait in the
+//! ring, which is the bus's backpressure, and the relay sends as many as the queue has room for.
 //!
-//! If it dies, what it has not sent stays in the ring, and is not overwritten; the next one sends it. What was
-//! sent in its last transaction may then come twice. It goes as the keeper does, and sends what there is
-//! before.
+//! If the relay dies, the messages that it has not sent stay in the ring and are not overwritten. The next relay sends
+//! them. Messages of the dead relay's last transaction may then come twice: delivery is at least once. A relay that has
+//! to leave sends what there is before, for `LEAVE_WITHIN` at most.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -20,52 +20,61 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::gossip::Gossip;
-use super::process;
+use super::exchange::Exchange;
+use super::process::{self, Begun};
+use super::trouble;
+use crate::backend::listening;
 use crate::bus::names::Names;
 use crate::config;
 use crate::error;
 use crate::logic::backoff::RELAY;
+use crate::logic::counter::Counter;
 use crate::logic::lifecycle::Kind;
 use crate::logic::relay::plan;
+use crate::logic::retry::Retry;
 use crate::logic::ring::Batch;
 use crate::pg::xact::Caught;
-use crate::pg::{bgworker, latch, notify, session, xact};
-use crate::shmem;
-use crate::shmem::listeners;
-use crate::shmem::rings::{self, Counter, RingHandle};
+use crate::pg::{bgworker, clock, latch, notify, session, xact};
+use crate::shmem::rings::{self, RingHandle};
+use crate::shmem::{Segment, stats};
 
-/// What is taken out of the ring at a time, while its lock is held.
+/// The most messages, and bytes, that are copied out of the ring at a time, while the ring's lock is held.
 const MESSAGES: usize = 1024;
 const BYTES: usize = 256 * 1024;
 
-/// How long it goes on sending when it has to leave: somebody waits for that.
+/// How long the relay goes on sending when it has to leave. A command that needs the database waits for that.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
-    let Some(database) = process::begin(Kind::Relay, argument) else { return };
-    // What is lost in a crash has no listener any more.
+    let Some(Begun { segment, database }) = process::begin(Kind::Relay, argument) else { return };
+    // What a crash loses has no listener any more.
     session::set(c"synchronous_commit", c"off");
     bgworker::report_name(c"obanrs relay");
     session::before_exit(detach_at_exit);
-    if !rings::relay::attach() {
+    if !rings::relay::attach(segment) {
         return;
     }
-    let _ = shmem::registry(|r| r.relay_connected(Kind::Relay, database, latch::my_pid()));
+    segment.registry(|r| r.relay_connected(database, latch::my_pid()));
 
     let batch = Batch::new(MESSAGES, BYTES);
-    let mut relay =
-        Relay { database, ring: None, batch, sent_up_to: 0, pending: VecDeque::new(), failures: 0 };
-    let mut gossip = Gossip::new(database);
-    // Others wake us, too: by a NOTIFY of theirs, for instance.
+    let mut relay = Relay {
+        segment,
+        ring: None,
+        batch,
+        sent_up_to: 0,
+        pending: VecDeque::new(),
+        retry: Retry::default(),
+    };
+    let mut exchange = Exchange::new(segment, database);
+    // Other processes set this latch, too: by a NOTIFY, for instance.
     let mut not_before = Instant::now();
     loop {
         pgrx::check_for_interrupts!();
         latch::reset();
         bgworker::reload_config();
-        let Ok(orders) = shmem::registry(|r| r.orders(Kind::Relay, database)) else { return };
+        let orders = segment.registry(|r| r.orders(Kind::Relay, database));
         if orders.leave {
             let until = Instant::now() + LEAVE_WITHIN;
             while Instant::now() < until && relay.pass() == Pass::Sent {
@@ -74,7 +83,7 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
             return;
         }
         if orders.prefixes {
-            gossip.prefixes_changed();
+            exchange.prefixes_changed();
         }
         let mut nothing = false;
         if Instant::now() >= not_before {
@@ -85,13 +94,13 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
                 Pass::Nothing => nothing = true,
             }
         }
-        let due = gossip.pass(relay.failures > 0);
+        let due = exchange.pass(relay.retry.failures() > 0);
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
         if !nothing {
             latch::wait(Some(until(due.map_or(not_before, |due| due.min(not_before)))));
-        } else if relay.may_wait() // what the broadcast put into the ring goes at once
-            && !gossip.has_news()
-            && shmem::registry(|r| r.wakeups(Kind::Relay, database) == orders.wakeups).unwrap_or(false)
+        } else if relay.may_wait() // false if the broadcast has put something into the ring, which goes at once
+            && !exchange.has_news()
+            && segment.registry(|r| r.wakeups(Kind::Relay, database) == orders.wakeups)
         {
             latch::wait(due.map(until));
         }
@@ -107,39 +116,40 @@ unsafe extern "C-unwind" fn detach_at_exit(_code: i32, _argument: pg_sys::Datum)
 enum Pass {
     /// The ring has nothing to send.
     Nothing,
-    /// Something was sent; there may be more by now.
+    /// A batch was sent. There may be more by now.
     Sent,
-    /// To be tried again after this long.
+    /// The attempt failed, and the next is due after this long.
     Failed(Duration),
-    /// The database has another ring by now, or none.
+    /// The database has another ring by now, or no ring.
     Gone,
 }
 
 struct Relay {
-    database: u32,
-    /// `None` until this database has one.
+    segment: Segment,
+    /// The database's ring; `None` until the database has one.
     ring: Option<RingHandle>,
+    /// The messages that are being sent.
     batch: Batch,
-    /// How far the batch reaches.
+    /// How far the batch reaches, as an ordinal of the ring.
     sent_up_to: u64,
-    /// The transactions of the batch that have not been committed.
+    /// The transactions of the batch that are not committed, each as numbers of messages.
     pending: VecDeque<Vec<usize>>,
-    failures: u32,
+    retry: Retry,
 }
 
 impl Relay {
-    /// The ring of this database, once it has one. The process that takes it wakes this one.
+    /// The ring of this database; `None` until it has one. The process that takes a ring wakes this process.
     fn ring(&mut self) -> Option<RingHandle> {
         self.ring = self.ring.or_else(rings::relay::ring);
         self.ring
     }
 
-    /// Whether there is nothing to send; then the next message sets this process's latch.
+    /// Has the next message set this process's latch. False: there is a message to send already.
     fn may_wait(&mut self) -> bool {
         self.ring().is_none_or(rings::relay::start_waiting)
     }
 
-    /// Sends one batch, in as many transactions as it takes, or what is left of the last one.
+    /// Sends one batch in as many transactions as it takes, or what is left of the last batch.
     fn pass(&mut self) -> Pass {
         let Some(ring) = self.ring() else { return Pass::Nothing };
         if self.pending.is_empty() {
@@ -148,12 +158,12 @@ impl Relay {
                 return Pass::Gone;
             };
             self.sent_up_to = sent_up_to;
-            if self.batch.len() > 0 && listeners::any() {
+            if self.batch.len() > 0 && listening::any() {
                 let plan = plan(self.batch.messages());
                 self.pending = plan.transactions.into();
-                rings::count(Counter::Merged, plan.merged);
+                stats::count(Counter::Merged, plan.merged);
             } else {
-                rings::count(Counter::Unheard, self.batch.len());
+                stats::count(Counter::Unheard, self.batch.len());
                 rings::relay::sent(ring, sent_up_to); // by their own transactions, or to nobody
                 return Pass::Nothing;
             }
@@ -161,36 +171,38 @@ impl Relay {
         match self.send() {
             Ok(()) => {
                 rings::relay::sent(ring, self.sent_up_to);
-                self.failures = 0;
+                self.retry.succeeded(0);
                 Pass::Sent
             }
-            // NOTIFY's queue is full, or the disk is: nothing that is up to a message.
+            // NOTIFY's queue or the disk is full. No message is the reason.
             Err(Caught { message: why, code }) => {
                 if code == PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED {
                     notify::rouse_listeners();
                 }
-                if self.failures == 0 {
-                    let _ = shmem::registry(|r| r.note_error(Kind::Relay, self.database, &why));
-                    error::log(
-                        PgLogLevel::WARNING,
+                if self.retry.failures() == 0 {
+                    trouble::report(
+                        self.segment,
+                        Kind::Relay,
+                        &why,
                         PgSqlErrorCode::ERRCODE_WARNING,
                         format!("obanrs can't relay notifications in {}: {why}", process::of_database()),
                         "They wait in shared memory, and are tried again every few seconds at the latest.",
                     );
                 }
-                self.failures = self.failures.saturating_add(1);
-                Pass::Failed(Duration::from_micros(RELAY.delay(self.failures) as u64))
+                let now = clock::now();
+                Pass::Failed(Duration::from_micros((self.retry.failed(now, RELAY) - now) as u64))
             }
         }
     }
 
+    /// Runs the pending transactions. `Err`: one failed, and stays pending.
     fn send(&mut self) -> Result<(), Caught> {
         let messages: Vec<_> = self.batch.messages().collect();
         while let Some(mut transaction) = self.pending.pop_front() {
             let sent = xact::contain(|| {
                 xact::run(c"obanrs: relaying", || {
-                    if self.failures > 0 {
-                        notify::is_queue_full(); // for its tail's sake
+                    if self.retry.failures() > 0 {
+                        notify::is_queue_full(); // moves the tail of the queue
                     }
                     let mut names = Names::committed();
                     let all = transaction.iter().map(|number| &messages[*number]);
@@ -199,10 +211,10 @@ impl Relay {
             });
             match sent {
                 Ok(sent) => {
-                    rings::count(Counter::Relayed, sent);
-                    rings::count(Counter::Dropped, transaction.len() - sent);
-                    rings::count(Counter::RelayTransactions, 1);
-                    self.failures = self.failures.min(1);
+                    stats::count(Counter::Relayed, sent);
+                    stats::count(Counter::Dropped, transaction.len() - sent);
+                    stats::count(Counter::RelayTransactions, 1);
+                    self.retry.progressed();
                 }
                 // NOTIFY's queue may have room for a part of it.
                 Err(Caught { code: PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, .. })
@@ -212,14 +224,14 @@ impl Relay {
                     self.pending.push_front(later);
                     self.pending.push_front(transaction);
                 }
-                // What Postgres refuses was to be refused at the call. Should one have come through, it must not
-                // keep the others from being sent.
+                // The call should have refused what Postgres refuses. If one message got through, it must not keep the
+                // others from being sent.
                 Err(Caught { code: PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message }) => {
                     if transaction.len() > 1 {
                         transaction.into_iter().rev().for_each(|one| self.pending.push_front(vec![one]));
                         continue;
                     }
-                    rings::count(Counter::Dropped, 1);
+                    stats::count(Counter::Dropped, 1);
                     error::log(
                         PgLogLevel::WARNING,
                         PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,

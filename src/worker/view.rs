@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 use crate::logic::lifecycle::{DatabaseSlot, Kind, state_name};
 use crate::pg::datum::Shown;
 use crate::pg::{session, time};
-use crate::shmem;
+use crate::shmem::Segment;
 
 #[pg_extern(volatile, parallel_restricted)]
 fn obanrs_workers() -> Result<
@@ -25,12 +25,10 @@ fn obanrs_workers() -> Result<
     >,
     ErrorReport,
 > {
-    if !shmem::is_attached() {
-        return Ok(TableIterator::empty()); // oban_check says why
-    }
-    let coordinator = shmem::coordinator()?;
+    let Some(segment) = Segment::attached() else { return Ok(TableIterator::empty()) }; // oban_check says why
+    let coordinator = segment.coordinator();
     let databases: Vec<DatabaseSlot> =
-        shmem::registry(|r| r.databases.iter().filter(|d| d.oid != 0).copied().collect())?;
+        segment.registry(|r| r.databases.iter().filter(|d| d.oid != 0).copied().collect());
     let sees_all = session::sees_all();
     let running = |pid: i32| (pid != 0).then_some(pid);
     let since = move |pid: i32, at: i64| running(pid).and_then(|_| time::timestamptz(at));

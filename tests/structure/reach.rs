@@ -232,19 +232,34 @@ impl Reach {
         meant.map(|(path, _)| Function { file: path.clone(), name: name.to_owned() }).collect()
     }
 
-    /// Everything that can be reached from these functions, themselves included.
-    pub fn from(&self, roots: Vec<Function>) -> BTreeSet<Function> {
-        let (mut reached, mut todo) = (BTreeSet::new(), roots);
-        while let Some(function) = todo.pop() {
-            if !reached.insert(function.clone()) {
+    /// Everything that can be reached from these functions, themselves included, each with its caller.
+    pub fn from(&self, roots: Vec<Function>) -> BTreeMap<Function, Option<Function>> {
+        let mut reached = BTreeMap::new();
+        let mut todo: Vec<(Function, Option<Function>)> =
+            roots.into_iter().map(|root| (root, None)).collect();
+        while let Some((function, caller)) = todo.pop() {
+            if reached.contains_key(&function) {
                 continue;
             }
+            reached.insert(function.clone(), caller);
             for body in self.bodies(&function) {
                 for (qualifier, name, method) in calls(body) {
-                    todo.extend(self.meant(&function.file, qualifier.as_deref(), &name, method));
+                    let meant = self.meant(&function.file, qualifier.as_deref(), &name, method);
+                    todo.extend(meant.into_iter().map(|called| (called, Some(function.clone()))));
                 }
             }
         }
         reached
+    }
+
+    /// The calls that lead to a function, as a message shows them.
+    pub fn path(reached: &BTreeMap<Function, Option<Function>>, function: &Function) -> String {
+        let (mut path, mut at) = (Vec::new(), Some(function));
+        while let Some(function) = at {
+            path.push(format!("{}: {}", function.file.display(), function.name));
+            at = reached[function].as_ref();
+        }
+        path.reverse();
+        path.join(" > ")
     }
 }

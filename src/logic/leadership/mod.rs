@@ -67,7 +67,7 @@
 //! (`verdict::time_left`). From then on the deadline in the copy counts.
 
 pub mod foreign_write;
-mod plan;
+pub mod plan;
 pub mod term;
 pub mod verdict;
 

@@ -49,6 +49,26 @@ pub enum Plan {
     Elect { ended: Option<Ended>, candidate: Option<Candidate> },
 }
 
+/// An electorate and its plan.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Planned {
+    pub electorate: Electorate,
+    pub plan: Plan,
+    /// Whether a backend waits to be told of an election.
+    pub waiting: bool,
+}
+
+/// What shared memory knows of an electorate before a step of the keeper.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Basis {
+    /// The seat's `changes`: `Leaderships::record` refuses a step that began before another change.
+    pub changes: u32,
+    /// The greatest term of the electorate that shared memory knows.
+    pub greatest_term: i64,
+    /// The lease in the copy of the row; `None` without a copy.
+    pub copy: Option<Lease>,
+}
+
 /// The tables of members and seats, to read them. The lock Leaderships is held at least shared as
 /// long as this struct exists.
 #[derive(Clone, Copy)]
@@ -60,9 +80,9 @@ pub struct LeadershipsView<'a> {
 }
 
 impl<'a> LeadershipsView<'a> {
-    /// Returns a plan for each electorate of a database. The last value says whether a backend
-    /// waits to be told of an election. `lease` is the length of a lease, in microseconds.
-    pub fn plans(&self, database: u32, now: i64, lease: i64) -> Vec<(Electorate, Plan, bool)> {
+    /// Returns a plan for each electorate of a database. `lease` is the length of a lease, in
+    /// microseconds.
+    pub fn plans(&self, database: u32, now: i64, lease: i64) -> Vec<Planned> {
         // One walk over the members serves all seats: there may be a thousand of each.
         let mut members: Vec<Vec<usize>> = vec![Vec::new(); self.seats.len()];
         for (slot, member) in self.members.iter().enumerate().filter(|(_, m)| m.is_live(now)) {
@@ -74,20 +94,21 @@ impl<'a> LeadershipsView<'a> {
             (0..self.seats.len()).filter(|s| database != 0 && self.seats[*s].electorate.database == database);
         own.map(|seat| {
             let of_seat = || members[seat].iter().map(|slot| (*slot, &self.members[*slot]));
-            let waiting = of_seat().any(|(_, m)| m.considered == 0);
-            (self.seats[seat].electorate, self.plan_of(seat, of_seat(), now, lease), waiting)
+            Planned {
+                electorate: self.seats[seat].electorate,
+                plan: self.plan_of(seat, of_seat(), now, lease),
+                waiting: of_seat().any(|(_, m)| m.considered == 0),
+            }
         })
         .collect()
     }
 
-    /// Returns the seat's `changes`, which `Leaderships::record` asks for, the greatest term that
-    /// memory knows of, and the lease in the copy of the row. The lease is `None` without a copy.
-    /// All are 0 or `None` without a seat.
-    pub fn changes(&self, electorate: &Electorate) -> (u32, i64, Option<Lease>) {
+    /// Returns the basis of a step for an electorate. All values are 0 or `None` without a seat.
+    pub fn basis(&self, electorate: &Electorate) -> Basis {
         let seat = self.seat(electorate).map(|seat| &self.seats[seat]);
-        seat.map_or((0, 0, None), |seat| {
-            let copy = Some(seat.leadership).filter(|l| l.used != 0);
-            (seat.changes, seat.greatest_term, copy.map(|l| l.lease))
+        seat.map_or_else(Basis::default, |seat| {
+            let copy = Some(seat.leadership).filter(|l| l.used != 0).map(|l| l.lease);
+            Basis { changes: seat.changes, greatest_term: seat.greatest_term, copy }
         })
     }
 

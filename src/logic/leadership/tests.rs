@@ -65,7 +65,7 @@ fn elect(peers: &mut Leaderships<'_>, e: &Electorate, term: i64, now: i64) -> Op
 
 /// Records a row, as the keeper does after its commit. Returns for how long there was no leader.
 fn tell(peers: &mut Leaderships<'_>, e: &Electorate, row: Leadership, now: i64) -> Option<i64> {
-    let (seen, ..) = peers.view().changes(e);
+    let seen = peers.view().basis(e).changes;
     match peers.record(e, row, seen, now) {
         Recorded::After { without, .. } => without,
         Recorded::Stale => panic!("nothing happened meanwhile"),
@@ -115,10 +115,10 @@ fn a_leadership_from_election_to_succession() {
     peers.joined(&bound(2, 11, "b"), None, 0).unwrap();
     let first = Some(candidate(1, 0, "a", None));
     assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Elect { ended: None, candidate: first });
-    assert!(peers.view().plans(5, 0, LEASE)[0].2, "somebody waits");
+    assert!(peers.view().plans(5, 0, LEASE)[0].waiting, "somebody waits");
     assert_eq!(elect(&mut peers, &e, 7, 0), None, "there was nobody before");
     assert_eq!(peers.mark_considered(&e), [10, 11]);
-    assert!(peers.mark_considered(&e).is_empty() && !peers.view().plans(5, 0, LEASE)[0].2);
+    assert!(peers.mark_considered(&e).is_empty() && !peers.view().plans(5, 0, LEASE)[0].waiting);
     assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: LEASE / 2 });
     let renew = Plan::Renew { leader: candidate(1, 0, "a", None), term: 7, recheck: false };
     assert_eq!(peers.view().plan(&e, LEASE / 2, LEASE), renew);
@@ -292,7 +292,7 @@ fn what_may_have_changed_is_read_again_at_once() {
     assert_eq!(peers.view().plan(&e, 3, LEASE), Plan::Wait { until: LEASE });
     peers.require_recheck(5, None);
     assert!(matches!(peers.view().plan(&e, 3, LEASE), Plan::Elect { ended: None, .. }));
-    let (.., copy) = peers.view().changes(&e);
+    let copy = peers.view().basis(&e).copy;
     assert_eq!(copy, Some(lease(2, 0, LEASE)), "its deadline is not forgotten");
 }
 
@@ -316,7 +316,7 @@ fn who_joins_while_the_row_is_read_has_it_judged_anew() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
     peers.joined(&bound(1, 10, "other"), None, 0).unwrap();
-    let (seen, ..) = peers.view().changes(&e);
+    let seen = peers.view().basis(&e).changes;
     peers.joined(&joining(2, 11, "leased", 1_000), None, 0).unwrap();
     let row = foreign("leased", 7, 0, 1_000);
     assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
@@ -357,14 +357,14 @@ fn what_ended_meanwhile_does_not_begin_again() {
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 7, 0);
     let renewed = Leadership::local(&candidate(1, 0, "a", None), lease(7, 0, 2 * LEASE), 0);
-    let (seen, ..) = peers.view().changes(&e);
+    let seen = peers.view().basis(&e).changes;
     peers.resign(1, 10, 5);
     assert_eq!(peers.record(&e, renewed, seen, 6), Recorded::Stale);
     assert_eq!(held(&peers, &e, 6), None, "it had resigned");
     peers.vacate(&e, 6);
 
     // The new row is deleted before the keeper tells of it.
-    let (seen, ..) = peers.view().changes(&e);
+    let seen = peers.view().basis(&e).changes;
     peers.row_changed(&e, RowChange::Deleted(8), 7);
     let new = Leadership { lease: Lease { term: 8, ..renewed.lease }, ..renewed };
     assert_eq!(peers.record(&e, new, seen, 8), Recorded::Stale);
@@ -410,10 +410,10 @@ fn a_foreign_renewal_is_known_at_once() {
     let later = Lease { expires_at: 77, ..lease(3, 0, 2 * LEASE) };
     peers.renewed(&e, Lease { term: 4, ..later });
     assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: LEASE }, "of another term");
-    let (seen, ..) = peers.view().changes(&e);
+    let seen = peers.view().basis(&e).changes;
     peers.renewed(&e, later);
     assert_eq!(peers.view().plan(&e, LEASE, LEASE), Plan::Wait { until: 2 * LEASE });
-    assert_eq!(peers.view().changes(&e).2, Some(later));
+    assert_eq!(peers.view().basis(&e).copy, Some(later));
     assert_eq!(peers.record(&e, foreign("elixir", 3, 0, LEASE), seen, 6), Recorded::Stale);
 }
 
@@ -476,17 +476,17 @@ fn what_is_told_of_a_table_that_has_gone_is_read_again() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
-    let (seen, ..) = peers.view().changes(&e);
+    let seen = peers.view().basis(&e).changes;
     let row = Leadership::local(&candidate(1, 0, "a", None), lease(7, 0, LEASE), 0);
     peers.invalidate_records(6, |_| true);
     peers.invalidate_records(5, |schema| schema != 2200);
-    assert_eq!(peers.view().changes(&e).0, seen, "of others");
+    assert_eq!(peers.view().basis(&e).changes, seen, "of others");
     peers.invalidate_records(5, |schema| schema == 2200);
     assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
     tell(&mut peers, &e, row, 2);
-    let (seen, ..) = peers.view().changes(&e);
+    let seen = peers.view().basis(&e).changes;
     peers.invalidate_records(5, |schema| schema == 2200);
-    assert_eq!(peers.view().changes(&e).0, seen, "the copy says which table that is");
+    assert_eq!(peers.view().basis(&e).changes, seen, "the copy says which table that is");
 }
 
 #[test]
@@ -585,7 +585,7 @@ proptest! {
                     _ => {} // the keeper died
                 },
                 _ => {
-                    let (seen, ..) = peers.view().changes(&e);
+                    let seen = peers.view().basis(&e).changes;
                     match peers.view().plan(&e, now, LEASE) {
                         Plan::Wait { until } => prop_assert!(until > now, "a busy loop"),
                         Plan::Forget => { peers.vacate(&e, now); }
@@ -713,7 +713,7 @@ fn an_observer_is_never_kept_as_leader() {
     let (mut memory, e) = (Memory::new(4), electorate("Oban"));
     let mut peers = memory.peers();
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
-    let (seen, ..) = peers.view().changes(&e);
+    let seen = peers.view().basis(&e).changes;
     let Plan::Elect { candidate: Some(c), .. } = peers.view().plan(&e, 0, LEASE) else { panic!("it stands") };
     peers.joined(&observer(9, 10, "a"), None, 1).unwrap();
     let row = Leadership::local(&c, lease(7, 1, 1 + LEASE), 1);

@@ -496,9 +496,9 @@ impl Registry<'_> {
         d.workers[Kind::Relay as usize].prepare_wakeup()
     }
 
-    /// Notes that the relay is connected.
-    pub fn relay_connected(&mut self, kind: Kind, oid: u32, pid: i32) {
-        let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
+    /// Notes that the relay with the process id `pid` is connected.
+    pub fn relay_connected(&mut self, oid: u32, pid: i32) {
+        let worker = self.find(oid).map(|d| &mut d.workers[Kind::Relay as usize]);
         if let Some(worker) = worker.filter(|w| w.pid == pid) {
             worker.state = RUNNING;
         }

@@ -176,7 +176,7 @@ fn a_relay_runs_where_a_keeper_found_the_extension() {
     assert_eq!(r.extension_looked_up(5, 100, true, 0), None);
     assert_eq!(r.launch(0, |_| true), [(Relay, 5)]);
     r.claim(Relay, 5, (101, 2), (0, 0)).unwrap();
-    r.relay_connected(Relay, 5, 101);
+    r.relay_connected(5, 101);
     assert_eq!(r.processes(5), [(100, 1), (101, 2), (0, -1)]);
 
     // The end of one worker does not concern the other.
@@ -534,7 +534,7 @@ proptest! {
         let mut r = memory.registry();
         let (mut pid, mut now) = (100, 0);
         let mut launched: Vec<(Kind, u32)> = Vec::new();
-        let mut relay_connected: Vec<(Kind, u32, i32)> = Vec::new();
+        let mut running: Vec<(Kind, u32, i32)> = Vec::new();
         assert!(r.add(1) && r.add(2));
         for (what, oid, is_keeper) in steps {
             let kind = if is_keeper { Keeper } else { Relay };
@@ -547,18 +547,18 @@ proptest! {
                     match r.claim(kind, oid, (pid, 1), (now, 0)) {
                         Ok(()) => {
                             prop_assert!(!r.is_held(oid));
-                            prop_assert!(relay_connected.iter().all(|(k, o, _)| (*k, *o) != (kind, oid)));
+                            prop_assert!(running.iter().all(|(k, o, _)| (*k, *o) != (kind, oid)));
                             match kind {
                                 Keeper => { r.extension_looked_up(oid, pid, true, now); }
-                                Relay => r.relay_connected(kind, oid, pid),
+                                Relay => r.relay_connected(oid, pid),
                             }
-                            relay_connected.push((kind, oid, pid));
+                            running.push((kind, oid, pid));
                         }
                         Err(_) => r.launch_failed(kind, oid, now, "refused"),
                     }
                 },
-                4 => if let Some(at) = relay_connected.iter().position(|(k, o, _)| (*k, *o) == (kind, oid)) {
-                    let (_, _, pid) = relay_connected.remove(at);
+                4 => if let Some(at) = running.iter().position(|(k, o, _)| (*k, *o) == (kind, oid)) {
+                    let (_, _, pid) = running.remove(at);
                     r.exited(kind, oid, pid, now);
                 },
                 5 => { r.hold(oid, oid as i32, 9); }

@@ -293,7 +293,7 @@ impl Attempt {
 }
 
 /// The number of suspects for which shared memory has room.
-pub const SUSPECTS: usize = 8_192;
+pub const MAX_SUSPECTS: usize = 8_192;
 
 /// How many suspects a group has. The hash of an attempt selects its group.
 const PLACES: usize = 8;

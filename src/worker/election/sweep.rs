@@ -1,24 +1,25 @@
-//! The sweep: rows of names without members, which are foreign nodes' rows and rows of sessions before a
-//! restart.
+//! The sweep: rows of names without candidates, which are rows of foreign nodes and of sessions before a restart.
 //!
-//! The keeper deletes such a row when its lease is over, and announces the end. Without the announcement the
-//! foreign nodes of that name would find out at their own next election, up to half a minute later. The
-//! keeper elects nobody for such a name, nor for one whose members all do not stand for election. It reads a prefix's rows when they have changed, and when the next
-//! of them expires.
+//! The keeper deletes such a row when its lease is over, and announces the end. Without the announcement the foreign
+//! nodes of that name would find out at their next election, up to half a minute later. The keeper elects no leader for
+//! such a name. It reads a prefix's rows when they have changed, and when the next of them expires.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
+use super::retries::{Key, Retries};
 use super::table::{self, Announcing, SeenRows, fingerprint, fingerprint_of};
-use super::{Elections, Failed, Key, Locks, Outcome, earliest, transaction};
+use super::transaction::{Failed, Locks, transaction};
+use super::{Duty, Outcome, earliest, expect_fences, wakeups};
 use crate::bus::leadership::{self, LeaderChange};
 use crate::config;
 use crate::logic::leadership::{Electorate, FOREIGN_NAMES, Leadership, verdict};
 use crate::logic::lifecycle::ChangedPrefixes;
 use crate::logic::text::Text;
 use crate::pg::{clock, session};
-use crate::prefix::peers::{self, PeerRow, WriteResult};
-use crate::shmem;
+use crate::prefix::peers::{PeerRow, WriteResult};
+use crate::prefix::prefixes;
+use crate::shmem::Segment;
 
 pub struct Sweep {
     /// All prefixes are due.
@@ -29,8 +30,8 @@ pub struct Sweep {
     expiries: HashMap<u32, i64>,
     /// Prefixes whose rows took long to read, each with the time until which it rests.
     resting: HashMap<u32, i64>,
-    /// What the last look at a prefix has seen. A row that has not changed since keeps its deadline, whatever the
-    /// wall clock shows.
+    /// What the last look at a prefix has seen. A row that has not changed since keeps its deadline, whatever the wall
+    /// clock shows.
     seen: HashMap<u32, SeenRows>,
 }
 
@@ -47,6 +48,7 @@ impl Default for Sweep {
 }
 
 impl Sweep {
+    /// Makes prefixes due whose rows have changed.
     pub fn changed(&mut self, rows: ChangedPrefixes) {
         match rows {
             ChangedPrefixes::Unchanged => {}
@@ -57,14 +59,10 @@ impl Sweep {
         }
     }
 
-    /// The wall clock was set: all prefixes are due, so that it is known of each row whether it is from before.
+    /// Makes all prefixes due, because the wall clock was set: for each row it has to be known whether the row is from
+    /// before the step.
     pub fn clock_was_set(&mut self) {
         self.all = true;
-    }
-
-    /// The time until which a prefix rests, which may be over. `None`: it does not rest.
-    pub fn rests_until(&self, schema: u32) -> Option<i64> {
-        self.resting.get(&schema).copied()
     }
 
     /// Lets a prefix rest whose rows took `took` to read. The rest is so long that all such prefixes together
@@ -124,41 +122,43 @@ impl Locks for Swept {
     }
 }
 
-impl Elections {
-    /// Looks at the prefixes that are due. Returns when the next look is due, `None` for never, and whether the pass is
-    /// to end here. `began` are the kicks at the beginning of the pass: when there are more, elections come first again.
-    pub(super) fn sweep_rows(&mut self, began: u32) -> (Option<i64>, bool) {
-        if self.sweep.all {
-            let schemas = transaction(c"obanrs: looking for tables of leaders", peers::installed_schemas);
+impl Sweep {
+    /// Looks at the prefixes that are due. `began` is the wakeup counter at the beginning of the pass: when it has
+    /// changed, elections come first again.
+    pub fn pass(&mut self, segment: Segment, retries: &mut Retries, began: u32) -> Duty {
+        let database = session::database();
+        if self.all {
+            let schemas =
+                transaction(segment, c"obanrs: looking for tables of leaders", prefixes::installed_schemas);
             match schemas {
                 Ok(schemas) => {
-                    self.sweep.all = false;
-                    self.sweep.expiries.retain(|schema, _| schemas.contains(schema));
-                    self.sweep.seen.retain(|schema, _| schemas.contains(schema));
-                    self.failures.retain(|(schema, name), _| !name.is_empty() || schemas.contains(schema));
-                    self.sweep.changed.extend(schemas);
+                    self.all = false;
+                    self.expiries.retain(|schema, _| schemas.contains(schema));
+                    self.seen.retain(|schema, _| schemas.contains(schema));
+                    retries.retain_sweeps(&schemas);
+                    self.changed.extend(schemas);
                 }
                 Err(failed) => {
-                    self.failed(sweep_of(0), failed);
-                    return (self.retry_at(&sweep_of(0)), false);
+                    retries.failed(Key::of_sweep(0), &failed);
+                    return Duty { next: retries.not_before(&Key::of_sweep(0)), ends_pass: false };
                 }
             }
         }
         let now = clock::now();
-        self.expect_fences(true); // before any attempt, or the end of a fence could be missed
-        let expired = self.sweep.expiries.iter().filter(|(_, at)| **at <= now).map(|(schema, _)| schema);
-        let due: HashSet<u32> = expired.chain(&self.sweep.changed).copied().collect();
-        for schema in
-            due.iter().copied().filter(|s| self.retry_at(&sweep_of(*s)).is_none()).collect::<Vec<_>>()
-        {
-            let (wait, began_at) = (self.waits_for(schema), clock::now());
-            let known = self.sweep.seen.remove(&schema).unwrap_or_default();
+        expect_fences(segment, database, true); // before any attempt, or the end of a fence could be missed
+        let expired = self.expiries.iter().filter(|(_, at)| **at <= now).map(|(schema, _)| schema);
+        let due: HashSet<u32> = expired.chain(&self.changed).copied().collect();
+        let ready: Vec<u32> =
+            due.iter().copied().filter(|schema| self.not_before(retries, *schema).is_none()).collect();
+        for schema in ready {
+            let (wait, began_at) = (retries.may_wait_for(schema), clock::now());
+            let known = self.seen.remove(&schema).unwrap_or_default();
             let mut seen = SeenRows::default();
-            let swept = self.look_at(schema, wait, &known, &mut seen);
+            let swept = look_at(segment, schema, wait, &known, &mut seen);
             let (ended, failed) = (clock::now(), swept.is_err());
             let slow = ended - began_at > SLOW && !matches!(swept, Ok(Swept::Locked));
             if slow {
-                self.sweep.rest(schema, ended - began_at, ended);
+                self.rest(schema, ended - began_at, ended);
             }
             // A row that was not looked at keeps its deadline.
             if !matches!(swept, Ok(Swept::Until(_))) {
@@ -168,109 +168,113 @@ impl Elections {
                 }
                 seen.all_at = known.all_at;
             }
-            self.sweep.seen.insert(schema, seen);
+            self.seen.insert(schema, seen);
             match swept {
-                Ok(swept) => self.swept(schema, swept),
-                Err(why) => self.failed(sweep_of(schema), why),
+                Ok(swept) => self.swept(retries, schema, swept),
+                Err(failed) => retries.failed(Key::of_sweep(schema), &failed),
             }
             // Elections that have become due meanwhile come first.
-            if failed || slow || self.wakeups() != began {
-                return (Some(now), true);
+            if failed || slow || wakeups(segment, database) != began {
+                return Duty { next: Some(now), ends_pass: true };
             }
         }
-        if self.held.is_empty() {
-            self.expect_fences(false);
+        if !retries.has_held() {
+            expect_fences(segment, database, false);
         }
-        let held_off = due.iter().filter_map(|schema| self.retry_at(&sweep_of(*schema)));
-        let again =
-            self.sweep.changed.iter().filter(|s| self.retry_at(&sweep_of(**s)).is_none()).map(|_| now);
-        let live = self.sweep.expiries.values().copied().filter(|at| *at > now);
-        (held_off.chain(again).chain(live).min(), false)
+        let held_off = due.iter().filter_map(|schema| self.not_before(retries, *schema));
+        let again = self.changed.iter().filter(|s| self.not_before(retries, **s).is_none()).map(|_| now);
+        let live = self.expiries.values().copied().filter(|at| *at > now);
+        Duty { next: held_off.chain(again).chain(live).min(), ends_pass: false }
     }
 
-    /// One look. When NOTIFY's queue is full at its commit, once more without the announcements.
-    fn look_at(
-        &self,
-        schema: u32,
-        wait: bool,
-        known: &SeenRows,
-        seen: &mut SeenRows,
-    ) -> Result<Swept, Failed> {
-        let mut look = |announcing| {
-            *seen = SeenRows::default();
-            transaction(c"obanrs: looking for expired leaders", || {
-                look(schema, wait, announcing, known, seen)
-            })
-        };
-        match look(Announcing::WithRow) {
-            Err(failed) if failed.queue_full => look(Announcing::Later),
-            swept => swept,
-        }
+    /// The clock reading before which the keeper does not look at a prefix; `None`: it may look now.
+    fn not_before(&self, retries: &Retries, schema: u32) -> Option<i64> {
+        let rests = self.resting.get(&schema).copied().filter(|until| clock::now() < *until);
+        retries.not_before(&Key::of_sweep(schema)).max(rests)
     }
 
     /// Notes what a look at a prefix found.
-    fn swept(&mut self, schema: u32, swept: Swept) {
-        let key = sweep_of(schema);
-        self.failures.remove(&key);
+    fn swept(&mut self, retries: &mut Retries, schema: u32, swept: Swept) {
+        retries.sweep_ran(schema);
         match swept {
             Swept::Held => {
-                self.hold_off(key);
-                self.sweep.changed.insert(schema);
+                retries.hold(Key::of_sweep(schema));
+                self.changed.insert(schema);
                 return;
             }
             Swept::Locked => {
-                self.may_wait_for_locks = false;
-                self.hold_off_schema(schema);
-                self.sweep.changed.insert(schema);
+                retries.locked(schema);
+                self.changed.insert(schema);
                 return;
             }
             Swept::Unusable => {}
-            Swept::Until(_) | Swept::Again => {
-                self.unusable.remove(&schema);
-            }
+            Swept::Until(_) | Swept::Again => retries.usable(schema),
         }
-        self.held.remove(&key);
-        self.sweep.changed.remove(&schema);
-        self.sweep.expiries.remove(&schema);
+        retries.sweep_met_no_held_row(schema);
+        self.changed.remove(&schema);
+        self.expiries.remove(&schema);
         match swept {
             Swept::Until(Some(at)) => {
-                self.sweep.expiries.insert(schema, at);
+                self.expiries.insert(schema, at);
             }
             Swept::Again => {
-                self.sweep.changed.insert(schema);
+                self.changed.insert(schema);
             }
             Swept::Until(None) | Swept::Unusable | Swept::Held | Swept::Locked => {}
         }
     }
 }
 
-fn sweep_of(schema: u32) -> Key {
-    (schema, String::new())
+/// One look. If NOTIFY's queue is full at the commit, looks once more without the announcements.
+fn look_at(
+    segment: Segment,
+    schema: u32,
+    wait: bool,
+    known: &SeenRows,
+    seen: &mut SeenRows,
+) -> Result<Swept, Failed> {
+    let mut look = |announcing| {
+        *seen = SeenRows::default();
+        transaction(segment, c"obanrs: looking for expired leaders", || {
+            look(segment, schema, wait, announcing, known, seen)
+        })
+    };
+    match look(Announcing::WithRow) {
+        Err(failed) if failed.queue_full => look(Announcing::Later),
+        swept => swept,
+    }
 }
 
 /// The most rows that one transaction reads.
 const MAX_ROWS: usize = 1_000;
 
-/// In a transaction: deletes the rows whose lease is over, and announces each. `known` is what the look before has
-/// seen, `seen` becomes what this one has seen and left.
-fn look(schema: u32, wait: bool, announcing: Announcing, known: &SeenRows, seen: &mut SeenRows) -> Swept {
+/// Runs in a transaction. Deletes the rows whose lease is over, and announces each end. `known` is what the look before
+/// has seen. `seen` becomes what this look has seen and left.
+fn look(
+    segment: Segment,
+    schema: u32,
+    wait: bool,
+    announcing: Announcing,
+    known: &SeenRows,
+    seen: &mut SeenRows,
+) -> Swept {
     let began = clock::now();
     let table = match table::open(schema, wait) {
         Ok(table) => table,
-        // Its owner may swap tables in a loop: not worth the processor's whole time.
+        // The owner may swap tables in a loop, which is not worth the processor's whole time.
         Err(Outcome::Again) => return Swept::Held,
         Err(Outcome::Locked) => return Swept::Locked,
         Err(_) => return Swept::Unusable,
     };
     let rows = table.earliest(MAX_ROWS);
-    let (now, boot) = (clock::now(), table::or_raise(shmem::boot()));
+    let (now, boot) = (clock::now(), segment.boot());
     let mut foreign = Vec::new();
     seen.all_at = if rows.len() < MAX_ROWS { began } else { known.all_at };
     let (mut next, mut deleted, mut held) = (None, 0, false);
     for row in &rows {
         let electorate = electorate(schema, row);
-        if electorate.as_ref().is_some_and(elects) {
-            continue; // its elections judge the row
+        if electorate.as_ref().is_some_and(|e| elects(segment, e)) {
+            continue; // the elections of its name judge the row
         }
         let print = fingerprint_of(row);
         let deadline = known
@@ -284,14 +288,14 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &SeenRows, seen:
             next = earliest(next, Some(deadline));
             continue;
         }
-        // Each has two messages.
+        // Each deletion sends two messages.
         if deleted == MAX_DELETIONS.min(config::max_transaction_messages().div_ceil(2)) {
             return Swept::Again;
         }
         match table.delete(row) {
             WriteResult::Done => {
-                // A name that is longer than a member's is no electorate's, and is not announced.
-                for e in electorate.iter() {
+                // A name that is longer than a member's has no electorate, and its end is not announced.
+                if let Some(e) = &electorate {
                     table::announce_down(e, announcing);
                     let (name, node) = (e.name.as_str(), row.node.as_str());
                     leadership::tell(LeaderChange::Ended, schema, name, node, row.term.unwrap_or(0));
@@ -299,13 +303,13 @@ fn look(schema: u32, wait: bool, announcing: Announcing, known: &SeenRows, seen:
                 deleted += 1;
             }
             WriteResult::Held => held = true,
-            WriteResult::Gone => {} // the triggers of the transaction that changed it tell the keeper
+            WriteResult::Gone => {} // the triggers in the transaction that changed the row tell the keeper
         }
     }
-    // Memory keeps no more names of a schema.
+    // Shared memory keeps no more names of a schema.
     let newest = foreign.len().saturating_sub(FOREIGN_NAMES);
     if !foreign.is_empty() {
-        let _ = shmem::peers(|p| foreign[newest..].iter().for_each(|e| p.foreign_leads(e)));
+        segment.leaderships(|l| foreign[newest..].iter().for_each(|e| l.foreign_leads(e)));
     }
     match next {
         _ if held => Swept::Held,
@@ -326,6 +330,6 @@ fn electorate(schema: u32, row: &PeerRow) -> Option<Electorate> {
 }
 
 /// Whether the elections of a name judge its row, and not the sweep.
-fn elects(electorate: &Electorate) -> bool {
-    shmem::leaderships_view(|v| v.elects(electorate, clock::now())).unwrap_or(false)
+fn elects(segment: Segment, electorate: &Electorate) -> bool {
+    segment.leaderships_view(|v| v.elects(electorate, clock::now()))
 }

@@ -9,11 +9,14 @@ use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
-use super::super::keeper;
+use pgrx::prelude::*;
+
+use super::super::{keeper, process};
 use super::Outcome;
 use crate::bus::leadership::{self, LeaderChange};
 use crate::bus::{self, Target};
 use crate::config;
+use crate::error;
 use crate::logic::leadership::term;
 use crate::logic::leadership::verdict::{self, Clocks, LEASED, Verdict, judge};
 use crate::logic::leadership::{Candidate, Electorate, Ended, Leadership, Lease, Node, UNGUARDED_TRUST};
@@ -22,8 +25,8 @@ use crate::logic::{shape, wire};
 use crate::pg::heap::TableLock;
 use crate::pg::{catalog, clock, encoding, notify, session, time};
 use crate::prefix::peers::{NewRow, PeerRow, PeersTable, Unusable, WriteResult};
-use crate::prefix::terms;
-use crate::shmem;
+use crate::prefix::{extension, terms};
+use crate::shmem::Segment;
 
 /// A schema's table. `Err` says why there can be no election. `wait` is for `PeersTable::open`.
 pub fn open(schema: u32, wait: bool) -> Result<PeersTable<'static>, Outcome> {
@@ -38,9 +41,9 @@ pub fn open(schema: u32, wait: bool) -> Result<PeersTable<'static>, Outcome> {
         return Err(Outcome::Unusable { what: what.into(), hint: hint.into() });
     }
     PeersTable::open(schema, TableLock::RowExclusive, wait).map_err(|why| match why {
-        Unusable::Missing => Outcome::Missing {
-            hint: format!("Run SELECT oban_install({}).", pgrx::spi::quote_literal(&prefix)),
-        },
+        Unusable::Missing => {
+            Outcome::Missing { hint: format!("Run SELECT oban_install({}).", spi::quote_literal(&prefix)) }
+        }
         Unusable::Locked => Outcome::Locked,
         Unusable::Replaced => Outcome::Again,
         Unusable::Obstacles(obstacles) => {
@@ -122,6 +125,7 @@ fn time_left_now(row: &PeerRow, copy: Option<Lease>, boot: i64) -> i64 {
 
 /// The state of one election while it is held.
 struct Election<'a> {
+    segment: Segment,
     electorate: &'a Electorate,
     table: PeersTable<'static>,
     candidate: Option<Candidate>,
@@ -133,7 +137,6 @@ struct Election<'a> {
     /// Which did, by node and term.
     ended: Vec<(Node, i64)>,
     announcing: Announcing,
-    boot: i64,
 }
 
 /// When the end of a leadership is announced.
@@ -180,6 +183,7 @@ pub fn fingerprint_of(row: &PeerRow) -> u64 {
 /// In one transaction: deletes the row of the leadership that has ended, announces that once (`down`) and
 /// inserts the candidate's row.
 pub fn elect(
+    segment: Segment,
     electorate: &Electorate,
     ended: Option<Ended>,
     candidate: Option<Candidate>,
@@ -188,15 +192,16 @@ pub fn elect(
     wait: bool,
 ) -> Outcome {
     // The sequence of terms belongs to the extension, which must not be dropped meanwhile.
-    if catalog::lock_extension().is_none() {
+    if extension::lock().is_none() {
         return Outcome::Dropped;
     }
     let table = match open(electorate.schema, wait) {
         Ok(table) => table,
         Err(outcome) => return outcome,
     };
-    let (greatest_term, boot) = (known.greatest_term, or_raise(shmem::boot()));
+    let greatest_term = known.greatest_term;
     let mut election = Election {
+        segment,
         electorate,
         table,
         candidate,
@@ -205,7 +210,6 @@ pub fn elect(
         down: false,
         ended: Vec::new(),
         announcing,
-        boot,
     };
     election.hold(ended).unwrap_or_else(|outcome| outcome)
 }
@@ -257,17 +261,18 @@ impl Election<'_> {
         let row = found.row;
         self.greatest_term = self.greatest_term.max(row.term.unwrap_or(0));
         let now = clock::now();
-        let live = shmem::leaderships_view(|v| v.member_of_node(self.electorate, row.node.as_str(), now));
+        let live =
+            self.segment.leaderships_view(|v| v.member_of_node(self.electorate, row.node.as_str(), now));
         let Known { copy, seen, .. } = self.known;
         let left = match seen.deadlines.get(&fingerprint_of(&row)).filter(|_| copy.is_none()) {
             Some(deadline) => deadline - now,
-            None => time_left(&row, copy, self.boot, seen.all_at),
+            None => time_left(&row, copy, self.segment.boot(), seen.all_at),
         };
         let judged_row = verdict::JudgedRow { left, term: row.term, boot: row.boot };
-        match judge(judged_row, self.boot, session::timeline(), live.ok().flatten()) {
+        match judge(judged_row, self.segment.boot(), session::timeline(), live) {
             Verdict::Foreign => {
                 if row.boot.is_none() {
-                    let _ = shmem::peers(|p| p.foreign_leads(self.electorate));
+                    self.segment.leaderships(|l| l.foreign_leads(self.electorate));
                 }
                 // Without the trigger the keeper does not hear of the row's deletion: it looks again.
                 let guarded = self.table.is_guarded();
@@ -331,7 +336,7 @@ impl Election<'_> {
             started_at: lease.started_at,
             expires_at: lease.expires_at,
             term,
-            boot: if leader.lease_ends.is_some() { LEASED } else { self.boot },
+            boot: if leader.lease_ends.is_some() { LEASED } else { self.segment.boot() },
         };
         match self.table.insert(&new) {
             WriteResult::Done => {}
@@ -363,11 +368,18 @@ thread_local! {
     static UNANNOUNCED: RefCell<Vec<Electorate>> = const { RefCell::new(Vec::new()) };
 }
 
-/// After a transaction: has shared memory keep what it left to be announced, if it was committed.
-pub fn keep_unannounced(committed: bool) {
+/// After a transaction: has shared memory keep the announcements that the transaction left for later, if it was
+/// committed.
+pub fn keep_unannounced(segment: Segment, committed: bool) {
     for electorate in UNANNOUNCED.take().iter().filter(|_| committed) {
-        if !shmem::peers(|p| p.add_unannounced(electorate)).unwrap_or(true) {
-            super::warn("NOTIFY's queue is full, and the end of a leadership is not announced");
+        if !segment.leaderships(|l| l.add_unannounced(electorate)) {
+            let what = "NOTIFY's queue is full, and the end of a leadership is not announced";
+            error::log(
+                PgLogLevel::WARNING,
+                PgSqlErrorCode::ERRCODE_WARNING,
+                format!("obanrs in {}: {what}", process::of_database()),
+                "",
+            );
         }
     }
 }

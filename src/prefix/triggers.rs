@@ -1,6 +1,7 @@
 //! The triggers that `oban_install` attaches to tables, as the catalogs have them. A table is given
 //! by its oid, and a trigger is found by its name and function. The functions read only catalogs.
 
+use super::extension;
 use crate::error::Error;
 use crate::pg::ddl::{Event, Timing, Trigger};
 use crate::pg::spi;
@@ -51,8 +52,8 @@ pub struct Functions {
 impl Functions {
     /// Returns the functions. `Err`: this database does not have the extension.
     pub fn find() -> Result<Self, Error> {
-        let jobs = spi::own_trigger_function("obanrs_jobs_insert").ok_or(Error::NoExtension)?;
-        Ok(Self { jobs, peers: spi::own_trigger_function("obanrs_peers") })
+        let jobs = extension::trigger_function("obanrs_jobs_insert").ok_or(Error::NoExtension)?;
+        Ok(Self { jobs, peers: extension::trigger_function("obanrs_peers") })
     }
 
     /// Returns the tables among oban_jobs and its partitions that lack the trigger. Partitions
@@ -90,7 +91,7 @@ impl Functions {
             ORDER BY t.oid",
             self.jobs
         );
-        oids(&sql, jobs)
+        selected_oids(&sql, jobs)
     }
 
     /// Returns the oids of the extension's triggers on a table of leaders.
@@ -102,7 +103,7 @@ impl Functions {
              WHERE g.tgrelid = $1::oid AND g.tgfoid = {function} AND g.tgname IN ({})",
             names.join(", ")
         );
-        oids(&sql, peers)
+        selected_oids(&sql, peers)
     }
 
     /// Returns whether a table of leaders has all the triggers that this version of the extension
@@ -115,9 +116,9 @@ impl Functions {
 /// Returns whether a table inherits from another table, or another table inherits from it.
 pub fn is_inherited(table: u32) -> bool {
     let sql = "SELECT i.inhrelid::text FROM pg_inherits i WHERE $1::oid IN (i.inhparent, i.inhrelid)";
-    !oids(sql, table).is_empty()
+    !selected_oids(sql, table).is_empty()
 }
 
-fn oids(sql: &str, of: u32) -> Vec<u32> {
+fn selected_oids(sql: &str, of: u32) -> Vec<u32> {
     spi::look(sql, &of.to_string()).iter().filter_map(|oid| oid.parse().ok()).collect()
 }

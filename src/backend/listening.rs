@@ -1,9 +1,10 @@
-//! How many sessions of a database LISTEN, at least as many as really do.
+//! How many sessions of a database LISTEN: at least as many as really do.
 //!
-//! A session counts from the execution of its first LISTEN, before that commits; so whoever sends after the
-//! commit of a LISTEN sees it counted. It counts no more after the commit of an UNLISTEN * or DISCARD ALL
-//! with no LISTEN behind it, and when the process ends. A LISTEN that is rolled back, and an UNLISTEN of
-//! one channel, leave it counted: that costs a transaction of the relay's in which nobody hears anything.
+//! A session counts from the execution of its first LISTEN, before that LISTEN commits. So a process that sends after
+//! the commit of a LISTEN sees the session counted. A session stops counting after the commit of an UNLISTEN * or
+//! DISCARD ALL that no LISTEN follows, and when its process ends. After a LISTEN that is rolled back, and after an
+//! UNLISTEN of one channel, the session stays counted: that costs a transaction of the relay in which no session hears
+//! anything.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,35 +13,31 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::pg::{session, xact};
-
-pub const COUNTERS: usize = 256;
+use crate::shmem::Segment;
 
 thread_local! {
     /// Whether this session is counted.
     static COUNTED: Cell<bool> = const { Cell::new(false) };
-    /// Whether this transaction has run UNLISTEN * and nothing after it that LISTENs again or undoes it.
+    /// Whether this transaction has run UNLISTEN * and nothing after it that listens again or rolls it back.
     static LEAVING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// In `_PG_init` while preloading.
-pub fn register() {
+pub(super) fn register() {
     xact::on_event(transaction_event);
     xact::on_subtransaction_event(subtransaction_event);
 }
 
 fn counter() -> Option<&'static AtomicU32> {
-    let root = super::root().ok()?;
-    // SAFETY: atomics in the segment, which lives as long as the process.
-    let counters = unsafe { &(*root).listeners };
-    counters.get(session::database() as usize % COUNTERS)
+    Segment::attached().map(|segment| segment.listeners(session::database()))
 }
 
-/// Whether anybody in this database may LISTEN. Callable after commit.
+/// Whether a session of this database may LISTEN. True as well while the library is not preloaded. Callable after
+/// commit.
 pub fn any() -> bool {
     counter().is_none_or(|counter| counter.load(Ordering::SeqCst) > 0)
 }
 
-/// Before a LISTEN is executed.
+/// Counts this session. Called before a LISTEN is executed.
 pub fn listen() {
     LEAVING.set(false);
     if !COUNTED.get()
@@ -53,12 +50,13 @@ pub fn listen() {
     }
 }
 
-/// Before an UNLISTEN * or DISCARD ALL is executed.
+/// Notes that the commit of this transaction ends the listening. Called before an UNLISTEN * or DISCARD ALL is
+/// executed.
 pub fn unlisten_all() {
     LEAVING.set(COUNTED.get());
 }
 
-fn uncount() {
+fn stop_counting() {
     if COUNTED.replace(false)
         && let Some(counter) = counter()
     {
@@ -67,16 +65,16 @@ fn uncount() {
 }
 
 #[pg_guard]
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // the signature that Postgres calls
 unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
-    uncount();
+    stop_counting();
 }
 
 fn transaction_event(event: pg_sys::XactEvent::Type) {
     if LEAVING.get() && xact::is_end(event) {
         LEAVING.set(false);
         if xact::is_commit(event) {
-            uncount();
+            stop_counting();
         }
     }
 }

@@ -1,27 +1,28 @@
-//! What DDL does to tables of leaders and to their schemas, told to shared memory and the keeper.
+//! DDL on tables of leaders and on their schemas, told to shared memory and to the keeper.
 //!
 //! A table that is dropped, renamed or moved to another schema takes its rows along, and no trigger tells of that. The
 //! same holds for a schema. So the hook on catalog changes (`pg::hooks`) notes here which relations and schemas the
-//! transaction has touched, and right before the commit the catalogs say what became of them:
+//! transaction has touched. Right before the commit this file reads the catalogs to find out what became of them:
 //!
-//! * Leaderships whose table is no longer `oban_peers` of their schema are over *before* the commit, as with deleted
-//!   rows (`rows`): nobody can take the name in another table while a member still believes that it leads.
+//! * A leadership whose table is no longer `oban_peers` of its schema ends *before* the commit, as with deleted rows
+//!   (`peer_row_changes`). So no node can take the name in another table while a member still believes that it leads.
 //! * The same holds for a table that loses the columns or the trigger of `oban_install`. (Without the trigger members can
-//!   be elected again; memory then believes their rows for a moment only.)
-//! * A table that was altered otherwise, or has become the `oban_peers` of its schema, is read anew after the commit.
+//!   be elected again. Shared memory then trusts their rows for a moment only.)
+//! * The keeper reads a table anew after the commit that was altered otherwise, or that has become the `oban_peers` of
+//!   its schema.
 //! * What belongs to a schema that was dropped (members, leaderships, gossip) goes after the commit.
 //!
 //! Renaming a schema changes nothing here, because all of this is keyed by the schema's oid.
 //!
-//! A keeper may have committed the first row of a name and not told yet: memory has no copy then, so such names are
-//! *unsettled*, and what the keeper tells of them is read again.
+//! A keeper may have committed the first row of a name and not recorded it yet. Shared memory has no copy of that row
+//! then. So the records of such names are *invalidated*: what the keeper is about to record is read again.
 //!
-//! Should the commit fail after all, the keeper finds the rows and elects anew. PREPARE TRANSACTION counts as a commit
-//! for what ends; what the transaction has locked stays locked. COMMIT PREPARED and ROLLBACK PREPARED say nothing of
-//! what they change: after them the keeper looks at all tables, and at which schemas are left.
+//! If the commit fails after all, the keeper finds the rows and elects anew. PREPARE TRANSACTION counts as a commit for
+//! what ends, and what the transaction has locked stays locked. COMMIT PREPARED and ROLLBACK PREPARED say nothing of
+//! what they change. After them the keeper looks at all tables, and at which schemas are left.
 //!
-//! The lists are bounded, plain memory of the process, empty whenever no transaction is open. A process that dies with
-//! them has not committed.
+//! The lists are bounded memory of the process, empty whenever no transaction is open. A process that dies with them
+//! has not committed.
 
 use std::cell::Cell;
 
@@ -29,16 +30,17 @@ use pgrx::pg_sys;
 
 use crate::pg::{catalog, clock, session, xact};
 use crate::prefix::peers::{self, TABLE};
+use crate::shmem::Segment;
 
-/// Past that, all tables and schemas that memory knows of are looked at.
+/// The most oids of one kind that are kept. With more, all tables and schemas that shared memory knows are looked at.
 const MAX_OIDS: usize = 64;
 
-/// Distinct oids, as many as fit.
+/// A set of oids, as many as fit.
 #[derive(Clone, Copy)]
 struct Oids {
     oids: [u32; MAX_OIDS],
     count: usize,
-    /// There were more.
+    /// More oids were added than fit: the set counts as all oids.
     all: bool,
 }
 
@@ -69,40 +71,40 @@ impl Oids {
 }
 
 thread_local! {
-    /// Whether there is anything in the others: most transactions have nothing.
+    /// Whether one of the other thread-locals has something. Most transactions touch nothing.
     static TOUCHED: Cell<bool> = const { Cell::new(false) };
-    /// What this transaction has touched, whether or not a savepoint took it back: the catalogs tell.
+    /// What this transaction has touched, whether or not a savepoint took that back: the catalogs tell.
     static RELATIONS: Cell<Oids> = const { Cell::new(Oids::NONE) };
     static SCHEMAS: Cell<Oids> = const { Cell::new(Oids::NONE) };
-    /// The schemas of the relations that were touched and had the name of a table of leaders.
+    /// The schemas of the touched relations that had the name of a table of leaders.
     static OF_LEADERS: Cell<Oids> = const { Cell::new(Oids::NONE) };
-    /// Whether a trigger was touched, of whatever table.
+    /// Whether a trigger of any table was touched.
     static TRIGGERS: Cell<bool> = const { Cell::new(false) };
     /// Whether this transaction ends a prepared one.
     static PREPARED: Cell<bool> = const { Cell::new(false) };
-    /// What was found before the commit.
+    /// What `look` found before the commit.
     static FOUND: Cell<Option<Found>> = const { Cell::new(None) };
 }
 
-/// What the transaction does.
+/// What a transaction does to tables of leaders and schemas.
 #[derive(Clone, Copy)]
 struct Found {
-    /// Schemas that are dropped, and whether members may have joined in one of them.
+    /// Schemas that are dropped.
     dropped: Oids,
+    /// Whether members may have joined in one of the dropped schemas.
     known: bool,
     /// Tables of leaders that were altered and are still those of their schemas.
     altered: Oids,
-    /// Schemas whose table of leaders is another one, or was altered.
+    /// Schemas whose table of leaders was altered or replaced.
     changed: Oids,
 }
 
-/// In `_PG_init` while preloading.
-pub fn register() {
+pub(super) fn register() {
     xact::on_event(transaction_event);
 }
 
-/// A relation was altered or is being dropped. Its name is still the old one: the caches do not know of the command
-/// that is running. Raises only what a look-up in the caches raises.
+/// Notes that a relation was altered or is being dropped. The relation's name is still the old one, because the caches
+/// do not know of the command that is running. Raises only what a look-up in the caches raises.
 pub fn relation_touched(relation: u32, dropped: bool) {
     let of_leaders = catalog::is_called(relation, TABLE);
     if of_leaders && let Some(schema) = catalog::schema_of(relation) {
@@ -110,7 +112,7 @@ pub fn relation_touched(relation: u32, dropped: bool) {
         schemas.add(schema);
         OF_LEADERS.set(schemas);
     }
-    // What is altered may take the name. What is dropped had it or does not concern us.
+    // An altered relation may have taken the name. A dropped relation had the name, or is no table of leaders.
     if of_leaders || !dropped {
         let mut relations = RELATIONS.get();
         relations.add(relation);
@@ -119,13 +121,13 @@ pub fn relation_touched(relation: u32, dropped: bool) {
     }
 }
 
-/// A trigger was created, altered or is being dropped. Does not raise.
+/// Notes that a trigger was created, altered or is being dropped. Does not raise.
 pub fn trigger_touched() {
     TRIGGERS.set(true);
     TOUCHED.set(true);
 }
 
-/// A schema was altered or is being dropped. Does not raise.
+/// Notes that a schema was altered or is being dropped. Does not raise.
 pub fn schema_touched(schema: u32) {
     let mut schemas = SCHEMAS.get();
     schemas.add(schema);
@@ -133,7 +135,7 @@ pub fn schema_touched(schema: u32) {
     TOUCHED.set(true);
 }
 
-/// This transaction ends a prepared one. Does not raise.
+/// Notes that this transaction ends a prepared one. Does not raise.
 pub fn prepared_ends() {
     PREPARED.set(true);
     TOUCHED.set(true);
@@ -152,25 +154,29 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
         TOUCHED.set(false);
         RELATIONS.set(Oids::NONE);
         SCHEMAS.set(Oids::NONE);
-        if let Some(found) = FOUND.take() {
-            tell(&found, event);
+        let segment = Segment::attached();
+        if let Some((found, segment)) = FOUND.take().zip(segment) {
+            record(segment, &found, event);
         }
         OF_LEADERS.set(Oids::NONE);
         TRIGGERS.set(false);
-        if PREPARED.take() && xact::is_commit(event) {
+        if PREPARED.take()
+            && xact::is_commit(event)
+            && let Some(segment) = segment
+        {
             let database = session::database();
-            let _ = super::peers(|p| p.require_recheck(database, None));
-            super::look_at_rows(database, None);
+            segment.leaderships(|p| p.require_recheck(database, None));
+            segment.rows_changed(database, None);
         }
     }
 }
 
-/// Before the commit: what became of what the transaction has touched. Ends the leaderships whose rows go.
+/// Runs before the commit. Finds out what became of what the transaction has touched, and ends the leaderships whose
+/// rows go. `None`: the library is not preloaded.
 fn look(relations: &Oids, schemas: &Oids) -> Option<Found> {
-    let database = session::database();
-    let known = super::leaderships_view(|v| (v.tables(database), v.schemas(database)));
-    let (tables, electorates) = known.ok()?;
-    xact::next_command(); // or what the last statement did could not be seen
+    let (segment, database) = (Segment::attached()?, session::database());
+    let (tables, electorates) = segment.leaderships_view(|v| (v.tables(database), v.schemas(database)));
+    xact::next_command(); // makes visible what the last statement did
     let (mut dropped, mut changed) = (Oids::NONE, Oids::NONE);
     let (mut gone, mut altered) = (Vec::new(), Oids::NONE);
     for (table, schema, guarded) in tables {
@@ -179,7 +185,7 @@ fn look(relations: &Oids, schemas: &Oids) -> Option<Found> {
             continue;
         }
         let (installed, tells) = peers::state_of(table);
-        // Without its columns no member leads in it. Without its trigger nobody tells of what ends there.
+        // Without the columns no member leads in the table. Without the trigger no process tells of rows that end.
         if (touched && !catalog::is_named(table, schema, TABLE)) || !installed || (guarded && !tells) {
             changed.add(schema);
             gone.push(table);
@@ -205,7 +211,7 @@ fn look(relations: &Oids, schemas: &Oids) -> Option<Found> {
         }
     }
     let (now, of_leaders) = (clock::now(), OF_LEADERS.get());
-    let _ = super::peers(|p| {
+    segment.leaderships(|p| {
         gone.iter().for_each(|table| p.table_gone(database, *table, now));
         if !of_leaders.is_empty() {
             p.invalidate_records(database, |schema| of_leaders.contains(schema));
@@ -216,21 +222,22 @@ fn look(relations: &Oids, schemas: &Oids) -> Option<Found> {
     Some(Found { dropped, known, altered, changed })
 }
 
-/// After the commit, or the abort of one that was on its way: nothing here fails.
-fn tell(found: &Found, event: pg_sys::XactEvent::Type) {
+/// Records what `look` found. Runs after the commit, or after the abort of a commit that was on its way: nothing here
+/// fails.
+fn record(segment: Segment, found: &Found, event: pg_sys::XactEvent::Type) {
     let database = session::database();
     if xact::is_commit(event) {
-        found.dropped.oids().iter().for_each(|schema| super::forget_schema(database, *schema));
+        found.dropped.oids().iter().for_each(|schema| segment.forget_schema(database, *schema));
         // Not before the commit: until then the table is locked.
-        let _ = super::peers(|p| match found.altered.all {
+        segment.leaderships(|p| match found.altered.all {
             true => p.require_recheck(database, None),
             false => found.altered.oids().iter().for_each(|table| p.require_recheck(database, Some(*table))),
         });
     }
-    // After an abort, too: leaderships may be over since just before it.
+    // After an abort, too: leaderships may have ended in shared memory just before the abort.
     let several = found.changed.all || found.changed.count > 1 || found.known;
     if several || found.changed.count == 1 {
         let one = found.changed.oids().first().copied().filter(|_| !several);
-        super::look_at_rows(database, one);
+        segment.rows_changed(database, one);
     }
 }

@@ -1,10 +1,11 @@
-//! What a transaction of somebody else does to rows of oban_peers, told to shared memory and the keeper.
+//! Changes of rows of oban_peers by foreign nodes and by hand, told to shared memory and to the keeper.
 //!
-//! A leadership of ours whose row is deleted is over *before* that commits, so that nobody can have taken the
-//! name while our member still believes it leads; should the commit fail after that, the keeper deletes the
-//! row and elects anew. That there is something to read is told after the commit. What savepoints take back
-//! is no change. At PREPARE TRANSACTION a deletion counts as done: the row is locked from then on, and no
-//! callback tells of COMMIT PREPARED itself (`tables` wakes the keeper then).
+//! A local leadership whose row is deleted ends in shared memory *before* the deletion commits. So no other node can have
+//! the name while a member still believes that it leads. If the commit fails after that, the keeper deletes the row and
+//! elects anew. The keeper is told after the commit that there is something to read.
+//!
+//! A change that a savepoint takes back is no change. A deletion counts as done at PREPARE TRANSACTION: the row is
+//! locked from then on, and no callback tells of the rows of COMMIT PREPARED (`ddl_changes` wakes the keeper then).
 
 use std::cell::RefCell;
 
@@ -12,49 +13,49 @@ use pgrx::pg_sys;
 
 use crate::logic::leadership::{Electorate, Lease, RowChange};
 use crate::pg::{clock, session, xact};
+use crate::shmem::Segment;
 
-/// What happened to rows.
+/// A change of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerRowChange {
-    /// A foreign node has inserted a row, which has this term.
+    /// A foreign node has inserted a row with this term.
     Inserted(i64),
-    /// The lease of the row of this term is shorter.
+    /// The lease in the row of this term became shorter, or the row was written by hand.
     Written(i64),
-    /// A foreign node has renewed its row, which may make its lease shorter. The lease says nothing of the table.
+    /// A foreign node has renewed its row, which may make the lease shorter. `lease` says nothing of the table.
     Renewed { lease: Lease, shorter: bool },
     /// The row of this term was deleted.
     Deleted(i64),
-    /// All rows of the schema were. The electorate's name is empty.
+    /// All rows of the schema were deleted. The name of the electorate is empty.
     Truncated,
 }
 
-/// Past that a transaction's changes count as those of a TRUNCATE: who leads is elected anew.
+/// The most changes of one transaction that are kept. More count as a TRUNCATE: all leaders are elected anew.
 const MAX_CHANGES: usize = 1_000;
 
 thread_local! {
-    /// In their order, each with the level of its subtransaction.
+    /// The changes in their order, each with the level of its subtransaction.
     static CHANGES: RefCell<Vec<(Electorate, PeerRowChange, u32)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// In `_PG_init` while preloading.
-pub fn register() {
+pub(super) fn register() {
     xact::on_event(transaction_event);
     xact::on_subtransaction_event(subtransaction_event);
 }
 
-/// Notes a change that counts when this transaction commits.
+/// Notes a change. It counts when this transaction commits.
 pub fn changed(electorate: Electorate, change: PeerRowChange) {
-    if !super::is_attached() {
+    if Segment::attached().is_none() {
         return;
     }
     let level = xact::level();
     CHANGES.with_borrow_mut(|changes| {
         let known = |(e, c, _): &(Electorate, PeerRowChange, u32)| *e == electorate && *c == change;
         if changes.iter().any(known) {
-            return; // of an outer level or this one; an inner one's end has lifted it or taken it out
+            return; // noted at this level or an outer one: the end of an inner level lifts a change or drops it
         }
         if matches!(change, PeerRowChange::Renewed { .. }) && changes.len() >= MAX_CHANGES {
-            return; // the keeper sees it when it looks at the old end of the lease
+            return; // the keeper sees the new lease when it looks at the row at the old deadline
         }
         if changes.len() < MAX_CHANGES {
             changes.push((electorate, change, level));
@@ -67,10 +68,10 @@ pub fn changed(electorate: Electorate, change: PeerRowChange) {
     });
 }
 
-/// Tells shared memory. Callable after commit.
-fn tell(changes: &[(Electorate, PeerRowChange, u32)]) {
+/// Records changes in shared memory. Callable after commit.
+fn record(segment: Segment, changes: &[(Electorate, PeerRowChange, u32)]) {
     let now = clock::now();
-    let _ = super::peers(|p| {
+    segment.leaderships(|p| {
         for (electorate, change, _) in changes {
             match change {
                 PeerRowChange::Inserted(term) => {
@@ -96,27 +97,28 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
         return;
     }
     let changes = CHANGES.take();
+    let Some(segment) = Segment::attached() else { return };
     if before {
         let ends: Vec<_> = changes
             .iter()
             .filter(|(_, c, _)| matches!(c, PeerRowChange::Deleted(_) | PeerRowChange::Truncated))
             .copied()
             .collect();
-        tell(&ends);
+        record(segment, &ends);
         CHANGES.set(changes);
         return;
     }
     if xact::is_commit(event) {
-        tell(&changes);
+        record(segment, &changes);
     }
-    // After an abort, too: a leadership may be over since just before it.
+    // After an abort, too: a leadership may have ended in shared memory just before the abort.
     let database = session::database();
     let news = changes.iter().filter(|(_, c, _)| !matches!(c, PeerRowChange::Renewed { shorter: false, .. }));
     let mut schemas = news.map(|(e, _, _)| e.schema);
     let Some(first) = schemas.next() else { return };
     let first = Some(first);
     let one = first.filter(|first| schemas.all(|other| other == *first));
-    super::look_at_rows(database, one);
+    segment.rows_changed(database, one);
 }
 
 fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {

@@ -1,9 +1,7 @@
 //! What a transaction has to tell the workers when it ends, whichever way it ends.
 //!
-//! Notes are kept in the process and acted on by one transaction callback, registered once for all
-//! processes. After a commit it must not raise (that would be a PANIC of the whole server): it takes
-//! locks of ours, changes plain memory and sets latches. A backend that dies in between takes its notes
-//! with it; an exit aborts the transaction first, and that is an end as well.
+//! Notes are kept in the process. One transaction callback acts on them. A backend that dies before the end of its
+//! transaction takes its notes along.
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,59 +11,63 @@ use pgrx::prelude::*;
 
 use crate::error;
 use crate::pg::{catalog, latch, session, xact};
+use crate::shmem::Segment;
 
-/// Per process: backends inherit it empty.
+/// The notes of this transaction, as bits of `Note`.
 static PENDING: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
-    /// The extensions that this transaction has created or dropped, or means to.
+    /// The oids of the extensions that this transaction has created or has begun to drop.
     static EXTENSIONS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    /// What was seen of the extension right before the commit.
+    /// What this process saw of the extension right before the commit.
     static SEEN: Cell<Seen> = const { Cell::new(Seen::Unchanged) };
-    /// The database that CREATE DATABASE copies, and the one that it creates; 0 for none.
+    /// The database that CREATE DATABASE copies, and the database that it creates; 0 for none.
     static SOURCE: Cell<u32> = const { Cell::new(0) };
     static COPY: Cell<u32> = const { Cell::new(0) };
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Seen {
+    /// The transaction does not change whether the extension is in this database.
     Unchanged,
-    /// It is in this database with this commit, and may not have been before.
+    /// The extension is in this database with this commit. It may not have been there before.
     There,
+    /// The extension is not in this database with this commit.
     NotThere,
-    /// Nobody may look now.
-    Nothing,
+    /// The catalog is locked, so this process could not find out.
+    Unknown,
 }
 
+/// A note for the end of the transaction.
 #[derive(Clone, Copy)]
 pub enum Note {
     /// An extension was created or dropped in this database (`extension_changed`), or a prepared transaction ends.
     Extension = 1,
     /// A database was created, changed or dropped.
     Databases = 2,
-    /// This backend holds databases without workers.
+    /// This backend has a hold: databases that have no workers meanwhile.
     Holding = 4,
     /// The tables of a prefix changed.
     Prefix = 8,
-    /// This transaction may hold the row of a leadership, or have tried to.
+    /// This transaction has locked the row of a leadership, or has tried to.
     Fence = 16,
-    /// DISCARD ALL: whoever gets this session next is another process.
+    /// DISCARD ALL ran: the next client of this session is another process.
     Discard = 32,
-    /// Triggers, schemas or tables changed, and with them perhaps what prefixes there are.
+    /// Triggers, schemas or tables changed, so that prefixes may have come or gone.
     Shapes = 64,
 }
 
-/// In `_PG_init` while preloading.
-pub fn register() {
+pub(super) fn register() {
     xact::on_event(transaction_event);
     xact::on_subtransaction_event(subtransaction_event);
 }
 
+/// Notes something for the end of this transaction. Callable anywhere.
 pub fn note(what: Note) {
     PENDING.fetch_or(what as u32, Ordering::Relaxed);
 }
 
-/// This extension was created or is being dropped.
+/// Notes that an extension was created or is being dropped.
 pub fn extension_changed(extension: u32) {
     note(Note::Extension);
     EXTENSIONS.with_borrow_mut(|all| {
@@ -75,26 +77,27 @@ pub fn extension_changed(extension: u32) {
     });
 }
 
-/// CREATE DATABASE will copy this database.
+/// Notes that CREATE DATABASE is going to copy this database.
 pub fn will_copy(source: u32) {
     SOURCE.set(source);
 }
 
-/// CREATE DATABASE has created this database.
+/// Notes that CREATE DATABASE has created this database.
 pub fn database_created(database: u32) {
     note(Note::Databases);
     COPY.set(database);
 }
 
-/// Right before the commit, the last moment at which catalogs can be read: whether the extension is there now.
-/// Nobody's commit waits for a lock for that, least of all COMMIT PREPARED, which has committed already.
+/// Finds out whether the extension is there now. Runs right before the commit, which is the last moment at which
+/// catalogs can be read. A commit does not wait for a lock for that, least of all COMMIT PREPARED, which has committed
+/// already.
 fn see_extension() -> Seen {
     xact::next_command();
     let changed = EXTENSIONS.with_borrow(Clone::clone);
     let found = catalog::extension_without_waiting("obanrs");
     if changed.is_empty() {
         // The end of a prepared transaction, which rarely has to do with the extension.
-        let known = super::registry(|r| r.knows(session::database())).ok().flatten();
+        let known = Segment::attached().and_then(|s| s.registry(|r| r.knows(session::database())));
         if found.is_some_and(|found| known == Some(found.is_some())) {
             return Seen::Unchanged;
         }
@@ -106,16 +109,16 @@ fn see_extension() -> Seen {
             Seen::There
         }
         Some(None) => Seen::NotThere,
-        None => Seen::Nothing,
+        None => Seen::Unknown,
     }
 }
 
-/// Says that this database will have no workers, if that is so.
+/// Raises a WARNING if this database will have no workers.
 pub fn warn_without_place() {
     if catalog::is_in_template() {
         return;
     }
-    if let Some(lack) = super::lack(true) {
+    if let Some(lack) = Segment::attached().and_then(|segment| segment.lack(true)) {
         let name = catalog::database_name(session::database()).unwrap_or_default();
         error::log(
             PgLogLevel::WARNING,
@@ -138,55 +141,61 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     EXTENSIONS.with_borrow_mut(Vec::clear);
     let (source, copy) = (SOURCE.take(), COPY.take());
     let seen = SEEN.replace(Seen::Unchanged);
+    let Some(segment) = Segment::attached() else { return };
+    let database = session::database();
     let noted = |what: Note| pending & what as u32 != 0;
     if copy != 0 && xact::is_commit(event) {
-        let _ = super::registry(|r| r.copied(source, copy));
+        segment.registry(|r| r.copied(source, copy));
     }
-    // Before the hold ends, or a keeper would be launched for a database that is gone.
+    // Before the hold ends, or the coordinator would launch a keeper for a database that is gone.
     if noted(Note::Databases) {
-        super::rescan();
+        segment.rescan();
     }
     if noted(Note::Holding) {
-        let _ = super::registry(|r| r.release(latch::my_pid()));
-        super::wake_coordinator();
+        segment.registry(|r| r.release(latch::my_pid()));
+        segment.wake_coordinator();
     }
     if noted(Note::Extension) && xact::is_commit(event) {
         match seen {
             Seen::Unchanged => {}
-            Seen::There => super::extension_changed(session::database(), Some(true)),
-            Seen::NotThere => super::extension_changed(session::database(), Some(false)),
-            Seen::Nothing => super::extension_changed(session::database(), None),
+            Seen::There => segment.extension_changed(database, Some(true)),
+            Seen::NotThere => segment.extension_changed(database, Some(false)),
+            Seen::Unknown => segment.extension_changed(database, None),
         }
     }
     if noted(Note::Prefix) {
-        super::look_at_rows(session::database(), None);
+        segment.rows_changed(database, None);
         if xact::is_commit(event) {
-            super::ensure_keeper(session::database());
+            segment.ensure_keeper(database);
         } else {
-            super::wake_keeper(session::database());
+            segment.wake_keeper(database);
         }
     }
     if noted(Note::Prefix) || noted(Note::Shapes) {
-        super::look_for_prefixes(session::database());
+        segment.prefixes_changed(database);
     }
-    // Its locks on rows are gone by now: they last as long as its transaction counts as running.
+    // The transaction's locks on rows are gone by now: they last as long as the transaction counts as running.
     if noted(Note::Fence) {
-        fence_ended();
+        fence_ended(segment);
     }
     if noted(Note::Discard) && xact::is_commit(event) {
-        super::members::leave_all();
+        super::memberships::leave_all();
     }
 }
 
-/// A savepoint that is rolled back gives its rows free.
+/// A subtransaction that is rolled back frees the rows that it had locked.
 fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {
     let aborted = event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB;
-    if aborted && PENDING.load(Ordering::Relaxed) & Note::Fence as u32 != 0 {
-        fence_ended();
+    let fenced = PENDING.load(Ordering::Relaxed) & Note::Fence as u32 != 0;
+    if aborted
+        && fenced
+        && let Some(segment) = Segment::attached()
+    {
+        fence_ended(segment);
     }
 }
 
-fn fence_ended() {
-    let keeper = super::registry(|r| r.fence_ended(session::database())).ok().flatten();
-    keeper.into_iter().for_each(latch::wake);
+/// Wakes the keeper if it waits for the end of a fence.
+fn fence_ended(segment: Segment) {
+    latch::wake_if(segment.registry(|r| r.fence_ended(session::database())));
 }

@@ -1,13 +1,13 @@
-//! Taking in what Oban's nodes gossip by NOTIFY: it shows in oban_gossip beside what was put here.
+//! Ingesting what foreign nodes gossip by NOTIFY. It shows in oban_gossip beside the local entries.
 //!
-//! The relay listens to the gossip channel of each installed prefix, and follows a rename. What comes on a channel is
-//! of the schema that has its name at the moment when it is taken in. What has come is read soon, into memory of
-//! this process, so that NOTIFY's queue need not keep it; it is taken apart a little at a time, between the relay's
-//! transactions, so that nobody's flood keeps it from relaying. Its own broadcasts come back, and are known by how
-//! they begin.
+//! The relay listens to the gossip channel of each installed prefix, and follows a rename. A message on a channel
+//! belongs to the schema that has the channel's name when the message is ingested. The relay reads NOTIFY's queue soon
+//! into memory of its process, so that the queue need not keep the messages. It parses the messages a little at a time,
+//! between its transactions, so that no flood keeps it from relaying. Its own broadcasts come back, and are known by
+//! their beginning.
 //!
-//! Nobody needs a right to NOTIFY. So what comes is tested as what is put, is no more than half of the table, and
-//! never takes the place of an entry of ours.
+//! NOTIFY needs no right. So a message is tested as a put is, foreign entries take no more than half of the table, and a
+//! foreign entry never takes the place of a local one.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::CStr;
@@ -15,107 +15,87 @@ use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
-use super::super::process;
+use super::super::{process, trouble};
 use crate::config;
-use crate::error;
-use crate::logic::backoff::RELAY;
+use crate::logic::backoff::{MILLISECOND, RELAY};
 use crate::logic::broadcast;
 use crate::logic::channel;
 use crate::logic::check;
+use crate::logic::counter::Counter;
 use crate::logic::gossip::{Key, Source};
 use crate::logic::ingest::{self, ForeignCheck};
 use crate::logic::jsonb;
 use crate::logic::lifecycle::Kind;
+use crate::logic::retry::Retry;
 use crate::pg::datum::RawJsonb;
 use crate::pg::notify::{self, Notification};
 use crate::pg::{catalog, clock, encoding, session, xact};
-use crate::prefix::peers;
-use crate::shmem;
-use crate::shmem::gossip::coverage;
-use crate::shmem::rings::{self, Counter};
+use crate::prefix::prefixes;
+use crate::shmem::{Segment, stats};
 
-/// What may wait to be taken apart, in bytes; what comes beyond that is counted as refused. A thousand nodes' worth.
+/// The most bytes of messages that wait to be parsed: those of a thousand nodes. More are counted as refused.
 const BACKLOG: usize = 4 << 20;
 
-/// How many checks are put at a time, and of how many bytes (or one of more): some milliseconds at the most.
+/// How many checks are put at a time, and of how many bytes (or one longer check). That takes some milliseconds at most.
 const MAX_CHECKS_AT_A_TIME: usize = 64;
 const MAX_BYTES_AT_A_TIME: usize = 32 << 10;
 
-/// How many checks of a message Postgres may refuse, each of which costs a transaction, before the rest is not looked
-/// at. Real nodes send none of these.
+/// How many checks of a message Postgres may refuse before the rest of the message is skipped. Each costs a transaction,
+/// and real nodes send none of these.
 const MAX_REFUSALS: usize = 8;
 
-/// The largest state that is taken in, as jsonb: thousands of running jobs.
+/// The largest state that is ingested, in bytes as jsonb: thousands of running jobs.
 const MAX_FOREIGN: usize = 64 << 10;
 
-/// The least time between two readings of NOTIFY's queue: every NOTIFY of the database wakes us, whatever its
-/// channel.
-const MIN_READ_INTERVAL: Duration = Duration::from_millis(20);
+/// The least time between two readings of NOTIFY's queue, in microseconds. Every NOTIFY of the database wakes this
+/// process, whatever the channel.
+const MIN_READ_INTERVAL: i64 = 20 * MILLISECOND;
 
-/// How long a look into the catalogs waits for somebody who has locked them.
+/// How long a look into the catalogs waits for a session that has locked them.
 const CATALOG_TIMEOUT: &CStr = c"50ms";
+
+/// What pg_stat_activity shows of the transactions that put.
+const INGESTING: &CStr = c"obanrs: taking in gossip";
 
 const CHANNEL: &str = "gossip";
 
 pub struct Ingest {
+    segment: Segment,
     database: u32,
     /// The prefixes whose channels this process listens to.
     prefixes: BTreeSet<String>,
-    /// Whether they are to be looked for.
+    /// Whether prefixes may have come or gone since.
     stale: bool,
-    /// obanrs.gossip_ingest as it was when they were.
+    /// obanrs.gossip_ingest as it was then.
     wanted: bool,
-    listening: Attempts,
-    /// NOTIFY's queue has to be read, whether or not something has come since.
+    listening: Retry,
+    /// Whether NOTIFY's queue has to be read, even if nothing has come since.
     unread: bool,
-    reading: Attempts,
+    reading: Retry,
+    /// The messages that wait to be parsed.
     messages: VecDeque<Notification>,
+    /// How many bytes these messages have.
     bytes: usize,
-    /// Of the message that was taken apart last, what is still to be put, the last first; its prefix; and how many of
-    /// it Postgres has refused.
+    /// The checks of the message that was parsed last that are still to be put, the last check first.
     checks: Vec<String>,
+    /// The prefix of that message.
     prefix: String,
+    /// How many checks of that message Postgres has refused.
     refusals: usize,
 }
 
-/// When something may be tried again.
-struct Attempts {
-    failures: u32,
-    next: Instant,
-}
-
-impl Attempts {
-    fn new() -> Self {
-        Self { failures: 0, next: Instant::now() }
-    }
-
-    fn is_due(&self) -> bool {
-        self.next <= Instant::now()
-    }
-
-    fn succeeded(&mut self, pause: Duration) {
-        *self = Self { failures: 0, next: Instant::now() + pause };
-    }
-
-    /// True for the first in a row.
-    fn failed(&mut self) -> bool {
-        self.failures = self.failures.saturating_add(1);
-        self.next = Instant::now() + Duration::from_micros(RELAY.delay(self.failures) as u64);
-        self.failures == 1
-    }
-}
-
 impl Ingest {
-    pub fn new(database: u32) -> Self {
-        coverage::end();
+    pub fn new(segment: Segment, database: u32) -> Self {
+        segment.end_coverage();
         Self {
+            segment,
             database,
             prefixes: BTreeSet::new(),
             stale: true,
             wanted: false,
-            listening: Attempts::new(),
+            listening: Retry::default(),
             unread: false,
-            reading: Attempts::new(),
+            reading: Retry::default(),
             messages: VecDeque::new(),
             bytes: 0,
             checks: Vec::new(),
@@ -124,32 +104,34 @@ impl Ingest {
         }
     }
 
+    /// Notes that a prefix may have been installed, renamed or dropped.
     pub fn prefixes_changed(&mut self) {
         self.stale = true;
     }
 
-    /// Listens, reads, and takes in what is due; when to come back, if ever.
+    /// Listens, reads and ingests what is due. Returns when the next pass is due; `None`: not before something comes.
     pub fn pass(&mut self) -> Option<Instant> {
         let wanted = config::gossip_ingest();
         self.stale |= wanted != self.wanted;
-        if self.stale && self.listening.is_due() {
+        if self.stale && self.listening.is_due(clock::now()) {
             self.listen(wanted);
         }
         self.unread |= !self.prefixes.is_empty() && notify::has_come();
-        if self.unread && self.reading.is_due() {
+        if self.unread && self.reading.is_due(clock::now()) {
             self.read();
         }
         self.ingest_some();
         if !(self.checks.is_empty() && self.messages.is_empty()) {
             return Some(Instant::now());
         }
-        let now = clock::now(); // before it looks whether something has come, and after all that it has put
+        let now = clock::now(); // read before the test whether something has come, and after all puts
         if !(self.stale || self.unread || self.has_news()) {
-            coverage::extend(now);
+            self.segment.extend_coverage(now);
         }
-        let listening = self.stale.then_some(self.listening.next);
-        let reading = self.unread.then_some(self.reading.next);
-        listening.into_iter().chain(reading).min()
+        let listening = self.stale.then_some(&self.listening);
+        let reading = self.unread.then_some(&self.reading);
+        let next = listening.into_iter().chain(reading).map(Retry::not_before).min()?;
+        Some(Instant::now() + Duration::from_micros((next - now).max(0) as u64))
     }
 
     /// Whether something has come since the last pass.
@@ -170,22 +152,22 @@ impl Ingest {
                 installed
             })
         });
-        session::set(c"lock_timeout", c"0"); // what the relay's commits wait for is no user's
+        session::set(c"lock_timeout", c"0"); // the relay's commits wait for no lock of a user
         match listened {
             Ok(installed) => {
                 match installed.is_empty() {
-                    true => coverage::end(),
-                    // What was sent to a prefix that has this name since, or had it until now, went unheard.
-                    false if installed != before => coverage::restart(),
+                    true => self.segment.end_coverage(),
+                    // Messages to a prefix that has this name since, or had it until now, went unheard.
+                    false if installed != before => self.segment.restart_coverage(),
                     false => {}
                 }
                 (self.prefixes, self.stale, self.wanted) = (installed, false, wanted);
-                self.listening.succeeded(Duration::ZERO);
+                self.listening.succeeded(0);
             }
             Err(caught) => {
                 self.prefixes = before;
-                let first = self.listening.failed();
-                self.failed(first, &caught.message);
+                self.listening.failed(clock::now(), RELAY);
+                self.report(self.listening.failures(), &caught.message);
             }
         }
     }
@@ -197,23 +179,25 @@ impl Ingest {
             Ok((heard, missed)) => {
                 self.bytes += heard.iter().map(size).sum::<usize>();
                 self.messages.extend(heard);
-                refused(missed);
+                self.refused(missed);
                 self.unread = false;
-                self.reading.succeeded(MIN_READ_INTERVAL);
+                self.reading.succeeded(clock::now() + MIN_READ_INTERVAL);
             }
             Err(caught) => {
-                let first = self.reading.failed();
-                self.failed(first, &caught.message);
+                self.reading.failed(clock::now(), RELAY);
+                self.report(self.reading.failures(), &caught.message);
             }
         }
     }
 
-    fn failed(&self, first: bool, why: &str) {
-        coverage::restart();
-        if first {
-            let _ = shmem::registry(|r| r.note_error(Kind::Relay, self.database, why));
-            error::log(
-                PgLogLevel::WARNING,
+    /// Restarts the coverage after a failure, and reports the first failure in a row.
+    fn report(&self, failures: u32, why: &str) {
+        self.segment.restart_coverage();
+        if failures == 1 {
+            trouble::report(
+                self.segment,
+                Kind::Relay,
+                why,
                 PgSqlErrorCode::ERRCODE_WARNING,
                 format!("obanrs can't listen to gossip in {}: {why}", process::of_database()),
                 "It is tried again every few seconds; obanrs.gossip_ingest = off keeps it from being tried.",
@@ -221,7 +205,23 @@ impl Ingest {
         }
     }
 
-    /// Takes the next message apart, if the one before is done with, and puts some of its checks.
+    /// Counts checks that are no checks. Each may have been a sign of life of a process, so the coverage restarts.
+    fn malformed(&self, checks: usize) {
+        if checks > 0 {
+            self.segment.restart_coverage();
+            stats::count(Counter::GossipMalformed, checks);
+        }
+    }
+
+    /// Counts checks for which there was no room. The coverage restarts.
+    fn refused(&self, checks: usize) {
+        if checks > 0 {
+            self.segment.restart_coverage();
+            stats::count(Counter::GossipRefused, checks);
+        }
+    }
+
+    /// Puts some checks of the present message. Parses the next message first, if all checks of the last one are put.
     fn ingest_some(&mut self) {
         if self.checks.is_empty() {
             let Some(message) = self.messages.pop_front() else { return };
@@ -232,13 +232,13 @@ impl Ingest {
                 (text(&message.channel), text(&message.payload))
             };
             let Ok((channel, payload)) = xact::contain(|| xact::run(INGESTING, texts)) else {
-                malformed(1);
+                self.malformed(1);
                 return;
             };
             let Some((prefix, _)) = channel.rsplit_once('.') else { return };
             let parsed = ingest::parse_message(&payload);
-            malformed(parsed.malformed);
-            refused(parsed.too_many);
+            self.malformed(parsed.malformed);
+            self.refused(parsed.too_many);
             (self.prefix, self.checks, self.refusals) = (prefix.to_owned(), parsed.checks, 0);
             self.checks.reverse();
         }
@@ -249,31 +249,31 @@ impl Ingest {
         {
             bytes += check.len();
             match ingest::parse_check(&check) {
-                Some(heard) => some.push(heard),
-                None => malformed(1),
+                Some(check) => some.push(check),
+                None => self.malformed(1),
             }
         }
         self.put(&some);
     }
 
-    /// Puts checks in one transaction; if Postgres refuses one of them, each in its own.
+    /// Puts checks in one transaction. If Postgres refuses one of them, puts each in a transaction of its own.
     fn put(&mut self, checks: &[ForeignCheck]) {
-        let (database, prefix) = (self.database, &*self.prefix);
+        let (segment, database, prefix) = (self.segment, self.database, &*self.prefix);
         let put_all = || {
-            // What came for a schema that is gone is nobody's.
+            // A message for a schema that is gone belongs to no schema.
             let Some(schema) = catalog::namespace_now(prefix) else { return Vec::new() };
-            checks.iter().map(|heard| put_one(database, schema, heard)).collect()
+            checks.iter().map(|check| put_one(segment, database, schema, check)).collect()
         };
         match xact::contain(|| xact::run(INGESTING, put_all)) {
             Ok(counters) => counters.into_iter().flatten().for_each(|counter| match counter {
-                Counter::GossipMalformed => malformed(1),
-                Counter::GossipRefused => refused(1),
-                counter => rings::count(counter, 1),
+                Counter::GossipMalformed => self.malformed(1),
+                Counter::GossipRefused => self.refused(1),
+                counter => stats::count(counter, 1),
             }),
             Err(_) if checks.len() > 1 => {
                 for (i, one) in checks.chunks(1).enumerate() {
                     if self.refusals >= MAX_REFUSALS {
-                        malformed(checks.len() - i + self.checks.len());
+                        self.malformed(checks.len() - i + self.checks.len());
                         self.checks.clear();
                         return;
                     }
@@ -282,29 +282,11 @@ impl Ingest {
             }
             Err(_) => {
                 self.refusals += 1;
-                malformed(1);
+                self.malformed(1);
             }
         }
     }
 }
-
-/// What could not be taken in may have been a sign of life of any process.
-fn malformed(checks: usize) {
-    if checks > 0 {
-        coverage::restart();
-        rings::count(Counter::GossipMalformed, checks);
-    }
-}
-
-/// The same for want of room.
-fn refused(checks: usize) {
-    if checks > 0 {
-        coverage::restart();
-        rings::count(Counter::GossipRefused, checks);
-    }
-}
-
-const INGESTING: &CStr = c"obanrs: taking in gossip";
 
 fn size(notification: &Notification) -> usize {
     size_of::<Notification>() + notification.channel.len() + notification.payload.len()
@@ -312,14 +294,15 @@ fn size(notification: &Notification) -> usize {
 
 /// The installed prefixes that can have a channel.
 fn installed() -> BTreeSet<String> {
-    let found = peers::installed_prefixes().into_iter();
+    let found = prefixes::installed_names().into_iter();
     found.filter(|p| channel::full_name(p, CHANNEL).is_ok()).collect()
 }
 
-/// What it is counted as, if at all. May raise.
-fn put_one(database: u32, schema: u32, heard: &ForeignCheck) -> Option<Counter> {
-    let ForeignCheck { name, node, queue, state } = heard;
-    // A name that this database can't show would break the view for all.
+/// Puts a check. Returns the counter that counts it; `None`: there is a local entry, and the check is ignored. Raises
+/// what Postgres raises for a text that it refuses.
+fn put_one(segment: Segment, database: u32, schema: u32, check: &ForeignCheck) -> Option<Counter> {
+    let ForeignCheck { name, node, queue, state } = check;
+    // A name that this database can't show would break the view for all roles.
     [name, node, queue].into_iter().for_each(|name| drop(encoding::to_server(name)));
     let Some(state) = RawJsonb::parse(state) else { return Some(Counter::GossipMalformed) };
     let Ok(started_at) = check::validate_foreign(jsonb::read(state.bytes())) else {
@@ -330,8 +313,8 @@ fn put_one(database: u32, schema: u32, heard: &ForeignCheck) -> Option<Counter> 
     }
     let key = Key { database, schema, name, node, queue };
     let ttl = config::gossip_ttl().as_micros() as i64;
-    match shmem::gossip::put(&key, state.bytes(), started_at, ttl, Source::Foreign) {
-        Ok(Ok(put)) => (!put.ignored).then_some(Counter::GossipIngested),
-        _ => Some(Counter::GossipRefused),
+    match segment.gossip().put(&key, state.bytes(), started_at, ttl, Source::Foreign) {
+        Ok(put) => (!put.ignored).then_some(Counter::GossipIngested),
+        Err(_) => Some(Counter::GossipRefused),
     }
 }

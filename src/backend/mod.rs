@@ -1,0 +1,29 @@
+//! What a process remembers of its session and its transaction, and what it tells shared memory when they end.
+//!
+//! Each part keeps thread-locals and registers callbacks: of the end of a transaction or a subtransaction
+//! (`pg::xact`), and of the end of the process (`pg::session`). A callback that runs after a commit must not raise,
+//! because an ERROR would be a PANIC of the whole server: it takes locks of `shmem`, changes plain memory and sets
+//! latches. A process that dies in between takes its thread-locals along. An exit aborts the open transaction first,
+//! and that is an end of the transaction as well.
+//!
+//! | file | what a process remembers |
+//! | --- | --- |
+//! | `xact_end` | what its transaction has to tell the workers |
+//! | `ddl_changes` | which tables and schemas its transaction has altered |
+//! | `peer_row_changes` | which rows of oban_peers its transaction has changed |
+//! | `memberships` | which members are bound to its session |
+//! | `listening` | whether its session is counted as one that LISTENs |
+
+pub mod ddl_changes;
+pub mod listening;
+pub mod memberships;
+pub mod peer_row_changes;
+pub mod xact_end;
+
+/// Registers the callbacks of transactions. Called by `_PG_init` while Postgres preloads the library.
+pub fn register() {
+    xact_end::register();
+    listening::register();
+    peer_row_changes::register();
+    ddl_changes::register();
+}

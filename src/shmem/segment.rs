@@ -1,0 +1,348 @@
+//! The segment: its layout, and how a process gets at it.
+
+use std::ptr::null_mut;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use pgrx::pg_shmem_init;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use pgrx::shmem::PgSharedMemoryInitialization;
+
+use super::coverage::SharedCoverage;
+use super::floor;
+use super::locks::Lock;
+use super::slots::Slot;
+use crate::config;
+use crate::error::{self, Error};
+use crate::logic::counter::Counter;
+use crate::logic::gossip::memory::{Process, ProcessesHead};
+use crate::logic::gossip::{
+    Block, BlockUsage, GossipEntry, GossipHead, MAX_BLOCK_USAGES, capacity as gossip_capacity,
+    processes as gossip_processes,
+};
+use crate::logic::leadership::{Electorate, Member, Seat};
+use crate::logic::lifecycle::{DatabaseSlot, Hold, Looks};
+use crate::logic::orphans::{MAX_SUSPECTS, Suspect};
+use crate::logic::ring::pool::RingOwner;
+use crate::logic::ring::{self, RingHead, RoleUsage, Waiter};
+use crate::pg::{clock, latch, lwlock, session};
+
+const CACHE_LINE: usize = 128;
+
+/// A session holds the databases that its transaction drops, renames or copies, which are few. Without a free
+/// hold DROP DATABASE still works, but it may have to be repeated.
+pub(super) const MAX_HOLDS: usize = 64;
+
+/// The most names whose end of leadership waits to be announced because NOTIFY's queue was full. A name without
+/// room is not announced: foreign nodes find out at their next election, within half a minute.
+pub(super) const MAX_UNANNOUNCED: usize = 256;
+
+/// The most names, of all databases, that memory knows foreign nodes to have led since the server's start.
+pub(super) const MAX_FOREIGN: usize = 1_024;
+
+/// The counters of sessions that LISTEN (`Globals::listeners`).
+pub(super) const LISTENER_COUNTERS: usize = 256;
+
+/// On cache lines of its own, so that what one database writes does not slow another.
+#[repr(C, align(128))]
+pub(super) struct Padded<T>(pub T);
+
+/// The counters of one database (`oban_stats`).
+pub(super) type Counters = [AtomicU64; Counter::ALL.len()];
+
+/// The fixed part of the segment. Zeroed memory is the state before the first start of the coordinator, but for
+/// what `on_shmem_startup` writes.
+#[repr(C)]
+pub(super) struct Root {
+    pub globals: Globals,
+    /// The greatest generation that a database's slot was given; 0 for none. Guarded by the lock Registry.
+    pub last_slot_generation: u64,
+    /// The databases without a slot. Guarded by the lock Registry.
+    pub looks: Looks,
+    /// The greatest generation that a ring was given; 0 for none. Guarded by the lock Registry.
+    pub last_ring_generation: u64,
+    /// The counters and free lists of the gossip table. Guarded by the lock Gossip.
+    pub gossip: GossipHead,
+    /// The counters and free lists of the processes that gossip. Guarded by the lock Gossip.
+    pub processes: ProcessesHead,
+    /// The deadline, on `pg::clock`, at which the coordinator next looks for expired entries; 0 for never. Guarded
+    /// by the lock Gossip.
+    pub sweep_at: i64,
+}
+
+/// What every process reads and writes without a lock.
+#[repr(C)]
+pub(super) struct Globals {
+    /// The wall time at which the segment was made, in microseconds. It names this start of the server: rows of
+    /// `oban_peers` carry it. Written before any other process exists, and never again.
+    pub boot: i64,
+    /// The member id that was given last. It begins at the floor of positions, so that no id is given twice over
+    /// restarts.
+    pub next_member: AtomicI64,
+    /// The coordinator's process id; 0 without a coordinator.
+    pub coordinator_pid: AtomicI32,
+    /// The coordinator's process number, for `pg::latch::wake`; -1 without a coordinator.
+    pub coordinator: AtomicI32,
+    /// The wall time at which the last coordinator started; 0 for never.
+    pub coordinator_since: AtomicI64,
+    /// How often a coordinator has started since the segment was made.
+    pub coordinator_starts: AtomicI32,
+    /// 1: the coordinator has to read pg_database again.
+    pub rescan: AtomicI32,
+    /// The clock reading since which this server ingests and takes gossip.
+    pub knows_since: AtomicI64,
+    /// A ring that begins gives positions above this floor: the one at which this run of the server began
+    /// (`floor.rs`), or the last position of a ring that was closed since.
+    pub floor: AtomicI64,
+    /// How many sessions LISTEN, by their database's oid modulo the length. Databases that share a counter have
+    /// each other's listeners counted: that costs transactions of a relay, and loses no message.
+    pub listeners: [AtomicU32; LISTENER_COUNTERS],
+}
+
+/// Offsets of the areas behind the root, in bytes, and their lengths in elements.
+pub(super) struct Layout {
+    pub databases: usize,
+    pub holds: usize,
+    pub members: usize,
+    pub seats: usize,
+    pub block_usages: usize,
+    pub unannounced: usize,
+    pub foreign: usize,
+    pub buckets: usize,
+    pub entries: usize,
+    pub blocks: usize,
+    pub process_buckets: usize,
+    pub processes: usize,
+    pub suspects: usize,
+    pub slots: usize,
+    pub owners: usize,
+    pub waiters: usize,
+    pub roles: usize,
+    pub rings: usize,
+    pub counters: usize,
+    pub polling: usize,
+    pub coverages: usize,
+    /// What begins here need not be zero.
+    pub ring_entries: usize,
+    pub ring_bytes: usize,
+    pub total: usize,
+    pub ring_capacity: (usize, usize),
+    pub max_processes: usize,
+    pub max_databases: usize,
+    pub max_rings: usize,
+    pub max_members: usize,
+    pub max_entries: usize,
+}
+
+/// From settings that don't change while the server runs: the same in every process.
+pub(super) fn layout() -> &'static Layout {
+    static LAYOUT: OnceLock<Layout> = OnceLock::new();
+    LAYOUT.get_or_init(compute_layout)
+}
+
+/// No more than databases have slots.
+fn max_rings() -> usize {
+    config::max_rings().min(config::max_databases())
+}
+
+fn compute_layout() -> Layout {
+    let max_databases = config::max_databases();
+    let max_rings = max_rings();
+    let max_members = config::max_members();
+    let max_entries = gossip_capacity(config::gossip_memory());
+    let max_processes = session::max_processes();
+    let ring_capacity = ring::capacity(config::ring_size());
+    let mut end = size_of::<Root>();
+    let mut area = |element: usize, count: usize| {
+        let start = end.next_multiple_of(CACHE_LINE);
+        end = start + element * count;
+        start
+    };
+    Layout {
+        databases: area(size_of::<DatabaseSlot>(), max_databases),
+        holds: area(size_of::<Hold>(), MAX_HOLDS),
+        members: area(size_of::<Member>(), max_members),
+        seats: area(size_of::<Seat>(), max_members),
+        block_usages: area(size_of::<BlockUsage>(), MAX_BLOCK_USAGES),
+        unannounced: area(size_of::<Electorate>(), MAX_UNANNOUNCED),
+        foreign: area(size_of::<Electorate>(), MAX_FOREIGN),
+        buckets: area(size_of::<u32>(), max_entries),
+        entries: area(size_of::<GossipEntry>(), max_entries),
+        blocks: area(size_of::<Block>(), max_entries),
+        process_buckets: area(size_of::<u32>(), gossip_processes(max_entries)),
+        processes: area(size_of::<Process>(), gossip_processes(max_entries)),
+        suspects: area(size_of::<Suspect>(), MAX_SUSPECTS),
+        slots: area(size_of::<Slot>(), max_databases),
+        owners: area(size_of::<RingOwner>(), max_rings),
+        waiters: area(size_of::<Waiter>(), max_processes),
+        roles: area(size_of::<RoleUsage>(), ring::MAX_ROLES * max_rings),
+        rings: area(size_of::<Padded<RingHead>>(), max_rings),
+        counters: area(size_of::<Padded<Counters>>(), max_databases),
+        polling: area(size_of::<AtomicU64>(), max_databases),
+        coverages: area(size_of::<SharedCoverage>(), max_databases),
+        ring_entries: area(size_of::<ring::RingEntry>(), ring_capacity.0 * max_rings),
+        ring_bytes: area(1, ring_capacity.1 * max_rings),
+        total: area(0, 0),
+        ring_capacity,
+        max_processes,
+        max_databases,
+        max_rings,
+        max_members,
+        max_entries,
+    }
+}
+
+/// Where this process has the segment; null while the library is not preloaded.
+struct Attachment {
+    root: AtomicPtr<Root>,
+}
+
+static ATTACHMENT: Attachment = Attachment { root: AtomicPtr::new(null_mut()) };
+
+/// Asks for the segment. Called by `_PG_init` while Postgres preloads the library.
+#[allow(unexpected_cfgs)] // pgrx's macro asks for majors that this crate does not have
+pub fn request() {
+    pg_shmem_init!(ATTACHMENT = ());
+}
+
+impl PgSharedMemoryInitialization for Attachment {
+    type Value = ();
+
+    unsafe fn on_shmem_request(&'static self) {
+        // SAFETY: called from shmem_request_hook, as the trait promises.
+        unsafe { pg_sys::RequestAddinShmemSpace(layout().total) };
+        lwlock::request(Lock::count(max_rings()));
+    }
+
+    unsafe fn on_shmem_startup(&'static self, (): ()) {
+        let made = lwlock::while_making_segment(|| {
+            let (total, mut found) = (layout().total, false);
+            // SAFETY: called from shmem_startup_hook, as the trait promises, under the lock that it asks for. The area is
+            // as large as was asked for, and everything in it is plain data for which zeros are valid.
+            unsafe {
+                let root = pg_sys::ShmemInitStruct(c"obanrs".as_ptr(), total, &mut found).cast::<Root>();
+                if !found {
+                    root.cast::<u8>().write_bytes(0, layout().ring_entries);
+                    let globals = &mut (*root).globals;
+                    globals.boot = pg_sys::GetCurrentTimestamp();
+                    globals.coordinator.store(-1, Ordering::Relaxed);
+                    globals.knows_since.store(clock::now(), Ordering::Relaxed);
+                    let floor = floor::begin(globals.boot, ended);
+                    globals.next_member.store(floor, Ordering::Relaxed);
+                    globals.floor.store(floor, Ordering::Relaxed);
+                }
+                self.root.store(root, Ordering::Relaxed);
+            }
+            !found
+        });
+        if made {
+            latch::name_events();
+            log_sizes();
+        }
+    }
+}
+
+/// Writes one line to the log for each start of the server and each crash restart: the version and the sizes.
+fn log_sizes() {
+    let size = |bytes: usize| {
+        if bytes < 1 << 20 { format!("{} kB", bytes >> 10) } else { format!("{} MB", bytes >> 20) }
+    };
+    let message = format!(
+        "obanrs {}: {} rings of {}, {} members, {} for gossip, {} databases, {} of shared memory in all",
+        env!("CARGO_PKG_VERSION"),
+        max_rings(),
+        size(config::ring_size()),
+        config::max_members(),
+        size(config::gossip_memory()),
+        config::max_databases(),
+        size(layout().total)
+    );
+    error::log(PgLogLevel::LOG, PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, "");
+}
+
+/// Runs when the postmaster ends its life of the segment: at a clean shutdown (`code` is 0), or for a crash restart.
+#[pg_guard]
+unsafe extern "C-unwind" fn ended(code: i32, _argument: pg_sys::Datum) {
+    if code == 0
+        && let Some(segment) = Segment::attached()
+    {
+        let globals = segment.globals();
+        let last = [&globals.next_member, &globals.floor].map(|last| last.load(Ordering::Relaxed));
+        floor::end(last.into_iter().fold(segment.last_position(), i64::max));
+    }
+}
+
+/// The segment as this process sees it. A value exists only where the segment is attached, so access through it
+/// does not fail.
+#[derive(Clone, Copy)]
+pub struct Segment {
+    root: *mut Root,
+}
+
+impl Segment {
+    /// The segment; `None` when the library was not preloaded.
+    pub fn attached() -> Option<Self> {
+        let root = ATTACHMENT.root.load(Ordering::Relaxed);
+        (!root.is_null()).then_some(Self { root })
+    }
+
+    /// The segment; the error 55000 when the library was not preloaded.
+    pub fn require() -> Result<Self, Error> {
+        Self::attached().ok_or(Error::NotPreloaded)
+    }
+
+    pub(super) fn globals(self) -> &'static Globals {
+        // SAFETY: the segment lives as long as the process, and all but `boot` are atomics. `boot` is written before
+        // any other process exists.
+        unsafe { &(*self.root).globals }
+    }
+
+    /// The fixed part of the segment. A caller reads and writes a field only under the field's lock.
+    pub(super) fn root(self) -> *mut Root {
+        self.root
+    }
+
+    /// An area behind the root, as a slice.
+    ///
+    /// # Safety
+    /// `offset` and `count` are those of `layout` for elements of type `T`. The caller holds the area's lock in a mode
+    /// that allows what the caller does with the slice, for as long as the slice is used.
+    pub(super) unsafe fn area<'a, T>(self, offset: usize, count: usize) -> &'a mut [T] {
+        // SAFETY: the caller's promise; the segment lives as long as the process.
+        unsafe { std::slice::from_raw_parts_mut(self.root.cast::<u8>().add(offset).cast(), count) }
+    }
+
+    /// The counters of a database's slot; `None` when there is no slot of this number.
+    pub(super) fn counters(self, slot: usize) -> Option<&'static Counters> {
+        let l = layout();
+        // SAFETY: the area has atomics only, which need no lock.
+        let all: &[Padded<Counters>] = unsafe { self.area(l.counters, l.max_databases) };
+        all.get(slot).map(|padded| &padded.0)
+    }
+
+    /// The counter of the sessions that LISTEN in a database (`backend::listening`).
+    pub fn listeners(self, database: u32) -> &'static AtomicU32 {
+        &self.globals().listeners[database as usize % LISTENER_COUNTERS]
+    }
+
+    /// The start of the server to which the segment belongs: the wall time at which it was made, in microseconds.
+    pub fn boot(self) -> i64 {
+        self.globals().boot
+    }
+
+    /// Lifts the floor of positions and of member ids to `to`. A promoted standby needs that: it began at a floor
+    /// that it had copied from its primary, which has given positions since.
+    pub fn lift_floor(self, to: i64) {
+        self.globals().floor.fetch_max(to, Ordering::SeqCst);
+        self.globals().next_member.fetch_max(to, Ordering::SeqCst);
+    }
+
+    /// The last position of all rings. The postmaster calls this when no other process is left. It takes no lock,
+    /// because a process that was killed may hold that lock.
+    fn last_position(self) -> i64 {
+        // SAFETY: the area of the rings' heads, to which no process writes any more.
+        let rings: &[Padded<RingHead>] = unsafe { self.area(layout().rings, layout().max_rings) };
+        rings.iter().map(|ring| ring.0.position()).max().unwrap_or(0)
+    }
+}

@@ -1,0 +1,88 @@
+//! The slot of a database: what the bus has to know of it, and how this process finds the slot of its own database.
+//!
+//! A process remembers its database's slot with the slot's generation. The slot may be freed and used again: then its
+//! generation is another one, and what the process writes for the old generation is not found any more.
+
+use std::cell::Cell;
+use std::sync::atomic::Ordering;
+
+use super::Segment;
+use super::segment::layout;
+use crate::logic::lifecycle::Registry;
+use crate::logic::ring::pool::Pool;
+use crate::pg::session;
+
+/// What the bus has to know of a database's slot. Guarded by the lock Registry. Zeroed memory is a slot that no
+/// database has used.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Slot {
+    /// The generation of the slot that `relay` and the slot's counters are about; 0 for none.
+    generation: u64,
+    /// The process number of the database's relay plus 1; 0 without a relay.
+    pub relay: u32,
+}
+
+/// A database's slot in one of its generations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotId {
+    pub slot: usize,
+    pub generation: u64,
+}
+
+thread_local! {
+    /// The slot of this process's database, as it was when this process last looked. `None`: it had none.
+    static OWN: Cell<Option<SlotId>> = const { Cell::new(None) };
+}
+
+impl Segment {
+    /// Runs `body` with the registry and the pool of rings, under the lock Registry in exclusive mode.
+    pub(super) fn ring_pool<R>(self, body: impl FnOnce(&mut Registry<'_>, &mut Pool<'_>) -> R) -> R {
+        let l = layout();
+        self.registry(|r| {
+            // SAFETY: an area and a field of the lock that `registry` holds exclusively until `body` has returned.
+            let mut pool = unsafe {
+                Pool {
+                    owners: self.area(l.owners, l.max_rings),
+                    last_generation: &mut (*self.root()).last_ring_generation,
+                }
+            };
+            body(r, &mut pool)
+        })
+    }
+
+    /// Runs `body` with a database's slot and the pool of rings, under the lock Registry. `None` when the database
+    /// has no slot. The first call in a generation of the slot sets the counters of the slot to zero.
+    pub(super) fn slot<R>(
+        self,
+        database: u32,
+        body: impl FnOnce(SlotId, &mut Slot, &mut Pool<'_>) -> R,
+    ) -> Option<R> {
+        let l = layout();
+        self.ring_pool(|r, pool| {
+            let (at, generation) = r.slot(database)?;
+            // SAFETY: an area of the lock that `ring_pool` holds exclusively until this closure has returned.
+            let slots: &mut [Slot] = unsafe { self.area(l.slots, l.max_databases) };
+            let slot = slots.get_mut(at)?;
+            if slot.generation != generation {
+                *slot = Slot { generation, relay: 0 };
+                self.counters(at)?.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
+            }
+            Some(body(SlotId { slot: at, generation }, slot, pool))
+        })
+    }
+
+    /// The slot of this process's database, as this process remembers it. Looks for it if this process remembers
+    /// none. `None`: the database has no slot. That generation of the slot may be over.
+    pub fn own_slot(self) -> Option<SlotId> {
+        OWN.get().or_else(|| {
+            remember(self.slot(session::database(), |id, _, _| id));
+            OWN.get()
+        })
+    }
+}
+
+/// Remembers the slot of this process's database.
+pub(super) fn remember(slot: Option<SlotId>) {
+    OWN.set(slot);
+}
