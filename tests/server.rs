@@ -30,6 +30,10 @@ mod hostile;
 mod ingest;
 #[path = "server/install.rs"]
 mod install;
+#[path = "server/known_bugs.rs"]
+mod known_bugs;
+#[path = "server/known_bugs_leaders.rs"]
+mod known_bugs_leaders;
 #[path = "server/leadership.rs"]
 mod leadership;
 #[path = "server/leases.rs"]
@@ -40,10 +44,6 @@ mod lifecycle;
 mod looks;
 #[path = "server/memory.rs"]
 mod memory;
-#[path = "server/museum.rs"]
-mod museum;
-#[path = "server/museum_leaders.rs"]
-mod museum_leaders;
 #[path = "server/notify.rs"]
 mod notify;
 #[path = "server/orphans.rs"]

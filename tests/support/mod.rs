@@ -7,6 +7,7 @@ pub mod comments;
 pub mod elixir;
 pub mod history;
 mod installation;
+pub mod members;
 mod stuck;
 mod workspace;
 

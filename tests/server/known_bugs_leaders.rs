@@ -1,19 +1,13 @@
-//! Bugs that other systems had with their leaders, by their numbers in our collection, each as a test that
-//! this one does not have it.
+//! Bugs that other systems had with their leaders and sessions: does this extension have them?
+//!
+//! Each test names the system that had the bug, and links to it.
 
 use fallible_iterator::FallibleIterator;
 use postgres::Client;
 
 use crate::support::elixir::{Form, elect};
+use crate::support::members::{join, leads};
 use crate::support::{Ask, Cluster, code, stat, wait_for, wait_until};
-
-fn leads(client: &mut Client) -> bool {
-    client.one("SELECT oban_is_leader()")
-}
-
-fn join(client: &mut Client, node: &str) -> i64 {
-    client.query_one("SELECT oban_join($1, candidate => true)", &[&node]).unwrap().get(0)
-}
 
 fn row(client: &mut Client) -> String {
     let sql = "SELECT coalesce(string_agg(name || ' ' || node || ' ' || term || ' ' || expires_at, ', '), '') FROM oban_peers";
@@ -25,10 +19,11 @@ fn keeper(client: &mut Client) -> i32 {
     wait_for("a keeper", || client.query_opt(sql, &[]).unwrap().map(|r| r.get(0)))
 }
 
-/// Oban 2.11 to 2.23.0: a leader that had been paused renewed whatever row it found, and led beside another for
-/// 19 days.
+/// Oban 2.11 to 2.23.0: a leader that had been paused renewed the row that it found, also another node's. It led
+/// beside another for 19 days.
+/// https://github.com/oban-bg/oban/issues/1488
 #[test]
-fn museum_1_a_paused_leader_wakes_after_expiry_and_must_lose() {
+fn a_leader_that_was_paused_past_its_lease_leads_no_more() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.lease = 1s"]);
     let mut ours = cluster.client();
     ours.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
@@ -58,8 +53,9 @@ fn museum_1_a_paused_leader_wakes_after_expiry_and_must_lose() {
 }
 
 /// Oban until 2.23.0 kept its leadership when an election failed.
+/// https://github.com/oban-bg/oban/issues/1488
 #[test]
-fn museum_2_an_election_error_drops_leadership_and_does_not_keep_it() {
+fn an_election_that_fails_ends_the_leadership() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.lease = 1s"]);
     let mut client = cluster.client();
     client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
@@ -74,10 +70,11 @@ fn museum_2_an_election_error_drops_leadership_and_does_not_keep_it() {
     wait_until("it leads again", || leads(&mut client));
 }
 
-/// Oban for Python announces that it resigns before its row is gone: others hold their elections too early, and
-/// sleep for half a minute.
+/// Oban for Python announces that it resigns before it deletes its row. Other nodes hold their elections too early,
+/// and sleep for half a minute.
+/// https://github.com/oban-bg/oban-py/blob/05825443562bd2540360736d7fff8e1a6e918f47/oban/_leader.py
 #[test]
-fn museum_3_resigning_is_atomic_with_its_announcement() {
+fn a_resignation_and_its_announcement_are_one_transaction() {
     let cluster = Cluster::installed();
     let (mut elixir, mut ours) = (cluster.client(), cluster.client());
     elixir.batch_execute("LISTEN \"public.oban_leader\"").unwrap();
@@ -98,10 +95,14 @@ fn museum_3_resigning_is_atomic_with_its_announcement() {
     }
 }
 
-/// River: a renewal every TTL, a past leader that renewed after another's election, a peer that elected itself
-/// again while it stopped.
+/// Three bugs of River. The interval of renewals was as long as the lease:
+/// https://github.com/riverqueue/river/pull/217
+/// A past leader renewed the row of the next leader, and believed to lead:
+/// https://github.com/riverqueue/river/pull/199
+/// A leader that had resigned elected itself again:
+/// https://github.com/riverqueue/river/pull/286
 #[test]
-fn museum_4_renewals_are_shorter_than_leases_past_leaders_fail_and_who_resigned_stays_resigned() {
+fn a_leader_renews_in_time_and_leads_no_more_once_another_does_or_it_resigned() {
     let cluster = Cluster::start(&[
         "shared_preload_libraries = 'obanrs'",
         "obanrs.lease = 1s",
@@ -144,9 +145,10 @@ fn museum_4_renewals_are_shorter_than_leases_past_leaders_fail_and_who_resigned_
     assert_eq!(elections(&cluster), 1, "{}", cluster.log());
 }
 
-/// River: one that was elected while it was starting, and died, stayed leader.
+/// In River a leader whose services failed to start stayed leader.
+/// https://github.com/riverqueue/river/issues/1161
 #[test]
-fn museum_5_a_half_started_leader_does_not_stay_leader() {
+fn a_half_started_leader_does_not_stay_leader() {
     let cluster = Cluster::installed();
     let mut watch = cluster.client();
     for round in 0..5 {
@@ -171,10 +173,11 @@ fn museum_5_a_half_started_leader_does_not_stay_leader() {
     }
 }
 
-/// pg-boss: a client whose host had vanished looked alive. A network of the test's own is taken down here, so that
+/// In pg-boss a half-open connection of a listener looked alive. The test takes down a network of its own, so that
 /// no word of the client's end can reach the server.
+/// https://github.com/timgit/pg-boss/issues/850
 #[test]
-fn museum_7_a_half_open_socket_is_noticed_and_its_slot_freed() {
+fn a_half_open_socket_is_noticed_and_its_place_freed() {
     let cluster = Cluster::start_in_own_network(&[
         "shared_preload_libraries = 'obanrs'",
         "listen_addresses = '127.0.0.1'",
@@ -229,9 +232,10 @@ fn museum_7_a_half_open_socket_is_noticed_and_its_slot_freed() {
     });
 }
 
-/// pg_net: sessions that slept in it kept DROP DATABASE waiting.
+/// The sleeping worker of pg_net kept DROP DATABASE waiting.
+/// https://github.com/supabase/pg_net/issues/78
 #[test]
-fn museum_16_drop_database_with_waiting_sessions_finishes() {
+fn drop_database_with_waiting_sessions_finishes() {
     let cluster = Cluster::with_extension();
     let mut admin = cluster.client();
     admin.batch_execute("CREATE DATABASE doomed").unwrap();
@@ -264,9 +268,10 @@ fn museum_16_drop_database_with_waiting_sessions_finishes() {
     });
 }
 
-/// Oban 2.11.0: 2.5 million inserts and deletes an hour, of ten nodes.
+/// Oban 2.11.0 with ten nodes inserted and deleted 2.5 million times an hour.
+/// https://github.com/oban-bg/oban/issues/651
 #[test]
-fn museum_17_a_thousand_peers_and_a_dead_leader_cost_one_election() {
+fn a_dead_leader_of_a_thousand_peers_costs_one_election() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.max_members = 1100"]);
     let mut client = cluster.client();
     client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();

@@ -1,12 +1,14 @@
-//! Bugs that other job systems had, by their numbers in our collection, each as a test that this one
-//! does not have it.
+//! Bugs that other systems had with their messages: does this extension have them?
+//!
+//! Each test names the system that had the bug, and links to it.
 
 use crate::bus::{installed_with, poll, wait, wait_for_relay};
 use crate::support::{Ask, Cluster, code, heard, stat, wait_for, wait_until};
 
-/// Graphile Worker filled the log of a hot standby: its worker failed there, and was started again.
+/// Graphile Worker filled the log of a hot standby: its listener failed there and started again at once.
+/// https://github.com/graphile/worker/issues/224
 #[test]
-fn museum_8_server_in_recovery_no_log_storm() {
+fn a_server_in_recovery_fills_no_log() {
     let primary = Cluster::installed();
     let standby = primary.standby(&["log_min_messages = info"]);
     let mut client = standby.client();
@@ -30,10 +32,10 @@ fn museum_8_server_in_recovery_no_log_storm() {
     assert!(said[1].contains("node \"a\" leads"), "{said:#?}");
 }
 
-/// pgbus dropped and created its trigger at each start of a worker: deadlocks between workers that
-/// boot together.
+/// pgbus dropped and created its trigger at each start of a worker. Workers that started together had deadlocks.
+/// https://github.com/zoolutions/pgbus/issues/125
 #[test]
-fn museum_10_enabling_a_trigger_is_idempotent_and_takes_no_access_exclusive_when_nothing_changes() {
+fn a_trigger_that_is_there_is_enabled_again_without_a_lock_on_its_table() {
     let cluster = Cluster::installed();
     let mut client = cluster.client();
     let trigger = "SELECT oid::bigint FROM pg_trigger WHERE tgname = 'obanrs_jobs_insert'";
@@ -51,9 +53,10 @@ fn museum_10_enabling_a_trigger_is_idempotent_and_takes_no_access_exclusive_when
     worker.batch_execute("COMMIT").unwrap();
 }
 
-/// River lost what was sent while its notifier reconnected, and found out an hour later.
+/// River loses a cancellation that is sent while its notifier reconnects. Its rescuer finds the job an hour later.
+/// https://github.com/riverqueue/river/issues/1358
 #[test]
-fn museum_6_what_is_sent_while_a_listener_is_away_is_received_on_resume() {
+fn what_is_sent_while_a_listener_is_away_is_received_on_resume() {
     let cluster = installed_with(&[]);
     let mut client = cluster.client();
     let mut position = poll(&mut client, "").position;
@@ -73,10 +76,11 @@ fn museum_6_what_is_sent_while_a_listener_is_away_is_received_on_resume() {
     }
 }
 
-/// PGMQ's throttle of notifications was an unlogged table: empty after a crash, and with it every queue's
-/// notifications off until somebody turned them on again.
+/// PGMQ keeps the throttle of its notifications in an unlogged table. A crash empties that table, and every queue's
+/// notifications are off until they are enabled again. The pull request that brought the table:
+/// https://github.com/pgmq/pgmq/pull/445
 #[test]
-fn museum_9_after_a_server_crash_the_bus_works_without_enabling_anything() {
+fn after_a_server_crash_the_bus_works_without_enabling_anything() {
     let cluster = installed_with(&[]);
     let pid: i32 = cluster.client().one("SELECT pg_backend_pid()");
     let mut victim = cluster.client();
@@ -99,9 +103,11 @@ fn museum_9_after_a_server_crash_the_bus_works_without_enabling_anything() {
     });
 }
 
-/// PGMQ built names of channels out of names of queues as they were.
+/// PGMQ took the name of a queue from the name of its table, which is in lower case. A queue with another name sent
+/// no notification.
+/// https://github.com/pgmq/pgmq/pull/593
 #[test]
-fn museum_11_prefixes_and_channels_in_mixed_case_quoted_of_63_bytes_and_unicode() {
+fn prefixes_in_mixed_case_quoted_of_63_bytes_and_unicode_have_channels() {
     let cluster = installed_with(&[]);
     let mut client = cluster.client();
     let longest = "L".repeat(63 - ".oban_gossip".len());
@@ -126,9 +132,12 @@ fn museum_11_prefixes_and_channels_in_mixed_case_quoted_of_63_bytes_and_unicode(
     assert!(client.execute("SELECT oban_install($1)", &[&too_long]).is_err(), "one byte more");
 }
 
-/// Graphile Worker's channel is `jobs:insert` for everybody in the database.
+/// The channel of Graphile Worker is `jobs:insert` for each of its schemas in a database. PgDog gave the
+/// notifications of one pool to the listeners of another.
+/// https://github.com/graphile/worker/blob/abfb4cff30747ad423046d117dfb88470f03ae00/src/main.ts#L536
+/// https://github.com/pgdogdev/pgdog/pull/1285
 #[test]
-fn museum_12_prefix_a_never_hears_prefix_b() {
+fn a_prefix_never_hears_another_prefix() {
     let cluster = installed_with(&[]);
     let mut client = cluster.client();
     client.batch_execute("SELECT oban_install('a'), oban_install('b'), oban_install('ab')").unwrap();
@@ -152,9 +161,10 @@ fn museum_12_prefix_a_never_hears_prefix_b() {
     assert_eq!(heard, ["a.oban_insert", "a.oban_gossip"]);
 }
 
-/// In DBOS a message that was too long stopped all that waited with it.
+/// DBOS drops all notifications of a batch if one of them is too long.
+/// https://github.com/dbos-inc/dbos-transact-py/blob/6bc3032f8bd381718aa7ca7a986fcd2542637c08/dbos/_sys_db_postgres.py#L351
 #[test]
-fn museum_13_large_payloads_and_poison_that_affects_only_itself() {
+fn large_payloads_arrive_and_a_refused_one_affects_only_itself() {
     let cluster = installed_with(&[]);
     let mut client = cluster.client();
     client.batch_execute("SELECT oban_listen_channels()").unwrap();
@@ -192,9 +202,10 @@ fn museum_13_large_payloads_and_poison_that_affects_only_itself() {
     }
 }
 
-/// pg_net forgot its wake-up under PREPARE TRANSACTION, and what a savepoint takes back must not be sent.
+/// A transaction that PREPARE TRANSACTION ends does not wake the worker of pg_net, and is not counted.
+/// https://github.com/supabase/pg_net/blob/68ef0bf044b7a44f2e075b06609555a298ecb0bd/src/worker.c#L112
 #[test]
-fn museum_14_prepare_transaction_and_rollback_to_savepoint() {
+fn prepare_transaction_is_refused_or_counted_and_a_savepoint_takes_its_messages_back() {
     let cluster = installed_with(&[]);
     let mut client = cluster.client();
     let after: i64 = client.one("SELECT oban_position()");
@@ -210,9 +221,10 @@ fn museum_14_prepare_transaction_and_rollback_to_savepoint() {
     assert_eq!(poll(&mut client, &format!("after => {after}")).payloads, [serde_json::json!({"n": 2})]);
 }
 
-/// pg_net sets its worker's latch without a look whether there is a worker.
+/// pg_net sets the latch of its worker at a commit without a test whether the worker has ended.
+/// https://github.com/supabase/pg_net/blob/68ef0bf044b7a44f2e075b06609555a298ecb0bd/src/worker.c#L107
 #[test]
-fn museum_15_a_worker_that_dies_between_publish_and_wake_loses_no_wake_up() {
+fn a_relay_that_dies_between_publish_and_wakeup_loses_no_message() {
     let cluster = installed_with(&[]);
     let mut listener = cluster.client();
     listener.batch_execute("SELECT oban_listen_channels()").unwrap();
@@ -250,9 +262,10 @@ fn museum_15_a_worker_that_dies_between_publish_and_wake_loses_no_wake_up() {
     assert_eq!(client.one::<i32>(restarts), 4);
 }
 
-/// A full buffer of notifications blocked writes in Flyte.
+/// In Flyte a full buffer of notifications blocks the calls that write.
+/// https://github.com/flyteorg/flyte/issues/7757
 #[test]
-fn museum_18_a_slow_consumer_never_blocks_a_writer_and_is_told_it_lagged() {
+fn a_slow_consumer_never_blocks_a_writer_and_is_told_it_lagged() {
     let cluster = installed_with(&["obanrs.ring_size = '64kB'"]);
     let mut slow = cluster.client();
     slow.batch_execute("SELECT oban_listen_channels()").unwrap();
