@@ -4,7 +4,7 @@ mod support;
 
 #[path = "server/broadcast.rs"]
 mod broadcast;
-#[path = "server/bus.rs"]
+#[path = "server/bus/mod.rs"]
 mod bus;
 #[path = "server/candidates.rs"]
 mod candidates;
