@@ -28,7 +28,7 @@ mod health;
 mod hostile;
 #[path = "server/ingest.rs"]
 mod ingest;
-#[path = "server/install.rs"]
+#[path = "server/install/mod.rs"]
 mod install;
 #[path = "server/known_bugs.rs"]
 mod known_bugs;
