@@ -14,7 +14,7 @@ mod clock;
 mod drivers;
 #[path = "server/encodings.rs"]
 mod encodings;
-#[path = "server/errors.rs"]
+#[path = "server/errors/mod.rs"]
 mod errors;
 #[path = "server/fence.rs"]
 mod fence;

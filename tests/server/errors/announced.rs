@@ -1,0 +1,192 @@
+//! Does each function raise the errors that its comment announces, and no others?
+
+use std::collections::BTreeSet;
+
+use postgres::Client;
+
+use super::{function_of, functions, is_announced, outcome};
+use crate::support::comments::announced;
+use crate::support::{Ask, Cluster};
+
+/// SQLSTATEs that no call provokes at will, and why.
+const NOT_PROVOKED: &[(&str, &str, &str)] = &[
+    ("oban_install", "40001", "a race with DDL: install/races.rs meets it"),
+    ("oban_install", "42P07", "a race with DDL: soak_hostile_calls meets it"),
+    ("oban_install", "23505", "a race with DDL: soak_hostile_calls meets it"),
+    ("oban_uninstall", "40001", "a race with DDL: soak_hostile_calls meets it"),
+    ("oban_orphans", "40001", "a race with DDL: soak_hostile_calls meets it"),
+    ("oban_listen_channels", "0A000", "a background worker that runs SQL, of another extension"),
+];
+
+/// What calls raised: functions, each with a SQLSTATE.
+#[derive(Default)]
+struct Raised(BTreeSet<(String, String)>);
+
+impl Raised {
+    /// Runs a statement. If it fails, its function has announced that.
+    fn run(&mut self, client: &mut Client, sql: &str) {
+        if let Err(error) = outcome(client, sql) {
+            let code = error.code().code();
+            is_announced(sql, code);
+            self.0.insert((function_of(sql).to_owned(), code.to_owned()));
+        }
+    }
+
+    /// Calls each function, after `before`, and with valid arguments but for these where it has them.
+    fn run_all(&mut self, client: &mut Client, before: &str, but: &[(&str, &str)]) {
+        for function in
+            functions(client).iter().filter(|f| but.is_empty() || but.iter().any(|(a, _)| f.has(a)))
+        {
+            client.batch_execute(before).unwrap();
+            self.run(client, &function.call(but));
+            client.batch_execute("ROLLBACK").unwrap();
+        }
+    }
+}
+
+/// The comments announce what calls raise, function by function, and nothing else. (A call that Postgres itself ends,
+/// as when it is cancelled, is no function's own.)
+#[test]
+fn functions_announce_the_errors_that_they_raise_and_no_others() {
+    let mut raised = Raised::default();
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.max_rings = 1"]);
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE EXTENSION obanrs; SELECT oban_install(); CREATE ROLE nobody LOGIN; CREATE SCHEMA bare;
+             REVOKE CREATE ON SCHEMA public FROM PUBLIC; CREATE TABLE bare.oban_peers (name text);
+             CREATE SCHEMA odd; CREATE TABLE odd.oban_jobs (id int); CREATE SCHEMA kind; CREATE TYPE kind.oban_jobs AS (id int); CREATE ROLE other; GRANT INSERT ON oban_jobs TO other",
+        )
+        .unwrap();
+
+    // Every argument: NULL, empty, endless, of another kind.
+    for function in functions(&mut client) {
+        for (name, kind, _) in &function.arguments {
+            let mut values = vec!["NULL"];
+            match kind.as_str() {
+                "text" => values.extend(["''", "repeat('x', 9000)"]),
+                "text[]" => values.extend(["ARRAY['']", "ARRAY[NULL]", "array_fill('a'::text, ARRAY[2000])"]),
+                "interval" => values.extend(["'-1 s'", "'1000 years'"]),
+                "jsonb" => values.extend(["'[]'"]),
+                "jsonb[]" => values.extend(["ARRAY[NULL]::jsonb[]", "ARRAY['1']::jsonb[]"]),
+                "bigint" | "integer" => values.extend(["-1"]),
+                _ => {}
+            }
+            values.iter().for_each(|value| raised.run(&mut client, &function.call(&[(name, value)])));
+        }
+    }
+    for prefix in ["'nowhere'", "'pg_catalog'", "'a.b'", "'bare'", "'odd'", "'kind'"] {
+        raised.run_all(&mut client, "BEGIN", &[("prefix", prefix)]);
+        raised.run_all(&mut client, "BEGIN", &[("prefix", prefix), ("node", "'x'")]);
+    }
+    raised.run_all(&mut client, "BEGIN READ ONLY", &[]);
+    raised.run_all(&mut client, "BEGIN", &[]);
+    raised.run_all(&mut client, "SET obanrs.require_lease = on; BEGIN", &[]);
+    client.batch_execute("RESET obanrs.require_lease").unwrap();
+    let mut nobody = cluster.client_as("postgres", "nobody");
+    raised.run_all(&mut nobody, "BEGIN", &[]);
+    raised.run(&mut nobody, "SELECT oban_install('bare')");
+
+    // What is in the way of one function.
+    let member: i64 = client.one("SELECT oban_join('taken', 'Taken')");
+    let noise =
+        "(SELECT jsonb_build_object('x', string_agg(md5(i::text), '')) FROM generate_series(1, 2000) i)";
+    let mut other = cluster.client();
+    for sql in [
+        "SELECT oban_join('taken', 'Taken')".to_owned(),
+        format!("SELECT oban_notify('insert', {noise})"),
+        format!("SELECT oban_notify_many('insert', ARRAY[{noise}])"),
+        format!("SELECT oban_encode({noise})"),
+        "SELECT oban_install(stage => true)".into(),
+    ] {
+        raised.run(&mut other, &sql);
+    }
+    other.batch_execute("SET ROLE other").unwrap();
+    for function in ["renew", "resign", "leave"] {
+        raised.run(&mut other, &format!("SELECT oban_{function}({member})"));
+    }
+    raised.run(&mut other, "SELECT oban_join('taken', 'Taken', replace => true)");
+    other.batch_execute("RESET ROLE; BEGIN; LOCK TABLE bare.oban_peers").unwrap();
+    client.batch_execute("CREATE ROLE owner; CREATE SCHEMA locked; SELECT oban_install('locked')").unwrap();
+    client.batch_execute("DROP TRIGGER obanrs_jobs_insert ON locked.oban_jobs").unwrap();
+    other.batch_execute("LOCK TABLE locked.oban_jobs, locked.oban_peers").unwrap();
+    raised.run(&mut client, "SELECT oban_install('locked')");
+    raised.run(&mut client, "SELECT oban_uninstall('locked')");
+    other.batch_execute("ROLLBACK").unwrap();
+    for call in ["notify('news', '{}')", "notify_many('news', ARRAY['{}']::jsonb[])"] {
+        client.batch_execute(&format!("BEGIN; SELECT oban_{call}")).unwrap();
+        let error = client.batch_execute("PREPARE TRANSACTION 'x'").unwrap_err();
+        raised.0.insert((
+            function_of(&format!("oban_{call}")).to_owned(),
+            error.code().unwrap().code().to_owned(),
+        ));
+    }
+    // A security-restricted operation.
+    for call in ["listen_channels", "unlisten_channels", "join"] {
+        let argument = if call == "join" { "'x'" } else { "" };
+        client
+            .batch_execute(&format!(
+                "CREATE TABLE indexed (a int); INSERT INTO indexed VALUES (1);
+                 CREATE FUNCTION restricted(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS
+                     $$ BEGIN PERFORM oban_{call}({argument}); RETURN 1; END $$"
+            ))
+            .unwrap();
+        let error = client.batch_execute("CREATE INDEX ON indexed (restricted(a))").unwrap_err();
+        raised.0.insert((format!("oban_{call}"), error.code().unwrap().code().to_owned()));
+        client.batch_execute("DROP TABLE indexed; DROP FUNCTION restricted").unwrap();
+    }
+    // What is no text for nodes, in databases of other encodings.
+    for (encoding, bytes) in [("WIN1252", "\\x81"), ("SQL_ASCII", "\\xe9")] {
+        let create =
+            format!("CREATE DATABASE {encoding} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0");
+        client.batch_execute(&create).unwrap();
+        let mut client = cluster.client_of(&encoding.to_lowercase());
+        client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+        let odd = format!("jsonb_build_object('x', convert_from('{bytes}', '{encoding}'))");
+        for call in [
+            format!("oban_gossip_put('a', 'q', {odd})"),
+            format!("oban_notify('insert', {odd})"),
+            format!("oban_notify_many('insert', ARRAY[{odd}])"),
+            format!("oban_encode({odd})"),
+        ] {
+            raised.run(&mut client, &format!("SELECT {call}"));
+        }
+    }
+    // The only ring is taken; the only place for a member is.
+    client.batch_execute("SELECT oban_position()").unwrap();
+    client.batch_execute("CREATE DATABASE second").unwrap();
+    let mut second = cluster.client_of("second");
+    second.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    raised.run_all(&mut second, "BEGIN; ROLLBACK", &[]);
+    let small =
+        ["shared_preload_libraries = 'obanrs'", "obanrs.max_members = 1", "obanrs.gossip_memory = 64kB"];
+    let small = Cluster::start(&small);
+    let mut client = small.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install(), oban_join('a')").unwrap();
+    raised.run(&mut small.client(), "SELECT oban_join('b', 'Other')");
+    let pad = "jsonb_build_object('x', repeat('x', 60000))";
+    (1..4).for_each(|i| raised.run(&mut client, &format!("SELECT oban_gossip_put('a', 'q{i}', {pad})")));
+
+    // Without preload, and in recovery.
+    let bare = Cluster::start(&[]);
+    bare.client().batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    raised.run_all(&mut bare.client(), "BEGIN; ROLLBACK", &[]);
+    client.batch_execute("ALTER TABLE oban_peers SET UNLOGGED").unwrap();
+    let standby = small.standby(&[]);
+    small.wait_for_standby(&standby);
+    raised.run_all(&mut standby.client(), "BEGIN; ROLLBACK", &[]);
+
+    let known = NOT_PROVOKED.iter().map(|(function, code, _)| ((*function).to_owned(), (*code).to_owned()));
+    let known: BTreeSet<_> = known.collect();
+    let mut announced_by_all = BTreeSet::new();
+    for function in functions(&mut bare.client()) {
+        let codes = announced(&function.name).into_iter().flatten();
+        announced_by_all.extend(codes.map(|code| (function.name.clone(), code.clone())));
+    }
+    let met: BTreeSet<_> = raised.0.union(&known).cloned().collect();
+    let never: Vec<_> = announced_by_all.difference(&met).collect();
+    assert!(never.is_empty(), "announced, and never raised: {never:#?}");
+    let listed: Vec<_> =
+        known.iter().filter(|pair| raised.0.contains(pair) || !announced_by_all.contains(pair)).collect();
+    assert!(listed.is_empty(), "provoked after all, or not announced: {listed:#?}");
+}
