@@ -20,7 +20,7 @@ mod errors;
 mod fence;
 #[path = "server/foreign.rs"]
 mod foreign;
-#[path = "server/gossip.rs"]
+#[path = "server/gossip/mod.rs"]
 mod gossip;
 #[path = "server/health.rs"]
 mod health;

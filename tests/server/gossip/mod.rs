@@ -1,0 +1,15 @@
+//! Gossip: what is put is seen, until it ends.
+//!
+//! Each file here answers one question about it. This one has what they share.
+
+mod entries;
+mod memory;
+mod readings;
+mod states;
+
+use postgres::Client;
+
+fn queues(client: &mut Client) -> Vec<String> {
+    let rows = client.query("SELECT node || '/' || queue FROM oban_gossip ORDER BY 1", &[]).unwrap();
+    rows.iter().map(|r| r.get(0)).collect()
+}
