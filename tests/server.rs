@@ -46,7 +46,7 @@ mod looks;
 mod memory;
 #[path = "server/notify.rs"]
 mod notify;
-#[path = "server/orphans.rs"]
+#[path = "server/orphans/mod.rs"]
 mod orphans;
 #[path = "server/peers.rs"]
 mod peers;
