@@ -18,7 +18,7 @@ mod encodings;
 mod errors;
 #[path = "server/fence.rs"]
 mod fence;
-#[path = "server/foreign.rs"]
+#[path = "server/foreign/mod.rs"]
 mod foreign;
 #[path = "server/gossip/mod.rs"]
 mod gossip;
