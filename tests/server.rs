@@ -48,7 +48,7 @@ mod memory;
 mod notify;
 #[path = "server/orphans/mod.rs"]
 mod orphans;
-#[path = "server/peers.rs"]
+#[path = "server/peers/mod.rs"]
 mod peers;
 #[path = "server/pooler.rs"]
 mod pooler;
