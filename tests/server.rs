@@ -70,7 +70,7 @@ mod schema;
 mod schemas;
 #[path = "server/splitbrain.rs"]
 mod splitbrain;
-#[path = "server/strangers.rs"]
+#[path = "server/strangers/mod.rs"]
 mod strangers;
 #[path = "server/tenants.rs"]
 mod tenants;
