@@ -22,7 +22,7 @@ mod fence;
 mod foreign;
 #[path = "server/gossip/mod.rs"]
 mod gossip;
-#[path = "server/health.rs"]
+#[path = "server/health/mod.rs"]
 mod health;
 #[path = "server/hostile.rs"]
 mod hostile;
