@@ -2,83 +2,96 @@
 
 mod support;
 
-#[path = "server/broadcast.rs"]
-mod broadcast;
+// What sessions send and hear.
 #[path = "server/bus/mod.rs"]
 mod bus;
-#[path = "server/candidates.rs"]
-mod candidates;
-#[path = "server/clock.rs"]
-mod clock;
 #[path = "server/drivers.rs"]
 mod drivers;
 #[path = "server/encodings.rs"]
 mod encodings;
-#[path = "server/errors/mod.rs"]
-mod errors;
+#[path = "server/notify.rs"]
+mod notify;
+#[path = "server/pooler.rs"]
+mod pooler;
+#[path = "server/renames.rs"]
+mod renames;
+#[path = "server/rings.rs"]
+mod rings;
+#[path = "server/transactions.rs"]
+mod transactions;
+#[path = "server/wakeups.rs"]
+mod wakeups;
+
+// Members and leaders.
+#[path = "server/candidates.rs"]
+mod candidates;
+#[path = "server/clock.rs"]
+mod clock;
 #[path = "server/fence.rs"]
 mod fence;
 #[path = "server/foreign/mod.rs"]
 mod foreign;
-#[path = "server/gossip/mod.rs"]
-mod gossip;
-#[path = "server/health/mod.rs"]
-mod health;
-#[path = "server/hostile.rs"]
-mod hostile;
-#[path = "server/ingest.rs"]
-mod ingest;
-#[path = "server/install/mod.rs"]
-mod install;
-#[path = "server/known_bugs.rs"]
-mod known_bugs;
-#[path = "server/known_bugs_leaders.rs"]
-mod known_bugs_leaders;
 #[path = "server/leadership.rs"]
 mod leadership;
 #[path = "server/leases.rs"]
 mod leases;
-#[path = "server/lifecycle.rs"]
-mod lifecycle;
-#[path = "server/looks.rs"]
-mod looks;
-#[path = "server/memory.rs"]
-mod memory;
-#[path = "server/notify.rs"]
-mod notify;
-#[path = "server/orphans/mod.rs"]
-mod orphans;
 #[path = "server/peers/mod.rs"]
 mod peers;
-#[path = "server/pooler.rs"]
-mod pooler;
-#[path = "server/quiet.rs"]
-mod quiet;
-#[path = "server/readme.rs"]
-mod readme;
-#[path = "server/reference.rs"]
-mod reference;
-#[path = "server/renames.rs"]
-mod renames;
-#[path = "server/rights.rs"]
-mod rights;
-#[path = "server/rings.rs"]
-mod rings;
-#[path = "server/schema.rs"]
-mod schema;
 #[path = "server/schemas.rs"]
 mod schemas;
 #[path = "server/splitbrain.rs"]
 mod splitbrain;
 #[path = "server/strangers/mod.rs"]
 mod strangers;
-#[path = "server/tenants.rs"]
-mod tenants;
-#[path = "server/transactions.rs"]
-mod transactions;
-#[path = "server/upgrade.rs"]
-mod upgrade;
-#[path = "server/wakeups.rs"]
-mod wakeups;
+
+// Gossip and orphaned jobs.
+#[path = "server/broadcast.rs"]
+mod broadcast;
+#[path = "server/gossip/mod.rs"]
+mod gossip;
+#[path = "server/ingest.rs"]
+mod ingest;
+#[path = "server/orphans/mod.rs"]
+mod orphans;
+
+// The workers, and the one that users copy.
+#[path = "server/lifecycle.rs"]
+mod lifecycle;
+#[path = "server/looks.rs"]
+mod looks;
+#[path = "server/quiet.rs"]
+mod quiet;
 #[path = "server/worker.rs"]
 mod worker;
+
+// Tables of Oban and of other roles, rights, and hostile calls.
+#[path = "server/hostile.rs"]
+mod hostile;
+#[path = "server/install/mod.rs"]
+mod install;
+#[path = "server/memory.rs"]
+mod memory;
+#[path = "server/rights.rs"]
+mod rights;
+#[path = "server/schema.rs"]
+mod schema;
+#[path = "server/tenants.rs"]
+mod tenants;
+
+// What the database and the documents say.
+#[path = "server/errors/mod.rs"]
+mod errors;
+#[path = "server/health/mod.rs"]
+mod health;
+#[path = "server/readme.rs"]
+mod readme;
+#[path = "server/reference.rs"]
+mod reference;
+#[path = "server/upgrade.rs"]
+mod upgrade;
+
+// Bugs that other systems had.
+#[path = "server/known_bugs.rs"]
+mod known_bugs;
+#[path = "server/known_bugs_leaders.rs"]
+mod known_bugs_leaders;
