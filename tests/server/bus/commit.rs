@@ -1,4 +1,4 @@
-//! What does a transaction leave that fails before its commit, or is ended after it?
+//! What does a transaction leave that fails before its commit, or whose session ends after it?
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -8,7 +8,7 @@ use postgres::Client;
 use super::{installed_with, poll};
 use crate::support::{Ask, Stuck, code, stat, wait_for, wait_until};
 
-/// Whatever fails between the call and the commit gives the reserved room back.
+/// A failure between the call and the commit gives the reserved room back, at each point where it may come.
 #[test]
 fn what_fails_before_its_commit_leaves_no_message_and_no_reservation() {
     let cluster = installed_with(&["obanrs.ring_size = '64kB'"]);
@@ -20,10 +20,10 @@ fn what_fails_before_its_commit_leaves_no_message_and_no_reservation() {
     )
     .unwrap();
     let start: i64 = one.one("SELECT oban_position()");
-    // Two of these fill the ring: a third one's would not fit, were any of them left behind.
+    // Two of these fill the ring. A third would not fit if any of them were left behind.
     let large = "SELECT oban_notify('sonar', jsonb_build_object('n', 0, 'x', n, 'pad', repeat('x', 7000))) FROM generate_series(1, 2) n";
     for _ in 0..20 {
-        // Refused by the check for serialization failures, which comes after our reservation.
+        // Postgres' check for serialization failures comes after the reservation, and refuses the commit.
         for client in [&mut one, &mut two] {
             let sql = format!("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT * FROM skew; {large}");
             client.batch_execute(&sql).unwrap();
@@ -48,8 +48,8 @@ fn what_fails_before_its_commit_leaves_no_message_and_no_reservation() {
     assert_eq!(answer.position, start + 40, "the twenty that were committed");
 }
 
-/// The wait for a standby comes after the commit: whoever ends it there has committed, and its message is
-/// sent.
+/// A commit waits for its standby after the transaction is committed. A session that ends in that wait has
+/// committed, and its message is sent.
 #[test]
 fn a_commit_that_waits_for_a_standby_sends_when_it_is_let_go() {
     let cluster = installed_with(&[]);
@@ -65,8 +65,8 @@ fn a_commit_that_waits_for_a_standby_sends_when_it_is_let_go() {
     }
 }
 
-/// A session that is ended in the middle of its native NOTIFYs, while it can't write to its client: a FATAL,
-/// which unwinds nothing. Its transaction is aborted all the same.
+/// A session is terminated among its native NOTIFYs, while it can't write to its client. That is a FATAL, which
+/// unwinds nothing. Postgres aborts the transaction all the same.
 #[test]
 fn a_session_ended_before_its_commit_gives_everything_back() {
     let cluster = installed_with(&["obanrs.ring_size = '2MB'"]);
@@ -74,7 +74,7 @@ fn a_session_ended_before_its_commit_gives_everything_back() {
     admin.batch_execute("CREATE TABLE held (n int)").unwrap();
     let signals = "SELECT oban_notify('signal', jsonb_build_object('n', n)) FROM generate_series(1, 6000) n";
     for _ in 0..4 {
-        // It asks to be told of each NOTIFY, and does not listen.
+        // The session asks for a debug message about each NOTIFY, and its client reads none of them.
         let mut socket = UnixStream::connect(format!("{}/.s.PGSQL.5432", cluster.socket_folder())).unwrap();
         let mut startup = 196_608u32.to_be_bytes().to_vec();
         startup.extend_from_slice(b"user\0postgres\0database\0postgres\0application_name\0deaf\0\0");
@@ -106,7 +106,7 @@ fn a_session_ended_before_its_commit_gives_everything_back() {
     assert!(!cluster.log().contains("borrowed"), "{}", cluster.log());
 }
 
-/// A million messages in a thousand transactions: nothing stays behind.
+/// A backend sends a million messages in a thousand transactions, and keeps no memory of them.
 #[test]
 fn a_backends_memory_is_flat() {
     let cluster = installed_with(&[]);
@@ -133,7 +133,7 @@ fn a_backends_memory_is_flat() {
     assert!(after - before < 1024, "{before} kB, and after a million messages {after} kB");
 }
 
-/// A trigger that can't do its work lets the row in, and counts.
+/// A trigger that can't send a wakeup lets the row in, and counts it in `dropped`.
 #[test]
 fn what_a_trigger_can_not_send_is_counted() {
     let cluster = installed_with(&["obanrs.max_transaction_messages = 2"]);
@@ -155,7 +155,7 @@ fn what_a_trigger_can_not_send_is_counted() {
         dropped("ALTER TABLE oban_jobs RENAME line TO queue; INSERT INTO oban_jobs (worker) VALUES ('w')"),
         0
     );
-    // That a schema has no channels shows when somebody could hear them.
+    // A schema's name can leave no room for a channel. The counter shows that once a session listens.
     let mut listener = cluster.client();
     listener.batch_execute("LISTEN anything").unwrap();
     let before = stat(&mut client, "dropped");

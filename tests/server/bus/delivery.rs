@@ -11,8 +11,8 @@ use serde_json::Value;
 use super::{installed_with, poll, wait};
 use crate::support::{Ask, PATIENCE, patiently, stat};
 
-/// The wildest mix: eight sessions send, with rollbacks and savepoints, six of each kind read, and the workers
-/// are terminated again and again.
+/// Eight sessions send, with rollbacks and savepoints. Six readers of each kind read. The workers are terminated
+/// again and again.
 #[test]
 fn nothing_is_lost() {
     everything_arrives(100_000);
@@ -51,7 +51,7 @@ fn everything_arrives(messages: usize) {
             let mut killed = 0;
             let mut client = cluster.client();
             while !stop.load(Ordering::Relaxed) {
-                // As fast as messages are sent; the readers may take longer than all of them do.
+                // The workers end as fast as messages are sent. The readers may take longer than all messages do.
                 let before = stat(&mut client, "published");
                 let more = |client: &mut Client| stat(client, "published") > before + 3_000;
                 patiently(|| (more(&mut client) || stop.load(Ordering::Relaxed)).then_some(()));
@@ -145,7 +145,7 @@ fn in_order(messages: &[(i64, i64)]) {
     }
 }
 
-/// Sends so many messages, some of which are taken back; those that were not.
+/// Sends so many messages and takes some of them back. Returns those that were committed.
 fn write(client: &mut Client, writer: usize, messages: usize) -> Vec<(i64, i64)> {
     let mut random = 0x9E37_79B9_7F4A_7C15u64 ^ ((writer as u64 + 1) << 32);
     let mut dice = move |sides: u64| {

@@ -1,6 +1,6 @@
-//! The bus: what is committed reaches every kind of reader, whatever happens to readers, relay and ring.
+//! The bus: each kind of reader gets what is committed, through ends of readers and relay and through a full ring.
 //!
-//! Each file here answers one question about it. This one has what they share.
+//! Each file here answers one question about it. This file has what they share.
 
 mod commit;
 mod delivery;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::support::{Ask, Cluster, wait_for, wait_until};
 
-/// What oban_poll or oban_wait answered.
+/// The answer of oban_poll or oban_wait.
 #[derive(Debug, PartialEq)]
 pub struct Answer {
     pub position: i64,
@@ -67,8 +67,9 @@ fn numbers(payloads: &[Value]) -> Vec<i64> {
     payloads.iter().map(|p| p["n"].as_i64().expect("a number")).collect()
 }
 
-/// A server with room for three workers, where another worker has taken the relay's place for a minute. The relay stood
-/// still before, while `meanwhile` sent something and made a session that LISTENs.
+/// Starts a server with room for three workers, where another worker has taken the relay's place for a minute.
+/// Before that the relay stood still, while `meanwhile` sent something and made a session that LISTENs. Returns the
+/// server, that session, and the thread that holds the place.
 pub fn without_relay(
     settings: &[&str],
     meanwhile: impl FnOnce(&Cluster) -> Client,
@@ -81,7 +82,7 @@ pub fn without_relay(
     let mut thief = cluster.client();
     let force = "SELECT set_config(name, 'on', false) FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query')";
     thief.batch_execute(force).unwrap();
-    // The delay of its restarts doubles: after four ends there is time to take its place.
+    // The delay before the relay's restart doubles each time. After four ends it is long enough to take the place.
     for _ in 0..4 {
         let pid = wait_for_relay(&cluster);
         client.execute("SELECT pg_terminate_backend($1, 10000)", &[&pid]).unwrap();

@@ -36,7 +36,7 @@ fn pause_resume_pause_arrives_as_three() {
     assert_eq!(actions("sonar", &mut client), ["pause", "resume", "pause"]);
 }
 
-/// The rows of a message's transaction can be seen by whoever has received it.
+/// A receiver of a message sees the rows of the message's transaction.
 #[test]
 fn rows_are_visible_when_their_message_arrives() {
     const ROWS: i64 = 10_000;
@@ -88,7 +88,8 @@ fn rows_are_visible_when_their_message_arrives() {
     assert_eq!((listener.join().unwrap(), waiter.join().unwrap()), (0, 0), "misses");
 }
 
-/// What one transaction sends is heard in its order, also around a signal, which goes another way.
+/// The messages of one transaction are heard in its order. A signal among them keeps its place, although it is sent
+/// in another way.
 #[test]
 fn a_transaction_is_heard_in_its_order() {
     let cluster = installed_with(&[]);
@@ -105,7 +106,7 @@ fn a_transaction_is_heard_in_its_order() {
     let heard: Vec<String> = heard(&mut listener).iter().map(|n| n.payload().to_owned()).collect();
     assert_eq!(heard, (0..5).map(|n| format!("{{\"n\":{n}}}")).collect::<Vec<_>>());
     assert_eq!(numbers(&poll(&mut client, &format!("after => {after}")).payloads), [0, 1, 2, 3, 4]);
-    // Equal ones are sent once, whoever wanted them and however they are sent.
+    // Equal messages of one transaction are sent once, by all of its triggers and calls together.
     let start: i64 = client.one("SELECT oban_position()");
     let twice = "INSERT INTO oban_jobs (worker, queue) VALUES ('w', 'q');
         SELECT oban_notify('insert', '{\"queue\": \"q\"}');

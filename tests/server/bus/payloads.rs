@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{Answer, installed_with, poll};
 use crate::support::{Ask, code, heard};
 
-/// Databases of two encodings on one server. Whoever asks in UTF-8 gets UTF-8.
+/// Databases of two encodings are on one server. A client with the encoding UTF-8 gets UTF-8 from both.
 #[test]
 fn encodings_quotes_and_the_longest_names() {
     let cluster = installed_with(&[]);
@@ -32,7 +32,7 @@ fn encodings_quotes_and_the_longest_names() {
                 let after: i64 = client.one("SELECT oban_position()");
                 let payload = serde_json::json!({ "text": text });
                 client.execute("SELECT oban_notify('insert', $1, $2)", &[&payload, &prefix]).unwrap();
-                // Longer than a notification may be: packed on its way to LISTENers, and not to readers.
+                // This payload is longer than a notification may be. It is packed for LISTENers only.
                 let long = serde_json::json!({ "text": text.repeat(2_000) });
                 client.execute("SELECT oban_notify('insert', $1, $2)", &[&long, &prefix]).unwrap();
                 client
@@ -53,7 +53,7 @@ fn encodings_quotes_and_the_longest_names() {
                 assert_eq!(heard, expected);
             }
         }
-        // Verbatim, and to the last byte.
+        // A verbatim channel may have 63 bytes.
         let verbatim = "é".repeat(31);
         let after: i64 = client.one("SELECT oban_position()");
         client.execute("SELECT oban_notify($1, '{}', '')", &[&verbatim]).unwrap();
@@ -63,7 +63,7 @@ fn encodings_quotes_and_the_longest_names() {
     }
 }
 
-/// Small on the wire, large when unpacked: one answer has a size that memory and jsonb can take.
+/// Payloads are small when packed and large when unpacked. One answer has a size that memory and jsonb can take.
 #[test]
 fn an_answer_is_bounded_by_what_it_unpacks_to() {
     let cluster = installed_with(&[]);
@@ -85,7 +85,7 @@ fn an_answer_is_bounded_by_what_it_unpacks_to() {
         after = row.get(0);
     }
     assert!(answers >= 15);
-    // What nobody could unpack is refused.
+    // A payload that is too large to be unpacked is refused.
     let huge = "SELECT oban_notify('sonar', jsonb_build_object('x', repeat('a', 17000000)))";
     assert_eq!(code(&mut client, huge), "54000");
 }
@@ -128,12 +128,12 @@ fn what_is_nested_too_deep_is_refused_at_the_call() {
     let answer = client
         .query_one(&format!("SELECT position, messages::text FROM oban_poll('{{sonar}}', {after})"), &[]);
     assert!(answer.unwrap().get::<_, String>(1).contains(&"[".repeat(499)));
-    // A number may be a few bytes as it is stored, and megabytes as it is printed.
+    // A number may take a few bytes when it is stored, and megabytes when it is printed.
     let numbers = "SELECT oban_notify_many('sonar', ARRAY[jsonb_build_object('n', array_fill(1e131071::numeric, ARRAY[200]))])";
     assert_eq!(code(&mut client, numbers), "54000");
 }
 
-/// In a database without an encoding a text can be anything.
+/// In a database with the encoding SQL_ASCII a text can be any bytes.
 #[test]
 fn without_an_encoding_texts_are_utf_8_or_refused() {
     let cluster = installed_with(&[]);

@@ -26,7 +26,7 @@ fn a_reader_goes_on_where_it_was() {
     assert_eq!(second.position, start.position + 6, "past what is on other channels");
     assert_eq!(poll(&mut client, &from(second.position, 3)), Answer { payloads: vec![], ..second });
 
-    // A message whole: the short channel, the position, when it was sent.
+    // A whole message has the short channel, its position, and the time when it was sent.
     let sql = format!("SELECT messages->0 FROM oban_poll(after => {})", start.position + 5);
     let message: Value = client.one(&sql);
     assert_eq!(message["channel"], "insert");
@@ -37,7 +37,7 @@ fn a_reader_goes_on_where_it_was() {
         message["sent_at"].as_str().unwrap()
     ));
     assert!(age);
-    // The same by waiting, and by name.
+    // oban_wait with named arguments answers the same.
     let waited = wait(
         &mut client,
         &format!("channels => '{{sonar}}', after => {}, max_messages => 2", start.position),
@@ -70,7 +70,7 @@ fn a_reader_that_was_away_gets_everything_or_is_told_how_much_it_missed() {
     assert!(missed > 0 && got.len() > 5_000, "{missed} {}", got.len());
     assert_eq!(got, (missed + 1..=30_000).collect::<Vec<_>>(), "what was missed, and the rest");
     assert_eq!(answer.position, start + 30_000);
-    // In portions it is the same.
+    // Small portions add up to the same number.
     let (mut after, mut total) = (start, 0);
     while after < start + 30_000 {
         let answer = poll(&mut client, &format!("'{{sonar}}', {after}, 777"));
@@ -80,7 +80,7 @@ fn a_reader_that_was_away_gets_everything_or_is_told_how_much_it_missed() {
     assert_eq!(total, 30_000);
 }
 
-/// Positions never go back: not over a restart, nor a crash, nor with the extension made anew.
+/// A position never goes back: neither over a restart or a crash, nor when the extension is created anew.
 #[test]
 fn positions_never_go_back() {
     let cluster = installed_with(&[]);
@@ -89,7 +89,8 @@ fn positions_never_go_back() {
         let position: i64 = client.one("SELECT oban_position()");
         assert!(position > last, "{what}: {position} after {last}");
         client.batch_execute(&ping(1)).unwrap();
-        // A reader from before gets what there is, and hears that nobody knows what it missed.
+        // A reader from before gets what there is. The answer says with NULL that the number of missed messages is
+        // unknown.
         let answer = poll(client, &format!("'{{sonar}}', {last}, 5"));
         assert_eq!((answer.missed, answer.payloads.len()), (None, 1), "{what}");
         last = answer.position;
@@ -105,7 +106,7 @@ fn positions_never_go_back() {
     wait_until("its slot is free", || relay_is_gone(&cluster));
     client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
     further(&mut client, "after CREATE EXTENSION");
-    // From a server that was ahead.
+    // A position from a server that was ahead is answered in the same way.
     let answer = poll(&mut client, "'{sonar}', 9000000000000000000");
     assert_eq!((answer.missed, answer.payloads.len()), (None, 1));
 }
@@ -115,7 +116,7 @@ fn relay_is_gone(cluster: &Cluster) -> bool {
     cluster.client().one(sql)
 }
 
-/// A client that was connected to the primary goes on at the promoted standby with the position that it has.
+/// A client of the primary goes on at the promoted standby, with the position that it has.
 #[test]
 fn a_position_of_the_primary_goes_on_after_a_promotion() {
     let primary = Cluster::installed();

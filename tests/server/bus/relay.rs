@@ -1,4 +1,4 @@
-//! Which messages does the relay send, and what becomes of them when it stands still or does not come back?
+//! Which messages does the relay send, and what becomes of them when it stands still or does not return?
 
 use fallible_iterator::FallibleIterator;
 use postgres::Client;
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::support::{Ask, PATIENCE, Stuck, heard, stat, wait_until};
 
-/// The relay stands still. Writers never wait, nothing is lost for listeners, and readers are told of gaps.
+/// The relay stands still. Writers never wait, listeners lose nothing, and readers are told of gaps.
 #[test]
 fn a_ring_kept_full_blocks_nobody_and_loses_nothing_for_listeners() {
     let cluster = installed_with(&["obanrs.ring_size = '64kB'"]);
@@ -30,7 +30,7 @@ fn a_ring_kept_full_blocks_nobody_and_loses_nothing_for_listeners() {
     assert_eq!(answer.missed, Some(gaps));
     assert_eq!(numbers(&answer.payloads), (1..=waiting).collect::<Vec<_>>());
     assert_eq!(answer.position, start + 2_000);
-    // Who waits is told of a gap at once.
+    // A waiting session is told of a gap at once.
     let mut waiter = cluster.client();
     let last = answer.position;
     let waiting_thread =
@@ -44,7 +44,8 @@ fn a_ring_kept_full_blocks_nobody_and_loses_nothing_for_listeners() {
     let told = waiting_thread.join().unwrap();
     assert_eq!(told, Answer { position: last + 1, missed: Some(1), payloads: vec![] });
     cluster.signal("CONT", pid);
-    // While the ring is full, what is sent overtakes what waits in it, also the message that `heard` waits for.
+    // While the ring is full, a new message overtakes those that wait in it. So does the message that `heard` waits
+    // for.
     wait_until("the relay has sent it", || stat(&mut client, "ring_waiting") == 0);
     let mut got: Vec<i64> = heard(&mut listener)
         .iter()
@@ -93,12 +94,12 @@ fn the_notifier_is_chosen_by_session_role_database_or_function() {
     from.sort();
     let relay = wait_for_relay(&cluster);
     assert_eq!(from, [(1, own.1), (2, relay), (3, own.0), (4, own.0), (5, own.0), (6, relay)]);
-    // Readers of the ring get them all.
+    // Readers of the ring get all of them.
     let answer = poll(&mut admin, &format!("'{{sonar}}', {start}"));
     assert_eq!(numbers(&answer.payloads), [1, 2, 3, 4, 5, 6]);
 }
 
-/// A relay transaction that nobody hears is none.
+/// The relay starts no transaction for a message that no session listens for.
 #[test]
 fn what_nobody_listens_to_is_not_relayed() {
     let cluster = installed_with(&[]);
@@ -120,7 +121,7 @@ fn what_nobody_listens_to_is_not_relayed() {
         ("UNLISTEN *", false),
         ("LISTEN a; UNLISTEN a", true),
         ("DISCARD ALL", false),
-        ("BEGIN; LISTEN a; ROLLBACK", true), // to be on the safe side
+        ("BEGIN; LISTEN a; ROLLBACK", true), // counts as a listener, to be on the safe side
         ("UNLISTEN *", false),
         ("SELECT oban_listen_channels()", true),
         ("BEGIN; UNLISTEN *; ROLLBACK", true),
@@ -139,7 +140,7 @@ fn what_nobody_listens_to_is_not_relayed() {
     let pid: i32 = listener.one("SELECT pg_backend_pid()");
     client.execute("SELECT pg_terminate_backend($1, 10000)", &[&pid]).unwrap();
     assert!(!relays(&mut client), "it ended");
-    // One in another database is none of ours.
+    // A listener in another database does not count.
     client.batch_execute("CREATE DATABASE other").unwrap();
     cluster.client_of("other").batch_execute("LISTEN a").unwrap();
     assert!(!relays(&mut client));
@@ -152,7 +153,7 @@ fn the_counters_add_up() {
     listener.batch_execute("LISTEN \"public.oban_insert\"").unwrap();
     let mut client = cluster.client();
     let relay = wait_for_relay(&cluster);
-    // While the relay stands still, equal wake-ups gather.
+    // While the relay stands still, equal wakeups gather in one entry.
     cluster.signal("STOP", relay);
     for _ in 0..10 {
         client.batch_execute("INSERT INTO oban_jobs (worker) VALUES ('w')").unwrap();
@@ -197,7 +198,7 @@ fn the_counters_add_up() {
     assert_eq!(counters, expected.map(|(name, value)| (name.to_owned(), value)));
 }
 
-/// The relay waits for the server's lock of NOTIFY as long as it takes, whatever users' settings say.
+/// The relay waits for the server's lock of NOTIFY without a limit, whatever lock_timeout the server has.
 #[test]
 fn the_relay_has_patience_of_its_own() {
     let cluster = installed_with(&[]);
@@ -206,7 +207,7 @@ fn the_relay_has_patience_of_its_own() {
     let mut admin = cluster.client();
     admin.batch_execute("SET lock_timeout = 0").unwrap();
     admin.batch_execute("ALTER SYSTEM SET lock_timeout = '1ms'").unwrap();
-    // Somebody's native NOTIFY holds the lock while it waits for a standby.
+    // Another session's native NOTIFY holds the lock while it waits for a standby.
     let mut holder = cluster.client();
     holder.batch_execute("SET lock_timeout = 0").unwrap();
     let notify =
@@ -224,8 +225,8 @@ fn the_relay_has_patience_of_its_own() {
     assert!(!cluster.log().contains("can't relay"), "{}", cluster.log());
 }
 
-/// A relay that does not come back: after some seconds commits send what waits for it, in order, and then their
-/// own; and the ring is no longer full for readers.
+/// A relay does not return. After some seconds commits send what waits for it, in order, and then their own
+/// messages. The ring is no longer full for readers.
 #[test]
 #[ignore = "half a minute: make soak"]
 fn soak_a_relay_that_does_not_come_is_done_without() {
@@ -240,7 +241,7 @@ fn soak_a_relay_that_does_not_come_is_done_without() {
         let mut listener = cluster.client();
         listener.batch_execute("SELECT oban_listen_channels('{sonar}')").unwrap();
         let mut client = cluster.client();
-        // Equal ones that mean something each: they come in transactions of their own.
+        // These equal messages mean something each, and come in transactions of their own.
         let after: i64 = client.one("SELECT oban_position()");
         for action in ["pause", "resume", "pause"] {
             client

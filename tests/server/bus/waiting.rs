@@ -3,7 +3,7 @@
 use super::{Answer, installed_with, numbers, ping};
 use crate::support::{Ask, Cluster, Stuck, code, wait_until};
 
-/// What a waiting session may not do, and all that ends it.
+/// A waiting session holds no snapshot and no lock. A message, a cancellation and each kind of end reach it.
 #[test]
 fn a_waiter_holds_nothing_and_obeys() {
     let cluster = installed_with(&[]);
@@ -32,7 +32,7 @@ fn a_waiter_holds_nothing_and_obeys() {
          FROM pg_stat_activity a WHERE pid = {pid}"
     );
     assert!(admin.one::<bool>(&holds), "no snapshot, no transaction id, no lock");
-    // It sleeps through what concerns others: another channel, another prefix, the verbatim namesake.
+    // Messages of another channel, of another prefix, or of a verbatim channel of the same name do not wake it.
     let switches = |pid: i32| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find(|l| l.starts_with("voluntary_ctxt_switches")).unwrap().to_owned();
@@ -61,7 +61,7 @@ fn a_waiter_holds_nothing_and_obeys() {
     admin.batch_execute("DROP DATABASE doomed WITH (FORCE)").unwrap();
     assert_eq!(thread.join().unwrap(), Err("57P01".into()));
 
-    // A client that went away without a word.
+    // A client ends without a word.
     let mut shell = cluster.shell();
     let pid: i32 = shell.ask("SELECT pg_backend_pid()").parse().unwrap();
     shell.tell("CALL oban_wait(timeout => '1 hour')");
@@ -71,7 +71,7 @@ fn a_waiter_holds_nothing_and_obeys() {
     shell.kill();
     wait_until("its session is gone, too", || admin.one::<i64>(&sql) == 0);
 
-    // DROP EXTENSION makes a waiter look again: there is nothing to wait for any more.
+    // DROP EXTENSION wakes a waiter, which finds that there is nothing to wait for any more.
     admin.batch_execute("CREATE DATABASE plain").unwrap();
     let mut plain = cluster.client_of("plain");
     plain.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
@@ -84,7 +84,7 @@ fn a_waiter_holds_nothing_and_obeys() {
     assert_eq!(thread.join().unwrap(), Err("57P01".into()));
 }
 
-/// What comes while a CALL still commits is served before it waits.
+/// A termination that comes while a CALL still commits ends the session before it waits.
 #[test]
 fn a_termination_during_the_commit_is_not_slept_over() {
     let cluster = installed_with(&[]);
@@ -100,7 +100,7 @@ fn a_termination_during_the_commit_is_not_slept_over() {
         )
         .unwrap();
     let probe = Stuck::start(&cluster, cluster.client(), "INSERT INTO oban_jobs (worker) VALUES ('w')");
-    // Now every commit waits, this one's in the midst of a CALL.
+    // Now every commit waits for a standby, also the one in the midst of a CALL.
     let call = Stuck::start(&cluster, cluster.client(), "CALL insert_and_wait()");
     let gone = format!("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {})", call.pid);
     call.end(&mut admin, "pg_terminate_backend");

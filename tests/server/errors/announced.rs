@@ -8,7 +8,7 @@ use super::{function_of, functions, is_announced, outcome};
 use crate::support::comments::announced;
 use crate::support::{Ask, Cluster};
 
-/// SQLSTATEs that no call provokes at will, and why.
+/// SQLSTATEs that these calls can't provoke, each with the reason.
 const NOT_PROVOKED: &[(&str, &str, &str)] = &[
     ("oban_install", "40001", "a race with DDL: install/races.rs meets it"),
     ("oban_install", "42P07", "a race with DDL: soak_hostile_calls meets it"),
@@ -18,12 +18,12 @@ const NOT_PROVOKED: &[(&str, &str, &str)] = &[
     ("oban_listen_channels", "0A000", "a background worker that runs SQL, of another extension"),
 ];
 
-/// What calls raised: functions, each with a SQLSTATE.
+/// The errors that calls raised: pairs of a function and a SQLSTATE.
 #[derive(Default)]
 struct Raised(BTreeSet<(String, String)>);
 
 impl Raised {
-    /// Runs a statement. If it fails, its function has announced that.
+    /// Runs a statement. If it fails, asserts that its function announces the SQLSTATE.
     fn run(&mut self, client: &mut Client, sql: &str) {
         if let Err(error) = outcome(client, sql) {
             let code = error.code().code();
@@ -32,7 +32,8 @@ impl Raised {
         }
     }
 
-    /// Calls each function, after `before`, and with valid arguments but for these where it has them.
+    /// Calls each function after `before`, with valid arguments except those in `but`. Calls only functions that
+    /// have one of these, if there are any.
     fn run_all(&mut self, client: &mut Client, before: &str, but: &[(&str, &str)]) {
         for function in
             functions(client).iter().filter(|f| but.is_empty() || but.iter().any(|(a, _)| f.has(a)))
@@ -44,8 +45,8 @@ impl Raised {
     }
 }
 
-/// The comments announce what calls raise, function by function, and nothing else. (A call that Postgres itself ends,
-/// as when it is cancelled, is no function's own.)
+/// The comment on each function announces exactly the errors that its calls raise. (An end by Postgres itself, such
+/// as a cancellation, does not count.)
 #[test]
 fn functions_announce_the_errors_that_they_raise_and_no_others() {
     let mut raised = Raised::default();
@@ -59,7 +60,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
         )
         .unwrap();
 
-    // Every argument: NULL, empty, endless, of another kind.
+    // Each argument is NULL, empty, too long, or of another kind.
     for function in functions(&mut client) {
         for (name, kind, _) in &function.arguments {
             let mut values = vec!["NULL"];
@@ -87,7 +88,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
     raised.run_all(&mut nobody, "BEGIN", &[]);
     raised.run(&mut nobody, "SELECT oban_install('bare')");
 
-    // What is in the way of one function.
+    // Each of these is an obstacle to one function.
     let member: i64 = client.one("SELECT oban_join('taken', 'Taken')");
     let noise =
         "(SELECT jsonb_build_object('x', string_agg(md5(i::text), '')) FROM generate_series(1, 2000) i)";
@@ -121,7 +122,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
             error.code().unwrap().code().to_owned(),
         ));
     }
-    // A security-restricted operation.
+    // These calls are made in a security-restricted operation.
     for call in ["listen_channels", "unlisten_channels", "join"] {
         let argument = if call == "join" { "'x'" } else { "" };
         client
@@ -135,7 +136,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
         raised.0.insert((format!("oban_{call}"), error.code().unwrap().code().to_owned()));
         client.batch_execute("DROP TABLE indexed; DROP FUNCTION restricted").unwrap();
     }
-    // What is no text for nodes, in databases of other encodings.
+    // These are texts that nodes can't read, in databases of other encodings.
     for (encoding, bytes) in [("WIN1252", "\\x81"), ("SQL_ASCII", "\\xe9")] {
         let create =
             format!("CREATE DATABASE {encoding} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0");
@@ -152,7 +153,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
             raised.run(&mut client, &format!("SELECT {call}"));
         }
     }
-    // The only ring is taken; the only place for a member is.
+    // The only ring is taken. Below, the only place for a member is.
     client.batch_execute("SELECT oban_position()").unwrap();
     client.batch_execute("CREATE DATABASE second").unwrap();
     let mut second = cluster.client_of("second");
@@ -167,7 +168,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
     let pad = "jsonb_build_object('x', repeat('x', 60000))";
     (1..4).for_each(|i| raised.run(&mut client, &format!("SELECT oban_gossip_put('a', 'q{i}', {pad})")));
 
-    // Without preload, and in recovery.
+    // These servers are without preload, and in recovery.
     let bare = Cluster::start(&[]);
     bare.client().batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
     raised.run_all(&mut bare.client(), "BEGIN; ROLLBACK", &[]);

@@ -1,7 +1,7 @@
 //! Errors are an interface: the SQLSTATE, the value that was wrong, and a hint that helps.
 //!
-//! The tests call each function that the catalog lists, so that none is left out. Each file here answers one question
-//! about errors. This one has what they share.
+//! The tests call each function that the catalog lists, so that none is left out. Each file here answers one
+//! question about errors. This file has what they share.
 
 mod announced;
 mod servers;
@@ -12,7 +12,7 @@ use postgres::{Client, SimpleQueryMessage};
 
 use crate::support::comments::announced;
 
-/// A function of the SQL surface and its arguments: name, type, default.
+/// A function of the SQL surface. An argument is its name, type and default.
 pub struct Function {
     pub name: String,
     is_procedure: bool,
@@ -48,7 +48,7 @@ pub fn functions_like(client: &mut Client, pattern: &str) -> Vec<Function> {
     found
 }
 
-/// What works for an argument of that name.
+/// A valid value for an argument of that name.
 fn valid(argument: &str) -> &'static str {
     match argument {
         "after" | "position" | "missed" | "messages" => "NULL",
@@ -75,7 +75,7 @@ fn valid(argument: &str) -> &'static str {
 }
 
 impl Function {
-    /// A call with valid arguments but for these.
+    /// A call with valid arguments, except those in `but`.
     pub fn call(&self, but: &[(&str, &str)]) -> String {
         let argument = |(name, kind, _): &(String, String, Option<String>)| {
             let value = but.iter().find(|(n, _)| n == name).map_or(valid(name), |(_, value)| value);
@@ -95,7 +95,7 @@ fn outcome(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, Db
     client.simple_query(sql).map_err(|e| e.as_db_error().unwrap_or_else(|| panic!("{sql}: {e}")).clone())
 }
 
-/// The function that a statement calls.
+/// The name of the function that a statement calls.
 fn function_of(sql: &str) -> &str {
     let calls = sql.match_indices("oban").map(|(at, _)| {
         let end = sql[at..].find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(sql.len() - at);
@@ -105,15 +105,15 @@ fn function_of(sql: &str) -> &str {
     called.next().unwrap_or_else(|| panic!("{sql} calls no function"))
 }
 
-/// The comment on the function that a statement calls announces this SQLSTATE.
+/// Asserts that the comment on the function which a statement calls announces this SQLSTATE.
 fn is_announced(sql: &str, code: &str) {
     let function = function_of(sql);
     let announced = announced(function).unwrap_or_else(|| panic!("{function} has no comment"));
     assert!(announced.contains(code), "{code} is not under Errors in the comment on {function}: {sql}");
 }
 
-/// The statement fails with this SQLSTATE, which its function announces; the message shows the value, the hint names
-/// what helps.
+/// Asserts that the statement fails with this SQLSTATE, and that its function announces that. The message has to
+/// show `shows`, and the hint has to name `helps`.
 fn refused(client: &mut Client, sql: &str, code: &str, shows: &str, helps: &str) {
     let error = outcome(client, sql).expect_err(sql);
     assert_eq!(error.code().code(), code, "{sql}: {error}");

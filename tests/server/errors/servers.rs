@@ -5,7 +5,7 @@ use postgres::Client;
 use super::{functions, outcome, refused};
 use crate::support::{Ask, Cluster};
 
-/// As Postgres' own functions of triggers do.
+/// Postgres' own trigger functions raise the same SQLSTATE.
 #[test]
 fn a_trigger_function_that_is_called_says_so() {
     let cluster = Cluster::with_extension();
@@ -15,7 +15,7 @@ fn a_trigger_function_that_is_called_says_so() {
     }
 }
 
-/// These functions work, and every other one raises 55000 with this.
+/// Asserts that the functions in `works` work, and that every other one raises 55000 with this message and hint.
 fn works_or_says_why_not(client: &mut Client, works: &[&str], shows: &str, helps: &str) {
     let functions = functions(client);
     for name in works {
@@ -31,13 +31,13 @@ fn works_or_says_why_not(client: &mut Client, works: &[&str], shows: &str, helps
     }
 }
 
-/// Without preload, what needs no shared memory works, and all the rest says what is missing.
+/// Without preload, functions that need no shared memory work. Every other one says what is missing.
 #[test]
 fn without_preload_functions_work_or_say_why_not() {
     let cluster = Cluster::start(&[]);
     let mut client = cluster.client();
     client.batch_execute("CREATE SCHEMA \"Odd_one\"").unwrap();
-    // The notice goes to the client, and with this setting to the log too.
+    // The notice goes to the client. With this setting it goes to the log, too.
     client
         .batch_execute("SET log_min_messages = notice; CREATE EXTENSION obanrs SCHEMA \"Odd_one\"")
         .unwrap();
@@ -61,7 +61,7 @@ fn without_preload_functions_work_or_say_why_not() {
         "oban_leader",
     ];
     works_or_says_why_not(&mut client, &works, "not loaded", "shared_preload_libraries");
-    // A query of the monitoring's goes on.
+    // A query of a monitoring program gets rows, or none, and no error.
     for view in ["oban_members", "oban_gossip", "oban_workers", "oban_stats"] {
         assert_eq!(client.one::<i64>(&format!("SELECT count(*) FROM {view}")), 0, "{view}");
     }
@@ -71,7 +71,7 @@ fn without_preload_functions_work_or_say_why_not() {
     outcome(&mut client, "SELECT * FROM oban_leadership").unwrap();
 }
 
-/// On a standby what reads works, and what would write says where to go.
+/// On a standby, functions that read work. Functions that would write name the primary.
 #[test]
 fn in_recovery_functions_work_or_name_the_primary() {
     let primary = Cluster::installed();
@@ -117,7 +117,7 @@ fn in_recovery_functions_work_or_name_the_primary() {
     assert!(client.one::<bool>(workers), "a standby needs no workers");
 }
 
-/// A backtrace names the functions and the paths of the machine that built the library, which are nobody's business.
+/// A backtrace shows the functions and paths of the machine that built the library. Errors must not show them.
 #[test]
 fn no_error_has_a_backtrace() {
     for preload in ["shared_preload_libraries = 'obanrs'", "port = 5432"] {
@@ -125,7 +125,7 @@ fn no_error_has_a_backtrace() {
             Cluster::start_in(&[preload], &[("RUST_BACKTRACE", "1"), ("RUST_LIB_BACKTRACE", "full")]);
         let mut client = cluster.client();
         client.batch_execute("CREATE EXTENSION obanrs").unwrap();
-        // Another session: one that has loaded the library for CREATE EXTENSION knows already.
+        // This is another session: the one before has loaded the library for CREATE EXTENSION.
         let mut client = cluster.client();
         for call in ["oban_notify(NULL, '{}')", "oban_fence(1)", "oban_decode('no')", "obanrs_peers()"] {
             let error = client.batch_execute(&format!("SELECT {call}")).unwrap_err();

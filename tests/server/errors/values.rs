@@ -11,7 +11,7 @@ fn a_null_argument_is_an_error_that_names_it() {
     for function in functions(&mut client) {
         for (name, _, default) in &function.arguments {
             let optional = default.as_ref().is_some_and(|d| d.starts_with("NULL"));
-            // No term is a term that is not held: 40001.
+            // A NULL term is a term that is not held: 40001.
             let of_fence = function.name == "oban_fence" && name == "term";
             if !optional && !of_fence {
                 let call = function.call(&[(name, "NULL")]);
@@ -29,7 +29,7 @@ fn a_null_argument_is_an_error_that_names_it() {
     }
 }
 
-/// Every text of every function: empty, and far too long. Nothing is cut in silence.
+/// Each text argument of each function is empty, and too long. No text is cut in silence.
 #[test]
 fn empty_and_endless_texts_are_refused() {
     let cluster = Cluster::installed();
@@ -41,7 +41,7 @@ fn empty_and_endless_texts_are_refused() {
                 "text[]" => ("ARRAY['']", "ARRAY[repeat('x', 3000)]"),
                 _ => continue,
             };
-            // The empty prefix means the channel as it is named.
+            // With an empty prefix, a channel is verbatim.
             let verbatim = name == "prefix" && (function.has("channel") || function.has("channels"));
             if !verbatim {
                 let call = function.call(&[(name, empty)]);
@@ -62,7 +62,7 @@ fn a_prefix_that_does_not_exist_is_named() {
     for function in functions(&mut client).iter().filter(|f| f.has("prefix")) {
         let call = function.call(&[("prefix", "'nowhere'")]);
         match function.name.as_str() {
-            // One creates it, the other only takes names off this session's list.
+            // oban_install creates the prefix. oban_unlisten_channels only takes names off this session's list.
             "oban_install" | "oban_unlisten_channels" => {
                 assert!(outcome(&mut client, &call).is_ok(), "{call}")
             }
@@ -121,7 +121,7 @@ fn wrong_values_are_shown_with_what_helps() {
     ] {
         refused(&mut other, &format!("SELECT {call}"), code, shows, helps);
     }
-    // Too long even when packed: random text does not compress.
+    // These payloads are too long even when they are packed: random text does not compress.
     for call in [format!("oban_notify('insert', {noise})"), format!("oban_encode({noise})")] {
         refused(&mut other, &format!("SELECT {call}"), "54000", "7999", "table");
     }
@@ -146,7 +146,7 @@ fn wrong_values_are_shown_with_what_helps() {
         refused(&mut other, block, "25001", "oban_wait", "oban_poll");
         other.batch_execute("ROLLBACK").unwrap();
     }
-    // None of it changed anything.
+    // None of these calls changed anything.
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_members"), 1);
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_gossip"), 0);
     assert_eq!(client.one::<i64>("SELECT count(*) FROM pg_namespace WHERE nspname IN ('a.b', 'new')"), 0);

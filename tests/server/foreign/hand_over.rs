@@ -8,8 +8,8 @@ use crate::support::elixir::{Form, elect, resign, upsert};
 use crate::support::members::{join, leads};
 use crate::support::{Ask, Cluster, code, heard, wait_until};
 
-/// As a DELETE and an INSERT: the new holder has a term of its own and no boot, and the one before leads no more from
-/// that commit on.
+/// The update counts as a DELETE and an INSERT. The new holder has a term of its own and no boot. The holder before
+/// leads no more from that commit on.
 #[test]
 fn an_update_of_the_node_hands_the_leadership_over() {
     let cluster = Cluster::installed();
@@ -19,7 +19,7 @@ fn an_update_of_the_node_hands_the_leadership_over() {
     heard(&mut listener);
     join(&mut ours, "a");
     wait_until("it leads", || leads(&mut ours));
-    // As Oban's own test suite does it.
+    // Oban's own test suite runs this statement.
     let take = |node: &str| {
         format!(
             "UPDATE oban_peers SET node = '{node}', expires_at = timezone('utc', now()) + interval '30 s'
@@ -30,7 +30,7 @@ fn an_update_of_the_node_hands_the_leadership_over() {
                  FROM oban_peers";
     let (_, mut before, _) = row(&mut elixir).unwrap();
     for node in ["web.B", "web.C", "a"] {
-        // Rolled back, nothing has happened.
+        // A savepoint that is rolled back changes nothing.
         elixir.batch_execute(&format!("BEGIN; SAVEPOINT s; {}; ROLLBACK TO s; COMMIT", take(node))).unwrap();
         assert_eq!((leads(&mut ours), row(&mut elixir).unwrap().1), (node == "web.B", before));
         elixir.batch_execute(&format!("BEGIN; {}", take(node))).unwrap();
@@ -46,13 +46,13 @@ fn an_update_of_the_node_hands_the_leadership_over() {
         assert_eq!(ours.one::<String>("SELECT node FROM oban_leadership"), node);
         before = term;
     }
-    // Nobody has announced an end, as nobody does after a DELETE.
+    // No end was announced. A DELETE announces none, either.
     let down = |listener: &mut Client| heard(listener).iter().any(|n| n.payload().contains("down"));
     assert!(!down(&mut listener));
-    // Its lease runs, and its own node renews it.
+    // The new holder's lease runs, and its own node renews it.
     assert!(elect(&mut elixir, "a", Form::ByNode, "0").unwrap());
     assert!(!elect(&mut elixir, "b", Form::ByNode, "0").unwrap());
-    // A hand-over with a lease that is over: the member leads again, and that is announced.
+    // This hand-over has a lease that is over. The member leads again, and its election is announced.
     elixir
         .batch_execute(
             "UPDATE oban_peers SET node = 'late', expires_at = timezone('utc', now()) - interval '1 s'",
@@ -60,7 +60,7 @@ fn an_update_of_the_node_hands_the_leadership_over() {
         .unwrap();
     wait_until("ours leads", || leads(&mut ours));
     assert!(row(&mut ours).unwrap().1 > before);
-    // By another clock: what the statement says of both is how long the lease is.
+    // These times come from another clock. What counts is the lease's length between them.
     elixir
         .batch_execute(
             "UPDATE oban_peers SET node = 'x', started_at = now() - interval '5 hours',
@@ -69,7 +69,7 @@ fn an_update_of_the_node_hands_the_leadership_over() {
         .unwrap();
     let (_, _, left) = row(&mut ours).unwrap();
     assert!(left > 15.0 && left <= 20.0, "{left}");
-    // And when that lease is over, ours leads: memory knows the deadline of what was handed over.
+    // When the lease is over, the member leads. Shared memory knows the deadline of the row that was handed over.
     elixir
         .batch_execute(
             "UPDATE oban_peers SET node = 'y', expires_at = timezone('utc', now()) + interval '1 s'",
@@ -79,7 +79,8 @@ fn an_update_of_the_node_hands_the_leadership_over() {
     wait_until("ours leads", || leads(&mut ours));
 }
 
-/// Each end of the transaction that hands over: what is prepared ends the leadership, what fails leaves it.
+/// A hand-over may be prepared, rolled back, or fail at its commit. What is prepared ends the leadership. What
+/// fails leaves it.
 #[test]
 fn a_hand_over_ends_a_leadership_as_a_deletion_does() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_prepared_transactions = 5"]);
@@ -97,7 +98,7 @@ fn a_hand_over_ends_a_leadership_as_a_deletion_does() {
     elixir.batch_execute(&format!("BEGIN; {take}; PREPARE TRANSACTION 'p'")).unwrap();
     elixir.batch_execute("ROLLBACK PREPARED 'p'").unwrap();
     wait_until("it leads again", || leads(&mut ours));
-    // A commit that fails after it: elected anew.
+    // The commit fails after the hand-over. The member is elected anew.
     elixir
         .batch_execute(
             "CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (id int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)",
@@ -122,8 +123,8 @@ fn ours_takes_over_the_moment_a_foreign_leader_resigns_and_the_other_way_round()
         let term = row(&mut elixir).unwrap().1;
         assert!(term > last);
 
-        // Ours steps down; a node of Oban's hears of it and holds its election.
-        elixir.notifications().iter().count().unwrap(); // those before
+        // The member resigns. The Elixir node hears of that and holds its election.
+        elixir.notifications().iter().count().unwrap(); // discards the notifications before
         assert!(ours.query_one("SELECT oban_resign($1)", &[&member]).unwrap().get::<_, bool>(0));
         let mut notifications = elixir.notifications();
         let heard = notifications.blocking_iter().next().unwrap().expect("the connection is open");
@@ -133,7 +134,7 @@ fn ours_takes_over_the_moment_a_foreign_leader_resigns_and_the_other_way_round()
         last = row(&mut elixir).unwrap().1;
         assert!(last > term);
     }
-    // The same over a savepoint: what is taken back is no resignation.
+    // A savepoint that takes the deletion back takes the resignation back.
     let mut transaction = elixir.transaction().unwrap();
     transaction.batch_execute("SAVEPOINT s; DELETE FROM oban_peers; ROLLBACK TO s").unwrap();
     transaction.commit().unwrap();
@@ -149,13 +150,14 @@ fn a_delete_of_our_row_ends_our_leadership_with_its_commit() {
     let term = row(&mut ours).unwrap().1;
     for how in ["DELETE FROM oban_peers", "TRUNCATE oban_peers", "DELETE FROM oban_peers WHERE name = 'Oban'"]
     {
-        // Rolled back, as a whole or in part: nothing has happened.
+        // A deletion that is rolled back, as a whole or to a savepoint, changes nothing.
         let before = row(&mut ours).unwrap().1;
         elixir.batch_execute(&format!("BEGIN; {how}; ROLLBACK")).unwrap();
         elixir.batch_execute(&format!("BEGIN; SAVEPOINT s; {how}; ROLLBACK TO s; COMMIT")).unwrap();
         assert!(leads(&mut ours), "{how}");
         assert_eq!(row(&mut ours).unwrap().1, before);
-        // With a row of its own in place: ours does not lead from that commit on.
+        // The transaction inserts a row of its own in place of the deleted one. The member does not lead from that
+        // commit on.
         let now = "timezone('UTC', clock_timestamp())";
         elixir
             .batch_execute(&format!(
@@ -171,7 +173,7 @@ fn a_delete_of_our_row_ends_our_leadership_with_its_commit() {
     }
     assert!(row(&mut ours).unwrap().1 > term);
 
-    // Prepared: it is over with that.
+    // PREPARE TRANSACTION ends the leadership.
     elixir.batch_execute("BEGIN; DELETE FROM oban_peers; PREPARE TRANSACTION 'p'").unwrap();
     assert!(!leads(&mut ours));
     elixir.batch_execute("COMMIT PREPARED 'p'").unwrap();

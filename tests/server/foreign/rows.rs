@@ -8,7 +8,7 @@ use crate::support::elixir::{Form, elect, resign, upsert};
 use crate::support::members::{join, leads};
 use crate::support::{Ask, Cluster, wait_for, wait_until};
 
-/// Rows that no member of ours has anything to do with.
+/// No member of this extension has anything to do with these rows.
 #[test]
 fn expired_rows_of_foreign_names_are_swept_with_one_announcement() {
     let cluster = Cluster::installed();
@@ -24,7 +24,7 @@ fn expired_rows_of_foreign_names_are_swept_with_one_announcement() {
     let names = "SELECT string_agg(name, ',' ORDER BY name) FROM oban_peers";
     assert_eq!(watch.one::<String>(names), "Stays", "deleted with the announcement");
 
-    // What a session of ours left before a crash of the server, too.
+    // The row of a session from before a crash of the server is swept, too.
     let mut ours = cluster.shell();
     ours.ask("SELECT oban_join('a')");
     assert_eq!(ours.ask("SELECT oban_is_leader()"), "t");
@@ -36,7 +36,7 @@ fn expired_rows_of_foreign_names_are_swept_with_one_announcement() {
     second.batch_execute("LISTEN \"public.oban_leader\"").unwrap();
     elixir = cluster.client();
     for _ in 0..3 {
-        // Renewed in time: nobody is told of anything.
+        // A row that is renewed in time is not announced.
         let renew = "INSERT INTO oban_peers AS o VALUES ('Renewed', 'x', now(), now() + interval '2 seconds')
                      ON CONFLICT (name) DO UPDATE SET expires_at = EXCLUDED.expires_at";
         elixir.batch_execute(renew).unwrap();
@@ -51,7 +51,8 @@ fn expired_rows_of_foreign_names_are_swept_with_one_announcement() {
     wait_for("it ends when it is not renewed", || (watch.one::<String>(names) == "Stays").then_some(()));
 }
 
-/// A term is drawn before the row is had. Whoever stalls in between must not lead with one that others have passed.
+/// A term is drawn before its row is inserted. A node that stalls in between must not lead with a term that others
+/// have passed.
 #[test]
 fn terms_rise_in_the_order_of_the_rows() {
     let cluster = Cluster::installed();
@@ -83,7 +84,7 @@ fn terms_rise_in_the_order_of_the_rows() {
     assert!(row(&mut watch).unwrap().1 > passed);
 }
 
-/// Any role may put our trigger on a table of its own, and call that whatever it likes.
+/// Any role may put the extension's trigger on a table of its own, under any name.
 #[test]
 fn only_the_prefixs_own_table_tells() {
     let cluster = Cluster::installed();
@@ -115,7 +116,7 @@ fn only_the_prefixs_own_table_tells() {
     assert_eq!(row(&mut ours).unwrap().1, term);
 }
 
-/// Leaders from before the table had its triggers.
+/// The table had a leader before it had its triggers.
 #[test]
 fn a_leader_from_before_gets_its_term_with_its_next_renewal() {
     let cluster = Cluster::with_extension();
@@ -137,7 +138,7 @@ fn a_leader_from_before_gets_its_term_with_its_next_renewal() {
     elixir.batch_execute(&format!("SELECT oban_fence({first})")).unwrap();
     assert!(elect(&mut elixir, "x", Form::ByName, "0").unwrap());
     assert_eq!(term(&mut elixir), Some(first));
-    // An extension that is made anew goes on above what is in the tables.
+    // A new extension draws terms above those in the tables.
     drop(ours);
     wait_until("ours is gone", || elixir.one("SELECT count(*) = 0 FROM oban_members"));
     elixir
@@ -148,7 +149,7 @@ fn a_leader_from_before_gets_its_term_with_its_next_renewal() {
     assert!(term(&mut elixir).unwrap() > first);
 }
 
-/// A table that is dropped tells nobody; who installs anew does.
+/// Statements on a table that was replaced change no leader. Those on the table that oban_install made do.
 #[test]
 fn a_table_that_was_replaced_has_a_leader_of_its_own() {
     let cluster = Cluster::installed();
@@ -159,7 +160,7 @@ fn a_table_that_was_replaced_has_a_leader_of_its_own() {
     assert_eq!(row(&mut elixir).map(|r| r.1), Some(ours.one("SELECT oban_term()")));
     elixir.batch_execute("TRUNCATE old; DROP TABLE old").unwrap();
     assert!(leads(&mut ours));
-    // And when a foreign node comes first, ours knows with its commit.
+    // When a foreign node comes first, the member knows that with the foreign commit.
     let now = "timezone('UTC', clock_timestamp())";
     let insert = upsert(Form::DoNothing, now).replace("$1::text", "'x'");
     let replace = "ALTER TABLE oban_peers RENAME TO older; SELECT oban_install()";
@@ -168,7 +169,7 @@ fn a_table_that_was_replaced_has_a_leader_of_its_own() {
     assert_eq!(row(&mut elixir).unwrap().0, "x");
 }
 
-/// The command that removes an obstacle tells the keeper nothing. The election that succeeds again does.
+/// The command that removes an obstacle tells the keeper nothing. The next election that succeeds does.
 #[test]
 fn rows_that_lapsed_beside_an_obstacle_are_swept_once_it_is_gone() {
     let cluster = Cluster::installed();

@@ -17,14 +17,14 @@ fn a_renewal_by_name_alone_changes_nothing_on_another_nodes_row() {
     let stored: String = ours.one(whole);
     for form in [Form::ByName, Form::ByNode, Form::DoNothing] {
         assert!(!elect(&mut elixir, "elixir", form, "0").unwrap(), "{form:?}");
-        // A foreign node of the same name as our member is another process, too.
+        // A foreign node of the same name as the member is another process.
         assert!(!elect(&mut elixir, "a", form, "0").unwrap(), "{form:?}");
     }
     assert_eq!(elixir.execute("UPDATE oban_peers SET expires_at = 'infinity'", &[]).unwrap(), 0);
     assert_eq!(ours.one::<String>(whole), stored, "not touched at all");
     assert!(leads(&mut ours));
 
-    // And between two foreign nodes.
+    // The same holds between two foreign nodes.
     drop(ours);
     wait_until("its row is gone", || row(&mut elixir).is_none());
     assert!(elect(&mut elixir, "x", Form::ByNode, "0").unwrap());
@@ -38,8 +38,8 @@ fn a_renewal_by_name_alone_changes_nothing_on_another_nodes_row() {
     assert!(after.1 > before.1, "a term of its own, above ours");
 }
 
-/// BEFORE INSERT sees no row that is not committed: only when the upsert comes to update it, it can be told that
-/// the row is another's.
+/// BEFORE INSERT sees no row that is not committed. Only when the upsert comes to update the row, the trigger can
+/// tell that the row is another node's.
 #[test]
 fn an_upsert_that_waited_for_an_uncommitted_row_changes_nothing() {
     let cluster = Cluster::installed();
@@ -60,7 +60,7 @@ fn an_upsert_that_waited_for_an_uncommitted_row_changes_nothing() {
     }
 }
 
-/// What a statement proposed must not be remembered past it.
+/// The trigger must not remember beyond its statement what the statement proposed.
 #[test]
 fn a_proposal_ends_with_its_statement() {
     let cluster = Cluster::installed();
@@ -68,7 +68,7 @@ fn a_proposal_ends_with_its_statement() {
     assert!(elect(&mut elixir, "x", Form::ByNode, "0").unwrap());
     let expires = |c: &mut Client| -> String { c.one("SELECT expires_at::text FROM oban_peers") };
     for before in [
-        // Did nothing; failed; was rolled back to a savepoint; failed in a block.
+        // These statements do nothing, are rolled back to a savepoint, or fail in a block.
         "INSERT INTO oban_peers VALUES ('Oban', 'y', now(), now() + interval '30 s') ON CONFLICT DO NOTHING",
         "SAVEPOINT s; SELECT 1; ROLLBACK TO s",
         "DO $$ BEGIN INSERT INTO oban_peers VALUES ('Oban', 'y', now(), now() + interval '30 s');
@@ -76,7 +76,7 @@ fn a_proposal_ends_with_its_statement() {
     ] {
         let was = expires(&mut elixir);
         other.batch_execute(&format!("BEGIN; {before}")).unwrap();
-        // A renewal of another client library, by UPDATE.
+        // Another client library renews by UPDATE.
         let renewal =
             "UPDATE oban_peers SET expires_at = timezone('UTC', clock_timestamp()) + interval '30 s'";
         assert_eq!(other.execute(renewal, &[]).unwrap(), 1, "after {before}");
@@ -121,14 +121,15 @@ fn name_term_and_boot_do_not_change() {
     }
 }
 
-/// Hours off, fast or slow: a row's times are the server's, and a lease is as long as its node says.
+/// A node's clock may be hours off. The server's clock sets a row's times, and the node sets the length of its
+/// lease.
 #[test]
 fn times_are_the_servers() {
     let cluster = Cluster::installed();
     for skew in ["-5 hours", "5 hours"] {
         let mut elixir = cluster.client();
         for _ in 0..2 {
-            // The second is its renewal: a clock that is slow takes its own row for unexpired, too.
+            // The second round is a renewal. A node with a slow clock takes its own row for unexpired, too.
             assert!(elect(&mut elixir, "x", Form::ByNode, skew).unwrap());
             let (node, _, left) = row(&mut elixir).unwrap();
             assert!(node == "x" && left > 25.0 && left <= 30.0, "{skew}: {left} s are left");
@@ -137,7 +138,7 @@ fn times_are_the_servers() {
         }
         resign(&mut elixir, "x").unwrap();
     }
-    // A term or a start of the server that somebody brings along count for nothing, nor does an endless lease.
+    // The trigger ignores a term, a boot and an endless lease in the statement.
     let mut client = cluster.client();
     client
         .batch_execute(
@@ -150,7 +151,8 @@ fn times_are_the_servers() {
     assert!(client.one::<bool>("SELECT boot IS NULL FROM oban_peers"));
 }
 
-/// What others run between the two halves of an upsert must not make it forget whose it is.
+/// Code of other triggers runs between the two halves of an upsert. It must not make the trigger forget whose
+/// upsert it is.
 #[test]
 fn triggers_of_others_do_not_come_between_the_halves_of_an_upsert() {
     let cluster = Cluster::installed();

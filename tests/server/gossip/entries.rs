@@ -57,7 +57,7 @@ fn entries_end_by_ttl_by_deletion_and_with_their_member() {
     member.kill();
     wait_until("the killed member's are gone", || queues(&mut client) == ["n/default"]);
 
-    // They are about processes: a rollback does not take them back.
+    // Entries belong to processes: a rollback does not take them back.
     client.batch_execute("BEGIN; SELECT oban_gossip_put('r', 'default'); ROLLBACK").unwrap();
     assert_eq!(queues(&mut client), ["n/default", "r/default"]);
 }
@@ -135,7 +135,7 @@ fn databases_and_prefixes_see_only_their_own() {
     assert_eq!(limits(&mut first), "other2");
 }
 
-/// What was of a schema that is gone is nobody's, and takes no room for long.
+/// Entries of a schema that is gone belong to no prefix, and are soon forgotten.
 #[test]
 fn a_new_schema_of_an_old_name_has_nothing_of_the_old_one() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_interval = 50ms"]);
@@ -151,7 +151,7 @@ fn a_new_schema_of_an_old_name_has_nothing_of_the_old_one() {
     wait_until("the old one is forgotten", || stat(&mut client, "gossip_entries") == 1);
     assert_eq!(queues(&mut client), ["new/q"]);
 
-    // The transaction that makes a schema may put into it before it commits, and others broadcast meanwhile.
+    // A transaction that creates a schema may put entries before it commits, while others broadcast.
     let mut maker = cluster.client();
     maker.batch_execute("BEGIN; DROP SCHEMA s CASCADE; SELECT oban_install('s')").unwrap();
     maker.batch_execute(put).unwrap();
@@ -163,7 +163,7 @@ fn a_new_schema_of_an_old_name_has_nothing_of_the_old_one() {
     wait_until("others are told of", || stat(&mut client, "gossip_broadcasts") > rounds + 3);
     maker.batch_execute("COMMIT").unwrap();
     assert_eq!(queues(&mut client), ["old/q"]);
-    // One that is rolled back has put into a schema that never was.
+    // A transaction that is rolled back has put an entry for a schema that never was.
     maker.batch_execute("BEGIN; DROP SCHEMA s CASCADE; SELECT oban_install('s')").unwrap();
     maker
         .batch_execute("SELECT oban_gossip_put('never', 'q', ttl => '1 hour', prefix => 's'); ROLLBACK")
@@ -173,7 +173,7 @@ fn a_new_schema_of_an_old_name_has_nothing_of_the_old_one() {
     assert_eq!(queues(&mut client), ["old/q"]);
 }
 
-/// A function that returns a table, wherever it may be called.
+/// The function behind the view returns a table wherever Postgres may call it.
 #[test]
 fn the_rows_come_wherever_a_table_is_wanted() {
     let cluster = Cluster::installed();

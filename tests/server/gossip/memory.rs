@@ -28,15 +28,15 @@ fn memory_is_bounded_and_comes_back() {
         assert_eq!(client.one::<i32>("SELECT oban_gossip_delete('a')"), first as i32);
         assert_eq!(fill(&mut client), first);
     }
-    // What can't be replaced by something larger keeps its old state.
+    // An entry whose larger replacement does not fit keeps its old state.
     let large = "SELECT oban_gossip_put('a', 'q0', jsonb_build_object('pad', repeat('y', 60000)))";
     assert_eq!(code(&mut client, large), "53400");
     let kept = "SELECT length(state->>'pad') FROM oban_gossip WHERE queue = 'q0'";
     assert_eq!(client.one::<i32>(kept), 1000);
 }
 
-/// Filled with entries of all sizes, emptied in each of the ways that there are, and filled again: a thousand
-/// times, and as much fits as at first.
+/// The table is filled with entries of all sizes and emptied in each way, a thousand times. As much fits at the end
+/// as at first.
 #[test]
 fn a_table_can_be_filled_and_emptied_for_ever() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_memory = '64kB'"]);
@@ -91,7 +91,7 @@ fn a_table_can_be_filled_and_emptied_for_ever() {
     assert_eq!(stat(&mut client, "gossip_entries"), 0);
 }
 
-/// How many entries a session can put for nodes that begin with `node`.
+/// Puts entries for nodes that begin with `node` until one is refused. Returns how many fit, and the error.
 fn fill(client: &mut Client, node: &str, prefix: &str) -> (i32, postgres::error::DbError) {
     let sql = "SELECT oban_gossip_put($1, 'q', prefix => $2)";
     for n in 0..1_000 {
@@ -118,13 +118,13 @@ fn a_role_may_hold_its_share_of_the_memory() {
         .unwrap();
     client.batch_execute("CREATE DATABASE owned OWNER owner").unwrap();
     let mut greedy = cluster.client_as("postgres", "greedy");
-    // Over all prefixes.
+    // The share counts over all prefixes.
     greedy.batch_execute("SELECT oban_gossip_put('there', 'q', prefix => 'g')").unwrap();
     let (many, error) = fill(&mut greedy, "n", "public");
     assert!(error.message().contains("greedy has its share of obanrs.gossip_memory"), "{error:?}");
     assert!(error.hint().unwrap().contains("obanrs.role_share"), "{error:?}");
     assert!((30..60).contains(&many), "{many}: a quarter of some 170");
-    // Bytes count, too, and what it replaces is its own again.
+    // Bytes count, too. What a replacement frees belongs to the same role.
     let large = "SELECT oban_gossip_put('n0', 'q', jsonb_build_object('pad', repeat('x', 1000)))";
     assert_eq!(code(&mut greedy, large), "53400");
     greedy.batch_execute("SELECT oban_gossip_delete('n1'), oban_gossip_delete('n2'), oban_gossip_delete('n3'), oban_gossip_delete('n4')").unwrap();
@@ -133,11 +133,11 @@ fn a_role_may_hold_its_share_of_the_memory() {
     greedy.batch_execute("SELECT oban_gossip_put('n0', 'q')").unwrap();
     assert_eq!(fill(&mut greedy, "m", "public").0, 4);
 
-    // Other roles have theirs. A role that replaces an entry has it from then on.
+    // Other roles have shares of their own. A role that replaces an entry owns it from then on.
     let mut modest = cluster.client_as("postgres", "modest");
     modest.batch_execute("SELECT oban_gossip_put('m0', 'q'), oban_gossip_put('own', 'q')").unwrap();
     assert_eq!(fill(&mut greedy, "l", "public").0, 1);
-    // What counts is the current role.
+    // The current role counts.
     client.batch_execute("SET ROLE greedy").unwrap();
     assert_eq!(fill(&mut client, "k", "public").0, 0);
     client.batch_execute("RESET ROLE; SELECT oban_gossip_put('k', 'q')").unwrap();
@@ -151,7 +151,7 @@ fn a_role_may_hold_its_share_of_the_memory() {
         i64::from(rest)
     );
 
-    // A reload changes it; what ends is given back in each way.
+    // A reload changes the share. What ends is given back, however it ends.
     cluster.configure(&["obanrs.role_share = 50"]);
     client.batch_execute("SELECT pg_reload_conf()").unwrap();
     wait_until("the setting counts", || greedy.one::<String>("SHOW obanrs.role_share") == "50");

@@ -1,6 +1,6 @@
-//! Gossip: what is put is seen, until it ends.
+//! Gossip: an entry is seen from when it is put until it ends.
 //!
-//! Each file here answers one question about it. This one has what they share.
+//! Each file here answers one question about it. This file has what they share.
 
 mod entries;
 mod memory;

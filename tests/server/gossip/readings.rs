@@ -6,8 +6,8 @@ use std::thread;
 
 use crate::support::{Ask, Cluster, stat};
 
-/// Every state carries a checksum of itself and the names of its entry. Some sessions put, of many sizes and with
-/// a ttl or without, one deletes, entries expire all the time; and others read.
+/// Each state carries a checksum of itself and the names of its entry. Two sessions put states of many sizes, with
+/// long and short ttls. One deletes, and one reads.
 #[test]
 fn no_reading_is_torn() {
     read_while_others_write(1_000_000);
@@ -76,7 +76,7 @@ fn read_while_others_write(readings: i64) {
     }
 }
 
-/// A reading of many entries and a key that moves among them.
+/// Other entries are read while two keys are deleted and put again.
 #[test]
 fn many_entries_are_read_once_each() {
     let cluster = Cluster::installed();

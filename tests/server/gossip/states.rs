@@ -37,7 +37,7 @@ fn running_jobs_are_named_by_integers_and_by_texts() {
     assert_eq!((row.get::<_, i32>(0), row.get::<_, bool>(1)), (4, true));
 }
 
-/// Every time that we let in, Postgres reads as we do.
+/// Postgres reads each accepted time as the extension does.
 #[test]
 fn every_accepted_time_is_a_timestamptz() {
     let cluster = Cluster::installed();
@@ -52,7 +52,7 @@ fn every_accepted_time_is_a_timestamptz() {
     }
 }
 
-/// What a state may be, and what the server adds.
+/// A state has a limit, and the server adds its times.
 #[test]
 fn a_state_is_64_kb_at_most_and_has_the_servers_times() {
     let cluster = Cluster::installed();
@@ -66,13 +66,14 @@ fn a_state_is_64_kb_at_most_and_has_the_servers_times() {
     assert_eq!(client.one::<i32>(kept), 65_537, "with the space that Postgres puts behind the colon");
     let error = put(&mut client, 65_537).unwrap_err();
     assert_eq!(error.code().unwrap().code(), "22023");
-    // Without the spaces that Postgres puts behind commas; these are 60,900 bytes. (As jsonb it is more.)
+    // The limit counts a state without the spaces that Postgres puts behind commas: these are 60,900 bytes. (As
+    // jsonb they are more.)
     let ids = "SELECT oban_gossip_put('a', 'ids', (SELECT jsonb_build_object('running', jsonb_agg(i))
                       FROM generate_series(1, 12000) i))";
     client.batch_execute(ids).unwrap();
     assert_eq!(client.one::<i32>("SELECT running FROM oban_gossip WHERE queue = 'ids'"), 12_000);
 
-    // updated_at is the server's whatever a state says; started_at stays while the entry lives.
+    // The server sets updated_at, whatever a state says. started_at stays while the entry lives.
     client
         .batch_execute(r#"SELECT oban_gossip_put('b', 'q', '{"updated_at": "2001-01-01T00:00:00Z"}')"#)
         .unwrap();
