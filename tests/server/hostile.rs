@@ -1,11 +1,13 @@
-//! Calls of every function, procedure and view of the extension, as the catalogs list them, with hostile
-//! arguments.
+//! Does every call end as announced: calls of each function, procedure and view that the catalogs list, with
+//! hostile arguments?
 //!
-//! Several roles call at once, in every kind of transaction. Calls are cancelled and sessions terminated.
-//! Names shadow Postgres' own. Meanwhile other sessions rename, replace and drop the schemas and tables that
-//! the calls are about.
+//! Several roles call at once, in every kind of transaction. Calls are cancelled and sessions terminated. Names
+//! shadow Postgres' own. Meanwhile other sessions rename, replace and drop the schemas and tables that the calls
+//! are about.
 //!
 //! The test prints a seed, from which the statements of each session follow. OBANRS_HOSTILE_SEED sets it.
+//!
+//! This file has the outcomes that are right, and runs and judges the sessions. Its modules have what they do.
 
 #[path = "hostile/arguments.rs"]
 mod arguments;
@@ -50,8 +52,8 @@ const SETTINGS: [&str; 14] = [
     "log_error_verbosity = terse",
 ];
 
-/// The SQLSTATEs that functions raise, each with its reason. Which of them a function may raise, the comment on it
-/// announces. A statement on a view or sequence may end with any.
+/// The SQLSTATEs that functions raise, each with its reason. The comment on a function announces which of them it
+/// may raise. A statement on a view or sequence may end with any of them.
 const ANNOUNCED: [(&str, &str); 16] = [
     ("22004", "a null argument"),
     ("22023", "a bad argument"),
@@ -71,7 +73,7 @@ const ANNOUNCED: [(&str, &str); 16] = [
     ("42P07", "a relation that was created after oban_install has looked for its name"),
 ];
 
-/// Of these, what Postgres itself raises in a call of any function, by the beginning of the message.
+/// Those of them that Postgres itself raises in a call of any function, with the beginning of the message.
 const OWN_MESSAGES: [(&str, &str, &str); 4] = [
     ("54000", "null character not permitted", "chr(0) in an argument"),
     ("3F000", "schema \"ext\" does not exist", "the extension's schema is dropped"),
@@ -79,7 +81,7 @@ const OWN_MESSAGES: [(&str, &str, &str); 4] = [
     ("55P03", "canceling statement due to lock timeout", "lock_timeout is short here"),
 ];
 
-/// The SQLSTATEs with which any call may end: Postgres' own, by what the statement is in.
+/// Postgres' own SQLSTATEs, with which any call may end, each with its reason.
 const EXPECTED: [(&str, &str); 20] = [
     ("57014", "cancelled, or timed out"),
     ("57P01", "terminated"),
@@ -103,8 +105,8 @@ const EXPECTED: [(&str, &str); 20] = [
     ("39P01", "a function of a trigger elsewhere"),
 ];
 
-/// What Postgres itself raises as XX000 when DDL races with DDL, in statements that are no calls of the
-/// extension.
+/// The messages of XX000 that Postgres itself raises when DDL races with DDL, in statements that call nothing of
+/// the extension.
 const OWN_RACES: [&str; 5] = [
     "tuple concurrently",
     "cache lookup failed for",
@@ -113,10 +115,11 @@ const OWN_RACES: [&str; 5] = [
     "relation with OID",
 ];
 
-/// The same of a call whose function, or view, was dropped with the extension after the statement was parsed.
+/// Messages of the same kind in a call whose function or view was dropped with the extension after the statement
+/// was parsed.
 const DROPPED_UNDER_WAY: [&str; 2] = ["cache lookup failed for function", "could not open relation with OID"];
 
-/// In the server's log: that something ended that should not, or was left behind.
+/// Lines of the server's log that tell of a crash, a leak, or a panic.
 const FATEFUL: [&str; 9] = [
     "terminated by signal",
     "PANIC:",
@@ -129,7 +132,7 @@ const FATEFUL: [&str; 9] = [
     "panicked",
 ];
 
-/// What all sessions share.
+/// The state that all sessions share.
 struct World {
     cluster: Cluster,
     functions: Vec<Function>,
@@ -141,17 +144,18 @@ struct World {
 
 #[derive(Default)]
 struct Tally {
-    /// By whether it is a call, and its SQLSTATE: how many, and by which objects, each with an example.
+    /// The key is whether it was a call, and the SQLSTATE. The value is how many there were, and by object an
+    /// example.
     codes: BTreeMap<(bool, String), (u64, BTreeMap<String, String>)>,
     succeeded: BTreeSet<String>,
     called: BTreeSet<String>,
     slowest: (Duration, String),
     lost: u64,
-    /// What should not have come.
+    /// The outcomes that are not right.
     wrong: BTreeSet<String>,
 }
 
-/// Ends the sessions also when the test fails.
+/// Ends the sessions when it is dropped, also when the test fails.
 struct Stop(Arc<World>);
 
 impl Drop for Stop {
@@ -160,7 +164,7 @@ impl Drop for Stop {
     }
 }
 
-/// Whether a call of an object, or a statement beside, may end so.
+/// Whether a call of an object, or a statement without an object, may end with this code and message.
 fn is_right(object: Option<&str>, code: &str, message: &str) -> bool {
     let is_listed = |list: &[(&str, &str)]| list.iter().any(|(listed, _)| *listed == code);
     let is_own = || OWN_MESSAGES.iter().any(|(of, begins, _)| *of == code && message.starts_with(begins));
@@ -172,7 +176,7 @@ fn is_right(object: Option<&str>, code: &str, message: &str) -> bool {
     match object.is_some() {
         _ if code == "00000" => true,
         true => is_listed(&EXPECTED) || is_announced() || was_dropped(),
-        // DDL of others may end as it likes.
+        // DDL of other sessions may end with any other code.
         false if code.starts_with("XX") => OWN_RACES.iter().any(|race| message.contains(race)),
         false => code != SHADOWED_CODE,
     }
@@ -251,7 +255,7 @@ fn run(until: &Until, rarely: u64) {
     for nth in 0..6 {
         threads.push(spawn(nth, |session, _| session.work()));
     }
-    // What races beside may bring an outcome that nobody has met yet: that is for a soak.
+    // Racing sessions may bring an outcome that no run has met yet. So only a soak has them.
     if matches!(until, Until::Seconds(_)) {
         threads.push(spawn(10, |session, _| session.alter(&["owner"])));
         threads.push(spawn(11, |session, _| session.alter(&["postgres", "owner"])));
@@ -327,7 +331,7 @@ fn judge(tally: &Tally, world: &World) {
 
 const TRIGGERS: [&str; 2] = ["obanrs_jobs_insert", "obanrs_peers"];
 
-/// After all of it, a member of a new prefix leads within a moment.
+/// Asserts that a member of a new prefix leads soon after all of it.
 fn all_is_well(cluster: &Cluster, watch: &mut Watch) {
     let client = &mut watch.client;
     let idle = "SELECT count(*) = 0 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
@@ -353,7 +357,7 @@ fn all_is_well(cluster: &Cluster, watch: &mut Watch) {
     wait_until("the workers hold no locks", || client.one(idle));
 }
 
-/// A few thousand calls, with nothing racing beside.
+/// A few thousand calls without racing sessions.
 #[test]
 fn hostile_calls_end_with_what_was_announced() {
     run(&Until::Calls(8_000), 150);

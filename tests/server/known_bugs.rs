@@ -24,7 +24,7 @@ fn a_server_in_recovery_fills_no_log() {
     assert_eq!(client.one::<i64>("SELECT sum(restarts) FROM oban_workers"), 0, "they had not tried before");
     client.batch_execute("SELECT oban_join('a')").unwrap();
     wait_until("it leads", || client.one("SELECT oban_is_leader()"));
-    // All that our workers, or the postmaster about them, had to say: the sizes at the start, and who leads now.
+    // The workers, and the postmaster about them, write two lines: the sizes at the start, and the leader.
     let log = standby.log();
     let ours = |l: &&str| l.contains("obanrs") && !l.contains("client backend") && !l.contains("Unix socket");
     let said: Vec<&str> = log.lines().filter(ours).collect();
@@ -40,7 +40,7 @@ fn a_trigger_that_is_there_is_enabled_again_without_a_lock_on_its_table() {
     let mut client = cluster.client();
     let trigger = "SELECT oid::bigint FROM pg_trigger WHERE tgname = 'obanrs_jobs_insert'";
     let before: i64 = client.one(trigger);
-    // A transaction in the middle of its work, whose locks conflict with all DDL.
+    // This transaction is in the middle of its work. Its locks conflict with all DDL.
     let mut worker = cluster.client();
     worker.batch_execute("BEGIN; INSERT INTO oban_jobs (worker) VALUES ('w')").unwrap();
     worker.batch_execute("INSERT INTO oban_peers VALUES ('Other', 'n', now(), now())").unwrap();
@@ -63,7 +63,7 @@ fn what_is_sent_while_a_listener_is_away_is_received_on_resume() {
     for round in 0..5 {
         let mut listener = cluster.client();
         listener.batch_execute("SELECT oban_listen_channels()").unwrap();
-        drop(listener); // it has lost its connection
+        drop(listener); // the listener loses its connection
         for n in 0..3 {
             let cancel = format!("SELECT oban_notify('signal', '{{\"job\": {}}}')", round * 3 + n);
             client.batch_execute(&cancel).unwrap();
@@ -150,14 +150,14 @@ fn a_prefix_never_hears_another_prefix() {
         let sql = format!("INSERT INTO {prefix}.oban_jobs (worker, queue) VALUES ('w', 'q{n}')");
         client.batch_execute(&sql).unwrap();
     }
-    // Nor what calls itself so.
+    // A verbatim channel of that name does not belong to the prefix, either.
     client.batch_execute("SELECT oban_notify('a.oban_gossip', '{\"forged\": true}', '')").unwrap();
     let own = [serde_json::json!({"queue": "q4"})];
     assert_eq!(waiting.join().unwrap().payloads, own);
     assert_eq!(poll(&mut client, &format!("after => {after}, prefix => 'a'")).payloads, own);
     let heard = heard(&mut listener);
     let heard: Vec<&str> = heard.iter().map(|n| n.channel()).collect();
-    // Natively a channel is its name, and anybody may send there; README says so.
+    // For LISTEN a channel is only its name, and any session may send there. README says so.
     assert_eq!(heard, ["a.oban_insert", "a.oban_gossip"]);
 }
 
@@ -232,10 +232,10 @@ fn a_relay_that_dies_between_publish_and_wakeup_loses_no_message() {
     let mut expected = Vec::new();
     let mut ended = 0;
     for round in 0..4 {
-        // One that was terminated is shown until it has ended.
+        // A relay that was terminated is shown until it has ended.
         let relay = wait_for("the next relay", || Some(wait_for_relay(&cluster)).filter(|pid| *pid != ended));
         ended = relay;
-        // It stands still: what is published now wakes it, and it dies before it can look.
+        // The relay stands still. A message wakes it, and it dies before it can look.
         cluster.signal("STOP", relay);
         for n in 0..5 {
             client
@@ -254,7 +254,7 @@ fn a_relay_that_dies_between_publish_and_wakeup_loses_no_message() {
     }
     let heard = heard(&mut listener);
     let mut heard: Vec<&str> = heard.iter().map(|n| n.payload()).collect();
-    // What was sent in the transaction in which it died may come twice; the first time is in order.
+    // What was sent in the transaction in which a relay died may come twice. The first time is in order.
     let mut seen = std::collections::BTreeSet::new();
     heard.retain(|payload| seen.insert(*payload));
     assert_eq!(heard, expected);
@@ -269,7 +269,7 @@ fn a_slow_consumer_never_blocks_a_writer_and_is_told_it_lagged() {
     let cluster = installed_with(&["obanrs.ring_size = '64kB'"]);
     let mut slow = cluster.client();
     slow.batch_execute("SELECT oban_listen_channels()").unwrap();
-    slow.batch_execute("BEGIN").unwrap(); // it hears nothing until it ends
+    slow.batch_execute("BEGIN").unwrap(); // the listener hears nothing until its transaction ends
     let mut client = cluster.client();
     let start: i64 = client.one("SELECT oban_position()");
     client.batch_execute("SET statement_timeout = '20s'").unwrap();

@@ -19,8 +19,8 @@ fn keeper(client: &mut Client) -> i32 {
     wait_for("a keeper", || client.query_opt(sql, &[]).unwrap().map(|r| r.get(0)))
 }
 
-/// Oban 2.11 to 2.23.0: a leader that had been paused renewed the row that it found, also another node's. It led
-/// beside another for 19 days.
+/// Oban 2.11 to 2.23.0: a leader that had been paused renewed any row that it found, also another node's. It
+/// led beside another for 19 days.
 /// https://github.com/oban-bg/oban/issues/1488
 #[test]
 fn a_leader_that_was_paused_past_its_lease_leads_no_more() {
@@ -30,7 +30,7 @@ fn a_leader_that_was_paused_past_its_lease_leads_no_more() {
     join(&mut ours, "ours");
     assert!(leads(&mut ours));
     let mut elixir = cluster.client();
-    // Who renews for it is paused; meanwhile another leads.
+    // The keeper, which renews for the member, is paused. Meanwhile another node leads.
     let keeper = keeper(&mut ours);
     cluster.signal("STOP", keeper);
     wait_until("the lease is over", || !leads(&mut ours));
@@ -42,7 +42,7 @@ fn a_leader_that_was_paused_past_its_lease_leads_no_more() {
     assert!(!leads(&mut ours) && !leads(&mut third));
     assert_eq!(row(&mut elixir), before, "the foreign row was not extended");
 
-    // And a member that was paused itself.
+    // Here a member with a lease is paused itself.
     let mut client = cluster.client();
     let paused: i64 = client.one("SELECT oban_join('paused', 'Other', lease => '1 s')");
     let term: i64 = client.one("SELECT oban_term('Other', 'paused')");
@@ -61,7 +61,7 @@ fn an_election_that_fails_ends_the_leadership() {
     client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
     join(&mut client, "a");
     assert!(leads(&mut client));
-    // What elections would have to ignore: the keeper can't renew.
+    // Elections would have to ignore the constraint, so the keeper can't renew.
     client.batch_execute("ALTER TABLE oban_peers ADD CONSTRAINT no CHECK (name <> '')").unwrap();
     wait_until("it leads no more", || !leads(&mut client));
     let error = "SELECT last_error LIKE '%holds no elections%check constraint no:%' FROM oban_workers WHERE kind = 'keeper'";
@@ -97,7 +97,7 @@ fn a_resignation_and_its_announcement_are_one_transaction() {
 
 /// Three bugs of River. The interval of renewals was as long as the lease:
 /// https://github.com/riverqueue/river/pull/217
-/// A past leader renewed the row of the next leader, and believed to lead:
+/// A past leader renewed the row of the next leader, and believed that it led:
 /// https://github.com/riverqueue/river/pull/199
 /// A leader that had resigned elected itself again:
 /// https://github.com/riverqueue/river/pull/286
@@ -111,7 +111,7 @@ fn a_leader_renews_in_time_and_leads_no_more_once_another_does_or_it_resigned() 
     let mut client = cluster.client();
     client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
     join(&mut client, "a");
-    // Renewals come from the lease, at its half: no setting can make them as long. So a leader never lapses.
+    // The interval of renewals is half of the lease, and no setting changes that. So a leader never lapses.
     let left = "SELECT min(extract(epoch FROM expires_at - clock_timestamp()))::float8 FROM oban_leader()";
     let first = row(&mut client);
     let mut renewals = 0;
@@ -126,7 +126,7 @@ fn a_leader_renews_in_time_and_leads_no_more_once_another_does_or_it_resigned() 
     assert!(least > 0.0 && leads(&mut client));
     assert_eq!(stat(&mut client, "lapses"), 0);
 
-    // A past leader.
+    // Now a member leads no more because another one does.
     let past: i64 = client.one("SELECT oban_join('past', 'Past', lease => '500 ms')");
     let (term, mut next): (i64, Client) = (client.one("SELECT oban_term('Past', 'past')"), cluster.client());
     next.batch_execute("SELECT oban_join('next', 'Past')").unwrap();
@@ -134,12 +134,12 @@ fn a_leader_renews_in_time_and_leads_no_more_once_another_does_or_it_resigned() 
     assert_eq!(code(&mut client, &format!("SELECT oban_renew({past})")), "55000");
     assert!(next.one::<i64>("SELECT oban_term('Past')") > term);
 
-    // Who stops: first it steps down, then it leaves.
+    // A member that stops first resigns, and then leaves.
     let elections = |cluster: &Cluster| cluster.log().matches("node \"stopping\" leads").count();
     let stopping: i64 = client.one("SELECT oban_join('stopping', 'Stopping')");
     assert_eq!(elections(&cluster), 1);
     assert!(client.one::<bool>(&format!("SELECT oban_resign({stopping})")));
-    next.batch_execute("SELECT oban_join('b', 'Unrelated')").unwrap(); // another pass of the keeper
+    next.batch_execute("SELECT oban_join('b', 'Unrelated')").unwrap(); // makes another pass of the keeper
     assert!(client.one::<bool>(&format!("SELECT oban_leave({stopping})")));
     wait_until("nobody leads", || client.one("SELECT count(*) = 0 FROM oban_leader('Stopping')"));
     assert_eq!(elections(&cluster), 1, "{}", cluster.log());
@@ -152,7 +152,7 @@ fn a_half_started_leader_does_not_stay_leader() {
     let cluster = Cluster::installed();
     let mut watch = cluster.client();
     for round in 0..5 {
-        // It dies while it waits for its election, which can't be held yet.
+        // The session dies while it waits for its election, which can't be held yet.
         let mut locker = cluster.client();
         locker.batch_execute("BEGIN; LOCK TABLE oban_peers").unwrap();
         let mut starting = cluster.shell();
@@ -194,7 +194,7 @@ fn a_half_open_socket_is_noticed_and_its_place_freed() {
     let settings = "SELECT string_agg(setting, ' ' ORDER BY name) FROM pg_settings WHERE name ~ '^tcp_'";
     join(&mut watch, "next");
     assert_eq!(watch.one::<String>(settings), "0 0 0 0", "over a Unix socket they mean nothing");
-    // Sessions that only hear, too; but what somebody has set stays.
+    // Sessions that only listen or wait get the settings, too. A value that the user has set stays.
     for (n, name, call, options) in [
         (1, "hears", "SELECT oban_listen_channels('{insert}')", ""),
         (2, "hears", "CALL oban_wait(timeout => '1 ms'); CALL oban_wait(timeout => '1 hour')", ""),
@@ -258,7 +258,7 @@ fn drop_database_with_waiting_sessions_finishes() {
         admin.one("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = 'doomed' AND query LIKE 'CALL%' AND state = 'active'")
     });
     drop(owner);
-    // A fence, too, that nobody ends.
+    // A fence is held as well, in a transaction that does not end.
     leader.batch_execute("BEGIN; SELECT oban_fence(oban_term())").unwrap();
     admin.batch_execute("DROP DATABASE doomed WITH (FORCE)").unwrap();
     waiting.into_iter().for_each(|w| w.join().unwrap());

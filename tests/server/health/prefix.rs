@@ -79,7 +79,7 @@ fn what_is_wrong_with_a_prefix_is_named_with_the_statement_that_helps() {
         assert!(detail.contains(column), "{detail}");
         client.batch_execute(&format!("ALTER TABLE oban_jobs RENAME COLUMN renamed TO {column}")).unwrap();
     }
-    // What was never installed is no fault, whatever it is.
+    // A thing that was never installed is no fault.
     for (prefix, odd) in [
         ("a_view", "CREATE VIEW a_view.oban_jobs AS SELECT 1"),
         ("a_sequence", "CREATE SEQUENCE a_sequence.oban_peers"),
@@ -98,8 +98,8 @@ fn what_is_wrong_with_a_prefix_is_named_with_the_statement_that_helps() {
     assert!(detail.contains("contains a dot"), "{detail}");
 }
 
-/// A schema with Oban's tables and nothing of obanrs' is no fault, whether it was uninstalled or never installed. One
-/// that is installed in part, or in use, is one.
+/// A schema with Oban's tables and without anything of obanrs is no fault, whether it was uninstalled or never
+/// installed. A schema that is installed in part, or in use, is one.
 #[test]
 fn a_prefix_that_is_not_installed_is_no_fault() {
     let cluster = Cluster::installed();
@@ -123,7 +123,7 @@ fn a_prefix_that_is_not_installed_is_no_fault() {
             format!("prefix {prefix}: not installed; if it shall be, SELECT oban_install('{prefix}')");
         assert_eq!(client.one::<String>(&rows), expected);
     }
-    // Installed in part: each part by itself.
+    // Each part is installed by itself.
     for part in [
         "ALTER TABLE plain.oban_peers ADD COLUMN term bigint",
         "CREATE TRIGGER obanrs_peers_rows AFTER INSERT ON plain.oban_peers FOR EACH ROW EXECUTE FUNCTION obanrs_peers()",
@@ -137,7 +137,7 @@ fn a_prefix_that_is_not_installed_is_no_fault() {
         client.batch_execute("SELECT oban_uninstall('plain')").unwrap();
         assert_eq!(wrong(&mut client), [], "{part}");
     }
-    // In use: members and gossip that nobody serves.
+    // The schema is in use: it has members and gossip, and no keeper serves it.
     for (begin, end) in [
         (
             "SELECT oban_gossip_put('a', 'q', prefix => 'billing')",
@@ -154,14 +154,14 @@ fn a_prefix_that_is_not_installed_is_no_fault() {
         client.batch_execute(end).unwrap();
         assert_eq!(wrong(&mut client), [], "{begin}");
     }
-    // One prefix at least has to be there.
+    // At least one prefix has to be installed.
     client.batch_execute("SELECT oban_uninstall()").unwrap();
     assert!(only_wrong(&mut client, "prefix").contains("SELECT oban_install()"));
     client.batch_execute("SELECT oban_install()").unwrap();
     assert_eq!(wrong(&mut client), []);
 }
 
-/// Each kind of publication that takes oban_peers along is named, with what ends that.
+/// Each kind of publication that has oban_peers is named, with the statement that takes the table out.
 #[test]
 fn a_publication_of_leaders_is_named() {
     let cluster = Cluster::installed();
@@ -178,7 +178,7 @@ fn a_publication_of_leaders_is_named() {
     }
     client.batch_execute("ALTER PUBLICATION p SET (publish = '')").unwrap();
     assert_eq!(wrong(&mut client), []);
-    // The other side: a subscription that has the table.
+    // On the other side a subscription has the table.
     client
         .batch_execute(
             "DROP PUBLICATION p; CREATE PUBLICATION p FOR TABLE oban_jobs;
@@ -194,7 +194,7 @@ fn a_publication_of_leaders_is_named() {
         .unwrap();
     assert!(only_wrong(&mut client, item).contains("subscription s"));
     client.batch_execute("DELETE FROM pg_subscription_rel; DROP SUBSCRIPTION s").unwrap();
-    // As Oban makes it, it is never published.
+    // Oban creates the table unlogged, and Postgres never publishes an unlogged table.
     client
         .batch_execute(
             "DROP PUBLICATION p; ALTER TABLE oban_peers SET UNLOGGED; CREATE PUBLICATION p FOR ALL TABLES",
@@ -205,7 +205,7 @@ fn a_publication_of_leaders_is_named() {
     assert_eq!(wrong(&mut client), []);
 }
 
-/// It tests what an election needs, so that it is right before the first member joins.
+/// oban_check tests what an election needs. So its answer is right before the first member joins.
 #[test]
 fn it_is_green_if_and_only_if_a_member_can_lead() {
     let cluster = Cluster::installed();
@@ -279,18 +279,18 @@ fn what_a_role_lacks_is_named_with_its_grant() {
     assert!(only_wrong(&mut app, "prefix").contains("GRANT USAGE"), "it may see nothing at all");
     client.batch_execute("GRANT USAGE ON SCHEMA public TO app").unwrap();
     let detail = only_wrong(&mut app, "rights on public");
-    // All three grants, in one row.
+    // One row names all three grants.
     follow(&mut client, &detail);
     assert_eq!(detail.matches("GRANT").count(), 3, "{detail}");
     assert_eq!(wrong(&mut app), [], "and of the prefix that is none of its business it hears nothing");
-    // One that is meant to read lacks nothing; what else there is, it is told.
+    // A role with SELECT only, which is meant to read, lacks nothing. It is told of everything else.
     client.batch_execute("REVOKE INSERT, UPDATE ON public.oban_jobs FROM app").unwrap();
     assert_eq!(wrong(&mut app), []);
     let told: String = app.one("SELECT detail FROM oban_check() WHERE item = 'rights on public'");
     assert!(told.contains("GRANT INSERT") && told.contains("GRANT UPDATE"), "{told}");
 }
 
-/// A transaction that has asked holds up nobody's DDL.
+/// A transaction that has called oban_check holds up no DDL of others.
 #[test]
 fn oban_check_keeps_no_lock_on_tables() {
     let cluster = Cluster::installed();
@@ -306,7 +306,7 @@ fn oban_check_keeps_no_lock_on_tables() {
     }
 }
 
-/// The function is found by what is there now, and looks at that too.
+/// Postgres finds the function by the newest catalogs. So the function has to read those, too.
 #[test]
 fn a_snapshot_that_is_older_than_the_extension_does_not_matter() {
     let cluster = Cluster::installed();

@@ -43,7 +43,7 @@ fn more_databases_than_slots_and_worker_processes_are_shown() {
     client.batch_execute("RESET obanrs.wakeups; SET idle_session_timeout = '1h'").unwrap();
 }
 
-/// Each call that a database without a place disappoints says so, with the limit that holds.
+/// Each call that a database without a place refuses says so, and names the limit.
 #[test]
 fn a_database_without_a_place_hears_of_it() {
     let preload = "shared_preload_libraries = 'obanrs'";
@@ -63,7 +63,7 @@ fn a_database_without_a_place_hears_of_it() {
     assert_eq!(warnings(&cluster), 2);
     other.batch_execute("DROP EXTENSION plpgsql").unwrap();
     assert_eq!(warnings(&cluster), 2, "that has nothing to do with it");
-    // With one more database there would not be enough worker processes either.
+    // With one more database, there would be too few worker processes as well.
     for call in ["SELECT oban_join('a')", "SELECT oban_position()"] {
         let error = other.batch_execute(call).unwrap_err();
         let error = error.as_db_error().unwrap();
@@ -85,7 +85,7 @@ fn a_database_without_a_place_hears_of_it() {
     cluster.client_of("template1").batch_execute("CREATE EXTENSION obanrs").unwrap();
     assert_eq!(cluster.log().matches("WARNING:  database").count(), 2, "{}", cluster.log());
 
-    // When it has a place, what it was told before is over.
+    // When the database has a place, the message of before is over.
     client.batch_execute("DROP EXTENSION obanrs CASCADE").unwrap();
     wait_until("it leads", || {
         other.batch_execute("SELECT oban_join('a')").is_ok() && other.one("SELECT oban_is_leader()")

@@ -1,4 +1,4 @@
-//! Which values does a call get: those of use, and which are hostile?
+//! Which values does a call get: useful ones, or hostile ones?
 
 use crate::memory::packed;
 use crate::splitbrain::Dice;
@@ -7,24 +7,24 @@ pub fn pick<T: Copy>(dice: &mut Dice, of: &[T]) -> T {
     of[dice.below(of.len() as u64) as usize]
 }
 
-/// A line of these, without its indentation.
+/// Returns one of the lines, without its indentation.
 pub fn line(dice: &mut Dice, lines: &'static str) -> &'static str {
     let lines: Vec<&str> = lines.trim_matches('\n').lines().collect();
     lines[dice.below(lines.len() as u64) as usize].trim_start()
 }
 
-/// One of these, between bars.
+/// Returns one of the parts between bars.
 pub fn one_of(dice: &mut Dice, of: &'static str) -> String {
     let of: Vec<&str> = of.split(" | ").collect();
     of[dice.below(of.len() as u64) as usize].to_owned()
 }
 
-/// A literal.
+/// The text as an SQL literal.
 pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// A text that is hostile in itself.
+/// Returns an SQL expression for a hostile text.
 fn odd_text(dice: &mut Dice) -> String {
     match dice.below(12) {
         0 => quoted(&"x".repeat(63)),
@@ -41,7 +41,7 @@ const ODD_WORDS: &str = "a.b | . | p\"q | \" | it's | \\ | $1 | %s%n%d | -- | /*
     | 😀 | e\u{301} | NaN | null | pg_catalog | pg_toast | pg_temp | pg_temp_3 | pg_foo | information_schema | shadow \
     | ext | nowhere | PUBLIC | oban_jobs | public.oban_insert | Z: | H4sI | H4sIAAAA | {} | {\"a\":";
 
-/// Texts that the statement makes, or fails to make.
+/// Expressions for texts that the statement builds, or fails to build.
 const ODD_TEXTS: &str = r#"
     NULL
     pg_catalog.repeat('x', 255)
@@ -54,7 +54,7 @@ const ODD_TEXTS: &str = r#"
     pg_catalog.convert_from('\xc3', 'UTF8')
 "#;
 
-/// JSON that is odd, or none.
+/// JSON that is unusual, and texts that are no JSON.
 const ODD_JSON: &str = r#"
     []
     1
@@ -101,7 +101,7 @@ const ODD_JSON: &str = r#"
     {"é":"日本😀"}
 "#;
 
-/// Documents that the statement makes.
+/// Expressions for documents that the statement builds.
 const LONG_JSON: &str = "
     NULL
     pg_catalog.jsonb_build_object('a', pg_catalog.repeat('x', 7980))
@@ -111,7 +111,7 @@ const LONG_JSON: &str = "
     pg_catalog.to_jsonb(pg_catalog.array_fill(1, ARRAY[20000]))
 ";
 
-/// A payload, a state or whatever else is JSON.
+/// Returns an SQL expression for a payload, a state or another document.
 pub fn odd_json(dice: &mut Dice) -> String {
     match dice.below(8) {
         0 => {
@@ -137,7 +137,7 @@ pub fn wire(dice: &mut Dice) -> String {
     quoted(&format!("{}{wire}", pick(dice, &["", "Z:", "z:", " "])))
 }
 
-/// Arrays of texts.
+/// Expressions for arrays of texts.
 const ARRAYS: &str = r#"
     NULL
     '{}'
@@ -158,7 +158,7 @@ const ARRAYS: &str = r#"
     pg_catalog.string_to_array('a,b,,c', ',')
 "#;
 
-/// Arrays of documents.
+/// Expressions for arrays of documents.
 const ARRAYS_OF_JSON: &str = r#"
     NULL
     '{}'
@@ -201,7 +201,7 @@ const INTERVALS: &str = r#"
 const NUMBERS: &str = "NULL | 0 | -1 | 1 | 2 | 7 | 30 | 2147483648 | 1099511627776 | 9223372036854775807 \
     | -9223372036854775808 | 9223372036854775808 | 'x'";
 
-/// Values of use, by the name of their argument.
+/// Useful values, by the name of the argument.
 const OF_USE: [(&str, &str); 18] = [
     ("after", "NULL | 0 | ext.oban_position()"),
     ("channel", "'insert' | 'gossip' | 'signal' | 'leader' | 'sonar'"),
@@ -226,7 +226,7 @@ const OF_USE: [(&str, &str); 18] = [
     ("term", "1 | (SELECT o.term FROM ext.oban_leadership o LIMIT 1)"),
 ];
 
-/// A value for an argument: of use, or hostile.
+/// Returns a value for an argument: a useful one, if there is one and `hostile` is false.
 pub fn value(dice: &mut Dice, name: &str, kind: &str, hostile: bool) -> String {
     if !hostile && let Some((_, of_use)) = OF_USE.iter().find(|(of, _)| *of == name) {
         return one_of(dice, of_use);

@@ -9,7 +9,7 @@ use crate::support::wait_until;
 /// Schemas that DDL works on, as identifiers.
 const RACED: [&str; 6] = ["r1", "r2", "\"R 3\"", "app", "public", "\"p\"\"q\""];
 
-/// Tables named oban_jobs and oban_peers of every shape.
+/// Tables named oban_jobs and oban_peers, and other objects of these names, of every shape.
 const SHAPES: &str = r#"
     TABLE {p}.oban_jobs (id bigint, state text, queue text)
     TABLE {p}.oban_jobs (LIKE public.oban_jobs)
@@ -35,7 +35,7 @@ const SHAPES: &str = r#"
     SEQUENCE {p}.oban_peers
 "#;
 
-/// What else can be done to them: {p} and {q} are schemas, {t} either table.
+/// Statements on those tables and their schemas. {p} and {q} are schemas, {t} is either table.
 const ACTS: &str = r#"
     CREATE SCHEMA {p}
     DROP SCHEMA {p} CASCADE
@@ -140,7 +140,7 @@ const ACTS: &str = r#"
     DROP VIEW {p}.seen
 "#;
 
-/// Tables named oban_jobs and oban_peers of every shape, and what can be done to them.
+/// Returns a statement that creates one of the tables, or changes something about them.
 fn ddl(dice: &mut Dice) -> String {
     let sql =
         if dice.below(4) == 0 { format!("CREATE {}", line(dice, SHAPES)) } else { line(dice, ACTS).into() };
@@ -154,7 +154,7 @@ fn ddl(dice: &mut Dice) -> String {
 }
 
 impl Session<'_> {
-    /// DDL and DML on the tables of prefixes, beside the sessions that call.
+    /// Runs DDL and DML on the tables of prefixes, beside the sessions that call.
     pub fn alter(&mut self, roles: &[&'static str]) {
         while !self.world.stopped() {
             self.connect(roles);
@@ -183,7 +183,7 @@ impl Session<'_> {
         }
     }
 
-    /// Cancels and terminates sessions and workers, finishes what was prepared, drops the extension.
+    /// Cancels and terminates sessions and workers, finishes prepared transactions, and drops the extension.
     pub fn sabotage(&mut self, rarely: u64) {
         while !self.world.stopped() {
             self.connect(&["postgres"]);
@@ -224,7 +224,7 @@ impl Session<'_> {
         self.client.batch_execute(again).is_ok()
     }
 
-    /// What was prepared by sessions that did not live to finish it.
+    /// Rolls back the prepared transactions whose sessions ended. Returns false if one is left.
     fn finish_prepared(&mut self, which: &str) -> bool {
         let sql = format!("SELECT gid FROM pg_prepared_xacts WHERE {which}");
         let Ok(rows) = self.client.query(&sql, &[]) else { return false };

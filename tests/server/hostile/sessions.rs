@@ -11,7 +11,7 @@ use crate::splitbrain::Dice;
 
 const ROLES: [&str; 4] = ["postgres", "owner", "writer", "nobody"];
 
-/// What a session can set, hold or hide.
+/// Statements that set, hold or hide something in the session.
 const SET: &str = r#"
     SET search_path = shadow, pg_catalog
     SET search_path = shadow, pg_catalog, ext, public
@@ -58,7 +58,7 @@ const SET: &str = r#"
     SELECT pg_catalog.pg_advisory_lock_shared(1)
 "#;
 
-/// How a view is asked.
+/// Statements on a view.
 const VIEWED: &str = r#"
     SELECT * FROM ext.{}
     SELECT pg_catalog.count(*) FROM ext.{}
@@ -69,18 +69,18 @@ const VIEWED: &str = r#"
     TABLE ext.{}
 "#;
 
-/// A view or sequence of the extension, or a function: what it is called, and a statement.
+/// A statement, and the object of the extension that it is about: a function, a view or a sequence.
 pub struct Call {
     pub object: String,
     pub sql: String,
 }
 
-/// One connection after another, in one thread.
+/// A thread of the test, with one connection after another.
 pub struct Session<'a> {
     pub world: &'a World,
     pub dice: Dice,
     pub client: Client,
-    /// Members that it joined, and perhaps left.
+    /// Members that it joined. It may have left some of them.
     members: Vec<i64>,
 }
 
@@ -92,7 +92,7 @@ impl<'a> Session<'a> {
 
     pub fn connect(&mut self, roles: &[&'static str]) {
         let role = pick(&mut self.dice, roles);
-        // A server that can't be reached is found by the watch.
+        // If the server can't be reached, the watch finds that.
         while !self.world.stopped() {
             match self.world.cluster.try_client("postgres", role) {
                 Ok(client) => return self.client = client,
@@ -101,7 +101,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Runs a statement and counts how it ended.
+    /// Runs a statement and counts its outcome. Returns its rows, or None when it failed.
     pub fn run(&mut self, object: Option<&str>, sql: &str) -> Option<Vec<SimpleQueryMessage>> {
         if self.client.is_closed() {
             return None;
@@ -139,7 +139,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Any function, procedure, view or sequence, with any arguments.
+    /// Returns a call of any function, procedure, view or sequence, with any arguments.
     fn any(&mut self) -> Call {
         let world = self.world;
         let functions = world.functions.len() as u64;
@@ -151,7 +151,7 @@ impl<'a> Session<'a> {
         self.function(&world.functions[nth as usize])
     }
 
-    /// The same, but for what can't be prepared.
+    /// Returns such a call that can be prepared.
     fn query(&mut self) -> Call {
         loop {
             let call = self.any();
@@ -182,7 +182,7 @@ impl<'a> Session<'a> {
             } else {
                 value(&mut self.dice, name, kind, hostile)
             };
-            // What CALL is given is no query.
+            // An argument of CALL can't be a subquery.
             let called = function.name.ends_with("oban_wait") && value.starts_with("(SELECT");
             values.push((name, if called { "NULL".into() } else { value }));
         }
@@ -215,7 +215,7 @@ impl<'a> Session<'a> {
         self.run(None, &set);
     }
 
-    /// Some calls, in some kind of transaction.
+    /// Makes some calls, in some kind of transaction.
     fn situation(&mut self) {
         let world = self.world;
         match self.dice.below(12) {
@@ -223,7 +223,7 @@ impl<'a> Session<'a> {
             1..=3 => self.transaction(),
             4 => self.caught(),
             5 => {
-                // One message, so one transaction.
+                // One message with two statements is one transaction.
                 let first = self.any();
                 let second = match world.functions.iter().find(|f| f.name == format!("ext.{}", first.object))
                 {
@@ -307,7 +307,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// In PL/pgSQL, which goes on after an error.
+    /// Makes calls in PL/pgSQL, which goes on after an error.
     fn caught(&mut self) {
         let calls: Vec<Call> = (0..1 + self.dice.below(4)).map(|_| self.any()).collect();
         let mut body = String::new();
@@ -343,7 +343,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Calls from many connections, until it is told to stop.
+    /// Makes calls on many connections, until the test stops.
     pub fn work(&mut self) {
         while !self.world.stopped() {
             self.connect(&ROLES);

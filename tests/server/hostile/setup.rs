@@ -2,7 +2,7 @@
 
 use postgres::Client;
 
-/// The extension and what shadows Postgres' own names.
+/// Creates the extension, the roles, and the objects whose names shadow Postgres' own.
 pub fn prepare(client: &mut Client) {
     let mut run = |sql: &str| client.batch_execute(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
     run("CREATE SCHEMA ext; GRANT USAGE ON SCHEMA ext TO PUBLIC; CREATE EXTENSION obanrs SCHEMA ext");
@@ -31,7 +31,7 @@ pub fn prepare(client: &mut Client) {
     }
 }
 
-/// What a function or operator raises that is called in place of Postgres' own.
+/// The SQLSTATE that a function or operator raises when it is called in place of Postgres' own.
 pub const SHADOWED_CODE: &str = "SHADW";
 
 const SHADOWED: &str = "
@@ -60,7 +60,7 @@ const SHADOWED: &str = "
     obanrs_memberships()
 ";
 
-/// What the DDL takes away comes back again and again.
+/// Statements that create again what the DDL has dropped.
 pub const RESTORE: &str = "
     CREATE SCHEMA IF NOT EXISTS public; GRANT USAGE ON SCHEMA public TO PUBLIC;
     CREATE SCHEMA IF NOT EXISTS app AUTHORIZATION owner; GRANT USAGE ON SCHEMA app TO PUBLIC;

@@ -5,8 +5,8 @@ use postgres::Client;
 use super::{PEERS, tenant, triggers};
 use crate::support::{Ask, Cluster, JOBS, code, wait_until};
 
-/// A table that was renamed keeps the names of its indexes, and a type may have a table's name. The error
-/// gives the name that is taken.
+/// A renamed table keeps the names of its indexes, and a type may have a table's name. The error gives the name
+/// that is taken.
 #[test]
 fn names_that_are_taken_are_named() {
     let cluster = Cluster::installed();
@@ -68,8 +68,8 @@ fn partitions_are_tested_each() {
     assert_eq!(all(&mut root), [0; 4]);
 }
 
-/// A table with an obstacle that an earlier version has installed is not refused when it is installed again.
-/// A WARNING says that it holds no elections any more, and what removes the obstacle.
+/// A table that an earlier version has installed may have an obstacle. `oban_install` does not refuse it: a WARNING
+/// says that the table holds no elections any more, and what removes the obstacle.
 #[test]
 fn a_prefix_that_elects_no_more_is_warned_of() {
     let cluster = Cluster::installed();
@@ -100,8 +100,8 @@ fn a_prefix_that_elects_no_more_is_warned_of() {
     wait_until("it leads", || client.one("SELECT oban_is_leader()"));
 }
 
-/// A table of jobs that is not Oban's, or that Oban has to migrate first, is refused, and the error says why. One that an
-/// earlier version has installed is warned of, and its wake-ups go on.
+/// `oban_install` refuses a table of jobs that is not Oban's, or that Oban has to migrate first, and the error says
+/// why. It warns of such a table that an earlier version has installed, whose wakeups go on.
 #[test]
 fn jobs_of_another_kind_are_refused_and_named() {
     let cluster = Cluster::with_extension();
@@ -133,7 +133,7 @@ fn jobs_of_another_kind_are_refused_and_named() {
         assert!(client.one::<bool>("SELECT to_regclass('t.oban_peers') IS NULL"), "{change}");
         client.batch_execute("DROP SCHEMA t CASCADE").unwrap();
     }
-    // Somebody's own table, with what the trigger reads.
+    // A user's own table has what the trigger reads.
     client
         .batch_execute(
             "CREATE SCHEMA own; CREATE TABLE own.oban_jobs (id bigserial, queue text, state text DEFAULT 'available');
@@ -146,7 +146,7 @@ fn jobs_of_another_kind_are_refused_and_named() {
     let row = "SELECT detail FROM oban_check() WHERE item = 'columns of own.oban_jobs' AND ok";
     assert!(client.one::<String>(row).contains("lacks worker"));
     client.batch_execute("DROP SCHEMA own CASCADE").unwrap();
-    // Oban's own tables of migration 10, and what real migrations make has a comment.
+    // This is a table of Oban's migration 10. Real migrations leave such a comment.
     client
         .batch_execute(
             "CREATE SCHEMA t; CREATE TABLE t.oban_jobs (LIKE good.oban_jobs INCLUDING DEFAULTS);
@@ -161,7 +161,7 @@ fn jobs_of_another_kind_are_refused_and_named() {
             .unwrap();
     }
 
-    // As 0.4.0 installed it.
+    // This is a table as 0.4.0 installed it.
     client
         .batch_execute("COMMENT ON TABLE t.oban_jobs IS '2'; ALTER TABLE t.oban_jobs DROP COLUMN tags")
         .unwrap();
@@ -182,7 +182,8 @@ fn jobs_of_another_kind_are_refused_and_named() {
     client.batch_execute("SELECT oban_uninstall('t')").unwrap();
 }
 
-/// A stored generated column is in the rows that the trigger reads; a virtual one is not, and says so.
+/// The rows that the trigger reads contain a stored generated column. They do not contain a virtual one, and the
+/// trigger counts that.
 #[test]
 fn generated_queues_wake_or_say_that_they_do_not() {
     let cluster = Cluster::with_extension();
@@ -220,7 +221,7 @@ fn generated_queues_wake_or_say_that_they_do_not() {
     }
 }
 
-/// What it says of read-only transactions and standbys holds also if nothing is missing.
+/// A read-only transaction refuses the call also when nothing is missing.
 #[test]
 fn read_only_transactions_install_nothing() {
     let cluster = Cluster::installed();

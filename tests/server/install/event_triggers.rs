@@ -5,7 +5,7 @@ use postgres::Client;
 use super::{PEERS, tenant, triggers};
 use crate::support::{Ask, Cluster, JOBS};
 
-/// The event triggers of a command that calls `oban_install` see what that did to tables.
+/// The event triggers of a command that calls `oban_install` see what the call did to tables.
 #[test]
 fn event_triggers_of_a_surrounding_command_see_what_was_done() {
     let cluster = Cluster::with_extension();
@@ -52,7 +52,7 @@ fn event_triggers_of_a_surrounding_command_see_what_was_done() {
     }
     assert_eq!((triggers(&mut root, "t.oban_jobs"), triggers(&mut root, "t.oban_peers")), (0, 0));
 
-    // What fails within such a command, and is caught there, leaves it as it was.
+    // A call that fails within such a command, and is caught there, leaves the tables as they were.
     root.batch_execute(
         "SELECT oban_install('t'); CREATE VIEW t.v AS SELECT term FROM t.oban_peers;
          CREATE FUNCTION try() RETURNS text LANGUAGE plpgsql AS $$ BEGIN

@@ -1,6 +1,6 @@
 //! `oban_install` and `oban_uninstall` on tables of another role.
 //!
-//! Each file here answers one question about them. This one has what they share.
+//! Each file here answers one question about them. This file has what they share.
 
 mod accepted;
 mod event_triggers;
@@ -11,8 +11,8 @@ use postgres::Client;
 
 use crate::support::{Ask, Cluster};
 
-/// Creates a role `tenant` that owns the schema `t` and may create schemas. Its functions count in a
-/// sequence, which a rollback does not take back, how often another role runs them. Returns the superuser's
+/// Creates a role `tenant` that owns the schema `t` and may create schemas. Its functions count how often another
+/// role runs them. They count in a sequence, which a rollback does not take back. Returns the superuser's
 /// connection and the tenant's.
 fn tenant(cluster: &Cluster) -> (Client, Client) {
     let mut root = cluster.client();
@@ -48,12 +48,12 @@ fn tenant(cluster: &Cluster) -> (Client, Client) {
     (root, tenant)
 }
 
-/// How often another role than the tenant has run the tenant's functions.
+/// How often a role other than the tenant has run the tenant's functions.
 fn runs_as_others(root: &mut Client) -> i64 {
     root.one("SELECT last_value FROM public.ran_as_others")
 }
 
-/// What the catalogs say of all relations in a schema, without what Postgres updates in place.
+/// The rows of the catalogs about all relations in a schema, without the columns that Postgres updates in place.
 fn contents(root: &mut Client, schema: u32) -> String {
     root.one(&format!(
         "SELECT string_agg(what, E'\\n' ORDER BY what) FROM (

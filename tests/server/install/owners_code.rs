@@ -3,7 +3,7 @@
 use super::{PEERS, contents, oid, runs_as_others, tenant};
 use crate::support::{Ask, Cluster, JOBS, code};
 
-/// The attack as it was found: a cast of the tenant's type is the tenant's function.
+/// This is the attack that was found first: a cast of the tenant's type is the tenant's function.
 #[test]
 fn a_cast_of_a_tenants_type_does_not_run_as_the_installer() {
     let cluster = Cluster::with_extension();
@@ -29,8 +29,8 @@ fn a_cast_of_a_tenants_type_does_not_run_as_the_installer() {
     );
 }
 
-/// `oban_install` refuses each table of leaders of another kind, whichever role calls it, runs none of its
-/// code, and leaves it as it was.
+/// `oban_install` refuses each table of leaders of another kind, by whichever role it is called. It runs no code of
+/// the table, and leaves the table as it was.
 #[test]
 fn tables_of_another_kind_are_refused_unread() {
     let cluster = Cluster::with_extension();
@@ -113,7 +113,7 @@ fn tables_of_another_kind_are_refused_unread() {
     assert_eq!(runs_as_others(&mut root), 0);
 }
 
-/// The alteration of a table fires nothing else that a tenant may have put on it.
+/// The alteration of a table fires no code that a tenant may have put on the table.
 #[test]
 fn code_on_a_tenants_tables_does_not_run_as_the_installer() {
     let cluster = Cluster::with_extension();
@@ -158,7 +158,7 @@ fn code_on_a_tenants_tables_does_not_run_as_the_installer() {
     assert_eq!(runs_as_others(&mut root), 0);
 }
 
-/// A type that is there already is used only if it is Oban's.
+/// `oban_install` uses a type that is there already only if it is Oban's.
 #[test]
 fn a_type_of_another_kind_is_refused_before_it_is_used() {
     let cluster = Cluster::with_extension();
@@ -187,7 +187,7 @@ fn a_type_of_another_kind_is_refused_before_it_is_used() {
     tenant.batch_execute("INSERT INTO t.oban_jobs (worker) VALUES ('w')").unwrap();
 }
 
-/// Users' functions with the names of the extension's functions are ignored.
+/// `oban_install` ignores users' functions that have the names of the extension's functions.
 #[test]
 fn functions_of_the_same_names_are_not_ours() {
     let cluster = Cluster::with_extension();

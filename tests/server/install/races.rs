@@ -7,8 +7,8 @@ use postgres::Client;
 use super::{PEERS, contents, oid, runs_as_others, tenant, triggers};
 use crate::support::{Ask, Cluster, JOBS, code, wait_until};
 
-/// Runs `change` in the tenant's open transaction while a call waits for its lock, and commits. Returns the
-/// call's result.
+/// Runs `changes` in the tenant's open transaction while `call` waits for its lock, and commits. Returns the result
+/// of the call.
 fn while_it_waits(
     cluster: &Cluster,
     caller: &mut Client,
@@ -28,7 +28,7 @@ fn while_it_waits(
     })
 }
 
-/// A table that is replaced while the call waits for its lock is tested again.
+/// `oban_install` tests a table again that was replaced while the call waited for its lock.
 #[test]
 fn a_table_is_tested_again_once_it_is_locked() {
     let cluster = Cluster::with_extension();
@@ -60,13 +60,13 @@ fn a_table_is_tested_again_once_it_is_locked() {
     }
     assert_eq!(runs_as_others(&mut root), 0);
 
-    // A table in the place of the one that was waited for is altered, and that one is not.
+    // The call alters the table that has taken the place, and not the one that it waited for.
     tenant.batch_execute(&fresh).unwrap();
     let changes = format!("ALTER TABLE t.oban_peers RENAME TO others; {PEERS})");
     while_it_waits(&cluster, &mut root, install, &mut tenant, &changes).unwrap();
     assert_eq!((triggers(&mut root, "t.others"), triggers(&mut root, "t.oban_peers")), (0, 3));
 
-    // One that was given away is nobody else's to change.
+    // A table that was given away is refused.
     root.batch_execute("CREATE ROLE other; GRANT other TO tenant; GRANT CREATE, USAGE ON SCHEMA t TO other")
         .unwrap();
     let mut second = cluster.client_as("postgres", "tenant");
@@ -83,7 +83,7 @@ fn a_table_is_tested_again_once_it_is_locked() {
     assert_eq!(refused.unwrap_err().code().unwrap().code(), "42501");
 }
 
-/// The installation is refused where ALTER TABLE would be.
+/// `oban_install` is refused where ALTER TABLE would be refused.
 #[test]
 fn a_table_that_this_session_is_reading_is_not_altered() {
     let cluster = Cluster::with_extension();
@@ -99,8 +99,8 @@ fn a_table_that_this_session_is_reading_is_not_altered() {
     assert_eq!(code(&mut root, "SELECT oban_uninstall('t') FROM t.oban_peers"), "55006");
 }
 
-/// A schema's owner gives its name to another schema, again and again, while a superuser installs and
-/// uninstalls. All changes are in one schema, and none in the other.
+/// A schema's owner gives its name to another schema, again and again, while a superuser installs and uninstalls.
+/// All changes are in one schema, and none in the other.
 #[test]
 fn a_schema_that_is_swapped_gets_nothing_of_another_ones() {
     const ROUNDS: usize = 300;
@@ -132,12 +132,13 @@ fn a_schema_that_is_swapped_gets_nothing_of_another_ones() {
     let (mut installed, mut failures) = (0, Vec::new());
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Now right after each other, now with work in between, so that each step of a call meets one.
+            // The swaps come at times right after each other, and at times with work in between. So each step of a
+            // call meets one.
             for i in (0..10).cycle().take_while(|_| !done.load(Ordering::Relaxed)) {
                 let work = format!("SELECT count(*) FROM generate_series(1, {})", 500 << i);
                 for sql in [swap, &work, if i % 3 == 0 { &clear } else { swap }] {
                     if let Err(e) = tenant.batch_execute(sql) {
-                        // A deadlock, or a table that came in between.
+                        // These are a deadlock, or a table that came in between.
                         assert!(["40P01", "2BP01"].contains(&e.code().unwrap().code()), "{e:?}");
                         tenant.batch_execute("ROLLBACK").unwrap();
                     }

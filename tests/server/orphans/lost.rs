@@ -33,7 +33,8 @@ fn a_cut_connection_is_no_death() {
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'alive'",
         )
         .unwrap();
-    // As long after the end of both as it takes to find the dead one.
+    // Both connections ended at the same time. So the living process has had as long as it takes to find the dead
+    // one.
     wait_until("the other is found", || {
         let found = orphans(&mut client);
         assert!(["", "2 gone"].contains(&&*found), "{found}");
@@ -61,7 +62,7 @@ fn a_fetch_whose_answer_was_lost_is_found() {
         for job in 1..=3 {
             process.fetches(&mut client, job, "10 minutes");
         }
-        fetch(&mut client, 4, "a", "u1", "0s"); // just now
+        fetch(&mut client, 4, "a", "u1", "0s"); // it began just now
         silent.fetches(&mut client, 5, "0s");
         client.batch_execute("UPDATE oban_jobs SET queue = 'other' WHERE id = 5").unwrap();
         let mut seen = false;
@@ -81,7 +82,7 @@ fn a_fetch_whose_answer_was_lost_is_found() {
             rescued.len() == 2
         });
         assert_eq!(rescued, [3, 4]);
-        // The next attempt is none of the last one's.
+        // The next attempt of the job is another one.
         process.runs("[1, 2, 3]");
         process.fetches(&mut client, 3, "0s");
         assert_eq!(orphans_after(&mut client, "1s"), "");
@@ -100,7 +101,7 @@ fn a_node_that_was_started_anew_has_another_uuid() {
     drop(first);
     let second = Process::start(&cluster, "a", "u2", "[2]", Way::Put);
     second.fetches(&mut client, 2, "10 minutes");
-    // Of a process that was never heard, although the node gossips.
+    // This attempt belongs to a process that was never heard, although its node gossips.
     fetch(&mut client, 3, "a", "u0", "10 minutes");
     wait_until("it is found", || {
         let found = orphans(&mut client);
@@ -113,7 +114,7 @@ fn a_node_that_was_started_anew_has_another_uuid() {
     drop(second);
 }
 
-/// While a rescue waits for a row, others may rescue the job, and fetch it anew.
+/// While a rescue waits for a row, another rescue may take the job, and a node may fetch it anew.
 #[test]
 fn a_rescue_takes_no_attempt_that_began_since() {
     let (cluster, mut client) = server(&[]);

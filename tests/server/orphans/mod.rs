@@ -1,6 +1,7 @@
 //! Jobs that no process runs any more: `oban_orphans` lists them, and never a job that a live process runs.
 //!
-//! Each file here answers one question about them. This one has the processes under test, and what they share.
+//! Each file here answers one question about them. This file has the processes under test, and what the files
+//! share.
 
 mod lost;
 mod tables;
@@ -16,10 +17,10 @@ use postgres::Client;
 use crate::readme;
 use crate::support::{Ask, Cluster, stat, wait_until};
 
-/// Long enough for what is cut off to come back on a busy machine.
+/// A process that is cut off comes back within this time, also on a busy machine.
 const GRACE: &str = "3s";
 
-/// A process that says every 100 ms what it runs, on connections of its own that may be cut at any time.
+/// A process that says every 100 ms what it runs. Its connections may be cut at any time.
 struct Process {
     node: String,
     uuid: String,
@@ -30,10 +31,10 @@ struct Process {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// By oban_gossip_put, as a member that is bound to its session.
+    /// The process says it by oban_gossip_put, as a member that is bound to its session.
     Member,
     Put,
-    /// As Oban's own nodes do.
+    /// The process says it by NOTIFY, as Oban's own nodes do.
     Notify,
 }
 
@@ -63,7 +64,7 @@ impl Process {
         *self.running.lock().unwrap() = running.to_owned();
     }
 
-    /// Has it fetch a job, some time ago.
+    /// Makes the process fetch a job, at a time in the past.
     fn fetches(&self, client: &mut Client, job: i64, ago: &str) {
         fetch(client, job, &self.node, &self.uuid, ago);
     }
@@ -108,7 +109,7 @@ fn fetch(client: &mut Client, job: i64, node: &str, uuid: &str, ago: &str) {
     assert_eq!(client.execute(&sql, &[&job, &node, &uuid]).unwrap(), 1);
 }
 
-/// With ten jobs, 1 to 10.
+/// Starts a server whose prefix has the jobs 1 to 10.
 fn server(settings: &[&str]) -> (Arc<Cluster>, Client) {
     let settings = [&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_ttl = 1s"], settings].concat();
     let cluster = Cluster::start(&settings);
@@ -118,7 +119,7 @@ fn server(settings: &[&str]) -> (Arc<Cluster>, Client) {
     (Arc::new(cluster), client)
 }
 
-/// What oban_orphans says: "1 gone, 2 unknown". Each was so for the grace.
+/// Returns what oban_orphans says, such as "1 gone, 2 unknown". Asserts that each was so for the grace.
 fn orphans(client: &mut Client) -> String {
     orphans_after(client, GRACE)
 }
@@ -137,7 +138,7 @@ fn orphans_after(client: &mut Client, grace: &str) -> String {
     row.get(0)
 }
 
-/// The rescue that the page on who is alive teaches, after a grace: the jobs that it took.
+/// Runs the rescue that the page on living nodes teaches, with this grace. Returns the jobs that it took.
 fn rescue(client: &mut Client, grace: &str) -> Vec<i64> {
     let taught = readme::blocks_with("WITH rescued");
     assert_eq!(taught.len(), 1);
@@ -150,7 +151,7 @@ fn rescue(client: &mut Client, grace: &str) -> Vec<i64> {
     before.into_iter().filter(|id| !after.contains(id)).collect()
 }
 
-/// A session that leads, as the one that rescues does.
+/// A session that leads, as a session that rescues does.
 fn leader(cluster: &Cluster) -> Client {
     let mut leader = cluster.client();
     leader.batch_execute("SELECT oban_join('leader')").unwrap();

@@ -23,14 +23,14 @@ fn an_old_snapshot_sees_no_orphans() {
     };
     wait_until("what it lost is found", || found(&mut old) == [2]);
     assert_eq!(old.one::<Vec<i64>>(executing), [1], "by the transaction's own snapshot");
-    // What this transaction has done it sees.
+    // A transaction sees what it has done itself.
     client.batch_execute("BEGIN; UPDATE oban_jobs SET state = 'available' WHERE id = 2").unwrap();
     assert!(found(&mut client).is_empty());
     client.batch_execute("ROLLBACK").unwrap();
     drop(process);
 }
 
-/// The table is read as the caller reads it: its rights, its policies; and nobody's operators.
+/// The table is read with the caller's rights and policies, and with no operators of users.
 #[test]
 fn a_role_sees_what_it_may_read() {
     let (cluster, mut client) = server(&[]);
@@ -52,7 +52,7 @@ fn a_role_sees_what_it_may_read() {
     for role in ["peeper", "nobody"] {
         assert_eq!(code(&mut cluster.client_as("postgres", role), ids), "42501", "{role}");
     }
-    // Another prefix is another.
+    // Another prefix has its own jobs.
     client.batch_execute("SELECT oban_install('next')").unwrap();
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_orphans('next', '1s')"), 0);
     client.batch_execute("ALTER SCHEMA next RENAME TO \"Odd \"\"one\"").unwrap();
@@ -77,7 +77,7 @@ fn a_role_sees_what_it_may_read() {
     );
 }
 
-/// What is no time, and what no column of Oban's has.
+/// The table has values that are no time, and columns of types that Oban's tables do not have.
 #[test]
 fn any_table_is_read() {
     let (_cluster, mut client) = server(&[]);
@@ -99,7 +99,7 @@ fn any_table_is_read() {
         "SELECT oban_gossip_put('a', 'default', '{\"uuid\": \"u\", \"running\": [1]}', prefix => 'own')";
     client.batch_execute(put).unwrap();
     wait_until("it is known", || client.one::<String>(sql) == "1 gone, 2 unknown, 3 unknown");
-    // By the time of the row, in any time zone.
+    // The row's time counts, in any time zone.
     client
         .batch_execute("SET timezone = 'Asia/Tokyo'; UPDATE own.oban_jobs SET attempted_at = now()")
         .unwrap();

@@ -25,7 +25,7 @@ fn after_a_restart_nobody_is_known_and_nobody_is_taken() {
     let mut leader = leader(&cluster);
     wait_until("all are listed", || orphans(&mut client) == "1 unknown, 2 unknown, 3 unknown");
     assert!(rescue(&mut leader, GRACE).is_empty());
-    // What is heard again is known.
+    // A process that is heard again is known.
     let alive = Process::start(&cluster, "alive", "u1", "[1]", Way::Member);
     wait_until("it is heard", || orphans(&mut client) == "2 unknown, 3 unknown");
     assert!(rescue(&mut leader, GRACE).is_empty());
@@ -34,12 +34,12 @@ fn after_a_restart_nobody_is_known_and_nobody_is_taken() {
     assert_eq!(rescue(&mut leader, GRACE), [1]);
 }
 
-/// Nodes of Oban without metrics never gossip. README's rescue, again and again, leaves them their jobs; a process
-/// that did gossip and is gone shows that it works.
+/// Nodes of Oban without metrics never gossip. README's rescue runs again and again, and leaves them their jobs.
+/// Another process gossips and ends: its job shows that the rescue works.
 fn nodes_without_gossip_keep_their_jobs(at_least: Duration) {
     let (cluster, mut client) = server(&[]);
     let mut leader = leader(&cluster);
-    // As Oban for Elixir and Oban for Python write it; and one that writes no uuid.
+    // Oban for Elixir and Oban for Python write these nodes and uuids. The third node writes no uuid.
     fetch(&mut client, 1, "web@10.0.0.1", "9b2f0a1e-7a3c-4c3e-8f59-0123456789ab", "0s");
     fetch(&mut client, 2, "worker-7f9c", "0f8fad5bd9cb469fa16570867728950e", "1 hour");
     fetch(&mut client, 3, "alone", "", "1 hour");
@@ -114,7 +114,7 @@ fn what_is_heard_by_notify_counts_while_the_relay_listens() {
         client.one::<i64>("SELECT count(*) FROM oban_gossip WHERE node = 'elixir'") == 1
     };
     wait_until("it is heard", || heard(&mut client));
-    // Nobody listens: silence says nothing.
+    // While the relay does not listen, silence says nothing.
     let set = |client: &mut Client, value: &str| {
         cluster.configure(&[&format!("obanrs.gossip_ingest = {value}")]);
         client.batch_execute("SELECT pg_reload_conf()").unwrap();
@@ -127,7 +127,7 @@ fn what_is_heard_by_notify_counts_while_the_relay_listens() {
     });
     set(&mut client, "on");
     wait_until("it is heard", || orphans(&mut client).is_empty() && heard(&mut client));
-    // A relay that is stopped hears nobody either.
+    // A relay that is stopped does not hear anything either.
     let relay: i32 = client.one("SELECT pid FROM oban_workers WHERE kind = 'relay'");
     cluster.signal("STOP", relay);
     wait_until("it is listed", || {
@@ -145,7 +145,7 @@ fn what_is_heard_by_notify_counts_while_the_relay_listens() {
     });
 }
 
-/// A process that is forgotten for want of room is one that was never heard.
+/// A process that is forgotten because memory is full counts as one that was never heard.
 #[test]
 fn what_is_forgotten_is_unknown() {
     let (cluster, mut client) = server(&["obanrs.gossip_memory = 64kB"]);
@@ -160,7 +160,7 @@ fn what_is_forgotten_is_unknown() {
     assert_eq!(client.one::<i64>(&others), 2000);
     assert_eq!(orphans(&mut client), "1 unknown");
     assert!(rescue(&mut leader, GRACE).is_empty());
-    // Memory goes on working.
+    // The memory goes on working.
     let process = wait_for("another is remembered", || {
         let process = Process::start(&cluster, "c", "u3", "[3]", Way::Put);
         wait_until("it gossips", || {

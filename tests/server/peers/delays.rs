@@ -62,7 +62,7 @@ fn a_failover_waits_for_other_peoples_notifications_and_is_not_rolled_back() {
     stuck.batch_execute("SET obanrs.notifier = postgres").unwrap();
     let stuck = Stuck::start(&cluster, stuck, "INSERT INTO oban_jobs (worker) VALUES ('w')");
     first.kill();
-    // Longer than any lock of a user's table is waited for.
+    // This is longer than the keeper waits for a lock of a user's table.
     wait_until("the keeper goes on waiting for that commit", || {
         let sql = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
                    WHERE NOT l.granted AND a.backend_type = 'obanrs keeper'
@@ -74,9 +74,9 @@ fn a_failover_waits_for_other_peoples_notifications_and_is_not_rolled_back() {
     assert!(!cluster.log().contains("will try again"), "{}", cluster.log());
 }
 
-/// A keeper that waits for a lock resets its latch there, and with it the news of the leader's end.
-/// (Were the news lost, Postgres' own timer for the lock would happen to wake it some 45 ms later; that
-/// the keeper does not rely on it is tested in `logic::lifecycle`.)
+/// A keeper that waits for a lock resets its latch there, and could lose the wakeup about the leader's end. (Then
+/// Postgres' own timer for the lock would happen to wake the keeper some 45 ms later. A test of `logic::lifecycle`
+/// shows that the keeper does not rely on that.)
 #[test]
 fn nothing_is_slept_over_while_a_table_is_locked() {
     let cluster = Cluster::installed();
@@ -90,7 +90,7 @@ fn nothing_is_slept_over_while_a_table_is_locked() {
         join(&mut next, "next");
         let mut locker = cluster.client();
         locker.batch_execute("BEGIN; LOCK TABLE locked.oban_peers").unwrap();
-        // The keeper runs into that lock now, and meanwhile the leader of the other prefix goes.
+        // The keeper waits for that lock now, and meanwhile the leader of the other prefix ends.
         let node = format!("n{round}");
         let joiner = std::thread::spawn({
             let mut session = cluster.client();
@@ -117,7 +117,7 @@ fn a_locked_row_costs_only_its_own_name() {
     let cluster = Cluster::installed();
     let mut client = cluster.client();
     lease_of_a_second(&mut client);
-    // The one that will be locked comes first in every list.
+    // The name that will be locked comes first in every list.
     client.query_one("SELECT oban_join('a', 'Locked')", &[]).unwrap();
     join(&mut client, "a");
     let mut locker = cluster.client();
@@ -137,19 +137,19 @@ fn a_locked_row_costs_only_its_own_name() {
     wait_until("the locked one leads again", || client.one(locked));
 }
 
-/// A table that is missing is not asked for again and again; one that is back is found by the call that the
-/// warning names.
+/// The keeper does not look again and again for a missing table. The call that the warning names makes it find a
+/// table that is back.
 #[test]
 fn a_missing_table_costs_nothing_while_it_is_missing() {
     let cluster = Cluster::installed();
     let mut client = cluster.client();
     join(&mut client, "a");
     client.batch_execute("ALTER TABLE oban_peers RENAME TO away").unwrap();
-    client.batch_execute("SELECT oban_join('a', 'Other')").unwrap(); // the keeper finds out
+    client.batch_execute("SELECT oban_join('a', 'Other')").unwrap(); // so the keeper looks at the table
     wait_until("it has warned", || cluster.log().contains("holds no elections"));
     let keeper = "SELECT wait_event_type || ' ' || state_change FROM pg_stat_activity WHERE backend_type = 'obanrs keeper'";
     let mut before = String::new();
-    // Twice the time after which it looked again once.
+    // An earlier keeper looked again after some time. This is twice that time.
     wait_until("it sleeps", || {
         let now: String = client.one(keeper);
         let same = now == before && now.starts_with("Extension");
@@ -164,25 +164,25 @@ fn a_missing_table_costs_nothing_while_it_is_missing() {
     wait_until("both lead", || client.one("SELECT count(*) = 2 FROM oban_members WHERE leader"));
 }
 
-/// A listener that stays in its transaction has NOTIFY's queue fill. Elections do not wait for it, and what they could
-/// not announce is announced as soon as there is room, by another keeper, too.
+/// A listener that stays in its transaction makes NOTIFY's queue fill. Elections do not wait for that. The keeper,
+/// also a new one, announces as soon as there is room what it could not announce before.
 #[test]
 fn elections_go_on_while_notifys_queue_is_full() {
     let old = "SELECT current_setting('server_version_num')::int < 170000";
     if Cluster::installed().client().one::<bool>(old) {
-        return; // the queue has 8 GB
+        return; // the queue of these versions has 8 GB
     }
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_notify_queue_pages = 64"]);
     let mut client = cluster.client();
     client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
     let mut listener = cluster.client();
     listener.batch_execute("LISTEN \"public.oban_leader\"; LISTEN junk").unwrap();
-    listener.batch_execute("BEGIN; SELECT 1").unwrap(); // it reads nothing until it ends
+    listener.batch_execute("BEGIN; SELECT 1").unwrap(); // the listener reads nothing until its transaction ends
     let fill = "SELECT pg_notify('junk', n || repeat('x', 7000)) FROM generate_series(1, 20) n";
     let full = (0..1_000).any(|_| client.batch_execute(fill).is_err());
     assert!(full, "the queue can be filled");
 
-    // A leader that goes, and a row of a foreign node that expires.
+    // A leader ends, and a row of a foreign node expires.
     client
         .batch_execute(
             "INSERT INTO oban_peers (name, node, started_at, expires_at)

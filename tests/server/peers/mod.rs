@@ -1,6 +1,6 @@
 //! Members and leaders: when a member leads, when not, and what other nodes see of it.
 //!
-//! Each file here answers one question about them. This one has what they share.
+//! Each file here answers one question about them. This file has what they share.
 
 mod delays;
 mod membership;
@@ -10,7 +10,7 @@ use postgres::Client;
 
 use crate::support::{Ask, wait_until};
 
-/// Node and term of the row in oban_peers, whoever wrote it.
+/// The node and the term of the row in oban_peers.
 fn leader(client: &mut Client) -> Option<(String, Option<i64>)> {
     let row = client.query_opt("SELECT node, term FROM oban_leader()", &[]).unwrap();
     row.map(|r| (r.get(0), r.get(1)))

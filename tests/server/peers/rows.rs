@@ -25,7 +25,7 @@ fn a_lease_is_renewed_by_the_keeper_and_only_its_own() {
     assert_eq!(row(&mut client).0, first.0, "started_at stays");
     assert!(leads(&mut client));
 
-    // Another node's row in its place: the renewal leaves it alone, and ours leads no more.
+    // Another node's row takes its place. The renewal leaves that row alone, and the member leads no more.
     client
         .batch_execute(
             "BEGIN; DELETE FROM oban_peers; INSERT INTO oban_peers (name, node, started_at, expires_at)
@@ -78,8 +78,8 @@ fn a_keeper_that_dies_does_not_cost_the_leader_its_place() {
     wait_until("the second leads", || leads(&mut second));
 }
 
-/// What a keeper leaves that died between its commit and telling shared memory: a row of this start of
-/// the server. If the row's session lives it leads, if not the row is void.
+/// A keeper may die after its commit and before it tells shared memory. It leaves a row of this start of the
+/// server. If the row's session lives, that session leads. If not, the row is void.
 #[test]
 fn a_row_that_nobody_knows_of_is_adopted_or_voided() {
     let cluster = Cluster::installed();
@@ -87,9 +87,9 @@ fn a_row_that_nobody_knows_of_is_adopted_or_voided() {
     lease_of_a_second(&mut client);
     join(&mut client, "a");
     let forget = |c: &mut Client, node: &str| {
-        // The row gets another identity than shared memory knows, so that the next renewal misses it.
+        // The row gets an identity that shared memory does not know, so that the next renewal misses it.
         let sql = "UPDATE oban_peers SET node = $1, term = term + 100";
-        c.batch_execute("SET session_replication_role = replica").unwrap(); // past the triggers
+        c.batch_execute("SET session_replication_role = replica").unwrap(); // the triggers do not fire
         assert_eq!(c.execute(sql, &[&node]).unwrap(), 1);
         c.batch_execute("RESET session_replication_role").unwrap();
     };
@@ -104,7 +104,7 @@ fn a_row_that_nobody_knows_of_is_adopted_or_voided() {
     });
 }
 
-/// The row of a foreign node that resigns is not waited for until its lease ends.
+/// The keeper does not wait for the end of the lease when a foreign node resigns.
 #[test]
 fn a_foreign_leader_that_resigns_is_noticed() {
     let cluster = Cluster::installed();

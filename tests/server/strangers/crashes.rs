@@ -48,8 +48,7 @@ fn worker(
     })
 }
 
-/// Asserts that the table and its indexes have the same rows. amcheck has to say so, too, where it is
-/// installed.
+/// Asserts that the table and its indexes have the same rows. Where amcheck is installed, it has to agree.
 fn assert_stored_right(client: &mut Client) {
     let indexes = client
         .query(
@@ -74,7 +73,7 @@ fn assert_stored_right(client: &mut Client) {
                 .query("SELECT bt_index_check($1::oid::regclass, true)", &[&oid])
                 .unwrap_or_else(|e| panic!("{name}: {e:?}"));
         }
-        // Each value that the table has is looked up by itself.
+        // Each value of the table is looked up by itself.
         let by = |client: &mut Client, how: &str| -> (i64, i64, String) {
             client.batch_execute(how).unwrap();
             let row = client
@@ -88,7 +87,7 @@ fn assert_stored_right(client: &mut Client) {
                 .unwrap();
             (row.get(0), row.get(1), row.get(2))
         };
-        // Under one snapshot: leases end, and the keeper goes on.
+        // Both scans have one snapshot, because leases end and the keeper goes on.
         client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").unwrap();
         let sequential = by(
             client,
@@ -107,7 +106,7 @@ fn assert_stored_right(client: &mut Client) {
     assert_eq!(names, 0, "each name has one row");
 }
 
-/// All that writes the table and all that rebuilds it, with crashes in the middle of both.
+/// Runs all that writes the table and all that rebuilds it, and crashes the server in the midst of it.
 fn storage(kills: u32) {
     let settings = [
         "shared_preload_libraries = 'obanrs'",
@@ -187,7 +186,7 @@ fn storage(kills: u32) {
     let mut dice = Dice(9);
     for _ in 0..kills {
         let mut watch = wait_for("the server is up", || cluster.try_client("postgres", "postgres").ok());
-        // So much was written since the last time.
+        // So many bytes of WAL were written since the last crash.
         let written = "SELECT pg_current_wal_lsn() - '0/0' > $1::text::numeric";
         let most: String = watch.one("SELECT (pg_current_wal_lsn() - '0/0' + 300000)::text");
         wait_until("there is something to lose", || {

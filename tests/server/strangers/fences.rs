@@ -37,14 +37,15 @@ fn a_fence_holds_through_renewals_before_beside_and_after_it() {
     let ends = "SELECT expires_at::text FROM oban_peers";
     for level in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
         let begin = format!("BEGIN ISOLATION LEVEL {level}; SELECT 1");
-        // After it: the keeper's renewal takes the lock along.
+        // The renewal comes after the fence: the keeper's new version of the row takes the lock along.
         worker.batch_execute(&format!("{begin}; {fence}")).unwrap();
         let before: String = ours.one(ends);
         wait_until("it is renewed under the fence", || ours.one::<String>(ends) != before);
         assert!(deletion_waits(&mut deleter), "{level}: a renewal after the fence");
         worker.batch_execute("COMMIT").unwrap();
         assert!(!deletion_waits(&mut deleter), "{level}: the fence is over");
-        // Before it: no 40001, though the snapshot is older than the row's newest version.
+        // The renewal comes before the fence: there is no 40001, although the snapshot is older than the newest
+        // version of the row.
         worker.batch_execute(&begin).unwrap();
         worker.batch_execute("SELECT count(*) FROM oban_jobs").unwrap();
         let before: String = ours.one(ends);
@@ -52,7 +53,7 @@ fn a_fence_holds_through_renewals_before_beside_and_after_it() {
         worker.batch_execute(&fence).unwrap();
         assert!(deletion_waits(&mut deleter), "{level}: a renewal before the fence");
         worker.batch_execute("COMMIT").unwrap();
-        // Beside it: the version that is being written is the row soon.
+        // The renewal runs beside the fence: the version that it writes is the row soon.
         for end in ["COMMIT", "ROLLBACK"] {
             renewer.batch_execute(&format!("BEGIN; {renewal}")).unwrap();
             worker.batch_execute(&format!("{begin}; {fence}")).unwrap();
@@ -122,7 +123,7 @@ fn a_fence_tests_what_sql_would_test() {
         assert_eq!(code(&mut poor, &format!("{before}; {fence}")), expected, "{before}");
         poor.batch_execute("ROLLBACK").unwrap();
     }
-    // A leadership that began after the snapshot, which may hold what this transaction does not see.
+    // A leadership that began after the snapshot may have written what this transaction does not see.
     poor.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").unwrap();
     root.batch_execute("SELECT count(*) FROM oban_jobs").unwrap();
     ours.query_one("SELECT oban_leave($1)", &[&id]).unwrap();
@@ -132,7 +133,7 @@ fn a_fence_tests_what_sql_would_test() {
     assert_eq!(code(&mut poor, &format!("SELECT oban_fence({next})")), "40001");
     poor.batch_execute("ROLLBACK").unwrap();
     poor.batch_execute(&format!("SELECT oban_fence({next})")).unwrap();
-    // A policy that does not bind the owner binds no election, and is none of the fence's.
+    // A policy that does not bind the owner stops neither elections nor fences.
     root.batch_execute("ALTER TABLE oban_peers ENABLE ROW LEVEL SECURITY").unwrap();
     poor.batch_execute(&format!("SELECT oban_fence({next})")).unwrap();
     root.batch_execute("ALTER TABLE oban_peers ADD CHECK (true) NOT VALID").unwrap();

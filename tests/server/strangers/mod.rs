@@ -1,7 +1,7 @@
 //! Elections, fences and triggers on tables that contain their owner's code and foreign nodes' rows.
 //!
-//! The owner's code runs in the owner's own sessions only. No foreign row makes an election fail. The table
-//! and its indexes agree. Each file here answers one question about that. This one has what they share.
+//! The owner's code runs in the owner's own sessions only. No foreign row makes an election fail. The table and its
+//! indexes agree. Each file here answers one question about that. This file has what they share.
 
 mod crashes;
 mod fences;
@@ -34,7 +34,7 @@ const WATCH: &str = "
         RETURN true;
     END $$;";
 
-/// The tenant's code, in a schema of its own.
+/// Statements that create the tenant's code, in a schema of its own.
 fn code_of(tenant: &str) -> String {
     format!(
         "CREATE FUNCTION {tenant}.see() RETURNS boolean LANGUAGE plpgsql AS
@@ -54,7 +54,7 @@ fn code_of(tenant: &str) -> String {
     )
 }
 
-/// A server with the prefix public, on which leases are short: renewals come twice a second.
+/// Starts a server with the prefix public. Its leases are short: renewals come twice a second.
 fn installed(settings: &[&str]) -> Cluster {
     let own = ["shared_preload_libraries = 'obanrs'", "obanrs.lease = 1s"];
     let cluster = Cluster::start(&[&own, settings].concat());
@@ -62,7 +62,7 @@ fn installed(settings: &[&str]) -> Cluster {
     cluster
 }
 
-/// A server with the prefix public, and the prefix and the code of a role `t` that is no superuser.
+/// A server with the prefix public, and with the prefix and the code of a role `t` that is no superuser.
 struct Strangers {
     cluster: Cluster,
     root: Client,
@@ -88,7 +88,7 @@ impl Strangers {
         Self { cluster, root, tenant, joined: 0 }
     }
 
-    /// A member of another prefix comes, leads, and goes.
+    /// Makes a member of another prefix join, lead and leave.
     fn others_elect(&mut self) {
         self.joined += 1;
         let name = format!("n{}", self.joined);
@@ -108,7 +108,7 @@ impl Strangers {
         self.tenant.one("SELECT oban_is_leader(prefix => 't', node => 'a')")
     }
 
-    /// A member of the tenant's prefix that leads has its lease renewed, and goes.
+    /// Waits until the lease of the tenant's leader is renewed, and makes it leave.
     fn renew_and_leave(&mut self, id: i64, why: &str) {
         let ends =
             "SELECT (extract(epoch FROM expires_at) * 1e6)::bigint FROM t.oban_peers WHERE name = 'Oban'";
@@ -119,7 +119,7 @@ impl Strangers {
         wait_until(&format!("its row is gone: {why}"), || self.tenant.one(gone));
     }
 
-    /// What oban_check says is in the way of the tenant's elections.
+    /// The obstacles to the tenant's elections that oban_check names.
     fn obstacles(&mut self) -> Option<String> {
         let check = "SELECT string_agg(detail, '; ') FROM oban_check()
              WHERE NOT ok AND item IN ('elections in t', 'owner of t.oban_peers')";
@@ -133,7 +133,7 @@ impl Strangers {
         assert!(seen.is_empty(), "{when}: {seen:?}");
     }
 
-    /// The keeper is at rest and holds nothing.
+    /// Waits until the keeper is idle and holds no lock.
     fn keeper_is_idle(&mut self) {
         let idle = "SELECT state = 'idle' AND NOT EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.locktype IN ('advisory', 'relation', 'tuple'))
              FROM pg_stat_activity a WHERE backend_type = 'obanrs keeper'";
@@ -141,7 +141,7 @@ impl Strangers {
     }
 }
 
-/// The warnings with which Postgres reports a leaked resource at the end of a transaction.
+/// Asserts that the log has none of the warnings with which Postgres reports a leaked resource.
 fn assert_no_leaks(cluster: &Cluster) {
     let log = cluster.log();
     let wrong = ["leak", "TRAP:", "PANIC", "was terminated by signal", "still referenced", "missing chunk"];
@@ -149,7 +149,7 @@ fn assert_no_leaks(cluster: &Cluster) {
     assert!(found.is_empty(), "{found:?}");
 }
 
-/// The warnings of keepers.
+/// The warnings and errors of keepers in the log.
 fn complaints(cluster: &Cluster) -> Vec<String> {
     let of_keeper = |line: &&str| {
         line.contains("obanrs keeper") && (line.contains(" WARNING: ") || line.contains(" ERROR: "))
@@ -157,7 +157,7 @@ fn complaints(cluster: &Cluster) -> Vec<String> {
     cluster.log().lines().filter(of_keeper).map(str::to_owned).collect()
 }
 
-/// Ends the loops of other threads when the test ends, also when it panics.
+/// Ends the loops of other threads when it is dropped, also when the test panics.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -166,7 +166,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Leased members join, fence and leave. Only the fences may raise an error.
+/// Makes leased members join, fence and leave. Only the fences may raise an error.
 fn come_and_go(client: &mut Client, prefix: &str, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let join = format!("SELECT oban_join('m', 'Short', '1 hour', prefix => '{prefix}', replace => true)");

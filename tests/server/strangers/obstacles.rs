@@ -3,16 +3,16 @@
 use super::{Strangers, assert_no_leaks};
 use crate::support::{Ask, wait_until};
 
-/// A kind of thing that a table may have and that elections would have to ignore.
+/// A kind of thing on a table that elections would have to ignore.
 struct Obstacle {
     what: &'static str,
     /// The tenant's statements.
     make: &'static [&'static str],
-    /// A superuser's, before that.
+    /// A superuser's statement before them.
     prepare: &'static str,
-    /// In place of the DDL that oban_check names, where that has to be filled in by its reader.
+    /// The statement in place of the DDL that oban_check names, where its reader has to fill that in.
     instead: &'static str,
-    /// What is to be dropped after it.
+    /// The statement that drops what is left.
     clean: &'static str,
 }
 
@@ -173,14 +173,14 @@ const OBSTACLES: &[Obstacle] = &[
     },
 ];
 
-/// Only on Postgres 18.
+/// Only Postgres 18 has these.
 const VIRTUAL: Obstacle = Obstacle {
     what: "a virtual generated column",
     make: &["ALTER TABLE t.oban_peers ADD COLUMN g text GENERATED ALWAYS AS (upper(name)) VIRTUAL"],
     ..PLAIN
 };
 
-/// Only on servers with ICU.
+/// Only servers with ICU have these.
 const COLLATION: Obstacle = Obstacle {
     what: "a collation in which different names are equal",
     prepare: "CREATE COLLATION t.any (PROVIDER = icu, LOCALE = 'und-u-ks-level2', DETERMINISTIC = false);
@@ -190,7 +190,7 @@ const COLLATION: Obstacle = Obstacle {
     ..PLAIN
 };
 
-/// The statements that oban_check has named: the text after the last colon of each part.
+/// The statements that oban_check has named: in each part, the text after the last colon.
 fn remedies(said: &str) -> Vec<String> {
     let said = said.rsplit("what it has: ").next().unwrap_or_default();
     said.split("; ").filter_map(|part| part.rsplit_once(": ")).map(|(_, ddl)| ddl.to_owned()).collect()
@@ -213,7 +213,7 @@ impl Strangers {
         for remedy in remedies(&said) {
             assert!(refused.hint().is_some_and(|hint| hint.contains(&remedy)), "{what}: {refused:?}");
         }
-        // What the DDL uncovers is named then: three rounds are more than any of these has.
+        // The DDL may uncover another obstacle, which is named then. Three rounds are enough for each of these.
         for _ in 0..3 {
             let Some(said) = self.obstacles() else { break };
             let ddl =
@@ -248,7 +248,7 @@ fn what_elections_would_have_to_ignore_is_named_and_never_runs() {
     assert_no_leaks(&strangers.cluster);
 }
 
-/// A table with all that access methods maintain, and with all that elections do not fire.
+/// The table has all that access methods maintain, and all that elections do not fire.
 #[test]
 fn what_elections_honour_does_not_stop_them() {
     let mut strangers = Strangers::new();
@@ -292,7 +292,7 @@ fn what_elections_honour_does_not_stop_them() {
         strangers.renew_and_leave(id, honoured);
         strangers.nothing_was_seen(honoured);
     }
-    // The tenant's own statements run the tenant's code: what watches it works.
+    // The tenant's code runs in the tenant's own statements. So the watch works.
     strangers.root.batch_execute("INSERT INTO t.oban_peers VALUES ('other', 'n', now(), now())").unwrap();
     assert!(strangers.root.one::<bool>("SELECT is_called FROM public.strangers"), "the watch sees nothing");
     strangers.keeper_is_idle();

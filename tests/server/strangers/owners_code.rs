@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{Stop, Strangers, WATCH, assert_no_leaks, code_of, come_and_go, complaints};
 use crate::support::{Ask, Cluster, wait_until};
 
-/// The opposite case: Postgres' own operator class calls a range type's code, once the index has a second
+/// This is the opposite case: Postgres' own operator class calls a range type's code, once the index has a second
 /// page.
 #[test]
 fn a_range_types_code_does_not_run_for_a_renewal() {
@@ -31,7 +31,7 @@ fn a_range_types_code_does_not_run_for_a_renewal() {
     strangers.nothing_was_seen("a renewal");
 }
 
-/// An index that runs user's code is created and dropped while elections go on.
+/// An index that runs a user's code is created and dropped while elections go on.
 #[test]
 fn an_index_that_comes_and_goes_runs_for_nobody_else() {
     let mut strangers = Strangers::new();
@@ -69,8 +69,8 @@ fn an_index_that_comes_and_goes_runs_for_nobody_else() {
     assert_no_leaks(&strangers.cluster);
 }
 
-/// A schema's owner gives its name to another schema, and back, while elections are held there. Neither the
-/// tables' owner nor the keeper runs code of the table that has taken the other's place.
+/// A schema's owner gives its name to another schema, and back, while elections are held there. Neither the table's
+/// owner nor the keeper runs code of the table that has taken the place.
 #[test]
 fn a_schema_that_takes_anothers_place_gets_no_code_run() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
@@ -112,7 +112,7 @@ fn a_schema_that_takes_anothers_place_gets_no_code_run() {
                 dbo.batch_execute(&format!("{swapped}; {swapped}")).unwrap();
             };
             (0..75).for_each(|_| swap());
-            // It proves nothing without elections: between swaps, if both tables may hold some.
+            // The test proves nothing without elections. If both tables may hold some, they come between swaps.
             let both = code.contains("CREATE TRIGGER");
             for table in if both { tables } else { &tables[..1] } {
                 let inserted = format!("SELECT pg_stat_get_tuples_inserted({table}::oid)");
@@ -125,7 +125,7 @@ fn a_schema_that_takes_anothers_place_gets_no_code_run() {
                 });
             }
         });
-        // An even number of swaps: everything has its own name.
+        // The number of swaps is even, so each schema has its own name.
         let seen: bool = root.one("SELECT is_called FROM public.strangers");
         let log = cluster.log();
         let lines: Vec<&str> = log.lines().filter(|line| line.contains("stranger: ")).collect();

@@ -17,7 +17,7 @@ fn foreign_rows_come_by_every_way_of_sql() {
         format!("INSERT INTO oban_peers VALUES ('{name}', 'f', now(), now() + interval '1 hour')")
     };
     let has_term = "SELECT bool_and(term IS NOT NULL) AND count(*) > 0 FROM oban_peers";
-    // Other terms are drawn between this row's and its commit.
+    // Another session draws terms between this row's term and its commit.
     let draws = "SELECT oban_join('z', 'Drawn', '1 hour', replace => true)";
     for level in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
         client
@@ -68,8 +68,7 @@ fn foreign_rows_come_by_every_way_of_sql() {
     assert_no_leaks(&cluster);
 }
 
-/// The table's owner runs every kind of command on the table at once, beside members, fences and foreign
-/// nodes.
+/// The table's owner runs every kind of command on the table, beside members, fences and foreign nodes.
 #[test]
 fn commands_on_the_table_break_no_election() {
     let mut strangers = Strangers::with(&["deadlock_timeout = 50ms"]);
@@ -90,7 +89,7 @@ fn commands_on_the_table_break_no_election() {
         scope.spawn(move || come_and_go(&mut fencing, "t", stop));
         scope.spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                // The table may be gone, or another's by now.
+                // The table may be gone, or may be another one by now.
                 let row = "INSERT INTO t.oban_peers VALUES ('Oban', 'f', now(), now() + interval '1 hour') ON CONFLICT DO NOTHING";
                 let _ = foreign.batch_execute(&format!("BEGIN ISOLATION LEVEL SERIALIZABLE; {row}; COMMIT"));
                 let _ = foreign.batch_execute("ROLLBACK");
@@ -125,7 +124,7 @@ fn commands_on_the_table_break_no_election() {
                 "CREATE UNIQUE INDEX u ON t.oban_peers (name); DROP INDEX t.u",
                 "ALTER TABLE t.oban_peers ADD COLUMN k text; CREATE INDEX k ON t.oban_peers (k, expires_at); ALTER TABLE t.oban_peers DROP COLUMN k",
             ] {
-                // Of a deadlock with itself only: it is what its author does.
+                // A command may fail by a deadlock only.
                 if let Err(e) = strangers.tenant.batch_execute(ddl) {
                     let db = e.as_db_error().unwrap_or_else(|| panic!("{ddl}: {e:?}"));
                     assert_eq!(db.code().code(), "40P01", "{ddl}: {e:?}");

@@ -27,7 +27,7 @@ fn elections_go_on_while_an_index_is_built_anew() {
     assert_no_leaks(&strangers.cluster);
 }
 
-/// A tenant locks all of its many tables. The keeper waits a moment for a table, and must not wait for all of
+/// A tenant locks all of its many tables. The keeper waits a moment for one table. It must not wait for each of
 /// them while other prefixes have no leader.
 #[test]
 fn many_locked_tables_are_not_waited_for_one_by_one() {
@@ -45,7 +45,7 @@ fn many_locked_tables_are_not_waited_for_one_by_one() {
     let tables: Vec<String> = prefixes.iter().map(|prefix| format!("{prefix}.oban_peers")).collect();
     let lock = format!("BEGIN; LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", tables.join(", "));
     strangers.tenant.batch_execute(&lock).unwrap();
-    // Every one of them is to be renewed twice a second.
+    // Each leader's lease is due for a renewal twice a second.
     wait_until("the keeper has been at all of them", || {
         complaints(&strangers.cluster).iter().filter(|line| line.contains("wait for a lock")).count()
             == TABLES
@@ -59,7 +59,7 @@ fn many_locked_tables_are_not_waited_for_one_by_one() {
     assert!((1..TABLES / 2).contains(&waits), "the keeper waited for {waits} of {TABLES} locked tables");
 }
 
-/// A large table that changes often is not read again after each change.
+/// The keeper does not read a large table again after each of many changes.
 #[test]
 fn a_large_table_takes_a_small_share_of_the_keepers_time() {
     const CHANGES: i64 = 60;
@@ -100,7 +100,7 @@ fn a_locked_index_is_waited_for_by_nobody_else() {
         strangers.root.batch_execute(sql).unwrap();
     }
     strangers.tenant.batch_execute("BEGIN; ALTER INDEX t.oban_peers_pkey SET TABLESPACE s").unwrap();
-    // A monitor's question is answered.
+    // oban_check answers a monitoring program.
     strangers.root.batch_execute("SET statement_timeout = '10s'").unwrap();
     let said = strangers.obstacles().expect("something is in the way");
     assert!(said.contains("lock"), "{said}");
@@ -112,7 +112,8 @@ fn a_locked_index_is_waited_for_by_nobody_else() {
     assert_eq!(strangers.obstacles(), None);
 }
 
-/// What a foreign node's transaction has done when the keeper elects, and whether the node had a row before.
+/// The statement of a foreign node's transaction that is open when the keeper elects, and whether the node had a
+/// row before.
 const FOREIGN: [(&str, bool); 6] = [
     ("INSERT INTO oban_peers VALUES ('Oban', 'f', now(), now() + interval '1 hour')", false),
     ("upsert", false),
@@ -142,7 +143,7 @@ fn an_open_transaction_of_a_foreign_node_delays_its_own_name_only() {
             }
             foreign.batch_execute(&format!("BEGIN; {statement}")).unwrap();
             let id: i64 = ours.one("SELECT oban_join('a', lease => '1 hour', candidate => true)");
-            // Others do not wait: neither another name, nor this one's member.
+            // Neither another name nor a member of this name waits for that transaction.
             let other: i64 = watch.one("SELECT oban_join('b', 'Other', '1 hour')");
             let leads = "SELECT oban_is_leader('Other', node => 'b')";
             wait_until("another name has a leader", || watch.one(leads));
@@ -151,7 +152,7 @@ fn an_open_transaction_of_a_foreign_node_delays_its_own_name_only() {
             wait_until(&format!("somebody leads: {what}"), || {
                 watch.one("SELECT count(*) = 1 FROM oban_leader() WHERE node IN ('a', 'f')")
             });
-            // It is ours as soon as the foreign node resigns.
+            // The member leads as soon as the foreign node resigns.
             foreign.batch_execute("DELETE FROM oban_peers WHERE name = 'Oban' AND node = 'f'").unwrap();
             wait_until(&format!("ours leads: {what}"), || watch.one("SELECT oban_is_leader(node => 'a')"));
             ours.query_one("SELECT oban_leave($1)", &[&id]).unwrap();
@@ -164,7 +165,7 @@ fn an_open_transaction_of_a_foreign_node_delays_its_own_name_only() {
     assert_no_leaks(&cluster);
 }
 
-/// Foreign nodes write nodes of any length, and names as long as an index entry can be.
+/// Foreign nodes write node names of any length, and names as long as an index entry can be.
 #[test]
 fn long_rows_of_foreign_nodes_are_no_burden_to_ours() {
     let cluster = installed(&[]);
