@@ -1,4 +1,4 @@
-//! What others are told of the queues here, as they hear it.
+//! The gossip that the relay broadcasts: what do Oban's nodes hear of the queues of this extension's members?
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -23,7 +23,7 @@ fn listener(cluster: &Cluster) -> Client {
     client
 }
 
-/// The next notification: its channel and its payload.
+/// Returns the next notification: its channel and its payload.
 fn next(listener: &mut Client) -> (String, String) {
     let mut notifications = listener.notifications();
     let next = notifications.timeout_iter(PATIENCE).next().expect("the connection is open");
@@ -31,7 +31,7 @@ fn next(listener: &mut Client) -> (String, String) {
     (next.channel().to_owned(), next.payload().to_owned())
 }
 
-/// The checks of a message, read as Oban's nodes read it: JSON, or base64 of gzip.
+/// Returns the checks of a message. Oban's nodes read it in the same way: as JSON, or as base64 of gzip.
 fn checks(payload: &str) -> Vec<Value> {
     assert!(payload.len() <= 7_999, "{} bytes", payload.len());
     let mut json = String::new();
@@ -72,12 +72,12 @@ fn those_who_listen_hear_what_the_golden_file_has() {
     let payload = loop {
         let (channel, payload) = next(&mut listener);
         assert_eq!(channel, "public.oban_gossip");
-        // One that was on its way meanwhile may have had fewer.
+        // A broadcast that was on its way meanwhile may have fewer entries.
         if checks(&payload).len() == 3 {
             break payload;
         }
     };
-    // The times are the server's, in their order; the golden file has others.
+    // The times are the server's, in ascending order. The golden file has other times.
     let golden = include_str!("../fixtures/gossip/broadcast.json").trim_end();
     let mut sent = payload.clone();
     for (key, of_server) in
@@ -121,7 +121,7 @@ fn those_who_poll_read_it_and_each_prefix_has_its_own() {
     assert_eq!(checks(&next(&mut other).1).iter().map(queue).collect::<Vec<_>>(), ["q2"]);
 }
 
-/// Whether there is anything to tell decides, not the clock alone.
+/// The relay broadcasts while there are entries, not by the clock alone.
 #[test]
 fn there_is_a_broadcast_while_there_are_entries() {
     let (cluster, mut client) = installed_with(&[FAST]);
@@ -130,7 +130,7 @@ fn there_is_a_broadcast_while_there_are_entries() {
     next(&mut listener);
     client.batch_execute("SELECT oban_gossip_put('b', 'q', prefix => 'other')").unwrap();
     assert_eq!(client.one::<i32>("SELECT oban_gossip_delete('a')"), 1);
-    // What was on its way is there before the next; then there are only those of the other prefix.
+    // Broadcasts that were on their way come before the next round. After it, only those of the other prefix come.
     let rounds = stat(&mut client, "gossip_broadcasts");
     wait_until("others go on", || stat(&mut client, "gossip_broadcasts") > rounds + 1);
     crate::support::heard(&mut listener);
@@ -139,7 +139,7 @@ fn there_is_a_broadcast_while_there_are_entries() {
     let heard: Vec<String> =
         crate::support::heard(&mut listener).iter().map(|n| n.payload().to_owned()).collect();
     assert!(heard.is_empty(), "{heard:?}");
-    // The relay, which has nothing to tell, is woken by the next put.
+    // The relay has nothing to broadcast, and the next put wakes it.
     assert_eq!(client.one::<i32>("SELECT oban_gossip_delete('b', prefix => 'other')"), 1);
     client.batch_execute("SELECT oban_gossip_put('c', 'again')").unwrap();
     assert_eq!(queue(&checks(&next(&mut listener).1)[0]), "again");
@@ -153,7 +153,7 @@ fn an_interval_of_0_turns_it_off_and_a_reload_on() {
         cluster.configure(&[setting]);
         client.batch_execute("SELECT pg_reload_conf()").unwrap();
     };
-    // The relay has nothing to tell by then, and does not look again by itself.
+    // The relay has nothing to broadcast by then, and does not look again by itself.
     set(&mut client, "obanrs.gossip_interval = 0");
     wait_until("the session knows", || client.one::<String>("SHOW obanrs.gossip_interval") == "0");
     client.batch_execute("SELECT oban_gossip_put('a', 'q')").unwrap();
@@ -188,7 +188,7 @@ fn many_queues_are_split_into_whole_messages() {
     wait_until("they are counted", || stat(&mut client, "gossip_broadcast_entries") == 200);
 }
 
-/// What oban_met and others see of 1,200 running jobs is all of them, whichever ids these have.
+/// A broadcast has all of 1,200 running jobs, whichever ids they have. So oban_met and other readers see all.
 #[test]
 fn a_check_that_is_too_long_is_compressed() {
     let (cluster, mut client) = installed_with(&[FAST]);
@@ -208,7 +208,7 @@ fn a_check_that_is_too_long_is_compressed() {
             checks(&payload).into_iter().find(|check| check["queue"] == queue).map(|check| (check, payload))
         });
         assert!(sent.0["running"] == running && sent.0["limit"] == 5, "{}", sent.1);
-        // A reader of the ring gets the same.
+        // A reader of the ring gets the same payload.
         let polled = "SELECT count(*) FROM oban_poll('{gossip}', $1), jsonb_array_elements(messages) m,
                       jsonb_array_elements(m->'payload'->'checks') c WHERE c->'running' = $2";
         wait_until("it can be polled", || {
@@ -237,7 +237,7 @@ fn a_check_that_is_too_long_compressed_keeps_its_newest_jobs_and_is_counted() {
     assert_eq!(client.one::<i32>("SELECT running FROM oban_gossip"), 8000, "the view has all");
 }
 
-/// What would fill the ring goes to those who LISTEN, and leaves the ring to others.
+/// Broadcasts that would fill the ring go to LISTENers only, and leave the ring to other messages.
 #[test]
 fn a_large_broadcast_does_not_go_through_the_ring() {
     let (cluster, mut client) = installed_with(&[FAST, "obanrs.ring_size = '64kB'"]);

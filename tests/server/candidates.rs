@@ -1,4 +1,4 @@
-//! Joining without standing for election, and what oban_join says when nobody can be elected.
+//! Joining without being a candidate, and what oban_join says when no member can be elected.
 
 use std::sync::{Arc, Mutex};
 
@@ -18,10 +18,10 @@ fn candidates(client: &mut Client) -> String {
     )
 }
 
-/// Severity, SQLSTATE and message of what came since the last call.
+/// The messages since the last call: severity, SQLSTATE, text, and whether there is a hint.
 fn told(notices: &Arc<Mutex<Vec<DbError>>>) -> Vec<(String, String, String, bool)> {
     let notices: Vec<DbError> = std::mem::take(&mut *notices.lock().unwrap());
-    // A keeper that takes longer than oban_join waits, on a busy machine, is no matter of these tests.
+    // On a busy machine the keeper may take longer than oban_join waits. These tests do not look at that notice.
     let told = notices.iter().filter(|n| !n.message().contains("no election within a second")).map(|n| {
         (n.severity().to_owned(), n.code().code().to_owned(), n.message().to_owned(), n.hint().is_some())
     });
@@ -45,7 +45,7 @@ fn an_observer_is_seen_and_never_leads() {
     wait_until("the leader is gone", || first.one("SELECT count(*) = 0 FROM oban_peers"));
     assert!(!leads(&mut first), "the only member that is left");
 
-    // With a lease as well.
+    // A member with a lease is an observer in the same way.
     let member: i64 = first.one("SELECT oban_join('leased', lease => '1 minute', candidate => false)");
     assert_eq!(first.one::<Option<i64>>(&format!("SELECT oban_renew({member})")), None);
     assert!(!first.one::<bool>(&format!("SELECT oban_resign({member})")));
@@ -86,7 +86,7 @@ fn a_row_of_a_name_with_observers_only_is_swept_up() {
         )
         .unwrap();
     wait_until("the row is gone", || watch.one("SELECT count(*) = 0 FROM oban_peers"));
-    // And a candidate finds a foreign row that is there.
+    // A candidate finds a foreign row that is there.
     assert!(elect(&mut elixir, "elixir", Form::ByName, "0").unwrap());
     let mut late = cluster.client();
     late.batch_execute("SELECT oban_join('late', candidate => true)").unwrap();
@@ -112,14 +112,14 @@ fn a_member_yields_where_a_foreign_node_leads_or_has_led() {
     wait_until("nobody leads", || admin.one("SELECT count(*) = 0 FROM oban_peers"));
     assert!(!leads(&mut first));
 
-    // It has led.
+    // No foreign node leads any more, but one has led.
     let (mut second, notices) = cluster.client_with_notices();
     second.batch_execute("SELECT oban_join('second', lease => '1 minute')").unwrap();
     let said = told(&notices);
     assert!(said.len() == 1 && said[0].2.contains("has led \"Oban\" since the server started"), "{said:?}");
     assert_eq!(candidates(&mut admin), "first false, second false");
 
-    // A process that says what it wants is told nothing, and another name is another fleet.
+    // A process that says whether it is a candidate gets no notice. Another name is another fleet.
     let (mut third, notices) = cluster.client_with_notices();
     third.batch_execute("SELECT oban_join('third', candidate => false), oban_join('third', 'Own')").unwrap();
     assert!(third.one::<bool>("SELECT oban_is_leader('Own')"));
@@ -129,7 +129,7 @@ fn a_member_yields_where_a_foreign_node_leads_or_has_led() {
     assert!(leads(&mut fourth));
     assert_eq!(told(&notices), []);
 
-    // The name of a schema's table counts, not the name alone.
+    // A foreign node counts for its schema and name, not for the name alone.
     admin.batch_execute("SELECT oban_install('billing')").unwrap();
     fourth.batch_execute("SELECT oban_join('fourth', prefix => 'billing')").unwrap();
     assert!(fourth.one::<bool>("SELECT oban_is_leader(prefix => 'billing')"));
@@ -141,7 +141,7 @@ fn a_member_yields_where_a_foreign_node_leads_or_has_led() {
     assert_eq!(told(&notices), [], "of another life of the server");
 }
 
-/// The keeper has not been told of the row: the table has no triggers.
+/// The table has no triggers, so nothing has told the keeper of the row.
 #[test]
 fn a_foreign_row_counts_in_a_table_without_triggers() {
     let cluster = Cluster::installed();
@@ -159,14 +159,14 @@ fn a_foreign_row_counts_in_a_table_without_triggers() {
     assert_eq!(candidates(&mut client), "a false");
 }
 
-/// A row of a member is no foreign node's.
+/// A row of a member does not count as a foreign node's.
 #[test]
 fn members_do_not_yield_to_members() {
     let cluster = Cluster::installed();
     let (mut first, mut second) = (cluster.client(), cluster.client());
     first.batch_execute("SELECT oban_join('first', lease => '1 minute')").unwrap();
     second.batch_execute("SELECT oban_join('second')").unwrap();
-    // Somebody shortens its lease by hand.
+    // The update shortens the member's lease from outside.
     second
         .batch_execute("UPDATE oban_peers SET expires_at = expires_at - interval '1 s' WHERE node = 'first'")
         .unwrap();
@@ -231,7 +231,7 @@ fn no_term_is_a_term_that_is_not_held() {
     assert_eq!(refused.message(), "no term of \"Oban\" is held here");
     assert!(refused.hint().unwrap().contains("does not lead"));
     assert_eq!(code(&mut client, "SELECT oban_fence(NULL, 'Nobody')"), "40001");
-    // What is wrong with the call comes first.
+    // An error in the call comes first.
     assert_eq!(code(&mut client, "SELECT oban_fence(NULL, NULL)"), "22004");
     assert_eq!(code(&mut client, "SELECT oban_fence(NULL, prefix => 'nowhere')"), "3F000");
     assert_eq!(code(&mut client, "BEGIN READ ONLY; SELECT oban_fence(NULL)"), "25006");
@@ -272,7 +272,7 @@ fn a_join_says_why_there_are_no_elections() {
     }
 }
 
-/// Stops the keeper while it sleeps, and so holds no lock of shared memory.
+/// Stops the keeper while it sleeps, when it holds no lock of shared memory.
 fn stop_keeper(cluster: &Cluster, admin: &mut Client) -> i32 {
     let sleeping = "SELECT a.pid FROM oban_workers w JOIN pg_stat_activity a USING (pid)
         WHERE w.kind = 'keeper' AND a.wait_event_type = 'Extension'";
@@ -299,7 +299,7 @@ fn a_join_without_a_keeper_says_so() {
     assert!(said.len() == 1 && said[0].2.contains("read-only by default"), "{said:?}");
 }
 
-/// The row of a leader that is gone is no leader.
+/// The row of a leader that is gone does not count as a leader.
 #[test]
 fn a_row_that_nobody_can_delete_is_no_leader() {
     let cluster = Cluster::installed();
@@ -326,7 +326,7 @@ fn a_member_yields_to_a_foreign_node_that_was_elected_while_it_joined() {
              VALUES ('Oban', 'elixir', timezone('utc', now()), timezone('utc', now()) + interval '30 s')",
         )
         .unwrap();
-    // The keeper is kept from answering until the row is committed.
+    // The keeper can't answer until the row is committed.
     let mut admin = cluster.client();
     let (mut client, notices) = cluster.client_with_notices();
     let pid = stop_keeper(&cluster, &mut admin);
@@ -346,7 +346,7 @@ fn a_member_yields_to_a_foreign_node_that_was_elected_while_it_joined() {
     assert!(!leads(&mut client));
 }
 
-/// In each way in which a statement can give an argument.
+/// Each of these is a way in which a statement can give an argument.
 #[test]
 fn what_is_said_is_told_from_what_is_left_out() {
     let cluster = Cluster::installed();

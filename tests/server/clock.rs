@@ -1,6 +1,6 @@
-//! A server whose wall clock is set while it runs: what counts time goes on counting.
+//! A server whose wall clock is set while it runs: intervals go on by the monotonic clock.
 //!
-//! What a wrong clock would delay it delays by an hour, or ends at once. So the bounds here are wide.
+//! A wrong clock would delay something by an hour, or end it at once. So the bounds here are wide.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::support::{Ask, Cluster, heard, stat, wait_for, wait_until};
 
 const HOUR: i64 = 3_600;
 
-/// Far above what anything here takes, and far below the steps of the clock.
+/// The bound is far above the time that anything here takes, and far below the steps of the clock.
 const SOON: Duration = Duration::from_secs(15);
 
 fn installed(settings: &[&str]) -> (Cluster, Client) {
@@ -22,7 +22,7 @@ fn installed(settings: &[&str]) -> (Cluster, Client) {
     (cluster, client)
 }
 
-/// Waits until `condition` holds, which has to be soon.
+/// Waits until `condition` holds. Asserts that it does so soon.
 fn soon(what: &str, condition: impl FnMut() -> bool) {
     let since = Instant::now();
     wait_until(what, condition);
@@ -41,7 +41,7 @@ fn leads(client: &mut Client, node: &str) -> bool {
     client.one(&format!("SELECT oban_is_leader(node => '{node}')"))
 }
 
-/// The node that oban_leader, oban_leadership and oban_members show, if they agree on one.
+/// The node that oban_leader, oban_leadership and oban_members show. Asserts that they agree.
 fn leader(client: &mut Client) -> Option<String> {
     let sql = "SELECT l.node FROM oban_leader() l
                JOIN oban_leadership s ON s.name = 'Oban' AND s.node = l.node AND s.term = l.term
@@ -132,7 +132,8 @@ fn a_step_forward_ends_no_lease() {
     assert_eq!(stat(&mut client, "lapses"), 0);
 }
 
-/// It renews its row, so that foreign nodes, which know no other clock, see it held.
+/// The member renews its row by the new clock. So foreign nodes, which know no other clock, see that the lease
+/// holds.
 #[test]
 fn a_session_leads_over_every_step() {
     let (cluster, mut client) = installed(&["obanrs.lease = 2s"]);
@@ -160,7 +161,7 @@ fn a_session_leads_over_every_step() {
     soon("then the next leads", || leads(&mut watch, "next"));
 }
 
-/// A row as nodes of Oban for Elixir write it.
+/// Writes a row as nodes of Oban for Elixir write it.
 fn foreign_row(client: &mut Client, seconds: i32) {
     let sql = "INSERT INTO oban_peers (name, node, started_at, expires_at)
                VALUES ('Oban', 'foreign', timezone('utc', now()), timezone('utc', now()) + $1 * interval '1 s')";
@@ -178,15 +179,15 @@ fn a_foreign_leader_that_does_not_renew_lets_go() {
     soon("which all of them say", || leader(&mut client).as_deref() == Some("ours"));
 }
 
-/// A foreign node's renewal counts from the moment at which it is committed. (The keeper looks at the row later, when
-/// the wall clock may have been set.)
+/// A foreign node's renewal counts from the moment of its commit. (The keeper looks at the row later, when the wall
+/// clock may have been set.)
 #[test]
 fn a_foreign_leader_that_renews_stays_over_every_step() {
     let (cluster, mut client) = installed(&[]);
     foreign_row(&mut client, 4);
     client.batch_execute("SELECT oban_join('ours', candidate => true)").unwrap();
     for step in [0, 40, 0, -40, HOUR, 0, -HOUR] {
-        // As Oban's nodes renew.
+        // This is the renewal of Oban's nodes.
         let renewed = client
             .execute(
                 "INSERT INTO oban_peers (name, node, started_at, expires_at)
@@ -209,7 +210,7 @@ fn a_foreign_leader_that_renews_stays_over_every_step() {
     soon("when it renews no more, ours leads", || leads(&mut client, "ours"));
 }
 
-/// The same where no member has joined: the keeper sweeps the row up when its lease is over, and not before.
+/// No member has joined this name. The keeper sweeps the row when its lease is over, and not before.
 #[test]
 fn a_foreign_leader_without_members_beside_it_keeps_its_row() {
     let (cluster, mut client) = installed(&[]);
@@ -223,7 +224,7 @@ fn a_foreign_leader_without_members_beside_it_keeps_its_row() {
             )
             .unwrap();
         cluster.step_clock(step);
-        // The keeper wakes up for the member, and finds out about the step: the next row is from after it.
+        // The new member wakes the keeper, which finds out about the step. The next row is written after the step.
         client.execute("SELECT oban_join('ours', $1)", &[&name]).unwrap();
         thread::sleep(Duration::from_millis(1_500));
         let kept = "SELECT coalesce(max(term), 0) FROM oban_peers WHERE node = 'foreign'";
@@ -232,7 +233,8 @@ fn a_foreign_leader_without_members_beside_it_keeps_its_row() {
     soon("the row is swept up", || client.one("SELECT count(*) = 0 FROM oban_peers WHERE node = 'foreign'"));
 }
 
-/// After a restart nobody knows what the clock showed when a row was written.
+/// Restarts the server with its clock an hour back. Then it does not know what the clock showed when a row was
+/// written.
 fn restart_an_hour_back(write: impl FnOnce(&mut Client), most: Duration) {
     let (cluster, mut client) = installed(&[]);
     write(&mut client);
@@ -320,7 +322,7 @@ fn a_wait_takes_as_long_as_it_was_told() {
     }
 }
 
-/// Over every kind of restart, and without the file in which the last life of the server left word.
+/// The server restarts in each way, and also without the file that it left before.
 #[test]
 fn positions_and_members_never_go_back() {
     let cluster = installed(&[]).0;
@@ -364,7 +366,7 @@ fn positions_and_members_never_go_back() {
     let coordinator = "SELECT pid FROM oban_workers WHERE kind = 'coordinator'";
     let before: Option<i32> = client.one(coordinator);
     cluster.signal("KILL", client.one("SELECT pg_backend_pid()"));
-    // Until the postmaster notices, the life before the crash goes on.
+    // Until the postmaster notices the crash, the server of before goes on.
     client = wait_for("the server is back", || {
         let mut client = cluster.try_client("postgres", "postgres").ok()?;
         let now: Option<i32> = client.query_one(coordinator, &[]).ok()?.get(0);

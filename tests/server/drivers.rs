@@ -1,6 +1,7 @@
-//! Drivers that applications use hear notifications: while they are idle, and after a transaction block
-//! in which they can't hear them. Each runs the same script: psycopg and node-postgres as programs in
-//! tests/drivers, tokio-postgres here.
+//! Drivers of applications hear notifications while they are idle, and after a transaction block in which they
+//! can't hear any.
+//!
+//! Each driver runs the same script: psycopg and node-postgres as programs in tests/drivers, tokio-postgres here.
 
 use std::future::poll_fn;
 use std::io::{BufRead, BufReader, Write};
@@ -11,13 +12,13 @@ use tokio_postgres::{AsyncMessage, NoTls};
 
 use crate::support::{Cluster, PATIENCE};
 
-/// What a driver says, line by line, and how to let it go on.
+/// The lines that a driver prints, and the means to let it go on.
 struct Driver {
     lines: Receiver<String>,
     go_on: Box<dyn FnMut()>,
 }
 
-/// The script: what every driver has to say at which point.
+/// Runs the script: what every driver has to print at which point.
 fn hears(cluster: &Cluster, mut driver: Driver) {
     let mut writer = cluster.client();
     let mut insert = |queue: &str| {

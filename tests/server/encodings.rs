@@ -1,4 +1,4 @@
-//! Databases in other encodings than UTF-8, and clients whose encoding lacks what others write.
+//! Databases in encodings other than UTF-8, and clients whose encoding lacks characters of what others write.
 
 use postgres::Client;
 use serde_json::{Value, json};
@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 use crate::errors::functions_like;
 use crate::support::{Ask, Cluster, code, stat, wait_until};
 
-/// An encoding and a literal of a name in it that is not ASCII, or not even text.
+/// An encoding, and an expression for a name in it that is not ASCII, or is no valid text.
 const ENCODINGS: [(&str, &str); 4] = [
     ("LATIN1", "'é'"),
     ("EUC_JP", "'日本'"),
-    // Half of the first of these is no text in UTF-8.
+    // WIN1252 has no character for this byte.
     ("WIN1252", "convert_from('\\x81', 'WIN1252')"),
     ("SQL_ASCII", "convert_from('\\xe9', 'SQL_ASCII')"),
 ];
@@ -25,7 +25,7 @@ fn database(cluster: &Cluster, encoding: &str) -> Client {
     client
 }
 
-/// What a statement fails with; `None` when it succeeds.
+/// The SQLSTATE, the message and the hint with which a statement fails. `None` means that it succeeds.
 fn failure(client: &mut Client, sql: &str) -> Option<(String, String, String)> {
     let error = client.batch_execute(sql).err()?;
     let error = error.as_db_error().unwrap_or_else(|| panic!("{sql}: {error}"));
@@ -33,7 +33,7 @@ fn failure(client: &mut Client, sql: &str) -> Option<(String, String, String)> {
     Some((error.code().code().to_owned(), error.message().to_owned(), hint))
 }
 
-/// Every text of every function.
+/// Each text argument of each function is tried.
 #[test]
 fn names_that_are_not_ascii_are_refused_with_a_hint() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
@@ -50,7 +50,7 @@ fn names_that_are_not_ascii_are_refused_with_a_hint() {
                 tried += 1;
                 let call = function.call(&[(name, &literal)]);
                 let failed = failure(&mut client, &call);
-                // Messages go to channels of any prefix, and queues have any name, that is text.
+                // Messages go to channels of any prefix, and queues have any name that is valid text.
                 let channels = [
                     "oban_notify",
                     "oban_listen_channels",
@@ -81,7 +81,7 @@ fn names_that_are_not_ascii_are_refused_with_a_hint() {
     }
 }
 
-/// Messages that quote a text, the beginning of a long one, too.
+/// These messages quote a text, or the beginning of a long one.
 #[test]
 fn errors_quote_texts_in_ascii() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
@@ -102,7 +102,7 @@ fn errors_quote_texts_in_ascii() {
     }
 }
 
-/// JSON that the database has no characters for.
+/// The database has no characters for this JSON.
 #[test]
 fn what_jsonb_can_not_hold_is_no_wire_form() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
@@ -112,7 +112,7 @@ fn what_jsonb_can_not_hold_is_no_wire_form() {
     }
 }
 
-/// What a role may do that may create a schema.
+/// A role that may create schemas gives one such a name.
 #[test]
 fn a_schema_with_such_a_name_breaks_nothing_for_others() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
@@ -149,7 +149,7 @@ fn a_schema_with_such_a_name_breaks_nothing_for_others() {
             client.one::<i64>("SELECT count(*) FROM oban_check() WHERE item = 'prefix public' AND ok"),
             1
         );
-        // The relay listens to the gossip of the others.
+        // The relay goes on to listen to the gossip of other nodes.
         let check = json!({
             "name": "Oban", "node": "far", "queue": "q", "uuid": "u", "limit": 1, "paused": false, "running": [],
             "started_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z",
@@ -167,7 +167,7 @@ fn messages(client: &mut Client, call: &str) -> Value {
     client.one(&format!("SELECT messages FROM {call}"))
 }
 
-/// A queue that one reader's encoding lacks does not keep the reader from all that comes after it.
+/// A reader's encoding may lack characters of a queue's name. The reader still gets all that comes after it.
 #[test]
 fn a_reader_gets_past_what_its_encoding_lacks() {
     let cluster = Cluster::installed();
@@ -193,19 +193,19 @@ fn a_reader_gets_past_what_its_encoding_lacks() {
     let rest = messages(&mut client, &format!("(SELECT messages - 0 AS messages FROM {poll}) m"));
     assert_eq!(rest[0]["payload"]["queue"], "plain");
     assert_eq!(rest[1]["payload"], json!({r"\u65e5": {r"\u672c": [r"\ud83e\udd80"]}}), "keys, too");
-    // Longer than what is converted at a time, and packed on its way.
+    // This payload is longer than what is converted at a time, and is packed on its way.
     let long = format!(
         r"SELECT messages->0->'payload'->>'x' = repeat(U&'\00e9' || '\u65e5', 30000) FROM oban_poll('{{sonar}}', {after})"
     );
     assert!(client.one::<bool>(&long));
-    // A channel that is asked for as it is named.
+    // A verbatim channel is named in escaped form.
     let verbatim = format!("oban_poll(ARRAY[U&'\\65e5\\672c'], {after}, prefix => '')");
     assert_eq!(messages(&mut client, &verbatim)[0]["channel"], r"\u65e5\u672c");
     let call = format!("CALL oban_wait('{{signal}}', {after})");
     let row = client.query_one(&call, &[]).unwrap();
     assert_eq!(row.get::<_, Value>(2)[0]["payload"], json!({r"\u65e5": {r"\u672c": [r"\ud83e\udd80"]}}));
 
-    // A reader of some queues names them as its encoding has them, and so in a database of another encoding.
+    // A reader names its queues in its own encoding, also in a database of another encoding.
     let mine = format!(
         "SELECT jsonb_array_length(messages) FROM oban_poll('{{insert}}', {after}, queues => ARRAY[U&'\\00e9\\65e5\\672c\\+01f980'])"
     );
@@ -217,7 +217,7 @@ fn a_reader_gets_past_what_its_encoding_lacks() {
     assert_eq!(all.as_array().map(Vec::len), Some(1), "{all}");
     assert_eq!(all[0]["payload"]["queue"], "é");
 
-    // From a database without an encoding.
+    // This database has the encoding SQL_ASCII.
     let mut bare = database(&cluster, "SQL_ASCII");
     let after: i64 = bare.one("SELECT oban_position()");
     bare.batch_execute(

@@ -1,4 +1,4 @@
-//! A stale leader's write is refused, and nobody leads while a leader's write is on its way.
+//! A stale leader's write is refused, and there is no other leader while a leader's write is on its way.
 
 use postgres::Client;
 
@@ -21,7 +21,7 @@ fn a_fence_passes_with_the_term_that_is_held_and_no_other() {
     let cluster = Cluster::installed();
     let (mut leader, mut other) = (cluster.client(), cluster.client());
     let held = term(&mut leader, "a");
-    // From any session that has the term: a pool's.
+    // Any session that has the term may fence, such as a session of a pool.
     for client in [&mut leader, &mut other] {
         client.batch_execute(&format!("SELECT oban_fence({held})")).unwrap();
         for wrong in [held - 1, held + 1, 0, i64::MAX] {
@@ -52,7 +52,7 @@ fn nobody_else_leads_until_the_fencing_transaction_ends() {
         if end.ends_with("'p'") {
             worker.batch_execute("PREPARE TRANSACTION 'p'").unwrap();
         }
-        // A renewal of the lease does not wait for it: the keeper could not do without.
+        // A renewal of the lease does not wait for the fence. Otherwise the keeper could not renew.
         let renewed = "UPDATE oban_peers SET expires_at = expires_at + interval '1 s'";
         watch
             .batch_execute(&format!(
@@ -61,7 +61,7 @@ fn nobody_else_leads_until_the_fencing_transaction_ends() {
             .unwrap();
         drop(leader);
         wait_until("the leader is gone", || watch.one("SELECT count(*) = 1 FROM oban_members"));
-        // The keeper has tried, and left it: it has been through a pass when this returns.
+        // When this join returns, the keeper has been through a pass. It has tried the row and left it.
         cluster.client().batch_execute("SELECT oban_join('c')").unwrap();
         assert!(!next.one::<bool>("SELECT oban_is_leader()"));
         assert_eq!(watch.one::<i64>("SELECT term FROM oban_peers"), held, "{end}: its row is there");
@@ -82,7 +82,7 @@ fn nobody_else_leads_until_the_fencing_transaction_ends() {
     }
 }
 
-/// A transaction that sees what was before the election must not write for the leader of after.
+/// A transaction whose snapshot is older than the election must not write for the new leader.
 #[test]
 fn a_snapshot_older_than_the_election_is_refused() {
     let cluster = Cluster::installed();
@@ -92,7 +92,7 @@ fn a_snapshot_older_than_the_election_is_refused() {
         let held = term(&mut leader, "a");
         assert_eq!(code(&mut old, &format!("SELECT oban_fence({held})")), "40001", "{level}");
         old.batch_execute("ROLLBACK").unwrap();
-        // One from after it is fine, and stays so when the lease was renewed meanwhile.
+        // A transaction that began after the election may fence, also when the lease was renewed meanwhile.
         old.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}; SELECT 1 FROM oban_jobs")).unwrap();
         let renew = "SET session_replication_role = replica; UPDATE oban_peers SET expires_at = expires_at + interval '1 s'";
         cluster.client().batch_execute(renew).unwrap();
@@ -102,8 +102,8 @@ fn a_snapshot_older_than_the_election_is_refused() {
     }
 }
 
-/// The pages' way to a term, with a leader that was stopped, replaced, and goes on: at no point does it get one
-/// that it could fence with.
+/// A leader was stopped, is replaced, and goes on as the pages of docs teach. At no point does it get a term that
+/// it could fence with.
 #[test]
 fn a_stale_leader_can_not_fence_itself_in_by_what_the_pages_teach() {
     let cluster = Cluster::installed();
@@ -115,7 +115,7 @@ fn a_stale_leader_can_not_fence_itself_in_by_what_the_pages_teach() {
     assert_eq!(code(&mut client, &format!("SELECT oban_fence({held})")), "40001");
     assert_eq!(code(&mut client, &format!("SELECT oban_renew({stale})")), "55000");
     assert_eq!(client.one::<Option<i64>>("SELECT oban_term(node => 'stale')"), None);
-    // A fence with NULL, which that is, is an error and not a way through.
+    // oban_term returns NULL here. A fence with NULL is an error.
     assert_eq!(code(&mut client, "SELECT oban_fence(oban_term(node => 'stale'))"), "40001");
     let again: i64 = client.one("SELECT oban_join('stale', lease => '1 hour')");
     assert_eq!(client.one::<Option<i64>>(&format!("SELECT oban_renew({again})")), None, "it follows");
@@ -128,7 +128,7 @@ fn a_stale_leader_can_not_fence_itself_in_by_what_the_pages_teach() {
     client.batch_execute(&format!("SELECT oban_fence({held})")).unwrap();
 }
 
-/// Foreign leaders get terms, and can fence with them; what ends their lease waits for it.
+/// Foreign leaders get terms, and can fence with them. A statement that ends their lease waits for the fence.
 #[test]
 fn foreign_leaders_can_fence_too() {
     let cluster = Cluster::installed();
@@ -151,7 +151,8 @@ fn foreign_leaders_can_fence_too() {
     assert_eq!(code(&mut elixir, &format!("SELECT oban_fence({held})")), "40001");
 }
 
-/// A hand-over by UPDATE waits for a fence as a DELETE does, and a fence that comes later waits for it, and is refused.
+/// A hand-over by UPDATE waits for a fence, as a DELETE does. A later fence waits for the hand-over, and is
+/// refused.
 #[test]
 fn a_hand_over_waits_for_fences_and_fences_wait_for_it() {
     let cluster = Cluster::installed();
@@ -180,7 +181,7 @@ fn a_hand_over_waits_for_fences_and_fences_wait_for_it() {
         worker.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}; SAVEPOINT s; {fence}")).unwrap();
         let (taking, fencing) = (pid(&mut other), pid(&mut late));
         let took = std::thread::spawn(move || {
-            // The transaction goes on after it, so that the row is still locked.
+            // The transaction stays open after the update, so the row is still locked.
             other.batch_execute(&format!("BEGIN; {take}")).unwrap();
             other
         });
@@ -190,11 +191,11 @@ fn a_hand_over_waits_for_fences_and_fences_wait_for_it() {
         if !foreign {
             assert!(leader.one::<bool>("SELECT oban_is_leader()"), "nothing has happened yet");
         }
-        // The fence's own session may fence again.
+        // The session of the fence may fence again.
         worker.batch_execute(&fence).unwrap();
         worker.batch_execute(end).unwrap();
         let mut other = took.join().unwrap();
-        // A fence that comes now waits for what becomes of the row.
+        // A new fence waits for the end of the hand-over.
         let fenced = std::thread::spawn(move || {
             let result = late.batch_execute(&fence);
             result.map_err(|e| e.code().unwrap().code().to_owned())
@@ -214,7 +215,8 @@ fn a_hand_over_waits_for_fences_and_fences_wait_for_it() {
     }
 }
 
-/// An obstacle may come while the row is fenced: an index needs no lock that a fence conflicts with.
+/// An obstacle may come while the row is fenced, because creating an index needs no lock that conflicts with a
+/// fence.
 #[test]
 fn a_fence_holds_also_where_elections_have_ended_since() {
     let cluster = Cluster::installed();
@@ -232,8 +234,8 @@ fn a_fence_holds_also_where_elections_have_ended_since() {
     assert!(watch.one::<bool>(&format!("SELECT term > {held} AND node = 'x' FROM oban_peers")));
 }
 
-/// Fences and hand-overs at once: a write that a fence has let through is never of a term that was over when it
-/// committed. The table `w` has a row for each such write, in the order of the commits that its lock gives.
+/// Fences and hand-overs run at once. A write behind a fence never has a term that was over when it committed. The
+/// table `w` has a row for each such write. Its lock gives the order of their commits.
 #[test]
 fn no_fenced_write_commits_after_a_hand_over() {
     const HANDS: usize = 60;
@@ -251,7 +253,7 @@ fn no_fenced_write_commits_after_a_hand_over() {
                     let mut written = 0;
                     while !done.load(std::sync::atomic::Ordering::Relaxed) {
                         let held: i64 = worker.one("SELECT term FROM oban_peers");
-                        // Behind the fence the row still has the term, until the very end.
+                        // Behind the fence the row has the same term until the transaction ends.
                         let write = format!(
                             "BEGIN; SELECT oban_fence({held}); INSERT INTO w (term) VALUES ({held}); SELECT pg_sleep(0.001);
                              UPDATE w SET at = (SELECT term FROM oban_peers) WHERE term = {held} AND at IS NULL; COMMIT"

@@ -1,4 +1,4 @@
-//! Gossip of Oban's own nodes, as they send it: by NOTIFY, in three wire forms.
+//! Gossip of Oban's own nodes, which send it by NOTIFY in three wire forms: what does the relay ingest?
 
 use std::io::Read;
 
@@ -13,12 +13,12 @@ use crate::support::{Ask, Cluster, code, stat, wait_for, wait_until};
 
 const CHANNEL: &str = "public.oban_gossip";
 
-/// As a node sends it.
+/// Sends a payload as a node sends it.
 fn send(client: &mut Client, channel: &str, payload: &str) {
     client.execute("SELECT pg_notify($1, $2)", &[&channel, &payload]).unwrap();
 }
 
-/// `H4sI…`, what Oban 2.15 to 2.20 and Oban for Python send.
+/// The wire form `H4sI…`, which Oban 2.15 to 2.20 and Oban for Python send.
 fn packed(json: &str) -> String {
     let mut bytes = Vec::new();
     GzEncoder::new(json.as_bytes(), Compression::default()).read_to_end(&mut bytes).unwrap();
@@ -36,7 +36,7 @@ fn entries(client: &mut Client) -> Vec<String> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-/// Waits until the relay hears a prefix's channel, by sending what it counts.
+/// Sends checks on a prefix's channel until the relay has counted one.
 fn wait_until_heard(client: &mut Client, channel: &str) {
     let before = stat(client, "gossip_malformed");
     wait_until("the relay listens", || {
@@ -53,7 +53,7 @@ fn listening() -> (Cluster, Client) {
     (cluster, client)
 }
 
-/// Everything that was sent before has been heard: the relay takes messages in their order.
+/// Waits until the relay has heard everything that was sent before. It takes messages in their order.
 fn settle(client: &mut Client) {
     send(client, CHANNEL, &check("settled", "q", ""));
     wait_until("all was heard", || {
@@ -74,7 +74,7 @@ fn every_sample_of_real_nodes_is_taken_in_in_every_form() {
         queues.sort_unstable();
         for form in [json.clone(), packed(&json), format!("Z:{}", packed(&json))] {
             if form.len() >= 8_000 {
-                continue; // no node could send it
+                continue; // NOTIFY can't carry it
             }
             let (before, malformed) =
                 (stat(&mut client, "gossip_taken_in"), stat(&mut client, "gossip_malformed"));
@@ -114,7 +114,8 @@ fn what_is_malformed_is_counted_and_its_neighbours_are_taken() {
     }
     settle(&mut client);
     assert_eq!(stat(&mut client, "gossip_malformed"), before + 9);
-    // What JSON allows and jsonb does not, what a reader would trip over, what prints as a million digits.
+    // These checks have what JSON allows and jsonb does not, a field of a wrong type, or a number that prints with
+    // many digits.
     let nul = check("bad", "nul", r#","x":"\u0000""#);
     let running = r#"{"name":"Oban","node":"bad","queue":"running","running":3}"#;
     let huge = check("bad", "huge", r#","x":1e100000"#);
@@ -157,11 +158,11 @@ fn ours_goes_before_theirs_and_only_ours_is_sent() {
         let nodes: Vec<_> = message["checks"].as_array().unwrap().iter().map(|c| c["node"].clone()).collect();
         assert_eq!(nodes, ["a"], "what was taken in is not sent again");
     }
-    // And what was sent is not taken in when it comes back: else it would outlive its entry.
+    // The relay does not ingest its own broadcast. Otherwise the broadcast would outlive the entry.
     assert_eq!(client.one::<i32>("SELECT oban_gossip_delete('a')"), 1);
     settle(&mut client);
     assert_eq!(entries(&mut client), ["public/b/q"]);
-    // Theirs gives way to ours.
+    // A foreign entry gives way to an entry that is put here.
     client.batch_execute(r#"SELECT oban_gossip_put('b', 'q', '{"limit": 2}')"#).unwrap();
     assert_eq!(stat(&mut client, "gossip_entries_taken_in"), 0);
 }
@@ -175,7 +176,7 @@ fn what_they_told_ends_by_its_ttl_and_is_only_for_those_who_may_read() {
                         GRANT SELECT ON oban_jobs TO reader")
         .unwrap();
     wait_until_heard(&mut client, CHANNEL);
-    // Anybody may NOTIFY.
+    // Any role may NOTIFY.
     let mut other = cluster.client_as("postgres", "other");
     let mut reader = cluster.client_as("postgres", "reader");
     wait_until("the reader sees it", || {
@@ -188,7 +189,7 @@ fn what_they_told_ends_by_its_ttl_and_is_only_for_those_who_may_read() {
     wait_until("it is over", || entries(&mut reader).is_empty());
 }
 
-/// Whoever floods a channel of gossip takes half of the table, not more, and not what is ours.
+/// A role that floods a channel of gossip takes at most half of the table, and no entry that was put here.
 #[test]
 fn a_flood_leaves_room_for_ours() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_memory = '64kB'"]);
@@ -217,7 +218,7 @@ fn prefixes_that_come_go_and_change_their_names_are_followed() {
     wait_until_heard(&mut client, "two.oban_gossip");
     client.batch_execute("ALTER SCHEMA two RENAME TO three").unwrap();
     wait_until_heard(&mut client, "three.oban_gossip");
-    // As pg_restore makes one: nobody calls oban_install.
+    // pg_restore makes such a prefix, without a call of oban_install.
     client
         .batch_execute(
             "CREATE SCHEMA four;
@@ -230,7 +231,7 @@ fn prefixes_that_come_go_and_change_their_names_are_followed() {
     wait_until_heard(&mut client, "four.oban_gossip");
     client.batch_execute("CREATE SCHEMA five; ALTER TABLE four.oban_peers SET SCHEMA five").unwrap();
     wait_until_heard(&mut client, "five.oban_gossip");
-    // After which those that have gone are not heard any more; what one hears is heard in its order.
+    // The relay stops hearing prefixes that are gone. It hears the others in their order.
     client.batch_execute("SELECT oban_uninstall('one'); DROP SCHEMA four, five CASCADE").unwrap();
     let message = check("a", "q", "");
     wait_until("they are not heard", || {
@@ -245,7 +246,7 @@ fn prefixes_that_come_go_and_change_their_names_are_followed() {
     });
 }
 
-/// A schema is its oid. What was put into it, and what was heard for it, is its own under each of its names.
+/// A schema is its oid. An entry that was put or heard for it stays with it under each of its names.
 #[test]
 fn a_renamed_schema_keeps_its_entries() {
     let cluster = Cluster::start(&[
@@ -278,7 +279,7 @@ fn a_renamed_schema_keeps_its_entries() {
     send(&mut other, "two.oban_gossip", &check("theirs", "later", ""));
     wait_until("it is taken in", || entries(&mut other).contains(&"two/theirs/later".into()));
 
-    // One that has the name now is another.
+    // A schema that has the old name now is another schema.
     other.batch_execute("SELECT oban_install('one')").unwrap();
     wait_until_heard(&mut other, "one.oban_gossip");
     send(&mut other, "one.oban_gossip", &check("new", "q", ""));
@@ -286,7 +287,7 @@ fn a_renamed_schema_keeps_its_entries() {
     assert_eq!(other.one::<i32>("SELECT oban_gossip_delete('ours', prefix => 'one')"), 0);
     assert_eq!(entries(&mut other), ["one/new/q", "two/ours/q", "two/theirs/later", "two/theirs/q"]);
 
-    // What is put here is told on the channel of the name that its schema has.
+    // The relay broadcasts an entry on the channel of the schema's present name.
     let relay: i32 = other.one("SELECT pid FROM oban_workers WHERE kind = 'relay'");
     let rounds = stat(&mut other, "gossip_broadcasts");
     wait_until("it was broadcast", || stat(&mut other, "gossip_broadcasts") > rounds + 3);
@@ -307,12 +308,12 @@ fn it_can_be_turned_off_and_on_and_a_new_relay_goes_on() {
         client.batch_execute("SELECT pg_reload_conf()").unwrap();
     };
     set(&mut client, "off");
-    // Nobody listens then, which Postgres shows by what it need not keep.
+    // The relay does not listen now. Postgres shows that by an empty queue of NOTIFY.
     let relay: i32 = client.one("SELECT pid FROM oban_workers WHERE kind = 'relay'");
     wait_until("it does not listen", || {
         let before = stat(&mut client, "gossip_malformed");
         send(&mut client, CHANNEL, "probe");
-        // The relay has done all that was to be done before: what it relays comes after.
+        // The relay sends this message after everything that it had to do before.
         client.batch_execute("LISTEN x; SELECT oban_notify('x', '{}', '')").unwrap();
         wait_for("the relay's", || {
             crate::support::heard(&mut client).iter().any(|n| n.process_id() == relay).then_some(())
@@ -326,7 +327,7 @@ fn it_can_be_turned_off_and_on_and_a_new_relay_goes_on() {
     assert_ne!(client.one::<i32>("SELECT pid FROM oban_workers WHERE kind = 'relay'"), relay);
 }
 
-/// NOTIFY keeps what a listener has not read. The keeper may be held up by users; who listens is not.
+/// NOTIFY keeps what a listener has not read. Users can hold up the keeper, but not the relay, which listens.
 #[test]
 fn nothing_that_users_do_keeps_the_queue_of_notify_full() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.lease = 1s"]);
@@ -334,7 +335,7 @@ fn nothing_that_users_do_keeps_the_queue_of_notify_full() {
     client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install(); SELECT oban_join('a')").unwrap();
     wait_until_heard(&mut client, CHANNEL);
     let mut locker = cluster.client();
-    // Its tables, and the catalogs in which the relay looks for prefixes.
+    // The transaction locks the prefix's tables, and the catalog in which the relay looks for prefixes.
     locker
         .batch_execute(
             "BEGIN; LOCK TABLE oban_peers, oban_jobs IN ACCESS EXCLUSIVE MODE;
@@ -354,8 +355,8 @@ fn nothing_that_users_do_keeps_the_queue_of_notify_full() {
     wait_until_heard(&mut client, CHANNEL);
 }
 
-/// A few kilobytes hold tens of thousands of checks, each of which would be an error of Postgres'. Whoever sends
-/// them keeps nobody from anything: the relay goes when it has to.
+/// A few kilobytes hold tens of thousands of checks, and each would be an error in Postgres. A role that sends them
+/// does not hold up the relay, which ends when it has to.
 #[test]
 fn a_flood_of_bombs_does_not_hold_the_relay_up() {
     let cluster = Cluster::installed();
@@ -387,8 +388,8 @@ fn a_flood_of_bombs_does_not_hold_the_relay_up() {
     client.batch_execute("DROP DATABASE flooded").unwrap();
 }
 
-/// Texts come in the database's encoding, whatever clients are told to expect; and a name that the database can't
-/// show is malformed, or one NOTIFY would break the view.
+/// Texts come in the database's encoding, whatever the clients' encoding is. A name that the database can't show is
+/// malformed: otherwise one NOTIFY would break the view.
 #[test]
 fn encodings_do_not_matter() {
     let cluster = Cluster::installed();
@@ -418,7 +419,8 @@ fn encodings_do_not_matter() {
     assert_eq!(stat(&mut latin, "gossip_malformed"), malformed + 1);
     assert_eq!(latin.one::<i64>("SELECT count(*) FROM oban_gossip WHERE state->>'x' = 'é'"), 2);
 
-    // What is put here has to be text for everybody, too: it could never be broadcast, nor anything beside it.
+    // An entry that is put here has to be valid text for all readers. Otherwise it could never be broadcast, nor
+    // any entry beside it.
     client.batch_execute("CREATE DATABASE windows ENCODING 'WIN1252' LOCALE 'C' TEMPLATE template0").unwrap();
     let mut windows = cluster.client_of("windows");
     windows

@@ -1,11 +1,12 @@
-//! The channel `leadership`: each change of leader is told, and nobody but a table's owner can tell one.
+//! The channel `leadership`: each change of leader is announced there, and only the owner of a table can announce
+//! one.
 
 use postgres::Client;
 
 use crate::support::elixir::{Form, elect, resign};
 use crate::support::{Ask, Cluster, code, heard, wait_until};
 
-/// What came on `leadership` behind a position, which moves on: one `kind node name` a message.
+/// Returns the changes on `leadership` after a position, each as `kind node name`. Moves the position on.
 fn changes(client: &mut Client, prefix: &str, position: &mut i64) -> Vec<String> {
     let sql = "SELECT position, messages::text FROM oban_poll('{leadership}', $1, prefix => $2)";
     let row = client.query_one(sql, &[&*position, &prefix]).unwrap();
@@ -48,7 +49,7 @@ fn members_elections_and_ends_are_told_in_their_order() {
     let of_oban: Vec<_> = told.iter().filter(|change| change.ends_with("Oban")).collect();
     assert_eq!(of_oban, ["ended first Oban", "elected second Oban"]);
     assert!(told.contains(&"ended first Cron \"quoted\"".to_owned()), "{told:?}");
-    // The term is the leader's.
+    // The message has the leader's term.
     let term: i64 = second.one("SELECT oban_term()");
     let last =
         "SELECT (messages->-1->'payload'->>'term')::int8 FROM oban_poll('{leadership}', oban_position() - 3)
@@ -72,7 +73,7 @@ fn what_foreign_nodes_and_people_do_is_told() {
     let row = ["elected elixir Oban", "ended elixir Oban"];
     until(&mut watch, "public", &mut position, &row);
 
-    // A lease that lapses: the sweep tells.
+    // A lease lapses, and the sweep announces that.
     assert!(elect(&mut elixir, "elixir", Form::ByName, "0").unwrap());
     elixir
         .batch_execute(
@@ -81,7 +82,7 @@ fn what_foreign_nodes_and_people_do_is_told() {
         .unwrap();
     until(&mut watch, "public", &mut position, &row);
 
-    // What is rolled back was no change.
+    // A rollback takes the change back, so there is no message.
     let mut transaction = elixir.transaction().unwrap();
     transaction
         .execute(
@@ -141,7 +142,7 @@ fn only_the_owner_tells() {
     admin.batch_execute("SELECT oban_notify('leadership', '{\"elected\": \"me\"}')").unwrap();
 }
 
-/// A prefix of 48 to 51 bytes has Oban's channels, and no channel of this name.
+/// A prefix of 48 to 51 bytes has Oban's channels, and no channel for `leadership`.
 #[test]
 fn a_name_that_is_too_long_for_the_channel_holds_nothing_up() {
     let cluster = Cluster::installed();
@@ -216,7 +217,7 @@ fn a_reader_gets_what_is_for_its_queues() {
     assert_eq!(queues(&mut client, &poll("'{größe,mail}'", "")).len(), 5);
     assert_eq!(queues(&mut client, &poll("'{}'", "")), ["none", "*"]);
     assert_eq!(queues(&mut client, &poll("'{mail}'", ", max_messages => 2")), ["mail", "none"]);
-    // One after the other, and all of them.
+    // Polls for one message at a time get all of them.
     let (mut at, mut all) = (position, Vec::new());
     loop {
         let next =
@@ -229,7 +230,7 @@ fn a_reader_gets_what_is_for_its_queues() {
         all.extend(got);
     }
     assert_eq!((all, at), (["mail", "größe", "none", "*", "mail"].map(str::to_owned).to_vec(), position + 7));
-    // What is for others is passed, and is not missed.
+    // Messages for other queues are passed, and do not count as missed.
     let row = client.query_one(&poll("'{nothing}'", ""), &[]).unwrap();
     assert_eq!((row.get::<_, i64>("position"), row.get::<_, Option<i64>>("missed")), (position + 7, Some(0)));
     for (call, expected) in [
@@ -258,7 +259,7 @@ fn a_waiter_sleeps_on_for_other_queues() {
     assert!(!waits.is_finished());
     client.batch_execute("INSERT INTO oban_jobs (queue, worker) VALUES ('mail', 'W')").unwrap();
     assert_eq!(waits.join().unwrap(), ["mail"]);
-    // A timeout is one, whatever others send.
+    // A timeout ends the wait, whatever others send.
     let mut waiter = cluster.client();
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let stopped = stop.clone();

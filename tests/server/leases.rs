@@ -16,7 +16,7 @@ fn leads(client: &mut Client, node: &str) -> bool {
 fn a_leased_member_lives_by_its_renewals_from_any_session() {
     let cluster = Cluster::installed();
     let mut watch = cluster.client();
-    let id = join(&mut cluster.client(), "pooled", "2 seconds"); // that session is gone now
+    let id = join(&mut cluster.client(), "pooled", "2 seconds"); // the session ends
     assert!(leads(&mut watch, "pooled"));
     let view = watch
         .query_one("SELECT kind, pid, leader, expires_at > now(), expires_at < now() + interval '3 s' FROM oban_members", &[])
@@ -27,17 +27,17 @@ fn a_leased_member_lives_by_its_renewals_from_any_session() {
     let row = "SELECT expires_at::text FROM oban_peers";
     let first: String = watch.one(row);
     let lapses = format!("SELECT timezone('UTC', clock_timestamp()) > '{first}'");
-    // Renewed over the first lease's end, each time by another session.
+    // Other sessions renew the lease, one after another, beyond the end of the first lease.
     while !watch.one::<bool>(&lapses) {
         let mut any = cluster.client();
         assert_eq!(any.one::<Option<i64>>(&format!("SELECT oban_renew({id})")), Some(term));
-        // What an answer promises, the row has.
+        // oban_renew promises that the row holds for so long.
         let promised =
             "SELECT expires_at > timezone('UTC', clock_timestamp()) + interval '900 ms' FROM oban_peers";
         assert!(any.one::<bool>(promised));
         assert!(leads(&mut any, "pooled"));
     }
-    // And then not any more: all of it ends by itself.
+    // Nobody renews any more. The lease, the membership and the row end by themselves.
     wait_until("it is no member", || watch.one::<i64>("SELECT count(*) FROM oban_members") == 0);
     assert!(!leads(&mut watch, "pooled"));
     wait_until("its row is deleted", || watch.one::<i64>("SELECT count(*) FROM oban_peers") == 0);
@@ -60,7 +60,7 @@ fn a_lapsed_leader_is_replaced_and_does_not_come_back_by_renewing() {
     let term: i64 = client.one(&format!("SELECT oban_renew({second})"));
     assert!(term > before);
     assert_eq!(client.one::<Option<i64>>("SELECT oban_term(node => 'first')"), None);
-    // How long there was none: less than what the keeper would sleep otherwise.
+    // The time without a leader is shorter than the keeper would sleep otherwise.
     let micros = stat(&mut client, "last_failover_us");
     assert!((0..15_000_000).contains(&micros), "{micros}");
 }
@@ -94,7 +94,7 @@ fn one_process_for_each_node_and_only_for_its_role() {
     wait_until("nobody leads", || client.one::<i64>("SELECT count(*) FROM oban_peers") == 0);
 }
 
-/// A transaction that is rolled back renews, too: it is about the process.
+/// A renewal belongs to the process: a rollback does not take it back.
 #[test]
 fn renewing_survives_a_rollback() {
     let cluster = Cluster::installed();
@@ -116,7 +116,7 @@ fn resigning_lets_another_lead_and_stays_a_member() {
     };
     let first = terms(&mut client);
     assert!(client.one::<bool>(&format!("SELECT oban_resign({a})")));
-    // Alone: it stands back, for others that are no members.
+    // The only member stands back, for nodes that are no members.
     assert!(!leads(&mut client, "a"));
     assert_eq!(terms(&mut client), None, "its row was gone when the call returned");
     assert!(!client.one::<bool>(&format!("SELECT oban_resign({a})")), "it does not lead");
@@ -124,7 +124,7 @@ fn resigning_lets_another_lead_and_stays_a_member() {
     assert!(leads(&mut client, "b"));
     assert!(terms(&mut client) > first);
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_members"), 2);
-    // The other way round there is another one: who stepped down before.
+    // When the second member resigns, the first may lead again.
     assert!(client.one::<bool>(&format!("SELECT oban_resign({b})")));
     assert!(leads(&mut client, "a") && !leads(&mut client, "b"), "when the call returned");
 }
@@ -149,7 +149,7 @@ fn discard_all_leaves_what_is_bound_to_the_session() {
     assert_eq!(watch.one::<String>(members), "bound,leased", "the next process may join");
 }
 
-/// Over a crash of the server: who was bound to a session is void, who has a lease comes back as what it was.
+/// After a crash of the server, a session's membership is void, and a member with a lease comes back as it was.
 #[test]
 fn a_restart_voids_sessions_and_keeps_leases() {
     let cluster = Cluster::installed();
@@ -164,7 +164,7 @@ fn a_restart_voids_sessions_and_keeps_leases() {
     cluster.stop("immediate");
     cluster.start_again();
     let mut client = cluster.client();
-    // Somebody else joins each: what stands, stands.
+    // Another node joins each name. A leader with a lease stays.
     client
         .batch_execute("SELECT oban_join('other', n) FROM unnest('{Bound,Leased,Gone}'::text[]) n")
         .unwrap();
@@ -179,8 +179,7 @@ fn a_restart_voids_sessions_and_keeps_leases() {
     wait_until("a lease that nobody renews runs out", || leads(&mut client, "Gone"));
 }
 
-/// A standby that is promoted may have missed terms: what it gives lies above all of them, also to a leader that
-/// goes on.
+/// A promoted standby may have missed terms. Its new terms lie above all of them, also for a leader that goes on.
 #[test]
 fn terms_rise_over_a_promotion_that_lost_some() {
     let primary = Cluster::installed();
@@ -199,7 +198,7 @@ fn terms_rise_over_a_promotion_that_lost_some() {
     };
     let known = terms(&mut standby.client());
     assert_eq!(known, terms(&mut client), "what it knows");
-    // Terms that the standby never sees: it loses its primary before.
+    // The standby never sees these terms, because it loses its primary before.
     let mut last = known.iter().map(|(_, term)| *term).max().unwrap();
     for n in 0..40 {
         let id: i64 = client.one(&format!("SELECT oban_join('n{n}', 'Lost')"));
@@ -231,7 +230,7 @@ fn terms_rise_over_a_promotion_that_lost_some() {
     assert!(client.one::<i64>("SELECT oban_term('Foreign')") > last);
 }
 
-/// Who leads is asked in whatever transaction: shared memory knows no snapshots.
+/// oban_is_leader ignores the transaction's snapshot: shared memory has no snapshots.
 #[test]
 fn who_leads_is_known_at_every_isolation_level_and_in_read_only_transactions() {
     let cluster = Cluster::installed();

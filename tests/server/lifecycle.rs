@@ -1,4 +1,4 @@
-//! The workers' life: the races that src/worker/mod.rs lists, each a test of that name.
+//! The life of the workers: the races that src/worker/mod.rs lists, each with a test of that name.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ fn coordinator(client: &mut Client) -> Option<i32> {
     client.one("SELECT pid FROM oban_workers WHERE kind = 'coordinator'")
 }
 
-/// All backends of ours as Postgres sees them, which must be what we say.
+/// How many keepers pg_stat_activity shows. oban_workers has to agree with it.
 fn keepers_in_activity(client: &mut Client, database: &str) -> i64 {
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'obanrs keeper' AND datname = $1";
     client.query_one(sql, &[&database]).unwrap().get(0)
@@ -80,13 +80,13 @@ fn a_terminated_coordinator_comes_back() {
     wait_until("another coordinator runs", || coordinator(&mut client).is_some_and(|new| new != pid));
     assert_eq!(keeper(&mut client, "postgres"), Some(keeper_before), "the keeper runs on");
 
-    // The new one knows the old one's keepers: it restarts one that ends.
+    // The new coordinator knows the keepers of the old one: it restarts a keeper that ends.
     client.query_one("SELECT pg_terminate_backend($1)", &[&keeper_before]).unwrap();
     wait_until("another keeper runs", || {
         keeper(&mut client, "postgres").is_some_and(|new| new != keeper_before)
     });
 
-    // A database that came while there was none is found, too.
+    // The new coordinator finds a database that came while there was no coordinator.
     let pid = coordinator(&mut client).unwrap();
     client.query_one("SELECT pg_terminate_backend($1)", &[&pid]).unwrap();
     client.batch_execute("CREATE DATABASE other").unwrap();
@@ -133,17 +133,17 @@ fn a_command_that_fails_gives_the_keeper_back() {
     other.batch_execute("CREATE EXTENSION obanrs").unwrap();
     running_keeper(&mut client, "other");
 
-    // Somebody else is connected.
+    // Another session is connected.
     let error = client.batch_execute("ALTER DATABASE other RENAME TO another").unwrap_err();
     assert_eq!(error.code().unwrap().code(), "55006");
     running_keeper(&mut client, "other");
-    // One that is cancelled while Postgres waits for that.
+    // The command is cancelled while Postgres waits for other sessions to leave.
     let mut doomed = cluster.client();
     doomed.batch_execute("SET statement_timeout = '50ms'").unwrap();
     assert!(doomed.batch_execute("DROP DATABASE other").is_err());
     running_keeper(&mut client, "other");
 
-    // A session that is ended in the middle of it.
+    // The session is terminated in the middle of the command.
     let mut doomed = cluster.client();
     let pid: i32 = doomed.one("SELECT pg_backend_pid()");
     let dropping = std::thread::spawn(move || doomed.batch_execute("DROP DATABASE other").is_err());
@@ -152,7 +152,7 @@ fn a_command_that_fails_gives_the_keeper_back() {
     assert!(dropping.join().unwrap());
     running_keeper(&mut client, "other");
 
-    // Who may not drop a database does not stop its keeper either.
+    // A role that may not drop a database does not stop its keeper either.
     client.batch_execute("CREATE ROLE mallory LOGIN").unwrap();
     let before = running_keeper(&mut client, "other");
     let mut mallory = cluster.client_as("postgres", "mallory");
@@ -174,7 +174,7 @@ fn a_database_made_from_a_template_gets_a_keeper() {
     running_keeper(&mut client, "postgres");
 }
 
-/// A database that becomes a template takes no workers: else nobody but its owner could copy it.
+/// A database that becomes a template gets no workers. Otherwise only its owner could copy it.
 #[test]
 fn a_keeper_leaves_a_database_that_becomes_a_template() {
     let cluster = Cluster::with_extension();
@@ -226,7 +226,7 @@ fn every_database_with_the_extension_has_a_keeper_after_a_restart() {
     }
 }
 
-/// What no hook of ours sees is found when somebody needs it.
+/// The hooks see no update of pg_database. The call that needs the workers finds the database.
 #[test]
 fn a_database_that_became_usable_behind_our_back_gets_a_keeper() {
     let cluster = Cluster::with_extension();
@@ -257,7 +257,7 @@ fn a_restart_brings_everything_back() {
     assert!(second > first, "the leadership from before the restart is void, and terms only rise");
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_gossip"), 0);
 
-    // A backend dies of SIGKILL: Postgres restarts everything, with new shared memory.
+    // SIGKILL ends a backend. Postgres restarts everything, with new shared memory.
     let mut doomed = cluster.client();
     let pid: i32 = doomed.one("SELECT pg_backend_pid()");
     cluster.signal("KILL", pid);
@@ -268,14 +268,14 @@ fn a_restart_brings_everything_back() {
     assert!(term(&mut client) > second);
 }
 
-/// What makes a shutdown slow is a worker that does not notice it: then pg_ctl gives up and fails.
+/// A worker that does not notice the shutdown makes it slow. Then pg_ctl gives up and fails.
 #[test]
 fn shutdown_is_fast() {
     let cluster = Cluster::installed();
     let mut client = cluster.client();
     running_keeper(&mut client, "postgres");
     client.query_one("SELECT oban_join('a')", &[]).unwrap();
-    // The keeper in the middle of an election that waits for a lock.
+    // The keeper is in the middle of an election, and waits for a lock.
     let mut locker = cluster.client();
     locker.batch_execute("BEGIN; LOCK TABLE oban_peers").unwrap();
     drop(client);
@@ -300,17 +300,17 @@ fn idle_means_idle() {
         (row.get(0), row.get(1))
     };
     let (xid, from) = look();
-    // Idleness has no event to wait for: this is the time for which it is observed.
+    // No event shows idleness. The test observes it for this time.
     std::thread::sleep(Duration::from_secs(3));
     let (later, to) = look();
     assert_eq!(xid, later, "transaction ids were taken");
     if from != to {
-        client.batch_execute("CHECKPOINT").unwrap(); // so that what was written can be read
+        client.batch_execute("CHECKPOINT").unwrap(); // makes the WAL readable
         let mut waldump = cluster.program("pg_waldump");
         waldump.arg("--path").arg(cluster.data_folder().join("pg_wal"));
         let written = waldump.args(["--start", &from, "--end", &to]).output().unwrap();
         assert!(written.status.success(), "{written:?}");
-        // The background writer's own note of running transactions is not ours.
+        // The background writer's record of running transactions does not count.
         let written = String::from_utf8(written.stdout).unwrap();
         let ours: Vec<&str> = written.lines().filter(|l| !l.contains("RUNNING_XACTS")).collect();
         assert!(ours.is_empty() && !written.is_empty(), "written: {written}");
@@ -320,7 +320,7 @@ fn idle_means_idle() {
 #[test]
 fn a_server_without_worker_slots_says_so_and_serves() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_worker_processes = 2"]);
-    // One slot is the logical replication launcher's, one the coordinator's.
+    // The launcher of logical replication takes one slot, the coordinator the other.
     let mut client = cluster.client();
     client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
     let error = wait_for("the keeper is in backoff", || {

@@ -1,5 +1,7 @@
-//! Which databases a process of the extension enters: those that have the extension, and once after the server's start or
-//! its promotion each of the others.
+//! Which databases does a process of the extension enter?
+//!
+//! It enters databases that have the extension. It enters each other database once after the server's start or
+//! promotion.
 
 use std::fs;
 
@@ -7,7 +9,7 @@ use postgres::Client;
 
 use crate::support::{Ask, Cluster, extensions_folder, wait_for, wait_until};
 
-/// A server that logs which background workers it starts, with the extension in the database postgres.
+/// Starts a server that logs which background workers it starts, with the extension in the database postgres.
 fn talkative() -> Cluster {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "log_min_messages = debug1"]);
     cluster.client().batch_execute("CREATE EXTENSION obanrs").unwrap();
@@ -29,8 +31,7 @@ fn entered(cluster: &Cluster, client: &mut Client, database: &str) -> usize {
         .count()
 }
 
-/// The looks of the server's start are over, if there was one at all: all databases were begun with, and none of
-/// them has a look now.
+/// Waits until the looks after the server's start are over. All databases were entered, and none has a look now.
 fn looks_are_over(cluster: &Cluster, client: &mut Client) {
     for database in ["template1", "postgres"] {
         wait_until("it is looked into", || entered(cluster, client, database) > 0);
@@ -49,7 +50,7 @@ fn gets_keeper(client: &mut Client, database: &str) {
     wait_for(&format!("the keeper of {database} runs"), || keeper(client, database));
 }
 
-/// Everything that was told before is done: a database that is made now has its keeper.
+/// Waits until the coordinator has done everything of before: it gives a new database its keeper.
 fn everything_is_done(cluster: &Cluster, client: &mut Client, database: &str) {
     client.batch_execute(&format!("CREATE DATABASE {database} TEMPLATE template0")).unwrap();
     cluster.client_of(database).batch_execute("CREATE EXTENSION obanrs").unwrap();
@@ -79,7 +80,7 @@ fn a_database_made_after_the_start_is_not_entered() {
     client.batch_execute("CREATE DATABASE copy TEMPLATE renamed").unwrap();
     let names = ["renamed", "copy", "tmpl"];
 
-    // Nor does another coordinator enter them.
+    // Another coordinator does not enter them, either.
     let running = "SELECT pid FROM oban_workers WHERE kind = 'coordinator'";
     let before: Option<i32> = client.one(running);
     client.query_one("SELECT pg_terminate_backend($1)", &[&before]).unwrap();
@@ -91,7 +92,7 @@ fn a_database_made_after_the_start_is_not_entered() {
         assert_eq!(entered(&cluster, &mut client, name), 0, "{name}");
     }
 
-    // The next start looks into each of them, once, and into no other one.
+    // After the next start each of them is entered once, and no other database is.
     cluster.restart();
     let mut client = cluster.client();
     gets_keeper(&mut client, "ours");
@@ -105,7 +106,7 @@ fn a_database_made_after_the_start_is_not_entered() {
     assert_eq!(entered(&cluster, &mut client, "template0"), 0, "it takes no connections");
 }
 
-/// Which passes the hook for statements by.
+/// This command bypasses the hook for statements.
 #[test]
 fn an_extension_that_requires_ours_brings_it_along() {
     let cluster = talkative();
@@ -142,8 +143,8 @@ fn prepared_transactions_create_and_drop_the_extension() {
     });
 }
 
-/// A commit that tells of the extension waits for no session that has locked pg_extension. (CREATE EXTENSION gives its
-/// own lock back early.)
+/// A commit that tells of the extension does not wait for a session that has locked pg_extension. (CREATE EXTENSION
+/// releases its own lock early.)
 #[test]
 fn a_commit_waits_for_no_lock() {
     let cluster = talkative();
@@ -207,7 +208,7 @@ fn what_is_invalid_or_takes_no_connections_is_not_entered() {
         client = cluster.client();
         gets_keeper(&mut client, "postgres");
     }
-    // Whoever copies what nobody could look into has that looked into.
+    // A copy of a database that could not be entered is entered.
     client.batch_execute("CREATE DATABASE copy TEMPLATE closed").unwrap();
     gets_keeper(&mut client, "copy");
     client.batch_execute("ALTER DATABASE closed ALLOW_CONNECTIONS true").unwrap();
@@ -219,7 +220,7 @@ fn what_is_invalid_or_takes_no_connections_is_not_entered() {
     assert_eq!(entered(&cluster, &mut client, "invalid"), 0);
 }
 
-/// What came to a standby is found when it is promoted.
+/// A promoted standby finds databases that came while it was a standby.
 #[test]
 fn a_promoted_standby_looks_into_its_databases() {
     let primary = talkative();
@@ -236,12 +237,12 @@ fn a_promoted_standby_looks_into_its_databases() {
     wait_until("it is looked into", || entered(&standby, &mut client, "plain") == 1);
 }
 
-/// Neither while it connects nor while it looks. It goes, and tries again.
+/// A look does not wait for a lock, neither while it connects nor while it reads. It ends, and is tried again.
 #[test]
 fn a_look_waits_for_nobodys_lock() {
     let cluster = talkative();
     let mut client = cluster.client();
-    // Into these nobody could look at the server's start.
+    // These databases could not be entered after the server's start.
     for name in ["first", "second"] {
         client
             .batch_execute(&format!("CREATE DATABASE {name} ALLOW_CONNECTIONS false TEMPLATE postgres"))

@@ -1,5 +1,5 @@
-//! Arguments of any size. When Rust gets no memory, it ends its process, and Postgres then ends all others.
-//! So obanrs measures each argument before it reads it.
+//! Arguments of any size. When Rust gets no memory, it ends its process, and Postgres then ends all others. So
+//! obanrs measures each argument before it reads it.
 
 use std::io::Read;
 
@@ -74,7 +74,7 @@ impl Watch {
     }
 }
 
-/// The SQLSTATE of a call. The connection may be gone after it.
+/// The outcome of a call: its SQLSTATE if it fails. The connection may be gone after it.
 fn outcome(client: &mut Client, call: &str) -> Result<(), String> {
     let error = |e: postgres::Error| match e.code() {
         Some(code) => code.code().to_owned(),
@@ -83,7 +83,7 @@ fn outcome(client: &mut Client, call: &str) -> Result<(), String> {
     client.simple_query(call).map(|_| ()).map_err(error)
 }
 
-/// Calls `function` with each value for each of its arguments of that type; how many calls that were.
+/// Calls `function` with each large value for each of its arguments of that type. Returns how many calls that were.
 fn call_with_each(function: &Function, mut tried: impl FnMut(&str, &str)) -> usize {
     let mut calls = 0;
     for (argument, kind, _) in &function.arguments {
@@ -95,8 +95,8 @@ fn call_with_each(function: &Function, mut tried: impl FnMut(&str, &str)) -> usi
     calls
 }
 
-/// Every function of the extension, each of its arguments of variable length: first where a copy of the value
-/// would fit once, and not again, then where it would not fit at all.
+/// Each function of the extension gets each of its arguments of variable length. First a copy of the value fits
+/// into memory once, and not again. Then it does not fit at all.
 #[test]
 fn large_arguments_are_refused_and_the_server_lives() {
     let mut cluster = cluster();
@@ -109,7 +109,7 @@ fn large_arguments_are_refused_and_the_server_lives() {
             calls += call_with_each(&function, |argument, call| {
                 let answer = outcome(&mut client, call);
                 watch.nothing_has_ended(&cluster, call);
-                // INOUT arguments of a procedure come in only to go out.
+                // The INOUT arguments of a procedure come in only to be returned.
                 if (&*function.name, argument) == ("oban_wait", "messages") {
                     return assert_eq!(answer, Ok(()), "{call}");
                 }
@@ -118,14 +118,14 @@ fn large_arguments_are_refused_and_the_server_lives() {
             });
         }
         assert!(calls > 40, "only {calls} calls");
-        // The limit is one: Postgres itself gets no more.
+        // The limit works: Postgres itself gets no more memory.
         let most = if fits { "repeat(repeat('x', 1000000), 700) || 'y'" } else { "repeat('x', 600000000)" };
         assert_eq!(code(&mut client, &format!("SELECT length({most})")), "53200");
         watch.nothing_has_ended(&cluster, "Postgres' own error");
     }
 }
 
-/// As a client has it: made by the statement itself.
+/// The statement itself makes the values, as a client's does.
 #[test]
 fn large_values_of_the_statement_are_refused_and_the_server_lives() {
     let mut cluster = Cluster::installed();
@@ -173,7 +173,7 @@ fn a_huge_queue_is_counted_and_the_server_lives() {
     let mut client = cluster.client();
     let dropped = "SELECT value FROM oban_stats WHERE counter = 'dropped'";
     let before: i64 = client.one(dropped);
-    // Postgres itself has not the memory for a second one in the same statement, or just has.
+    // Postgres itself has no memory for a second value in the same statement, or has just enough.
     let answer = outcome(&mut client, "INSERT INTO oban_jobs (worker, queue) SELECT 'w', queue FROM large");
     assert!([Ok(()), Err("53200".into())].contains(&answer), "{answer:?}");
     watch.nothing_has_ended(&cluster, "a huge queue");
@@ -182,7 +182,7 @@ fn a_huge_queue_is_counted_and_the_server_lives() {
     assert!(client.one::<i64>(dropped) > before);
 }
 
-/// What is long to read can be cancelled, or is refused before.
+/// A call that takes long to read its value can be cancelled, or is refused before.
 #[test]
 fn a_timeout_ends_a_call_with_a_large_value() {
     let cluster = Cluster::installed();
@@ -192,14 +192,13 @@ fn a_timeout_ends_a_call_with_a_large_value() {
     client.batch_execute("SET statement_timeout = '100ms'").unwrap();
     let answer = outcome(&mut client, "SELECT oban_decode(list) FROM large").unwrap_err();
     assert!(["54000", "57014"].contains(&&*answer), "{answer}");
-    // The longest that a wire form can unpack to is read, or cancelled. (Postgres' parser can't be
-    // cancelled.)
+    // The longest JSON that a wire form can unpack to is read, or cancelled. (Postgres' parser can't be cancelled.)
     let wire = packed(&format!("[{}1]", "1,".repeat(2_900_000)));
     assert!((7_000..8_000).contains(&wire.len()), "{}", wire.len());
     let answer = outcome(&mut client, &format!("SELECT oban_decode('{wire}')"));
     assert!([Ok(()), Err("57014".into())].contains(&answer), "{answer:?}");
 
-    // A million messages, or the longest that there are, take longer than that.
+    // A million messages take longer than that, and so do the longest messages that may be sent.
     for payloads in [
         "array_fill('{\"a\": 1}'::jsonb, ARRAY[1000000])",
         "array_fill(jsonb_build_object('a', repeat('x', 1000000)), ARRAY[100])",
@@ -218,7 +217,7 @@ pub fn packed(json: &str) -> String {
     STANDARD.encode(bytes)
 }
 
-/// An array in a variable of plpgsql is kept in another way, and measured all the same.
+/// plpgsql keeps an array in a variable in another form, which is measured as well.
 #[test]
 fn arrays_of_variables_are_read_and_measured() {
     let cluster = Cluster::installed();
@@ -244,7 +243,8 @@ fn arrays_of_variables_are_read_and_measured() {
     }
 }
 
-/// 22023 for what is no wire form, 54000 for what is too long, unpacks to too much or is nested too deep.
+/// A text that is no wire form is refused with 22023. One that is too long, unpacks to too much or is nested too
+/// deep is refused with 54000.
 #[test]
 fn what_no_jsonb_can_hold_is_no_wire_form() {
     let cluster = Cluster::with_extension();

@@ -49,7 +49,7 @@ fn what_is_sent_is_heard_after_commit_in_the_prefix() {
     client.batch_execute(r#"SELECT oban_notify('orders', '{"id": 1}', prefix => '')"#).unwrap();
     assert_eq!(heard(&mut listener), [r#"orders {"id":1}"#]);
 
-    // What is too long for a notification is packed, and read back.
+    // A payload that is too long for a notification is packed, and read back.
     client
         .batch_execute("SELECT oban_notify('signal', jsonb_build_object('pad', repeat('x', 20000)))")
         .unwrap();
@@ -60,7 +60,7 @@ fn what_is_sent_is_heard_after_commit_in_the_prefix() {
     assert_eq!(client.query_one(unpacked, &[&wire]).unwrap().get::<_, i32>(0), 20000);
 }
 
-/// A guarded utility hook would take these fields away from every user's errors.
+/// A guarded utility hook would take these fields from every user's errors.
 #[test]
 fn other_peoples_errors_keep_all_their_fields() {
     let cluster = Cluster::with_extension();

@@ -1,4 +1,4 @@
-//! Through a real PgBouncer that gives each transaction another connection.
+//! Clients behind a real PgBouncer, which gives each transaction another connection.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ const POOL: usize = 20;
 
 struct PgBouncer {
     folder: String,
-    /// A shell that ends PgBouncer when its input ends: with us, however we do.
+    /// A shell that ends PgBouncer when its input ends, which is when this process ends.
     shell: Child,
 }
 
@@ -54,7 +54,7 @@ impl Drop for PgBouncer {
     }
 }
 
-/// By the simple protocol: named statements, which the driver would make, are of one connection.
+/// The simple protocol is used, because the driver's named statements belong to one connection.
 fn ask(client: &mut Client, sql: &str) -> Vec<Option<String>> {
     let messages = client.simple_query(sql).unwrap_or_else(|e| panic!("{sql}: {e:?}"));
     let row = messages.iter().find_map(|m| match m {
@@ -108,12 +108,12 @@ fn two_hundred_clients_on_twenty_connections_publish_poll_and_wait() {
     }
     let connections = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
     assert!(direct.one::<i64>(connections) <= POOL as i64 + 2);
-    // The relay has sent it all, and who listens through the pooler has heard nothing of it.
+    // The relay has sent all of it. A session that listens through the pooler has heard nothing.
     assert_eq!(crate::support::heard(&mut direct).len(), CLIENTS);
     assert_eq!(listener.notifications().iter().next().unwrap().map(|n| n.payload().to_owned()), None);
 }
 
-/// Members with a lease, each of whose calls is on another connection.
+/// Each call of these members with a lease is on another connection.
 #[test]
 fn leased_members_lead_fence_and_follow_through_a_pooler() {
     let cluster = installed_with(&[]);
@@ -130,7 +130,7 @@ fn leased_members_lead_fence_and_follow_through_a_pooler() {
         .collect();
     let mut last = 0;
     for leader in 0..3 {
-        // Somebody else's work moves everybody to another connection.
+        // The work of other clients moves each client to another connection.
         for (other, client) in others.iter_mut().zip(0..) {
             ask(other, &format!("SELECT {client}, pg_backend_pid()"));
         }
@@ -148,7 +148,7 @@ fn leased_members_lead_fence_and_follow_through_a_pooler() {
             format!("SELECT oban_is_leader(node => 'n{leader}') AND oban_term(node => 'n{leader}') = {term}");
         assert_eq!(text(&mut clients[5], &node), "t");
         clients[leader].batch_execute(&format!("BEGIN; SELECT oban_fence({term}); COMMIT")).unwrap();
-        // It says no more; the others go on renewing.
+        // The leader does not renew any more. The others go on.
         wait_for("the next leads", || {
             for (client, member) in clients.iter_mut().zip(&members).skip(leader + 1) {
                 text(client, &format!("SELECT oban_renew({member})"));

@@ -1,17 +1,17 @@
-//! What an administrator sees of the workers: in the server's log, and in pg_stat_activity.
+//! What does an administrator see of the workers in the server's log and in pg_stat_activity?
 
 use postgres::Client;
 
 use crate::support::{Ask, Cluster, Stuck, wait_until};
 
-/// What monitoring of a log takes for an alarm.
+/// Words that monitoring of a log takes for an alarm.
 const ALARMS: [&str; 6] =
     ["FATAL:", "ERROR:", "WARNING:", "PANIC:", "exited with exit code", "terminated by signal"];
 
 fn alarms(cluster: &Cluster) -> Vec<String> {
     let log = cluster.log();
     let alarms = log.lines().filter(|line| ALARMS.iter().any(|alarm| line.contains(alarm)));
-    // Postgres' own worker does so at each stop.
+    // Postgres' own launcher writes such a line at each stop.
     alarms.filter(|line| !line.contains("logical replication launcher")).map(str::to_owned).collect()
 }
 
@@ -19,7 +19,7 @@ fn lines(cluster: &Cluster, what: &str) -> Vec<String> {
     cluster.log().lines().filter(|line| line.contains(what)).map(str::to_owned).collect()
 }
 
-/// Two databases, each with a leader.
+/// Starts a server with two databases that have a leader each.
 fn busy() -> Cluster {
     let cluster = Cluster::installed();
     cluster.client().batch_execute("CREATE DATABASE two").unwrap();
@@ -33,7 +33,7 @@ fn busy() -> Cluster {
     cluster
 }
 
-/// The workers that run: kinds, databases and PIDs.
+/// The workers that run: their kinds, databases and PIDs.
 fn workers(client: &mut Client) -> Vec<(String, Option<String>, i32)> {
     let sql =
         "SELECT kind, database::text, pid FROM oban_workers WHERE state = 'running' ORDER BY kind, database";
@@ -48,7 +48,7 @@ fn pid_of(client: &mut Client, kind: &str, database: &str) -> i32 {
 fn workers_leave_without_a_word() {
     let cluster = busy();
     for mode in ["fast", "smart", "immediate"] {
-        // They have something to do when they are told to go.
+        // The workers have something to do when they are told to stop.
         let mut client = cluster.client();
         client
             .batch_execute("LISTEN anything; SELECT oban_notify('sonar', '{}'), oban_join('late', 'Late')")
@@ -60,12 +60,13 @@ fn workers_leave_without_a_word() {
     }
     let alarms: Vec<String> = alarms(&cluster);
     assert_eq!(alarms, Vec::<String>::new());
-    // The sizes, at each start.
+    // Each start logs the sizes.
     let sizes = lines(&cluster, &format!("LOG:  obanrs {}: 8 rings of ", env!("CARGO_PKG_VERSION")));
     assert_eq!(sizes.len(), 4, "{sizes:?}");
 }
 
-/// Terminated while they are idle, and in the midst of a transaction: quiet, and back at once.
+/// Workers are terminated while they are idle, and in the midst of a transaction. They log nothing, and are back at
+/// once.
 #[test]
 fn terminated_workers_come_back_without_an_alarm() {
     let cluster = busy();
@@ -94,7 +95,7 @@ fn terminated_workers_come_back_without_an_alarm() {
         assert_eq!(back(worker), 3, "{worker}: {}", cluster.log());
     }
 
-    // A commit holds the lock that all NOTIFYs share: the relay waits for it in its transaction.
+    // A commit holds the lock that all NOTIFYs share. The relay waits for it in its transaction.
     let before = alarms(&cluster).len();
     let mut listener = cluster.client();
     listener.batch_execute("SELECT oban_listen_channels('{sonar}')").unwrap();
@@ -104,7 +105,7 @@ fn terminated_workers_come_back_without_an_alarm() {
     let relay = pid_of(&mut admin, "relay", "postgres");
     let waits = format!("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = {relay}");
     wait_until("it waits for the lock", || admin.one(&waits));
-    // A cancel is nothing to it.
+    // A cancellation does not end the relay's wait.
     for _ in 0..20 {
         admin.query_one("SELECT pg_cancel_backend($1)", &[&relay]).unwrap();
     }
@@ -119,7 +120,7 @@ fn terminated_workers_come_back_without_an_alarm() {
     assert_eq!(crate::support::heard(&mut listener).len(), 1, "the next one sends it");
 }
 
-/// Cancels that come while a worker is idle, and while it works.
+/// Cancellations come while a worker is idle, and while it works.
 #[test]
 fn a_cancel_ends_no_worker() {
     let cluster = busy();
@@ -135,7 +136,7 @@ fn a_cancel_ends_no_worker() {
             client.batch_execute(&format!("SELECT oban_leave(oban_join('n', 'N{n}'))")).unwrap();
         }
     }
-    // The timers of Postgres still end a wait.
+    // Postgres' own timers still end a wait.
     let mut locker = cluster.client_of("two");
     locker.batch_execute("BEGIN; LOCK TABLE oban_peers").unwrap();
     client.batch_execute("SELECT oban_join('late', 'Late')").unwrap();
@@ -145,13 +146,13 @@ fn a_cancel_ends_no_worker() {
     locker.batch_execute("COMMIT").unwrap();
     wait_until("it leads", || client.one("SELECT oban_is_leader('Late')"));
     assert_eq!(workers(&mut admin), before, "the same processes");
-    // The keeper says that it waits, and so does oban_join.
+    // The keeper and oban_join say that they wait.
     let expected = |line: &String| line.contains("wait for a lock") || line.contains("waits for a lock");
     let alarms: Vec<String> = alarms(&cluster).into_iter().filter(|line| !expected(line)).collect();
     assert_eq!(alarms, Vec::<String>::new());
 }
 
-/// log_line_prefix may not name it.
+/// log_line_prefix may lack the database.
 #[test]
 fn each_line_names_the_database() {
     let cluster = busy();
@@ -176,7 +177,7 @@ fn each_line_names_the_database() {
     }
 }
 
-/// Since 17 a module's waits have names of their own.
+/// Since Postgres 17 a module's waits have names of their own.
 #[test]
 fn waits_have_names() {
     let cluster = busy();
