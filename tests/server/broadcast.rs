@@ -54,7 +54,7 @@ fn queue(check: &Value) -> String {
 const FAST: &str = "obanrs.gossip_interval = 50ms";
 
 #[test]
-fn those_who_listen_hear_what_the_golden_file_has() {
+fn listeners_hear_what_the_golden_file_has() {
     let (cluster, mut client) = installed_with(&[FAST]);
     client
         .batch_execute(
@@ -98,7 +98,7 @@ fn those_who_listen_hear_what_the_golden_file_has() {
 }
 
 #[test]
-fn those_who_poll_read_it_and_each_prefix_has_its_own() {
+fn a_poll_reads_the_broadcast_and_each_prefix_has_its_own() {
     let (cluster, mut client) = installed_with(&[FAST]);
     client.batch_execute("SELECT oban_install('other')").unwrap();
     let from: i64 = client.one("SELECT oban_position()");

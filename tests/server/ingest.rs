@@ -168,7 +168,7 @@ fn ours_goes_before_theirs_and_only_ours_is_sent() {
 }
 
 #[test]
-fn what_they_told_ends_by_its_ttl_and_is_only_for_those_who_may_read() {
+fn foreign_entries_end_by_their_ttl_and_only_readers_of_the_prefix_see_them() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_ttl = 300ms"]);
     let mut client = cluster.client();
     client

@@ -162,7 +162,7 @@ fn a_prefix_never_hears_another_prefix() {
 }
 
 /// DBOS drops all notifications of a batch if one of them is too long.
-/// https://github.com/dbos-inc/dbos-transact-py/blob/6bc3032f8bd381718aa7ca7a986fcd2542637c08/dbos/_sys_db_postgres.py#L351
+/// https://github.com/dbos-inc/dbos-transact-py/blob/6bc3032f8bd3/dbos/_sys_db_postgres.py#L351
 #[test]
 fn large_payloads_arrive_and_a_refused_one_affects_only_itself() {
     let cluster = installed_with(&[]);

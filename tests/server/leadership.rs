@@ -104,7 +104,7 @@ fn what_foreign_nodes_and_people_do_is_told() {
 }
 
 #[test]
-fn those_who_listen_hear_it_and_those_who_wait_if_they_ask_for_it() {
+fn listeners_hear_it_and_waiters_hear_it_if_they_ask_for_it() {
     let cluster = Cluster::installed();
     let (mut listener, mut waiter, mut client) = (cluster.client(), cluster.client(), cluster.client());
     listener.batch_execute("SELECT oban_listen_channels('{leadership}')").unwrap();

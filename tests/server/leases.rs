@@ -172,7 +172,9 @@ fn a_restart_voids_sessions_and_keeps_leases() {
     wait_until("the sessions of before are void", || leads(&mut client, "Bound"));
     assert!(!leads(&mut client, "Leased"), "a lease outlives the server's start");
     client.batch_execute("SELECT oban_join('leased', 'Leased', lease => '1 minute')").unwrap();
-    wait_until("who has a lease leads again", || client.one("SELECT oban_is_leader('Leased', 'leased')"));
+    wait_until("the member with a lease leads again", || {
+        client.one("SELECT oban_is_leader('Leased', 'leased')")
+    });
     let after: String = client.one(terms);
     let of_leased = |all: &str| all.split(", ").find(|l| l.starts_with("Leased")).unwrap().to_owned();
     assert_eq!(of_leased(&after), of_leased(&before), "with its row and its term");
@@ -223,7 +225,9 @@ fn terms_rise_over_a_promotion_that_lost_some() {
         "they stand"
     );
     let leased: i64 = client.one("SELECT oban_join('leased', 'Leased', lease => '5 minutes')");
-    wait_until("who has a lease leads again", || client.one("SELECT oban_is_leader('Leased', 'leased')"));
+    wait_until("the member with a lease leads again", || {
+        client.one("SELECT oban_is_leader('Leased', 'leased')")
+    });
     assert!(client.one::<i64>(&format!("SELECT oban_renew({leased})")) > last, "above what was lost");
     client.batch_execute("DELETE FROM oban_peers WHERE name = 'Foreign'").unwrap();
     wait_until("ours follows", || client.one("SELECT oban_is_leader('Foreign')"));
@@ -232,7 +236,7 @@ fn terms_rise_over_a_promotion_that_lost_some() {
 
 /// oban_is_leader ignores the transaction's snapshot: shared memory has no snapshots.
 #[test]
-fn who_leads_is_known_at_every_isolation_level_and_in_read_only_transactions() {
+fn the_leader_is_known_at_every_isolation_level_and_in_read_only_transactions() {
     let cluster = Cluster::installed();
     let (mut client, mut other) = (cluster.client(), cluster.client());
     join(&mut other, "next", "1 hour");

@@ -1,4 +1,4 @@
-//! README and the pages of docs are true: their SQL runs as it stands there.
+//! Are README and the pages of docs true? Their SQL runs as it stands there.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,13 +8,13 @@ use postgres::SimpleQueryMessage;
 
 use crate::support::{Ask, Cluster, PATIENCE, code, wait_until};
 
-/// What a document shows: SQL as it is typed, and the header of its result where that is shown, too.
+/// A block of a document: SQL as it is typed, and the header of its result where the block shows one.
 struct Shown {
     sql: String,
     columns: Option<Vec<String>>,
 }
 
-/// README and the pages that people write. The reference is generated.
+/// README and the pages that are written by hand. The reference is generated.
 fn documents() -> Vec<PathBuf> {
     let pages =
         fs::read_dir("docs").expect("docs is there").map(|entry| entry.expect("it can be read").path());
@@ -24,14 +24,14 @@ fn documents() -> Vec<PathBuf> {
     documents
 }
 
-/// The blocks of SQL of all documents that contain this.
+/// Returns the blocks of SQL of all documents that contain this text.
 pub fn blocks_with(text: &str) -> Vec<String> {
     let texts = documents().into_iter().map(|page| fs::read_to_string(page).expect("a document is text"));
     let blocks = texts.flat_map(|page| shown(&page)).map(|shown| shown.sql);
     blocks.filter(|sql| sql.contains(text)).collect()
 }
 
-/// The SQL of a document, from top to bottom: blocks marked as such, and what is typed after `=> `.
+/// Returns the SQL of a document from top to bottom: blocks of SQL, and what is typed after `=> `.
 fn shown(document: &str) -> Vec<Shown> {
     let mut found = Vec::new();
     for (i, block) in document.split("```").enumerate().filter(|(i, _)| i % 2 == 1) {
@@ -41,7 +41,8 @@ fn shown(document: &str) -> Vec<Shown> {
         }
         for typed in format!("\n{text}").split("\n=> ").skip(1).filter(|_| language.is_empty()) {
             let (sql, output) = typed.split_once(";").unwrap_or_else(|| panic!("no end: {typed}"));
-            // A result is a header, a line below it, and rows; what follows a command is no result.
+            // A result has a header, a line below it, and rows. Text after a command has no such line, and is no
+            // result.
             let mut lines = output.lines().skip(1);
             let header = lines.next().filter(|_| lines.next().is_some_and(|l| l.starts_with("--")));
             let columns = header.map(|h| h.split('|').map(|c| c.trim().to_owned()).collect());
@@ -51,7 +52,7 @@ fn shown(document: &str) -> Vec<Shown> {
     found
 }
 
-/// The statements of a block one by one, as psql sends them: each ends with a line that ends with a semicolon.
+/// Returns the statements of a block as psql sends them: each ends with a line that ends with a semicolon.
 fn statements(block: &str) -> Vec<String> {
     let (mut statements, mut statement) = (Vec::new(), String::new());
     for line in block.lines() {
@@ -74,8 +75,8 @@ fn columns(messages: &[SimpleQueryMessage]) -> Vec<String> {
     row.map(|columns| columns.iter().map(|c| c.name().to_owned()).collect()).unwrap_or_default()
 }
 
-/// Each document in a database of its own. README and the page on installing create the extension there; on the other
-/// pages that has been done.
+/// Each document gets a database of its own. README and the page on installing create the extension there. For the
+/// other pages it is created before.
 #[test]
 fn every_statement_in_the_documents_runs_as_it_stands_there() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_worker_processes = 64"]);
@@ -136,7 +137,7 @@ fn the_first_session_of_readme_ends_well() {
     assert_eq!((heard.channel(), heard.payload()), ("public.oban_insert", r#"{"queue":"default"}"#));
 }
 
-/// The page on operating has a row for each row of oban_check, where `…` stands for a name.
+/// The page on operating has a row for each row of oban_check. `…` stands for a name there.
 #[test]
 fn each_row_of_oban_check_is_on_the_page() {
     let page = fs::read_to_string("docs/operating.md").unwrap();
@@ -157,7 +158,7 @@ fn each_row_of_oban_check_is_on_the_page() {
     }
 }
 
-/// The query for long transactions leaves waiters out, which hold nothing back, and nothing else.
+/// The query for long transactions leaves out sessions that wait, which hold nothing back. It leaves out no other.
 #[test]
 fn what_the_pages_say_of_waiters() {
     let cluster = Cluster::installed();
@@ -186,7 +187,7 @@ fn what_the_pages_say_of_waiters() {
     client.batch_execute("CALL oban_wait('{sonar}', timeout => '1 ms')").unwrap();
 }
 
-/// A poll tells of a job that an older snapshot does not see.
+/// A poll returns a message about a job that an older snapshot does not see.
 #[test]
 fn what_the_pages_say_of_polls_in_an_older_snapshot() {
     let cluster = Cluster::installed();
@@ -201,7 +202,8 @@ fn what_the_pages_say_of_polls_in_an_older_snapshot() {
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 1);
 }
 
-/// With the grants of the page on rights a role does all that an application does, and another all that a dashboard does.
+/// With the grants of the page on rights one role does all that an application does. Another does all that a
+/// dashboard does.
 fn grants_are_enough(cluster: &Cluster, database: &str) {
     let mut app = cluster.client_as(database, "app");
     for sql in [

@@ -1,8 +1,10 @@
-//! docs/reference.md is what the database says: signatures, types and defaults as the catalogs have them, and the
-//! comments on functions and views, taken apart. `make reference` writes it.
+//! Is docs/reference.md what the database says?
 //!
-//! A comment has a form (tests/support/comments.rs). Here it is held to the object: each argument and column is
-//! described, in its order, and nothing that is not there.
+//! Signatures, types and defaults come from the catalogs, and texts from the comments on functions and views. `make
+//! reference` writes the page.
+//!
+//! A comment has a form (tests/support/comments.rs). These tests hold it to its object: it describes each argument
+//! and column in their order, and no other.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -88,9 +90,9 @@ What holds for all functions:
 struct Field {
     name: String,
     kind: String,
-    /// As SQL; `None` without one.
+    /// The default as SQL. `None` means that there is none.
     default: Option<String>,
-    /// It also returns something.
+    /// The argument is part of the result as well.
     inout: bool,
 }
 
@@ -117,7 +119,7 @@ impl Object {
         self.name.starts_with("obanrs_")
     }
 
-    /// A comment says of each argument and column what it is, in their order.
+    /// Asserts that a comment describes each argument and column, in their order.
     fn is_described(&self) {
         let name = &self.name;
         let described = |items: &[Item]| items.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
@@ -139,7 +141,7 @@ impl Object {
         );
     }
 
-    /// How it is called.
+    /// How the object is called.
     fn signature(&self) -> String {
         let argument = |field: &Field| {
             let default = field.default.as_ref().map(|default| format!(" DEFAULT {default}"));
@@ -157,7 +159,7 @@ impl Object {
     }
 }
 
-/// A name, its type and its default, for each argument of a function, and each column of its result. The type
+/// The name, the type and the default of each argument of a function, and of each column of its result. The type
 /// `timestamptz` has its short name.
 const FIELDS: &str = "
     SELECT f.name, replace(format_type(f.type, NULL), 'timestamp with time zone', 'timestamptz'),
@@ -168,7 +170,7 @@ const FIELDS: &str = "
             WITH ORDINALITY f (name, type, mode, n)
     WHERE p.oid = $1 ORDER BY f.n";
 
-/// All objects that the extension consists of, as the catalogs have them.
+/// Returns all objects of the extension, as the catalogs have them.
 fn objects(client: &mut Client) -> Vec<Object> {
     let members = "
         SELECT p.proname::text, p.oid, CASE p.prokind WHEN 'p' THEN 'procedure' ELSE 'function' END,
@@ -215,16 +217,16 @@ fn objects(client: &mut Client) -> Vec<Object> {
     objects.collect()
 }
 
-/// Text as a cell or a line of Markdown has it. Names with an underscore, settings and the function's own arguments are
-/// code. Names of functions and views lead to their own part of the page.
+/// Turns text into a cell or a line of Markdown. Names with an underscore, settings and the function's own
+/// arguments become code. Names of functions and views become links to their part of the page.
 struct Markdown<'a> {
     linked: &'a BTreeSet<String>,
-    /// The part that this is in, and its arguments.
+    /// The part of the page that the text is in, and its arguments.
     own: &'a str,
     arguments: Vec<&'a str>,
 }
 
-/// Words after which an argument's name is a plain word.
+/// After these words an argument's name is a plain word.
 const ARTICLES: &[&str] = &[
     "a", "an", "the", "this", "its", "no", "one", "one's", "each", "Another", "another", "other", "any",
     "foreign", "job", "two",
@@ -273,7 +275,7 @@ fn code(text: &str) -> String {
     format!("`{}`", text.replace('|', "\\|"))
 }
 
-/// The part of the page that is about one function or view.
+/// Returns the part of the page about one function or view.
 fn describe(page: &mut String, object: &Object, linked: &BTreeSet<String>) {
     let comment = &object.comment;
     let plain = Markdown { linked, own: &object.name, arguments: Vec::new() };
@@ -317,7 +319,7 @@ fn describe(page: &mut String, object: &Object, linked: &BTreeSet<String>) {
     }
 }
 
-/// A number of milliseconds or kilobytes in the greatest unit that is whole.
+/// A number of milliseconds or kilobytes, in the greatest unit in which it is whole.
 fn in_units(number: i64, unit: Option<&str>) -> String {
     let units: &[(i64, &str)] = match unit {
         Some("ms") => &[(3_600_000, "h"), (60_000, "min"), (1_000, "s"), (1, "ms")],

@@ -1,4 +1,7 @@
-//! A prefix is a schema, whatever its name is: messages before, during and after ALTER SCHEMA RENAME and DROP SCHEMA.
+//! A prefix is a schema, not a name: which messages come before, during and after ALTER SCHEMA RENAME and DROP
+//! SCHEMA?
+//!
+//! The tests of members and leaders are in schemas.rs.
 
 use fallible_iterator::FallibleIterator;
 use postgres::Client;
@@ -7,7 +10,7 @@ use serde_json::Value;
 use super::bus::{Answer, installed_with, poll, wait, wait_for_relay};
 use crate::support::{Ask, Cluster, JOBS, PATIENCE, heard, stat, wait_until};
 
-/// A server with the prefix `a`.
+/// Starts a server with the prefix `a`.
 fn with_prefix() -> (Cluster, Client) {
     let cluster = installed_with(&[]);
     let mut client = cluster.client();
@@ -19,7 +22,7 @@ fn ping(n: i64, prefix: &str) -> String {
     format!("SELECT oban_notify('sonar', '{{\"n\": {n}}}', '{prefix}')")
 }
 
-/// Listens to the channel `sonar` and to wake-ups of prefixes that need not exist.
+/// A session that listens to `sonar` and to wakeups of these prefixes. They need not exist.
 fn listener(cluster: &Cluster, prefixes: &[&str]) -> Client {
     let mut client = cluster.client();
     for prefix in prefixes {
@@ -48,7 +51,7 @@ fn insert(client: &mut Client, prefix: &str, queue: &str) {
         .unwrap();
 }
 
-/// A session that waits in oban_wait for messages of the prefix `a`.
+/// Starts a session that waits in oban_wait for messages of the prefix `a`.
 fn waiting(cluster: &Cluster, after: i64) -> std::thread::JoinHandle<Result<Answer, String>> {
     let mut client = cluster.client();
     let pid: i32 = client.one("SELECT pg_backend_pid()");
@@ -97,14 +100,14 @@ fn a_rename_of_the_same_transaction_counts() {
     let (cluster, mut client) = with_prefix();
     let mut listener = listener(&cluster, &["a", "b", "c"]);
     let after: i64 = client.one("SELECT oban_position()");
-    // Through the relay, natively by the setting, and natively as it is a signal's kind.
+    // The first message goes through the relay. The second is native by the setting.
     client.batch_execute(&format!("BEGIN; {}; ALTER SCHEMA a RENAME TO b; COMMIT", ping(1, "a"))).unwrap();
     assert_eq!(heard_on(&mut listener), [on("b.oban_sonar", 1)]);
     let natively = "SET LOCAL obanrs.notifier = 'postgres'";
     let rename = "ALTER SCHEMA b RENAME TO c";
     client.batch_execute(&format!("BEGIN; {natively}; {}; {rename}; COMMIT", ping(2, "b"))).unwrap();
     assert_eq!(heard_on(&mut listener), [on("c.oban_sonar", 2)]);
-    // What is rolled back does not count.
+    // A rename that is rolled back does not count.
     let (begin, undo) = ("BEGIN; SAVEPOINT s; ALTER SCHEMA c RENAME TO a", "ROLLBACK TO s; COMMIT");
     client.batch_execute(&format!("{begin}; {natively}; {}; {undo}", ping(3, "a"))).unwrap();
     client
@@ -135,7 +138,8 @@ fn a_new_schema_of_an_old_name_has_nothing_of_the_old_one() {
     let dropped = poll(&mut client, &format!("'{{insert}}', {after}, prefix => 'a'")).payloads;
     assert_eq!(dropped, [Value::Null; 0], "no wake-up of the old one's jobs");
     wait_until("both are counted", || stat(&mut client, "dropped") == 2);
-    // Who waits for the old one is told nothing of the new one, and at last that it is gone.
+    // A session that waits for the old schema hears nothing of the new one. Below, another is told when its schema
+    // is dropped.
     let pid = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CALL oban_wait%' AND state = 'active'";
     let pid: i32 = client.one(pid);
     assert!(!waiter.is_finished());
@@ -154,7 +158,7 @@ fn a_new_schema_of_an_old_name_has_nothing_of_the_old_one() {
 }
 
 #[test]
-fn who_waits_goes_on_across_a_rename() {
+fn a_waiter_goes_on_across_a_rename() {
     let (cluster, mut client) = with_prefix();
     let after: i64 = client.one("SELECT oban_position()");
     let mut waiter = cluster.client();
@@ -170,7 +174,7 @@ fn who_waits_goes_on_across_a_rename() {
     assert_eq!(numbers(&thread.join().unwrap()), [1]);
 }
 
-/// A name that no channel can have, by the time at which the message is sent.
+/// When the message is sent, the schema has a name that leaves room for no channel.
 #[test]
 fn what_has_no_channel_any_more_is_dropped() {
     let (cluster, mut client) = with_prefix();
@@ -192,10 +196,10 @@ fn what_has_no_channel_any_more_is_dropped() {
         cluster.signal("CONT", relay);
         dropped += 3;
         wait_until("they are counted", || stat(&mut client, "dropped") == dropped);
-        // At the call it is an error.
+        // The call raises an error.
         let notify = format!("SELECT oban_notify('sonar', '{{}}', '{name}')");
         assert_eq!(crate::support::code(&mut client, &notify), "22023");
-        // And in a trigger it is none.
+        // The trigger raises none.
         insert(&mut client, &format!("\"{name}\""), "q");
         dropped += 1;
         wait_until("it is counted", || stat(&mut client, "dropped") == dropped);
@@ -215,7 +219,7 @@ fn what_has_no_channel_any_more_is_dropped() {
     assert_eq!(next.payload(), "{\"n\":5}");
 }
 
-/// Wake-ups of partitions belong to the schema of the table above them, by whatever name.
+/// Wakeups of partitions belong to the schema of their parent table, under each name of that schema.
 #[test]
 fn partitions_in_other_schemas_wake_the_schema_of_their_root() {
     let cluster = installed_with(&[]);

@@ -1,8 +1,8 @@
-//! Who may do what: a role may do on a prefix what it may do on that prefix's oban_jobs.
+//! May each role do on a prefix what it may do on that prefix's oban_jobs, and nothing else?
 
 use crate::support::{Ask, Cluster, JOBS, wait_until};
 
-/// Roles, and what the owner of the prefix `app` lets them do with its oban_jobs.
+/// The roles, and the grant of the owner of the prefix `app` to each of them on its oban_jobs.
 const ROLES: [(&str, &str); 7] = [
     ("owner", ""),
     ("reader", "GRANT SELECT ON app.oban_jobs TO reader"),
@@ -17,7 +17,7 @@ const EVERYBODY: &str = "owner reader peeper writer steerer nobody neighbour";
 const READERS: &str = "owner reader peeper";
 const WRITERS: &str = "owner writer";
 
-/// What a role does, and who may. `1 / count(*)`: a view that shows nothing is a division by zero.
+/// Statements, and the roles that may run them. With `1 / count(*)`, a view without rows is a division by zero.
 const ACTIONS: [(&str, &str); 55] = [
     ("SELECT oban_version()", EVERYBODY),
     ("SELECT oban_check()", EVERYBODY),
@@ -67,10 +67,10 @@ const ACTIONS: [(&str, &str); 55] = [
     ("SELECT 1 / count(*) FROM obanrs_gossip() WHERE prefix = 'app'", READERS),
     ("SELECT 1 / count(*) FROM obanrs_workers()", EVERYBODY),
     ("SELECT nextval('obanrs_term')", ""),
-    ("SELECT last_value FROM obanrs_term", EVERYBODY), // for pg_dump
-    ("SELECT oban_install('app')", "owner"),           // its trigger is missing
+    ("SELECT last_value FROM obanrs_term", EVERYBODY), // pg_dump reads it
+    ("SELECT oban_install('app')", "owner"),           // the trigger is missing before
     ("SELECT oban_uninstall('app')", "owner"),
-    ("SELECT oban_listen_channels(prefix => 'bare')", "reader"), // no table: USAGE of the schema reads
+    ("SELECT oban_listen_channels(prefix => 'bare')", "reader"), // no table: USAGE on the schema reads
     ("SELECT oban_poll(prefix => 'bare')", "reader"),
     ("CALL oban_wait(timeout => '0s', prefix => 'bare')", "reader"),
     ("SELECT oban_notify('insert', '{}', 'bare')", "writer"), // and CREATE writes
@@ -108,7 +108,7 @@ fn rights_on_a_prefix_are_rights_on_its_jobs() {
         for (role, _) in ROLES {
             client.batch_execute("DROP TRIGGER IF EXISTS obanrs_jobs_insert ON app.oban_jobs").unwrap();
             let mut session = cluster.client_as("postgres", role);
-            // What it did to tables is undone, and its memberships end with the session.
+            // The changes of tables are rolled back. The memberships end with the session.
             let outcome = if sql.starts_with("CALL") {
                 session.batch_execute(sql)
             } else {
@@ -120,7 +120,7 @@ fn rights_on_a_prefix_are_rights_on_its_jobs() {
             let expected = allowed.split(' ').any(|r| r == role);
             assert_eq!(outcome.is_ok(), expected, "{role}: {sql}: {outcome:?}");
             if let Err(error) = outcome {
-                // Views show nothing, functions say what is missing.
+                // A view shows no rows. A function raises an error that says which right is missing.
                 let wanted = if sql.contains("1 /") { "22012" } else { "42501" };
                 assert_eq!(error.code().unwrap().code(), wanted, "{role}: {sql}: {error:?}");
             }
@@ -128,7 +128,7 @@ fn rights_on_a_prefix_are_rights_on_its_jobs() {
     }
     assert!(client.one::<bool>("SELECT oban_is_leader(prefix => 'app')"), "and root still leads");
 
-    // None was left out.
+    // Each object of the extension is in the list.
     let objects = "
         SELECT COALESCE(p.proname, c.relname)::text FROM pg_depend d
         JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'obanrs'
@@ -144,7 +144,7 @@ fn rights_on_a_prefix_are_rights_on_its_jobs() {
     }
 }
 
-/// A member answers to the role that joined it and to that role's members.
+/// Only the role that joined a member, and that role's members, may change it.
 #[test]
 fn members_of_a_role_act_for_it() {
     let cluster = Cluster::installed();
@@ -166,7 +166,8 @@ fn members_of_a_role_act_for_it() {
     assert!(bob.one::<bool>(&format!("SELECT oban_leave({shared})")));
 }
 
-/// Nothing that a tenant does to its tables raises, waits or runs in the session of who looks at all.
+/// A session that reads views and lists gets no error from a tenant's tables, does not wait for them, and runs no
+/// code of theirs.
 #[test]
 fn views_filter_and_do_not_raise_whatever_a_tenant_does() {
     let cluster = Cluster::installed();
@@ -193,7 +194,7 @@ fn views_filter_and_do_not_raise_whatever_a_tenant_does() {
     assert_eq!(client.one::<String>(seen), "m n, public a");
     assert_eq!(client.one::<String>("SELECT node FROM oban_leader(prefix => 'm')"), "n");
 
-    // A lock of theirs hides their rows, and holds up nobody: the timeout would be an error.
+    // A tenant's lock hides the tenant's rows, and holds up no other role: the timeout would be an error.
     client.batch_execute("SET lock_timeout = '1ms'").unwrap();
     mallory
         .batch_execute(&format!(
@@ -210,9 +211,9 @@ fn views_filter_and_do_not_raise_whatever_a_tenant_does() {
     assert_eq!(client.one::<String>(seen), "public a");
 }
 
-/// What went wrong with one prefix is none of the others' business.
+/// Only roles with rights on a prefix see what went wrong there.
 #[test]
-fn troubles_of_a_prefix_are_shown_to_who_may_see_them() {
+fn troubles_of_a_prefix_are_shown_to_roles_with_rights_on_it() {
     let cluster = Cluster::installed();
     let mut client = cluster.client();
     client

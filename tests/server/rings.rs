@@ -1,5 +1,5 @@
-//! The rings of a server: which database has one, what a role may have in one, and what waits there for a relay that
-//! does not come or can't send.
+//! The rings of a server: which database has one, how much of one a role may fill, and what becomes of messages in
+//! it when the relay does not come or can't send?
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ fn number(payload: &str) -> Option<i64> {
     serde_json::from_str::<Value>(payload).expect("it is JSON")["n"].as_i64()
 }
 
-/// Role `stranger` may connect and nothing else. Role `tenant` owns the prefix `t`.
+/// The role `stranger` may connect and has no other right. The role `tenant` owns the prefix `t`.
 fn with_roles(settings: &[&str]) -> (Cluster, Client) {
     let cluster = installed_with(settings);
     let mut client = cluster.client();
@@ -33,9 +33,9 @@ fn with_roles(settings: &[&str]) -> (Cluster, Client) {
     (cluster, client)
 }
 
-/// Verbatim channels are for everybody; the ring is not.
+/// Any role may send on verbatim channels. Only a role with a right to write sends them through the ring.
 #[test]
-fn who_may_write_to_no_prefix_leaves_the_ring_alone() {
+fn a_role_without_a_right_to_write_leaves_the_ring_alone() {
     let (cluster, mut client) = with_roles(&[]);
     let mut listener = cluster.client();
     listener.batch_execute("LISTEN junk; LISTEN \"public.oban_sonar\"").unwrap();
@@ -64,8 +64,8 @@ fn who_may_write_to_no_prefix_leaves_the_ring_alone() {
     junk.sort();
     assert_eq!(junk, (0..=30_009).collect::<Vec<_>>(), "LISTENers hear it all, each once");
 
-    // With a right to write anywhere it comes into the ring: INSERT, CREATE in a schema without the table, by a
-    // partitioned table, as the database's owner. Each is tested at the call, with the role of the call.
+    // A right to write somewhere lets a role send through the ring: INSERT, CREATE in a schema without the table,
+    // INSERT on a partitioned table, or ownership of the database. Each call tests the right of its own role.
     let enters = |client: &mut Client, sql: &str| {
         let before: i64 = client.one("SELECT oban_position()");
         client.batch_execute(sql).unwrap();
@@ -94,7 +94,7 @@ fn who_may_write_to_no_prefix_leaves_the_ring_alone() {
     assert_eq!(enters(&mut stranger, notify), 0, "a temporary table is no prefix");
 }
 
-/// A role's wake-ups take its share of the ring, and no more, while the relay does not pass them.
+/// While the relay stands still, a role's wakeups take its share of the ring and no more.
 #[test]
 fn a_role_has_a_share_of_what_waits() {
     let (cluster, mut client) = with_roles(&[]);
@@ -119,11 +119,11 @@ fn a_role_has_a_share_of_what_waits() {
     }
     let share = (entries / 4) / 1_000 * 1_000;
     assert_eq!(stat(&mut client, "ring_waiting"), share);
-    // What an abort gives back can be had again, and no more.
+    // An abort gives back what the transaction had reserved, and no more.
     tenant
         .batch_execute("BEGIN; INSERT INTO t.oban_jobs (worker, queue) VALUES ('w', 'undone'); ROLLBACK")
         .unwrap();
-    // Others have theirs: a role that acts as another, the owner of the database, a superuser.
+    // A role that acts as another, the owner of the database, and a superuser have shares of their own.
     client.batch_execute(&ping(1)).unwrap();
     assert_eq!(stat(&mut client, "ring_waiting"), share + 1);
     let mut boss = cluster.client_as("postgres", "boss");
@@ -139,7 +139,7 @@ fn a_role_has_a_share_of_what_waits() {
     assert_eq!(answer.payloads.len(), 1, "in spite of all that, what others sent is there");
     cluster.signal("CONT", pid);
     wait_until("all was passed", || stat(&mut client, "ring_waiting") == 0);
-    // Then there is room again.
+    // The relay has made room.
     cluster.signal("STOP", pid);
     insert(&mut tenant, 80_001, 81_000);
     assert_eq!(stat(&mut client, "ring_waiting"), 1_000);
@@ -149,7 +149,7 @@ fn a_role_has_a_share_of_what_waits() {
     assert_eq!(heard.len(), 20_000 + 20_000 + 1 + 15_000 + 10 + 1_000 + 1_000, "LISTENers hear everything");
 }
 
-/// Bytes count as well as entries, and a share that was given back is whole.
+/// Bytes count as well as entries. A share that was given back is whole again.
 #[test]
 fn a_share_is_of_bytes_too() {
     let (cluster, mut client) = with_roles(&["obanrs.ring_size = '1MB'", "obanrs.role_share = 10"]);
@@ -185,7 +185,7 @@ fn a_share_is_of_bytes_too() {
     assert_eq!(answer.missed, Some(40 - waiting));
 }
 
-/// The relay ends again and again, and then nobody commits any more: what waits is heard all the same.
+/// The relay ends again and again, and then there are no commits any more. The listener still hears all that waits.
 #[test]
 fn after_many_ends_of_the_relay_and_silence_everything_is_heard() {
     let cluster = installed_with(&[]);
@@ -201,7 +201,7 @@ fn after_many_ends_of_the_relay_and_silence_everything_is_heard() {
                     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                         n += 1;
                         client.batch_execute(&ping(writer * 1_000_000 + n)).unwrap();
-                        std::thread::sleep(Duration::from_millis(2)); // so that the ring is never full
+                        std::thread::sleep(Duration::from_millis(2)); // keeps the ring from being full
                     }
                     (1..=n).map(move |n| writer * 1_000_000 + n)
                 })
@@ -213,7 +213,7 @@ fn after_many_ends_of_the_relay_and_silence_everything_is_heard() {
             client.execute("SELECT pg_terminate_backend($1)", &[&pid]).unwrap();
             wait_until("it ends", || relay(&cluster) != Some(pid));
         }
-        // (A relay that is busy must not be stopped by a signal here: it may have the ring's lock.)
+        // (A relay that is busy must not be stopped by a signal here, because it may hold the ring's lock.)
         wait_until("messages wait", || stat(&mut client, "ring_waiting") > 20);
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let sent: Vec<i64> = writers.into_iter().flat_map(|w| w.join().unwrap()).collect();
@@ -231,7 +231,7 @@ fn after_many_ends_of_the_relay_and_silence_everything_is_heard() {
     assert!(delay < Duration::from_secs(13), "{delay:?}");
 }
 
-/// There is no relay, and none can start: the keeper sends what waits for it.
+/// There is no relay, and none can start. The keeper sends what waits.
 #[test]
 fn what_waits_for_a_relay_that_cannot_start_is_heard() {
     let (cluster, mut listener, thief) = without_relay(&[], |cluster| {
@@ -239,7 +239,7 @@ fn what_waits_for_a_relay_that_cannot_start_is_heard() {
         listener.batch_execute("SELECT oban_listen_channels('{sonar}')").unwrap();
         let mut client = cluster.client();
         (1..=5).for_each(|n| client.batch_execute(&ping(n)).unwrap());
-        // Equal ones mean something each.
+        // These equal messages mean something each.
         (1..=3).for_each(|_| client.batch_execute(&ping(6)).unwrap());
         listener
     });
@@ -256,14 +256,14 @@ fn what_waits_for_a_relay_that_cannot_start_is_heard() {
     assert!(delay < Duration::from_secs(12), "{delay:?}");
     assert_eq!(relay(&cluster), None, "it has not come");
     wait_until("nothing waits", || stat(&mut client, "ring_waiting") == 0);
-    // And when it can, it comes soon.
+    // When a relay can start, it starts soon.
     end_thief(&mut client, thief);
     wait_for_relay(&cluster);
 }
 
 const MESSAGES: i64 = 400;
 
-/// Hears so many messages, in their order.
+/// Hears MESSAGES messages, and asserts their order.
 fn hear_all(client: &mut Client) {
     let mut heard = Vec::new();
     let mut notifications = client.notifications();
@@ -276,7 +276,8 @@ fn hear_all(client: &mut Client) {
     assert_eq!(heard, (1..=MESSAGES).collect::<Vec<_>>());
 }
 
-/// A listener that stays in its transaction has NOTIFY's queue fill. When it has read on, everybody hears what waited.
+/// A listener that stays in its transaction makes NOTIFY's queue fill. When it has read on, each listener hears
+/// what waited.
 #[test]
 fn a_queue_of_notify_that_was_full_is_gone_on_with() {
     if installed_with(&[]).client().one::<bool>("SELECT current_setting('server_version_num')::int < 170000")
@@ -288,7 +289,7 @@ fn a_queue_of_notify_that_was_full_is_gone_on_with() {
     listener.batch_execute("SELECT oban_listen_channels('{sonar}')").unwrap();
     let mut other = cluster.client();
     other.batch_execute("SELECT oban_listen_channels('{sonar}')").unwrap();
-    // A client that does not read has its session stand still, too.
+    // The session of a client that does not read stands still, too.
     let other = std::thread::spawn(move || hear_all(&mut other));
     listener.batch_execute("BEGIN; SELECT 1").unwrap();
     let mut client = cluster.client();
@@ -310,7 +311,8 @@ fn a_queue_of_notify_that_was_full_is_gone_on_with() {
     assert!(delay < Duration::from_secs(20), "{delay:?}");
 }
 
-/// A transaction that is larger than NOTIFY's queue fails and leaves the queue full of what nobody is told of.
+/// A transaction that is larger than NOTIFY's queue fails. It leaves the queue full of messages that are never
+/// sent.
 #[test]
 fn a_queue_of_notify_that_a_failed_transaction_has_filled_is_emptied() {
     let cluster = installed_with(&[]);
@@ -332,7 +334,8 @@ fn a_queue_of_notify_that_a_failed_transaction_has_filled_is_emptied() {
     assert_eq!(number(next.payload()), Some(1));
 }
 
-/// More databases than rings: the others send natively, say so, and get one that is given back.
+/// There are more databases than rings. A database without a ring sends natively, says so, and gets a ring that is
+/// given back.
 #[test]
 fn databases_take_rings_as_they_need_them() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.max_rings = 2"]);
@@ -350,12 +353,12 @@ fn databases_take_rings_as_they_need_them() {
         let row = client.query_one("SELECT ok, detail FROM oban_check() WHERE item = 'ring'", &[]).unwrap();
         (row.get(0), row.get(1))
     };
-    // Extensions, members and counters alone take none.
+    // The extension, members and counters take no ring.
     clients[0].batch_execute("SELECT oban_join('a')").unwrap();
     assert_eq!(stat(&mut clients[0], "ring_bytes"), 0);
     assert!(stat(&mut clients[0], "elections") > 0);
     assert!(check(&mut clients[0]).1.contains("one of 2"), "{:?}", check(&mut clients[0]));
-    // The first message takes one, and the relay that was there before sends it.
+    // The first message takes a ring. The relay that ran before sends the message.
     let send = "INSERT INTO oban_jobs (worker, queue) VALUES ('w', 'q')";
     let mut listener = cluster.client_of("three");
     listener.batch_execute("SELECT oban_listen_channels('{insert}')").unwrap();
@@ -366,10 +369,10 @@ fn databases_take_rings_as_they_need_them() {
     assert_eq!(heard(&mut listener).len(), 1);
     assert!(stat(&mut clients[2], "relayed") > 0);
     assert_eq!(check(&mut clients[2]), (true, "this database has one".into()));
-    // So does the first reader.
+    // The first reader takes a ring as well.
     clients[1].one::<i64>("SELECT oban_position()");
     assert!(stat(&mut clients[1], "ring_bytes") > 0);
-    // None is left.
+    // No ring is left.
     let (ok, detail) = check(&mut clients[0]);
     assert!(!ok && detail.contains("obanrs.max_rings"), "{detail}");
     for sql in ["SELECT oban_position()", "SELECT * FROM oban_poll()", "CALL oban_wait(timeout => '0')"] {
@@ -384,9 +387,9 @@ fn databases_take_rings_as_they_need_them() {
     clients[0].batch_execute(send).unwrap();
     clients[0].batch_execute("SELECT oban_notify('insert', '{}')").unwrap();
     assert_eq!(heard(&mut native).len(), 2);
-    // With the fence of `heard`.
+    // The third is the last message that `heard` sends.
     assert_eq!((stat(&mut clients[0], "native"), stat(&mut clients[0], "native_fallbacks")), (3, 3));
-    // What a database gives back another one gets, with nothing of the first in it.
+    // Another database gets the ring that was given back, without any entry of the first database.
     clients[2].batch_execute("DROP EXTENSION obanrs CASCADE").unwrap();
     wait_until("a ring is free", || check(&mut clients[0]).0);
     let position: i64 = clients[0].one("SELECT oban_position()");

@@ -1,4 +1,4 @@
-//! Tables of Oban's: what `oban_install` makes, what it adopts, what it takes back.
+//! Tables of Oban's: what does `oban_install` make, what does it adopt, and what does it take back?
 
 use std::collections::BTreeMap;
 
@@ -6,14 +6,14 @@ use postgres::Client;
 
 use crate::support::{Ask, Cluster, code, wait_until};
 
-/// Schemas that real Obans left: tests/fixtures/oban/README.md.
+/// Returns a schema that a real Oban left: see tests/fixtures/oban/README.md.
 fn fixture(name: &str) -> String {
     let file = format!("tests/fixtures/oban/{name}.sql");
     std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{file}: {e}"))
 }
 
-/// The schema of a database as pg_dump prints it, a statement or column a line; extensions and their
-/// members are left out, as `--schema` does.
+/// Returns the schema of a database as pg_dump prints it, with a line for each statement or column. As with
+/// `--schema`, extensions and their members are left out.
 fn dump(cluster: &Cluster, database: &str, prefix: &str) -> Vec<String> {
     let mut pg_dump = cluster.program("pg_dump");
     pg_dump.args(["--schema-only", "--schema", &format!("\"{prefix}\""), database]);
@@ -24,7 +24,7 @@ fn dump(cluster: &Cluster, database: &str, prefix: &str) -> Vec<String> {
     lines.filter(|l| !l.is_empty() && !l.starts_with("--") && !l.starts_with('\\')).collect()
 }
 
-/// What is only in the one dump, and what is only in the other.
+/// Returns the lines that only the one dump has, and those that only the other has.
 fn difference(before: &[String], after: &[String]) -> (Vec<String>, Vec<String>) {
     let mut counts = BTreeMap::<&str, i32>::new();
     before.iter().for_each(|l| *counts.entry(l).or_default() -= 1);
@@ -41,7 +41,7 @@ fn database(cluster: &Cluster, name: &str) -> Client {
     client
 }
 
-/// The one thing that was heard.
+/// The last notification that was heard.
 fn heard(client: &mut Client) -> Option<postgres::Notification> {
     crate::support::heard(client).pop()
 }
@@ -53,7 +53,7 @@ fn trigger(prefix: &str) -> String {
     )
 }
 
-/// On oban_peers, in the order of a dump.
+/// The triggers on oban_peers, in the order of a dump.
 fn peers_triggers(prefix: &str) -> Vec<String> {
     let events = [
         ("end AFTER INSERT OR TRUNCATE", "STATEMENT"),
@@ -69,7 +69,7 @@ fn peers_triggers(prefix: &str) -> Vec<String> {
     events.into_iter().map(trigger).collect()
 }
 
-/// A real Oban finds nothing to migrate: only `oban_peers` is another, and that as promised.
+/// A real Oban finds nothing to migrate. Only `oban_peers` differs, in the ways that the documents say.
 #[test]
 fn what_is_made_is_what_migration_14_makes() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
@@ -117,12 +117,12 @@ fn what_real_obans_made_is_adopted_as_it_is() {
         let quoted = if prefix == "public" { "public" } else { "\"my-jobs\"" };
         assert!(new(&trigger(quoted)) && new("term bigint") && new("boot bigint"), "{real}: {added:?}");
         assert!(peers_triggers(quoted).iter().all(|t| new(t)), "{real}: {added:?}");
-        // Oban for Python has a table of its own for its leaders, and none of this name.
+        // Oban for Python has a table of another name for its leaders.
         let peers_is_new = new("CREATE TABLE public.oban_peers (");
         assert_eq!(peers_is_new, real == "python-0.7.0", "{added:?}");
         assert!(peers_is_new || added.len() == 6, "{real}: {added:?}");
 
-        // It works, whatever the columns' types are.
+        // The extension works with these types of columns.
         client.batch_execute(&format!("SET search_path = public, {quoted}")).unwrap();
         client.execute("SELECT oban_join('a', prefix => $1)", &[&prefix]).unwrap();
         wait_until("it leads", || client.one(&format!("SELECT oban_is_leader(prefix => '{prefix}')")));
@@ -179,7 +179,7 @@ fn postgres_quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Whichever table it is that can't be had, nothing is half done.
+/// When a table can't be locked, `oban_install` leaves nothing half done, whichever table it is.
 #[test]
 fn a_lock_that_is_not_had_leaves_nothing_half_done() {
     let cluster = Cluster::with_extension();
@@ -205,7 +205,7 @@ fn a_lock_that_is_not_had_leaves_nothing_half_done() {
     client.batch_execute("SELECT oban_install()").unwrap();
 }
 
-/// DROP EXTENSION says what depends on it and does nothing; CASCADE takes the triggers, never a table.
+/// DROP EXTENSION names what depends on it and does nothing. With CASCADE it drops triggers, and never a table.
 #[test]
 fn dropping_the_extension_names_the_tables_that_depend_on_it() {
     let cluster = Cluster::installed();
@@ -229,7 +229,8 @@ fn dropping_the_extension_names_the_tables_that_depend_on_it() {
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 2);
 }
 
-/// The owner of a database dumps it, who is no superuser; restoring, which creates the extension, takes one.
+/// The owner of a database can dump it without being a superuser. A restore creates the extension, and needs a
+/// superuser.
 #[test]
 fn a_databases_owner_can_dump_it() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
@@ -242,7 +243,7 @@ fn a_databases_owner_can_dump_it() {
     assert!(dumped.status.success(), "{}", String::from_utf8_lossy(&dumped.stderr));
 }
 
-/// A database goes into a dump and comes back: tables, triggers, and terms that go on rising.
+/// A database is dumped and restored: its tables and triggers are the same, and terms go on rising.
 #[test]
 fn dump_and_restore_keep_prefixes_and_terms() {
     let cluster = Cluster::installed();
@@ -270,8 +271,8 @@ fn dump_and_restore_keep_prefixes_and_terms() {
     client.batch_execute("SELECT oban_listen_channels('{insert}', 'Other')").unwrap();
     client.batch_execute("INSERT INTO \"Other\".oban_jobs (worker) VALUES ('w')").unwrap();
     assert_eq!(heard(&mut client).expect("it is heard").channel(), "Other.oban_insert");
-    // The row of the other database's leader came along: it holds until its lease ends, and it is no
-    // member here. Another name has a leader at once, above all terms that were ever seen.
+    // The dump had the row of the leader in the other database. That row holds until its lease ends, and is no
+    // member here. Another name has a leader at once, with a term above all earlier ones.
     client.batch_execute("SELECT oban_join('b', 'Another')").unwrap();
     wait_until("it leads", || client.one("SELECT oban_is_leader('Another')"));
     assert!(client.one::<i64>("SELECT oban_term('Another')") > term);

@@ -1,5 +1,7 @@
-//! A prefix is a schema, not a name: what becomes of members and leaders when schemas and tables are renamed, moved,
-//! dropped and made anew. What a leader believes is asked right after the commit, without waiting: nothing may come
+//! A prefix is a schema, not a name: what becomes of members and leaders when schemas and tables are renamed,
+//! moved, dropped and made anew?
+//!
+//! The tests ask right after the commit, without waiting, whether a member believes that it leads: nothing may come
 //! in between.
 
 use postgres::Client;
@@ -8,7 +10,7 @@ use crate::support::{Ask, Cluster, code, heard, wait_until};
 
 const APP: &str = "SELECT oban_install('app')";
 
-/// A server with prefix `app`, a session whose member leads there, and another session.
+/// Starts a server with the prefix `app`. Returns a session whose member leads there, and another session.
 fn led() -> (Cluster, Client, Client) {
     let cluster = Cluster::installed();
     let mut admin = cluster.client();
@@ -35,7 +37,7 @@ fn leader(client: &mut Client, prefix: &str) -> Option<String> {
     client.query_opt("SELECT node FROM oban_leader(prefix => $1)", &[&prefix]).unwrap().map(|row| row.get(0))
 }
 
-/// Prefix, node and whether it leads.
+/// The members: prefix, node, and whether each leads.
 fn members(client: &mut Client) -> Vec<(String, String, bool)> {
     let rows =
         client.query("SELECT prefix, node, leader FROM oban_members ORDER BY prefix, node", &[]).unwrap();
@@ -51,7 +53,7 @@ fn member(prefix: &str, node: &str, leads: bool) -> (String, String, bool) {
     (prefix.into(), node.into(), leads)
 }
 
-/// The table as Oban's own migration makes it: without the columns and triggers that oban_install adds.
+/// The table as Oban's own migration makes it, without the columns and triggers that oban_install adds.
 const PEERS_OF_OBAN: &str = "CREATE UNLOGGED TABLE app.oban_peers (name text PRIMARY KEY, node text NOT NULL,
     started_at timestamp NOT NULL, expires_at timestamp NOT NULL)";
 
@@ -76,7 +78,7 @@ fn members_and_leaders_follow_a_renamed_schema() {
     leader_session.batch_execute(&fence).unwrap();
     assert_eq!(code(&mut admin, "SELECT oban_leader(prefix => 'app')"), "3F000");
 
-    // Its end is announced under the new name, and a schema of the old one has nothing of it.
+    // The end is announced under the new name. A schema with the old name has no leader.
     admin.batch_execute("SELECT oban_install('app')").unwrap();
     other
         .batch_execute(
@@ -121,7 +123,7 @@ fn a_dropped_schema_ends_all_of_it() {
     let mut leased = cluster.client();
     let leased_id: i64 = leased.one("SELECT oban_join('web.2', lease => '1 h', prefix => 'app')");
     leased.batch_execute("SELECT oban_gossip_put('web.2', 'media', prefix => 'app')").unwrap();
-    // A drop that is rolled back ends nothing, also within a savepoint of a transaction that commits.
+    // A drop that is rolled back ends nothing. Neither does one within a savepoint of a transaction that commits.
     for sql in [
         "BEGIN; DROP SCHEMA app CASCADE; ROLLBACK",
         "BEGIN; SAVEPOINT s; DROP SCHEMA app CASCADE; ROLLBACK TO s; CREATE TABLE x (); DROP TABLE x; COMMIT",
@@ -152,7 +154,7 @@ fn a_dropped_schema_ends_all_of_it() {
     assert!(leads(&mut bound, "app"), "it is a member again");
 }
 
-/// Each way to take the table away, and one to bring a table back.
+/// Each way to take the table away is followed by a way to bring one back.
 #[test]
 fn a_table_that_goes_takes_its_leaders_along() {
     for (away, back) in [
@@ -186,14 +188,15 @@ fn a_table_that_goes_takes_its_leaders_along() {
         admin.batch_execute(back).unwrap();
         admin.batch_execute(APP).unwrap();
         wait_until("it leads again", || leads(&mut session, "app"));
-        // A row that comes back with its table is the same leadership.
+        // A row that comes back with its table is the same leadership, with the same term or a later one.
         assert!(term(&mut session, "app") >= before, "{away}");
         let found = "SELECT count(*) FROM oban_check() WHERE item = 'leaders of app' AND ok";
         wait_until("oban_check agrees", || admin.one::<i64>(found) == 1);
     }
 }
 
-/// Nothing tells of what is done to such a table. What a member believes ends soon, long before half of its lease.
+/// No trigger tells of changes of such a table. A member stops believing that it leads soon, long before half of
+/// its lease.
 #[test]
 fn a_table_without_its_triggers_is_believed_for_a_moment() {
     for unguard in [
@@ -221,7 +224,7 @@ fn a_table_without_its_triggers_is_believed_for_a_moment() {
     }
 }
 
-/// Any role may make temporary tables, so any role may write to a schema of its own.
+/// Any role may create temporary tables, so any role may write to a schema of its own.
 #[test]
 fn a_schema_of_postgres_is_no_prefix() {
     let cluster = Cluster::installed();
@@ -257,7 +260,7 @@ fn a_rolled_back_drop_ends_nothing() {
     }
 }
 
-/// What Oban's migration does below version 11 and up again, and a real node that leads in its table.
+/// Oban's migration goes below version 11 and up again, and a real node leads in its table.
 #[test]
 fn views_agree_on_a_table_that_oban_has_made_anew() {
     let (_cluster, mut session, mut admin) = led();
@@ -272,7 +275,7 @@ fn views_agree_on_a_table_that_oban_has_made_anew() {
         admin.one("SELECT detail FROM oban_check() WHERE item = 'leaders of app' AND NOT ok");
     assert!(detail.contains("ex leads Oban"), "{detail}");
 
-    // Installed again, ours waits until the other's lease is over.
+    // The prefix is installed again. The member waits until the foreign lease is over.
     admin.batch_execute(APP).unwrap();
     wait_until("the keeper knows", || admin.one("SELECT ok FROM oban_check() WHERE item = 'leaders of app'"));
     assert!(!leads(&mut session, "app"));
@@ -280,7 +283,7 @@ fn views_agree_on_a_table_that_oban_has_made_anew() {
     wait_until("it leads", || leads(&mut session, "app"));
 }
 
-/// The table is dropped and made in one transaction: there is no moment without one.
+/// One transaction drops and creates the table, so the table is never missing.
 #[test]
 fn a_replaced_table_has_its_own_election() {
     let (_cluster, mut session, mut admin) = led();
@@ -290,7 +293,7 @@ fn a_replaced_table_has_its_own_election() {
     assert!(term(&mut session, "app") > before);
     assert_eq!(leader(&mut admin, "app").as_deref(), Some("web.1"));
 
-    // A foreign leader that is there from the first moment on is respected.
+    // A foreign leader that is there from the first moment is respected.
     admin
         .batch_execute(&format!(
             "BEGIN; DROP TABLE app.oban_peers; {PEERS_OF_OBAN}; {FOREIGN_LEADER}; COMMIT"
@@ -321,7 +324,7 @@ fn prepared_transactions_end_what_they_drop() {
     assert!(leads(&mut session, "app"));
 }
 
-/// Joining acts at once, also where the schema is not committed yet.
+/// Joining acts at once, also when the schema is not committed yet.
 #[test]
 fn a_member_may_join_in_the_transaction_that_creates_the_schema() {
     let cluster = Cluster::installed();
@@ -340,7 +343,7 @@ fn a_member_may_join_in_the_transaction_that_creates_the_schema() {
     assert_eq!(members(&mut session), [member("new", "web.1", true)]);
 }
 
-/// Any role may make a temporary table with the trigger on it. Nobody else sees that table.
+/// Any role may create a temporary table with the trigger on it. No other session sees that table.
 #[test]
 fn wake_ups_of_temporary_tables_take_no_room() {
     let cluster = Cluster::installed();
@@ -360,7 +363,7 @@ fn wake_ups_of_temporary_tables_take_no_room() {
     assert_eq!(stranger.one::<i64>("SELECT count(*) FROM t"), 100);
 }
 
-/// Cheap statements of a role without rights on a prefix do not make the keeper renew the rows of others.
+/// Cheap statements of a role without rights on a prefix do not make the keeper renew others' rows.
 #[test]
 fn statements_of_strangers_renew_nobodys_lease() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_prepared_transactions = 2"]);
@@ -379,7 +382,7 @@ fn statements_of_strangers_renew_nobodys_lease() {
             (0..70).map(|n| format!("CREATE TEMP TABLE t{n} (i int primary key);")).collect();
         stranger.batch_execute(&format!("BEGIN; {tables} COMMIT; DISCARD TEMP")).unwrap();
     }
-    // The keeper has looked at what there was to look at.
+    // When this join returns, the keeper has been through a pass.
     join(&mut stranger_member(&cluster), "other", "other");
     assert_eq!(admin.one::<String>(expires), before);
     assert!(leads(&mut session, "app"));
@@ -391,7 +394,7 @@ fn stranger_member(cluster: &Cluster) -> Client {
     client
 }
 
-/// A table that was away comes back with the row of a leadership that others have succeeded.
+/// A table comes back with the row of an earlier leadership. Meanwhile there was a later term.
 #[test]
 fn a_row_that_comes_back_after_a_later_term_leads_no_more() {
     let (_cluster, mut session, mut admin) = led();
@@ -408,7 +411,7 @@ fn a_row_that_comes_back_after_a_later_term_leads_no_more() {
     wait_until("it leads in the old table", || term(&mut session, "app") > Some(second));
 }
 
-/// More than the lists of a transaction hold.
+/// The transaction drops more schemas than its lists hold.
 #[test]
 fn a_transaction_may_drop_many_schemas() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_locks_per_transaction = 512"]);
@@ -426,14 +429,15 @@ fn a_transaction_may_drop_many_schemas() {
     for n in 0..70 {
         assert!(!leads(&mut session, &format!("s{n}")));
     }
-    // Those that the lists did not hold are forgotten by the keeper: nobody is a member when a name comes back.
+    // The keeper forgets members of schemas that the lists did not hold. When such a name comes back, it has no
+    // members.
     wait_until("no member is left", || {
         admin.batch_execute("SELECT oban_install('s69')").unwrap();
         members(&mut admin).is_empty()
     });
 }
 
-/// 1,024 members for all: one role may have a quarter of them.
+/// All members share a table of 1,024 places. One role may have a quarter of them.
 #[test]
 fn one_role_does_not_take_all_members() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.max_members = 40"]);
@@ -457,7 +461,7 @@ fn one_role_does_not_take_all_members() {
     assert!(error.hint().unwrap().contains("obanrs.role_share"), "{error:?}");
     let of_tenant = "SELECT count(*) FROM oban_members WHERE prefix = 'app'";
     assert_eq!(admin.one::<i64>(of_tenant), 10);
-    // Those that are there renew, and may be replaced; another role and the owner of the database have room.
+    // Members of that role may renew and may be replaced. Another role and the owner of the database have room.
     tenant.batch_execute("SELECT oban_renew(member) FROM oban_members").unwrap();
     tenant.batch_execute("SELECT oban_join('n1', 'N1', '1 day', true, 'app')").unwrap();
     let mut other = cluster.client_as("postgres", "other");
@@ -469,7 +473,7 @@ fn one_role_does_not_take_all_members() {
         "53400",
         "the table is full"
     );
-    // Who leaves gives room.
+    // A member that leaves makes room.
     tenant.batch_execute("SELECT oban_leave(member) FROM oban_members WHERE prefix = 'app'").unwrap();
     tenant.batch_execute(&joins.replace("11", "10")).unwrap();
 }

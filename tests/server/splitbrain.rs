@@ -1,6 +1,8 @@
-//! Never two leaders, whatever stops, dies and lies: members of both kinds and foreign nodes of all forms write
-//! as leaders under their fences, while clients and the keeper are stopped and killed, the server restarts, and
-//! rows are deleted. Each keeps writing with the terms that it once got.
+//! Are there never two leaders, whatever stops, dies and lies?
+//!
+//! Members of both kinds and foreign nodes of all forms write as leaders under their fences. Meanwhile clients and
+//! the keeper are stopped and killed, the server restarts, and rows are deleted. Each writer keeps writing with the
+//! terms that it once got.
 
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
@@ -15,7 +17,7 @@ use crate::support::elixir::{Form, elect};
 use crate::support::history::{self, SCHEMA, Write, check};
 use crate::support::{Cluster, wait_for, wait_until};
 
-/// Numbers that look random, the same in each run.
+/// Pseudo-random numbers, the same in each run.
 pub struct Dice(pub u64);
 
 impl Dice {
@@ -28,7 +30,7 @@ impl Dice {
     }
 }
 
-/// A client process that can be stopped: psql, which joins and writes again and again.
+/// Starts a client process that can be stopped: a psql that joins and writes again and again.
 fn process(cluster: &Cluster, node: &str, leased: bool) -> Child {
     let (lease, term) = if leased { ("lease => '1 s', ", "oban_renew(:m)") } else { ("", "oban_term()") };
     let script = format!(
@@ -40,12 +42,12 @@ fn process(cluster: &Cluster, node: &str, leased: bool) -> Child {
     let mut child =
         psql.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("psql starts");
     let mut input = child.stdin.take().expect("a pipe");
-    // It may have ended already, as the server is restarting; then there is another one soon.
+    // The process may have ended already because the server restarts. Then another one starts soon.
     let _ = input.write_all(script.as_bytes());
     child
 }
 
-/// A thread that works until it is told to stop, with a new connection whenever it lost one.
+/// Starts a thread that runs `work` until `stop`, with a new connection after each lost one.
 fn thread(
     connect: impl Fn() -> Option<Client> + Send + 'static,
     stop: &Arc<AtomicBool>,
@@ -64,7 +66,7 @@ fn thread(
                 if let Err(e) = work(&mut client, &mut dice)
                     && let Some(e) = e.as_db_error().filter(|e| e.severity() == "ERROR")
                 {
-                    // Lost elections, members that lapsed, races of the statements themselves.
+                    // These are lost elections, members that lapsed, and races of the statements themselves.
                     let expected = ["40001", "40P01", "55000", "23505", "25P02"];
                     assert!(
                         expected.contains(&e.code().code()) || e.code().code().starts_with("57"),
@@ -76,7 +78,7 @@ fn thread(
     })
 }
 
-/// To a process that may have ended meanwhile.
+/// Sends a signal to a process that may have ended meanwhile.
 fn signal(signal: &str, pid: i32) {
     let kill = format!("kill -s {signal} {pid}");
     let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
@@ -95,7 +97,7 @@ fn run(seconds: u64) {
         move || cluster.try_client("postgres", "postgres").ok()
     };
 
-    // Pooled: whichever connection, and a term that may be old when it is used.
+    // A pooled member uses any connection, and its term may be old when it writes.
     let pooled = |client: &mut Client, dice: &mut Dice| {
         let member: i64 = client
             .query_one("SELECT oban_join('pooled', lease => '1 s', replace => true, candidate => true)", &[])?
@@ -111,7 +113,7 @@ fn run(seconds: u64) {
         Ok(())
     };
     let mut threads = vec![thread(connect(), &stop, pooled, 1)];
-    // Foreign: whether it believes that it leads is up to its upsert; what it writes with is its own term.
+    // A foreign node's upsert decides whether the node believes that it leads. It writes with its own term.
     let foreign = [
         ("elixir-old", Form::ByName, "5 hours"),
         ("elixir-new", Form::ByNode, "-5 hours"),
@@ -119,7 +121,7 @@ fn run(seconds: u64) {
     ];
     for (i, (node, form, skew)) in foreign.into_iter().enumerate() {
         let work = move |client: &mut Client, dice: &mut Dice| {
-            // Now and then it is handed the leadership, by an UPDATE of whatever row is there.
+            // At times an UPDATE hands the leadership over to the node.
             let hand_over = "UPDATE oban_peers SET node = $1, expires_at = timezone('UTC', clock_timestamp()) + interval '30 s'
                              WHERE name = 'Oban'";
             let leads = match dice.below(5) {
@@ -192,7 +194,7 @@ fn run(seconds: u64) {
             _ => dice.pause(500),
         }
     }
-    // The storm is over: there is a leader within the stated time, which is a lease and an election.
+    // There is a leader again within the stated time, which is a lease and an election.
     let mut watch = wait_for("the server is up", || cluster.try_client("postgres", "postgres").ok());
     let led = "SELECT count(*) = 1 FROM oban_leader()";
     wait_until("somebody leads", || watch.query_one(led, &[]).is_ok_and(|r| r.get(0)));
@@ -206,7 +208,7 @@ fn run(seconds: u64) {
     if let Err(wrong) = check(&history) {
         panic!("{wrong}\nof {} writes", history.len());
     }
-    // It is no proof if nothing happened.
+    // The run proves nothing if nothing happened.
     let wrote = |node: &str| history.iter().filter(|w| w.node.starts_with(node)).count();
     let all = ["bound", "leased", "pooled", "elixir-old", "elixir-new", "elixir-now"];
     let counts: Vec<(&str, usize)> = all.iter().map(|node| (*node, wrote(node))).collect();
@@ -220,7 +222,7 @@ fn run(seconds: u64) {
     );
     assert!(terms.len() > seconds as usize / 4 && restarts > 0, "{} terms, {restarts} restarts", terms.len());
 
-    // The same checker, with a leader planted that believes what it once heard: it writes without a fence.
+    // The checker also gets a planted writer, which writes without a fence because it believes that it still leads.
     let last = history.iter().max_by_key(|w| w.entered).expect("there are some");
     let lie = format!(
         "INSERT INTO history VALUES ('liar', {}, to_timestamp({}), to_timestamp({}))",
@@ -244,7 +246,7 @@ fn soak_never_two_leaders() {
     run(seconds);
 }
 
-/// What the checker is there for.
+/// The checker refuses each history that has two leaders.
 #[test]
 fn the_checker_finds_planted_double_leaders() {
     let write = |node: &str, term, entered, left| Write { node: node.into(), term, entered, left };
@@ -265,6 +267,6 @@ fn the_checker_finds_planted_double_leaders() {
             "{wrong:?}: {found}"
         );
     }
-    // A long write of an earlier term that shorter ones of the same term hide.
+    // Shorter writes of the same term hide a long write of an earlier term.
     assert!(check(&[write("a", 1, 0, 100), write("a", 1, 1, 2), write("b", 2, 50, 60)]).is_err());
 }

@@ -1,8 +1,8 @@
-//! What one tenant of a server may do to the others: nothing.
+//! What may one tenant of a server do to the others? Nothing.
 
 use crate::support::{Ask, Cluster, code, wait_until};
 
-/// A prefix of a role that is no superuser, with a trigger on its oban_peers that runs `body`.
+/// Creates a prefix of a role that is no superuser, with a trigger on its oban_peers that runs `body`.
 fn mallory(cluster: &Cluster, body: &str) -> postgres::Client {
     let mut root = cluster.client();
     root.batch_execute("CREATE ROLE mallory LOGIN; CREATE SCHEMA m AUTHORIZATION mallory; GRANT CREATE ON DATABASE postgres TO mallory").unwrap();
@@ -17,8 +17,8 @@ fn mallory(cluster: &Cluster, body: &str) -> postgres::Client {
     mallory
 }
 
-/// The keeper is a superuser. What runs on a table of a user's runs as its owner, and can't leave
-/// behind a setting that makes the keeper run the owner's operators later.
+/// The keeper is a superuser. Code on a user's table runs as the table's owner. It can't leave a setting behind
+/// that makes the keeper run the owner's operators later.
 #[test]
 fn a_tables_owner_gets_nothing_from_the_keeper() {
     let cluster = Cluster::installed();
@@ -109,8 +109,8 @@ fn settings_of_a_database_do_not_bind_its_keeper() {
     wait_until("it leads", || client.one("SELECT oban_is_leader()"));
 }
 
-/// Access methods do not know that a database is read-only: the keeper leaves such a one alone, whether it
-/// was so before the keeper began or becomes so later.
+/// Access methods do not know that a database is read-only. So the keeper does not write to such a database,
+/// whether it was read-only before the keeper began or becomes so later.
 #[test]
 fn a_database_that_is_read_only_by_default_is_left_alone() {
     let cluster = Cluster::installed();
@@ -137,14 +137,15 @@ fn a_database_that_is_read_only_by_default_is_left_alone() {
         client.query_one("SELECT oban_leave($1)", &[&id]).unwrap();
         wait_until("its row is gone", || client.one("SELECT count(*) = 0 FROM oban_peers"));
     }
-    // The keeper began with the database's setting. What the server's configuration says holds for a new one.
+    // The keeper began with the setting of the database. A new keeper takes the setting of the server's
+    // configuration.
     client.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on").unwrap();
     client.batch_execute("SELECT pg_reload_conf()").unwrap();
     client.batch_execute(kill).unwrap();
     let mut client = cluster.client();
     client.batch_execute("SET default_transaction_read_only = off; SELECT oban_join('a')").unwrap();
     assert!(!client.one::<bool>("SELECT oban_is_leader()"));
-    // A default can be overridden for one database, also beneath a keeper that has it.
+    // One database can override the default while its keeper runs.
     client.batch_execute("ALTER DATABASE postgres SET default_transaction_read_only = off").unwrap();
     wait_until("it leads", || client.one("SELECT oban_is_leader()"));
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_peers"), 1);
@@ -185,7 +186,7 @@ fn a_forged_term_does_not_use_up_the_terms_of_the_database() {
     assert!(term < 2 << 40, "{term}");
 }
 
-/// What a query gives that waits for a lock, when `act` happens meanwhile and ends the wait.
+/// Runs a query that waits for a lock, and `act` meanwhile, which ends the wait. Returns the query's result.
 fn while_it_waits(
     cluster: &Cluster,
     client: &mut postgres::Client,
@@ -203,9 +204,9 @@ fn while_it_waits(
     })
 }
 
-/// What a role was allowed, and what a table was, may have changed by the time its lock is had.
+/// A role's rights and a table's kind may change while a query waits for the table's lock.
 #[test]
-fn who_waited_for_a_lock_is_asked_again() {
+fn rights_are_tested_again_after_a_wait_for_a_lock() {
     let cluster = Cluster::installed();
     let mut root = cluster.client();
     root.batch_execute(
@@ -230,7 +231,7 @@ fn who_waited_for_a_lock_is_asked_again() {
     }
 }
 
-/// An old snapshot shows old names; rights are those of now.
+/// An old snapshot shows old names. The rights of now count.
 #[test]
 fn an_old_snapshot_gives_nobody_the_rows_of_others() {
     let cluster = Cluster::with_extension();
@@ -244,7 +245,7 @@ fn an_old_snapshot_gives_nobody_the_rows_of_others() {
     assert_eq!(code(&mut landlord, "SELECT * FROM oban_leader(prefix => 's')"), "42501");
     let mut other = cluster.client_as("postgres", "landlord");
     for ask in ["SELECT node FROM oban_leader(prefix => 's')", "SELECT node FROM oban_leadership"] {
-        // Each way in which this session may come to know of the change, or not yet.
+        // In some of these ways the session learns of the change, and in others it does not yet.
         for look in ["SELECT count(*) FROM pg_class", "SELECT 's.oban_jobs'::regclass"] {
             landlord.batch_execute(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {look}")).unwrap();
             other
@@ -252,7 +253,7 @@ fn an_old_snapshot_gives_nobody_the_rows_of_others() {
                     "ALTER SCHEMA s RENAME TO hidden; CREATE SCHEMA s; CREATE TABLE s.oban_jobs (queue text)",
                 )
                 .unwrap();
-            landlord.batch_execute("SELECT FROM t").unwrap(); // a lock, with which it hears of changes
+            landlord.batch_execute("SELECT FROM t").unwrap(); // this lock makes the session hear of changes
             let asked = landlord.query(ask, &[]);
             assert!(asked.as_ref().map_or(true, Vec::is_empty), "{ask}: {asked:?}");
             landlord.batch_execute("ROLLBACK").unwrap();
@@ -261,14 +262,14 @@ fn an_old_snapshot_gives_nobody_the_rows_of_others() {
     }
 }
 
-/// Until 15 a rule makes a view of an empty table, which then has nothing to scan: also when that happens
-/// while its lock is waited for.
+/// Until Postgres 15 a rule turns an empty table into a view, which can't be scanned. That may also happen while a
+/// query waits for the table's lock.
 #[test]
 fn a_table_that_becomes_a_view_harms_nobody() {
     let cluster = Cluster::with_extension();
     let mut owner = mallory(&cluster, "NULL");
     if owner.one::<bool>("SELECT current_setting('server_version_num')::int >= 160000") {
-        return; // such a rule is refused
+        return; // later versions refuse such a rule
     }
     let mut reader = cluster.client();
     owner.batch_execute("CREATE TABLE m.src (LIKE m.oban_peers)").unwrap();
@@ -290,7 +291,7 @@ fn a_table_that_becomes_a_view_harms_nobody() {
     }
 }
 
-/// Rows are looked at before they are unpacked, and not all of them if there are very many.
+/// The keeper looks at rows before it unpacks them. It does not look at all of them if there are very many.
 #[test]
 fn a_huge_row_is_not_read_for_anybody() {
     let cluster = Cluster::with_extension();
@@ -309,7 +310,7 @@ fn a_huge_row_is_not_read_for_anybody() {
     assert!(root.one::<bool>(shown));
 }
 
-/// The keeper's writes fire no user's triggers, whichever role owns the schema and the table.
+/// The keeper's writes fire no triggers of users, whichever role owns the schema and the table.
 #[test]
 fn elections_fire_no_triggers_of_users() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.lease = 1s"]);
@@ -345,8 +346,8 @@ fn elections_fire_no_triggers_of_users() {
     assert_eq!(root.one::<i64>("SELECT count(*) FROM seen"), 0);
 }
 
-/// What one tenant writes into its own table stops nobody else's elections: names in bytes that are no text,
-/// nodes that are far too long.
+/// A tenant may write names with bytes that are no text, and nodes that are far too long. No other tenant's
+/// elections stop.
 #[test]
 fn odd_rows_stop_nobodys_elections() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.lease = 1s"]);
@@ -368,7 +369,7 @@ fn odd_rows_stop_nobodys_elections() {
         };
         let odd = if encoding == "SQL_ASCII" { "E'\\xe9'".to_owned() } else { odd };
         let odd = if encoding == "LATIN1" { "chr(233)".to_owned() } else { odd };
-        // Then changes of leader are told.
+        // Changes of leader are announced then.
         let mut listener = cluster.client_of(encoding);
         listener.batch_execute("LISTEN anything").unwrap();
         client
@@ -385,7 +386,7 @@ fn odd_rows_stop_nobodys_elections() {
         wait_until("the long one's name is free again", || {
             other.one("SELECT oban_is_leader('Long', prefix => 'tenant')")
         });
-        // Over several leases: the keeper lives, and has not been restarted for any of it.
+        // The keeper goes on over several leases, and was not restarted.
         for _ in 0..3 {
             let expires = "SELECT expires_at::text FROM oban_peers";
             let before: String = client.one(expires);
@@ -398,8 +399,8 @@ fn odd_rows_stop_nobodys_elections() {
     }
 }
 
-/// A role with the right TRIGGER on the table can't have its triggers run as the table's owner: neither the
-/// keeper's writes fire them, nor does the write of a new term in the session that inserted the row.
+/// A role with the right TRIGGER on the table can't have its triggers run as the table's owner. The keeper's writes
+/// do not fire them. The write of a new term, in the session that inserted the row, does not fire them either.
 #[test]
 fn triggers_of_others_do_not_run_as_the_tables_owner() {
     let cluster = Cluster::installed();
@@ -425,7 +426,8 @@ fn triggers_of_others_do_not_run_as_the_tables_owner() {
     );
     app.batch_execute("SELECT oban_join('a')").unwrap();
     wait_until("it leads", || app.one("SELECT oban_is_leader()"));
-    // Two rows: the first one's term is not the last that was drawn when it is there, so it gets another.
+    // The statement inserts two rows. When it ends, the first row's term is not the last that was drawn, so it gets
+    // another term.
     app.batch_execute(
         "INSERT INTO oban_peers SELECT n, 'x', now(), now() + interval '1 h' FROM unnest('{A,B}'::text[]) n",
     )
@@ -436,8 +438,8 @@ fn triggers_of_others_do_not_run_as_the_tables_owner() {
     assert_eq!(roles, "app", "its own INSERT fired them, and nothing else");
 }
 
-/// The triggers need no right that an upsert did not need before, and where the keeper's role may not write
-/// the table they let it be.
+/// The triggers need no right that an upsert did not need before. If the keeper's role may not write the table,
+/// they leave it as it is.
 #[test]
 fn foreign_elections_need_no_new_rights() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);

@@ -1,4 +1,4 @@
-//! Messages and the ends of transactions: what is heard is what was committed.
+//! Messages and the ends of transactions: is exactly that heard which was committed?
 
 use postgres::Client;
 
@@ -52,20 +52,20 @@ fn savepoints_exception_blocks_and_rollbacks_take_their_messages_along() {
          END $$");
     assert_eq!(heard(&mut listener), ns(&[2, 4, 5, 6, 8, 10, 11, 13, 15]));
 
-    // Equal ones are sent once, where the first was; one that was rolled back does not count.
+    // Equal messages are sent once, in the place of the first. A message that was rolled back does not count.
     run(&format!("BEGIN; {}; {}; {}; COMMIT", n(1), n(2), n(1)));
     run(&format!("BEGIN; SAVEPOINT s; {}; ROLLBACK TO s; {}; {}; COMMIT", n(3), n(4), n(3)));
     assert_eq!(heard(&mut listener), ns(&[1, 2, 4, 3]));
 }
 
-/// The outbox goes with its session, whichever way that ends, and the next session begins with none.
+/// A session's queued messages end with the session, in whichever way it ends. The next session begins without any.
 #[test]
 fn a_session_that_ends_in_the_middle_sends_nothing() {
     let cluster = Cluster::installed();
     let mut listener = listener(&cluster);
     let mut other = cluster.client();
     let begin = format!("BEGIN; INSERT INTO oban_jobs (worker) VALUES ('w'); SAVEPOINT s; {}", n(1));
-    cluster.client().batch_execute(&begin).unwrap(); // its connection is closed here
+    cluster.client().batch_execute(&begin).unwrap(); // the connection is closed here
     let mut client = cluster.client();
     client.batch_execute(&begin).unwrap();
     let pid: i32 = client.one("SELECT pg_backend_pid()");
@@ -73,7 +73,7 @@ fn a_session_that_ends_in_the_middle_sends_nothing() {
     other.batch_execute(&n(2)).unwrap();
     assert_eq!(heard(&mut listener), ns(&[2]));
 
-    // One that is killed takes the server through a restart. What comes then has nothing old in it.
+    // A session that is killed makes the server restart. No message of before comes after it.
     let mut client = cluster.client();
     client.batch_execute(&begin).unwrap();
     cluster.signal("KILL", client.one("SELECT pg_backend_pid()"));
@@ -86,7 +86,7 @@ fn a_session_that_ends_in_the_middle_sends_nothing() {
     assert_eq!(again.one::<i64>("SELECT count(*) FROM oban_jobs"), 0);
 }
 
-/// A deferred trigger runs within COMMIT, and is still in time.
+/// A deferred trigger runs within COMMIT, and its messages are sent.
 #[test]
 fn what_is_sent_at_the_very_end_is_sent() {
     let cluster = Cluster::installed();
@@ -107,7 +107,7 @@ fn what_is_sent_at_the_very_end_is_sent() {
     assert_eq!(heard(&mut listener), [r#"{"n":1}"#, r#"{"queue":"late"}"#]);
 }
 
-/// A wake-up is a hint and gives way; a message that somebody sent does not vanish in silence.
+/// A wakeup is a hint, and PREPARE TRANSACTION drops it. A message that a call sent does not vanish in silence.
 #[test]
 fn prepare_transaction_drops_wake_ups_and_refuses_messages() {
     let cluster = Cluster::installed();
@@ -131,7 +131,7 @@ fn prepare_transaction_drops_wake_ups_and_refuses_messages() {
         client.batch_execute("ROLLBACK").unwrap();
     }
     assert_eq!(client.one::<i64>("SELECT count(*) FROM pg_prepared_xacts"), 0);
-    // One that was rolled back was not sent.
+    // A message that was rolled back does not stop PREPARE TRANSACTION.
     let undone = format!("BEGIN; SAVEPOINT s; {}; ROLLBACK TO s; PREPARE TRANSACTION 'undone'", n(3));
     client.batch_execute(&undone).unwrap();
     client.batch_execute("ROLLBACK PREPARED 'undone'; ").unwrap();
@@ -168,7 +168,8 @@ fn a_transaction_has_a_limit_which_wake_ups_never_fail_at() {
     assert_eq!(heard(&mut listener), ns(&[1, 2, 3]));
 }
 
-/// Postgres refuses to notify from a parallel worker; a function that claims otherwise is told so.
+/// Postgres refuses to notify from a parallel worker. So does oban_notify, in a function that is wrongly marked as
+/// parallel safe.
 #[test]
 fn a_parallel_worker_is_refused_as_natively() {
     let cluster = Cluster::installed();

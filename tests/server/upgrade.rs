@@ -1,8 +1,7 @@
-//! Updates: a database that went through releases is as one that was made new.
+//! Updates: is a database that went through releases the same as a new one?
 //!
-//! sql/archive holds the install script of each release, as it was when it was released; scripts of
-//! sql/ lead from one to the next. Whoever changes the SQL of a release that is in the archive has to
-//! raise the version and write the script.
+//! sql/archive holds the install script of each release, as it was when it was released. The scripts in sql/ lead
+//! from one release to the next. A change of the SQL of an archived release needs a new version and its script.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +11,7 @@ use postgres::{Client, SimpleQueryMessage};
 
 use crate::support::{Ask, Cluster, extensions_folder};
 
-/// Everything that an extension consists of, a line an object or a property, in order.
+/// Returns everything that an extension consists of, with a line for each object or property, in order.
 const SNAPSHOT: &str = "
     WITH members AS (
         SELECT d.classid, d.objid FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
@@ -49,7 +48,7 @@ fn snapshot(client: &mut Client) -> Vec<String> {
     lines
 }
 
-/// The archived releases, and the file of each.
+/// The archived releases: the version and the file of each.
 fn archive() -> Vec<(String, std::path::PathBuf)> {
     let files = fs::read_dir("sql/archive").expect("sql/archive is there");
     let files =
@@ -61,8 +60,8 @@ fn archive() -> Vec<(String, std::path::PathBuf)> {
     files.map(|path| (version(&path), path)).collect()
 }
 
-/// The archived releases, each under the name by which CREATE EXTENSION finds it: the same version as this one is
-/// beside its own script under another name.
+/// The archived releases, each with the version under which CREATE EXTENSION finds it. The archived script of the
+/// present version lies beside the present script, under another name.
 fn installable() -> &'static [(String, String)] {
     static RELEASES: OnceLock<Vec<(String, String)>> = OnceLock::new();
     RELEASES.get_or_init(|| {
@@ -73,7 +72,7 @@ fn installable() -> &'static [(String, String)] {
             let name = if same { format!("{version}archived") } else { version.clone() };
             let script = extensions_folder().join(format!("obanrs--{name}.sql"));
             fs::copy(&file, &script).unwrap();
-            // The server's user reads it, whatever the umask of the checkout was.
+            // The server's user has to read the script, whatever the umask of the checkout was.
             fs::set_permissions(&script, fs::Permissions::from_mode(0o644)).unwrap();
             (version, name)
         });
@@ -81,7 +80,7 @@ fn installable() -> &'static [(String, String)] {
     })
 }
 
-/// A database that has the extension in the version of this name, and its tables.
+/// Creates a database with the extension in the version of this name, and with its tables.
 fn installed(cluster: &Cluster, name: &str) -> Client {
     cluster.client().batch_execute(&format!("CREATE DATABASE \"from {name}\"")).unwrap();
     let mut client = cluster.client_of(&format!("from {name}"));
@@ -112,7 +111,7 @@ fn update_equals_fresh_install() {
     }
 }
 
-/// What clients of 0.4.0 call, with what comes.
+/// Calls of clients of 0.4.0, and their results.
 const CALLS: &[(&str, &str)] = &[
     ("SELECT oban_install()::text", ""),
     ("SELECT (oban_join('a', 'Old') > 0)::text", "true"),
@@ -145,7 +144,7 @@ const CALLS: &[(&str, &str)] = &[
     ("SELECT oban_uninstall()::text", ""),
 ];
 
-/// Between the new library and ALTER EXTENSION UPDATE.
+/// The library is new, and ALTER EXTENSION UPDATE has not run yet.
 #[test]
 fn an_old_extension_is_served_until_it_is_updated() {
     let cluster = Cluster::with_extension();
@@ -173,7 +172,7 @@ fn an_old_extension_is_served_until_it_is_updated() {
     }
 }
 
-/// What users have made of 0.4.0 outlives the update.
+/// Objects that users have built on those of 0.4.0 outlive the update.
 #[test]
 fn an_update_keeps_rights_owners_settings_and_views() {
     let cluster = Cluster::with_extension();
@@ -201,7 +200,7 @@ fn an_update_keeps_rights_owners_settings_and_views() {
     assert_eq!(client.one::<String>(state), before);
     assert!(before.contains("app=X*/"), "{before}");
     assert_eq!(client.one::<i64>("SELECT count(*) FROM mine"), 0);
-    // The roles can't go while they have rights, and can when these are gone.
+    // The roles can't be dropped while they have rights, and can be dropped afterwards.
     for role in ["app", "other", "the owner"] {
         let refused = client.batch_execute(&format!("DROP ROLE \"{role}\"")).unwrap_err();
         assert_eq!(refused.code().unwrap().code(), "2BP01", "{role}");

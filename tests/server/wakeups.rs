@@ -1,4 +1,4 @@
-//! The insert trigger: who hears of which rows.
+//! The insert trigger: which rows wake which queues?
 
 use postgres::Client;
 
@@ -15,8 +15,8 @@ impl Listener {
         Self { client }
     }
 
-    /// What was heard since the last time, sorted. A notification of our own comes last, so that
-    /// nothing has to be waited for.
+    /// Returns what was heard since the last time, sorted. The last message is one of the test's own, so that the
+    /// test need not wait.
     fn heard(&mut self) -> Vec<String> {
         let heard = crate::support::heard(&mut self.client);
         let mut heard: Vec<String> =
@@ -113,7 +113,7 @@ fn wake_ups_are_turned_off_by_session_transaction_role_database_or_function() {
     let job = |queue: &str| format!("{INSERT} VALUES ('w', '{queue}', 'available')");
     let (off, on) = (job("off"), job("on"));
 
-    // Nothing is sent, to no kind of reader, and nothing is counted.
+    // No reader of any kind gets a message, and no counter changes.
     let start: i64 = admin.one("SELECT oban_position()");
     let before: String = admin.one(counted);
     let mut role = cluster.client_as("postgres", "quiet");
@@ -133,7 +133,7 @@ fn wake_ups_are_turned_off_by_session_transaction_role_database_or_function() {
     assert_eq!(admin.one::<String>(&polled), "[]");
     assert_eq!(listener.heard(), queues(&[]));
 
-    // It ends with its transaction, function or session, and for a role it can be turned on again.
+    // The setting ends with its transaction, function or session. A role for which it is off can turn it on again.
     admin.batch_execute(&on).unwrap();
     assert_eq!(listener.heard(), queues(&["on"]));
     app.batch_execute(&format!("RESET obanrs.wakeups; {on}")).unwrap();
@@ -141,7 +141,7 @@ fn wake_ups_are_turned_off_by_session_transaction_role_database_or_function() {
     role.batch_execute(&format!("SET obanrs.wakeups = on; {on}")).unwrap();
     assert_eq!(listener.heard(), queues(&["on"]));
 
-    // A change in mid-transaction counts from then on, and is rolled back with its savepoint.
+    // A change in the middle of a transaction counts from then on. A rollback to a savepoint takes it back.
     let (first, last) = (job("first"), job("last"));
     app.batch_execute(&format!(
         "BEGIN; {first}; SET obanrs.wakeups = off; {off}; SET obanrs.wakeups = on; {last}; COMMIT"
@@ -154,7 +154,7 @@ fn wake_ups_are_turned_off_by_session_transaction_role_database_or_function() {
     .unwrap();
     assert_eq!(listener.heard(), queues(&["last", "on"]));
 
-    // What is sent by hand goes.
+    // A call of oban_notify sends all the same.
     app.batch_execute(&format!(
         "BEGIN; SET LOCAL obanrs.wakeups = off; {off}; SELECT oban_notify('insert', '{{\"queue\": \"hand\"}}'),
          oban_notify('signal', '{{\"action\": \"pause\"}}'); COMMIT"
@@ -170,7 +170,7 @@ fn wake_ups_are_turned_off_by_session_transaction_role_database_or_function() {
     assert_eq!(code(&mut admin, "SET obanrs.wakeups = 'insert'"), "22023");
 }
 
-/// Without preload the library comes with the first INSERT, and finds what was set before.
+/// Without preload the first INSERT loads the library, which finds the settings of before.
 #[test]
 fn wake_ups_are_turned_off_before_the_library_is_loaded() {
     let cluster = Cluster::start(&[]);
@@ -211,7 +211,7 @@ fn columns_dropped_added_and_reordered() {
         ))
         .unwrap();
     assert_eq!(listener.heard(), queues(&["a"]));
-    // A table that we can make nothing of still takes its rows.
+    // A table whose rows the trigger can't read still takes its rows.
     client.batch_execute("ALTER TABLE oban_jobs RENAME COLUMN queue TO lane").unwrap();
     client.batch_execute("INSERT INTO oban_jobs (lane) VALUES ('a')").unwrap();
     client.batch_execute("ALTER TABLE oban_jobs RENAME COLUMN lane TO queue; ALTER TABLE oban_jobs ALTER COLUMN state TYPE text").unwrap();
@@ -219,7 +219,7 @@ fn columns_dropped_added_and_reordered() {
         .batch_execute("INSERT INTO oban_jobs (queue, state) VALUES ('t', 'available'), ('u', 'scheduled')")
         .unwrap();
     assert_eq!(listener.heard(), queues(&["t"]), "a state that is text");
-    // A queue that no notification can hold, and one of 5,000 bytes that is stored compressed.
+    // One queue is too long for a notification. Another has 5,000 bytes and is stored compressed.
     client
         .batch_execute("INSERT INTO oban_jobs (queue, state) VALUES (repeat('x', 9000), 'available')")
         .unwrap();
@@ -289,7 +289,7 @@ fn install_twice_takes_no_lock_and_uninstall_leaves_tables() {
 
     client.batch_execute("CREATE ROLE app LOGIN; GRANT ALL ON oban_jobs, oban_peers TO app").unwrap();
     let mut app = cluster.client_as("postgres", "app");
-    app.batch_execute("SELECT oban_install()").unwrap(); // nothing is missing: nothing to refuse
+    app.batch_execute("SELECT oban_install()").unwrap(); // nothing is missing, so nothing is refused
     assert_eq!(code(&mut app, "SELECT oban_uninstall()"), "42501");
     client.batch_execute("DROP TRIGGER obanrs_jobs_insert ON oban_jobs").unwrap();
     assert_eq!(code(&mut app, "SELECT oban_install()"), "42501");

@@ -1,4 +1,4 @@
-//! The worker that people copy (`examples/demo/worker.rs`): it leaves no job behind, and runs none too early.
+//! Does the worker that people copy (`examples/demo/worker.rs`) leave no job behind, and run none too early?
 
 #[path = "../../examples/demo/worker.rs"]
 mod copied;
@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use crate::support::{Ask, Cluster, PATIENCE, wait_until};
 
-/// Far beyond the time that a test takes: these workers look when they hear of something, and at their start.
+/// This is far beyond the time that a test takes. So these workers look only when they hear of something, and at
+/// their start.
 const NEVER: Duration = Duration::from_secs(3600);
 
-/// Starts a worker that works until the server stops; when it has joined. The lines that it tells.
+/// Starts a worker that works until the server stops. Returns the lines that it prints, once it has joined.
 fn start(cluster: &Cluster, node: &'static str, look_every: Duration) -> Receiver<String> {
     let (sender, events) = channel();
     let mut client = cluster.client();
     std::thread::spawn(move || {
-        // When the test is over nobody hears it any more, and its connection ends.
+        // When the test is over, the channel is closed and the connection ends.
         let ended = copied::run(&mut client, node, look_every, |event| drop(sender.send(event)));
         drop(sender.send(format!("ended {node} {ended:?}")));
     });
@@ -41,7 +42,7 @@ fn three_workers_complete_ten_jobs_of_one_statement() {
     let one_statement = "INSERT INTO oban_jobs (worker) SELECT 'w' FROM generate_series(1, 10)";
     client.batch_execute(one_statement).unwrap();
     all_completed(&cluster, 10);
-    // One wake-up for all of them, and again.
+    // One wakeup stands for all of the jobs. Then the same happens again.
     client.batch_execute(one_statement).unwrap();
     all_completed(&cluster, 20);
 }
@@ -51,7 +52,7 @@ fn a_worker_that_starts_finds_what_was_there() {
     let cluster = Cluster::installed();
     let mut client = cluster.client();
     client.batch_execute("INSERT INTO oban_jobs (worker) SELECT 'w' FROM generate_series(1, 10)").unwrap();
-    // In front of them is one that has no attempt left: no job for a worker, and in nobody's way.
+    // The first job has no attempt left. No worker takes it, and it stops no other job.
     client
         .batch_execute(
             "INSERT INTO oban_jobs (worker, priority, attempt, max_attempts) VALUES ('w', 0, 20, 20);
@@ -63,8 +64,8 @@ fn a_worker_that_starts_finds_what_was_there() {
     assert_eq!(client.one::<String>("SELECT state::text FROM oban_jobs WHERE attempt = 20"), "available");
 }
 
-/// A job for later that was inserted as available is announced at once, and runs when its time has come, whatever
-/// the time zone of the server.
+/// A job for later that was inserted as available is announced at once. It runs when its time has come, in any time
+/// zone of the server.
 #[test]
 fn a_job_waits_for_its_time() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "timezone = 'Pacific/Kiritimati'"]);
@@ -86,7 +87,8 @@ fn a_job_waits_for_its_time() {
     );
 }
 
-/// An UPDATE wakes nobody: what it makes available is found by a look without a message, or by a message by hand.
+/// An UPDATE wakes no worker. A worker finds what the UPDATE made available when it looks without a message, or
+/// after a call of oban_notify.
 #[test]
 fn a_job_that_an_update_makes_available_is_found() {
     let cluster = Cluster::installed();
@@ -106,7 +108,8 @@ fn a_job_that_an_update_makes_available_is_found() {
     all_completed(&cluster, 2);
 }
 
-/// It knows that it was elected though it waits for messages only, and its connection's end is an error.
+/// The worker learns that it was elected although it waits for messages only. The end of its connection is an
+/// error.
 #[test]
 fn a_worker_hears_that_it_leads_and_that_its_connection_ended() {
     let cluster = Cluster::installed();

@@ -1,4 +1,4 @@
-//! A server of a test's own.
+//! A server that belongs to one test.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -16,15 +16,15 @@ use super::workspace::{output, workspace};
 
 pub struct Cluster {
     folder: PathBuf,
-    /// What is added to the environment of the server.
+    /// Variables that are added to the environment of the server.
     environment: Vec<(String, String)>,
-    /// How many bytes of address space each of its processes may have, if that is limited.
+    /// How many bytes of address space each process of the server may have. `None`: there is no limit.
     memory: Option<u64>,
-    /// A shell in the network that the server is in, if that is one of its own.
+    /// A shell in the server's own network. `None`: the server has no network of its own.
     network: Option<Mutex<Shell>>,
 }
 
-/// Quick to start and to stop: what it loses in a crash of the machine nobody will miss.
+/// These make a server start and stop quickly. A crash of the machine may lose its data.
 const SETTINGS: &str = "
 listen_addresses = ''
 port = 5432
@@ -38,7 +38,8 @@ log_line_prefix = '%m [%p] %b '
 autovacuum = off
 ";
 
-/// What runs in a network of its own: lines that it is given, each answered by whether it succeeded.
+/// The script of the shell in the server's network. It runs each line that it gets, and answers whether the line
+/// succeeded.
 const NETWORK: &str = "
 PATH=$PATH:/usr/sbin:/sbin
 trap 'kill $(jobs -p) 2>/dev/null' EXIT
@@ -48,26 +49,26 @@ done
 ";
 
 impl Cluster {
-    /// A running server with obanrs preloaded and the extension in the database postgres.
+    /// Starts a server with obanrs preloaded, and with the extension in the database postgres.
     pub fn with_extension() -> Self {
         let cluster = Self::start(&["shared_preload_libraries = 'obanrs'"]);
         cluster.client().batch_execute("CREATE EXTENSION obanrs").expect("the extension can be created");
         cluster
     }
 
-    /// The same with the tables of the prefix public.
+    /// Starts such a server, with the tables of the prefix public as well.
     pub fn installed() -> Self {
         let cluster = Self::with_extension();
         cluster.client().batch_execute("SELECT oban_install()").expect("the prefix can be installed");
         cluster
     }
 
-    /// A running server with these lines in its configuration.
+    /// Starts a server with these lines in its configuration.
     pub fn start(settings: &[&str]) -> Self {
         Self::start_in(settings, &[])
     }
 
-    /// The same in another environment.
+    /// Starts a server with these lines in its configuration and these variables in its environment.
     pub fn start_in(settings: &[&str], environment: &[(&str, &str)]) -> Self {
         let environment = environment.iter().map(|(name, value)| (name.to_string(), value.to_string()));
         let cluster = Self::prepared(settings, environment.collect());
@@ -75,7 +76,7 @@ impl Cluster {
         cluster
     }
 
-    /// A running server with a wall clock of its own, which `step_clock` steps.
+    /// Starts a server with a wall clock of its own, which `step_clock` steps.
     pub fn start_with_clock(settings: &[&str]) -> Self {
         let mut cluster = Self::prepared(settings, Vec::new());
         let file = cluster.clock_file();
@@ -90,13 +91,13 @@ impl Cluster {
         cluster
     }
 
-    /// Steps the wall clock of a server that was started with one of its own: of all its processes at once, and of
-    /// those that it starts later. Its other clocks go on.
+    /// Steps the wall clock of a server that was started with one of its own. The step counts for all of its
+    /// processes at once, and for those that start later. Its other clocks go on.
     pub fn step_clock(&self, seconds: i64) {
         let file = self.clock_file();
         let before = fs::read(&file).expect("the server was started with a clock");
         let before = i64::from_ne_bytes(before.try_into().expect("it is a number"));
-        // In place and with one write: it is mapped.
+        // One write changes the file in place, because processes have it mapped.
         let mut file = fs::OpenOptions::new().write(true).open(file).expect("it can be written");
         file.write_all(&(before + seconds).to_ne_bytes()).expect("it can be written");
     }
@@ -105,7 +106,8 @@ impl Cluster {
         self.folder.join("clock")
     }
 
-    /// The same in a network of its own, in which there is nothing but its loopback: TCP there is nobody else's.
+    /// Starts a server in a network of its own, which has a loopback and nothing else. So its TCP ports disturb no
+    /// other program.
     pub fn start_in_own_network(settings: &[&str]) -> Self {
         let mut cluster = Self::prepared(settings, Vec::new());
         let mut unshare = workspace().command("unshare".as_ref());
@@ -119,13 +121,14 @@ impl Cluster {
         cluster
     }
 
-    /// Runs a line of sh in the server's own network: whether it succeeds. FOLDER is the server's.
+    /// Runs a line of sh in the server's own network. Returns whether the line succeeded. FOLDER is the server's
+    /// folder.
     pub fn in_own_network(&self, line: &str) -> bool {
         let network = self.network.as_ref().expect("it has a network of its own");
         network.lock().expect("no test has failed in it").ask(line) == "yes"
     }
 
-    /// A server's folder, with these lines in its configuration.
+    /// Makes a server's folder, with these lines in its configuration.
     fn prepared(settings: &[&str], environment: Vec<(String, String)>) -> Self {
         let cluster = Self { folder: Self::new_folder(), environment, memory: None, network: None };
         let mut copy = workspace().command("cp".as_ref());
@@ -139,7 +142,7 @@ impl Cluster {
         workspace().folder.join(format!("c{}", COUNT.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// Adds lines to the configuration; a restart or a reload makes them count.
+    /// Adds lines to the configuration. They count after a restart or a reload.
     pub fn configure(&self, settings: &[&str]) {
         let file = self.folder.join("data/postgresql.conf");
         let mut text = fs::read_to_string(&file).expect("the configuration is there");
@@ -154,16 +157,16 @@ impl Cluster {
         self.run(&["restart", "-w", "-m", "fast", "-t", "60"]);
     }
 
-    /// Stops it, and starts it again with so many bytes of address space for each of its processes: beyond them an
-    /// allocation fails, as on a machine that does not overcommit.
+    /// Stops the server, and starts it again with so many bytes of address space for each of its processes. Beyond
+    /// them an allocation fails, as on a machine that does not overcommit.
     pub fn restart_with_memory(&mut self, bytes: u64) {
         self.stop("fast");
         self.memory = Some(bytes);
         self.start_again();
     }
 
-    /// Stops it in pg_ctl's mode: smart, fast or immediate. Ten seconds are far more than that takes;
-    /// a worker that does not go would take for ever.
+    /// Stops the server in a mode of pg_ctl: smart, fast or immediate. Ten seconds are far more than a stop takes.
+    /// Without the limit, a worker that does not end would hold the test up for ever.
     pub fn stop(&self, mode: &str) {
         self.run(&["stop", "-w", "-m", mode, "-t", "10"]);
     }
@@ -172,7 +175,7 @@ impl Cluster {
         self.run(&["start", "-w", "-t", "60"]);
     }
 
-    /// A standby of this server, with its settings and these.
+    /// Starts a standby of this server, with the server's settings and these.
     pub fn standby(&self, settings: &[&str]) -> Self {
         let environment = self.environment.clone();
         let standby = Self { folder: Self::new_folder(), environment, memory: None, network: None };
@@ -189,12 +192,12 @@ impl Cluster {
         standby
     }
 
-    /// Makes a standby a primary.
+    /// Promotes a standby.
     pub fn promote(&self) {
         self.run(&["promote", "-w", "-t", "60"]);
     }
 
-    /// Everything that was written so far can be read on the standby.
+    /// Waits until the standby can read everything that was written so far.
     pub fn wait_for_standby(&self, standby: &Self) {
         let written: String = self.client().one("SELECT pg_current_wal_flush_lsn()::text");
         let mut client = standby.client();
@@ -233,12 +236,12 @@ impl Cluster {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
-    /// For clients outside of this process: the folder of the server's socket.
+    /// The folder of the server's socket, for clients outside of this process.
     pub fn socket_folder(&self) -> &str {
         self.folder.to_str().expect("our path is text")
     }
 
-    /// A connection as superuser to the database postgres.
+    /// Connects as superuser to the database postgres.
     pub fn client(&self) -> Client {
         self.client_as("postgres", "postgres")
     }
@@ -256,7 +259,7 @@ impl Cluster {
         config.host_path(&self.folder).user(user).dbname(database).connect(NoTls)
     }
 
-    /// A connection as superuser, and what the server tells it beside answers: each NOTICE and WARNING.
+    /// Connects as superuser. Returns the connection, and a list that collects each NOTICE and WARNING.
     pub fn client_with_notices(&self) -> (Client, Arc<Mutex<Vec<DbError>>>) {
         let told: Arc<Mutex<Vec<DbError>>> = Arc::default();
         let kept = told.clone();
@@ -266,14 +269,14 @@ impl Cluster {
         (config.connect(NoTls).expect("it listens"), told)
     }
 
-    /// psql, as a process of its own that a test can kill.
+    /// Starts psql as a process that a test can kill.
     pub fn shell(&self) -> Shell {
         let mut command = workspace().command(&installation().bin.join("psql"));
         command.args(["-X", "-q", "-A", "-t", "-U", "postgres", "-h", self.socket_folder(), "postgres"]);
         Shell::start(&mut command)
     }
 
-    /// Any program of the installation, with the connection's settings in its environment.
+    /// A program of the installation, with the connection's settings in its environment.
     pub fn program(&self, name: &str) -> Command {
         let mut command = workspace().command(&installation().bin.join(name));
         command.env("PGHOST", self.socket_folder()).env("PGUSER", "postgres");
@@ -286,11 +289,11 @@ impl Cluster {
 
     /// Sends a signal to a process of this server.
     pub fn signal(&self, signal: &str, pid: i32) {
-        // The shell's own kill: a bare machine has no other.
+        // The shell has a kill of its own. A bare machine may have no other.
         output(Command::new("sh").arg("-c").arg(format!("kill -s {signal} {pid}")));
     }
 
-    /// Removes the workspace with all servers now, not when the process ends.
+    /// Removes the workspace with all servers now, before the process ends.
     pub fn close_all() {
         workspace().close();
     }
@@ -310,7 +313,7 @@ impl Drop for Cluster {
     }
 }
 
-/// A server's folder as initdb makes it, once for the process.
+/// A server's folder as initdb makes it. It is made once for the process.
 fn template() -> &'static PathBuf {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
     TEMPLATE.get_or_init(|| {
@@ -325,7 +328,7 @@ fn template() -> &'static PathBuf {
     })
 }
 
-/// The library that gives a server a wall clock of its own, built once for the process.
+/// The library that gives a server a wall clock of its own. It is built once for the process.
 fn clock_library() -> &'static PathBuf {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
@@ -356,7 +359,7 @@ impl Shell {
         Self { child, input, output }
     }
 
-    /// Runs a statement that gives one row of one column.
+    /// Runs a statement that gives one row of one column. Returns its value as text.
     pub fn ask(&mut self, sql: &str) -> String {
         self.tell(sql);
         let mut line = String::new();
@@ -369,7 +372,7 @@ impl Shell {
         writeln!(self.input, "{sql};").and_then(|()| self.input.flush()).expect("psql reads");
     }
 
-    /// SIGKILL.
+    /// Kills the process with SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().expect("it runs");
         self.child.wait().expect("it was ours");

@@ -1,4 +1,4 @@
-//! The comments on the extension's objects, as sql/90_finish.sql has them: their form, and what they say.
+//! The comments on the extension's objects, as sql/90_finish.sql has them: their form and their parts.
 //!
 //! Users read them in psql and in docs/reference.md. The suites hold functions to the SQLSTATEs that they announce.
 #![allow(dead_code)] // each user takes a part
@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-/// The file that gives every object its comment.
+/// The file that gives each object its comment.
 pub const FILE: &str = "sql/90_finish.sql";
 
 /// A first line is shorter than this, so that it fits into a line of `\df+`.
@@ -15,7 +15,7 @@ const FIRST_LINE: usize = 80;
 /// A name and what it means: an argument, a column, a counter or an SQLSTATE.
 pub type Item = (String, String);
 
-/// A comment, by its parts. What it does not have is empty.
+/// A comment in its parts. A part that the comment lacks is empty.
 #[derive(Debug, Default)]
 pub struct Comment {
     pub first: String,
@@ -29,21 +29,21 @@ pub struct Comment {
     pub errors: Vec<Item>,
 }
 
-/// The statements of a script that give comments, each as the script has it.
+/// Returns the statements of a script that give comments, word for word.
 pub fn statements(script: &str) -> Vec<&str> {
     let begins = script.match_indices("COMMENT ON ").map(|(at, _)| at);
     let begins = begins.filter(|at| *at == 0 || script[..*at].ends_with('\n'));
     begins.map(|at| &script[at..at + script[at..].find("';").expect("it ends") + 2]).collect()
 }
 
-/// What a statement comments on, as in `FUNCTION @extschema@.oban_version()`, and the text.
+/// Returns the object of a statement, as in `FUNCTION @extschema@.oban_version()`, and the text of the comment.
 pub fn object_and_text(statement: &str) -> (&str, String) {
     let statement = statement.strip_prefix("COMMENT ON ").expect("it begins so");
     let (object, text) = statement.split_once(" IS\n'").expect("the text begins on a line of its own");
     (object, text.strip_suffix("';").expect("it ends").replace("''", "'"))
 }
 
-/// The parts of a comment. `Err` says what its form is not.
+/// Returns the parts of a comment. `Err` says how its form is wrong.
 pub fn parse(text: &str) -> Result<Comment, String> {
     let mut paragraphs = text.split("\n\n");
     let first = paragraphs.next().unwrap_or_default();
@@ -86,7 +86,7 @@ pub fn parse(text: &str) -> Result<Comment, String> {
     Ok(comment)
 }
 
-/// A line of what is said beside the lists.
+/// Takes a line beside the lists into the comment. `Err` says how its form is wrong.
 fn note(line: &str, comment: &mut Comment) -> Result<(), String> {
     let section = line.split_once(':').map(|(word, rest)| (word, rest.trim_start()));
     match section {
@@ -99,8 +99,8 @@ fn note(line: &str, comment: &mut Comment) -> Result<(), String> {
     Ok(())
 }
 
-/// The SQLSTATEs that the comment on a function, or procedure, of the extension announces. `None`: there is no such
-/// function.
+/// Returns the SQLSTATEs that the comment on a function or procedure of the extension announces. `None` means that
+/// there is no such function.
 pub fn announced(function: &str) -> Option<&'static BTreeSet<String>> {
     static ALL: OnceLock<Vec<(String, BTreeSet<String>)>> = OnceLock::new();
     let all = ALL.get_or_init(|| {

@@ -1,20 +1,20 @@
-//! What nodes of Oban for Elixir run in an election, statement by statement, in the forms that are out there.
+//! The statements that nodes of Oban for Elixir run in an election, in the forms of all its versions.
 
 use postgres::{Client, Error};
 
-/// How a node that believes it leads renews its row.
+/// The statement with which a node that believes it leads renews its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// Until 2.23.0: by name alone, whoever's row it is.
+    /// Until 2.23.0 a renewal is by name alone, also of another node's row.
     ByName,
-    /// Since 2.23.1: of its own node only.
+    /// Since 2.23.1 a renewal is of the node's own row only.
     ByNode,
-    /// Until 2.23.0, of a node that does not believe it leads.
+    /// Until 2.23.0 a node that does not believe it leads runs this.
     DoNothing,
 }
 
-/// One election of a node, with a clock that is wrong by `skew` (an interval): whether it leads from now on, as
-/// far as it knows.
+/// Holds one election of a node whose clock is wrong by `skew`, an interval. Returns whether the node believes that
+/// it leads from now on.
 pub fn elect(client: &mut Client, node: &str, form: Form, skew: &str) -> Result<bool, Error> {
     let mut transaction = client.transaction()?;
     let now = format!("(timezone('UTC', clock_timestamp()) + interval '{skew}')");
@@ -25,7 +25,7 @@ pub fn elect(client: &mut Client, node: &str, form: Form, skew: &str) -> Result<
     Ok(rows == 1)
 }
 
-/// The second of its two statements; $1 is the node.
+/// The second statement of an election. $1 is the node.
 pub fn upsert(form: Form, now: &str) -> String {
     let lease = format!("{now} + interval '30 seconds'");
     let on_conflict = match form {
@@ -39,7 +39,7 @@ pub fn upsert(form: Form, now: &str) -> String {
     )
 }
 
-/// What a node does when it stops: its row and the announcement in one transaction.
+/// Ends a node: one transaction deletes its row and announces that.
 pub fn resign(client: &mut Client, node: &str) -> Result<(), Error> {
     let mut transaction = client.transaction()?;
     transaction.execute("DELETE FROM oban_peers WHERE name = 'Oban' AND node = $1", &[&node])?;

@@ -1,10 +1,11 @@
-//! A record of what leaders did, and the check that there never were two: over the record alone, so that it
-//! shares nothing with what it checks.
+//! A record of what leaders wrote, and the check that there never were two.
+//!
+//! The check reads the record alone, so it shares nothing with the code that it checks.
 
 use postgres::Client;
 
-/// One transaction that passed its fence: who wrote with which term, from then until shortly before its commit,
-/// in microseconds by the server's clock.
+/// A transaction that passed its fence: its node and term, and the time from the fence until shortly before its
+/// commit, in microseconds of the server's clock.
 #[derive(Clone, Debug)]
 pub struct Write {
     pub node: String,
@@ -13,7 +14,8 @@ pub struct Write {
     pub left: i64,
 }
 
-/// The table of the record, and `act`: a leader's write. False without a term, or when the fence refuses it.
+/// The table of the record, and `act`, with which a leader writes. `act` returns false without a term, and when the
+/// fence refuses the term.
 pub const SCHEMA: &str = "
     CREATE TABLE history (node text, term bigint, entered timestamptz, left_at timestamptz);
     CREATE FUNCTION act(who text, term bigint) RETURNS boolean LANGUAGE plpgsql AS $$
@@ -39,12 +41,12 @@ pub fn read(client: &mut Client) -> Vec<Write> {
     rows.iter().map(write).collect()
 }
 
-/// What is wrong with a history: two nodes with one term, two terms at a time, or a term that came after a
+/// Checks a history. `Err` says what is wrong: two nodes with one term, two terms at a time, or a term after a
 /// greater one.
 pub fn check(history: &[Write]) -> Result<(), String> {
     let mut sorted: Vec<&Write> = history.iter().collect();
     sorted.sort_by_key(|w| (w.entered, w.left));
-    // The latest end of a write with each term so far, and who has it.
+    // For each term so far, the latest end of a write and its node.
     let mut last: Option<(&Write, i64)> = None;
     for write in sorted {
         if let Some((before, left)) = last {

@@ -1,5 +1,5 @@
-//! What the suites and the demo share: a private copy of the Postgres installation, servers on it, and
-//! waiting for conditions.
+//! What the suites and the demo share: a private copy of the Postgres installation, servers on it, and waiting for
+//! conditions.
 #![allow(dead_code)] // each user takes a part
 
 mod cluster;
@@ -22,12 +22,12 @@ use std::time::{Duration, Instant};
 
 use fallible_iterator::FallibleIterator;
 
-/// Where the servers under test find control files and scripts of extensions; a test may add some.
+/// The folder in which the servers find control files and scripts of extensions. A test may add some.
 pub fn extensions_folder() -> &'static std::path::Path {
     &installation::installation().extensions
 }
 
-/// A copy of a file that the servers can read, as long as this process lives.
+/// Copies a file to where the servers can read it, as long as this process lives. Returns the path of the copy.
 pub fn readable_copy(file: &std::path::Path) -> std::path::PathBuf {
     let copy = workspace::workspace().folder.join(file.file_name().expect("it is a file"));
     std::fs::copy(file, &copy).expect("it can be copied");
@@ -35,20 +35,21 @@ pub fn readable_copy(file: &std::path::Path) -> std::path::PathBuf {
     copy
 }
 
-/// A program that runs as the user whom the servers run as.
+/// A program that runs as the user that runs the servers.
 pub fn program_as_server(program: &std::path::Path) -> std::process::Command {
     workspace::workspace().command(program)
 }
 
-/// The longest that a test waits for a condition that has to come true: far above what it takes.
+/// The longest that a test waits for a condition that has to come true. It is far above the time that the
+/// conditions take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until `condition` gives a value, and fails with what was waited for after `PATIENCE`.
+/// Waits until `condition` gives a value. After `PATIENCE` it fails, and says what it waited for.
 pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     patiently(condition).unwrap_or_else(|| panic!("waited {PATIENCE:?} in vain for: {what}"))
 }
 
-/// The same for what may not come: `None` after `PATIENCE`.
+/// Waits until `condition` gives a value. Returns `None` after `PATIENCE`.
 pub fn patiently<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let since = Instant::now();
     loop {
@@ -65,13 +66,13 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(what, || condition().then_some(()));
 }
 
-/// The columns of a table of jobs, for CREATE TABLE: the least that oban_install takes for one of Oban's.
+/// The columns of a table of jobs, for CREATE TABLE: the least that oban_install accepts.
 pub const JOBS: &str = "(queue text, state text DEFAULT 'available', id bigint, worker text, args jsonb, meta jsonb, \
      tags text[], errors jsonb[], attempt int, max_attempts int, priority int, inserted_at timestamp, \
      scheduled_at timestamp, attempted_at timestamp, attempted_by text[], cancelled_at timestamp, \
      completed_at timestamp, discarded_at timestamp)";
 
-/// A counter of oban_stats.
+/// The value of a counter of oban_stats.
 pub fn stat(client: &mut postgres::Client, counter: &str) -> i64 {
     client.one(&format!("SELECT value FROM oban_stats WHERE counter = '{counter}'"))
 }
@@ -82,8 +83,8 @@ pub fn code(client: &mut postgres::Client, sql: &str) -> String {
     error.code().unwrap_or_else(|| panic!("{sql}: {error}")).code().to_owned()
 }
 
-/// What a session has heard since the last time of what was committed before: a message of its own comes last,
-/// on the same way as the others.
+/// Returns what a session has heard since the last time, of everything that was committed before. A last message of
+/// its own, on the same way as the others, shows that they have come.
 pub fn heard(client: &mut postgres::Client) -> Vec<postgres::Notification> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let last = format!("{{\"n\":{}}}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -102,9 +103,9 @@ pub fn heard(client: &mut postgres::Client) -> Vec<postgres::Notification> {
     }
 }
 
-/// For a question with one answer.
+/// A query with one answer.
 pub trait Ask {
-    /// The first column of the one row that a query gives.
+    /// The first column of the only row that a query returns.
     fn one<T: for<'a> postgres::types::FromSql<'a>>(&mut self, sql: &str) -> T;
 }
 

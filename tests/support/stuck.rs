@@ -1,5 +1,6 @@
-//! A commit that waits for a standby that never comes: the one place where a transaction can be held at, after
-//! its commit is on disk and before anybody sees it.
+//! A commit that waits for a standby that never comes.
+//!
+//! A transaction can be held there, after its commit is on disk and before another session sees it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,8 +17,8 @@ pub struct Stuck {
 }
 
 impl Stuck {
-    /// Has all commits of the server wait, and a session that runs this statement stand in its commit. (The setting
-    /// counts when the checkpointer has read it; until then the statement is run again and again.)
+    /// Makes all commits of the server wait, and a session that runs this statement stand in its commit. (The
+    /// setting counts when the checkpointer has read it. Until then the statement runs again and again.)
     pub fn start(cluster: &Cluster, mut client: Client, sql: &'static str) -> Self {
         let mut admin = cluster.client();
         admin.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nowhere'").expect("it is allowed");
@@ -34,7 +35,8 @@ impl Stuck {
         Self { pid, stop, thread }
     }
 
-    /// Lets the commit go, by this function of Postgres', and waits for the session's end of it.
+    /// Ends the wait with `pg_cancel_backend` or `pg_terminate_backend`, and waits until the session has left the
+    /// commit.
     pub fn end(self, admin: &mut Client, function: &str) {
         self.stop.store(true, Ordering::Relaxed);
         admin.query_one(&format!("SELECT {function}({})", self.pid), &[]).expect("it is there");

@@ -1,8 +1,8 @@
-//! A folder of this process's own below /var/tmp, gone when the process ends in whatever way, with
-//! the servers that run in it.
+//! A folder below /var/tmp that belongs to this process. In whatever way the process ends, the folder ends with it,
+//! and so do the servers that run in it.
 //!
-//! A guard process waits for the end of a pipe whose other end only we hold: it sees our exit, our
-//! panic and our death by SIGKILL alike, stops the servers and removes the folder.
+//! A guard process waits for the end of a pipe whose other end only this process holds. So the guard sees an exit,
+//! a panic and a death by SIGKILL alike. Then it stops the servers and removes the folder.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -10,7 +10,7 @@ use std::sync::{Mutex, OnceLock};
 
 pub struct Workspace {
     pub folder: PathBuf,
-    /// The user that servers run as when we are root, whom Postgres refuses.
+    /// Root can't run servers, because Postgres refuses it. This user runs them then.
     pub server_user: Option<User>,
     guard: Mutex<Option<(Child, ChildStdin)>>,
 }
@@ -42,7 +42,7 @@ pub fn workspace() -> &'static Workspace {
         let server_user = server_user();
         let mut mktemp = Command::new("mktemp");
         as_server_user(&mut mktemp, server_user);
-        // The server's user owns it; /var/tmp, because a path to a socket has to be short.
+        // The server's user owns the folder. It is in /var/tmp, because a path to a socket has to be short.
         let folder = output(mktemp.args(["-d", "/var/tmp/obanrs.XXXXXX"]));
         let mut guard = Command::new("sh")
             .args(["-c", GUARD, "guard", &folder])
@@ -58,7 +58,7 @@ pub fn workspace() -> &'static Workspace {
 }
 
 impl Workspace {
-    /// Removes it now, and waits for that.
+    /// Removes the folder now, and waits until it is gone.
     pub fn close(&self) {
         if let Some((mut guard, pipe)) = self.guard.lock().unwrap().take() {
             drop(pipe);
@@ -66,7 +66,7 @@ impl Workspace {
         }
     }
 
-    /// A command that runs as the server's user, outside of folders that it may not enter, and
+    /// A command that runs as the server's user. It starts outside of folders that the user may not enter, and
     /// without settings that would change what servers and clients say.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
@@ -88,7 +88,7 @@ fn as_server_user(command: &mut Command, user: Option<User>) {
     }
 }
 
-/// `None` when we may run servers ourselves.
+/// The user that runs the servers. `None` means that this process may run them as itself.
 fn server_user() -> Option<User> {
     if output(Command::new("id").arg("-u")) != "0" {
         return None;
@@ -103,7 +103,7 @@ fn server_user() -> Option<User> {
     Some(found.unwrap_or_else(|| panic!("Postgres does not run as root, and there is no user {names:?}")))
 }
 
-/// What a command prints; it has to succeed.
+/// Runs a command, which has to succeed. Returns what it prints.
 pub fn output(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(

@@ -1,4 +1,4 @@
-//! What does a transaction leave that fails before its commit, or whose session ends after it?
+//! What remains of a transaction that fails before its commit, or loses its session after it?
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;

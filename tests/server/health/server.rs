@@ -111,7 +111,7 @@ fn want_of_worker_processes_is_told() {
     let mut app = cluster.client_as("postgres", "app");
     let told =
         |(item, detail): &(String, String)| item == "keeper" && detail.contains("raise max_worker_processes");
-    assert!(wrong(&mut app).iter().any(told), "not only those who may see errors");
+    assert!(wrong(&mut app).iter().any(told), "not only roles that may see errors");
 }
 
 #[test]
