@@ -1,9 +1,11 @@
 //! The whole path on a throwaway server: `make demo`.
 //!
-//! This process starts the server and plays the application that inserts jobs. Three workers are
-//! processes of their own (this program, started again with `worker NODE`), each with its own
-//! connection: they join, gossip about their queue, listen, and work (`demo/worker.rs`, to be copied). What they
-//! see they print, a line an event, and this process takes the time. It exits with 0 only if everything was seen.
+//! This process starts the server and plays the application that inserts jobs. Three workers are processes of their
+//! own, each with its own connection. (They are this program, started again with `worker NODE`.) They join, gossip
+//! about their queue, listen, and work (`demo/worker.rs`, to be copied).
+//!
+//! The workers print a line for each event, and this process takes the time. It exits with 0 only if everything was
+//! seen.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -25,7 +27,7 @@ const NODES: [&str; 3] = ["worker-1", "worker-2", "worker-3"];
 const JOBS: i32 = 10;
 const SOCKET: &str = "OBANRS_DEMO_SOCKET";
 
-/// The longest that the demo waits for one thing to be seen.
+/// The longest time that the demo waits for one thing to be seen.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 type Failure = Box<dyn std::error::Error>;
@@ -120,7 +122,7 @@ fn show(cluster: &Cluster) -> Result<(), Failure> {
 
     println!("\n3. Who runs what: SELECT node, queue, local_limit, running FROM oban_gossip");
     let asked = Instant::now();
-    // A worker says that its last job is done a moment after that is committed.
+    // A worker updates its gossip a moment after its last job is committed.
     let rows = loop {
         let rows = gossip(&mut client)?;
         if rows.len() == NODES.len() && rows.iter().all(|row| row.ends_with("| 0")) {
@@ -187,7 +189,7 @@ fn milliseconds(time: Duration) -> String {
 struct Workers {
     children: Vec<(&'static str, Child)>,
     events: Receiver<(String, Instant)>,
-    /// What times are measured from.
+    /// The start of all times that are shown.
     clock: Instant,
 }
 
@@ -210,7 +212,7 @@ impl Workers {
         Ok(Self { children, events, clock })
     }
 
-    /// The next event that is wanted, and when it came.
+    /// Returns the next event that is wanted, and when it came.
     fn next(&self, wanted: impl Fn(&str) -> bool) -> Result<(String, String), Failure> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -234,7 +236,7 @@ impl Workers {
 impl Drop for Workers {
     fn drop(&mut self) {
         for (_, child) in &mut self.children {
-            // One may have been killed before; then there is nothing left to do.
+            // A worker may have been killed before. Then there is nothing left to do.
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -1,4 +1,4 @@
-//! From the statement that is sent to the notification that is received, in another session.
+//! The time from when a statement is sent until another session receives its notification.
 
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -10,12 +10,13 @@ use super::support::{Cluster, PATIENCE};
 use super::throughput::{Load, insert};
 use super::{Arm, Plan};
 
-/// Ratios to a statement trigger with native NOTIFY.
+/// Measures obanrs against a statement trigger with native NOTIFY, idle and under load.
 pub fn measure(cluster: &Cluster, plan: &Plan) -> Vec<Latency> {
     let number = plan.latencies / plan.rounds;
     let idle = |arm| sample(cluster, arm, number);
     let mut all = vec![compare("idle", plan, idle)];
-    // So many transactions of the same kind a second; all that 16 clients can do, without a number.
+    // Each load has so many transactions of the same kind a second. Without a number it has as many as 16 clients
+    // can do.
     for (load, rate) in [("1,000/s", Some(1_000)), ("3,000/s", Some(3_000)), ("saturated, 16 clients", None)]
     {
         all.push(compare(load, plan, |arm| loaded(cluster, arm, number.min(150), rate)));
@@ -26,9 +27,9 @@ pub fn measure(cluster: &Cluster, plan: &Plan) -> Vec<Latency> {
 fn loaded(cluster: &Cluster, arm: Arm, number: usize, rate: Option<u32>) -> Vec<f64> {
     let script = insert(arm, 1);
     let load = Load::start(cluster, &script, 16, rate);
-    std::thread::sleep(Duration::from_millis(700)); // until it has connected
+    std::thread::sleep(Duration::from_millis(700)); // until the load has connected
     let times = sample(cluster, arm, number);
-    load.stop(); // it went on until here
+    load.stop(); // the load has run until here
     times
 }
 
@@ -55,14 +56,14 @@ fn compare(load: &'static str, plan: &Plan, sample: impl Fn(Arm) -> Vec<f64>) ->
     Latency { load, bus, native, p50: median(p50), p99: median(p99) }
 }
 
-/// In microseconds.
+/// Returns the times in microseconds.
 fn sample(cluster: &Cluster, arm: Arm, number: usize) -> Vec<f64> {
     let mut listener = Listener::new(cluster, &format!("{}.oban_insert", arm.prefix()));
     let (heard, hears) = channel();
     let receiver = std::thread::spawn(move || {
         let mut left = number;
         listener.each(|payload| {
-            // The load's own are of another queue.
+            // The notifications of the load are of another queue.
             if payload.windows(6).any(|w| w == b"probe-") {
                 let _ = heard.send(Instant::now());
                 left -= 1;

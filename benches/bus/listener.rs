@@ -1,5 +1,5 @@
-//! Sessions that LISTEN and do next to nothing with what they hear: they count it. (A driver's work would be
-//! measured as the server's, on the same processors.)
+//! Sessions that LISTEN and only count what they hear. (The work of a driver would count as the server's, because
+//! it runs on the same processors.)
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,7 +15,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// LISTENs to a channel, or to none.
+    /// Connects, and LISTENs to a channel if there is one.
     pub fn new(cluster: &Cluster, channel: &str) -> Self {
         let path = format!("{}/.s.PGSQL.5432", cluster.socket_folder());
         let socket = UnixStream::connect(path).expect("the server takes connections");
@@ -45,14 +45,14 @@ impl Listener {
         }
     }
 
-    /// Reads once, and calls `body` for each message that is complete: its kind and what it says. False at the
-    /// end of the connection.
+    /// Reads once, and calls `body` with each complete message: its kind and its content. Returns false at the end
+    /// of the connection.
     fn read(&mut self, mut body: impl FnMut(u8, &[u8])) -> bool {
         let mut chunk = [0; 65_536];
         match self.socket.read(&mut chunk) {
             Ok(0) => return false,
             Ok(n) => self.buffer.extend_from_slice(&chunk[..n]),
-            Err(_) => {} // a timeout
+            Err(_) => {} // the read has timed out
         }
         let mut at = 0;
         while self.buffer.len() >= at + 5 {
@@ -74,7 +74,8 @@ impl Listener {
         while goes_on {
             let open = self.read(|kind, message| {
                 if kind == b'A' {
-                    // A process's number, the channel and the payload, each with a zero.
+                    // The number of the sending process, the channel and the payload. The last two end with a zero
+                    // byte.
                     let payload = message[4..].splitn(3, |b| *b == 0).nth(1).unwrap_or_default();
                     goes_on &= body(payload);
                 }
@@ -84,7 +85,7 @@ impl Listener {
     }
 }
 
-/// Some of them, each in a thread.
+/// Listeners, each in a thread.
 pub struct Listeners {
     stop: Arc<AtomicBool>,
     counts: Vec<Arc<AtomicU64>>,
@@ -113,7 +114,7 @@ impl Listeners {
         Self { stop, counts, threads }
     }
 
-    /// How many notifications each has heard.
+    /// How many notifications each listener has heard.
     pub fn heard(&self) -> Vec<u64> {
         self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect()
     }

@@ -1,5 +1,7 @@
-//! What a wake-up costs: obanrs' trigger on the bus beside no trigger, a statement trigger with native NOTIFY
-//! and, in one cell for each disk, Oban's old row trigger; on the same tables, on one server, in turns.
+//! What does a wakeup cost?
+//!
+//! The trigger of obanrs, no trigger, and a statement trigger with native NOTIFY take turns on the same tables of one
+//! server. In one cell for each disk Oban's old row trigger takes part.
 //!
 //!     make bench-bus                  everything, into benches/results (about 35 minutes)
 //!     make bench-bus BENCH=quick      one short round each: to see whether it runs; writes nothing
@@ -9,9 +11,9 @@
 //!                                     these cells only (latency, calls: these, too;
 //!                                     set=obanrs.relay_interval=5ms: with a setting); writes nothing
 //!
-//! Only ratios within one run mean anything: the arms take turns within each round, and a cell is the median of
-//! the ratios of 20 rounds to the arm without a trigger. Receipts are counted: the arms that are compared have
-//! delivered the same, or what the relay merged is the difference.
+//! Only ratios within one run mean anything. The arms take turns within each round, and a cell is the median of the
+//! ratios of 20 rounds to the arm without a trigger. Receipts are counted: the compared arms have delivered the same
+//! number, or the relay has merged the difference.
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -29,7 +31,7 @@ use std::time::Duration;
 
 use support::Cluster;
 
-/// How a table tells of its new jobs. Each has a prefix of its own by this name.
+/// How a table announces its new jobs. Each arm has a prefix of this name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arm {
     Bare,
@@ -40,7 +42,8 @@ pub enum Arm {
 
 impl Arm {
     pub const ALL: [Arm; 4] = [Arm::Bare, Arm::Bus, Arm::Statement, Arm::Row];
-    /// Those of most cells: the row trigger costs what the statement trigger does, where a statement inserts one row.
+    /// The arms of most cells. The row trigger is not among them: it costs what the statement trigger does, where a
+    /// statement inserts one row.
     pub const USUAL: [Arm; 3] = [Arm::Bare, Arm::Bus, Arm::Statement];
 
     pub fn prefix(self) -> &'static str {
@@ -62,7 +65,7 @@ impl Arm {
     }
 }
 
-/// What one cell of the table compares.
+/// The conditions under which one cell of the table compares the arms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setup {
     pub listeners: usize,
@@ -71,10 +74,10 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The one in which nobody listens: more clients make no other figure there.
+    /// The setup without listeners. More clients make no other figure there.
     pub const UNHEARD: Setup = Setup { listeners: 0, queues: 1, clients: 16 };
 
-    /// The one that is also measured with the row trigger.
+    /// The setup that is also measured with the row trigger.
     pub const WITH_ROW_TRIGGER: Setup = Setup { listeners: 1, queues: 100, clients: 16 };
 
     pub fn arms(self) -> &'static [Arm] {
@@ -82,7 +85,7 @@ impl Setup {
     }
 }
 
-/// The length of everything.
+/// How often and how long each thing is measured.
 pub struct Plan {
     pub setups: Vec<Setup>,
     pub rounds: usize,
@@ -161,12 +164,12 @@ fn slow_disk() -> String {
     let built =
         Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg("benches/slow_disk.c").status();
     assert!(built.is_ok_and(|s| s.success()), "cc builds benches/slow_disk.c");
-    // The server's user has to read it, wherever the checkout is.
+    // The server's user has to read the library, wherever the checkout is.
     let copy = support::readable_copy(&library);
     copy.to_str().expect("our paths are text").to_owned()
 }
 
-/// A server that keeps what it commits, with a prefix for each arm.
+/// Starts a server that keeps what it commits, with a prefix for each arm.
 fn server(environment: &[(&str, &str)]) -> Cluster {
     let asked: Vec<String> =
         std::env::args().filter_map(|a| Some(a.strip_prefix("set=")?.to_owned())).collect();

@@ -7,30 +7,30 @@ use super::support::Cluster;
 use super::throughput::{CLIENTS, LISTENERS};
 use super::{Arm, Disk, Setup};
 
-/// One arm for a few seconds.
+/// What one arm did in a few seconds.
 pub struct Run {
     pub tps: f64,
-    /// What each listener heard.
+    /// How many notifications each listener heard.
     pub receipts: u64,
     pub merged: u64,
-    /// Relay transactions a second.
+    /// Transactions of the relay a second.
     pub relays: f64,
-    /// Sessions in line for the lock of NOTIFY, on average.
+    /// How many sessions waited for the lock of NOTIFY, on average.
     pub in_line: f64,
 }
 
-/// All arms with one number of clients and listeners.
+/// The runs of all arms under one setup.
 pub struct Cell {
     disk: Disk,
     setup: Setup,
     runs: Vec<(Arm, Run)>,
 }
 
-/// A line of the table, as it was measured now or is read from the results.
+/// A line of the table, as it was measured now or as the results have it.
 struct Row {
     disk: Disk,
     setup: Setup,
-    /// Of obanrs and of the statement trigger.
+    /// The ratios of obanrs and of the statement trigger.
     ratios: [Spread; 2],
     line: String,
 }
@@ -44,7 +44,7 @@ pub struct Latency {
     pub p99: Spread,
 }
 
-/// Ratios of what single calls cost.
+/// Ratios of the costs of single calls.
 pub struct Calls {
     pub poll: Spread,
     pub bulk: Spread,
@@ -61,7 +61,7 @@ pub struct Report {
 }
 
 impl Row {
-    /// `None` for a line of another table.
+    /// Reads a line. `None` means that the line is of another table.
     fn parse(line: &str) -> Option<Self> {
         let cells: Vec<&str> = line.strip_prefix("| ")?.split(" | ").collect();
         let [on, listeners, queues, clients, _, bus, statement, ..] = cells[..] else { return None };
@@ -82,7 +82,7 @@ fn parse_disk(text: &str) -> Option<Disk> {
     [Disk::This, Disk::Slow].into_iter().find(|on| disk(*on) == text)
 }
 
-/// Of what `spread` writes.
+/// Reads the ratios that `spread` writes.
 fn parse_spread(text: &str) -> Option<Spread> {
     let numbers = text.trim_matches('*').split(['(', '–', ')']).filter_map(|n| n.trim().parse().ok());
     let [middle, least, most] = numbers.collect::<Vec<f64>>()[..] else { return None };
@@ -98,7 +98,7 @@ impl Cell {
         self.runs.iter().filter(move |(a, _)| *a == arm).map(|(_, run)| run)
     }
 
-    /// Commits ÷ those without a trigger, round by round. `None`: the arm was not measured.
+    /// Commits ÷ those without a trigger, round by round. `None` means that the arm was not measured.
     fn ratio(&self, arm: Arm) -> Option<Spread> {
         let ratios: Vec<f64> =
             self.of(arm).zip(self.of(Arm::Bare)).map(|(run, bare)| run.tps / bare.tps).collect();
@@ -142,8 +142,8 @@ impl Report {
         Self { writes, about: String::new(), calls: None, latencies: Vec::new(), rows: Vec::new() }
     }
 
-    /// Keeps what the results have besides what is measured anew: these setups on these disks, and perhaps the
-    /// latencies and the calls.
+    /// Keeps the results except those that are measured anew: these setups on these disks, and the latencies and
+    /// the calls if told so.
     pub fn keep_all_but(&mut self, disks: &[Disk], setups: &[Setup], latencies: bool, calls: bool) {
         let text = std::fs::read_to_string(RESULTS).expect("there are results");
         let first = text.lines().next().unwrap_or_default();
@@ -169,7 +169,7 @@ impl Report {
         self.rows.len()
     }
 
-    /// One more; what there is so far is written, as an hour is long.
+    /// Adds a cell, and writes all results so far, because a run takes an hour.
     pub fn add(&mut self, cell: Cell) {
         let line = cell.line();
         eprintln!("{line}");
@@ -186,7 +186,7 @@ impl Report {
         }
     }
 
-    /// Where this is measured: the same version and commit as what is kept.
+    /// Sets where this is measured. Asserts that the results which are kept are of the same version and commit.
     pub fn about(&mut self, cluster: &Cluster) {
         let about = common::about(cluster);
         let version = |about: &str| about.split(", ").skip(1).take(3).collect::<Vec<_>>().join(", ");
@@ -256,7 +256,7 @@ impl Report {
         text
     }
 
-    /// One panel for each disk and number of listeners: ratios over clients.
+    /// Draws one panel for each disk and number of listeners, with the ratios over the clients.
     fn plot(&self) -> String {
         const STEP: f64 = 238.0;
         let mut svg = Svg::new(LISTENERS.len() as f64 * STEP + 48.0, 428.0);
@@ -281,7 +281,7 @@ impl Report {
         svg.end()
     }
 
-    /// The plot of README: the slower disk and one listener.
+    /// Draws the plot of README: the slower disk and one listener.
     fn headline(&self) -> String {
         let mut svg = Svg::new(560.0, 300.0);
         svg.legend(10.0);
@@ -329,7 +329,7 @@ const RESULTS: &str = "benches/results/bus.md";
 const MEASURED_BY: &str = "Measured by `make bench-bus`: ";
 const CALLS: &str = "| call | ÷ |";
 
-/// Those of `Row::ratios`.
+/// The arms of `Row::ratios`.
 const COLOURS: [(Arm, &str); 2] = [(Arm::Bus, "#0072b2"), (Arm::Statement, "#d55e00")];
 
 fn plural(number: usize) -> &'static str {

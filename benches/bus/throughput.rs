@@ -26,7 +26,7 @@ pub fn measure(cluster: &Cluster, disk: Disk, plan: &Plan, report: &mut Report) 
                 reset(cluster);
             }
             for turn in 0..arms.len() {
-                // Another one is the first each time, also from cell to cell.
+                // Each round, and each cell, begins with another arm.
                 let arm = arms[(turn + round + report.cells()) % arms.len()];
                 runs.push((arm, run(cluster, arm, setup, plan.cell)));
             }
@@ -42,7 +42,7 @@ fn reset(cluster: &Cluster) {
     client.batch_execute("CHECKPOINT").expect("it is allowed");
 }
 
-/// pgbench with this script, for so long; the transactions it made.
+/// Runs pgbench with this script for so long. Returns its transactions a second.
 pub fn pgbench(
     cluster: &Cluster,
     script: &str,
@@ -55,7 +55,7 @@ pub fn pgbench(
     let mut command = cluster.program("pgbench");
     let (jobs, clients) = (clients.min(2).to_string(), clients.to_string());
     command.args(["-n", "-M", "prepared", "-j", &jobs, "-c", &clients, "-f", &file]);
-    // By whole seconds only.
+    // pgbench takes whole seconds only.
     command.args(["-T", &time.as_secs().max(1).to_string(), "postgres"]);
     let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("pgbench starts");
     let output = output.wait_with_output().expect("it ends");
@@ -65,11 +65,11 @@ pub fn pgbench(
     tps.unwrap_or_else(|| panic!("{text}\n{}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// pgbench in the background, until it is stopped.
+/// A pgbench in the background, until it is stopped.
 pub struct Load(std::process::Child);
 
 impl Load {
-    /// At so many transactions a second, or at all it can.
+    /// Starts it with so many transactions a second, or with as many as it can do.
     pub fn start(cluster: &Cluster, script: &str, clients: usize, rate: Option<u32>) -> Self {
         let file = format!("{}/load.sql", cluster.socket_folder());
         fs::write(&file, script).expect("the folder is ours");
@@ -91,7 +91,7 @@ impl Load {
         Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("pgbench starts"))
     }
 
-    /// Fails if it has ended by itself.
+    /// Stops it. Fails if it has ended by itself.
     pub fn stop(mut self) {
         assert!(self.0.try_wait().expect("it is ours").is_none(), "the load has ended");
         self.0.kill().expect("it runs");
@@ -129,7 +129,7 @@ fn run(cluster: &Cluster, arm: Arm, setup: Setup, time: Duration) -> Run {
     });
     let in_line = watcher.stop();
     let commits = (client.one::<i64>(&rows) - rows_before) as u64;
-    // What is still on its way belongs to it.
+    // Messages that are still on their way count as well.
     if arm == Arm::Bus {
         wait_until("the relay has sent everything", || stat(&mut client, "ring_waiting") == 0);
     }
@@ -156,7 +156,7 @@ fn run(cluster: &Cluster, arm: Arm, setup: Setup, time: Duration) -> Run {
     }
 }
 
-/// Looks at what sessions wait for, every few milliseconds.
+/// Looks every 100 milliseconds at what sessions wait for.
 struct Watcher {
     stop: Arc<AtomicBool>,
     looks: Arc<AtomicU64>,
@@ -184,7 +184,7 @@ impl Watcher {
         Self { stop, looks, seen, thread }
     }
 
-    /// How many sessions it has seen in line for the lock of NOTIFY, on average.
+    /// Stops. Returns how many sessions waited for the lock of NOTIFY, on average.
     fn stop(self) -> f64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("it ends");
@@ -192,7 +192,7 @@ impl Watcher {
     }
 }
 
-/// What single calls cost: the time that the backend itself was on a processor.
+/// Measures single calls by the time that the backend itself was on a processor.
 pub fn calls(cluster: &Cluster, plan: &Plan) -> Calls {
     let mut client = cluster.client();
     let position: i64 = client.one("SELECT oban_position()");

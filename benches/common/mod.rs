@@ -1,14 +1,14 @@
-//! What the benches share: numbers, and where they were measured.
+//! Numbers of all benches, and where they were measured.
 
 use std::fs;
 use std::process::Command;
 
 use super::support::{Ask, Cluster};
 
-/// The middle of some ratios, the least and the most.
+/// The median of some ratios, the least and the greatest.
 pub type Spread = (f64, f64, f64);
 
-/// The middle one, and how far they are apart: (median, least, most).
+/// Returns the median, the least and the greatest value.
 pub fn median(mut values: Vec<f64>) -> Spread {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -17,7 +17,7 @@ pub fn median(mut values: Vec<f64>) -> Spread {
     (median, values[0], values[values.len() - 1])
 }
 
-/// The value below which this part of them is.
+/// Returns the value below which this part of the values lies.
 pub fn quantile(values: &[f64], part: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -28,14 +28,14 @@ pub fn spread((middle, least, most): Spread) -> String {
     format!("{middle:.2} ({least:.2}–{most:.2})")
 }
 
-/// What a process has used of processors, in seconds.
+/// The processor time that a process has used, in seconds.
 pub fn on_processor(pid: i32) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("it runs");
     text.split(' ').next().and_then(|n| n.parse::<f64>().ok()).expect("nanoseconds") / 1e9
 }
 
-/// Two statements in turns in one session: the processor time of the first ÷ the second's, round by round.
-/// `prepare` runs before each.
+/// Runs two statements in turns in one session. Returns the processor time of the first ÷ that of the second, round
+/// by round. `prepare` runs before each.
 pub fn compare(client: &mut postgres::Client, rounds: usize, prepare: &str, statements: [&str; 2]) -> Spread {
     let pid: i32 = client.one("SELECT pg_backend_pid()");
     let ratios = (0..rounds).map(|round| {

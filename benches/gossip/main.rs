@@ -1,11 +1,13 @@
-//! What gossip costs: putting a state, a thousand nodes that do it each second, reading ten thousand entries, and
-//! fifty nodes that all hear each other; and how long a killed node's entries stay.
+//! What does gossip cost, and how long do the entries of a killed node stay?
+//!
+//! The costs are those of putting a state, of a thousand nodes that put one each second, of reading ten thousand
+//! entries, and of fifty nodes that all hear each other.
 //!
 //!     make bench-gossip                   into benches/results/gossip.md (ten minutes)
 //!     make bench-gossip BENCH=quick       fewer rounds: to see whether it runs; writes nothing
 //!
-//! Processor time is what all processes of the server together have used, by the kernel's account. Where two things
-//! are compared, they take turns.
+//! Processor time is the time of all processes of the server together, by the kernel's account. Two things that are
+//! compared take turns.
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -28,7 +30,7 @@ use support::{Ask, Cluster, stat, wait_until};
 
 use nodes::{Load, Measured};
 
-/// As a node of Oban describes a queue: ten keys.
+/// The state with which a node of Oban describes a queue: ten keys.
 pub const STATE: &str = r#"{"uuid":"8b2ff8a5-9f2c-4a5e-9d57-0b8f8e1a2b3c","name":"Oban","node":"web.1","queue":"default","limit":10,"paused":false,"running":[1000001,1000002,1000003,1000004,1000005,1000006,1000007,1000008,1000009,1000010],"started_at":"2026-01-31T12:00:00.123456Z","updated_at":"2026-01-31T12:00:01.654321Z","refresh_interval":60000}"#;
 
 const PUT: &str = "oban_gossip_put";
@@ -36,7 +38,7 @@ const EMPTY: &str = "obanrs_bench_gossip_put";
 
 struct Plan {
     rounds: usize,
-    /// Of a load in each round.
+    /// The time of one load in each round.
     time: Duration,
     trials: usize,
 }
@@ -134,7 +136,7 @@ fn main() {
         arguments: 2,
         listening: true,
     };
-    // In a database without the extension, as it is without us.
+    // This database does not have the extension.
     client.batch_execute("CREATE DATABASE plain").expect("it can be made");
     let native =
         Load { database: "plain", nodes: 50, statement: nodes::native(), arguments: 0, listening: true };
@@ -169,7 +171,8 @@ fn main() {
     }
 }
 
-/// Processor time of a put ÷ that of the empty function, each a prepared statement; and of the put by itself, in µs.
+/// Returns the processor time of a put ÷ that of the empty function, each a prepared statement. Returns the time of
+/// the put by itself as well, in µs.
 fn put_costs(client: &mut Client, rounds: usize) -> (common::Spread, f64) {
     const CALLS: usize = 1_000;
     let pid: i32 = client.one("SELECT pg_backend_pid()");
@@ -200,7 +203,7 @@ fn put_costs(client: &mut Client, rounds: usize) -> (common::Spread, f64) {
     (median(ratios), in_a_loop(PUT) - in_a_loop(EMPTY))
 }
 
-/// Round by round what two loads took.
+/// Measures two loads in turns, round by round.
 fn take_turns(cluster: &Cluster, plan: &Plan, first: &Load, second: &Load) -> Vec<(Measured, Measured)> {
     (0..plan.rounds)
         .map(|_| {
@@ -218,7 +221,7 @@ fn clear(client: &mut Client) {
     wait_until("it is empty", || stat(client, "gossip_entries") == 0);
 }
 
-/// Reads what is sent to it, as a client would, until it is told to stop.
+/// Reads what the server sends, as a client would, until it is told to stop.
 fn drain(mut listener: Client) -> Arc<AtomicBool> {
     use fallible_iterator::FallibleIterator;
     let stop = Arc::new(AtomicBool::new(false));
@@ -233,7 +236,7 @@ fn drain(mut listener: Client) -> Arc<AtomicBool> {
     stop
 }
 
-/// In ms, as pgbench sees it (which does nothing with what it reads).
+/// Returns times in ms, as pgbench sees them. (pgbench does nothing with what it reads.)
 fn read(cluster: &Cluster, times: usize) -> Vec<f64> {
     let folder = cluster.socket_folder();
     let (script, log) = (format!("{folder}/read.sql"), format!("{folder}/read"));
@@ -259,12 +262,12 @@ fn read(cluster: &Cluster, times: usize) -> Vec<f64> {
     };
     let log = std::fs::read_dir(folder).expect("it is there").flatten().find(of_this).expect("a log");
     let log = std::fs::read_to_string(log.path()).expect("it can be read");
-    // client, number, time in µs, ...
+    // A line has the client, the number, and the time in µs.
     let micros = |line: &str| line.split(' ').nth(2).and_then(|time| time.parse::<f64>().ok());
     log.lines().filter_map(micros).map(|micros| micros / 1e3).collect()
 }
 
-/// How long one waits for the table's lock, asked so many times half a million times.
+/// Returns how long a session waits for the table's lock. It is asked half a million times, in so many rounds.
 fn waits(client: &mut Client, rounds: i32) -> String {
     const TIMES: i32 = 500_000;
     let sql = "SELECT max(w.p999), max(w.most), sum(w.over)::int8
@@ -280,7 +283,7 @@ fn waits(client: &mut Client, rounds: i32) -> String {
     )
 }
 
-/// In ms: a member of 10 queues is killed (SIGKILL), and another session looks.
+/// Kills a member of 10 queues (SIGKILL) while another session looks. Returns times in ms.
 fn killed(cluster: &Cluster, trials: usize) -> Vec<f64> {
     let mut client = cluster.client();
     let look =

@@ -1,4 +1,4 @@
-//! Nodes, each a session of its own, that do something once a second, at different moments of it.
+//! Nodes, each a session of its own, that do something once a second, each at its own moment.
 
 use std::cell::Cell;
 use std::fs;
@@ -16,16 +16,16 @@ use super::support::Cluster;
 pub struct Load {
     pub database: &'static str,
     pub nodes: usize,
-    /// What each of them runs once a second. $1 is its name.
+    /// The statement that each node runs once a second. $1 is the node's name.
     pub statement: String,
     /// How many times the statement takes a state, from $2 on.
     pub arguments: usize,
     pub listening: bool,
 }
 
-/// Of one run of a load.
+/// The measurements of one run of a load.
 pub struct Measured {
-    /// Processor time of the server by time.
+    /// The processor time of the server ÷ the time that passed.
     pub processor: f64,
     pub calls: f64,
     pub heard: f64,
@@ -33,14 +33,15 @@ pub struct Measured {
     pub xids: i64,
 }
 
-/// One statement that puts all queues of a node.
+/// A statement that puts all queues of a node.
 pub fn puts(function: &str, queues: usize) -> String {
     let calls: Vec<String> =
         (0..queues).map(|i| format!("{function}($1, 'queue_{i}', ${}::text::jsonb)", i + 2)).collect();
     format!("SELECT {}", calls.join(", "))
 }
 
-/// What Oban for Elixir runs, with the message of oban_met for two queues. (Packed, it has some 350 bytes.)
+/// The statement of Oban for Elixir, with the message of oban_met for two queues. (Packed, the message has some 350
+/// bytes.)
 pub fn native() -> String {
     let packed = "H4sIAAAAAAAAA".to_owned() + &"A".repeat(340);
     format!(
@@ -66,7 +67,7 @@ async fn run(cluster: &Cluster, load: &Load, time: Duration) -> Measured {
             client.batch_execute("LISTEN \"public.oban_gossip\"").await.expect("it listens");
         }
         let statement = client.prepare(&load.statement).await.expect("it can be prepared");
-        // As one that has run for a while: from the sixth time on Postgres plans it no more.
+        // The sixth run makes Postgres keep a plan, as it has one in a node that has run for a while.
         let name = format!("node.{number}");
         for _ in 0..6 {
             client.query(&statement, &arguments(&name, load.arguments)).await.expect("it runs");
@@ -96,7 +97,7 @@ async fn run(cluster: &Cluster, load: &Load, time: Duration) -> Measured {
             })
         })
         .collect();
-    // A second in which every node has begun.
+    // After this time each node has begun.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     let before = used(cluster);
     let (wal, xids) = written(&watch).await;
@@ -115,7 +116,7 @@ async fn run(cluster: &Cluster, load: &Load, time: Duration) -> Measured {
     Measured { processor, calls, heard, wal: wal_after - wal, xids: xids_after - xids }
 }
 
-/// A node's name, and states.
+/// The arguments of a statement: the node's name, and states.
 fn arguments(name: &String, states: usize) -> Vec<&(dyn ToSql + Sync)> {
     let mut arguments: Vec<&(dyn ToSql + Sync)> = vec![name];
     arguments.extend((0..states).map(|_| &STATE as &(dyn ToSql + Sync)));
@@ -136,14 +137,14 @@ fn used(cluster: &Cluster) -> f64 {
     pids.filter(of_it).map(on_processor).sum()
 }
 
-/// WAL positions and transaction ids, without taking one.
+/// The WAL position and the next transaction id, without taking an id.
 async fn written(client: &Client) -> (i64, i64) {
     let sql = "SELECT (pg_current_wal_insert_lsn() - '0/0')::int8, pg_snapshot_xmax(pg_current_snapshot())::text::int8";
     let row = client.query_one(sql, &[]).await.expect("it answers");
     (row.get(0), row.get(1))
 }
 
-/// A session, and the count of the notifications that it hears.
+/// Connects a session, and counts the notifications that it hears.
 async fn connect(cluster: &Cluster, database: &str, heard: Rc<Cell<u64>>) -> Client {
     let mut config = tokio_postgres::Config::new();
     config.host(cluster.socket_folder()).user("postgres").dbname(database);

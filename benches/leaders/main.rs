@@ -1,12 +1,14 @@
-//! What leadership costs, and how long there is none: a leader that is killed, that leaves, that lapses; the
-//! question whether one leads; a thousand members; a hundred leaderships that nothing happens to.
+//! What does leadership cost, and for how long is there no leader?
+//!
+//! A leader is killed, leaves, or lapses. A member asks whether it leads. There are a thousand members, and a hundred
+//! leaderships to which nothing happens.
 //!
 //!     make bench-leaders                  into benches/results/leaders.md (five minutes)
 //!     make bench-leaders BENCH=quick      fewer trials: to see whether it runs; writes nothing
 //!     make bench-leaders BENCH=failover   500 trials of failover alone; writes nothing
 //!
-//! Times are seen by clients on the same host over a Unix socket: from what ends the leader until another member's
-//! session has the answer of `oban_is_leader()`, which it asks for all the time.
+//! Clients on the same host measure the times over a Unix socket. A time begins with the leader's end. It ends when
+//! another member's session, which calls `oban_is_leader()` all the time, has the answer true.
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -29,14 +31,14 @@ fn join(client: &mut Client, node: &str) -> i64 {
     client.one(&format!("SELECT oban_join('{node}')"))
 }
 
-/// In milliseconds, until this session's member leads.
+/// Waits until this session's member leads. Returns the milliseconds since `since`.
 fn until_it_leads(client: &mut Client, since: Instant) -> f64 {
     let statement = client.prepare("SELECT oban_is_leader()").expect("it can be prepared");
     while !client.query_one(&statement, &[]).expect("it answers").get::<_, bool>(0) {}
     since.elapsed().as_secs_f64() * 1e3
 }
 
-/// The leader's client is killed (SIGKILL), its backend idle.
+/// Kills the leader's client (SIGKILL), while its backend is idle.
 fn killed(cluster: &Cluster, trials: usize) -> Vec<f64> {
     let trial = |_| {
         let mut first = cluster.shell();
@@ -51,8 +53,8 @@ fn killed(cluster: &Cluster, trials: usize) -> Vec<f64> {
     (0..trials).map(trial).collect()
 }
 
-/// The same beside this many prefixes whose tables another session has locked, in each of which a member waits for an
-/// election.
+/// Kills the leader's client beside so many prefixes whose tables another session has locked. In each of them a
+/// member waits for an election.
 fn killed_beside_locked_tables(cluster: &Cluster, trials: usize, prefixes: usize) -> Vec<f64> {
     let (mut members, mut locker) = (cluster.client(), cluster.client());
     let all = |call: &str| format!("SELECT {call} FROM generate_series(1, {prefixes}) i");
@@ -71,7 +73,7 @@ fn killed_beside_locked_tables(cluster: &Cluster, trials: usize, prefixes: usize
     times
 }
 
-/// The leader leaves.
+/// Makes the leader leave.
 fn left(cluster: &Cluster, trials: usize) -> Vec<f64> {
     let trial = |_| {
         let (mut first, mut next) = (cluster.client(), cluster.client());
@@ -85,7 +87,8 @@ fn left(cluster: &Cluster, trials: usize) -> Vec<f64> {
     (0..trials).map(trial).collect()
 }
 
-/// A leased leader lapses: how long after the end of its lease another knows that it leads, by the server's clock.
+/// Lets the lease of a leader lapse. Returns how long after its end another member knows that it leads, by the
+/// server's clock.
 fn lapsed(cluster: &Cluster, trials: usize) -> Vec<f64> {
     let trial = |_| {
         let (mut first, mut next) = (cluster.client(), cluster.client());
@@ -106,7 +109,7 @@ fn lapsed(cluster: &Cluster, trials: usize) -> Vec<f64> {
     (0..trials).map(trial).collect()
 }
 
-/// WAL records and bytes in a time in which nothing happens.
+/// The WAL records and bytes of a time in which nothing happens.
 fn idle(client: &mut Client, time: Duration) -> (i64, i64) {
     let from: String = client.one("SELECT pg_current_wal_insert_lsn()::text");
     std::thread::sleep(time);
@@ -193,7 +196,7 @@ fn main() {
         let (mut leader, mut many) = (cluster.client(), cluster.client());
         join(&mut leader, "leader");
         wait_until("it leads", || leads(&mut leader));
-        // With leases, as a session can be one node of a name only without.
+        // These have leases: without one, a session can be only one node of a name.
         let others =
             format!("SELECT oban_join('n' || i, lease => '1 hour') FROM generate_series(2, {members}) i");
         many.batch_execute(&others).expect("they join");
