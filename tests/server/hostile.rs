@@ -1,5 +1,5 @@
-//! Does every call end as announced: calls of each function, procedure and view that the catalogs list, with
-//! hostile arguments?
+//! Does every call with hostile arguments end as announced, of each function, procedure and view that the catalogs
+//! list?
 //!
 //! Several roles call at once, in every kind of transaction. Calls are cancelled and sessions terminated. Names
 //! shadow Postgres' own. Meanwhile other sessions rename, replace and drop the schemas and tables that the calls
@@ -8,6 +8,7 @@
 //! The test prints a seed, from which the statements of each session follow. OBANRS_HOSTILE_SEED sets it.
 //!
 //! This file has the outcomes that are right, and runs and judges the sessions. Its modules have what they do.
+//! (`every_sql_error_has_a_test` in tests/structure.rs leaves out a file of this name: its SQLSTATEs prove nothing.)
 
 #[path = "hostile/arguments.rs"]
 mod arguments;
