@@ -13,7 +13,9 @@ use pgrx::spi::{SpiHeapTupleData, SpiResult};
 use crate::config;
 use crate::error::Error;
 use crate::logic::channel;
+use crate::logic::ids::{Process, SchemaOid, TableOid};
 use crate::logic::jobs::Fault;
+use crate::logic::leadership::plan::Contested;
 use crate::logic::lifecycle::{Kind, Lack, RUNNING, STARTING, WorkerSlot, state_name};
 use crate::logic::shape;
 use crate::logic::text::Text;
@@ -130,7 +132,9 @@ fn worker(segment: Segment, kind: Kind) -> Result<String, String> {
     let database = segment.registry(|r| r.database(own).copied());
     let name = catalog::database_name(own).unwrap_or_default();
     match database.map(|d| *d.worker(kind)) {
-        Some(WorkerSlot { state: RUNNING | STARTING, pid, last_error, .. }) if pid != 0 => {
+        Some(WorkerSlot { state: RUNNING | STARTING, process: Process { pid, .. }, last_error, .. })
+            if pid != 0 =>
+        {
             Ok(match trouble(&last_error) {
                 Some(trouble) => format!("running with PID {pid}; last trouble: {trouble}"),
                 None => format!("running with PID {pid}"),
@@ -168,7 +172,7 @@ fn trouble<const N: usize>(last_error: &Text<N>) -> Option<&str> {
 /// Whether every database with the extension can have its workers.
 fn worker_slots(segment: Segment) -> Result<String, String> {
     let most: usize = setting("SELECT current_setting('max_worker_processes')").parse().unwrap_or(0);
-    let databases = segment.registry(|r| r.databases.iter().filter(|d| d.oid != 0).count());
+    let databases = segment.registry(|r| r.databases.iter().filter(|d| !d.oid.is_none()).count());
     let needed = 1 + Kind::ALL.len() * databases;
     if needed <= most {
         let all = 1 + Kind::ALL.len() * config::max_databases();
@@ -274,10 +278,10 @@ fn read_only_by_default() -> bool {
 }
 
 /// The schemas of this database in which members have joined or nodes have put gossip here.
-fn used(segment: Segment) -> BTreeSet<u32> {
+fn used(segment: Segment) -> BTreeSet<SchemaOid> {
     let (own, now) = (session::database(), clock::now());
     let members = segment.leaderships_view(|view| {
-        view.members_of(own, now).iter().map(|(electorate, ..)| electorate.schema).collect::<Vec<_>>()
+        view.members_of(own, now).iter().map(|m| m.electorate.schema).collect::<Vec<_>>()
     });
     let mut used = segment.gossip().schemas(own, true);
     used.extend(members);
@@ -295,7 +299,7 @@ struct Prefix {
     name: String,
     jobs: Option<String>,
     jobs_is_table: bool,
-    jobs_oid: Option<u32>,
+    jobs_oid: Option<TableOid>,
     /// Something of obanrs' is on its tables.
     touched: bool,
     without_trigger: Vec<String>,
@@ -323,7 +327,7 @@ fn prefixes() -> Vec<Prefix> {
             name: text("prefix")?.unwrap_or_default(),
             jobs: text("jobs")?,
             jobs_is_table: row.get_by_name("jobs_is_table")?.unwrap_or(false),
-            jobs_oid: row.get_by_name::<pg_sys::Oid, _>("jobs_oid")?.map(|oid| oid.to_u32()),
+            jobs_oid: row.get_by_name::<pg_sys::Oid, _>("jobs_oid")?.map(TableOid::from),
             touched: row.get_by_name("touched")?.unwrap_or(false),
             without_trigger: texts("without_trigger")?,
             disabled: texts("disabled")?,
@@ -346,12 +350,12 @@ fn prefixes() -> Vec<Prefix> {
 
 impl Prefix {
     /// Whether somebody means the schema to be a prefix: it is installed at least in part, or in use.
-    fn is_meant(&self, used: &BTreeSet<u32>) -> bool {
+    fn is_meant(&self, used: &BTreeSet<SchemaOid>) -> bool {
         let is_used = || catalog::namespace(&self.name).is_some_and(|schema| used.contains(&schema));
         self.touched || (encoding::is_name(&self.name) && is_used())
     }
 
-    fn findings(&self, used: &BTreeSet<u32>) -> Vec<Finding> {
+    fn findings(&self, used: &BTreeSet<SchemaOid>) -> Vec<Finding> {
         let name = &self.name;
         if !encoding::is_name(name) {
             // Nor has it a row in oban_leadership. It need not be meant to be a prefix.
@@ -445,22 +449,22 @@ impl Prefix {
         const MOMENT: i64 = 2_000_000;
         let (own, now, schema) = (session::database(), clock::now(), catalog::namespace(&self.name)?);
         let segment = Segment::attached()?;
-        let names: Vec<(String, bool, bool)> = segment.leaderships_view(|view| {
-            let here = view.led(own, now, MOMENT).into_iter().filter(|(e, ..)| e.schema == schema);
-            here.map(|(e, known, led)| (e.name.as_str().to_owned(), known, led)).collect()
-        });
+        let mut names = segment.leaderships_view(|view| view.contested(own, now, MOMENT));
+        names.retain(|name| name.electorate.schema == schema);
+        let name_of = |name: &Contested| name.electorate.name.as_str().to_owned();
         // In a table that is not installed, foreign nodes lead and members can't.
         let rows = leaders(schema, &self.name, None, Locked::Peek).ok().flatten().unwrap_or_default();
         let foreign = |name: &str| rows.iter().find(|row| row.name == name);
         let others: Vec<String> = names
             .iter()
-            .filter(|(_, known, _)| !known)
-            .filter_map(|(name, ..)| foreign(name).map(|row| format!("{} leads {name}", row.node)))
+            .filter(|name| !name.has_copy)
+            .map(name_of)
+            .filter_map(|name| foreign(&name).map(|row| format!("{} leads {name}", row.node)))
             .collect();
-        let nobody: Vec<&str> = names
+        let nobody: Vec<String> = names
             .iter()
-            .filter(|(name, known, led)| !led && (*known || foreign(name).is_none()))
-            .map(|(name, ..)| name.as_str())
+            .filter(|name| !name.is_led && (name.has_copy || foreign(&name_of(name)).is_none()))
+            .map(name_of)
             .collect();
         if names.is_empty() {
             None

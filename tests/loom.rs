@@ -6,6 +6,7 @@
 #[allow(dead_code)]
 mod logic;
 
+use logic::ids::{RoleOid, SchemaOid};
 use logic::ring::{
     Audience, Batch, Channel, Charge, Incoming, Quota, Ring, RingEntry, RingHead, RoleUsage, Route, Waiter,
 };
@@ -59,7 +60,7 @@ const RELAY: i32 = 0;
 const READER: i32 = 1;
 
 fn on(channel: &str) -> Channel {
-    Channel::new(1, channel.into())
+    Channel::new(SchemaOid(1), channel.into())
 }
 
 impl Server {
@@ -83,14 +84,14 @@ impl Server {
             let mut memory = self.memory.lock().unwrap();
             let mut ring = memory.ring();
             let all = Quota { entries: usize::MAX, bytes: usize::MAX };
-            let way = ring.reserve(&mut [Charge::new(0, 1, channel.len() + 1)], all, || 0);
+            let route = ring.reserve(&mut [Charge::new(RoleOid::NONE, 1, channel.len() + 1)], all, || 0);
             let channel = on(channel);
             ring.append(
                 &Incoming {
                     channel: &channel,
                     payload: b"!",
                     wakeup: false,
-                    sent: way != Route::Relay,
+                    sent: route != Route::Relay,
                     role_slot: 0,
                 },
                 0,

@@ -28,26 +28,31 @@ use std::cell::Cell;
 
 use pgrx::pg_sys;
 
+use crate::logic::ids::{SchemaOid, TableOid};
+use crate::logic::leadership::plan::CopiedTable;
 use crate::pg::{catalog, clock, session, xact};
-use crate::prefix::peers::{self, TABLE};
+use crate::prefix::peers::{self, TABLE, TableState};
 use crate::shmem::Segment;
 
 /// The most oids of one kind that are kept. With more, all tables and schemas that shared memory knows are looked at.
 const MAX_OIDS: usize = 64;
 
-/// A set of oids, as many as fit.
+/// A set of oids of one kind, as many as fit.
 #[derive(Clone, Copy)]
-struct Oids {
-    oids: [u32; MAX_OIDS],
+struct Oids<T> {
+    oids: [T; MAX_OIDS],
     count: usize,
     /// More oids were added than fit: the set counts as all oids.
     all: bool,
 }
 
-impl Oids {
-    const NONE: Self = Self { oids: [0; MAX_OIDS], count: 0, all: false };
+impl<T: Copy + PartialEq> Oids<T> {
+    /// The empty set. `filler` fills places that have no oid.
+    const fn empty(filler: T) -> Self {
+        Self { oids: [filler; MAX_OIDS], count: 0, all: false }
+    }
 
-    fn add(&mut self, oid: u32) {
+    fn add(&mut self, oid: T) {
         if self.all || self.oids().contains(&oid) {
             return;
         }
@@ -57,7 +62,7 @@ impl Oids {
         }
     }
 
-    fn oids(&self) -> &[u32] {
+    fn oids(&self) -> &[T] {
         &self.oids[..self.count]
     }
 
@@ -65,19 +70,22 @@ impl Oids {
         self.count == 0
     }
 
-    fn contains(&self, oid: u32) -> bool {
+    fn contains(&self, oid: T) -> bool {
         self.all || self.oids().contains(&oid)
     }
 }
+
+const NO_TABLES: Oids<TableOid> = Oids::empty(TableOid::NONE);
+const NO_SCHEMAS: Oids<SchemaOid> = Oids::empty(SchemaOid::NONE);
 
 thread_local! {
     /// Whether one of the other thread-locals has something. Most transactions touch nothing.
     static TOUCHED: Cell<bool> = const { Cell::new(false) };
     /// What this transaction has touched, whether or not a savepoint took that back: the catalogs tell.
-    static RELATIONS: Cell<Oids> = const { Cell::new(Oids::NONE) };
-    static SCHEMAS: Cell<Oids> = const { Cell::new(Oids::NONE) };
+    static RELATIONS: Cell<Oids<TableOid>> = const { Cell::new(NO_TABLES) };
+    static SCHEMAS: Cell<Oids<SchemaOid>> = const { Cell::new(NO_SCHEMAS) };
     /// The schemas of the touched relations that had the name of a table of leaders.
-    static OF_LEADERS: Cell<Oids> = const { Cell::new(Oids::NONE) };
+    static OF_LEADERS: Cell<Oids<SchemaOid>> = const { Cell::new(NO_SCHEMAS) };
     /// Whether a trigger of any table was touched.
     static TRIGGERS: Cell<bool> = const { Cell::new(false) };
     /// Whether this transaction ends a prepared one.
@@ -90,13 +98,13 @@ thread_local! {
 #[derive(Clone, Copy)]
 struct Found {
     /// Schemas that are dropped.
-    dropped: Oids,
+    dropped: Oids<SchemaOid>,
     /// Whether members may have joined in one of the dropped schemas.
     known: bool,
     /// Tables of leaders that were altered and are still those of their schemas.
-    altered: Oids,
+    altered: Oids<TableOid>,
     /// Schemas whose table of leaders was altered or replaced.
-    changed: Oids,
+    changed: Oids<SchemaOid>,
 }
 
 pub(super) fn register() {
@@ -105,7 +113,7 @@ pub(super) fn register() {
 
 /// Notes that a relation was altered or is being dropped. The relation's name is still the old one, because the caches
 /// do not know of the command that is running. Raises only what a look-up in the caches raises.
-pub fn relation_touched(relation: u32, dropped: bool) {
+pub fn relation_touched(relation: TableOid, dropped: bool) {
     let of_leaders = catalog::is_called(relation, TABLE);
     if of_leaders && let Some(schema) = catalog::schema_of(relation) {
         let mut schemas = OF_LEADERS.get();
@@ -128,7 +136,7 @@ pub fn trigger_touched() {
 }
 
 /// Notes that a schema was altered or is being dropped. Does not raise.
-pub fn schema_touched(schema: u32) {
+pub fn schema_touched(schema: SchemaOid) {
     let mut schemas = SCHEMAS.get();
     schemas.add(schema);
     SCHEMAS.set(schemas);
@@ -152,13 +160,13 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
         }
     } else if xact::is_end(event) {
         TOUCHED.set(false);
-        RELATIONS.set(Oids::NONE);
-        SCHEMAS.set(Oids::NONE);
+        RELATIONS.set(NO_TABLES);
+        SCHEMAS.set(NO_SCHEMAS);
         let segment = Segment::attached();
         if let Some((found, segment)) = FOUND.take().zip(segment) {
             record(segment, &found, event);
         }
-        OF_LEADERS.set(Oids::NONE);
+        OF_LEADERS.set(NO_SCHEMAS);
         TRIGGERS.set(false);
         if PREPARED.take()
             && xact::is_commit(event)
@@ -173,18 +181,18 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
 
 /// Runs before the commit. Finds out what became of what the transaction has touched, and ends the leaderships whose
 /// rows go. `None`: the library is not preloaded.
-fn look(relations: &Oids, schemas: &Oids) -> Option<Found> {
+fn look(relations: &Oids<TableOid>, schemas: &Oids<SchemaOid>) -> Option<Found> {
     let (segment, database) = (Segment::attached()?, session::database());
     let (tables, electorates) = segment.leaderships_view(|v| (v.tables(database), v.schemas(database)));
     xact::next_command(); // makes visible what the last statement did
-    let (mut dropped, mut changed) = (Oids::NONE, Oids::NONE);
-    let (mut gone, mut altered) = (Vec::new(), Oids::NONE);
-    for (table, schema, guarded) in tables {
+    let (mut dropped, mut changed) = (NO_SCHEMAS, NO_SCHEMAS);
+    let (mut gone, mut altered) = (Vec::new(), NO_TABLES);
+    for CopiedTable { table, schema, guarded } in tables {
         let touched = relations.contains(table);
         if !(touched || TRIGGERS.get()) {
             continue;
         }
-        let (installed, tells) = peers::state_of(table);
+        let TableState { installed, tells } = peers::state_of(table);
         // Without the columns no member leads in the table. Without the trigger no process tells of rows that end.
         if (touched && !catalog::is_named(table, schema, TABLE)) || !installed || (guarded && !tells) {
             changed.add(schema);

@@ -10,12 +10,13 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::logic::gossip::Key;
+use crate::logic::ids::MemberId;
 use crate::logic::leadership::{Electorate, Leaderships, Member};
 use crate::pg::{clock, latch, session};
 use crate::shmem::Segment;
 
 /// Ends a membership and what ends with it. False: there is no such member.
-pub fn leave(segment: Segment, id: i64) -> bool {
+pub fn leave(segment: Segment, id: MemberId) -> bool {
     match segment.leaderships(|l| l.leave(id, clock::now())) {
         Some((electorate, member)) => {
             ended(segment, &electorate, &member);
@@ -61,7 +62,7 @@ pub fn leave_all() {
     let Some(segment) = Segment::attached() else { return };
     let pid = latch::my_pid();
     let leave_one = |l: &mut Leaderships<'_>| {
-        let bound = |m: &&Member| m.id != 0 && m.pid == pid && m.lease_ends().is_none();
+        let bound = |m: &&Member| !m.id.is_none() && m.pid == pid && m.lease_ends().is_none();
         let id = l.members.iter().find(bound).map(|m| m.id)?;
         l.leave(id, clock::now())
     };

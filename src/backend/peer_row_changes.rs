@@ -11,6 +11,7 @@ use std::cell::RefCell;
 
 use pgrx::pg_sys;
 
+use crate::logic::ids::Term;
 use crate::logic::leadership::{Electorate, Lease, RowChange};
 use crate::pg::{clock, session, xact};
 use crate::shmem::Segment;
@@ -19,13 +20,13 @@ use crate::shmem::Segment;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerRowChange {
     /// A foreign node has inserted a row with this term.
-    Inserted(i64),
+    Inserted(Term),
     /// The lease in the row of this term became shorter, or the row was written by hand.
-    Written(i64),
+    Written(Term),
     /// A foreign node has renewed its row, which may make the lease shorter. `lease` says nothing of the table.
     Renewed { lease: Lease, shorter: bool },
     /// The row of this term was deleted.
-    Deleted(i64),
+    Deleted(Term),
     /// All rows of the schema were deleted. The name of the electorate is empty.
     Truncated,
 }

@@ -10,6 +10,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::error;
+use crate::logic::ids::DatabaseOid;
 use crate::pg::{catalog, latch, session, xact};
 use crate::shmem::Segment;
 
@@ -22,8 +23,8 @@ thread_local! {
     /// What this process saw of the extension right before the commit.
     static SEEN: Cell<Seen> = const { Cell::new(Seen::Unchanged) };
     /// The database that CREATE DATABASE copies, and the database that it creates; 0 for none.
-    static SOURCE: Cell<u32> = const { Cell::new(0) };
-    static COPY: Cell<u32> = const { Cell::new(0) };
+    static SOURCE: Cell<DatabaseOid> = const { Cell::new(DatabaseOid::NONE) };
+    static COPY: Cell<DatabaseOid> = const { Cell::new(DatabaseOid::NONE) };
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,12 +79,12 @@ pub fn extension_changed(extension: u32) {
 }
 
 /// Notes that CREATE DATABASE is going to copy this database.
-pub fn will_copy(source: u32) {
+pub fn will_copy(source: DatabaseOid) {
     SOURCE.set(source);
 }
 
 /// Notes that CREATE DATABASE has created this database.
-pub fn database_created(database: u32) {
+pub fn database_created(database: DatabaseOid) {
     note(Note::Databases);
     COPY.set(database);
 }
@@ -131,7 +132,10 @@ pub fn warn_without_place() {
 
 fn transaction_event(event: pg_sys::XactEvent::Type) {
     let pending = PENDING.load(Ordering::Relaxed);
-    if pending & Note::Extension as u32 != 0 && xact::is_before_commit(event) && session::database() != 0 {
+    if pending & Note::Extension as u32 != 0
+        && xact::is_before_commit(event)
+        && !session::database().is_none()
+    {
         SEEN.set(see_extension());
     }
     if pending == 0 || !xact::is_end(event) {
@@ -144,7 +148,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     let Some(segment) = Segment::attached() else { return };
     let database = session::database();
     let noted = |what: Note| pending & what as u32 != 0;
-    if copy != 0 && xact::is_commit(event) {
+    if !copy.is_none() && xact::is_commit(event) {
         segment.registry(|r| r.copied(source, copy));
     }
     // Before the hold ends, or the coordinator would launch a keeper for a database that is gone.

@@ -10,6 +10,7 @@
 
 use super::{Target, count_dropped, queue};
 use crate::backend::listening;
+use crate::logic::ids::{SchemaOid, Term};
 use crate::logic::outbox::Requester;
 use crate::logic::wire;
 use crate::pg::{catalog, encoding};
@@ -23,7 +24,7 @@ pub enum LeaderChange {
 }
 
 /// Tells of a change, when this transaction commits. `schema` is the prefix's; `term` 0 is none.
-pub fn tell(change: LeaderChange, schema: u32, name: &str, node: &str, term: i64) {
+pub fn tell(change: LeaderChange, schema: SchemaOid, name: &str, node: &str, term: Term) {
     // Nobody has polled in a database without a ring, and this need not take one from the pool.
     let in_ring = rings::availability().is_some_and(|ring| ring.has_ring);
     if name.is_empty() || !(in_ring || listening::any()) {
@@ -37,7 +38,7 @@ pub fn tell(change: LeaderChange, schema: u32, name: &str, node: &str, term: i64
         if change == LeaderChange::Elected { "elected" } else { "ended" },
         &encoding::to_server_lossy(node),
         &encoding::to_server_lossy(name),
-        Some(term).filter(|term| *term != 0),
+        Some(term.0).filter(|_| !term.is_none()),
     );
     if payload.len() > wire::MAX_PAYLOAD || queue(&target, payload, Requester::Trigger).is_err() {
         count_dropped();

@@ -37,6 +37,7 @@ use crate::backend::listening;
 use crate::config::{self, Notifier};
 use crate::error::Error;
 use crate::logic::counter::Counter;
+use crate::logic::ids::{RoleOid, SchemaOid};
 use crate::logic::outbox::{Delivery, Outbox, Queued, QueuedMessage, Requester};
 use crate::logic::ring::{self, Batch, Charge, Incoming};
 use crate::logic::{channel, relay};
@@ -57,7 +58,7 @@ thread_local! {
     /// Room in the ring that an abort has to give back.
     static RESERVED: Cell<Option<(RingHandle, Vec<Charge>)>> = const { Cell::new(None) };
     /// The last role that queued a message in this transaction, and what `charged_role` says of it.
-    static LAST_ROLE: Cell<Option<(u32, u32)>> = const { Cell::new(None) };
+    static LAST_ROLE: Cell<Option<(RoleOid, RoleOid)>> = const { Cell::new(None) };
     /// What is published with the commit.
     static PUBLICATION: RefCell<Option<Publication>> = const { RefCell::new(None) };
 }
@@ -104,7 +105,7 @@ pub struct Target {
 impl Target {
     /// A channel of a prefix, whose schema this is. Without a schema `prefix` is `""` and `channel` the full name, of a
     /// watched table or of anybody's. 22023 for names that no channel can have.
-    pub fn new(schema: Option<u32>, prefix: &str, channel: &str) -> Result<Self, Error> {
+    pub fn new(schema: Option<SchemaOid>, prefix: &str, channel: &str) -> Result<Self, Error> {
         let full = channel::full_name(prefix, channel)?;
         if encoding::to_server(&full).len() > channel::MAX_CHANNEL {
             return Err(channel::too_long(&full).into());
@@ -116,11 +117,11 @@ impl Target {
             _ => Delivery::Single,
         };
         let name = encoding::to_server(channel).into_owned();
-        Ok(Self { channel: Rc::new(ring::Channel::new(schema.unwrap_or(0), name)), delivery })
+        Ok(Self { channel: Rc::new(ring::Channel::new(schema.unwrap_or(SchemaOid::NONE), name)), delivery })
     }
 
     /// Where the wake-ups of a schema go. Whether its name can have a channel shows when they are sent.
-    pub fn wakeups(schema: u32) -> Self {
+    pub fn wakeups(schema: SchemaOid) -> Self {
         Self { channel: Rc::new(ring::Channel::new(schema, b"insert".to_vec())), delivery: Delivery::Merged }
     }
 
@@ -171,12 +172,12 @@ pub fn queue(target: &Target, payload: Vec<u8>, requester: Requester) -> Result<
 
 /// The current role, or 0 if it has no limit, as a superuser or the owner of the database. Asked for once a
 /// transaction, as long as it is the same.
-fn charged_role() -> u32 {
+fn charged_role() -> RoleOid {
     let role = session::role();
     match LAST_ROLE.get() {
         Some((last, charged)) if last == role => charged,
         _ => {
-            let charged = if rights::quota_of(1).is_some() { role } else { 0 };
+            let charged = if rights::quota_of(1).is_some() { role } else { RoleOid::NONE };
             LAST_ROLE.set(Some((role, charged)));
             charged
         }

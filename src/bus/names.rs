@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use crate::logic::channel::MAX_CHANNEL;
+use crate::logic::ids::SchemaOid;
 use crate::pg::{catalog, notify, session};
 
 /// Looks each schema up once. A value serves one transaction.
@@ -11,7 +12,7 @@ pub struct Names {
     /// Names are looked up in the catalogs, not in this process's caches.
     in_catalogs: bool,
     /// `<name>.oban_`, by the schema's oid. `None`: no channel can be in it.
-    prefixes: HashMap<u32, Option<Vec<u8>>>,
+    prefixes: HashMap<SchemaOid, Option<Vec<u8>>>,
     full: Vec<u8>,
 }
 
@@ -30,7 +31,7 @@ impl Names {
 
     /// Queues a native notification until the end of this transaction. False when there is no such channel, as the
     /// schema was dropped, has a dot in its name by now, or a name that is too long.
-    pub fn notify(&mut self, schema: u32, channel: &[u8], payload: &[u8]) -> bool {
+    pub fn notify(&mut self, schema: SchemaOid, channel: &[u8], payload: &[u8]) -> bool {
         let full = self.full(schema, channel);
         full.is_some_and(|full| {
             notify::notify(full, payload);
@@ -39,9 +40,9 @@ impl Names {
     }
 
     /// The full name of a channel, in the server's encoding.
-    pub fn full(&mut self, schema: u32, channel: &[u8]) -> Option<&[u8]> {
+    pub fn full(&mut self, schema: SchemaOid, channel: &[u8]) -> Option<&[u8]> {
         self.full.clear();
-        if schema != 0 {
+        if !schema.is_none() {
             let in_catalogs = self.in_catalogs;
             let look = || if in_catalogs { committed_prefix_of(schema) } else { prefix_of(schema) };
             let prefix = self.prefixes.entry(schema).or_insert_with(look);
@@ -53,7 +54,7 @@ impl Names {
 }
 
 /// Every byte below 128 of a name in the server's encoding is ASCII, so that nothing need be converted.
-fn prefix_of(schema: u32) -> Option<Vec<u8>> {
+fn prefix_of(schema: SchemaOid) -> Option<Vec<u8>> {
     catalog::with_schema_name(schema, |name| {
         let name = name.to_bytes();
         (!name.contains(&b'.')).then(|| [name, b".oban_"].concat())
@@ -61,7 +62,7 @@ fn prefix_of(schema: u32) -> Option<Vec<u8>> {
 }
 
 /// The same by the catalogs.
-fn committed_prefix_of(schema: u32) -> Option<Vec<u8>> {
+fn committed_prefix_of(schema: SchemaOid) -> Option<Vec<u8>> {
     let name = catalog::namespace_bytes(schema).filter(|name| !name.contains(&b'.'))?;
     Some([&name[..], b".oban_"].concat())
 }

@@ -14,6 +14,7 @@ use crate::config;
 use crate::error::{self, Error, given};
 use crate::logic::check::{self, BadKey, InvalidState, JsonObject, MAX_QUEUE};
 use crate::logic::gossip::{EntryRef, Full, Key, Quota, Source};
+use crate::logic::ids::SchemaOid;
 use crate::logic::jsonb;
 use crate::logic::leadership::{MAX_NAME, MAX_NODE, MAX_PREFIX};
 use crate::logic::text::Text;
@@ -51,7 +52,7 @@ impl Names {
     }
 
     /// Of an entry in the prefix's schema.
-    fn key<'a>(&'a self, schema: u32, queue: &'a str) -> Key<'a> {
+    fn key<'a>(&'a self, schema: SchemaOid, queue: &'a str) -> Key<'a> {
         let (name, node) = (self.name.as_str(), self.node.as_str());
         Key { database: session::database(), schema, name, node, queue }
     }
@@ -204,7 +205,7 @@ fn oban_gossip_delete(
 }
 
 /// What a schema is called now, if it has a name and the caller may read it; found out once for each.
-type Prefixes = HashMap<u32, Option<String>>;
+type Prefixes = HashMap<SchemaOid, Option<String>>;
 
 /// The rows of the view oban_gossip: of this database and the prefixes that the caller may read. Its columns are
 /// in sql/50_views.sql.

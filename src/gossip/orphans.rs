@@ -12,6 +12,7 @@ use pgrx::prelude::*;
 
 use crate::error::{self, Error, given};
 use crate::logic::check::MAX_QUEUE;
+use crate::logic::ids::{DatabaseOid, SchemaOid};
 use crate::logic::leadership::{MAX_NODE, MAX_PREFIX};
 use crate::logic::orphans::{Attempt, Evidence, Job, Reason, Suspects, Times, Verdict};
 use crate::logic::text::Text;
@@ -98,7 +99,7 @@ fn microseconds(grace: Interval) -> Result<i64, Error> {
 }
 
 /// What gossip says of a schema.
-fn gather(segment: Segment, database: u32, schema: u32, times: Times) -> Evidence {
+fn gather(segment: Segment, database: DatabaseOid, schema: SchemaOid, times: Times) -> Evidence {
     let mut evidence = Evidence::new(times, segment.coverage(database));
     let processes = segment.gossip().remembered(database, schema, times.now);
     processes.into_iter().for_each(|process| evidence.add_process(process));
@@ -123,7 +124,7 @@ fn judge(
     segment: Segment,
     row: &SqlRow,
     evidence: &Evidence,
-    (database, schema): (u32, u32),
+    (database, schema): (DatabaseOid, SchemaOid),
     suspected: bool,
 ) -> Option<(&'static str, i64)> {
     let text = |column: Columns| row.datum(column as usize).map(|text| row.bytes(text));

@@ -12,6 +12,7 @@ pub mod check;
 pub mod counter;
 pub mod floor;
 pub mod gossip;
+pub mod ids;
 pub mod ingest;
 pub mod iso8601;
 pub mod jobs;

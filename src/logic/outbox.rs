@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
+use super::ids::RoleOid;
 use super::ring::Channel;
 
 /// Why a message is sent. The origin decides what becomes of the message if the transaction can't
@@ -51,7 +52,7 @@ pub struct QueuedMessage {
     pub requester: Requester,
     pub delivery: Delivery,
     /// The role whose quota of the ring the message counts for; 0 for a role without a limit.
-    pub role: u32,
+    pub role: RoleOid,
 }
 
 impl QueuedMessage {
@@ -214,13 +215,14 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ids::SchemaOid;
     use super::*;
     use proptest::prelude::*;
 
     fn message(n: u8) -> QueuedMessage {
         let requester = if n.is_multiple_of(2) { Requester::Call } else { Requester::Trigger };
-        let channel = Rc::new(Channel::new(6, b"insert".to_vec()));
-        QueuedMessage { channel, payload: vec![n], requester, delivery: Delivery::Merged, role: 0 }
+        let channel = Rc::new(Channel::new(SchemaOid(6), b"insert".to_vec()));
+        QueuedMessage { channel, payload: vec![n], requester, delivery: Delivery::Merged, role: RoleOid(0) }
     }
 
     fn sent(outbox: &mut Outbox) -> Vec<u8> {
@@ -262,7 +264,7 @@ mod tests {
         assert!(!outbox.has_calls());
         assert_eq!(outbox.queue(with(Requester::Call, Delivery::Merged), 1, 10), Queued::Merged);
         assert!(outbox.has_calls());
-        let verbatim = Channel::new(0, b"insert".to_vec());
+        let verbatim = Channel::new(SchemaOid(0), b"insert".to_vec());
         assert_eq!(
             outbox.queue(QueuedMessage { channel: Rc::new(verbatim), ..message(1) }, 1, 10),
             Queued::New,

@@ -11,6 +11,7 @@
 
 use std::collections::HashSet;
 
+use super::ids::SchemaOid;
 use super::ring::RingMessage;
 
 /// What to send. Messages are named by their index in the batch.
@@ -28,7 +29,7 @@ pub struct Plan {
 #[derive(Default)]
 struct Seen<'m> {
     /// Schema, channel and payload of each message.
-    messages: HashSet<(u32, &'m [u8], &'m [u8])>,
+    messages: HashSet<(SchemaOid, &'m [u8], &'m [u8])>,
     /// Short channel and payload of each message that may equal a message of another kind on the
     /// wire, and whether the message's channel is verbatim.
     on_the_wire: HashSet<(&'m [u8], &'m [u8], bool)>,
@@ -37,7 +38,7 @@ struct Seen<'m> {
 impl<'m> Seen<'m> {
     /// Adds a message. Returns false if the message is equal to an earlier one, or may be.
     fn insert(&mut self, message: &RingMessage<'m>) -> bool {
-        let is_verbatim = message.schema == 0;
+        let is_verbatim = message.schema.is_none();
         let short = if is_verbatim { short_of(message.channel) } else { Some(message.channel) };
         if let Some(short) = short {
             if self.on_the_wire.contains(&(short, message.payload, !is_verbatim)) {
@@ -101,7 +102,7 @@ mod tests {
         RingMessage {
             position: 0,
             sent_at: 0,
-            schema: 6,
+            schema: SchemaOid(6),
             channel: if n.0 { b"insert" } else { b"gossip" },
             payload: std::slice::from_ref(&n.1),
             wakeup: n.0,
@@ -127,14 +128,19 @@ mod tests {
     fn what_may_be_equal_on_the_wire_is_sent_twice() {
         let on = |schema, channel: &'static [u8]| RingMessage { schema, channel, ..message(&(false, 1)) };
         let sent = |messages: &[RingMessage<'_>]| plan(messages.iter().copied()).transactions;
-        let (own, verbatim) = (on(6, b"gossip"), on(0, b"public.oban_gossip"));
+        let (own, verbatim) = (on(SchemaOid(6), b"gossip"), on(SchemaOid(0), b"public.oban_gossip"));
         assert_eq!(sent(&[own, verbatim]), [[0], [1]]);
         assert_eq!(sent(&[verbatim, own]), [[0], [1]]);
         assert_eq!(
-            sent(&[own, on(7, b"gossip"), on(0, b"gossip"), on(0, b"public.oban_sonar")]),
+            sent(&[
+                own,
+                on(SchemaOid(7), b"gossip"),
+                on(SchemaOid(0), b"gossip"),
+                on(SchemaOid(0), b"public.oban_sonar")
+            ]),
             [[0, 1, 2, 3]]
         );
-        assert_eq!(sent(&[on(0, b"a.b.oban_gossip"), own]), [[0, 1]], "no prefix has a dot");
+        assert_eq!(sent(&[on(SchemaOid(0), b"a.b.oban_gossip"), own]), [[0, 1]], "no prefix has a dot");
     }
 
     proptest! {

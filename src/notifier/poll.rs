@@ -13,6 +13,7 @@ use pgrx::prelude::*;
 use crate::bus::Target;
 use crate::error::{Error, given};
 use crate::logic::counter::Counter;
+use crate::logic::ids::SchemaOid;
 use crate::logic::lifecycle::Lack;
 use crate::logic::ring::{Batch, Channel, Progress, RingMessage};
 use crate::logic::wire::WireError;
@@ -39,7 +40,7 @@ const MAX_TIMEOUT: i128 = 86_400_000_000;
 struct Question {
     prefix: Text,
     /// The prefix's schema; `None` for verbatim channels, which are nobody's: any role may LISTEN to them natively.
-    schema: Option<u32>,
+    schema: Option<SchemaOid>,
     /// Tested, and put together when there is something to read.
     names: Vec<Text>,
     channels: OnceCell<Vec<Channel>>,

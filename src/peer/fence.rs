@@ -16,7 +16,8 @@ use super::Names;
 use crate::backend::xact_end::{Note, note};
 use crate::error::Error;
 use crate::logic::counter::Counter;
-use crate::logic::leadership::verdict;
+use crate::logic::ids::{SchemaOid, Term};
+use crate::logic::leadership::{RowIdentity, verdict};
 use crate::logic::shape;
 use crate::pg::argument::TextArgument;
 use crate::pg::heap::TableLock;
@@ -42,6 +43,7 @@ fn oban_fence(
         stats::count(Counter::FencesRefused, 1);
         return Err(Error::TermOver { name: name.to_owned(), term: None }.into());
     };
+    let term = Term(term);
     let table = open(electorate.schema, names.prefix())?;
     note(Note::Fence); // before the row is locked, so that the end of any such transaction wakes the keeper
     // A leadership that began after a fixed snapshot was taken may have written what this transaction can't
@@ -53,20 +55,20 @@ fn oban_fence(
     let (now, wall) = (clock::now(), time::now());
     let over = segment.leaderships_view(|v| v.is_over(&electorate, term, now));
     let held = row.is_some_and(|row| {
-        let times = (term, row.started_at, row.expires_at);
-        let holds = segment.leaderships_view(|v| v.holds(&electorate, times, now));
+        let row_is = RowIdentity { term, started_at: row.started_at, expires_at: row.expires_at };
+        let holds = segment.leaderships_view(|v| v.holds(&electorate, row_is, now));
         holds.unwrap_or(wall < row.expires_at) && verdict::outlives_start(row.boot, segment.boot())
     });
     if !held || over {
         stats::count(Counter::FencesRefused, 1);
-        return Err(Error::TermOver { name: name.to_owned(), term: Some(term) }.into());
+        return Err(Error::TermOver { name: name.to_owned(), term: Some(term.0) }.into());
     }
     Ok(())
 }
 
 /// The table of leaders of a schema, under a lock that keeps its name, owner and shape as they are. `prefix` is for
 /// messages.
-fn open(schema: u32, prefix: &str) -> Result<PeersTable<'static>, Error> {
+fn open(schema: SchemaOid, prefix: &str) -> Result<PeersTable<'static>, Error> {
     loop {
         match PeersTable::open(schema, TableLock::RowShare, true) {
             Ok(table) => return Ok(table),

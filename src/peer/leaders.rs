@@ -8,7 +8,8 @@ use pgrx::prelude::*;
 
 use super::Names;
 use crate::error::{self, Error};
-use crate::logic::leadership::{Electorate, LeadershipsView, Node};
+use crate::logic::ids::{SchemaOid, Term};
+use crate::logic::leadership::{Electorate, LeadershipsView, Node, RowIdentity};
 use crate::logic::text::Text;
 use crate::pg::argument::TextArgument;
 use crate::pg::datum::Shown;
@@ -25,7 +26,7 @@ thread_local! {
 }
 
 /// The term of the leadership that counts as "mine": of a member of this session, or of the named node.
-fn led_by(view: &LeadershipsView<'_>, electorate: &Electorate, node: Option<&str>) -> Option<i64> {
+fn led_by(view: &LeadershipsView<'_>, electorate: &Electorate, node: Option<&str>) -> Option<Term> {
     let (seat, now) = (view.seat_near(electorate, LAST_SEAT.get())?, clock::now());
     LAST_SEAT.set(seat);
     let (held, leader) = view.held(seat, now)?;
@@ -41,7 +42,7 @@ fn term_of(
     name: Option<TextArgument>,
     node: Option<TextArgument>,
     prefix: Option<TextArgument>,
-) -> Result<Option<i64>, Error> {
+) -> Result<Option<Term>, Error> {
     let names = Names::of(name, prefix)?;
     let node: Option<Node> = node.map(|n| error::name("node", Some(n))).transpose()?;
     let electorate = match node {
@@ -80,7 +81,7 @@ fn oban_term(
     node: default!(Option<TextArgument>, "NULL"),
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<Option<i64>, ErrorReport> {
-    Ok(term_of(name, node, prefix)?)
+    Ok(term_of(name, node, prefix)?.map(|term| term.0))
 }
 
 /// A leader as its row in oban_peers has it.
@@ -105,7 +106,7 @@ const MAX_SHOWN: usize = 1_024;
 /// Whether a lease holds is what memory says of a row that it knows, so that all calls give one answer whatever the
 /// wall clock shows. Other rows are judged by the wall clock. `prefix` is the schema's name, for messages.
 pub fn leaders(
-    schema: u32,
+    schema: SchemaOid,
     prefix: &str,
     name: Option<&str>,
     locked: Locked,
@@ -127,8 +128,9 @@ pub fn leaders(
         let (term_read, started) = (term.and_then(|term| row.i64(term)), row.i64(*started_at));
         let holds = Text::new(&own).and_then(|name| {
             let electorate = Electorate { database, schema, name };
-            let (term, started) = (term_read.unwrap_or(0), started.unwrap_or(0));
-            segment?.leaderships_view(|v| v.holds(&electorate, (term, started, ends), now))
+            let (term, started_at) = (Term(term_read.unwrap_or(0)), started.unwrap_or(0));
+            let row_is = RowIdentity { term, started_at, expires_at: ends };
+            segment?.leaderships_view(|v| v.holds(&electorate, row_is, now))
         });
         if !holds.unwrap_or(ends > wall) {
             return None;

@@ -13,6 +13,8 @@ use super::leaders::leaders;
 use crate::backend::memberships::{ended, leave, leave_at_exit};
 use crate::config;
 use crate::error::{self, Error, given};
+use crate::logic::ids::{MemberId, SchemaOid};
+use crate::logic::leadership::plan::Membership;
 use crate::logic::leadership::{Electorate, JoinError, Joining, LeadershipsView, Member};
 use crate::logic::lifecycle::Lack;
 use crate::logic::shape;
@@ -168,7 +170,7 @@ fn join(
     }
     warn_without_keeper(segment, id);
     warn_without_elections(segment, &electorate, names.prefix());
-    Ok(id)
+    Ok(id.0)
 }
 
 /// The foreign node that leads a name now, by its row. A table that another transaction has locked is not waited for.
@@ -229,7 +231,7 @@ fn warn_without_elections(segment: Segment, electorate: &Electorate, prefix: &st
 }
 
 /// Says that nobody elects as there is no free worker slot, if that is why a member was not considered.
-fn warn_without_keeper(segment: Segment, id: i64) {
+fn warn_without_keeper(segment: Segment, id: MemberId) {
     if segment.leaderships_view(|v| v.is_considered(id, clock::now())) {
         return;
     }
@@ -277,7 +279,7 @@ fn wait_until(segment: Segment, done: impl Fn(LeadershipsView<'_>) -> bool) {
 }
 
 /// The member of this id in this database that the caller may act for. `None` when there is none.
-fn own_member(segment: Segment, id: i64) -> Result<Option<(Electorate, Member)>, Error> {
+fn own_member(segment: Segment, id: MemberId) -> Result<Option<(Electorate, Member)>, Error> {
     let known = segment.leaderships_view(|v| v.member(id, clock::now()).map(|(_, m)| (*v.electorate(m), *m)));
     match known.filter(|(e, _)| e.database == session::database()) {
         Some((_, member)) if !session::acts_for(member.role) => Err(not_yours(id)),
@@ -285,41 +287,42 @@ fn own_member(segment: Segment, id: i64) -> Result<Option<(Electorate, Member)>,
     }
 }
 
-fn not_yours(member: i64) -> Error {
+fn not_yours(member: MemberId) -> Error {
     Error::NotYours(format!("member {member} was joined by another role"))
 }
 
 /// 55000 when it is no member any more; also in recovery, where there are none.
-fn required_member(id: i64, what: &'static str) -> Result<(Segment, Electorate), Error> {
+fn required_member(id: MemberId, what: &'static str) -> Result<(Segment, Electorate), Error> {
     if session::in_recovery() {
         return Err(Error::InRecovery(what));
     }
     let segment = Segment::require()?;
-    let (electorate, _) = own_member(segment, id)?.ok_or(Error::NoMember(id))?;
+    let (electorate, _) = own_member(segment, id)?.ok_or(Error::NoMember(id.0))?;
     Ok((segment, electorate))
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_renew(member: Option<i64>) -> Result<Option<i64>, ErrorReport> {
-    let id = given("member", member)?;
+    let id = MemberId(given("member", member)?);
     let (segment, electorate) = required_member(id, "renew")?;
     let renewed = segment.leaderships(|p| p.renew(id, latch::my_procno(), clock::now()));
-    let renewed = renewed.ok_or(Error::NoMember(id))?;
+    let renewed = renewed.ok_or(Error::NoMember(id.0))?;
     if !renewed.due {
-        return Ok(renewed.term);
+        return Ok(renewed.term.map(|term| term.0));
     }
     // The answer shall hold for half a lease at least, so the row comes first.
     segment.ensure_keeper(electorate.database);
     wait_until(segment, |v| v.is_considered(id, clock::now()));
-    Ok(segment.leaderships_view(|v| v.term_of(id, clock::now())))
+    let term = segment.leaderships_view(|v| v.term_of(id, clock::now()));
+    Ok(term.map(|term| term.0))
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_resign(member: Option<i64>) -> Result<bool, ErrorReport> {
-    let id = given("member", member)?;
+    let id = MemberId(given("member", member)?);
     let (segment, electorate) = required_member(id, "resign")?;
     let led = segment.leaderships(|p| p.resign(id, latch::my_procno(), clock::now()));
-    let led = led.ok_or(Error::NoMember(id))?;
+    let led = led.ok_or(Error::NoMember(id.0))?;
     if led {
         segment.ensure_keeper(electorate.database);
         wait_until(segment, |v| v.is_considered(id, clock::now()));
@@ -329,7 +332,7 @@ fn oban_resign(member: Option<i64>) -> Result<bool, ErrorReport> {
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_leave(member: Option<i64>) -> Result<bool, ErrorReport> {
-    let id = given("member", member)?;
+    let id = MemberId(given("member", member)?);
     let segment = Segment::require()?;
     Ok(own_member(segment, id)?.is_some() && leave(segment, id))
 }
@@ -395,22 +398,21 @@ type MemberRow = (
 
 fn shown_members() -> Vec<MemberRow> {
     let Some(segment) = Segment::attached() else { return Vec::new() }; // oban_check says why
-    let mut members: Vec<(Electorate, Member, bool)> =
-        segment.leaderships_view(|v| v.members_of(session::database(), clock::now()));
-    members.sort_by_key(|(_, m, _)| m.id);
+    let mut members = segment.leaderships_view(|v| v.members_of(session::database(), clock::now()));
+    members.sort_by_key(|m| m.member.id);
     let mut readable = Readable::default();
     members
         .into_iter()
-        .filter_map(|(electorate, m, leader)| {
+        .filter_map(|Membership { electorate, member: m, leads }| {
             let lease_ends = m.lease_ends();
             Some((
                 Shown(readable.name(electorate.schema)?),
                 Shown(electorate.name.as_str().to_owned()),
                 Shown(m.node.as_str().to_owned()),
-                m.id,
+                m.id.0,
                 if lease_ends.is_none() { "session" } else { "lease" },
                 lease_ends.is_none().then_some(m.pid),
-                leader,
+                leads,
                 time::timestamptz(m.joined_at_wall),
                 lease_ends.and_then(|ends| time::timestamptz(clock::to_wall(ends))),
                 m.is_candidate(),
@@ -421,11 +423,11 @@ fn shown_members() -> Vec<MemberRow> {
 
 /// The names of the schemas that the caller may read.
 #[derive(Default)]
-struct Readable(HashMap<u32, Option<String>>);
+struct Readable(HashMap<SchemaOid, Option<String>>);
 
 impl Readable {
     /// `None`: the caller may not read that schema, or it was dropped.
-    fn name(&mut self, schema: u32) -> Option<String> {
+    fn name(&mut self, schema: SchemaOid) -> Option<String> {
         let named = || catalog::schema_name(schema).filter(|_| rights::allows_in(schema, Right::Read));
         self.0.entry(schema).or_insert_with(named).clone()
     }

@@ -9,6 +9,7 @@ pub mod leaders;
 pub mod members;
 
 use crate::error::{self, Error, TextValue};
+use crate::logic::ids::SchemaOid;
 use crate::logic::leadership::{Electorate, MAX_NAME, MAX_PREFIX};
 use crate::logic::text::Text;
 use crate::pg::{catalog, session};
@@ -41,7 +42,7 @@ impl Names {
         catalog::namespace(self.prefix()).map(|schema| self.of_schema(schema))
     }
 
-    fn of_schema(&self, schema: u32) -> Electorate {
+    fn of_schema(&self, schema: SchemaOid) -> Electorate {
         Electorate { database: session::database(), schema, name: self.name }
     }
 }

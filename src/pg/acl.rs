@@ -3,6 +3,7 @@
 use pgrx::pg_sys;
 
 use super::session;
+use crate::logic::ids::{DatabaseOid, SchemaOid, TableOid};
 
 /// Returns whether the current role is a superuser.
 pub fn is_superuser() -> bool {
@@ -11,7 +12,7 @@ pub fn is_superuser() -> bool {
 }
 
 /// Returns whether the current role may select from the table, or from any column of the table.
-pub fn may_select_any(table: u32) -> bool {
+pub fn may_select_any(table: TableOid) -> bool {
     let (oid, role) = (pg_sys::Oid::from(table), pg_sys::Oid::from(session::role()));
     let select = pg_sys::ACL_SELECT as pg_sys::AclMode;
     may(table, pg_sys::ACL_SELECT) || {
@@ -23,16 +24,16 @@ pub fn may_select_any(table: u32) -> bool {
 }
 
 /// Returns whether the current role may insert into the table.
-pub fn may_insert(table: u32) -> bool {
+pub fn may_insert(table: TableOid) -> bool {
     may(table, pg_sys::ACL_INSERT)
 }
 
 /// Returns whether the current role may update the table.
-pub fn may_update(table: u32) -> bool {
+pub fn may_update(table: TableOid) -> bool {
     may(table, pg_sys::ACL_UPDATE)
 }
 
-fn may(table: u32, mode: u32) -> bool {
+fn may(table: TableOid, mode: u32) -> bool {
     let (table, role) = (pg_sys::Oid::from(table), pg_sys::Oid::from(session::role()));
     // SAFETY: the function looks up privileges by oids, and checks the oids itself.
     let result = unsafe { pg_sys::pg_class_aclcheck(table, role, mode as pg_sys::AclMode) };
@@ -41,23 +42,23 @@ fn may(table: u32, mode: u32) -> bool {
 
 /// Returns whether the current role may use the schema. For a schema that does not exist, returns
 /// true to a superuser and raises 3F000 to any other role.
-pub fn may_use(schema: u32) -> bool {
+pub fn may_use(schema: SchemaOid) -> bool {
     may_in_schema(schema, pg_sys::ACL_USAGE)
 }
 
 /// Returns whether the current role may create objects in the schema. For a schema that does not
 /// exist, returns true to a superuser and raises 3F000 to any other role.
-pub fn may_create_in(schema: u32) -> bool {
+pub fn may_create_in(schema: SchemaOid) -> bool {
     may_in_schema(schema, pg_sys::ACL_CREATE)
 }
 
 /// Returns whether the current role owns the relation.
-pub fn owns(relation: u32) -> bool {
+pub fn owns(relation: TableOid) -> bool {
     owns_relation(pg_sys::Oid::from(relation), pg_sys::Oid::from(session::role()))
 }
 
 /// Returns whether the current role owns the database.
-pub fn owns_database(database: u32) -> bool {
+pub fn owns_database(database: DatabaseOid) -> bool {
     let (database, role) = (pg_sys::Oid::from(database), pg_sys::Oid::from(session::role()));
     #[cfg(feature = "pg15")]
     // SAFETY: the function looks up a privilege by oids, and checks the oids itself.
@@ -84,7 +85,7 @@ fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     }
 }
 
-fn may_in_schema(schema: u32, mode: u32) -> bool {
+fn may_in_schema(schema: SchemaOid, mode: u32) -> bool {
     let (schema, role) = (pg_sys::Oid::from(schema), pg_sys::Oid::from(session::role()));
     #[cfg(feature = "pg15")]
     // SAFETY: the function looks up a privilege by oids, and checks the oids itself.

@@ -25,6 +25,8 @@ use pg_sys::pqsignal;
 #[cfg(feature = "pg18")]
 use pg_sys::pqsignal_be as pqsignal;
 
+use crate::logic::ids::DatabaseOid;
+
 /// A background worker as this library describes it to Postgres.
 pub struct WorkerSpec<'a> {
     /// The name that ps and the log show.
@@ -218,7 +220,7 @@ pub fn connect_to_none() {
 
 /// Connects to a database as the bootstrap superuser. Raises a FATAL if the database does not exist
 /// or takes no connections.
-pub fn connect_to(database: u32) {
+pub fn connect_to(database: DatabaseOid) {
     // SAFETY: a worker connects once, after `take_signals`.
     unsafe {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(pg_sys::Oid::from(database), pg_sys::InvalidOid, 0);

@@ -6,10 +6,11 @@ use pgrx::pg_sys;
 
 use super::c_name;
 use super::catalog_scan::{self as scan, Key};
+use crate::logic::ids::{DatabaseOid, RoleOid, SchemaOid, TableOid};
 
 /// Returns the oid of a schema, as this transaction's caches have it. `None`: there is no such
 /// schema.
-pub fn namespace(name: &str) -> Option<u32> {
+pub fn namespace(name: &str) -> Option<SchemaOid> {
     let name = c_name(name);
     // SAFETY: `name` lives as long as the call.
     some(unsafe { pg_sys::get_namespace_oid(name.as_ptr(), true) })
@@ -17,13 +18,13 @@ pub fn namespace(name: &str) -> Option<u32> {
 
 /// Returns the name of a schema, as this transaction's caches have it. `None`: there is no such
 /// schema.
-pub fn schema_name(schema: u32) -> Option<String> {
+pub fn schema_name(schema: SchemaOid) -> Option<String> {
     with_schema_name(schema, scan::lossy)
 }
 
 /// Calls `read` with the name of a schema, in the server's encoding and without a copy, and returns
 /// the result. `None`: there is no such schema.
-pub fn with_schema_name<R>(schema: u32, read: impl FnOnce(&CStr) -> R) -> Option<R> {
+pub fn with_schema_name<R>(schema: SchemaOid, read: impl FnOnce(&CStr) -> R) -> Option<R> {
     // SAFETY: the function looks up the name in a cache. The name is freed after `read` has
     // returned.
     unsafe {
@@ -39,7 +40,7 @@ pub fn with_schema_name<R>(schema: u32, read: impl FnOnce(&CStr) -> R) -> Option
 
 /// Returns the oid of a relation of any kind by its name in a schema, as this transaction's caches
 /// have it. `None`: there is no such relation.
-pub fn relation(namespace: u32, name: &str) -> Option<u32> {
+pub fn relation(namespace: SchemaOid, name: &str) -> Option<TableOid> {
     let name = c_name(name);
     // SAFETY: `name` lives as long as the call.
     some(unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::Oid::from(namespace)) })
@@ -49,18 +50,18 @@ pub fn relation(namespace: u32, name: &str) -> Option<u32> {
 /// does not matter.
 #[derive(Clone, Copy)]
 struct Class {
-    owner: u32,
+    owner: RoleOid,
     kind: u8,
     persistence: u8,
 }
 
-fn class(relation: u32) -> Option<Class> {
+fn class(relation: TableOid) -> Option<Class> {
     // SAFETY: RELOID is a cache of pg_class by oid, and the fields are copied.
     unsafe {
         field(pg_sys::SysCacheIdentifier::RELOID as i32, relation, |tuple| {
             let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
             Class {
-                owner: (*form).relowner.to_u32(),
+                owner: (*form).relowner.into(),
                 kind: (*form).relkind as u8,
                 persistence: (*form).relpersistence as u8,
             }
@@ -70,14 +71,15 @@ fn class(relation: u32) -> Option<Class> {
 
 /// Returns whether a relation has this name and is in this schema, as this transaction's caches
 /// have it.
-pub fn is_named(relation: u32, schema: u32, name: &str) -> bool {
+pub fn is_named(relation: TableOid, schema: SchemaOid, name: &str) -> bool {
     let name = c_name(name);
     // SAFETY: RELOID is a cache of pg_class by oid, and the fields are compared before the tuple is
     // released.
     let named = unsafe {
         field(pg_sys::SysCacheIdentifier::RELOID as i32, relation, |tuple| {
             let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
-            (*form).relnamespace.to_u32() == schema && CStr::from_ptr((*form).relname.data.as_ptr()) == &*name
+            SchemaOid::from((*form).relnamespace) == schema
+                && CStr::from_ptr((*form).relname.data.as_ptr()) == &*name
         })
     };
     named == Some(true)
@@ -85,7 +87,7 @@ pub fn is_named(relation: u32, schema: u32, name: &str) -> bool {
 
 /// Returns whether a relation is not temporary and has this name, in any schema, as this
 /// transaction's caches have it.
-pub fn is_called(relation: u32, name: &str) -> bool {
+pub fn is_called(relation: TableOid, name: &str) -> bool {
     // SAFETY: RELOID is a cache of pg_class by oid, and the name is compared before the tuple is
     // released.
     let called = unsafe {
@@ -100,13 +102,13 @@ pub fn is_called(relation: u32, name: &str) -> bool {
 
 /// Returns the schema of a relation, as this transaction's caches have it. `None`: there is no such
 /// relation.
-pub fn schema_of(relation: u32) -> Option<u32> {
+pub fn schema_of(relation: TableOid) -> Option<SchemaOid> {
     // SAFETY: the function looks up a relation by its oid, and checks the oid itself.
     some(unsafe { pg_sys::get_rel_namespace(pg_sys::Oid::from(relation)) })
 }
 
 /// Returns the type of a relation's column. `None`: the relation has no column of this name.
-pub fn column_type(relation: u32, name: &str) -> Option<pg_sys::Oid> {
+pub fn column_type(relation: TableOid, name: &str) -> Option<pg_sys::Oid> {
     let (relation, name) = (pg_sys::Oid::from(relation), c_name(name));
     // SAFETY: the functions look up catalog rows, and `name` lives as long as the calls.
     unsafe {
@@ -120,11 +122,15 @@ pub fn column_type(relation: u32, name: &str) -> Option<pg_sys::Oid> {
 ///
 /// # Safety
 /// `cache` is keyed by an oid alone, and `read` returns nothing that points into the tuple.
-unsafe fn field<T>(cache: i32, id: u32, read: impl FnOnce(pg_sys::HeapTuple) -> T) -> Option<T> {
+unsafe fn field<T>(
+    cache: i32,
+    id: impl Into<pg_sys::Oid>,
+    read: impl FnOnce(pg_sys::HeapTuple) -> T,
+) -> Option<T> {
     // SAFETY: the caller promises a cache that is keyed by an oid. The tuple is released after
     // `read` has returned.
     unsafe {
-        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(pg_sys::Oid::from(id)));
+        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(id.into()));
         if tuple.is_null() {
             return None;
         }
@@ -135,19 +141,19 @@ unsafe fn field<T>(cache: i32, id: u32, read: impl FnOnce(pg_sys::HeapTuple) -> 
 }
 
 /// Locks a relation in the mode `mode` until the end of the transaction. Waits for the lock.
-pub(super) fn lock(relation: u32, mode: u32) {
+pub(super) fn lock(relation: TableOid, mode: u32) {
     // SAFETY: the lock is on an oid, and no relation needs to have this oid.
     unsafe { pg_sys::LockRelationOid(pg_sys::Oid::from(relation), mode as i32) }
 }
 
 /// Returns the owner of a relation. `None`: there is no such relation.
-pub(super) fn owner(relation: u32) -> Option<u32> {
+pub(super) fn owner(relation: TableOid) -> Option<RoleOid> {
     class(relation).map(|c| c.owner)
 }
 
 /// Returns `"schema"."name"` of a relation, quoted where necessary. `None`: there is no such
 /// relation.
-pub fn qualified_name(relation: u32) -> Option<String> {
+pub fn qualified_name(relation: TableOid) -> Option<String> {
     let relation = pg_sys::Oid::from(relation);
     // SAFETY: the functions look up catalog rows, and the names are copied.
     unsafe {
@@ -163,7 +169,7 @@ pub fn qualified_name(relation: u32) -> Option<String> {
 
 /// Returns whether a relation is an ordinary table whose columns depend on no other object: the
 /// table is not temporary, is not a partition, and is not a table OF a type.
-pub fn is_table_by_itself(relation: u32) -> bool {
+pub fn is_table_by_itself(relation: TableOid) -> bool {
     // SAFETY: RELOID is a cache of pg_class by oid, and the fields are read before the tuple is
     // released.
     let found = unsafe {
@@ -181,7 +187,7 @@ pub fn is_table_by_itself(relation: u32) -> bool {
 /// Returns the type of a column that is stored as it is written. Such a column is neither generated
 /// nor an identity, and its type has no modifier, which could change values. `None`: the column
 /// does not exist or is of another kind.
-pub fn plain_column(relation: u32, name: &str) -> Option<pg_sys::Oid> {
+pub fn plain_column(relation: TableOid, name: &str) -> Option<pg_sys::Oid> {
     let (relation, name) = (pg_sys::Oid::from(relation), c_name(name));
     // SAFETY: the functions look up catalog rows. `name` lives as long as the calls, and the tuple
     // is released after it was read.
@@ -206,18 +212,18 @@ pub fn plain_column(relation: u32, name: &str) -> Option<pg_sys::Oid> {
 
 /// Returns whether a relation may be a table of jobs: an ordinary or a partitioned table that is
 /// not temporary.
-pub fn is_jobs_table(relation: u32) -> bool {
+pub fn is_jobs_table(relation: TableOid) -> bool {
     class(relation).is_some_and(|c| matches!(c.kind, b'r' | b'p') && c.persistence != b't')
 }
 
 /// Returns whether a relation has a column of this name and type.
-pub fn has_column(relation: u32, name: &str, kind: u32) -> bool {
+pub fn has_column(relation: TableOid, name: &str, kind: u32) -> bool {
     column_type(relation, name) == Some(pg_sys::Oid::from(kind))
 }
 
 /// Returns the oid of a type by its name in a schema, as this transaction's caches have it. `None`:
 /// there is no such type.
-pub fn type_named(namespace: u32, name: &str) -> Option<u32> {
+pub fn type_named(namespace: SchemaOid, name: &str) -> Option<u32> {
     let name = c_name(name);
     // SAFETY: the function looks up a catalog row, and `name` lives as long as the call.
     some(unsafe {
@@ -241,7 +247,7 @@ pub fn is_enum_of<'a>(kind: u32, mut labels: impl Iterator<Item = &'a str>) -> b
 }
 
 /// Returns whether this transaction created a relation, or was the last to change it.
-pub fn is_relation_of_this_transaction(relation: u32) -> bool {
+pub fn is_relation_of_this_transaction(relation: TableOid) -> bool {
     is_of_this_transaction(pg_sys::SysCacheIdentifier::RELOID as i32, relation)
 }
 
@@ -252,7 +258,7 @@ pub fn is_type_of_this_transaction(kind: u32) -> bool {
 
 /// Returns whether this transaction wrote the newest version of a catalog row. The row's header
 /// names the transaction that wrote it. `cache` is keyed by an oid alone.
-fn is_of_this_transaction(cache: i32, id: u32) -> bool {
+fn is_of_this_transaction(cache: i32, id: impl Into<pg_sys::Oid>) -> bool {
     // SAFETY: the tuple's header is read before the tuple is released.
     let writer = unsafe {
         field(cache, id, |tuple| {
@@ -267,31 +273,31 @@ fn is_of_this_transaction(cache: i32, id: u32) -> bool {
 
 /// Returns a relation's name as messages show it: the qualified name, or the oid if there is no
 /// such relation.
-pub fn shown_name(relation: u32) -> String {
+pub fn shown_name(relation: TableOid) -> String {
     qualified_name(relation).unwrap_or_else(|| relation.to_string())
 }
 
 /// Locks a table until the end of the transaction, so that its name, schema, owner and kind stay.
 /// Other sessions can still read and write rows.
-pub fn lock_name(table: u32) {
+pub fn lock_name(table: TableOid) {
     lock(table, pg_sys::AccessShareLock);
 }
 
 /// Locks a table until the end of the transaction, before triggers are created on it. Other
 /// sessions can read rows, and can't write any.
-pub fn lock_for_triggers(table: u32) {
+pub fn lock_for_triggers(table: TableOid) {
     lock(table, pg_sys::ShareRowExclusiveLock);
 }
 
 /// Locks a table until the end of the transaction, before triggers are dropped or columns changed.
 /// Other sessions can neither read nor write rows.
-pub fn lock_for_alteration(table: u32) {
+pub fn lock_for_alteration(table: TableOid) {
     lock(table, pg_sys::AccessExclusiveLock);
 }
 
 /// Locks a schema until the end of the transaction. The lock conflicts only with itself: other
 /// sessions can still use and create tables in the schema.
-pub fn lock_namespace(namespace: u32) {
+pub fn lock_namespace(namespace: SchemaOid) {
     // SAFETY: the lock is on an oid, and no object needs to have this oid.
     unsafe {
         pg_sys::LockDatabaseObject(
@@ -304,7 +310,7 @@ pub fn lock_namespace(namespace: u32) {
 }
 
 /// Releases one `lock_namespace` of this transaction.
-pub fn unlock_namespace(namespace: u32) {
+pub fn unlock_namespace(namespace: SchemaOid) {
     // SAFETY: this transaction holds the lock on this oid.
     unsafe {
         pg_sys::UnlockDatabaseObject(
@@ -330,7 +336,7 @@ pub fn lock_extension(extension: u32) {
 }
 
 /// Returns whether a relation is an ordinary table and not a temporary one.
-pub fn is_plain_table(relation: u32) -> bool {
+pub fn is_plain_table(relation: TableOid) -> bool {
     class(relation).is_some_and(|c| c.kind == b'r' && c.persistence != b't')
 }
 
@@ -338,14 +344,14 @@ pub fn is_plain_table(relation: u32) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extension {
     pub oid: u32,
-    pub schema: u32,
+    pub schema: SchemaOid,
 }
 
 /// Returns the extension of this name, as committed now. Needs a transaction. `None`: there is no
 /// such extension.
 pub fn extension(name: &str) -> Option<Extension> {
     let found = scan::rows(scan::EXTENSIONS, &[("extname", Key::Name(&c_name(name)))], |row| {
-        Some(Extension { oid: row.oid("oid"), schema: row.oid("extnamespace") })
+        Some(Extension { oid: row.oid("oid").to_u32(), schema: row.oid("extnamespace").into() })
     });
     found.into_iter().next()
 }
@@ -361,71 +367,79 @@ pub fn extension_without_waiting(name: &str) -> Option<Option<Extension>> {
 }
 
 /// Returns the oid of the schema of this name, as committed now. `None`: there is no such schema.
-pub fn namespace_now(name: &str) -> Option<u32> {
+pub fn namespace_now(name: &str) -> Option<SchemaOid> {
     let name = c_name(name);
     if name.count_bytes() > 63 {
         return None; // Postgres truncates longer names, so no schema has such a name
     }
-    let found = scan::rows(scan::SCHEMA_NAMES, &[("nspname", Key::Name(&name))], |row| Some(row.oid("oid")));
+    let found =
+        scan::rows(scan::SCHEMA_NAMES, &[("nspname", Key::Name(&name))], |row| Some(row.oid("oid").into()));
     found.into_iter().next()
 }
 
 /// Returns the name of a schema, as committed now. `None`: there is no such schema.
-pub fn namespace_name(oid: u32) -> Option<String> {
-    let found = scan::rows(scan::SCHEMAS, &[("oid", Key::Oid(oid))], |row| Some(row.name("nspname")));
+pub fn namespace_name(schema: SchemaOid) -> Option<String> {
+    let found =
+        scan::rows(scan::SCHEMAS, &[("oid", Key::Oid(schema.into()))], |row| Some(row.name("nspname")));
     found.into_iter().next()
 }
 
 /// Returns the name of a schema in the server's encoding, as committed now. `None`: there is no
 /// such schema.
-pub fn namespace_bytes(oid: u32) -> Option<Vec<u8>> {
+pub fn namespace_bytes(schema: SchemaOid) -> Option<Vec<u8>> {
     let name = |row: &scan::CatalogRow| Some(row.name_bytes("nspname"));
-    scan::rows(scan::SCHEMAS, &[("oid", Key::Oid(oid))], name).into_iter().next()
+    scan::rows(scan::SCHEMAS, &[("oid", Key::Oid(schema.into()))], name).into_iter().next()
 }
 
 /// Returns whether no schema has this oid. A schema that a running transaction has created counts
 /// as existing.
-pub fn is_no_schema(oid: u32) -> bool {
-    scan::rows_in_progress(scan::SCHEMAS, &[("oid", Key::Oid(oid))], |_| Some(())).is_empty()
+pub fn is_no_schema(schema: SchemaOid) -> bool {
+    scan::rows_in_progress(scan::SCHEMAS, &[("oid", Key::Oid(schema.into()))], |_| Some(())).is_empty()
 }
 
 /// Returns the oid of a relation of any kind by its name in a schema, as committed now. `None`:
 /// there is no such relation.
-pub fn relation_now(namespace: u32, name: &str) -> Option<u32> {
+pub fn relation_now(namespace: SchemaOid, name: &str) -> Option<TableOid> {
     let name = c_name(name);
-    let keys = [("relname", Key::Name(&name)), ("relnamespace", Key::Oid(namespace))];
-    scan::rows(scan::RELATIONS, &keys, |row| Some(row.oid("oid"))).into_iter().next()
+    let keys = [("relname", Key::Name(&name)), ("relnamespace", Key::Oid(namespace.into()))];
+    scan::rows(scan::RELATIONS, &keys, |row| Some(row.oid("oid").into())).into_iter().next()
 }
 
-/// Returns the ordinary tables of this name that are not temporary, as committed now. Each entry is
-/// the oids of a table and of the table's schema.
-pub fn tables_named(name: &str) -> Vec<(u32, u32)> {
+/// A table that was looked up by its name.
+#[derive(Clone, Copy)]
+pub struct NamedTable {
+    pub oid: TableOid,
+    pub schema: SchemaOid,
+}
+
+/// Returns the ordinary tables of this name that are not temporary, as committed now.
+pub fn tables_named(name: &str) -> Vec<NamedTable> {
     scan::rows(scan::RELATIONS, &[("relname", Key::Name(&c_name(name)))], |row| {
         let is_table = row.char("relkind") == pg_sys::RELKIND_RELATION
             && row.char("relpersistence") != pg_sys::RELPERSISTENCE_TEMP;
-        is_table.then(|| (row.oid("oid"), row.oid("relnamespace")))
+        is_table.then(|| NamedTable { oid: row.oid("oid").into(), schema: row.oid("relnamespace").into() })
     })
 }
 
 /// Returns the schemas that have a relation of this name which is not temporary, as committed now.
-pub fn schemas_of(name: &str) -> Vec<u32> {
+pub fn schemas_of(name: &str) -> Vec<SchemaOid> {
     scan::rows(scan::RELATIONS, &[("relname", Key::Name(&c_name(name)))], |row| {
-        (row.char("relpersistence") != pg_sys::RELPERSISTENCE_TEMP).then(|| row.oid("relnamespace"))
+        (row.char("relpersistence") != pg_sys::RELPERSISTENCE_TEMP).then(|| row.oid("relnamespace").into())
     })
 }
 
 /// Returns the schemas that do not belong to Postgres, as committed now.
-pub fn schemas_of_users() -> Vec<u32> {
+pub fn schemas_of_users() -> Vec<SchemaOid> {
     scan::rows(scan::SCHEMAS, &[], |row| {
         let name = row.name("nspname");
-        (!name.starts_with("pg_") && name != "information_schema").then(|| row.oid("oid"))
+        (!name.starts_with("pg_") && name != "information_schema").then(|| row.oid("oid").into())
     })
 }
 
 /// Returns whether a relation has columns of all these names and of this type, as committed now.
-pub fn has_columns(relation: u32, names: &[&str], type_oid: pg_sys::Oid) -> bool {
-    let found = scan::rows(scan::COLUMNS, &[("attrelid", Key::Oid(relation))], |row| {
-        let is_one = !row.bool("attisdropped") && row.oid("atttypid") == type_oid.to_u32();
+pub fn has_columns(relation: TableOid, names: &[&str], type_oid: pg_sys::Oid) -> bool {
+    let found = scan::rows(scan::COLUMNS, &[("attrelid", Key::Oid(relation.into()))], |row| {
+        let is_one = !row.bool("attisdropped") && row.oid("atttypid") == type_oid;
         is_one.then(|| row.name("attname"))
     });
     names.iter().all(|name| found.iter().any(|found| found == name))
@@ -433,28 +447,29 @@ pub fn has_columns(relation: u32, names: &[&str], type_oid: pg_sys::Oid) -> bool
 
 /// Returns whether a table has an enabled trigger of this name that calls this function. Sees what
 /// is committed now and what this transaction has done.
-pub fn has_enabled_trigger(table: u32, name: &str, function: u32) -> bool {
-    let keys = [("tgrelid", Key::Oid(table)), ("tgname", Key::Name(&c_name(name)))];
+pub fn has_enabled_trigger(table: TableOid, name: &str, function: u32) -> bool {
+    let keys = [("tgrelid", Key::Oid(table.into())), ("tgname", Key::Name(&c_name(name)))];
     let is_it = |row: &scan::CatalogRow| {
-        (row.oid("tgfoid") == function && [b'O', b'A'].contains(&row.char("tgenabled"))).then_some(())
+        (row.oid("tgfoid").to_u32() == function && [b'O', b'A'].contains(&row.char("tgenabled")))
+            .then_some(())
     };
     !scan::rows(scan::TRIGGERS, &keys, is_it).is_empty()
 }
 
 /// Returns the function of this name without arguments in a schema, as committed now. `None`: there
 /// is no such function.
-pub fn function_without_arguments(namespace: u32, name: &str) -> Option<u32> {
+pub fn function_without_arguments(namespace: SchemaOid, name: &str) -> Option<u32> {
     let found = scan::rows(scan::FUNCTIONS, &[("proname", Key::Name(&c_name(name)))], |row| {
-        let is_it = row.oid("pronamespace") == namespace && row.i16("pronargs") == 0;
-        is_it.then(|| row.oid("oid"))
+        let is_it = SchemaOid::from(row.oid("pronamespace")) == namespace && row.i16("pronargs") == 0;
+        is_it.then(|| row.oid("oid").to_u32())
     });
     found.into_iter().next()
 }
 
 /// Returns the value that ALTER DATABASE ... SET gives to a setting for every role, as committed
 /// now. `None`: no such value is set.
-pub fn setting_of_database(database: u32, name: &str) -> Option<String> {
-    let keys = [("setdatabase", Key::Oid(database)), ("setrole", Key::Oid(0))];
+pub fn setting_of_database(database: DatabaseOid, name: &str) -> Option<String> {
+    let keys = [("setdatabase", Key::Oid(database.into())), ("setrole", Key::Oid(pg_sys::InvalidOid))];
     let settings = scan::rows(scan::SETTINGS, &keys, |row| Some(row.texts("setconfig")));
     settings.into_iter().flatten().find_map(|setting| {
         let setting = String::from_utf8_lossy(&setting).into_owned();
@@ -463,7 +478,7 @@ pub fn setting_of_database(database: u32, name: &str) -> Option<String> {
 }
 
 /// Returns a role's name, quoted where necessary. Returns an empty string if there is no such role.
-pub fn quoted_role(role: u32) -> String {
+pub fn quoted_role(role: RoleOid) -> String {
     // SAFETY: the function looks up a role by its oid, and the name is copied.
     unsafe {
         let name = pg_sys::GetUserNameFromId(pg_sys::Oid::from(role), true);
@@ -475,14 +490,14 @@ pub fn quoted_role(role: u32) -> String {
 }
 
 /// Returns the oid of the database of this name. `None`: there is no such database.
-pub fn database(name: &CStr) -> Option<u32> {
+pub fn database(name: &CStr) -> Option<DatabaseOid> {
     // SAFETY: `name` lives as long as the call.
     some(unsafe { pg_sys::get_database_oid(name.as_ptr(), true) })
 }
 
 /// Returns the name of a database, as this transaction's caches have it. `None`: there is no such
 /// database.
-pub fn database_name(database: u32) -> Option<String> {
+pub fn database_name(database: DatabaseOid) -> Option<String> {
     // SAFETY: the function looks up a database by its oid, and the name is copied.
     unsafe {
         let name = pg_sys::get_database_name(pg_sys::Oid::from(database));
@@ -492,7 +507,7 @@ pub fn database_name(database: u32) -> Option<String> {
 
 /// A database of this server.
 pub struct Database {
-    pub oid: u32,
+    pub oid: DatabaseOid,
     pub name: String,
     pub is_template: bool,
     /// The database is valid and takes connections.
@@ -519,7 +534,7 @@ pub fn databases() -> Vec<Database> {
             let row = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
             let is_invalid = row.datconnlimit == -2;
             found.push(Database {
-                oid: row.oid.to_u32(),
+                oid: row.oid.into(),
                 name: scan::lossy(CStr::from_ptr(row.datname.data.as_ptr())),
                 is_template: row.datistemplate,
                 takes_connections: row.datallowconn && !is_invalid,
@@ -533,7 +548,7 @@ pub fn databases() -> Vec<Database> {
 }
 
 /// The oid of template0, the database that must never be changed.
-pub const TEMPLATE0: u32 = pg_sys::Template0DbOid;
+pub const TEMPLATE0: DatabaseOid = DatabaseOid(pg_sys::Template0DbOid);
 
 /// Returns whether this session's database is a template, so that it takes no workers.
 pub fn is_in_template() -> bool {
@@ -546,6 +561,6 @@ pub fn is_in_template() -> bool {
     .unwrap_or(false)
 }
 
-fn some(oid: pg_sys::Oid) -> Option<u32> {
-    (oid != pg_sys::InvalidOid).then(|| oid.to_u32())
+fn some<T: From<pg_sys::Oid>>(oid: pg_sys::Oid) -> Option<T> {
+    (oid != pg_sys::InvalidOid).then(|| oid.into())
 }

@@ -12,7 +12,7 @@ use super::tuple::{self, Tuple};
 
 /// The value that a column of the index has to have.
 pub(super) enum Key<'a> {
-    Oid(u32),
+    Oid(pg_sys::Oid),
     /// A name in the server's encoding.
     Name(&'a CStr),
 }
@@ -49,8 +49,8 @@ impl CatalogRow {
     }
 
     /// Returns the value of a column of type oid. Returns 0 for NULL.
-    pub fn oid(&self, name: &str) -> u32 {
-        self.datum(name).map_or(0, |d| d.value() as u32)
+    pub fn oid(&self, name: &str) -> pg_sys::Oid {
+        pg_sys::Oid::from(self.datum(name).map_or(0, |d| d.value() as u32))
     }
 
     /// Returns the value of a column of type "char". Returns 0 for NULL.
@@ -157,7 +157,7 @@ fn rows_of<T>(
                 pgrx::error!("a system catalog has no column {name}")
             };
             let (procedure, argument) = match key {
-                Key::Oid(oid) => (pg_sys::F_OIDEQ, pg_sys::Datum::from(pg_sys::Oid::from(*oid))),
+                Key::Oid(oid) => (pg_sys::F_OIDEQ, pg_sys::Datum::from(*oid)),
                 Key::Name(name) => {
                     let mut padded = [0; 64];
                     let bytes = name.to_bytes();

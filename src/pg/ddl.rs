@@ -8,6 +8,8 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
+use crate::logic::ids::TableOid;
+
 /// When a trigger fires, relative to the event.
 pub enum Timing {
     Before,
@@ -36,7 +38,7 @@ pub struct Trigger {
 /// Adds columns of type bigint that may be NULL and have no default, so that ALTER TABLE reads and
 /// writes no row. The caller has locked and tested the table. The function takes the table's ACCESS
 /// EXCLUSIVE lock.
-pub fn add_bigints(table: u32, names: &[&CStr]) {
+pub fn add_bigints(table: TableOid, names: &[&CStr]) {
     alter(table, names, |command, name| {
         // SAFETY: `command` is a node that `alter` has just made, and the name is copied.
         unsafe {
@@ -49,7 +51,7 @@ pub fn add_bigints(table: u32, names: &[&CStr]) {
 
 /// Drops columns, with the indexes and constraints on them. Raises an ERROR if another object
 /// depends on a column. The caller has locked and tested the table.
-pub fn drop_columns(table: u32, names: &[&CStr]) {
+pub fn drop_columns(table: TableOid, names: &[&CStr]) {
     alter(table, names, |command, name| {
         // SAFETY: `command` is a node that `alter` has just made, and the name is copied.
         unsafe {
@@ -61,7 +63,7 @@ pub fn drop_columns(table: u32, names: &[&CStr]) {
 }
 
 /// Runs ALTER TABLE ONLY with one subcommand for each of these columns.
-fn alter(table: u32, columns: &[&CStr], fill: impl Fn(*mut pg_sys::AlterTableCmd, &CStr)) {
+fn alter(table: TableOid, columns: &[&CStr], fill: impl Fn(*mut pg_sys::AlterTableCmd, &CStr)) {
     let oid = pg_sys::Oid::from(table);
     // SAFETY: the nodes are of Postgres' own kinds, and live in the current memory context as long
     // as the call. Where event triggers collect commands, AlterTableInternal needs the calls of
@@ -90,7 +92,7 @@ fn alter(table: u32, columns: &[&CStr], fill: impl Fn(*mut pg_sys::AlterTableCmd
 
 /// Runs CREATE OR REPLACE TRIGGER. The current role needs the rights TRIGGER on the table and
 /// EXECUTE on the function. The caller has locked and tested the table.
-pub fn create_trigger(table: u32, function: u32, trigger: &Trigger) {
+pub fn create_trigger(table: TableOid, function: u32, trigger: &Trigger) {
     let (table, function) = (pg_sys::Oid::from(table), pg_sys::Oid::from(function));
     let none = pg_sys::InvalidOid;
     // SAFETY: the nodes are of Postgres' own kinds, and live in the current memory context as long

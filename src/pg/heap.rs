@@ -19,6 +19,7 @@ use pgrx::pg_sys;
 use super::index::{Duplicates, KeyIndex, OpenIndex, begin_index_scan, is_summarizing};
 use super::tuple::{Column, Tuple};
 use super::xact::next_command;
+use crate::logic::ids::{RoleOid, SchemaOid, TableOid};
 
 /// The mode in which a table is locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl Drop for Heap<'_> {
 impl<'a> Heap<'a> {
     /// Locks and opens a relation of any kind. With `wait`, waits for the lock up to lock_timeout,
     /// and then raises 55P03.
-    pub fn open(oid: u32, lock: TableLock, wait: bool) -> Opened<'a> {
+    pub fn open(oid: TableOid, lock: TableLock, wait: bool) -> Opened<'a> {
         let oid = pg_sys::Oid::from(oid);
         // SAFETY: the lock is on an oid, and no relation needs to have this oid. Taking the lock
         // makes this process read what was committed before.
@@ -144,17 +145,17 @@ impl<'a> Heap<'a> {
         unsafe { *(*self.relation).rd_rel }
     }
 
-    pub fn oid(&self) -> u32 {
+    pub fn oid(&self) -> TableOid {
         // SAFETY: the relation is open as long as this value lives.
-        unsafe { (*self.relation).rd_id.to_u32() }
+        unsafe { (*self.relation).rd_id.into() }
     }
 
-    pub fn namespace(&self) -> u32 {
-        self.form().relnamespace.to_u32()
+    pub fn namespace(&self) -> SchemaOid {
+        self.form().relnamespace.into()
     }
 
-    pub fn owner(&self) -> u32 {
-        self.form().relowner.to_u32()
+    pub fn owner(&self) -> RoleOid {
+        self.form().relowner.into()
     }
 
     /// Returns whether the relation has this name. The comparison is of bytes, in the server's

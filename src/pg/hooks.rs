@@ -10,6 +10,8 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 
 use pgrx::pg_sys;
 
+use crate::logic::ids::{DatabaseOid, SchemaOid, TableOid};
+
 /// What a statement is about to do to a whole database.
 pub enum DatabaseCommand<'a> {
     /// The statement needs this database without any other session: DROP, RENAME, SET TABLESPACE.
@@ -44,13 +46,13 @@ pub enum CatalogChange {
     /// A trigger was created or altered, or is being dropped.
     Trigger,
     /// This schema was altered or is being dropped.
-    Schema(u32),
+    Schema(SchemaOid),
     /// This relation was altered.
-    AlteredRelation(u32),
+    AlteredRelation(TableOid),
     /// This relation is being dropped.
-    DroppedRelation(u32),
+    DroppedRelation(TableOid),
     /// This database was created.
-    Database(u32),
+    Database(DatabaseOid),
     /// COMMIT PREPARED or ROLLBACK PREPARED will run. What the prepared transaction changed is not
     /// known.
     Prepared,
@@ -183,16 +185,17 @@ unsafe extern "C-unwind" fn changed(
     use pg_sys::ObjectAccessType::{OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE};
     // SAFETY: the postmaster sets the variable at its start, and later processes only read it.
     let Some(on_change) = (unsafe { ON_CHANGE }) else { return };
-    let object = object.to_u32();
     let change = match (class, access) {
-        (pg_sys::ExtensionRelationId, OAT_POST_CREATE | OAT_DROP) => CatalogChange::Extension(object),
+        (pg_sys::ExtensionRelationId, OAT_POST_CREATE | OAT_DROP) => {
+            CatalogChange::Extension(object.to_u32())
+        }
         (pg_sys::TriggerRelationId, OAT_POST_CREATE | OAT_POST_ALTER | OAT_DROP) => CatalogChange::Trigger,
-        (pg_sys::NamespaceRelationId, OAT_POST_ALTER | OAT_DROP) => CatalogChange::Schema(object),
-        (pg_sys::RelationRelationId, OAT_POST_ALTER) => CatalogChange::AlteredRelation(object),
+        (pg_sys::NamespaceRelationId, OAT_POST_ALTER | OAT_DROP) => CatalogChange::Schema(object.into()),
+        (pg_sys::RelationRelationId, OAT_POST_ALTER) => CatalogChange::AlteredRelation(object.into()),
         // Postgres is about to drop a column of the relation.
-        (pg_sys::RelationRelationId, OAT_DROP) if sub != 0 => CatalogChange::AlteredRelation(object),
-        (pg_sys::RelationRelationId, OAT_DROP) => CatalogChange::DroppedRelation(object),
-        (pg_sys::DatabaseRelationId, OAT_POST_CREATE) => CatalogChange::Database(object),
+        (pg_sys::RelationRelationId, OAT_DROP) if sub != 0 => CatalogChange::AlteredRelation(object.into()),
+        (pg_sys::RelationRelationId, OAT_DROP) => CatalogChange::DroppedRelation(object.into()),
+        (pg_sys::DatabaseRelationId, OAT_POST_CREATE) => CatalogChange::Database(object.into()),
         _ => return,
     };
     on_change(change);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use pgrx::pg_sys;
 
 use super::clock;
+use crate::logic::ids::Process;
 
 /// Returns this process's number, which `wake` takes.
 #[cfg(any(feature = "pg15", feature = "pg16"))]
@@ -27,6 +28,11 @@ pub fn my_procno() -> i32 {
 pub fn my_pid() -> i32 {
     // SAFETY: this is a plain global.
     unsafe { pg_sys::MyProcPid }
+}
+
+/// Returns this process.
+pub fn my_process() -> Process {
+    Process { pid: my_pid(), procno: my_procno() }
 }
 
 /// Sets the latch of a process. The call is safe after commit, because it can't fail. A negative

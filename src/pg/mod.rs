@@ -32,6 +32,29 @@ pub mod trigger;
 pub mod tuple;
 pub mod xact;
 
+use crate::logic::ids::{DatabaseOid, RoleOid, SchemaOid, TableOid};
+
+/// Converts the typed oids of `logic` to those of Postgres and back.
+macro_rules! convert_oids {
+    ($($name:ident),*) => {
+        $(
+            impl From<$name> for pgrx::pg_sys::Oid {
+                fn from(oid: $name) -> Self {
+                    Self::from(oid.0)
+                }
+            }
+
+            impl From<pgrx::pg_sys::Oid> for $name {
+                fn from(oid: pgrx::pg_sys::Oid) -> Self {
+                    Self(oid.to_u32())
+                }
+            }
+        )*
+    };
+}
+
+convert_oids!(DatabaseOid, RoleOid, SchemaOid, TableOid);
+
 /// Returns a C string for Postgres. Text from SQL has no NUL bytes. A string with a NUL becomes
 /// empty, because a name with a NUL would name nothing.
 fn c_string(s: impl Into<Vec<u8>>) -> std::ffi::CString {

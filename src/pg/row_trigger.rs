@@ -7,6 +7,7 @@ use pgrx::tupdesc::PgTupleDesc;
 
 use super::heap::{Heap, RowLock};
 use super::tuple::{self, Column, Tuple};
+use crate::logic::ids::{SchemaOid, TableOid};
 
 /// The timing and the event for which a trigger was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +54,9 @@ impl<'a> RowTrigger<'a> {
     }
 
     /// Returns the table's oid.
-    pub fn table(&self) -> u32 {
+    pub fn table(&self) -> TableOid {
         // SAFETY: the relation that fired the trigger is open.
-        unsafe { (*self.data.tg_relation).rd_id.to_u32() }
+        unsafe { (*self.data.tg_relation).rd_id.into() }
     }
 
     /// Returns whether the table is an ordinary table of this name that is not temporary. A schema
@@ -77,9 +78,9 @@ impl<'a> RowTrigger<'a> {
     }
 
     /// Returns the table's schema.
-    pub fn schema(&self) -> u32 {
+    pub fn schema(&self) -> SchemaOid {
         // SAFETY: the relation that fired the trigger is open.
-        unsafe { (*(*self.data.tg_relation).rd_rel).relnamespace.to_u32() }
+        unsafe { (*(*self.data.tg_relation).rd_rel).relnamespace.into() }
     }
 
     /// Returns the column of this name. `None`: the table has no such column.

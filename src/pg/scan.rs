@@ -5,6 +5,7 @@
 use pgrx::pg_sys;
 
 use super::tuple::{self, Column, Tuple};
+use crate::logic::ids::TableOid;
 
 /// Whether to wait for the table's lock, as a SELECT does, or to go on without the table's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +30,7 @@ const MAX_CONVERTED: usize = 10_000;
 /// `None`: the rows can't be read. The table was dropped, is locked, is not an ordinary table any
 /// more, is not admitted, or lacks a column.
 pub fn rows<C, T, E>(
-    table: u32,
+    table: TableOid,
     locked: Locked,
     admit: impl FnOnce(bool) -> Result<bool, E>,
     find: impl FnOnce(&dyn Fn(&str) -> Option<Column>) -> Option<C>,
@@ -101,7 +102,7 @@ pub fn rows<C, T, E>(
 /// Returns the greatest value of a table's column of type bigint, in the rows that are committed
 /// now. The statement's snapshot does not matter. `None`: there is no such column or no value. The
 /// caller holds a lock that keeps other transactions from writing rows.
-pub fn greatest(table: u32, column: &str) -> Option<i64> {
+pub fn greatest(table: TableOid, column: &str) -> Option<i64> {
     let mut greatest: Option<i64> = None;
     let find = |column_of: &dyn Fn(&str) -> Option<Column>| {
         column_of(column).filter(|c| c.type_oid == pg_sys::INT8OID)

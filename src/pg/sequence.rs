@@ -5,6 +5,7 @@ use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 use super::heap::{Heap, Opened, TableLock};
 use super::{catalog, session};
+use crate::logic::ids::TableOid;
 
 // pgrx does not bind this function. It may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
@@ -13,14 +14,14 @@ unsafe extern "C-unwind" {
 
 /// Returns the next value of a sequence. Raises an ERROR in a read-only transaction, or if the
 /// sequence was dropped.
-pub fn next(sequence: u32) -> i64 {
+pub fn next(sequence: TableOid) -> i64 {
     // SAFETY: the function raises an ERROR if the oid is not the oid of a sequence.
     unsafe { pg_guard_ffi_boundary(|| nextval_internal(pg_sys::Oid::from(sequence), false)) }
 }
 
 /// Returns the last value that a sequence gave. Returns 0 if the sequence has given no value, or
 /// was dropped.
-pub fn last(sequence: u32) -> i64 {
+pub fn last(sequence: TableOid) -> i64 {
     let Opened::Table(relation) = Heap::open(sequence, TableLock::AccessShare, true) else { return 0 };
     let columns = (relation.column("last_value"), relation.column("is_called"));
     let (Some(value), Some(called)) = columns else { return 0 };
@@ -36,7 +37,7 @@ pub fn last(sequence: u32) -> i64 {
 /// Sets `value` as the last value that a sequence gave. Does nothing if the sequence was dropped.
 /// `setval` tests rights, so it is called with the rights of the sequence's owner. `setval` is
 /// Postgres' own C code and runs no user's code.
-pub fn set(sequence: u32, value: i64) {
+pub fn set(sequence: TableOid, value: i64) {
     let Some(owner) = catalog::owner(sequence) else { return };
     session::as_role(owner, || {
         // SAFETY: the function raises an ERROR if the oid is not the oid of a sequence.
@@ -50,6 +51,6 @@ pub fn set(sequence: u32, value: i64) {
 }
 
 /// Locks a sequence until the transaction ends. The lock conflicts only with itself.
-pub fn lock(sequence: u32) {
+pub fn lock(sequence: TableOid) {
     catalog::lock(sequence, pg_sys::ShareUpdateExclusiveLock);
 }

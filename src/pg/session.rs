@@ -5,11 +5,12 @@ use std::ffi::CStr;
 use pgrx::pg_sys;
 
 use crate::error::Error;
+use crate::logic::ids::{DatabaseOid, RoleOid};
 
 /// Returns the oid of this session's database. Returns 0 without a database.
-pub fn database() -> u32 {
+pub fn database() -> DatabaseOid {
     // SAFETY: this is a plain global, which is 0 without a database.
-    unsafe { pg_sys::MyDatabaseId }.to_u32()
+    unsafe { pg_sys::MyDatabaseId }.into()
 }
 
 /// Returns how many processes of clients and workers there can be. Each of them has a number
@@ -27,13 +28,13 @@ pub fn max_worker_processes() -> usize {
 }
 
 /// Returns the oid of the current role.
-pub fn role() -> u32 {
+pub fn role() -> RoleOid {
     // SAFETY: the function reads the current user.
-    unsafe { pg_sys::GetUserId() }.to_u32()
+    unsafe { pg_sys::GetUserId() }.into()
 }
 
 /// Returns whether the current role has the privileges of `role`.
-pub fn acts_for(role: u32) -> bool {
+pub fn acts_for(role: RoleOid) -> bool {
     // SAFETY: the function reads the caches of roles. A role that was dropped has no members.
     unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::Oid::from(role)) }
 }
@@ -41,7 +42,7 @@ pub fn acts_for(role: u32) -> bool {
 /// Returns whether the current role may see what concerns other roles: superusers and members of
 /// pg_read_all_stats (pg_monitor is one) may.
 pub fn sees_all() -> bool {
-    acts_for(pg_sys::ROLE_PG_READ_ALL_STATS)
+    acts_for(RoleOid(pg_sys::ROLE_PG_READ_ALL_STATS))
 }
 
 /// Returns whether this server is in recovery.
@@ -81,7 +82,7 @@ pub fn has_fixed_snapshot() -> bool {
 
 /// Runs `body` with the rights of a role. After an ERROR the abort of the (sub)transaction restores
 /// the role.
-pub(super) fn as_role<R>(role: u32, body: impl FnOnce() -> R) -> R {
+pub(super) fn as_role<R>(role: RoleOid, body: impl FnOnce() -> R) -> R {
     let (mut before, mut context) = (pg_sys::InvalidOid, 0);
     // SAFETY: the role and the security context are saved here, and restored below.
     unsafe {

@@ -13,6 +13,7 @@ use super::catalog_scan::{CHILDREN, COLUMNS, CONSTRAINTS, Key, PARENTS, RULES, l
 use super::heap::Heap;
 use super::index::{FIRST_OF_USERS, KeyIndex};
 use super::tuple;
+use crate::logic::ids::TableOid;
 use crate::logic::jobs;
 use crate::logic::shape::{Column, Constraint, ConstraintKind, Index, Publication, Shape, Type};
 
@@ -30,7 +31,8 @@ pub fn of(table: &Heap<'_>) -> Option<(Shape, Option<KeyIndex>)> {
     let oid = table.oid();
     let constraints = constraints(oid);
     let (indexes, key) = indexes(table)?;
-    let is_child = |catalog, column| !rows(catalog, &[(column, Key::Oid(oid))], |_| Some(())).is_empty();
+    let is_child =
+        |catalog, column| !rows(catalog, &[(column, Key::Oid(oid.into()))], |_| Some(())).is_empty();
     let shape = Shape {
         is_table,
         is_temporary: form.relpersistence as u8 == pg_sys::RELPERSISTENCE_TEMP,
@@ -52,12 +54,12 @@ pub fn of(table: &Heap<'_>) -> Option<(Shape, Option<KeyIndex>)> {
 }
 
 /// Returns the columns of a table of jobs, by the table's oid. Takes no lock on the table.
-pub fn columns_of_jobs(table: u32) -> Vec<jobs::Column> {
-    rows(COLUMNS, &[("attrelid", Key::Oid(table))], |attribute| {
+pub fn columns_of_jobs(table: TableOid) -> Vec<jobs::Column> {
+    rows(COLUMNS, &[("attrelid", Key::Oid(table.into()))], |attribute| {
         if attribute.bool("attisdropped") || attribute.i16("attnum") <= 0 {
             return None;
         }
-        let type_oid = pg_sys::Oid::from(attribute.oid("atttypid"));
+        let type_oid = attribute.oid("atttypid");
         let kind = if tuple::is_text(type_oid) {
             jobs::Type::Text
         } else if tuple::is_texts(type_oid) {
@@ -103,15 +105,15 @@ fn type_of(oid: pg_sys::Oid, modifier: i32) -> Type {
 }
 
 /// Returns the constraints of a table, each with its oid.
-fn constraints(table: u32) -> Vec<(u32, Constraint)> {
-    rows(CONSTRAINTS, &[("conrelid", Key::Oid(table))], |row| {
+fn constraints(table: TableOid) -> Vec<(u32, Constraint)> {
+    rows(CONSTRAINTS, &[("conrelid", Key::Oid(table.into()))], |row| {
         let kind = match row.char("contype") {
             b'c' => ConstraintKind::Check,
             b'f' => ConstraintKind::ForeignKey,
             b'x' => ConstraintKind::Exclusion,
             _ => ConstraintKind::Other,
         };
-        Some((row.oid("oid"), Constraint { name: row.name("conname"), kind }))
+        Some((row.oid("oid").to_u32(), Constraint { name: row.name("conname"), kind }))
     })
 }
 
@@ -130,7 +132,7 @@ fn referenced_by(relation: pg_sys::Relation, own: &[(u32, Constraint)]) -> Vec<(
             let name = pg_sys::get_constraint_name(constraint);
             if name.is_null() { String::new() } else { lossy(CStr::from_ptr(name)) }
         };
-        let other = super::catalog::qualified_name(trigger.tgconstrrelid.to_u32()).unwrap_or_default();
+        let other = super::catalog::qualified_name(trigger.tgconstrrelid.into()).unwrap_or_default();
         if !found.contains(&(other.clone(), name.clone())) {
             found.push((other, name));
         }
@@ -163,7 +165,7 @@ fn rules(relation: pg_sys::Relation) -> Vec<String> {
     };
     oids.into_iter()
         .map(|oid| {
-            let names = rows(RULES, &[("oid", Key::Oid(oid))], |row| Some(row.name("rulename")));
+            let names = rows(RULES, &[("oid", Key::Oid(oid.into()))], |row| Some(row.name("rulename")));
             names.into_iter().next().unwrap_or_default()
         })
         .collect()
@@ -231,7 +233,7 @@ unsafe fn index(relation: pg_sys::Relation, name: Option<i32>) -> Index {
         let keys = form.indnkeyatts as usize;
         let collations = std::slice::from_raw_parts((*relation).rd_indcollation, keys);
         Index {
-            name: super::catalog::qualified_name((*relation).rd_id.to_u32()).unwrap_or_default(),
+            name: super::catalog::qualified_name((*relation).rd_id.into()).unwrap_or_default(),
             constraint,
             unique: form.indisunique,
             on_name: keys == 1 && Some(first) == name,

@@ -5,6 +5,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 use super::tuple::{self, Column, Tuple};
+use crate::logic::ids::SchemaOid;
 
 // pgrx does not bind this function. It may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
@@ -24,7 +25,7 @@ impl<'a> TransitionTable<'a> {
 
     /// Returns the schema that is the prefix of the table. For a partition this is the schema of
     /// the topmost partitioned table, otherwise the table's own schema.
-    pub fn schema(&self) -> u32 {
+    pub fn schema(&self) -> SchemaOid {
         // SAFETY: the relation that fired the trigger is open.
         unsafe {
             let relation = self.data.tg_relation;
@@ -36,7 +37,7 @@ impl<'a> TransitionTable<'a> {
                     namespace = pg_sys::get_rel_namespace(root);
                 }
             }
-            namespace.to_u32()
+            namespace.into()
         }
     }
 

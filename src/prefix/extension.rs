@@ -2,6 +2,7 @@
 //! wakes the workers shortly before their caches of the catalogs are invalidated. So these
 //! functions read the catalogs themselves.
 
+use crate::logic::ids::{SchemaOid, TableOid};
 use crate::pg::{catalog, spi};
 
 /// Returns whether this database has the extension.
@@ -14,7 +15,7 @@ pub fn exists() -> bool {
 ///
 /// The name is looked up in the extension's schema. The sequence is a member of the extension, so
 /// only the owner of the sequence can rename or drop it and put another one in its place.
-pub fn sequence_of_terms() -> Option<u32> {
+pub fn sequence_of_terms() -> Option<TableOid> {
     let schema = catalog::extension("obanrs")?.schema;
     catalog::relation_now(schema, "obanrs_term")
 }
@@ -38,7 +39,7 @@ pub fn lock() -> Option<u32> {
 /// Locks the creation of prefixes until the end of the transaction, so that sessions create
 /// prefixes one after the other. The lock uses the oid 0, which no schema has.
 pub fn lock_creation_of_prefixes() {
-    catalog::lock_namespace(0);
+    catalog::lock_namespace(SchemaOid::NONE);
 }
 
 /// Returns the extension's trigger function of this name in this database. `None`: this version of

@@ -9,6 +9,7 @@
 //! Only the first bytes of a text are copied, because a foreign node's name may be as long as a
 //! gigabyte.
 
+use crate::logic::ids::{SchemaOid, TableOid, Term};
 use crate::logic::leadership::{MAX_NODE, Node};
 use crate::logic::shape::{self, Obstacle};
 use crate::pg::heap::{Conflict, Heap, Opened, RowLock, RowLocked, Stored, TableLock, Value};
@@ -67,7 +68,7 @@ pub struct PeerRow {
     key: Vec<u8>,
     /// The node, of which at most `MAX_NODE` bytes are kept.
     pub node: Node,
-    pub term: Option<i64>,
+    pub term: Option<Term>,
     pub boot: Option<i64>,
     pub started_at: i64,
     pub expires_at: i64,
@@ -87,7 +88,7 @@ impl PeerRow {
         Some(Self {
             key: row.text_prefix(columns.name, MAX_NAME_READ)?,
             node: Node::truncated(&encoding::to_utf8_lossy(whole_characters(&node))),
-            term: row.i64(columns.term),
+            term: row.i64(columns.term).map(Term),
             boot: row.i64(columns.boot),
             started_at: row.i64(columns.started_at).unwrap_or(0),
             expires_at: row.i64(columns.expires_at).unwrap_or(0),
@@ -120,7 +121,7 @@ pub struct NewRow<'a> {
     pub node: &'a str,
     pub started_at: i64,
     pub expires_at: i64,
-    pub term: i64,
+    pub term: Term,
     pub boot: i64,
 }
 
@@ -145,12 +146,12 @@ impl PeersTable<'_> {
     /// Opens the table of leaders of a schema and locks it until the end of the transaction. `Err`
     /// says why the table can't be used. With `wait`, waits for the lock up to lock_timeout, and
     /// then raises 55P03. Otherwise a lock of another transaction is `Unusable::Locked`.
-    pub fn open(schema: u32, lock: TableLock, wait: bool) -> Result<Self, Unusable> {
+    pub fn open(schema: SchemaOid, lock: TableLock, wait: bool) -> Result<Self, Unusable> {
         Self::judged(open_heap(schema, lock, wait)?)
     }
 
     /// Returns the oid of the table.
-    pub fn oid(&self) -> u32 {
+    pub fn oid(&self) -> TableOid {
         self.heap.oid()
     }
 
@@ -162,9 +163,9 @@ impl PeersTable<'_> {
     }
 
     /// Returns whether the transaction's own snapshot shows a row of this name and term.
-    pub fn is_in_own_snapshot(&self, name: &str, term: i64) -> bool {
+    pub fn is_in_own_snapshot(&self, name: &str, term: Term) -> bool {
         let found = self.heap.find_in_own_snapshot(&self.key, &encoding::to_server(name));
-        found.is_some_and(|stored| stored.row().i64(self.columns.term) == Some(term))
+        found.is_some_and(|stored| stored.row().i64(self.columns.term) == Some(term.0))
     }
 
     /// Returns the `most` rows that expire first, in the order of `expires_at`.
@@ -198,7 +199,7 @@ impl PeersTable<'_> {
     /// Locks the row of a name and a term against deletion until the transaction ends, and returns
     /// the newest version of the row. Waits for another transaction that is deleting the row.
     /// `None`: there is no such row.
-    pub fn fence(&self, name: &str, term: i64) -> Option<PeerRow> {
+    pub fn fence(&self, name: &str, term: Term) -> Option<PeerRow> {
         let mut found = self.find(name).filter(|found| found.row.term == Some(term))?;
         let key = found.row.key.clone();
         let row = self.lock(&mut found, RowLock::KeyShare, true).ok()?;
@@ -211,7 +212,7 @@ impl PeersTable<'_> {
     }
 
     /// Deletes the row of a name if it has this node and this term.
-    pub fn delete_term(&self, name: &str, node: &str, term: i64) -> WriteResult {
+    pub fn delete_term(&self, name: &str, node: &str, term: Term) -> WriteResult {
         let key = encoding::to_server(name);
         self.delete_if(&key, |row| row.node.as_str() == node && row.term == Some(term))
     }
@@ -238,7 +239,7 @@ impl PeersTable<'_> {
     /// Extends the lease in the row of a name if the row has this node and this term. Returns when
     /// the leadership began. `Err` is `Held` or `Gone`. A fence on the row does not delay the
     /// renewal.
-    pub fn renew(&self, name: &str, node: &str, term: i64, expires_at: i64) -> Result<i64, WriteResult> {
+    pub fn renew(&self, name: &str, node: &str, term: Term, expires_at: i64) -> Result<i64, WriteResult> {
         let mut found = self.find(name).ok_or(WriteResult::Gone)?;
         let row = self.lock(&mut found, RowLock::NoKeyUpdate, false)?;
         if row.key != *encoding::to_server(name) || row.node.as_str() != node || row.term != Some(term) {
@@ -264,7 +265,7 @@ impl PeersTable<'_> {
             (columns.node, Value::Text(&node)),
             (columns.started_at, Value::Int(new.started_at)),
             (columns.expires_at, Value::Int(new.expires_at)),
-            (columns.term, Value::Int(new.term)),
+            (columns.term, Value::Int(new.term.0)),
             (columns.boot, Value::Int(new.boot)),
         ]);
         if inserted { WriteResult::Done } else { WriteResult::Held }
@@ -272,11 +273,11 @@ impl PeersTable<'_> {
 
     /// Replaces the term in the row of a name by `new` if the row has the term `term`. Returns
     /// false if there is no such row, or if another transaction holds the row.
-    pub fn set_term(&self, name: &[u8], term: i64, new: i64) -> bool {
+    pub fn set_term(&self, name: &[u8], term: Term, new: Term) -> bool {
         let Some(mut found) = self.find_by_key(name) else { return false };
         match self.lock(&mut found, RowLock::NoKeyUpdate, false) {
             Ok(row) if row.key == name && row.term == Some(term) => {
-                self.heap.update(&found.stored, [(self.columns.term, new)]);
+                self.heap.update(&found.stored, [(self.columns.term, new.0)]);
                 true
             }
             _ => false,
@@ -313,19 +314,26 @@ pub struct FoundRow {
 /// The name of the trigger that tells the keeper of changes.
 const TELLS: &str = "obanrs_peers_rows";
 
-/// Returns two facts about a table of leaders: whether the table has the columns that
-/// `oban_install` adds, and whether the table's trigger tells the keeper of changes. Sees what is
-/// committed now and what this transaction has done.
-pub fn state_of(table: u32) -> (bool, bool) {
+/// What the catalogs say of a table of leaders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableState {
+    /// The table has the columns that `oban_install` adds.
+    pub installed: bool,
+    /// The table's trigger tells the keeper of changes.
+    pub tells: bool,
+}
+
+/// Returns the state of a table of leaders, as committed now and as this transaction has changed it.
+pub fn state_of(table: TableOid) -> TableState {
     let installed = catalog::has_columns(table, &["term", "boot"], pgrx::pg_sys::INT8OID);
     let function = super::extension::peers_function();
     let tells = function.is_some_and(|function| catalog::has_enabled_trigger(table, TELLS, function));
-    (installed, tells)
+    TableState { installed, tells }
 }
 
 /// Returns whether a schema's table of leaders can be used. `Err` says why the table can't be used.
 /// Waits for no lock, and releases the table's lock at the end.
-pub fn inspect(schema: u32) -> Result<(), Unusable> {
+pub fn inspect(schema: SchemaOid) -> Result<(), Unusable> {
     let heap = open_heap(schema, TableLock::AccessShare, false)?;
     let judged = judge(&heap);
     heap.close_and_unlock(TableLock::AccessShare);
@@ -334,7 +342,7 @@ pub fn inspect(schema: u32) -> Result<(), Unusable> {
 
 /// Opens and locks the table of leaders of a schema. The table's name is looked up here and nowhere
 /// else. All later work uses the table that was locked, even if it is renamed.
-fn open_heap<'a>(schema: u32, lock: TableLock, wait: bool) -> Result<Heap<'a>, Unusable> {
+fn open_heap<'a>(schema: SchemaOid, lock: TableLock, wait: bool) -> Result<Heap<'a>, Unusable> {
     let oid = catalog::relation_now(schema, TABLE).ok_or(Unusable::Missing)?;
     let heap = match Heap::open(oid, lock, wait) {
         Opened::Table(heap) => heap,

@@ -4,12 +4,13 @@
 use pgrx::pg_sys;
 
 use super::peers::TABLE;
+use crate::logic::ids::{SchemaOid, TableOid};
 use crate::pg::{catalog, tuple};
 
 /// `<prefix>.oban_peers` as Oban makes it: an ordinary table with Oban's columns and their types.
 #[derive(Clone, Copy)]
 pub struct PeersInfo {
-    pub oid: u32,
+    pub oid: TableOid,
     /// Whether the table has the columns that `oban_install` adds.
     pub installed: bool,
 }
@@ -21,12 +22,12 @@ pub fn info(prefix: &str) -> Option<PeersInfo> {
 }
 
 /// Returns the table of leaders of a schema, as `info` does.
-pub fn info_in(schema: u32) -> Option<PeersInfo> {
+pub fn info_in(schema: SchemaOid) -> Option<PeersInfo> {
     info_of(catalog::relation(schema, TABLE)?)
 }
 
 /// Returns a relation as a table of leaders, as `info` does.
-pub fn info_of(oid: u32) -> Option<PeersInfo> {
+pub fn info_of(oid: TableOid) -> Option<PeersInfo> {
     if !catalog::is_plain_table(oid) {
         return None;
     }
@@ -49,7 +50,7 @@ pub struct Added {
 /// relation is not a table of leaders apart from these columns, or it has a column `term` or `boot`
 /// of another kind. The types are types of Postgres, so reading and writing their values runs no
 /// code of the table's owner.
-pub fn added_columns(relation: u32) -> Option<Added> {
+pub fn added_columns(relation: TableOid) -> Option<Added> {
     let has = |name: &str, types: &[pg_sys::Oid]| {
         catalog::plain_column(relation, name).map(|kind| types.contains(&kind))
     };

@@ -4,18 +4,20 @@
 use pgrx::pg_sys;
 
 use super::peers::TABLE;
-use crate::pg::{catalog, encoding, session};
+use crate::logic::ids::SchemaOid;
+use crate::pg::catalog::{self, NamedTable};
+use crate::pg::{encoding, session};
 
 /// Returns the schemas that have a table named oban_peers, as committed now. The table's shape does
 /// not matter.
-pub fn schemas() -> Vec<u32> {
-    catalog::tables_named(TABLE).into_iter().map(|(_, schema)| schema).collect()
+pub fn schemas() -> Vec<SchemaOid> {
+    catalog::tables_named(TABLE).into_iter().map(|table| table.schema).collect()
 }
 
 /// Returns the schemas that have a table named oban_peers with their names, in the order of the
 /// names. A schema is left out if a prefix in this database can't have its name: the database may
 /// not be able to convert the name.
-pub fn named_schemas() -> Vec<(String, u32)> {
+pub fn named_schemas() -> Vec<(String, SchemaOid)> {
     let named = |schema| Some((prefix_name(schema)?, schema));
     let mut named: Vec<_> = schemas().into_iter().filter_map(named).collect();
     named.sort();
@@ -23,11 +25,10 @@ pub fn named_schemas() -> Vec<(String, u32)> {
 }
 
 /// Returns the schemas whose table of leaders has the columns that `oban_install` adds.
-pub fn installed_schemas() -> Vec<u32> {
-    let installed =
-        |(table, _): &(u32, u32)| catalog::has_columns(*table, &["term", "boot"], pg_sys::INT8OID);
+pub fn installed_schemas() -> Vec<SchemaOid> {
+    let installed = |table: &NamedTable| catalog::has_columns(table.oid, &["term", "boot"], pg_sys::INT8OID);
     let tables = catalog::tables_named(TABLE).into_iter().filter(installed);
-    tables.map(|(_, schema)| schema).collect()
+    tables.map(|table| table.schema).collect()
 }
 
 /// Returns the names of the schemas whose table of leaders has the columns that `oban_install`
@@ -38,7 +39,7 @@ pub fn installed_names() -> Vec<String> {
 
 /// Returns the name of a schema, as committed now. `None`: there is no such schema, or a prefix
 /// can't have the name.
-fn prefix_name(schema: u32) -> Option<String> {
+fn prefix_name(schema: SchemaOid) -> Option<String> {
     catalog::namespace_name(schema).filter(|name| encoding::is_name(name))
 }
 

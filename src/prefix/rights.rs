@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use crate::config;
 use crate::error::Error;
+use crate::logic::ids::SchemaOid;
 use crate::pg::{acl, catalog, session};
 
 /// A right on a prefix. In a prefix without a table `oban_jobs`, `Read` is USAGE of the schema, and
@@ -36,7 +37,7 @@ impl Right {
 ///
 /// Raises 42939 for a schema that belongs to Postgres. Any role may make temporary tables, so any
 /// role may write to the role's temporary schema.
-pub fn require(prefix: &str, right: Right) -> Result<u32, Error> {
+pub fn require(prefix: &str, right: Right) -> Result<SchemaOid, Error> {
     if is_reserved(prefix) {
         return Err(Error::ReservedPrefix(prefix.to_owned()));
     }
@@ -55,7 +56,7 @@ pub fn is_reserved(prefix: &str) -> bool {
 
 /// Requires the right on a prefix whose schema was found before, under the name `prefix`. Raises
 /// 3F000 if the schema was dropped since, and 42501 if the current role lacks the right.
-pub fn require_in(schema: u32, prefix: &str, right: Right) -> Result<(), Error> {
+pub fn require_in(schema: SchemaOid, prefix: &str, right: Right) -> Result<(), Error> {
     if catalog::schema_name(schema).is_none() {
         return Err(Error::NoSuchPrefix(prefix.to_owned()));
     }
@@ -73,7 +74,7 @@ pub fn allows(prefix: &str, right: Right) -> bool {
 
 /// Returns whether the current role has the right in a schema. For a schema that does not exist,
 /// returns true to a superuser and raises 3F000 to any other role.
-pub fn allows_in(schema: u32, right: Right) -> bool {
+pub fn allows_in(schema: SchemaOid, right: Right) -> bool {
     let Some(table) = catalog::relation(schema, "oban_jobs") else {
         return if right == Right::Read { acl::may_use(schema) } else { acl::may_create_in(schema) };
     };
@@ -98,15 +99,15 @@ pub fn quota_of(total: usize) -> Option<usize> {
 /// does not belong to Postgres.
 pub fn writes_somewhere() -> bool {
     thread_local! {
-        /// The schema in which the last call found the right. 0: the last call found none.
-        static LAST: Cell<u32> = const { Cell::new(0) };
+        /// The schema in which the last call found the right. `NONE`: the last call found none.
+        static LAST: Cell<SchemaOid> = const { Cell::new(SchemaOid::NONE) };
     }
     // Another session may drop a schema during this search, so the schema's name is looked up
     // first.
-    let writes = |schema: &u32| {
+    let writes = |schema: &SchemaOid| {
         catalog::with_schema_name(*schema, |_| ()).is_some() && allows_in(*schema, Right::Write)
     };
-    if quota_of(1).is_none() || (LAST.get() != 0 && writes(&LAST.get())) {
+    if quota_of(1).is_none() || (!LAST.get().is_none() && writes(&LAST.get())) {
         return true;
     }
     // Schemas with a table `oban_jobs` are searched first, because a right is likely there.
@@ -114,6 +115,6 @@ pub fn writes_somewhere() -> bool {
     if found.is_none() {
         found = catalog::schemas_of_users().into_iter().find(writes);
     }
-    LAST.set(found.unwrap_or(0));
+    LAST.set(found.unwrap_or(SchemaOid::NONE));
     found.is_some()
 }

@@ -1,10 +1,11 @@
 //! Terms: numbers that only rise. Each database has one sequence for its terms.
 
 use super::extension;
+use crate::logic::ids::{TableOid, Term};
 use crate::pg::sequence;
 
 /// Returns the sequence of terms. Raises an ERROR if there is no such sequence.
-pub fn sequence() -> u32 {
+pub fn sequence() -> TableOid {
     let Some(sequence) = extension::sequence_of_terms() else {
         pgrx::error!("the sequence obanrs_term is not there")
     };
@@ -14,19 +15,19 @@ pub fn sequence() -> u32 {
 /// Returns the next term, which is greater than all earlier terms, and at least `least`. The
 /// current role needs no right on the sequence, because a trigger draws terms in the sessions of
 /// foreign nodes.
-pub fn next(sequence: u32, least: i64) -> i64 {
-    let term = sequence::next(sequence);
+pub fn next(sequence: TableOid, least: Term) -> Term {
+    let term = Term(sequence::next(sequence));
     if term >= least {
         return term;
     }
     // This happens once after each promotion. Two transactions that lift the sequence at the same
     // time would get the same term, so the lock allows only one transaction at a time.
     sequence::lock(sequence);
-    let term = sequence::next(sequence);
+    let term = Term(sequence::next(sequence));
     if term >= least {
         return term;
     }
-    sequence::set(sequence, least);
+    sequence::set(sequence, least.0);
     least
 }
 
@@ -36,16 +37,16 @@ pub fn next(sequence: u32, least: i64) -> i64 {
 /// The caller has just inserted a row of a name with `term`. The earlier row of that name was
 /// deleted before, and a later row can't be inserted before this transaction ends. So the terms of
 /// a name's rows rise in the order of the rows.
-pub fn later(sequence: u32, term: i64, least: i64) -> Option<i64> {
-    (sequence::last(sequence) > term).then(|| next(sequence, least))
+pub fn later(sequence: TableOid, term: Term, least: Term) -> Option<Term> {
+    (sequence::last(sequence) > term.0).then(|| next(sequence, least))
 }
 
 /// Lifts the sequence to `least`, unless its last term is greater than `seen`, the greatest term in
 /// a table. A table can have greater terms than the sequence: if the extension is dropped and
 /// created again, its new sequence starts from the beginning.
-pub fn lift_above(seen: i64, least: i64) {
+pub fn lift_above(seen: Term, least: Term) {
     let terms = sequence();
-    if sequence::last(terms) <= seen {
+    if sequence::last(terms) <= seen.0 {
         next(terms, least);
     }
 }

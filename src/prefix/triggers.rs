@@ -3,6 +3,7 @@
 
 use super::extension;
 use crate::error::Error;
+use crate::logic::ids::TableOid;
 use crate::pg::ddl::{Event, Timing, Trigger};
 use crate::pg::spi;
 
@@ -59,23 +60,23 @@ impl Functions {
     /// Returns the tables among oban_jobs and its partitions that lack the trigger. Partitions
     /// count, because an INSERT into a partition fires only the partition's own triggers. Foreign
     /// tables do not count, because they can't have such a trigger.
-    pub fn job_tables_without_trigger(&self, jobs: u32) -> Vec<u32> {
-        self.job_tables("t.oid", "g.oid IS NULL", jobs)
+    pub fn job_tables_without_trigger(&self, jobs: TableOid) -> Vec<TableOid> {
+        self.of_job_tables("t.oid", "g.oid IS NULL", jobs).into_iter().map(TableOid).collect()
     }
 
     /// Returns the tables among oban_jobs and its partitions that have the trigger.
-    pub fn job_tables_with_trigger(&self, jobs: u32) -> Vec<u32> {
-        self.job_tables("t.oid", "g.oid IS NOT NULL", jobs)
+    pub fn job_tables_with_trigger(&self, jobs: TableOid) -> Vec<TableOid> {
+        self.of_job_tables("t.oid", "g.oid IS NOT NULL", jobs).into_iter().map(TableOid).collect()
     }
 
     /// Returns the oid of the trigger on one table of jobs. `None`: the table has no such trigger.
-    pub fn on_jobs(&self, table: u32) -> Option<u32> {
-        self.job_tables("g.oid", &format!("g.tgrelid = {table}"), table).pop()
+    pub fn on_jobs(&self, table: TableOid) -> Option<u32> {
+        self.of_job_tables("g.oid", &format!("g.tgrelid = {table}"), table).pop()
     }
 
     /// Returns the column `what` for each table among oban_jobs and its partitions for which
     /// `condition` holds. (pg_partition_tree would lock the tables.)
-    fn job_tables(&self, what: &str, condition: &str, jobs: u32) -> Vec<u32> {
+    fn of_job_tables(&self, what: &str, condition: &str, jobs: TableOid) -> Vec<u32> {
         let sql = format!(
             "WITH RECURSIVE tables AS (
                 SELECT c.oid, c.relkind FROM pg_class c WHERE c.oid = $1::oid
@@ -95,7 +96,7 @@ impl Functions {
     }
 
     /// Returns the oids of the extension's triggers on a table of leaders.
-    pub fn on_peers(&self, peers: u32) -> Vec<u32> {
+    pub fn on_peers(&self, peers: TableOid) -> Vec<u32> {
         let Some(function) = self.peers else { return Vec::new() };
         let names = ON_PEERS.map(|trigger| format!("'{}'", trigger.name.to_string_lossy()));
         let sql = format!(
@@ -108,17 +109,17 @@ impl Functions {
 
     /// Returns whether a table of leaders has all the triggers that this version of the extension
     /// has.
-    pub fn guard(&self, peers: u32) -> bool {
+    pub fn guard(&self, peers: TableOid) -> bool {
         self.peers.is_none() || self.on_peers(peers).len() == ON_PEERS.len()
     }
 }
 
 /// Returns whether a table inherits from another table, or another table inherits from it.
-pub fn is_inherited(table: u32) -> bool {
+pub fn is_inherited(table: TableOid) -> bool {
     let sql = "SELECT i.inhrelid::text FROM pg_inherits i WHERE $1::oid IN (i.inhparent, i.inhrelid)";
     !selected_oids(sql, table).is_empty()
 }
 
-fn selected_oids(sql: &str, of: u32) -> Vec<u32> {
+fn selected_oids(sql: &str, of: TableOid) -> Vec<u32> {
     spi::look(sql, &of.to_string()).iter().filter_map(|oid| oid.parse().ok()).collect()
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::Segment;
 use super::segment::layout;
+use crate::logic::ids::DatabaseOid;
 use crate::logic::orphans::Coverage;
 use crate::pg::{clock, latch};
 
@@ -53,7 +54,7 @@ impl Segment {
 
     /// The coverage of a database's relay. Reads `at` first: what the relay misses after that does not concern the
     /// span until `at`.
-    pub fn coverage(self, database: u32) -> Coverage {
+    pub fn coverage(self, database: DatabaseOid) -> Coverage {
         let slot = self.registry(|r| r.slot(database));
         slot.and_then(|(slot, _)| self.shared_coverage(slot)).map_or_else(Coverage::default, |coverage| {
             let at = coverage.at.load(Ordering::SeqCst);
@@ -62,7 +63,7 @@ impl Segment {
     }
 
     /// Wakes the relay to go through what has come, so that the next call of `coverage` has a newer answer.
-    pub fn update_coverage(self, database: u32) {
+    pub fn update_coverage(self, database: DatabaseOid) {
         latch::wake_if(self.registry(|r| r.prepare_relay_wakeup(database)));
     }
 }

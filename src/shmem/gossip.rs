@@ -17,6 +17,7 @@ use crate::logic::gossip::memory::{self, Identity, Processes, Remembered};
 use crate::logic::gossip::{
     self, EntryBatch, EntryCopy, Full, Key, MAX_BLOCK_USAGES, NewEntry, Put, Source, Table, Usage, View,
 };
+use crate::logic::ids::{DatabaseOid, SchemaOid};
 use crate::logic::jsonb::{self, Value};
 use crate::logic::orphans::{MAX_SUSPECTS, Suspects};
 use crate::pg::lwlock::Mode;
@@ -149,31 +150,31 @@ impl Gossip {
     }
 
     /// Deletes what was put before the clock reading `before` in a database that is gone.
-    pub fn forget_database(self, database: u32, before: i64) {
+    pub fn forget_database(self, database: DatabaseOid, before: i64) {
         self.table(|table, _| table.forget_database(database, before));
     }
 
     /// Deletes what was put before the clock reading `before` in databases that do not exist. A database without a
     /// slot may have entries, too.
-    pub fn forget_databases(self, exists: impl Fn(u32) -> bool, before: i64) {
+    pub fn forget_databases(self, exists: impl Fn(DatabaseOid) -> bool, before: i64) {
         self.table(|table, _| table.forget_databases(exists, before));
     }
 
     /// The schemas of a database that have entries, or local entries.
-    pub fn schemas(self, database: u32, only_local: bool) -> BTreeSet<u32> {
+    pub fn schemas(self, database: DatabaseOid, only_local: bool) -> BTreeSet<SchemaOid> {
         let mut schemas = BTreeSet::new();
         self.each(database, only_local, |piece| piece.take(|entry| _ = schemas.insert(entry.schema)));
         schemas
     }
 
     /// Deletes the entries of a schema that was dropped. Returns how many there were. Callable after commit.
-    pub fn forget_schema(self, database: u32, schema: u32) -> usize {
+    pub fn forget_schema(self, database: DatabaseOid, schema: SchemaOid) -> usize {
         self.table(|table, _| table.forget_schema(database, schema, i64::MAX))
     }
 
     /// Deletes what was put `KEEP_NAMELESS` ago or earlier into a schema that has no name: the schema was dropped after
     /// the put, or the transaction that created it did not commit.
-    pub fn forget_nameless(self, database: u32, schema: u32) {
+    pub fn forget_nameless(self, database: DatabaseOid, schema: SchemaOid) {
         let before = clock::now() - KEEP_NAMELESS;
         self.table(|table, _| table.forget_schema(database, schema, before));
     }
@@ -197,7 +198,7 @@ impl Gossip {
     }
 
     /// Counts the entries that expired, for each database.
-    fn count_expired(self, expired: &[u32]) {
+    fn count_expired(self, expired: &[DatabaseOid]) {
         for same in expired.chunk_by(|a, b| a == b) {
             self.0.count_in(same[0], Counter::GossipExpired, same.len());
         }
@@ -205,7 +206,12 @@ impl Gossip {
 
     /// Gives `body` the entries of a database that hold now, all or only local ones, batch by batch. Each entry is a
     /// consistent copy. False: entries were inserted meanwhile, so that `body` may have got an entry twice.
-    pub fn each(self, database: u32, only_local: bool, mut body: impl FnMut(&mut EntryBatch)) -> bool {
+    pub fn each(
+        self,
+        database: DatabaseOid,
+        only_local: bool,
+        mut body: impl FnMut(&mut EntryBatch),
+    ) -> bool {
         let (now, mut piece) = (clock::now(), EntryBatch::new());
         let mut first = None;
         loop {
@@ -220,14 +226,14 @@ impl Gossip {
     }
 
     /// All entries of a database that hold now, or only local ones, each once.
-    pub fn entries(self, database: u32, only_local: bool) -> Vec<EntryCopy> {
+    pub fn entries(self, database: DatabaseOid, only_local: bool) -> Vec<EntryCopy> {
         let mut all = Vec::new();
         let once = self.each(database, only_local, |piece| piece.take(|entry| all.push(entry.copy())));
         if once { all } else { EntryBatch::into_latest(all) }
     }
 
     /// What is remembered at `now` of the processes of a schema.
-    pub fn remembered(self, database: u32, schema: u32, now: i64) -> Vec<Remembered> {
+    pub fn remembered(self, database: DatabaseOid, schema: SchemaOid, now: i64) -> Vec<Remembered> {
         /// How many processes are read while the lock is held once.
         const MAX_AT_A_TIME: usize = 2048;
         let (segment, l) = (self.0, layout());
@@ -267,7 +273,7 @@ impl Gossip {
     }
 
     /// What a database has in the table.
-    pub fn usage(self, database: u32) -> Usage {
+    pub fn usage(self, database: DatabaseOid) -> Usage {
         let (now, mut usage, mut from) = (clock::now(), Usage::default(), Some(0));
         while let Some(at) = from {
             from = self.view(|view| view.add_usage(database, now, at, &mut usage)).0;
@@ -291,7 +297,7 @@ impl Gossip {
     }
 
     /// Whether a database has a local entry.
-    pub fn has_local(self, database: u32) -> bool {
+    pub fn has_local(self, database: DatabaseOid) -> bool {
         self.view(|view| view.has_local(database, clock::now())).0
     }
 }

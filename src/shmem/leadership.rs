@@ -5,14 +5,15 @@ use std::sync::atomic::Ordering;
 use super::Segment;
 use super::locks::Lock;
 use super::segment::{MAX_FOREIGN, MAX_UNANNOUNCED, layout};
+use crate::logic::ids::{DatabaseOid, MemberId, SchemaOid};
 use crate::logic::leadership::{Leaderships, LeadershipsView};
 use crate::pg::latch;
 use crate::pg::lwlock::Mode;
 
 impl Segment {
     /// A member id that this server never gave before, over restarts too.
-    pub fn new_member_id(self) -> i64 {
-        self.globals().next_member.fetch_add(1, Ordering::Relaxed) + 1
+    pub fn new_member_id(self) -> MemberId {
+        MemberId(self.globals().next_member.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     /// Runs `body` with members and seats, under the lock Leaderships in exclusive mode.
@@ -47,7 +48,7 @@ impl Segment {
 
     /// Ends the members, leaderships and gossip of a schema that was dropped, and wakes the sessions that wait for an
     /// election in it. Callable after commit: nothing here allocates for the waiting sessions.
-    pub fn forget_schema(self, database: u32, schema: u32) {
+    pub fn forget_schema(self, database: DatabaseOid, schema: SchemaOid) {
         let mut waiting = [0; 64];
         let count = self.leaderships(|l| l.forget_schema(database, schema, &mut waiting));
         self.gossip().forget_schema(database, schema);

@@ -3,7 +3,7 @@
 //! ```text
 //! Root │ DatabaseSlot[] │ Hold[] │ Member[] │ Seat[] │ BlockUsage[] │ unannounced[] │ foreign[] │
 //!      └── lock Registry ────────┘ └ lock Leaderships ┘└ lock Gossip ┘ └── lock Leaderships ──────┘
-//!      │ buckets[] │ GossipEntry[] │ Block[] │ process buckets[] │ Process[] │ Suspect[] │
+//!      │ buckets[] │ GossipEntry[] │ Block[] │ process buckets[] │ GossipProcess[] │ Suspect[] │
 //!      └──────────────────────────── lock Gossip ────────────────────────────────────────┘
 //!      │ Slot[] │ RingOwner[] │ Waiter[] │ for each ring: RoleUsage[], RingHead, RingEntry[], bytes │
 //!      └ lock Registry ───────┘ └───────────── a lock Ring for each ring ─────────────────────────┘

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Segment;
 use super::segment::layout;
 use super::slots::SlotId;
+use crate::logic::ids::DatabaseOid;
 use crate::pg::{latch, session};
 
 impl Segment {
@@ -32,7 +33,7 @@ impl Segment {
 
     /// After a put: wakes the relay of the database if it does not poll. Also while obanrs.gossip_interval is 0: this
     /// session may not know yet that the setting has changed, and the relay is woken only once.
-    pub(super) fn wake_relay_after_put(self, database: u32) {
+    pub(super) fn wake_relay_after_put(self, database: DatabaseOid) {
         // Reads the flag of the slot that this process remembers. If the slot is another database's by now, the flag
         // is another generation.
         if self.is_polling() {

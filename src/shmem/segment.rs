@@ -16,11 +16,12 @@ use super::slots::Slot;
 use crate::config;
 use crate::error::{self, Error};
 use crate::logic::counter::Counter;
-use crate::logic::gossip::memory::{Process, ProcessesHead};
+use crate::logic::gossip::memory::{GossipProcess, ProcessesHead};
 use crate::logic::gossip::{
     Block, BlockUsage, GossipEntry, GossipHead, MAX_BLOCK_USAGES, capacity as gossip_capacity,
     processes as gossip_processes,
 };
+use crate::logic::ids::DatabaseOid;
 use crate::logic::leadership::{Electorate, Member, Seat};
 use crate::logic::lifecycle::{DatabaseSlot, Hold, Looks};
 use crate::logic::orphans::{MAX_SUSPECTS, Suspect};
@@ -171,7 +172,7 @@ fn compute_layout() -> Layout {
         entries: area(size_of::<GossipEntry>(), max_entries),
         blocks: area(size_of::<Block>(), max_entries),
         process_buckets: area(size_of::<u32>(), gossip_processes(max_entries)),
-        processes: area(size_of::<Process>(), gossip_processes(max_entries)),
+        processes: area(size_of::<GossipProcess>(), gossip_processes(max_entries)),
         suspects: area(size_of::<Suspect>(), MAX_SUSPECTS),
         slots: area(size_of::<Slot>(), max_databases),
         owners: area(size_of::<RingOwner>(), max_rings),
@@ -322,8 +323,8 @@ impl Segment {
     }
 
     /// The counter of the sessions that LISTEN in a database (`backend::listening`).
-    pub fn listeners(self, database: u32) -> &'static AtomicU32 {
-        &self.globals().listeners[database as usize % LISTENER_COUNTERS]
+    pub fn listeners(self, database: DatabaseOid) -> &'static AtomicU32 {
+        &self.globals().listeners[database.0 as usize % LISTENER_COUNTERS]
     }
 
     /// The start of the server to which the segment belongs: the wall time at which it was made, in microseconds.

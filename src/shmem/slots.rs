@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::Segment;
 use super::segment::layout;
+use crate::logic::ids::DatabaseOid;
 use crate::logic::lifecycle::Registry;
 use crate::logic::ring::pool::Pool;
 use crate::pg::session;
@@ -55,7 +56,7 @@ impl Segment {
     /// has no slot. The first call in a generation of the slot sets the counters of the slot to zero.
     pub(super) fn slot<R>(
         self,
-        database: u32,
+        database: DatabaseOid,
         body: impl FnOnce(SlotId, &mut Slot, &mut Pool<'_>) -> R,
     ) -> Option<R> {
         let l = layout();

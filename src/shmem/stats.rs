@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::Segment;
 use super::slots::SlotId;
 use crate::logic::counter::Counter;
+use crate::logic::ids::DatabaseOid;
 use crate::pg::session;
 
 /// Adds to a counter of this process's database. Without a slot nothing is counted.
@@ -37,7 +38,7 @@ impl Segment {
     }
 
     /// Adds to a counter of any database. Without a slot nothing is counted.
-    pub(super) fn count_in(self, database: u32, counter: Counter, more: usize) {
+    pub(super) fn count_in(self, database: DatabaseOid, counter: Counter, more: usize) {
         if let Some(slot) = self.slot(database, |id, _, _| id) {
             self.count_at(slot, &[(counter, more)]);
         }

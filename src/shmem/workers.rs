@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::Segment;
 use super::locks::Lock;
 use super::segment::{MAX_HOLDS, layout};
+use crate::logic::ids::{DatabaseOid, SchemaOid};
 use crate::logic::lifecycle::{Lack, Registry};
 use crate::pg::lwlock::Mode;
 use crate::pg::{clock, latch, session};
@@ -83,13 +84,13 @@ impl Segment {
     }
 
     /// Wakes the keeper of a database, if there is one, to plan its elections anew. Callable after commit.
-    pub fn wake_keeper(self, database: u32) {
+    pub fn wake_keeper(self, database: DatabaseOid) {
         latch::wake_if(self.registry(|r| r.prepare_wakeup(database)));
     }
 
     /// Wakes the keeper of a database. Without a keeper, has one started: the caller runs in the database, so the
     /// database has the extension. Callable after commit.
-    pub fn ensure_keeper(self, database: u32) {
+    pub fn ensure_keeper(self, database: DatabaseOid) {
         match self.registry(|r| (r.prepare_wakeup(database), r.is_backing_off(database))) {
             (Some(procno), _) => latch::wake(procno),
             // The keeper is started when its delay is over, not at each join.
@@ -100,7 +101,7 @@ impl Segment {
 
     /// Notes that the extension is in the database now, or is not (`None`: the transaction could not find out). Starts
     /// workers, or has those that run find out. Callable after commit.
-    pub fn extension_changed(self, database: u32, found: Option<bool>) {
+    pub fn extension_changed(self, database: DatabaseOid, found: Option<bool>) {
         latch::wake_if(self.registry(|r| r.extension_changed(database, found, clock::now())));
         // Reads pg_database as well, because the hook does not see every command by which a database comes to
         // take workers.
@@ -108,7 +109,7 @@ impl Segment {
     }
 
     /// Gives a database a slot, if it may have one and has none: a call came from within it, so it has the extension.
-    pub fn called_in(self, database: u32) {
+    pub fn called_in(self, database: DatabaseOid) {
         if self.registry(|r| r.could_have_slot(database)) {
             self.extension_changed(database, Some(true));
         }
@@ -123,13 +124,13 @@ impl Segment {
 
     /// Has the relay of a database, if there is one, find out which prefixes are installed. A relay that starts finds
     /// out anyway. Callable after commit.
-    pub fn prefixes_changed(self, database: u32) {
+    pub fn prefixes_changed(self, database: DatabaseOid) {
         latch::wake_if(self.registry(|r| r.prefixes_changed(database)));
     }
 
     /// Has the keeper of a database, if there is one, read the rows of oban_peers again, of one schema or of all
     /// schemas. A keeper that starts reads them anyway. Callable after commit.
-    pub fn rows_changed(self, database: u32, schema: Option<u32>) {
+    pub fn rows_changed(self, database: DatabaseOid, schema: Option<SchemaOid>) {
         latch::wake_if(self.registry(|r| r.rows_changed(database, schema)));
     }
 }

@@ -17,6 +17,7 @@ use pgrx::prelude::*;
 use crate::bus::{self, Target};
 use crate::config;
 use crate::error::Error;
+use crate::logic::ids::SchemaOid;
 use crate::logic::outbox::Requester;
 use crate::logic::wire;
 use crate::pg::transition_table::TransitionTable;
@@ -103,9 +104,9 @@ fn wake_queues(rows: &TransitionTable<'_>) {
 
 /// Returns the channel of a schema's wake-ups. The last channel is kept, because most sessions
 /// insert into one schema again and again.
-fn target(schema: u32) -> Target {
+fn target(schema: SchemaOid) -> Target {
     thread_local! {
-        static LAST: RefCell<Option<(u32, Target)>> = const { RefCell::new(None) };
+        static LAST: RefCell<Option<(SchemaOid, Target)>> = const { RefCell::new(None) };
     }
     let last = LAST
         .with_borrow(|last| last.as_ref().filter(|(of, _)| *of == schema).map(|(_, target)| target.clone()));

@@ -17,6 +17,7 @@ use super::tables;
 use crate::backend::xact_end::{self, Note, note};
 use crate::error::{self, Error, given};
 use crate::logic::channel::{self, MAX_CHANNEL};
+use crate::logic::ids::{SchemaOid, TableOid, Term};
 use crate::logic::jobs::Fault;
 use crate::logic::leadership::{MAX_PREFIX, term};
 use crate::logic::shape;
@@ -74,13 +75,13 @@ fn oban_uninstall(prefix: default!(Option<TextArgument>, "'public'")) -> Result<
 /// for the SQL that creates tables.
 pub struct Prefix<'a> {
     pub name: &'a str,
-    pub schema: u32,
+    pub schema: SchemaOid,
 }
 
 impl<'a> Prefix<'a> {
     /// Locks the schema that `find` finds by its name, so that no other call works on it. `Err`:
     /// the name keeps changing its schema (40001), or `find` failed.
-    fn locked(name: &'a str, find: impl Fn() -> Result<u32, Error>) -> Result<Self, Error> {
+    fn locked(name: &'a str, find: impl Fn() -> Result<SchemaOid, Error>) -> Result<Self, Error> {
         for _ in 0..ATTEMPTS {
             let schema = find()?;
             catalog::lock_namespace(schema);
@@ -93,13 +94,13 @@ impl<'a> Prefix<'a> {
     }
 
     /// Returns the relation of this name in the schema. `None`: there is no such relation.
-    pub fn table(&self, name: &str) -> Option<u32> {
+    pub fn table(&self, name: &str) -> Option<TableOid> {
         catalog::relation(self.schema, name)
     }
 
     /// Locks the table of this name, which then keeps its name, schema, owner and kind. `Err`: the
     /// caller does not own the table (42501), or the table keeps being replaced (40001).
-    fn lock(&self, name: &str, lock: impl Fn(u32)) -> Result<u32, Error> {
+    fn lock(&self, name: &str, lock: impl Fn(TableOid)) -> Result<TableOid, Error> {
         for _ in 0..ATTEMPTS {
             let table = self.table(name).ok_or_else(|| self.changed())?;
             require_owner(table)?; // before the lock, which delays other sessions
@@ -128,12 +129,12 @@ impl<'a> Prefix<'a> {
 }
 
 /// Returns the schema of a prefix. `Err`: there is no such schema (3F000).
-fn existing(prefix: &str) -> Result<u32, Error> {
+fn existing(prefix: &str) -> Result<SchemaOid, Error> {
     catalog::namespace(prefix).ok_or_else(|| Error::NoSuchPrefix(prefix.to_owned()))
 }
 
 /// Returns the schema of a prefix, and creates the schema if it does not exist.
-fn existing_or_new(prefix: &str) -> Result<u32, Error> {
+fn existing_or_new(prefix: &str) -> Result<SchemaOid, Error> {
     if let Some(schema) = catalog::namespace(prefix) {
         return Ok(schema);
     }
@@ -144,7 +145,7 @@ fn existing_or_new(prefix: &str) -> Result<u32, Error> {
     existing(prefix)
 }
 
-fn require_owner(table: u32) -> Result<(), Error> {
+fn require_owner(table: TableOid) -> Result<(), Error> {
     if acl::owns(table) { Ok(()) } else { Err(Error::NotOwner { table: catalog::shown_name(table) }) }
 }
 
@@ -166,7 +167,7 @@ fn install(name: &str) -> Result<(), Error> {
 
 /// Raises a WARNING if the prefix's table of leaders has an obstacle: the prefix is installed, and
 /// holds no elections.
-fn warn_of_obstacles(prefix: &str, schema: u32) {
+fn warn_of_obstacles(prefix: &str, schema: SchemaOid) {
     if let Err(Unusable::Obstacles(obstacles)) = peers::inspect(schema) {
         error::log(
             PgLogLevel::WARNING,
@@ -182,14 +183,14 @@ fn warn_of_obstacles(prefix: &str, schema: u32) {
 /// Raises a WARNING if this version would refuse the prefix's table of jobs. An earlier version may
 /// have installed the table, or the table was altered since. The table's wake-ups go on as far as
 /// they can.
-fn warn_of_jobs(prefix: &str, schema: u32) {
+fn warn_of_jobs(prefix: &str, schema: SchemaOid) {
     if let Some((error, _)) = catalog::relation(schema, JOBS).and_then(|jobs| fault_of_jobs(prefix, jobs)) {
         ErrorReport::from(error).report(PgLogLevel::WARNING);
     }
 }
 
 /// Returns whether nothing is missing. Reads catalogs only.
-fn is_installed(functions: &Functions, schema: u32) -> bool {
+fn is_installed(functions: &Functions, schema: SchemaOid) -> bool {
     catalog::relation(schema, JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs))
         && catalog::relation(schema, PEERS).is_some_and(|peers| are_peers_complete(functions, peers))
 }
@@ -197,19 +198,19 @@ fn is_installed(functions: &Functions, schema: u32) -> bool {
 /// Returns whether a table of jobs and its partitions have the trigger. Returns true also for a
 /// table that an earlier version has installed and that this version would refuse: `warn_of_jobs`
 /// names what is wrong with the table.
-fn are_jobs_complete(functions: &Functions, jobs: u32) -> bool {
+fn are_jobs_complete(functions: &Functions, jobs: TableOid) -> bool {
     catalog::is_jobs_table(jobs) && functions.job_tables_without_trigger(jobs).is_empty()
 }
 
 /// Returns whether a table of leaders has all columns and triggers. Returns true also for a table
 /// that an earlier version has installed and that this version would refuse. Such a table stays
 /// unchanged, and `warn_of_obstacles` names what is wrong with it.
-fn are_peers_complete(functions: &Functions, peers: u32) -> bool {
+fn are_peers_complete(functions: &Functions, peers: TableOid) -> bool {
     peers_catalog::info_of(peers).is_some_and(|table| table.installed) && functions.guard(peers)
 }
 
 /// Returns whether a table of leaders has both columns that `oban_install` adds.
-fn has_columns(peers: u32) -> bool {
+fn has_columns(peers: TableOid) -> bool {
     peers_catalog::added_columns(peers) == Some(Added { term: true, boot: true })
 }
 
@@ -263,8 +264,8 @@ fn complete_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Erro
 
 /// Lifts the sequence of terms above the terms in the table. The extension may have been dropped
 /// and created again since these terms were drawn.
-fn lift_terms(peers: u32) {
-    let Some(seen) = scan::greatest(peers, "term") else { return };
+fn lift_terms(peers: TableOid) {
+    let Some(seen) = scan::greatest(peers, "term").map(Term) else { return };
     let least = term::next_term(session::timeline(), seen);
     if least > seen {
         terms::lift_above(seen, least);
@@ -287,7 +288,7 @@ fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error
 }
 
 /// Refuses (22023) a table of jobs that is not Oban's, or that a migration of Oban before 11 made.
-fn require_obans_jobs(prefix: &Prefix<'_>, jobs: u32) -> Result<(), Error> {
+fn require_obans_jobs(prefix: &Prefix<'_>, jobs: TableOid) -> Result<(), Error> {
     if !catalog::is_jobs_table(jobs) {
         return Err(prefix.another_kind());
     }
@@ -299,7 +300,7 @@ fn require_obans_jobs(prefix: &Prefix<'_>, jobs: u32) -> Result<(), Error> {
 
 /// Returns what distinguishes a table of jobs from Oban's own since its migration 11, and whether
 /// the table can be installed in spite of that. `None`: nothing does.
-fn fault_of_jobs(prefix: &str, jobs: u32) -> Option<(Error, bool)> {
+fn fault_of_jobs(prefix: &str, jobs: TableOid) -> Option<(Error, bool)> {
     let error = match jobs::fault(jobs)? {
         Fault::Partial(wrong) => {
             let error = Error::bad(
@@ -329,9 +330,9 @@ fn fault_of_jobs(prefix: &str, jobs: u32) -> Option<(Error, bool)> {
 /// (40001), or the caller does not own one (42501).
 fn each_locked(
     prefix: &Prefix<'_>,
-    find: impl Fn() -> Vec<u32>,
-    lock: impl Fn(u32),
-    act: impl Fn(u32),
+    find: impl Fn() -> Vec<TableOid>,
+    lock: impl Fn(TableOid),
+    act: impl Fn(TableOid),
 ) -> Result<(), Error> {
     for _ in 0..ATTEMPTS {
         let found = find();
@@ -365,7 +366,7 @@ fn uninstall(name: &str) -> Result<(), Error> {
 
 /// Drops the triggers of the table of jobs and its partitions.
 fn clear_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
-    let has_trigger = |jobs: u32| !functions.job_tables_with_trigger(jobs).is_empty();
+    let has_trigger = |jobs: TableOid| !functions.job_tables_with_trigger(jobs).is_empty();
     if !prefix.table(JOBS).is_some_and(has_trigger) {
         return Ok(());
     }
@@ -380,7 +381,7 @@ fn clear_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
 
 /// Drops the triggers of the table of leaders and the columns that `oban_install` adds.
 fn clear_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
-    let has_any = |peers: u32| has_columns(peers) || !functions.on_peers(peers).is_empty();
+    let has_any = |peers: TableOid| has_columns(peers) || !functions.on_peers(peers).is_empty();
     if !prefix.table(PEERS).is_some_and(has_any) {
         return Ok(());
     }

@@ -34,7 +34,9 @@ use crate::backend::xact_end::{Note, note};
 use crate::bus::leadership::{self, LeaderChange};
 use crate::config;
 use crate::error::Error;
+use crate::logic::ids::{TableOid, Term};
 use crate::logic::leadership::foreign_write::{self, Changes, Proposed, Ruling, Update};
+use crate::logic::leadership::plan::Copied;
 use crate::logic::leadership::{Electorate, Lease, MAX_NAME, MAX_NODE, Node, term};
 use crate::logic::text::Text;
 use crate::pg::row_trigger::{Call, RowTrigger};
@@ -51,7 +53,7 @@ type Digest = (usize, u64);
 /// The last row that the running statement has proposed to insert, in the subtransaction of this
 /// level.
 struct Proposal {
-    table: u32,
+    table: TableOid,
     name: Digest,
     node: Digest,
     expires_at: i64,
@@ -129,7 +131,7 @@ fn fired<'a>(trigger: &'a PgTrigger<'a>) -> Option<PgHeapTuple<'a, AllocatedByPo
             let leaderships = Segment::attached()
                 .map(|segment| segment.leaderships_view(|v| v.leaderships(database, schema)))
                 .unwrap_or_default();
-            for (e, node, term) in leaderships {
+            for Copied { electorate: e, node, term } in leaderships {
                 leadership::tell(LeaderChange::Ended, schema, e.name.as_str(), node.as_str(), term);
             }
             changed(electorate(&row, ""), PeerRowChange::Truncated);
@@ -143,12 +145,12 @@ fn fired<'a>(trigger: &'a PgTrigger<'a>) -> Option<PgHeapTuple<'a, AllocatedByPo
 }
 
 /// Returns the least term of this server's present timeline.
-fn least_term() -> i64 {
+fn least_term() -> Term {
     term::least_term(session::timeline())
 }
 
 /// Draws the next term.
-fn next_term() -> i64 {
+fn next_term() -> Term {
     terms::next(terms::sequence(), least_term())
 }
 
@@ -172,7 +174,7 @@ fn before_insert<'a>(row: &RowTrigger<'a>, columns: &Columns) -> PgHeapTuple<'a,
     row.with([
         (columns.started_at, started_at.map(|_| now)),
         (columns.expires_at, expires_at),
-        (columns.term, Some(next_term())),
+        (columns.term, Some(next_term().0)),
         (columns.boot, None),
     ])
 }
@@ -190,7 +192,7 @@ fn before_update<'a>(
         let at = proposals.iter().rposition(of_this)?;
         Some(proposals.remove(at))
     });
-    let (local, term) = (old.i64(columns.boot).is_some(), old.i64(columns.term));
+    let (local, term) = (old.i64(columns.boot).is_some(), old.i64(columns.term).map(Term));
     let update = |now| {
         let update = Update {
             local,
@@ -212,7 +214,7 @@ fn before_update<'a>(
         // before a promotion may have a term that is no longer the greatest.
         Ruling::Renew { expires_at } => Some(row.with([
             (columns.expires_at, Some(expires_at)),
-            (columns.term, Some(term.filter(|term| *term >= least_term()).unwrap_or_else(next_term))),
+            (columns.term, Some(term.filter(|term| *term >= least_term()).unwrap_or_else(next_term).0)),
         ])),
         Ruling::HandOver { .. } => {
             // The keeper can't renew the row during this wait. So the keeper looks at the row
@@ -229,7 +231,7 @@ fn before_update<'a>(
             Some(row.with([
                 (columns.started_at, Some(now)),
                 (columns.expires_at, Some(expires_at)),
-                (columns.term, Some(next_term())),
+                (columns.term, Some(next_term().0)),
                 (columns.boot, None),
             ]))
         }
@@ -255,7 +257,7 @@ fn changes(old: &Tuple, new: &Tuple, columns: &Columns) -> Changes {
 /// shared memory only. A member's row that is renewed by hand to a later end is told to neither.
 fn after(row: &RowTrigger<'_>, call: Call, columns: &Columns) {
     let old = row.row();
-    let term = |row: &Tuple| row.i64(columns.term).unwrap_or(0);
+    let term = |row: &Tuple| Term(row.i64(columns.term).unwrap_or(0));
     // A name that is longer than `MAX_NAME` can have no member. The empty name tells the keeper of
     // the whole prefix.
     let name = old.with_text(columns.name, |name| {
@@ -313,7 +315,7 @@ fn node(row: &Tuple, columns: &Columns) -> String {
 fn renewal(row: &Tuple, columns: &Columns) -> Option<Lease> {
     let expires_at = row.i64(columns.expires_at).filter(|_| row.i64(columns.boot).is_none())?;
     Some(Lease {
-        term: row.i64(columns.term).unwrap_or(0),
+        term: Term(row.i64(columns.term).unwrap_or(0)),
         started_at: row.i64(columns.started_at).unwrap_or(0),
         expires_at,
         deadline: clock::now().saturating_add(expires_at.saturating_sub(time::now())),
@@ -324,7 +326,7 @@ fn renewal(row: &Tuple, columns: &Columns) -> Option<Lease> {
 /// Returns the term of a row that was just inserted or handed over. If another term was drawn
 /// since, the row's term is replaced first. In a table with an obstacle the row keeps its term: no
 /// elections are held there, and the INSERT must not fail.
-fn reissued(row: &RowTrigger<'_>, columns: &Columns, name: &str, term: i64) -> i64 {
+fn reissued(row: &RowTrigger<'_>, columns: &Columns, name: &str, term: Term) -> Term {
     let Some(new) = terms::later(terms::sequence(), term, least_term()).filter(|_| !name.is_empty()) else {
         return term;
     };

@@ -8,6 +8,7 @@
 
 use super::install::Prefix;
 use crate::error::Error;
+use crate::logic::ids::TableOid;
 use crate::pg::{catalog, spi};
 
 const JOBS: &str = include_str!("../../sql/prefix/oban_jobs.sql");
@@ -81,21 +82,21 @@ fn require_free(prefix: &Prefix<'_>, name: &str, table: &str) -> Result<(), Erro
 
 /// Returns the table of this name in the locked schema. `Err`: this transaction has not just
 /// created the table (40001).
-fn created(prefix: &Prefix<'_>, table: &str) -> Result<u32, Error> {
+fn created(prefix: &Prefix<'_>, table: &str) -> Result<TableOid, Error> {
     let found = prefix.table(table).filter(|table| catalog::is_relation_of_this_transaction(*table));
     found.ok_or_else(|| prefix.changed())
 }
 
 /// Returns whether a table has its primary key. To create that index, CREATE TABLE looks the table
 /// up by its name again.
-fn has_primary_key(table: u32) -> bool {
+fn has_primary_key(table: TableOid) -> bool {
     let sql = "SELECT 'has one' FROM pg_index i WHERE i.indrelid = $1::oid AND i.indisprimary";
     !spi::look(sql, &table.to_string()).is_empty()
 }
 
 /// Returns whether the table has everything that JOBS creates. Each statement of JOBS looks the
 /// table up by its name again.
-fn is_whole(jobs: u32) -> bool {
+fn is_whole(jobs: TableOid) -> bool {
     let sql = format!(
         "SELECT 'whole' FROM pg_class c
          WHERE c.oid = $1::oid AND obj_description(c.oid, 'pg_class') = '14'

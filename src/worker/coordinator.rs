@@ -17,6 +17,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::error;
+use crate::logic::ids::DatabaseOid;
 use crate::logic::lifecycle::{Kind, Lack};
 use crate::pg::bgworker::{self, Restarted, WorkerHandle, WorkerSpec};
 use crate::pg::catalog::{self, Database};
@@ -89,17 +90,17 @@ impl Job {
 struct Coordinator {
     segment: Segment,
     /// The databases of the last reading of pg_database, by their oids.
-    databases: HashMap<u32, Database>,
+    databases: HashMap<DatabaseOid, Database>,
     /// The greatest generation of a slot before that reading, which may have missed a database with a younger slot.
     last_generation: u64,
     /// The databases of the server's start for which no look has begun.
-    to_look_into: Vec<u32>,
+    to_look_into: Vec<DatabaseOid>,
     /// The processes that this coordinator launched and that have not ended.
-    launched: HashMap<(Job, u32), WorkerHandle>,
+    launched: HashMap<(Job, DatabaseOid), WorkerHandle>,
     /// The databases of which the log says already that there is no slot for them.
-    logged_slots: HashSet<u32>,
+    logged_slots: HashSet<DatabaseOid>,
     /// The databases of which the log says already that all looks failed.
-    logged_looks: HashSet<u32>,
+    logged_looks: HashSet<DatabaseOid>,
     /// The jobs of which the log says already that there is no free worker slot for them.
     logged_workers: HashSet<Job>,
 }
@@ -148,7 +149,7 @@ impl Coordinator {
             (last_generation, found.into_iter().map(|d| (d.oid, d)).collect());
         self.logged_slots.retain(|oid| self.databases.contains_key(oid));
         self.logged_looks.retain(|oid| self.databases.contains_key(oid));
-        let exists = |oid: u32| self.databases.contains_key(&oid);
+        let exists = |oid: DatabaseOid| self.databases.contains_key(&oid);
         for oid in known.into_iter().filter(|oid| !exists(*oid)) {
             segment.leaderships(|l| l.forget_database(oid, began));
         }
@@ -183,12 +184,12 @@ impl Coordinator {
         // What is kept for them goes first, and only what is older than the reading that found them gone: a session may
         // be creating the extension again, and join.
         let (last_generation, databases) = (self.last_generation, &self.databases);
-        let alive = |oid: u32| takes_workers(databases, oid);
+        let alive = |oid: DatabaseOid| takes_workers(databases, oid);
         for (oid, before) in segment.registry(|r| r.forgettable(last_generation, alive)) {
             segment.leaderships(|l| l.forget_database(oid, before));
             segment.gossip().forget_database(oid, before);
         }
-        let exists = |oid: u32| databases.contains_key(&oid);
+        let exists = |oid: DatabaseOid| databases.contains_key(&oid);
         let (freed, leaving) = segment.registry(|r| {
             r.forget_unslotted(last_generation, exists);
             r.reap(last_generation, alive, exists)
@@ -218,7 +219,7 @@ impl Coordinator {
         let databases = &self.databases;
         let now = clock::now();
         let (wanted, failed) = self.segment.registry(|r| {
-            let may_enter = |oid: u32| takes_connections(databases, oid);
+            let may_enter = |oid: DatabaseOid| takes_connections(databases, oid);
             for _ in 0..r.free_looks(now, may_enter) {
                 let Some(oid) = self.to_look_into.pop() else { break };
                 r.look_into(oid);
@@ -249,7 +250,7 @@ impl Coordinator {
     /// Starts the workers that are due.
     fn launch(&mut self) {
         let (now, databases) = (clock::now(), &self.databases);
-        let alive = |oid: u32| takes_workers(databases, oid);
+        let alive = |oid: DatabaseOid| takes_workers(databases, oid);
         for (kind, oid) in self.segment.registry(|r| r.launch(now, alive)) {
             if !self.start(Job::Worker(kind), oid) {
                 let why = "no free worker slot: raise max_worker_processes and restart the server";
@@ -259,13 +260,13 @@ impl Coordinator {
     }
 
     /// Starts a process. False: there is no free slot of max_worker_processes.
-    fn start(&mut self, job: Job, oid: u32) -> bool {
+    fn start(&mut self, job: Job, oid: DatabaseOid) -> bool {
         let name = job.name();
         let worker = WorkerSpec {
             name: &format!("obanrs {name} for database {oid}"),
             kind: &format!("obanrs {name}"),
             function: &format!("obanrs_{name}_main"),
-            argument: oid,
+            argument: oid.0,
         };
         let handle = bgworker::launch(&worker);
         let started = handle.is_some();
@@ -287,17 +288,17 @@ impl Coordinator {
 
 /// Whether workers may connect to a database, by the last reading of pg_database. They do not connect to a template,
 /// because only its owner could copy it then.
-fn takes_workers(databases: &HashMap<u32, Database>, oid: u32) -> bool {
+fn takes_workers(databases: &HashMap<DatabaseOid, Database>, oid: DatabaseOid) -> bool {
     databases.get(&oid).is_some_and(|d| d.takes_connections && !d.is_template)
 }
 
 /// Whether a look may connect to a database, by the last reading of pg_database.
-fn takes_connections(databases: &HashMap<u32, Database>, oid: u32) -> bool {
+fn takes_connections(databases: &HashMap<DatabaseOid, Database>, oid: DatabaseOid) -> bool {
     databases.get(&oid).is_some_and(|d| d.takes_connections)
 }
 
 /// A database as the log shows it.
-fn shown(databases: &HashMap<u32, Database>, oid: u32) -> String {
+fn shown(databases: &HashMap<DatabaseOid, Database>, oid: DatabaseOid) -> String {
     match databases.get(&oid) {
         Some(database) => format!("database \"{}\"", database.name),
         None => format!("database {oid}"),

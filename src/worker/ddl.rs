@@ -4,6 +4,7 @@
 use crate::backend::xact_end::{self, Note, note};
 use crate::backend::{ddl_changes, listening};
 use crate::logic::backoff::MILLISECOND;
+use crate::logic::ids::{DatabaseOid, Process};
 use crate::pg::hooks::{self, CatalogChange, DatabaseCommand, Listening};
 use crate::pg::{acl, catalog, clock, latch, session};
 use crate::shmem::Segment;
@@ -68,28 +69,27 @@ fn before_database_command(command: DatabaseCommand<'_>) {
 }
 
 /// Keeps workers off `database` until the end of this transaction and waits until they have gone.
-fn hold(database: u32) {
+fn hold(database: DatabaseOid) {
     note(Note::Holding); // before the hold, so that it is released even if the wait is cancelled
     let Some(segment) = Segment::attached() else { return };
-    let (pid, procno) = (latch::my_pid(), latch::my_procno());
     let workers = |then_hold: bool| {
         let processes = segment.registry(|r| {
             if then_hold {
-                r.hold(database, pid, procno);
+                r.hold(database, latch::my_process());
             }
             r.processes(database)
         });
-        processes.into_iter().filter(|(pid, _)| *pid != 0)
+        processes.into_iter().filter(|process| process.pid != 0)
     };
     let since = clock::now();
     // A worker that comes up from here on sees the hold and goes by itself.
-    let there: Vec<(i32, i32)> = workers(true).collect();
-    there.iter().for_each(|(_, procno)| latch::wake(*procno));
+    let there: Vec<Process> = workers(true).collect();
+    there.iter().for_each(|process| latch::wake(process.procno));
     let mut terminated = false;
     loop {
         latch::reset();
         let left: Vec<i32> =
-            workers(false).map(|(pid, _)| pid).filter(|p| there.iter().any(|t| t.0 == *p)).collect();
+            workers(false).map(|p| p.pid).filter(|pid| there.iter().any(|p| p.pid == *pid)).collect();
         let now = clock::now();
         if left.is_empty() || now - since >= LIMIT {
             return;

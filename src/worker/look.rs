@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use crate::logic::ids::DatabaseOid;
 use crate::pg::bgworker::{self, Restarted};
 use crate::pg::{clock, latch, session, xact};
 use crate::prefix::extension;
@@ -22,8 +23,8 @@ static DATABASE: AtomicU32 = AtomicU32::new(0);
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn obanrs_look_main(argument: pg_sys::Datum) {
-    let database = argument.value() as u32;
-    DATABASE.store(database, Ordering::Relaxed);
+    let database = DatabaseOid(argument.value() as u32);
+    DATABASE.store(database.0, Ordering::Relaxed);
     bgworker::take_signals(Restarted::ByLauncher);
     let Some(segment) = Segment::attached() else { return };
     // Before the claim and before the process connects, as in `process::begin`.
@@ -41,7 +42,7 @@ pub extern "C-unwind" fn obanrs_look_main(argument: pg_sys::Datum) {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
-    let database = DATABASE.load(Ordering::Relaxed);
+    let database = DatabaseOid(DATABASE.load(Ordering::Relaxed));
     let Some(segment) = Segment::attached() else { return };
     let holders = segment.registry(|r| r.look_ended(database, latch::my_pid(), clock::now()));
     holders.into_iter().for_each(latch::wake);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use crate::logic::ids::DatabaseOid;
 use crate::logic::lifecycle::Kind;
 use crate::pg::bgworker::{self, Restarted};
 use crate::pg::latch::Event;
@@ -20,8 +21,8 @@ static KIND: AtomicU32 = AtomicU32::new(0);
 static NAME: OnceLock<String> = OnceLock::new();
 
 /// The oid of this worker's database.
-pub fn database() -> u32 {
-    DATABASE.load(Ordering::Relaxed)
+pub fn database() -> DatabaseOid {
+    DatabaseOid(DATABASE.load(Ordering::Relaxed))
 }
 
 /// This worker's database as lines of the log name it, because log_line_prefix may not name it.
@@ -34,23 +35,23 @@ pub fn of_database() -> String {
 pub struct Begun {
     pub segment: Segment,
     /// The oid of the worker's database.
-    pub database: u32,
+    pub database: DatabaseOid,
 }
 
 /// Claims the worker's slot and connects to the database. `None`: this worker is not wanted, because the database is
 /// held or was dropped, or has another such worker. The coordinator launches a worker again when it is wanted.
 pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<Begun> {
     let segment = Segment::attached()?;
-    let database = argument.value() as u32;
-    DATABASE.store(database, Ordering::Relaxed);
+    let database = DatabaseOid(argument.value() as u32);
+    DATABASE.store(database.0, Ordering::Relaxed);
     KIND.store(kind as u32, Ordering::Relaxed);
     bgworker::take_signals(Restarted::ByLauncher);
     // Before the process connects, so that the callback runs after the process has left the list of processes. A
     // command that waits for this worker to go can then go on at once. And before the claim, which the callback takes
     // back.
     session::after_disconnect(exited);
-    let (process, now) = ((latch::my_pid(), latch::my_procno()), (clock::now(), time::now()));
-    segment.registry(|r| r.claim(kind, database, process, now)).ok()?;
+    let now = (clock::now(), time::now());
+    segment.registry(|r| r.claim(kind, database, latch::my_process(), now)).ok()?;
     bgworker::connect_to(database);
     // These override the settings of the database and of the role. (default_transaction_read_only stays as it
     // is, because a database that is read-only by default holds no elections.)
@@ -78,7 +79,7 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<Begun> {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
-    let database = DATABASE.load(Ordering::Relaxed);
+    let database = database();
     let kind = if KIND.load(Ordering::Relaxed) == Kind::Relay as u32 { Kind::Relay } else { Kind::Keeper };
     let Some(segment) = Segment::attached() else { return };
     let holders = segment.registry(|r| r.exited(kind, database, latch::my_pid(), clock::now()));

@@ -28,7 +28,7 @@ fn obanrs_workers() -> Result<
     let Some(segment) = Segment::attached() else { return Ok(TableIterator::empty()) }; // oban_check says why
     let coordinator = segment.coordinator();
     let databases: Vec<DatabaseSlot> =
-        segment.registry(|r| r.databases.iter().filter(|d| d.oid != 0).copied().collect());
+        segment.registry(|r| r.databases.iter().filter(|d| !d.oid.is_none()).copied().collect());
     let sees_all = session::sees_all();
     let running = |pid: i32| (pid != 0).then_some(pid);
     let since = move |pid: i32, at: i64| running(pid).and_then(|_| time::timestamptz(at));
@@ -50,9 +50,9 @@ fn obanrs_workers() -> Result<
         (
             kind.name(),
             Some(pg_sys::Oid::from(database)),
-            running(w.pid),
+            running(w.process.pid),
             state_name(w.state),
-            since(w.pid, w.started_at),
+            since(w.process.pid, w.started_at),
             w.restarts as i32,
             (!error.is_empty()).then(|| Shown(error.to_owned())),
         )

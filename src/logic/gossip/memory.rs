@@ -14,6 +14,7 @@
 
 use std::hash::Hasher;
 
+use super::super::ids::{DatabaseOid, SchemaOid};
 use super::{Fnv, Key};
 
 /// How many processes are looked at in order to forget one.
@@ -22,8 +23,8 @@ const LOOKED_AT: usize = 256;
 /// The process that puts an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    pub database: u32,
-    pub schema: u32,
+    pub database: DatabaseOid,
+    pub schema: SchemaOid,
     /// The hash of node and uuid, as `hash` returns it.
     pub hash: u64,
 }
@@ -51,7 +52,7 @@ pub fn hash(node: &str, uuid: Option<&[u8]>) -> u64 {
 /// A process in shared memory, guarded by the lock Gossip. A zeroed item is free.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Process {
+pub struct GossipProcess {
     /// The hash of node and uuid, as `hash` returns it.
     hash: u64,
     /// The clock reading at the last put of the process, in microseconds.
@@ -61,9 +62,9 @@ pub struct Process {
     /// process lives without an entry, because the process has put one that was refused or ignored.
     until: i64,
     /// The oid of the database; 0 if the item is free.
-    database: u32,
+    database: DatabaseOid,
     /// The oid of the schema; 0 if the item is free.
-    schema: u32,
+    schema: SchemaOid,
     /// The link of the next process of the bucket, or of the free list; 0 for the last one.
     next: u32,
     /// How many entries in the table the process has.
@@ -74,7 +75,7 @@ pub struct Process {
     used: u32,
 }
 
-impl Process {
+impl GossipProcess {
     fn is_of(&self, identity: &Identity) -> bool {
         (self.hash, self.database, self.schema) == (identity.hash, identity.database, identity.schema)
     }
@@ -111,7 +112,7 @@ pub struct ProcessesHead {
 pub struct Processes<'a> {
     pub head: &'a mut ProcessesHead,
     pub buckets: &'a mut [u32],
-    pub processes: &'a mut [Process],
+    pub processes: &'a mut [GossipProcess],
 }
 
 /// What is known of a process.
@@ -170,7 +171,7 @@ impl Processes<'_> {
 
     /// Forgets the processes that were last heard before the clock reading `before` and have no
     /// entry, if `wanted` returns true for the oids of their database and schema.
-    pub fn forget(&mut self, before: i64, wanted: impl Fn(u32, u32) -> bool) {
+    pub fn forget(&mut self, before: i64, wanted: impl Fn(DatabaseOid, SchemaOid) -> bool) {
         for index in 0..self.head.touched as usize {
             let process = &self.processes[index];
             let wanted = wanted(process.database, process.schema) && process.heard_at < before;
@@ -181,7 +182,7 @@ impl Processes<'_> {
     }
 
     /// Returns the process of a link, or `None` for 0.
-    fn at(&mut self, link: u32) -> Option<&mut Process> {
+    fn at(&mut self, link: u32) -> Option<&mut GossipProcess> {
         self.processes.get_mut((link as usize).checked_sub(1)?)
     }
 
@@ -231,7 +232,7 @@ impl Processes<'_> {
         let Some(process) = self.at(link) else { return 0 };
         let free = process.next;
         let Identity { database, schema, hash } = *identity;
-        *process = Process { hash, database, schema, next, used: 1, ..Process::default() };
+        *process = GossipProcess { hash, database, schema, next, used: 1, ..GossipProcess::default() };
         if link == self.head.free {
             self.head.free = free;
         }
@@ -245,7 +246,7 @@ impl Processes<'_> {
     fn forget_one(&mut self, identity: &Identity, foreign: bool) {
         let (len, start) = (self.processes.len(), self.head.hand as usize);
         let looked_at = LOOKED_AT.min(len);
-        let of_other = |p: &Process| {
+        let of_other = |p: &GossipProcess| {
             (p.database, p.schema, p.foreign != 0) != (identity.database, identity.schema, foreign)
         };
         let near = (start..start + looked_at).map(|at| at % len);
@@ -274,7 +275,7 @@ impl Processes<'_> {
                 at = before.next;
             }
         }
-        self.processes[index] = Process { next: self.head.free, ..Process::default() };
+        self.processes[index] = GossipProcess { next: self.head.free, ..GossipProcess::default() };
         self.head.free = link;
     }
 }
@@ -282,12 +283,12 @@ impl Processes<'_> {
 /// Returns what is remembered at `now` of the processes of a schema. `processes` are the items that
 /// were ever used, or a part of them.
 pub fn remembered(
-    processes: &[Process],
-    database: u32,
-    schema: u32,
+    processes: &[GossipProcess],
+    database: DatabaseOid,
+    schema: SchemaOid,
     now: i64,
 ) -> impl Iterator<Item = Remembered> {
-    let own = move |p: &&Process| p.used != 0 && (p.database, p.schema) == (database, schema);
+    let own = move |p: &&GossipProcess| p.used != 0 && (p.database, p.schema) == (database, schema);
     processes.iter().filter(own).map(move |p| Remembered {
         hash: p.hash,
         heard_at: p.heard_at,

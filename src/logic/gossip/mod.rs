@@ -34,7 +34,9 @@ pub mod memory;
 use std::collections::HashMap;
 use std::hash::Hasher;
 
-use memory::{Identity, Process, Processes};
+use memory::{GossipProcess, Identity, Processes};
+
+use super::ids::{DatabaseOid, RoleOid, SchemaOid};
 
 /// Bytes of a block that hold data. With the index of the next block a block has 256 bytes. A check
 /// of ten keys takes two blocks.
@@ -72,9 +74,9 @@ pub struct GossipEntry {
     /// The link of the entry's first block; 0 in a free entry.
     first: u32,
     /// The oid of the database; 0 in a free entry.
-    database: u32,
+    database: DatabaseOid,
     /// The oid of the schema; 0 in a free entry.
-    schema: u32,
+    schema: SchemaOid,
     /// The length of the state, in bytes; 0 in a free entry.
     state: u32,
     /// The length of the instance name, in bytes; 0 in a free entry.
@@ -115,7 +117,7 @@ impl GossipEntry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockUsage {
     /// The oid of the role; 0 if the holding is free, or does not belong to a single role.
-    role: u32,
+    role: RoleOid,
     /// How many blocks count for the holding.
     blocks: u32,
 }
@@ -165,7 +167,7 @@ pub struct GossipHead {
 /// processes. (An entry of one block is the smallest.)
 pub fn capacity(bytes: usize) -> usize {
     let each = size_of::<GossipEntry>() + size_of::<Block>() + size_of::<u32>();
-    let process = size_of::<Process>() + size_of::<u32>();
+    let process = size_of::<GossipProcess>() + size_of::<u32>();
     (bytes / (each + process.div_ceil(ENTRIES_PER_PROCESS))).min(u32::MAX as usize / 2)
 }
 
@@ -180,8 +182,8 @@ pub fn processes(entries: usize) -> usize {
 /// The key of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key<'a> {
-    pub database: u32,
-    pub schema: u32,
+    pub database: DatabaseOid,
+    pub schema: SchemaOid,
     pub name: &'a str,
     pub node: &'a str,
     pub queue: &'a str,
@@ -190,7 +192,7 @@ pub struct Key<'a> {
 /// The quota of the role that puts: the most blocks that the role may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
-    pub role: u32,
+    pub role: RoleOid,
     pub most: usize,
 }
 
@@ -275,7 +277,7 @@ pub struct Usage {
 /// are those of `GossipEntry`.
 #[derive(Clone, Copy, Debug)]
 pub struct EntryRef<'a> {
-    pub schema: u32,
+    pub schema: SchemaOid,
     pub name: &'a str,
     pub node: &'a str,
     pub queue: &'a str,
@@ -290,7 +292,7 @@ pub struct EntryRef<'a> {
 /// A copy of an entry that owns its parts. The times are those of `GossipEntry`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryCopy {
-    pub schema: u32,
+    pub schema: SchemaOid,
     pub name: String,
     pub node: String,
     pub queue: String,
@@ -421,8 +423,8 @@ impl Table<'_> {
         };
         let (first, last) = (FIRST_ROLE as usize, self.block_usages.len() - 1);
         let touched = first + self.head.roles_touched as usize;
-        let found = |wanted: u32| self.block_usages[first..touched].iter().position(|h| h.role == wanted);
-        found(quota.role).or_else(|| found(0)).map_or(touched.min(last), |i| first + i)
+        let found = |wanted: RoleOid| self.block_usages[first..touched].iter().position(|h| h.role == wanted);
+        found(quota.role).or_else(|| found(RoleOid::NONE)).map_or(touched.min(last), |i| first + i)
     }
 
     /// Adds `blocks` blocks of an entry of this origin to a holding.
@@ -464,7 +466,7 @@ impl Table<'_> {
 
     /// Deletes the entries that have expired at `now`, and calls `tell` with the database of each.
     /// Sets `next_expiry` to the earliest deadline that is left.
-    pub fn expire(&mut self, now: i64, mut tell: impl FnMut(u32)) {
+    pub fn expire(&mut self, now: i64, mut tell: impl FnMut(DatabaseOid)) {
         let mut earliest = 0;
         self.remove_where(now, |entry| {
             let expired = entry.expires_at <= now;
@@ -480,19 +482,19 @@ impl Table<'_> {
 
     /// Deletes the entries of a database that were put before the clock reading `before`. The
     /// database or its extension was dropped. Returns how many entries were deleted.
-    pub fn forget_database(&mut self, database: u32, before: i64) -> usize {
+    pub fn forget_database(&mut self, database: DatabaseOid, before: i64) -> usize {
         self.forget(before, |d, _| d == database)
     }
 
     /// Deletes the entries of a schema that were put before the clock reading `before`. Returns how
     /// many entries were deleted.
-    pub fn forget_schema(&mut self, database: u32, schema: u32, before: i64) -> usize {
+    pub fn forget_schema(&mut self, database: DatabaseOid, schema: SchemaOid, before: i64) -> usize {
         self.forget(before, |d, s| (d, s) == (database, schema))
     }
 
     /// Deletes the entries of all databases for which `exists` returns false, if they were put
     /// before the clock reading `before`. Returns how many entries were deleted.
-    pub fn forget_databases(&mut self, exists: impl Fn(u32) -> bool, before: i64) -> usize {
+    pub fn forget_databases(&mut self, exists: impl Fn(DatabaseOid) -> bool, before: i64) -> usize {
         self.forget(before, |d, _| !exists(d))
     }
 
@@ -500,7 +502,7 @@ impl Table<'_> {
     /// without an entry that were last heard before then. `wanted` gets the oids of a database and
     /// a schema, and returns whether their entries and processes go. Returns how many entries were
     /// deleted.
-    fn forget(&mut self, before: i64, wanted: impl Fn(u32, u32) -> bool) -> usize {
+    fn forget(&mut self, before: i64, wanted: impl Fn(DatabaseOid, SchemaOid) -> bool) -> usize {
         let removed =
             self.remove_where(before, |entry| entry.put_at < before && wanted(entry.database, entry.schema));
         self.processes.forget(before, wanted);
@@ -641,7 +643,7 @@ impl Table<'_> {
         let block_usage = &mut self.block_usages[block_usage as usize];
         block_usage.blocks -= blocks;
         if block_usage.blocks == 0 {
-            block_usage.role = 0;
+            block_usage.role = RoleOid::NONE;
         }
     }
 }
@@ -650,7 +652,7 @@ impl View<'_> {
     /// Copies the entries of a database that have not expired at `now`, all or only the local ones,
     /// into `piece`. Begins where the last call ended, and ends when the piece is full or the table
     /// has no more entries. Returns false if the table has more entries to look at.
-    pub fn read(&self, database: u32, only_local: bool, now: i64, piece: &mut EntryBatch) -> bool {
+    pub fn read(&self, database: DatabaseOid, only_local: bool, now: i64, piece: &mut EntryBatch) -> bool {
         let end = self.touched.min(piece.next + EntryBatch::ENTRIES);
         while piece.next < end {
             let entry = &self.entries[piece.next];
@@ -672,7 +674,13 @@ impl View<'_> {
 
     /// Adds to `usage` what a database has at `now` in the next part of the table, which begins at
     /// the index `from`. Returns the index at which to go on, or `None` at the end of the table.
-    pub fn add_usage(&self, database: u32, now: i64, from: usize, usage: &mut Usage) -> Option<usize> {
+    pub fn add_usage(
+        &self,
+        database: DatabaseOid,
+        now: i64,
+        from: usize,
+        usage: &mut Usage,
+    ) -> Option<usize> {
         let end = self.touched.min(from + EntryBatch::ENTRIES);
         let own = |e: &&GossipEntry| e.blocks != 0 && e.database == database && now < e.expires_at;
         for entry in self.entries[from.min(end)..end].iter().filter(own) {
@@ -684,7 +692,7 @@ impl View<'_> {
     }
 
     /// Returns whether a database has a local entry that has not expired at `now`.
-    pub fn has_local(&self, database: u32, now: i64) -> bool {
+    pub fn has_local(&self, database: DatabaseOid, now: i64) -> bool {
         let ours = |e: &GossipEntry| {
             e.blocks != 0 && e.database == database && !e.is_foreign() && now < e.expires_at
         };
@@ -805,7 +813,7 @@ impl EntryBatch {
     /// reading is there twice. The copy that was read later is kept, because a key has one entry at
     /// a time.
     pub fn into_latest(mut entries: Vec<EntryCopy>) -> Vec<EntryCopy> {
-        let mut latest: HashMap<(u32, [&str; 3]), usize> = HashMap::with_capacity(entries.len());
+        let mut latest: HashMap<(SchemaOid, [&str; 3]), usize> = HashMap::with_capacity(entries.len());
         let mut twice = Vec::new();
         for (i, entry) in entries.iter().enumerate() {
             let names = [&entry.name, &entry.node, &entry.queue].map(String::as_str);
@@ -842,8 +850,8 @@ impl Hasher for Fnv {
 /// Returns the hash of a key without its queue, and the hash of the whole key.
 fn hashes(key: &Key<'_>) -> (u64, u64) {
     let mut fnv = Fnv::new();
-    fnv.write_u32(key.database);
-    fnv.write_u32(key.schema);
+    fnv.write_u32(key.database.0);
+    fnv.write_u32(key.schema.0);
     for part in [key.name, key.node] {
         fnv.write(part.as_bytes());
         fnv.write_u8(0xff);

@@ -1,3 +1,4 @@
+use super::super::ids::{DatabaseOid, RoleOid, SchemaOid};
 use super::memory::{ProcessesHead, Remembered, remembered};
 use super::*;
 use proptest::prelude::*;
@@ -13,7 +14,7 @@ struct Memory {
     block_usages: Vec<BlockUsage>,
     processes_head: ProcessesHead,
     process_buckets: Vec<u32>,
-    processes: Vec<Process>,
+    processes: Vec<GossipProcess>,
 }
 
 impl Memory {
@@ -26,7 +27,7 @@ impl Memory {
             block_usages: vec![BlockUsage::default(); 5], // two of them for single roles
             processes_head: ProcessesHead::default(),
             process_buckets: vec![0; 3],
-            processes: vec![Process::default(); entries],
+            processes: vec![GossipProcess::default(); entries],
         }
     }
     fn put(
@@ -53,15 +54,16 @@ impl Memory {
         self.table().put(key, &new)
     }
     /// Returns what is remembered of a process of a schema.
-    fn process(&self, schema: u32, node: &str, uuid: Option<&str>, now: i64) -> Option<Remembered> {
+    fn process(&self, schema: SchemaOid, node: &str, uuid: Option<&str>, now: i64) -> Option<Remembered> {
         let hash = memory::hash(node, uuid.map(str::as_bytes));
-        let mut found = remembered(&self.processes, 1, schema, now).filter(|process| process.hash == hash);
+        let mut found =
+            remembered(&self.processes, DatabaseOid(1), schema, now).filter(|process| process.hash == hash);
         let process = found.next();
         assert_eq!(found.next(), None, "it is there once");
         process
     }
     fn ended_at(&self, node: &str, uuid: &str, now: i64) -> Option<i64> {
-        self.process(7, node, Some(uuid), now).expect("it is remembered").ended_at
+        self.process(SchemaOid(7), node, Some(uuid), now).expect("it is remembered").ended_at
     }
     fn table(&mut self) -> Table<'_> {
         Table {
@@ -87,20 +89,20 @@ impl Memory {
         used.for_each(|e| blocks[e.block_usage as usize] += e.blocks);
         blocks
     }
-    fn all(&self, database: u32, now: i64) -> Vec<EntryCopy> {
+    fn all(&self, database: DatabaseOid, now: i64) -> Vec<EntryCopy> {
         self.read(database, false, now)
     }
     fn view(&self) -> View<'_> {
         View { entries: &self.entries, blocks: &self.blocks, touched: self.head.entries_touched as usize }
     }
-    fn usage(&self, database: u32, now: i64) -> Usage {
+    fn usage(&self, database: DatabaseOid, now: i64) -> Usage {
         let (mut usage, mut from) = (Usage::default(), Some(0));
         while let Some(at) = from {
             from = self.view().add_usage(database, now, at, &mut usage);
         }
         usage
     }
-    fn read(&self, database: u32, only_local: bool, now: i64) -> Vec<EntryCopy> {
+    fn read(&self, database: DatabaseOid, only_local: bool, now: i64) -> Vec<EntryCopy> {
         let (mut piece, mut all) = (EntryBatch::new(), Vec::new());
         loop {
             let done = self.view().read(database, only_local, now, &mut piece);
@@ -113,7 +115,7 @@ impl Memory {
 }
 
 fn key<'a>(node: &'a str, queue: &'a str) -> Key<'a> {
-    Key { database: 1, schema: 7, name: "Oban", node, queue }
+    Key { database: DatabaseOid(1), schema: SchemaOid(7), name: "Oban", node, queue }
 }
 
 #[test]
@@ -123,10 +125,10 @@ fn a_state_is_replaced_whole_or_not_at_all() {
     memory.put(&key("a", "q"), &small, 1, 100, OURS).unwrap();
     let full = memory.put(&key("a", "q"), &large, 2, 200, OURS).unwrap_err();
     assert_eq!(full, Full { missing: size_of::<Block>(), quota: false });
-    let kept = memory.all(1, 1).pop().unwrap();
+    let kept = memory.all(DatabaseOid(1), 1).pop().unwrap();
     assert_eq!((&*kept.state, kept.started_at, kept.updated_at), (&*small, 1, 1));
     memory.put(&key("a", "q"), b"{}", 3, 300, OURS).unwrap();
-    let kept = memory.all(1, 1).pop().unwrap();
+    let kept = memory.all(DatabaseOid(1), 1).pop().unwrap();
     assert_eq!((&*kept.state, kept.started_at, kept.updated_at, kept.expires_at), (&b"{}"[..], 1, 3, 300));
     assert_eq!(memory.head.blocks, 1);
     let identity = Identity::of(&key("a", "q"), None);
@@ -134,7 +136,7 @@ fn a_state_is_replaced_whole_or_not_at_all() {
     let known =
         NewEntry { state, started_at, updated_at: 4, now: 4, expires_at: 300, source: OURS, identity };
     memory.table().put(&key("a", "q"), &known).unwrap();
-    assert_eq!(memory.all(1, 4)[0].started_at, -7, "as somebody knows");
+    assert_eq!(memory.all(DatabaseOid(1), 4)[0].started_at, -7, "as somebody knows");
 }
 
 #[test]
@@ -144,14 +146,14 @@ fn entries_expire_and_their_room_comes_back() {
     memory.put(&key("a", "2"), b"{}", 0, 20, OURS).unwrap();
     assert_eq!(memory.head.next_expiry, 10);
     assert!(memory.put(&key("a", "3"), b"{}", 0, 5, OURS).is_err());
-    assert_eq!(memory.all(1, 10).len(), 1, "expired for readers before any sweep");
+    assert_eq!(memory.all(DatabaseOid(1), 10).len(), 1, "expired for readers before any sweep");
     let mut expired = Vec::new();
     memory.table().expire(10, |database| expired.push(database));
-    assert_eq!(expired, [1]);
+    assert_eq!(expired, [DatabaseOid(1)]);
     assert_eq!(memory.head.next_expiry, 20);
     memory.put(&key("a", "3"), b"{}", 0, 30, OURS).unwrap();
     memory.table().expire(30, |database| expired.push(database));
-    assert_eq!(expired, [1, 1, 1]);
+    assert_eq!(expired, [DatabaseOid(1); 3]);
     assert_eq!((memory.head.next_expiry, memory.head.entries, memory.head.blocks), (0, 0, 0));
 }
 
@@ -160,15 +162,15 @@ fn deletes_a_queue_or_a_node_and_forgets_a_database() {
     let mut memory = Memory::new(9, 9);
     for (node, queue) in [("a", "1"), ("a", "2"), ("b", "1")] {
         memory.put(&key(node, queue), b"{}", 0, 10, OURS).unwrap();
-        memory.put(&Key { database: 2, ..key(node, queue) }, b"{}", 0, 10, OURS).unwrap();
+        memory.put(&Key { database: DatabaseOid(2), ..key(node, queue) }, b"{}", 0, 10, OURS).unwrap();
     }
     assert!(memory.table().delete(&key("a", "1"), 0));
     assert!(!memory.table().delete(&key("a", "1"), 0));
     assert_eq!(memory.table().delete_node(&key("a", ""), 0), 1);
     assert_eq!(memory.table().delete_node(&key("b", ""), 10), 0, "expired: gone already");
-    assert!(memory.all(1, 0).is_empty());
-    assert_eq!(memory.table().forget_database(2, 0), 0);
-    assert_eq!(memory.table().forget_database(2, 1), 3);
+    assert!(memory.all(DatabaseOid(1), 0).is_empty());
+    assert_eq!(memory.table().forget_database(DatabaseOid(2), 0), 0);
+    assert_eq!(memory.table().forget_database(DatabaseOid(2), 1), 3);
     assert_eq!(memory.head.blocks, 0);
 }
 
@@ -178,17 +180,19 @@ fn a_foreign_one_does_not_replace_one_of_ours_that_lives() {
     memory.put(&key("a", "q"), b"ours", 0, 10, OURS).unwrap();
     let ignored = memory.put(&key("a", "q"), b"theirs", 1, 11, Source::Foreign);
     assert_eq!(ignored, Ok(Put { ignored: true, expired: false }));
-    assert_eq!(memory.all(1, 1)[0].state, b"ours");
+    assert_eq!(memory.all(DatabaseOid(1), 1)[0].state, b"ours");
     let taken = memory.put(&key("a", "q"), b"theirs", 10, 30, Source::Foreign);
     assert_eq!(taken, Ok(Put { ignored: false, expired: true }), "ours was over");
-    assert!(memory.read(1, true, 11).is_empty() && !memory.view().has_local(1, 11));
-    let usage = memory.usage(1, 11);
+    assert!(memory.read(DatabaseOid(1), true, 11).is_empty() && !memory.view().has_local(DatabaseOid(1), 11));
+    let usage = memory.usage(DatabaseOid(1), 11);
     assert_eq!((usage.entries, usage.foreign, memory.foreign_blocks()), (1, 1, 1));
     memory.put(&key("a", "q"), b"ours", 12, 30, OURS).unwrap();
-    assert_eq!((memory.read(1, true, 12).len(), memory.foreign_blocks()), (1, 0));
-    assert_eq!(memory.all(1, 12)[0].started_at, 12, "theirs says nothing of ours");
+    assert_eq!((memory.read(DatabaseOid(1), true, 12).len(), memory.foreign_blocks()), (1, 0));
+    assert_eq!(memory.all(DatabaseOid(1), 12)[0].started_at, 12, "theirs says nothing of ours");
     assert!(
-        memory.view().has_local(1, 12) && !memory.view().has_local(2, 12) && !memory.view().has_local(1, 30)
+        memory.view().has_local(DatabaseOid(1), 12)
+            && !memory.view().has_local(DatabaseOid(2), 12)
+            && !memory.view().has_local(DatabaseOid(1), 30)
     );
 }
 
@@ -216,28 +220,28 @@ fn names_that_run_together_are_other_names() {
     for (node, queue) in [("ab", "c"), ("a", "bc"), (&*long, "x"), (&*long, "y")] {
         memory.put(&key(node, queue), queue.as_bytes(), 0, 10, OURS).unwrap();
     }
-    assert_eq!(memory.all(1, 0).len(), 4);
+    assert_eq!(memory.all(DatabaseOid(1), 0).len(), 4);
     assert!(memory.table().delete(&key(&long, "y"), 0) && !memory.table().delete(&key("abc", ""), 0));
     assert_eq!(memory.table().delete_node(&key("a", ""), 0), 1);
     assert_eq!(memory.table().delete_node(&key(&long, ""), 0), 1);
-    assert_eq!(memory.all(1, 0)[0].node, "ab");
+    assert_eq!(memory.all(DatabaseOid(1), 0)[0].node, "ab");
 }
 
 #[test]
 fn a_schema_has_its_own_and_is_forgotten_alone() {
     let mut memory = Memory::new(9, 9);
-    let other = Key { schema: 8, ..key("a", "q") };
+    let other = Key { schema: SchemaOid(8), ..key("a", "q") };
     memory.put(&key("a", "q"), b"7", 0, 10, OURS).unwrap();
     memory.put(&other, b"8", 1, 10, Source::Foreign).unwrap();
-    memory.put(&Key { database: 2, ..other }, b"8", 1, 10, OURS).unwrap();
+    memory.put(&Key { database: DatabaseOid(2), ..other }, b"8", 1, 10, OURS).unwrap();
     let seen = |m: &Memory, database| -> Vec<_> {
         m.all(database, 2).into_iter().map(|c| (c.schema, c.state)).collect()
     };
-    assert_eq!(seen(&memory, 1), [(7, b"7".to_vec()), (8, b"8".to_vec())]);
-    assert!(!memory.table().delete(&Key { schema: 9, ..other }, 2));
-    assert_eq!(memory.table().forget_schema(1, 8, 1), 0, "it was put later");
-    assert_eq!(memory.table().forget_schema(1, 8, 2), 1);
-    assert_eq!((seen(&memory, 1).len(), seen(&memory, 2).len()), (1, 1));
+    assert_eq!(seen(&memory, DatabaseOid(1)), [(SchemaOid(7), b"7".to_vec()), (SchemaOid(8), b"8".to_vec())]);
+    assert!(!memory.table().delete(&Key { schema: SchemaOid(9), ..other }, 2));
+    assert_eq!(memory.table().forget_schema(DatabaseOid(1), SchemaOid(8), 1), 0, "it was put later");
+    assert_eq!(memory.table().forget_schema(DatabaseOid(1), SchemaOid(8), 2), 1);
+    assert_eq!((seen(&memory, DatabaseOid(1)).len(), seen(&memory, DatabaseOid(2)).len()), (1, 1));
 }
 
 /// A put counts even if the wall clock was set back before it.
@@ -248,15 +252,15 @@ fn wall_time_decides_nothing() {
     let (state, source) = (b"{}", OURS);
     let new = NewEntry { state, started_at: None, updated_at: -50, now: 5, expires_at: 10, source, identity };
     memory.table().put(&key("a", "q"), &new).unwrap();
-    assert_eq!(memory.all(1, 9).len(), 1);
-    assert!(memory.all(1, 10).is_empty());
-    assert_eq!(memory.table().forget_database(1, 5), 0, "put at 5, not at -50");
+    assert_eq!(memory.all(DatabaseOid(1), 9).len(), 1);
+    assert!(memory.all(DatabaseOid(1), 10).is_empty());
+    assert_eq!(memory.table().forget_database(DatabaseOid(1), 5), 0, "put at 5, not at -50");
     memory.table().put(&key("a", "q"), &NewEntry { updated_at: -90, now: 6, ..new }).unwrap();
-    let kept = memory.all(1, 9).pop().unwrap();
+    let kept = memory.all(DatabaseOid(1), 9).pop().unwrap();
     assert_eq!((kept.started_at, kept.updated_at), (-50, -90));
 }
 
-fn of(role: u32, most: usize) -> Source {
+fn of(role: RoleOid, most: usize) -> Source {
     Source::Local(Some(Quota { role, most }))
 }
 
@@ -265,31 +269,31 @@ fn a_role_holds_no_more_than_its_share() {
     let mut memory = Memory::new(16, 16);
     let two = vec![b'x'; BLOCK + 1];
     let quota = |missing: usize| Err(Full { missing: missing * size_of::<Block>(), quota: true });
-    memory.put(&key("a", "1"), &two, 0, 10, of(100, 4)).unwrap();
-    memory.put(&key("a", "2"), b"{}", 0, 10, of(100, 4)).unwrap();
-    assert_eq!(memory.put(&key("a", "3"), &two, 0, 10, of(100, 4)), quota(1));
-    assert!(memory.all(1, 0).iter().all(|c| c.queue != "3"), "it changed nothing");
-    memory.put(&key("a", "2"), &two, 0, 10, of(100, 4)).expect("what it replaces is given back");
+    memory.put(&key("a", "1"), &two, 0, 10, of(RoleOid(100), 4)).unwrap();
+    memory.put(&key("a", "2"), b"{}", 0, 10, of(RoleOid(100), 4)).unwrap();
+    assert_eq!(memory.put(&key("a", "3"), &two, 0, 10, of(RoleOid(100), 4)), quota(1));
+    assert!(memory.all(DatabaseOid(1), 0).iter().all(|c| c.queue != "3"), "it changed nothing");
+    memory.put(&key("a", "2"), &two, 0, 10, of(RoleOid(100), 4)).expect("what it replaces is given back");
     assert_eq!(
-        memory.put(&key("a", "3"), b"{}", 0, 10, of(100, 4)),
+        memory.put(&key("a", "3"), b"{}", 0, 10, of(RoleOid(100), 4)),
         quota(1),
         "one of them is too many, too"
     );
-    memory.put(&key("b", "1"), b"{}", 0, 10, of(200, 4)).expect("another role has its own");
+    memory.put(&key("b", "1"), b"{}", 0, 10, of(RoleOid(200), 4)).expect("another role has its own");
     memory.put(&key("c", "1"), &[b'x'; 5 * BLOCK], 0, 10, OURS).expect("without a limit");
     // An entry that another role replaces counts for that role from then on.
-    memory.put(&key("a", "1"), b"{}", 0, 10, of(200, 4)).unwrap();
-    memory.put(&key("a", "3"), &two, 0, 10, of(100, 4)).unwrap();
+    memory.put(&key("a", "1"), b"{}", 0, 10, of(RoleOid(200), 4)).unwrap();
+    memory.put(&key("a", "3"), &two, 0, 10, of(RoleOid(100), 4)).unwrap();
     assert_eq!(memory.recount(), [0, 6, 4, 2, 0]);
     // Each way in which an entry ends gives its blocks back.
     memory.table().delete(&key("a", "2"), 0);
     memory.table().expire(10, |_| {});
     assert_eq!(memory.recount(), [0; 5]);
     for _ in 0..3 {
-        memory.put(&key("a", "1"), &[b'x'; 3 * BLOCK], 0, 10, of(100, 4)).unwrap();
-        assert!(memory.put(&key("a", "2"), b"{}", 0, 10, of(100, 4)).is_err());
-        memory.table().forget_database(1, i64::MAX);
-        memory.put(&key("a", "1"), &[b'x'; 3 * BLOCK], 0, 10, of(100, 4)).unwrap();
+        memory.put(&key("a", "1"), &[b'x'; 3 * BLOCK], 0, 10, of(RoleOid(100), 4)).unwrap();
+        assert!(memory.put(&key("a", "2"), b"{}", 0, 10, of(RoleOid(100), 4)).is_err());
+        memory.table().forget_database(DatabaseOid(1), i64::MAX);
+        memory.put(&key("a", "1"), &[b'x'; 3 * BLOCK], 0, 10, of(RoleOid(100), 4)).unwrap();
         memory.table().delete_node(&key("a", ""), 0);
     }
 }
@@ -299,10 +303,10 @@ fn a_role_holds_no_more_than_its_share() {
 fn a_full_table_is_not_the_share_of_a_role() {
     let mut memory = Memory::new(4, 4);
     memory.put(&key("a", "1"), &[b'x'; 2 * BLOCK], 0, 10, OURS).unwrap();
-    let full = memory.put(&key("b", "1"), &[b'x'; BLOCK], 0, 10, of(100, 4)).unwrap_err();
+    let full = memory.put(&key("b", "1"), &[b'x'; BLOCK], 0, 10, of(RoleOid(100), 4)).unwrap_err();
     assert_eq!(full, Full { missing: size_of::<Block>(), quota: false });
-    memory.put(&key("b", "1"), b"{}", 0, 10, of(100, 1)).unwrap();
-    assert!(!memory.put(&key("b", "2"), b"{}", 0, 10, of(200, 1)).unwrap_err().quota);
+    memory.put(&key("b", "1"), b"{}", 0, 10, of(RoleOid(100), 1)).unwrap();
+    assert!(!memory.put(&key("b", "2"), b"{}", 0, 10, of(RoleOid(200), 1)).unwrap_err().quota);
 }
 
 /// The last holding belongs to all roles for which no other holding is free.
@@ -310,14 +314,14 @@ fn a_full_table_is_not_the_share_of_a_role() {
 fn roles_beyond_the_holdings_share_one() {
     let mut memory = Memory::new(16, 16);
     for role in [100, 200, 300] {
-        memory.put(&key("a", &role.to_string()), b"{}", 0, 10, of(role, 2)).unwrap();
+        memory.put(&key("a", &role.to_string()), b"{}", 0, 10, of(RoleOid(role), 2)).unwrap();
     }
-    memory.put(&key("b", "400"), b"{}", 0, 10, of(400, 2)).unwrap();
-    assert!(memory.put(&key("b", "500"), b"{}", 0, 10, of(500, 2)).unwrap_err().quota);
-    memory.put(&key("b", "200"), b"{}", 0, 10, of(200, 2)).expect("who has one keeps it");
+    memory.put(&key("b", "400"), b"{}", 0, 10, of(RoleOid(400), 2)).unwrap();
+    assert!(memory.put(&key("b", "500"), b"{}", 0, 10, of(RoleOid(500), 2)).unwrap_err().quota);
+    memory.put(&key("b", "200"), b"{}", 0, 10, of(RoleOid(200), 2)).expect("who has one keeps it");
     // The next role takes a holding that is free.
     assert!(memory.table().delete(&key("a", "100"), 0));
-    memory.put(&key("b", "500"), b"{}", 0, 10, of(500, 2)).unwrap();
+    memory.put(&key("b", "500"), b"{}", 0, 10, of(RoleOid(500), 2)).unwrap();
     assert_eq!(memory.recount(), [0, 0, 1, 2, 2]);
     memory.table().expire(10, |_| {});
     assert!(memory.block_usages.iter().all(|h| *h == BlockUsage::default()));
@@ -333,13 +337,13 @@ fn an_entry_that_moves_during_a_reading_is_read_once() {
         memory.put(&key("a", queue), b"old", 0, 10, OURS).unwrap();
     }
     let (mut piece, mut all) = (EntryBatch::new(), Vec::new());
-    assert!(!memory.view().read(1, false, 1, &mut piece), "more than a piece");
+    assert!(!memory.view().read(DatabaseOid(1), false, 1, &mut piece), "more than a piece");
     piece.take(|entry| all.push(entry.copy()));
     assert!(memory.table().delete(&key("a", "0"), 1) && memory.table().delete(&key("a", "1"), 1));
     for queue in ["1", "new", "0"] {
         memory.put(&key("a", queue), b"newer", 2, 10, OURS).unwrap();
     }
-    while !memory.view().read(1, false, 2, &mut piece) {
+    while !memory.view().read(DatabaseOid(1), false, 2, &mut piece) {
         piece.take(|entry| all.push(entry.copy()));
     }
     piece.take(|entry| all.push(entry.copy()));
@@ -358,10 +362,10 @@ fn a_piece_ends_by_its_bytes() {
         memory.put(&key("a", queue), &vec![b'x'; 60_000], 0, 10, OURS).unwrap();
     }
     let (mut piece, mut all) = (EntryBatch::new(), Vec::new());
-    assert!(!memory.view().read(1, false, 1, &mut piece));
+    assert!(!memory.view().read(DatabaseOid(1), false, 1, &mut piece));
     piece.take(|entry| all.push(entry.copy()));
     assert_eq!(all.len(), 2);
-    assert!(memory.view().read(1, false, 1, &mut piece));
+    assert!(memory.view().read(DatabaseOid(1), false, 1, &mut piece));
     piece.take(|entry| all.push(entry.copy()));
     assert!(all.len() == 3 && all.iter().all(|c| c.state == [b'x'; 60_000]));
 }
@@ -372,7 +376,7 @@ fn a_process_lives_until_its_last_entry_has_ended() {
     let put = |memory: &mut Memory, uuid: &str, queue: &str, now: i64, until: i64| {
         memory.put_as(Some(uuid), &key("a", queue), b"{}", (now, until), OURS).unwrap();
     };
-    assert_eq!(memory.process(7, "a", Some("u"), 0), None, "never heard of");
+    assert_eq!(memory.process(SchemaOid(7), "a", Some("u"), 0), None, "never heard of");
     put(&mut memory, "u", "1", 0, 10);
     put(&mut memory, "u", "2", 1, 10);
     assert!(memory.table().delete(&key("a", "1"), 2));
@@ -391,12 +395,12 @@ fn a_process_lives_until_its_last_entry_has_ended() {
     assert_eq!((memory.ended_at("a", "u", 26), memory.ended_at("a", "v", 26)), (Some(25), None));
     assert_eq!(memory.table().delete_node(&key("a", ""), 27), 1);
     assert_eq!(memory.ended_at("a", "v", 27), Some(27));
-    assert_eq!(memory.process(7, "a", None, 27), None, "without a uuid it is another");
-    assert_eq!(memory.process(8, "a", Some("u"), 27), None, "and in another schema");
+    assert_eq!(memory.process(SchemaOid(7), "a", None, 27), None, "without a uuid it is another");
+    assert_eq!(memory.process(SchemaOid(8), "a", Some("u"), 27), None, "and in another schema");
     // A process that is forgotten with its schema was never heard.
-    memory.table().forget_schema(1, 7, 25);
-    assert_eq!(memory.process(7, "a", Some("u"), 30), None);
-    assert!(memory.process(7, "a", Some("v"), 30).is_some(), "it was heard later");
+    memory.table().forget_schema(DatabaseOid(1), SchemaOid(7), 25);
+    assert_eq!(memory.process(SchemaOid(7), "a", Some("u"), 30), None);
+    assert!(memory.process(SchemaOid(7), "a", Some("v"), 30).is_some(), "it was heard later");
 }
 
 /// A process whose puts are refused lives nevertheless.
@@ -413,7 +417,7 @@ fn a_put_that_has_no_room_is_a_sign_of_life() {
     memory.put_as(Some("u"), &key("a", "1"), b"{}", (20, 30), OURS).unwrap();
     memory.put_as(Some("w"), &key("a", "1"), b"{}", (21, 31), Source::Foreign).unwrap();
     assert_eq!((memory.ended_at("a", "w", 30), memory.ended_at("a", "w", 31)), (None, Some(31)));
-    assert!(memory.process(7, "a", Some("w"), 31).is_some_and(|process| process.foreign));
+    assert!(memory.process(SchemaOid(7), "a", Some("w"), 31).is_some_and(|process| process.foreign));
 }
 
 /// If there is no room, a process that has ended is forgotten, first one of the same schema. A
@@ -421,30 +425,30 @@ fn a_put_that_has_no_room_is_a_sign_of_life() {
 #[test]
 fn memory_of_processes_is_bounded() {
     let mut memory = Memory::new(8, 8);
-    let mut put = |uuid: &str, schema: u32, queue: &str, now: i64| {
+    let mut put = |uuid: &str, schema: SchemaOid, queue: &str, now: i64| {
         let key = Key { schema, ..key("a", queue) };
         memory.put_as(Some(uuid), &key, b"{}", (now, 1_000), OURS).unwrap();
     };
-    put("lives", 7, "1", 0);
-    put("other 1", 9, "1", 1);
-    put("other 2", 9, "1", 2);
+    put("lives", SchemaOid(7), "1", 0);
+    put("other 1", SchemaOid(9), "1", 1);
+    put("other 2", SchemaOid(9), "1", 2);
     for n in 0..100 {
-        put(&n.to_string(), 7, "2", 3 + n);
+        put(&n.to_string(), SchemaOid(7), "2", 3 + n);
     }
     for uuid in ["lives", "99", "98"] {
-        assert!(memory.process(7, "a", Some(uuid), 200).is_some(), "{uuid}");
+        assert!(memory.process(SchemaOid(7), "a", Some(uuid), 200).is_some(), "{uuid}");
     }
     assert_eq!(memory.ended_at("a", "98", 200), Some(102));
-    assert_eq!(memory.process(7, "a", Some("1"), 200), None, "forgotten");
-    assert_eq!(memory.process(9, "a", Some("other 1"), 200).and_then(|p| p.ended_at), Some(2));
+    assert_eq!(memory.process(SchemaOid(7), "a", Some("1"), 200), None, "forgotten");
+    assert_eq!(memory.process(SchemaOid(9), "a", Some("other 1"), 200).and_then(|p| p.ended_at), Some(2));
     // If all processes live, there is no room for another one.
     for n in 0..8 {
-        let key = Key { schema: 7, ..key("b", "q") };
+        let key = Key { schema: SchemaOid(7), ..key("b", "q") };
         let node = format!("b{n}");
         memory.table().delete_node(&Key { node: "a", ..key }, 300);
         let _ = memory.put_as(Some("u"), &Key { node: &node, ..key }, b"{}", (300, 1_000), OURS);
     }
-    assert!((0..7).all(|n| memory.process(7, &format!("b{n}"), Some("u"), 400).is_some()));
+    assert!((0..7).all(|n| memory.process(SchemaOid(7), &format!("b{n}"), Some("u"), 400).is_some()));
 }
 
 #[derive(Clone, Debug)]
@@ -497,7 +501,7 @@ proptest! {
     fn behaves_as_a_bounded_map(steps in prop::collection::vec(step(), 1..200)) {
         let mut memory = Memory::new(8, 16);
         fn at<'a>(node: &'a str, queue: &'a str) -> Key<'a> {
-            Key { schema: schema_of(node), ..key(node, queue) }
+            Key { schema: SchemaOid(schema_of(node)), ..key(node, queue) }
         }
         let mut model: BTreeMap<(String, String), Known> = BTreeMap::new();
         for (now, step) in steps.into_iter().enumerate() {
@@ -506,7 +510,7 @@ proptest! {
                 Step::Put { node, queue, size, ttl, role } => {
                     let (node, queue) = (node.to_string(), queue.to_string());
                     let state = format!("{now:04}").repeat(size / 4).into_bytes();
-                    let source = role.map_or(Source::Foreign, |r| if r == 0 { OURS } else { of(r, MOST) });
+                    let source = role.map_or(Source::Foreign, |r| if r == 0 { OURS } else { of(RoleOid(r), MOST) });
                     let block_usage = memory.table().block_usage_of(source);
                     let held = memory.block_usages[block_usage].blocks;
                     let put = memory.put(&at(&node, &queue), &state, now, now + ttl, source);
@@ -548,13 +552,13 @@ proptest! {
                 }
                 Step::Forget { node, since } => {
                     let (schema, before) = (u32::from(node) % 2, model.len());
-                    let forgotten = memory.table().forget_schema(1, schema, now - since);
+                    let forgotten = memory.table().forget_schema(DatabaseOid(1), SchemaOid(schema), now - since);
                     model.retain(|(n, _), (.., put_at)| schema_of(n) != schema || *put_at >= now - since);
                     prop_assert_eq!(forgotten, before - model.len());
                 }
             }
             let seen = |only_local| {
-                let all = memory.read(1, only_local, now).into_iter();
+                let all = memory.read(DatabaseOid(1), only_local, now).into_iter();
                 let mut seen: Vec<_> = all.map(|c| ((c.node, c.queue), c.state)).collect();
                 seen.sort();
                 seen
@@ -567,8 +571,8 @@ proptest! {
             };
             prop_assert_eq!(seen(false), wanted(false));
             prop_assert_eq!(seen(true), wanted(true));
-            prop_assert_eq!(memory.usage(1, now).entries, wanted(false).len());
-            prop_assert_eq!(memory.view().has_local(1, now), !wanted(true).is_empty());
+            prop_assert_eq!(memory.usage(DatabaseOid(1), now).entries, wanted(false).len());
+            prop_assert_eq!(memory.view().has_local(DatabaseOid(1), now), !wanted(true).is_empty());
 
             // Each entry is counted for the process that put it, if that process is remembered.
             for (i, process) in memory.processes.iter().enumerate() {
@@ -576,7 +580,7 @@ proptest! {
                 prop_assert_eq!(process.entries(), memory.entries.iter().filter(own).count());
             }
             for ((node, _), (_, until, ..)) in model.iter().filter(|(_, known)| known.1 > now) {
-                let process = memory.process(schema_of(node), node, None, now);
+                let process = memory.process(SchemaOid(schema_of(node)), node, None, now);
                 prop_assert!(process.is_some_and(|p| p.ended_at.is_none()), "{} until {}", node, until);
             }
             let chained: u32 = memory.entries.iter().map(|e| e.blocks).sum();
@@ -590,8 +594,8 @@ proptest! {
             prop_assert!(counted[FIRST_ROLE as usize..].iter().all(|blocks| *blocks as usize <= MOST));
             for (i, block_usage) in memory.block_usages.iter().enumerate() {
                 let single = (FIRST_ROLE as usize..last).contains(&i);
-                prop_assert_eq!(block_usage.role != 0, single && block_usage.blocks != 0);
-                let same = memory.block_usages.iter().filter(|h| h.role != 0 && h.role == block_usage.role);
+                prop_assert_eq!(block_usage.role != RoleOid(0), single && block_usage.blocks != 0);
+                let same = memory.block_usages.iter().filter(|h| h.role != RoleOid(0) && h.role == block_usage.role);
                 prop_assert!(same.count() <= 1);
             }
             let (mut free, mut at) = (0, memory.head.free_block);

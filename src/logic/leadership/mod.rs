@@ -73,6 +73,7 @@ pub mod verdict;
 
 pub use plan::{Candidate, Ended, LeadershipsView, Plan};
 
+use super::ids::{DatabaseOid, MemberId, RoleOid, SchemaOid, TableOid, Term};
 use super::text::Text;
 
 /// Longest instance name, in bytes. Names are texts in Oban. Real names are names of modules.
@@ -91,9 +92,9 @@ pub type Node = Text<MAX_NODE>;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Electorate {
     /// The oid of the database; 0 in a free slot.
-    pub database: u32,
+    pub database: DatabaseOid,
     /// The oid of the schema of the table of leaders.
-    pub schema: u32,
+    pub schema: SchemaOid,
     /// The name of the Oban instance.
     pub name: Text<MAX_NAME>,
 }
@@ -105,12 +106,12 @@ pub struct Electorate {
 pub struct Member {
     /// The id of the member; 0 in a free slot. No id is given twice, not even over a restart of the
     /// server.
-    pub id: i64,
+    pub id: MemberId,
     /// The number of the seat of the member's electorate. 0 is the first seat.
     seat: u32,
     /// The oid of the role that joined the member. Only this role, and the roles that act for it,
     /// may renew or end the member.
-    pub role: u32,
+    pub role: RoleOid,
     /// The pid of the backend that joined the member. A member without a lease is bound to this
     /// backend.
     pub pid: i32,
@@ -157,7 +158,7 @@ impl Member {
 
     /// Returns whether the slot holds a member whose lease, if it has one, is not over at `now`.
     pub fn is_live(&self, now: i64) -> bool {
-        self.id != 0 && self.lease_ends().is_none_or(|ends| now < ends)
+        !self.id.is_none() && self.lease_ends().is_none_or(|ends| now < ends)
     }
 
     /// Returns the end of the member's lease. `None`: the member is bound to its session.
@@ -166,16 +167,26 @@ impl Member {
     }
 }
 
+/// What tells a row of oban_peers from another row of its name, and from itself after a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowIdentity {
+    pub term: Term,
+    /// The row's start, by the wall clock.
+    pub started_at: i64,
+    /// The end of the row's lease, by the wall clock.
+    pub expires_at: i64,
+}
+
 /// The lease that a row of `oban_peers` grants, as memory knows it. The lock Leaderships guards the
 /// leases in seats.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lease {
     /// The oid of the table that has the row; 0 where a caller passes on a row without its table.
-    pub table: u32,
+    pub table: TableOid,
     /// The term of the row; 0 if the row has no term, because a foreign node wrote it before the
     /// table had the triggers of `oban_install`.
-    pub term: i64,
+    pub term: Term,
     /// The column started_at of the row, in microseconds of the wall clock.
     pub started_at: i64,
     /// The column expires_at of the row, in microseconds of the wall clock.
@@ -195,8 +206,8 @@ pub const UNGUARDED_TRUST: i64 = 2_000_000;
 impl Lease {
     /// Returns whether the lease was read from a row with this term and these times. False: the row
     /// was renewed or replaced since.
-    pub fn is_of(&self, term: i64, started_at: i64, expires_at: i64) -> bool {
-        (self.term, self.started_at, self.expires_at) == (term, started_at, expires_at)
+    pub fn is_of(&self, row: RowIdentity) -> bool {
+        (self.term, self.started_at, self.expires_at) == (row.term, row.started_at, row.expires_at)
     }
 }
 
@@ -213,7 +224,7 @@ pub struct Leadership {
     /// once, and so finds out. 0: the keeper renews the row when that is due.
     recheck: u32,
     /// The id of the leading member; 0 if the row is a foreign node's.
-    pub member: i64,
+    pub member: MemberId,
     /// The slot of the leading member; 0 is the first slot. Means nothing if `member` is 0.
     slot: u32,
     /// The node of the row.
@@ -239,14 +250,14 @@ pub struct Seat {
     vacant_since: i64,
     /// The id of the member that resigned last, while nobody else has led since; 0 for no such
     /// member.
-    resigned: i64,
+    resigned: MemberId,
     /// The clock reading at which `resigned` resigned, in microseconds; 0 for no such member.
     resigned_at: i64,
     /// The number of events that may make a keeper's `record` stale: joins, resignations, and
     /// changes of the row or its table by others than the keeper. The number wraps around.
     changes: u32,
     /// The greatest term that was recorded in the seat; 0 before the first.
-    greatest_term: i64,
+    greatest_term: Term,
 }
 
 /// What a transaction of others than the keeper did to an electorate's row.
@@ -254,9 +265,9 @@ pub struct Seat {
 pub enum RowChange {
     /// The electorate has a new row, with this term (0 for none), or the row's lease is shorter
     /// now.
-    Written(i64),
+    Written(Term),
     /// The row with this term was deleted.
-    Deleted(i64),
+    Deleted(Term),
 }
 
 /// The result of `Leaderships::record`.
@@ -275,13 +286,13 @@ pub enum Recorded {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Joining {
     /// The id for the new member, which was never given before.
-    pub id: i64,
+    pub id: MemberId,
     /// The electorate that the process joins.
     pub electorate: Electorate,
     /// The name of the node that the process stands for.
     pub node: Node,
     /// The oid of the role that joins.
-    pub role: u32,
+    pub role: RoleOid,
     /// The pid of the joining backend.
     pub pid: i32,
     /// The process number of the joining backend.
@@ -306,7 +317,7 @@ pub struct Joining {
 pub enum JoinError {
     /// The name has a live member of this node: the member's id, the pid of the backend and the
     /// role that joined it, and the end of the member's lease (`None` without a lease).
-    Taken { member: i64, pid: i32, role: u32, lease_ends: Option<i64> },
+    Taken { member: MemberId, pid: i32, role: RoleOid, lease_ends: Option<i64> },
     /// The session is already a session-bound member of the name, as this node. The session asks to
     /// be another node of the name, without a lease as well.
     OtherNode { node: Node },
@@ -320,7 +331,7 @@ pub enum JoinError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Joined {
     /// The id of the member.
-    pub id: i64,
+    pub id: MemberId,
     /// The member does not stand for election, although the caller did not ask for that: a foreign
     /// node has led the name.
     pub yields: bool,
@@ -332,7 +343,7 @@ pub struct Joined {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Renewed {
     /// The term that the member holds; `None` if the member does not lead.
-    pub term: Option<i64>,
+    pub term: Option<Term>,
     /// Half of the leadership's lease is over, so the keeper has to extend the row.
     pub due: bool,
 }
@@ -373,7 +384,7 @@ impl Leadership {
 
     /// Returns whether the leader is a member. False: it is a foreign node.
     pub fn is_local(&self) -> bool {
-        self.member != 0
+        !self.member.is_none()
     }
 }
 
@@ -383,7 +394,7 @@ impl Seat {
         self.changes = self.changes.wrapping_add(1);
         if matches!(change, RowChange::Written(_)) {
             // Another node has its turn now, so the member that resigned may stand again.
-            (self.resigned, self.resigned_at) = (0, 0);
+            (self.resigned, self.resigned_at) = (MemberId::NONE, 0);
         }
         let was = self.leadership;
         let over = match change {
@@ -411,7 +422,7 @@ impl Leaderships<'_> {
     /// Adds a member. If the same backend joins again with the same role, node and kind of lease,
     /// the member keeps its id. `replace` is the id of the one member whose slot the new member may
     /// take. The caller has tested that its role may replace that member.
-    pub fn join(&mut self, new: &Joining, replace: Option<i64>, now: i64) -> Result<Joined, JoinError> {
+    pub fn join(&mut self, new: &Joining, replace: Option<MemberId>, now: i64) -> Result<Joined, JoinError> {
         let yields = new.candidate.is_none() && (new.foreign_leads || self.foreign_has_led(&new.electorate));
         let observes = u32::from(yields || new.candidate == Some(false));
         let seat = self.view().seat(&new.electorate);
@@ -494,7 +505,7 @@ impl Leaderships<'_> {
     /// Makes a member an observer if the member did not say whether it stands for election, a
     /// foreign node has led the name by now, and the member itself does not lead. Returns whether
     /// it did so. The caller asks only for members that did not say.
-    pub fn yields(&mut self, id: i64, procno: i32, now: i64) -> bool {
+    pub fn yields(&mut self, id: MemberId, procno: i32, now: i64) -> bool {
         let Some((slot, member)) = self.view().member(id, now) else { return false };
         let seat = member.seat as usize;
         let leads = self.view().held(seat, now).is_some_and(|(l, _)| l.member == id);
@@ -518,7 +529,7 @@ impl Leaderships<'_> {
         seat.changes = seat.changes.wrapping_add(1);
         if candidate && seat.resigned == id {
             // The member asks to lead, so it need not let others go first.
-            (seat.resigned, seat.resigned_at) = (0, 0);
+            (seat.resigned, seat.resigned_at) = (MemberId::NONE, 0);
         }
     }
 
@@ -529,7 +540,7 @@ impl Leaderships<'_> {
         if electorate.name.as_str().is_empty() || self.foreign_has_led(electorate) {
             return;
         }
-        let used = self.foreign.iter().position(|e| e.database == 0).unwrap_or(self.foreign.len());
+        let used = self.foreign.iter().position(|e| e.database.is_none()).unwrap_or(self.foreign.len());
         let schema = (electorate.database, electorate.schema);
         let mut of_schema =
             (0..used).filter(|n| (self.foreign[*n].database, self.foreign[*n].schema) == schema);
@@ -556,13 +567,13 @@ impl Leaderships<'_> {
     /// Returns whether a foreign node has led a name since the server's start, as far as memory
     /// knows.
     pub fn foreign_has_led(&self, electorate: &Electorate) -> bool {
-        electorate.database != 0 && self.foreign.contains(electorate)
+        !electorate.database.is_none() && self.foreign.contains(electorate)
     }
 
     /// Returns the schemas of a database that have names which foreign nodes have led, one for each
     /// name.
-    pub fn foreign_schemas(&self, database: u32) -> Vec<u32> {
-        let own = self.foreign.iter().filter(|e| database != 0 && e.database == database);
+    pub fn foreign_schemas(&self, database: DatabaseOid) -> Vec<SchemaOid> {
+        let own = self.foreign.iter().filter(|e| !database.is_none() && e.database == database);
         own.map(|e| e.schema).collect()
     }
 
@@ -571,7 +582,7 @@ impl Leaderships<'_> {
         let mut kept = 0;
         for n in 0..self.foreign.len() {
             let electorate = std::mem::take(&mut self.foreign[n]);
-            if electorate.database != 0 && !gone(&electorate) {
+            if !electorate.database.is_none() && !gone(&electorate) {
                 self.foreign[kept] = electorate;
                 kept += 1;
             }
@@ -581,7 +592,7 @@ impl Leaderships<'_> {
     /// Returns a free seat. If no seat is free, returns one without a leadership whose members have
     /// all lapsed: no keeper has cleared it yet. `None`: every seat is in use.
     fn free_seat(&self, now: i64) -> Option<usize> {
-        let free = self.seats.iter().position(|s| s.electorate.database == 0);
+        let free = self.seats.iter().position(|s| s.electorate.database.is_none());
         free.or_else(|| {
             let unused =
                 |n: &usize| self.seats[*n].leadership.used == 0 && self.view().live(*n, now).next().is_none();
@@ -591,7 +602,7 @@ impl Leaderships<'_> {
 
     /// Ends a membership. A leadership of the member ends with it. Returns the electorate and the
     /// member as it was; `None` if there is no live member with this id.
-    pub fn leave(&mut self, id: i64, now: i64) -> Option<(Electorate, Member)> {
+    pub fn leave(&mut self, id: MemberId, now: i64) -> Option<(Electorate, Member)> {
         let (slot, _) = self.view().member(id, now)?;
         self.gone(slot, now);
         let member = std::mem::take(&mut self.members[slot]);
@@ -608,7 +619,7 @@ impl Leaderships<'_> {
 
     /// Extends the lease of a member from `now` on. `procno` is the backend that waits for the
     /// keeper if the row is due to be extended. `None`: there is no live member with this id.
-    pub fn renew(&mut self, id: i64, procno: i32, now: i64) -> Option<Renewed> {
+    pub fn renew(&mut self, id: MemberId, procno: i32, now: i64) -> Option<Renewed> {
         let (slot, _) = self.view().member(id, now)?;
         let member = &mut self.members[slot];
         member.lease_ends = now.saturating_add(member.lease);
@@ -624,7 +635,7 @@ impl Leaderships<'_> {
 
     /// Steps down. Returns whether the member led; `None` if there is no live member with this id.
     /// `procno` is the backend that waits for the election of another member.
-    pub fn resign(&mut self, id: i64, procno: i32, now: i64) -> Option<bool> {
+    pub fn resign(&mut self, id: MemberId, procno: i32, now: i64) -> Option<bool> {
         let (slot, _) = self.view().member(id, now)?;
         let number = self.members[slot].seat as usize;
         if self.view().held(number, now).is_none_or(|(l, _)| l.member != id) {
@@ -666,11 +677,11 @@ impl Leaderships<'_> {
 
     /// Has the keeper read rows anew, because tables may have been altered or replaced: the rows of
     /// all leaders of a database, or of those in one table.
-    pub fn require_recheck(&mut self, database: u32, table: Option<u32>) {
+    pub fn require_recheck(&mut self, database: DatabaseOid, table: Option<TableOid>) {
         let concerns = |s: &&mut Seat| {
             s.electorate.database == database && table.is_none_or(|table| s.leadership.lease.table == table)
         };
-        for seat in self.seats.iter_mut().filter(|_| database != 0).filter(concerns) {
+        for seat in self.seats.iter_mut().filter(|_| !database.is_none()).filter(concerns) {
             seat.changes = seat.changes.wrapping_add(1);
             if seat.leadership.is_local() {
                 seat.leadership.recheck = 1;
@@ -683,26 +694,27 @@ impl Leaderships<'_> {
 
     /// Has the keeper renew the rows of all members of a database at once, because their wall times
     /// are wrong.
-    pub fn renew_all(&mut self, database: u32) {
-        let own = self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database);
+    pub fn renew_all(&mut self, database: DatabaseOid) {
+        let own = self.seats.iter_mut().filter(|s| !database.is_none() && s.electorate.database == database);
         own.filter(|s| s.leadership.is_local()).for_each(|s| s.leadership.recheck = 1);
     }
 
     /// Does what `row_changed` does when a row is deleted, for all names of a schema.
-    pub fn rows_truncated(&mut self, database: u32, schema: u32, now: i64) {
+    pub fn rows_truncated(&mut self, database: DatabaseOid, schema: SchemaOid, now: i64) {
         self.rows_gone(database, |seat| seat.electorate.schema == schema, now);
     }
 
     /// Does what `row_changed` does when a row is deleted, for all names whose row is in a table.
     /// The table was dropped, renamed or moved to another schema.
-    pub fn table_gone(&mut self, database: u32, table: u32, now: i64) {
+    pub fn table_gone(&mut self, database: DatabaseOid, table: TableOid, now: i64) {
         self.rows_gone(database, |seat| seat.leadership.lease.table == table, now);
     }
 
     /// Does what `row_changed` does when a row is deleted, for all seats of a database for which
     /// `is_gone` is true.
-    fn rows_gone(&mut self, database: u32, is_gone: impl Fn(&Seat) -> bool, now: i64) {
-        for seat in self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database) {
+    fn rows_gone(&mut self, database: DatabaseOid, is_gone: impl Fn(&Seat) -> bool, now: i64) {
+        for seat in self.seats.iter_mut().filter(|s| !database.is_none() && s.electorate.database == database)
+        {
             if is_gone(seat) {
                 seat.row_changed(RowChange::Deleted(seat.leadership.lease.term), now);
             }
@@ -712,8 +724,8 @@ impl Leaderships<'_> {
     /// Makes the keeper's records stale for names of these schemas of which memory has no copy.
     /// Their table of leaders may go, and memory may not know yet that the keeper has just written
     /// rows to it. The keeper reads such rows again.
-    pub fn invalidate_records(&mut self, database: u32, is_concerned: impl Fn(u32) -> bool) {
-        let own = self.seats.iter_mut().filter(|s| database != 0 && s.electorate.database == database);
+    pub fn invalidate_records(&mut self, database: DatabaseOid, is_concerned: impl Fn(SchemaOid) -> bool) {
+        let own = self.seats.iter_mut().filter(|s| !database.is_none() && s.electorate.database == database);
         own.filter(|s| s.leadership.used == 0 && is_concerned(s.electorate.schema))
             .for_each(|s| s.changes = s.changes.wrapping_add(1));
     }
@@ -721,10 +733,10 @@ impl Leaderships<'_> {
     /// Ends the members and the leaderships of a schema that was dropped. Puts the process numbers
     /// of backends that wait for an election of these members into `waiting`, as many as fit, and
     /// returns how many they are. Allocates nothing.
-    pub fn forget_schema(&mut self, database: u32, schema: u32, waiting: &mut [i32]) -> usize {
+    pub fn forget_schema(&mut self, database: DatabaseOid, schema: SchemaOid, waiting: &mut [i32]) -> usize {
         let (seats, mut count) = (&*self.seats, 0);
-        let gone = |e: &Electorate| database != 0 && (e.database, e.schema) == (database, schema);
-        for m in self.members.iter_mut().filter(|m| m.id != 0) {
+        let gone = |e: &Electorate| !database.is_none() && (e.database, e.schema) == (database, schema);
+        for m in self.members.iter_mut().filter(|m| !m.id.is_none()) {
             if !seats.get(m.seat as usize).is_some_and(|s| gone(&s.electorate)) {
                 continue;
             }
@@ -745,7 +757,7 @@ impl Leaderships<'_> {
         if self.unannounced.contains(electorate) {
             return true;
         }
-        let Some(free) = self.unannounced.iter_mut().find(|e| e.database == 0) else { return false };
+        let Some(free) = self.unannounced.iter_mut().find(|e| e.database.is_none()) else { return false };
         *free = *electorate;
         true
     }
@@ -756,8 +768,8 @@ impl Leaderships<'_> {
     }
 
     /// Returns the electorates of a database whose last leadership ended without an announcement.
-    pub fn unannounced(&self, database: u32) -> Vec<Electorate> {
-        self.unannounced.iter().filter(|e| database != 0 && e.database == database).copied().collect()
+    pub fn unannounced(&self, database: DatabaseOid) -> Vec<Electorate> {
+        self.unannounced.iter().filter(|e| !database.is_none() && e.database == database).copied().collect()
     }
 
     /// Notes which row the keeper has found or written, after the keeper's commit. `seen` is the
@@ -778,7 +790,7 @@ impl Leaderships<'_> {
         };
         if row.member != seat.resigned {
             // Another node has its turn now, so the member that resigned may stand again.
-            (seat.resigned, seat.resigned_at) = (0, 0);
+            (seat.resigned, seat.resigned_at) = (MemberId::NONE, 0);
         }
         (seat.leadership, seat.greatest_term) = (row, seat.greatest_term.max(row.lease.term));
         // The leadership may have ended while the keeper elected or renewed it.
@@ -808,7 +820,7 @@ impl Leaderships<'_> {
     /// seat does not find them.
     fn clear_seat(&mut self, number: usize) {
         self.seats[number] = Seat::default();
-        for m in self.members.iter_mut().filter(|m| m.id != 0 && m.seat as usize == number) {
+        for m in self.members.iter_mut().filter(|m| !m.id.is_none() && m.seat as usize == number) {
             *m = Member::default();
         }
     }
@@ -817,7 +829,7 @@ impl Leaderships<'_> {
     /// numbers of the backends that waited for it, which the caller wakes.
     pub fn mark_considered(&mut self, electorate: &Electorate) -> Vec<i32> {
         let Some(seat) = self.view().seat(electorate) else { return Vec::new() };
-        let waiting = |m: &&mut Member| m.id != 0 && m.considered == 0 && m.seat as usize == seat;
+        let waiting = |m: &&mut Member| !m.id.is_none() && m.considered == 0 && m.seat as usize == seat;
         self.members
             .iter_mut()
             .filter(waiting)
@@ -830,12 +842,12 @@ impl Leaderships<'_> {
 
     /// Forgets the members that joined in a database before the clock reading `before`, and all of
     /// its leaderships. The database, or its extension, was dropped.
-    pub fn forget_database(&mut self, database: u32, before: i64) {
+    pub fn forget_database(&mut self, database: DatabaseOid, before: i64) {
         for number in 0..self.seats.len() {
-            if self.seats[number].electorate.database != database || database == 0 {
+            if self.seats[number].electorate.database != database || database.is_none() {
                 continue;
             }
-            let of_seat = |m: &Member| m.id != 0 && m.seat as usize == number;
+            let of_seat = |m: &Member| !m.id.is_none() && m.seat as usize == number;
             for m in self.members.iter_mut().filter(|m| of_seat(m) && m.joined_at < before) {
                 *m = Member::default();
             }
@@ -844,7 +856,7 @@ impl Leaderships<'_> {
                 self.seats[number] = Seat::default();
             }
         }
-        let gone = |e: &Electorate| database != 0 && e.database == database;
+        let gone = |e: &Electorate| !database.is_none() && e.database == database;
         self.unannounced.iter_mut().filter(|e| gone(e)).for_each(|e| *e = Electorate::default());
         self.forget_foreign(gone);
     }

@@ -1,12 +1,13 @@
 //! Reading the tables of members and seats: which member leads, and what the keeper has to do.
 
-use super::{Electorate, Leadership, Lease, Member, Node, Seat};
+use super::super::ids::{DatabaseOid, MemberId, SchemaOid, TableOid, Term};
+use super::{Electorate, Leadership, Lease, Member, Node, RowIdentity, Seat};
 
 /// A member that can be elected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The id of the member.
-    pub member: i64,
+    pub member: MemberId,
     /// The slot of the member.
     pub slot: u32,
     /// The node that the member stands for.
@@ -28,7 +29,7 @@ pub struct Ended {
     /// The node in the row.
     pub node: Node,
     /// The term of the row.
-    pub term: i64,
+    pub term: Term,
     /// Whether the leadership ended because a lease was not renewed in time.
     pub lapsed: bool,
 }
@@ -44,9 +45,45 @@ pub enum Plan {
     /// Extend the leader's row of this term, because the leader lives. `recheck`: half of the lease
     /// is not over yet, but the row may have changed or shows wrong times, or no trigger tells of
     /// its changes.
-    Renew { leader: Candidate, term: i64, recheck: bool },
+    Renew { leader: Candidate, term: Term, recheck: bool },
     /// Delete the row of the leadership that ended, and elect the candidate, in one transaction.
     Elect { ended: Option<Ended>, candidate: Option<Candidate> },
+}
+
+/// A table of which memory has copies of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CopiedTable {
+    pub table: TableOid,
+    pub schema: SchemaOid,
+    /// The table has the triggers that tell of changes.
+    pub guarded: bool,
+}
+
+/// An electorate that has candidates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contested {
+    pub electorate: Electorate,
+    /// Memory has a copy of the electorate's row.
+    pub has_copy: bool,
+    /// False: the electorate has had no leader, and a candidate, for more than a moment.
+    pub is_led: bool,
+}
+
+/// A live member, with its electorate.
+#[derive(Clone, Copy, Debug)]
+pub struct Membership {
+    pub electorate: Electorate,
+    pub member: Member,
+    /// The member leads.
+    pub leads: bool,
+}
+
+/// A leadership of which memory has a copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Copied {
+    pub electorate: Electorate,
+    pub node: Node,
+    pub term: Term,
 }
 
 /// An electorate and its plan.
@@ -64,7 +101,7 @@ pub struct Basis {
     /// The seat's `changes`: `Leaderships::record` refuses a step that began before another change.
     pub changes: u32,
     /// The greatest term of the electorate that shared memory knows.
-    pub greatest_term: i64,
+    pub greatest_term: Term,
     /// The lease in the copy of the row; `None` without a copy.
     pub copy: Option<Lease>,
 }
@@ -82,7 +119,7 @@ pub struct LeadershipsView<'a> {
 impl<'a> LeadershipsView<'a> {
     /// Returns a plan for each electorate of a database. `lease` is the length of a lease, in
     /// microseconds.
-    pub fn plans(&self, database: u32, now: i64, lease: i64) -> Vec<Planned> {
+    pub fn plans(&self, database: DatabaseOid, now: i64, lease: i64) -> Vec<Planned> {
         // One walk over the members serves all seats: there may be a thousand of each.
         let mut members: Vec<Vec<usize>> = vec![Vec::new(); self.seats.len()];
         for (slot, member) in self.members.iter().enumerate().filter(|(_, m)| m.is_live(now)) {
@@ -90,8 +127,8 @@ impl<'a> LeadershipsView<'a> {
                 of_seat.push(slot);
             }
         }
-        let own =
-            (0..self.seats.len()).filter(|s| database != 0 && self.seats[*s].electorate.database == database);
+        let own = (0..self.seats.len())
+            .filter(|s| !database.is_none() && self.seats[*s].electorate.database == database);
         own.map(|seat| {
             let of_seat = || members[seat].iter().map(|slot| (*slot, &self.members[*slot]));
             Planned {
@@ -112,29 +149,31 @@ impl<'a> LeadershipsView<'a> {
         })
     }
 
-    /// Returns whether the leadership that a row shows holds at `now`. The row is given by its
-    /// term, started_at and expires_at. `None`: memory has no copy of this row. A foreign row that
+    /// Returns whether the leadership that a row shows holds at `now`. `None`: memory has no copy of this row. A foreign row that
     /// was renewed since is another row; a member's row is not.
-    pub fn holds(&self, electorate: &Electorate, row: (i64, i64, i64), now: i64) -> Option<bool> {
+    pub fn holds(&self, electorate: &Electorate, row: RowIdentity, now: i64) -> Option<bool> {
         let number = self.seat(electorate)?;
-        let (copy, (term, started_at, expires_at)) = (&self.seats[number].leadership, row);
+        let copy = &self.seats[number].leadership;
         let lease = &copy.lease;
         let is_copied = if copy.is_local() {
-            (lease.term, lease.started_at) == (term, started_at)
+            (lease.term, lease.started_at) == (row.term, row.started_at)
         } else {
-            lease.is_of(term, started_at, expires_at)
+            lease.is_of(row)
         };
         (copy.used != 0 && is_copied)
             .then(|| if copy.is_local() { self.held(number, now).is_some() } else { now < lease.deadline })
     }
 
-    /// Returns the tables of which memory has copies of rows, in a database. Each table comes with
-    /// its schema, and with whether it is guarded.
-    pub fn tables(&self, database: u32) -> Vec<(u32, u32, bool)> {
-        let own = self.seats.iter().filter(|s| database != 0 && s.electorate.database == database);
+    /// Returns the tables of a database of which memory has copies of rows.
+    pub fn tables(&self, database: DatabaseOid) -> Vec<CopiedTable> {
+        let own = self.seats.iter().filter(|s| !database.is_none() && s.electorate.database == database);
         let mut tables: Vec<_> = own
             .filter(|s| s.leadership.used != 0)
-            .map(|s| (s.leadership.lease.table, s.electorate.schema, s.leadership.lease.guarded))
+            .map(|s| CopiedTable {
+                table: s.leadership.lease.table,
+                schema: s.electorate.schema,
+                guarded: s.leadership.lease.guarded,
+            })
             .collect();
         tables.sort_unstable();
         tables.dedup();
@@ -142,18 +181,18 @@ impl<'a> LeadershipsView<'a> {
     }
 
     /// Returns the databases that have electorates.
-    pub fn databases(&self) -> Vec<u32> {
-        let mut databases: Vec<u32> =
-            self.seats.iter().map(|s| s.electorate.database).filter(|oid| *oid != 0).collect();
+    pub fn databases(&self) -> Vec<DatabaseOid> {
+        let mut databases: Vec<DatabaseOid> =
+            self.seats.iter().map(|s| s.electorate.database).filter(|oid| !oid.is_none()).collect();
         databases.sort_unstable();
         databases.dedup();
         databases
     }
 
     /// Returns the schemas of a database's electorates.
-    pub fn schemas(&self, database: u32) -> Vec<u32> {
-        let own = self.seats.iter().filter(|s| database != 0 && s.electorate.database == database);
-        let mut schemas: Vec<u32> = own.map(|s| s.electorate.schema).collect();
+    pub fn schemas(&self, database: DatabaseOid) -> Vec<SchemaOid> {
+        let own = self.seats.iter().filter(|s| !database.is_none() && s.electorate.database == database);
+        let mut schemas: Vec<SchemaOid> = own.map(|s| s.electorate.schema).collect();
         schemas.sort_unstable();
         schemas.dedup();
         schemas
@@ -273,7 +312,7 @@ impl<'a> LeadershipsView<'a> {
 
     /// Returns whether a local leadership with this term is over, whatever time is left of the row's
     /// lease. The row may still be in the table.
-    pub fn is_over(&self, electorate: &Electorate, term: i64, now: i64) -> bool {
+    pub fn is_over(&self, electorate: &Electorate, term: Term, now: i64) -> bool {
         self.seat(electorate).is_some_and(|seat| {
             let leadership = &self.seats[seat].leadership;
             let over = leadership.ended != 0 || self.leader(leadership, seat, now).is_none();
@@ -282,15 +321,13 @@ impl<'a> LeadershipsView<'a> {
     }
 
     /// Returns the term that a member holds; `None` if the member does not lead, or does not live.
-    pub fn term_of(&self, id: i64, now: i64) -> Option<i64> {
+    pub fn term_of(&self, id: MemberId, now: i64) -> Option<Term> {
         let (_, member) = self.member(id, now)?;
         self.held(member.seat as usize, now).filter(|(l, _)| l.member == id).map(|(l, _)| l.lease.term)
     }
 
-    /// Returns the names of a database that have candidates. The first value says whether memory
-    /// has a copy of the name's row. The second is false if the name has had no leader, and a
-    /// candidate, for more than `moment` microseconds.
-    pub fn led(&self, database: u32, now: i64, moment: i64) -> Vec<(Electorate, bool, bool)> {
+    /// Returns the electorates of a database that have candidates. `moment` is in microseconds.
+    pub fn contested(&self, database: DatabaseOid, now: i64, moment: i64) -> Vec<Contested> {
         let own = (0..self.seats.len()).filter(|s| self.seats[*s].electorate.database == database);
         own.filter(|seat| self.live(*seat, now).any(|(_, m)| m.is_candidate()))
             .map(|number| {
@@ -299,17 +336,21 @@ impl<'a> LeadershipsView<'a> {
                 let led = seat.leadership.used != 0 && now < until;
                 let stood = |m: &Member| m.is_candidate() && m.joined_at < now - moment;
                 let waiting = self.live(number, now).any(|(_, m)| stood(m));
-                (seat.electorate, seat.leadership.used != 0, led || !waiting)
+                Contested {
+                    electorate: seat.electorate,
+                    has_copy: seat.leadership.used != 0,
+                    is_led: led || !waiting,
+                }
             })
             .collect()
     }
 
-    /// Returns the live members of a database, each with its electorate and whether it leads.
-    pub fn members_of(&self, database: u32, now: i64) -> Vec<(Electorate, Member, bool)> {
+    /// Returns the live members of a database.
+    pub fn members_of(&self, database: DatabaseOid, now: i64) -> Vec<Membership> {
         let live = self.members.iter().filter(|m| m.is_live(now));
         let own = live.filter(|m| self.electorate(m).database == database);
         let leads = |m: &Member| self.held(m.seat as usize, now).is_some_and(|(l, _)| l.member == m.id);
-        own.map(|m| (*self.electorate(m), *m, leads(m))).collect()
+        own.map(|m| Membership { electorate: *self.electorate(m), member: *m, leads: leads(m) }).collect()
     }
 
     /// Returns the number of an electorate's seat; `None` if the electorate has no seat.
@@ -326,8 +367,8 @@ impl<'a> LeadershipsView<'a> {
     }
 
     /// Returns the slot and the live member with this id; `None` if there is no such member.
-    pub fn member(&self, id: i64, now: i64) -> Option<(usize, &'a Member)> {
-        self.members.iter().enumerate().find(|(_, m)| id != 0 && m.id == id && m.is_live(now))
+    pub fn member(&self, id: MemberId, now: i64) -> Option<(usize, &'a Member)> {
+        self.members.iter().enumerate().find(|(_, m)| !id.is_none() && m.id == id && m.is_live(now))
     }
 
     /// Returns the electorate of a member.
@@ -337,7 +378,7 @@ impl<'a> LeadershipsView<'a> {
 
     /// Returns whether the keeper has dealt with a member since the member last asked for that.
     /// True as well if the member does not live.
-    pub fn is_considered(&self, id: i64, now: i64) -> bool {
+    pub fn is_considered(&self, id: MemberId, now: i64) -> bool {
         self.member(id, now).is_none_or(|(_, m)| m.considered != 0)
     }
 
@@ -366,12 +407,16 @@ impl<'a> LeadershipsView<'a> {
         })
     }
 
-    /// Returns the leaderships of a schema of which memory has copies, each with its node and its
-    /// term.
-    pub fn leaderships(&self, database: u32, schema: u32) -> Vec<(Electorate, Node, i64)> {
+    /// Returns the leaderships of a schema of which memory has a copy.
+    pub fn leaderships(&self, database: DatabaseOid, schema: SchemaOid) -> Vec<Copied> {
         let of_schema = |s: &&Seat| (s.electorate.database, s.electorate.schema) == (database, schema);
         let led = self.seats.iter().filter(of_schema).filter(|s| s.leadership.used != 0);
-        led.map(|s| (s.electorate, s.leadership.node, s.leadership.lease.term)).collect()
+        led.map(|s| Copied {
+            electorate: s.electorate,
+            node: s.leadership.node,
+            term: s.leadership.lease.term,
+        })
+        .collect()
     }
 
     /// Returns the live members of a seat, with their slots.

@@ -1,15 +1,24 @@
+use super::super::ids::{DatabaseOid, MemberId, RoleOid, SchemaOid, TableOid, Term};
 use super::*;
 use proptest::prelude::*;
 
 const LEASE: i64 = 30_000_000;
 
 fn electorate(name: &str) -> Electorate {
-    Electorate { database: 5, schema: 2200, name: Text::truncated(name) }
+    Electorate { database: DatabaseOid(5), schema: SchemaOid(2200), name: Text::truncated(name) }
 }
 
 fn joining(id: i64, pid: i32, node: &str, lease: i64) -> Joining {
     let node = Text::truncated(node);
-    Joining { id, electorate: electorate("Oban"), node, pid, procno: pid, lease, ..Joining::default() }
+    Joining {
+        id: MemberId(id),
+        electorate: electorate("Oban"),
+        node,
+        pid,
+        procno: pid,
+        lease,
+        ..Joining::default()
+    }
 }
 
 fn bound(id: i64, pid: i32, node: &str) -> Joining {
@@ -17,7 +26,7 @@ fn bound(id: i64, pid: i32, node: &str) -> Joining {
 }
 
 fn candidate(member: i64, slot: u32, node: &str, lease_ends: Option<i64>) -> Candidate {
-    Candidate { member, slot, node: Text::truncated(node), lease_ends }
+    Candidate { member: MemberId(member), slot, node: Text::truncated(node), lease_ends }
 }
 
 struct Memory(Vec<Member>, Vec<Seat>, [Vec<Electorate>; 2]);
@@ -35,18 +44,30 @@ impl Memory {
 
 impl Leaderships<'_> {
     /// Joins, and returns only the id.
-    fn joined(&mut self, new: &Joining, replace: Option<i64>, now: i64) -> Result<i64, JoinError> {
-        self.join(new, replace, now).map(|joined| joined.id)
+    fn joined(&mut self, new: &Joining, replace: Option<MemberId>, now: i64) -> Result<i64, JoinError> {
+        self.join(new, replace, now).map(|joined| joined.id.0)
     }
 }
 
 /// The oid of the table that has the rows.
 const TABLE: u32 = 99;
 
+/// The guarded table `TABLE` as one of this schema.
+fn table_in(schema: u32) -> plan::CopiedTable {
+    plan::CopiedTable { table: TableOid(TABLE), schema: SchemaOid(schema), guarded: true }
+}
+
 /// Returns a lease from `now` on. The wall clock is an hour ahead.
 fn lease(term: i64, now: i64, deadline: i64) -> Lease {
     let wall = |at| at + 3_600_000_000;
-    Lease { table: TABLE, term, started_at: wall(now), expires_at: wall(deadline), deadline, guarded: true }
+    Lease {
+        table: TableOid(TABLE),
+        term: Term(term),
+        started_at: wall(now),
+        expires_at: wall(deadline),
+        deadline,
+        guarded: true,
+    }
 }
 
 fn foreign(node: &str, term: i64, now: i64, deadline: i64) -> Leadership {
@@ -74,7 +95,7 @@ fn tell(peers: &mut Leaderships<'_>, e: &Electorate, row: Leadership, now: i64) 
 
 fn held(peers: &Leaderships<'_>, e: &Electorate, now: i64) -> Option<i64> {
     let view = peers.view();
-    view.seat(e).and_then(|seat| view.held(seat, now)).map(|(l, _)| l.lease.term)
+    view.seat(e).and_then(|seat| view.held(seat, now)).map(|(l, _)| l.lease.term.0)
 }
 
 #[test]
@@ -82,8 +103,11 @@ fn zeroed_memory_is_empty() {
     let mut memory = Memory::new(2);
     let peers = memory.peers();
     assert_eq!(peers.view().plan(&electorate("Oban"), 0, LEASE), Plan::Forget);
-    assert!(peers.view().plans(5, 0, LEASE).is_empty() && peers.view().plans(0, 0, LEASE).is_empty());
-    assert!(peers.view().member(0, 0).is_none());
+    assert!(
+        peers.view().plans(DatabaseOid(5), 0, LEASE).is_empty()
+            && peers.view().plans(DatabaseOid(0), 0, LEASE).is_empty()
+    );
+    assert!(peers.view().member(MemberId(0), 0).is_none());
 }
 
 #[test]
@@ -92,18 +116,18 @@ fn one_member_per_node_and_name() {
     let mut peers = memory.peers();
     assert_eq!(peers.joined(&bound(1, 10, "a"), None, 0), Ok(1));
     assert_eq!(peers.joined(&bound(2, 10, "a"), None, 0), Ok(1), "the same session: the same id");
-    let taken = Err(JoinError::Taken { member: 1, pid: 10, role: 0, lease_ends: None });
+    let taken = Err(JoinError::Taken { member: MemberId(1), pid: 10, role: RoleOid(0), lease_ends: None });
     assert_eq!(peers.joined(&bound(3, 11, "a"), None, 0), taken);
     assert_eq!(peers.joined(&joining(3, 10, "a", LEASE), None, 0), taken, "the same session, in another way");
-    assert_eq!(peers.joined(&bound(3, 11, "a"), Some(9), 0), taken, "another one by now");
+    assert_eq!(peers.joined(&bound(3, 11, "a"), Some(MemberId(9)), 0), taken, "another one by now");
     let later = Joining { session_began: 7, ..bound(3, 10, "a") };
     assert_eq!(peers.joined(&later, None, 0), taken, "a later backend with the same pid");
-    assert_eq!(peers.joined(&bound(4, 11, "a"), Some(1), 0), Ok(4));
-    assert!(peers.view().member(1, 0).is_none(), "replaced");
+    assert_eq!(peers.joined(&bound(4, 11, "a"), Some(MemberId(1)), 0), Ok(4));
+    assert!(peers.view().member(MemberId(1), 0).is_none(), "replaced");
     assert_eq!(peers.joined(&bound(5, 12, "b"), None, 0), Ok(5));
     assert_eq!(peers.joined(&bound(6, 13, "c"), None, 0), Err(JoinError::Full));
-    assert_eq!(peers.leave(4, 0).map(|(e, m)| (e, m.id)), Some((electorate("Oban"), 4)));
-    assert!(peers.leave(4, 0).is_none() && peers.leave(0, 0).is_none());
+    assert_eq!(peers.leave(MemberId(4), 0).map(|(e, m)| (e, m.id)), Some((electorate("Oban"), MemberId(4))));
+    assert!(peers.leave(MemberId(4), 0).is_none() && peers.leave(MemberId(0), 0).is_none());
     assert_eq!(peers.joined(&bound(6, 13, "c"), None, 0), Ok(6));
 }
 
@@ -115,28 +139,28 @@ fn a_leadership_from_election_to_succession() {
     peers.joined(&bound(2, 11, "b"), None, 0).unwrap();
     let first = Some(candidate(1, 0, "a", None));
     assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Elect { ended: None, candidate: first });
-    assert!(peers.view().plans(5, 0, LEASE)[0].waiting, "somebody waits");
+    assert!(peers.view().plans(DatabaseOid(5), 0, LEASE)[0].waiting, "somebody waits");
     assert_eq!(elect(&mut peers, &e, 7, 0), None, "there was nobody before");
     assert_eq!(peers.mark_considered(&e), [10, 11]);
-    assert!(peers.mark_considered(&e).is_empty() && !peers.view().plans(5, 0, LEASE)[0].waiting);
+    assert!(peers.mark_considered(&e).is_empty() && !peers.view().plans(DatabaseOid(5), 0, LEASE)[0].waiting);
     assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: LEASE / 2 });
-    let renew = Plan::Renew { leader: candidate(1, 0, "a", None), term: 7, recheck: false };
+    let renew = Plan::Renew { leader: candidate(1, 0, "a", None), term: Term(7), recheck: false };
     assert_eq!(peers.view().plan(&e, LEASE / 2, LEASE), renew);
     assert_eq!(held(&peers, &e, LEASE - 1), Some(7));
     assert_eq!(held(&peers, &e, LEASE), None, "true only within the lease");
 
-    peers.leave(1, 5);
-    assert!(held(&peers, &e, 5).is_none() && peers.view().is_over(&e, 7, 5), "gone with its member");
-    let ended = Some(Ended { node: Text::truncated("a"), term: 7, lapsed: false });
+    peers.leave(MemberId(1), 5);
+    assert!(held(&peers, &e, 5).is_none() && peers.view().is_over(&e, Term(7), 5), "gone with its member");
+    let ended = Some(Ended { node: Text::truncated("a"), term: Term(7), lapsed: false });
     let next = Some(candidate(2, 1, "b", None));
     assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Elect { ended, candidate: next });
     assert_eq!(elect(&mut peers, &e, 8, 9), Some(4), "the time without a leader");
-    peers.leave(2, 10);
-    let ended = Some(Ended { node: Text::truncated("b"), term: 8, lapsed: false });
+    peers.leave(MemberId(2), 10);
+    let ended = Some(Ended { node: Text::truncated("b"), term: Term(8), lapsed: false });
     assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Elect { ended, candidate: None });
     peers.vacate(&e, 10);
     assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Forget);
-    assert!(peers.view().plans(5, 10, LEASE).is_empty(), "the seat is free");
+    assert!(peers.view().plans(DatabaseOid(5), 10, LEASE).is_empty(), "the seat is free");
 }
 
 #[test]
@@ -147,20 +171,23 @@ fn a_lease_ends_membership_and_leadership_at_once() {
     elect(&mut peers, &e, 7, 0);
     assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: 50 }, "it may be renewed by then");
     assert_eq!(peers.view().plan(&e, 60, LEASE), Plan::Wait { until: 100 }, "nothing to extend it by");
-    assert_eq!(peers.renew(1, 10, 40), Some(Renewed { term: Some(7), due: false }));
+    assert_eq!(peers.renew(MemberId(1), 10, 40), Some(Renewed { term: Some(Term(7)), due: false }));
     assert_eq!(peers.view().plan(&e, 40, LEASE), Plan::Wait { until: 50 });
-    assert_eq!(peers.renew(1, 10, 60), Some(Renewed { term: Some(7), due: true }));
+    assert_eq!(peers.renew(MemberId(1), 10, 60), Some(Renewed { term: Some(Term(7)), due: true }));
     let leader = candidate(1, 0, "a", Some(160));
-    assert_eq!(peers.view().plan(&e, 60, LEASE), Plan::Renew { leader, term: 7, recheck: false });
+    assert_eq!(peers.view().plan(&e, 60, LEASE), Plan::Renew { leader, term: Term(7), recheck: false });
     assert_eq!(held(&peers, &e, 99), Some(7));
     assert_eq!(held(&peers, &e, 100), None, "the row was not renewed");
     tell(&mut peers, &e, Leadership::local(&leader, lease(7, 0, 160), 0), 70);
     assert_eq!(held(&peers, &e, 159), Some(7));
-    assert_eq!(peers.renew(2, 10, 70), None);
+    assert_eq!(peers.renew(MemberId(2), 10, 70), None);
 
-    let ended = Some(Ended { node: Text::truncated("a"), term: 7, lapsed: true });
+    let ended = Some(Ended { node: Text::truncated("a"), term: Term(7), lapsed: true });
     assert_eq!(peers.view().plan(&e, 160, LEASE), Plan::Elect { ended, candidate: None });
-    assert!(peers.renew(1, 10, 160).is_none() && peers.leave(1, 160).is_none(), "no member any more");
+    assert!(
+        peers.renew(MemberId(1), 10, 160).is_none() && peers.leave(MemberId(1), 160).is_none(),
+        "no member any more"
+    );
     assert_eq!(peers.joined(&bound(2, 11, "b"), None, 160), Ok(2), "its slot is free");
     assert_eq!(elect(&mut peers, &e, 8, 165), Some(5), "since the lease ended");
     assert_eq!(held(&peers, &e, 165), Some(8));
@@ -173,28 +200,32 @@ fn who_resigns_comes_last() {
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 1, 0);
     assert_eq!(
-        (peers.resign(1, 10, 10), peers.resign(1, 10, 10), peers.resign(9, 10, 10)),
+        (
+            peers.resign(MemberId(1), 10, 10),
+            peers.resign(MemberId(1), 10, 10),
+            peers.resign(MemberId(9), 10, 10)
+        ),
         (Some(true), Some(false), None)
     );
     assert_eq!(held(&peers, &e, 10), None);
-    let ended = Some(Ended { node: Text::truncated("a"), term: 1, lapsed: false });
+    let ended = Some(Ended { node: Text::truncated("a"), term: Term(1), lapsed: false });
     assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Elect { ended, candidate: None });
     peers.vacate(&e, 10);
     assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Wait { until: 10 + LEASE }, "it gives others time");
     peers.joined(&bound(2, 11, "b"), None, 11).unwrap();
     elect(&mut peers, &e, 2, 11);
-    assert_eq!(peers.resign(2, 10, 12), Some(true));
+    assert_eq!(peers.resign(MemberId(2), 10, 12), Some(true));
     let Plan::Elect { candidate, .. } = peers.view().plan(&e, 12, LEASE) else { panic!("nobody leads") };
-    assert_eq!(candidate.map(|c| c.member), Some(1), "another, though it stepped down before");
+    assert_eq!(candidate.map(|c| c.member), Some(MemberId(1)), "another, though it stepped down before");
     elect(&mut peers, &e, 3, 12);
-    peers.leave(1, 13);
+    peers.leave(MemberId(1), 13);
     elect(&mut peers, &e, 4, 13);
     assert_eq!(held(&peers, &e, 13), Some(4), "the one that stepped down, as somebody has led since");
-    peers.resign(2, 10, 14);
+    peers.resign(MemberId(2), 10, 14);
     peers.vacate(&e, 14);
     assert_eq!(peers.view().plan(&e, 14, LEASE), Plan::Wait { until: 14 + LEASE });
     elect(&mut peers, &e, 5, 14 + LEASE);
-    peers.resign(2, 10, 15 + LEASE);
+    peers.resign(MemberId(2), 10, 15 + LEASE);
     tell(&mut peers, &e, foreign("x", 6, 0, 16 + LEASE), 15 + LEASE);
     elect(&mut peers, &e, 7, 16 + LEASE);
 }
@@ -203,12 +234,15 @@ fn who_resigns_comes_last() {
 fn a_foreign_leader_is_respected_until_its_row_changes() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.row_changed(&e, RowChange::Deleted(1), 0); // without a member the name has no seat
+    peers.row_changed(&e, RowChange::Deleted(Term(1)), 0); // without a member the name has no seat
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     let leader = foreign("elixir", 3, 0, LEASE);
     tell(&mut peers, &e, leader, 0);
     assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: LEASE });
-    let row = |lease: Lease| (lease.term, lease.started_at, lease.expires_at);
+    let row = |lease: Lease| {
+        let (term, started_at, expires_at) = (lease.term, lease.started_at, lease.expires_at);
+        RowIdentity { term, started_at, expires_at }
+    };
     assert_eq!(peers.view().holds(&e, row(leader.lease), 5), Some(true));
     assert_eq!(peers.view().holds(&e, row(leader.lease), LEASE), Some(false));
     assert_eq!(peers.view().holds(&e, row(lease(4, 0, LEASE)), 5), None, "another row");
@@ -220,25 +254,25 @@ fn a_foreign_leader_is_respected_until_its_row_changes() {
     assert_eq!(held(&peers, &e, 5), None);
     let candidate = Some(candidate(1, 0, "a", None));
     assert_eq!(peers.view().plan(&e, LEASE, LEASE), Plan::Elect { ended: None, candidate });
-    peers.row_changed(&e, RowChange::Deleted(3), 7);
+    peers.row_changed(&e, RowChange::Deleted(Term(3)), 7);
     assert_eq!(peers.view().plan(&e, 7, LEASE), Plan::Elect { ended: None, candidate });
     assert_eq!(elect(&mut peers, &e, 4, 9), Some(2));
-    peers.row_changed(&e, RowChange::Deleted(3), 10);
-    peers.row_changed(&e, RowChange::Written(4), 10);
+    peers.row_changed(&e, RowChange::Deleted(Term(3)), 10);
+    peers.row_changed(&e, RowChange::Written(Term(4)), 10);
     assert_eq!(held(&peers, &e, 10), Some(4), "another term's row");
-    peers.row_changed(&e, RowChange::Deleted(4), 11);
+    peers.row_changed(&e, RowChange::Deleted(Term(4)), 11);
     assert_eq!(held(&peers, &e, 11), None, "over before the deletion commits");
     peers.vacate(&e, 11);
     elect(&mut peers, &e, 5, 12);
-    peers.rows_truncated(5, 2201, 13);
-    peers.table_gone(5, TABLE + 1, 13);
-    peers.table_gone(6, TABLE, 13);
+    peers.rows_truncated(DatabaseOid(5), SchemaOid(2201), 13);
+    peers.table_gone(DatabaseOid(5), TableOid(TABLE + 1), 13);
+    peers.table_gone(DatabaseOid(6), TableOid(TABLE), 13);
     assert_eq!(held(&peers, &e, 13), Some(5));
-    peers.rows_truncated(5, 2200, 13);
+    peers.rows_truncated(DatabaseOid(5), SchemaOid(2200), 13);
     assert_eq!(held(&peers, &e, 13), None);
     peers.vacate(&e, 13);
     elect(&mut peers, &e, 6, 14);
-    peers.row_changed(&e, RowChange::Written(7), 15);
+    peers.row_changed(&e, RowChange::Written(Term(7)), 15);
     assert_eq!(held(&peers, &e, 15), None, "its successor is there, in another table of that name");
 }
 
@@ -250,20 +284,20 @@ fn a_hand_over_is_a_deletion_and_a_new_row() {
     let mut peers = memory.peers();
     peers.join(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 3, 0);
-    peers.row_changed(&e, RowChange::Deleted(3), 5);
-    assert!(held(&peers, &e, 5).is_none() && peers.view().is_over(&e, 3, 5));
-    for change in [RowChange::Deleted(3), RowChange::Written(4)] {
+    peers.row_changed(&e, RowChange::Deleted(Term(3)), 5);
+    assert!(held(&peers, &e, 5).is_none() && peers.view().is_over(&e, Term(3), 5));
+    for change in [RowChange::Deleted(Term(3)), RowChange::Written(Term(4))] {
         peers.row_changed(&e, change, 6);
         assert_eq!(held(&peers, &e, 6), None, "{change:?}");
     }
-    let ended = Some(Ended { node: Text::truncated("a"), term: 3, lapsed: false });
+    let ended = Some(Ended { node: Text::truncated("a"), term: Term(3), lapsed: false });
     let candidate = Some(candidate(1, 0, "a", None));
     assert_eq!(peers.view().plan(&e, 6, LEASE), Plan::Elect { ended, candidate }, "the keeper reads the row");
     let leader = foreign("x", 4, 6, LEASE);
     assert_eq!(tell(&mut peers, &e, leader, 7), Some(2));
     assert_eq!(peers.view().plan(&e, 7, LEASE), Plan::Wait { until: LEASE }, "its deadline is known");
     // Now one foreign node hands over to another.
-    for change in [RowChange::Deleted(4), RowChange::Written(5)] {
+    for change in [RowChange::Deleted(Term(4)), RowChange::Written(Term(5))] {
         peers.row_changed(&e, change, 8);
     }
     assert_eq!(peers.view().plan(&e, 8, LEASE), Plan::Elect { ended: None, candidate });
@@ -275,22 +309,22 @@ fn what_may_have_changed_is_read_again_at_once() {
     let mut peers = memory.peers();
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 1, 0);
-    peers.require_recheck(6, None);
-    peers.require_recheck(5, Some(TABLE + 1));
+    peers.require_recheck(DatabaseOid(6), None);
+    peers.require_recheck(DatabaseOid(5), Some(TableOid(TABLE + 1)));
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: LEASE / 2 });
-    peers.require_recheck(5, Some(TABLE));
+    peers.require_recheck(DatabaseOid(5), Some(TableOid(TABLE)));
     let leader = candidate(1, 0, "a", None);
-    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: 1, recheck: true });
+    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: Term(1), recheck: true });
     tell(&mut peers, &e, Leadership::local(&leader, lease(1, 0, 1 + LEASE), 0), 1);
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: 1 + LEASE / 2 });
-    peers.renew_all(6);
+    peers.renew_all(DatabaseOid(6));
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: 1 + LEASE / 2 });
-    peers.renew_all(5);
-    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: 1, recheck: true });
+    peers.renew_all(DatabaseOid(5));
+    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: Term(1), recheck: true });
     tell(&mut peers, &e, foreign("x", 2, 0, LEASE), 2);
-    peers.renew_all(5);
+    peers.renew_all(DatabaseOid(5));
     assert_eq!(peers.view().plan(&e, 3, LEASE), Plan::Wait { until: LEASE });
-    peers.require_recheck(5, None);
+    peers.require_recheck(DatabaseOid(5), None);
     assert!(matches!(peers.view().plan(&e, 3, LEASE), Plan::Elect { ended: None, .. }));
     let copy = peers.view().basis(&e).copy;
     assert_eq!(copy, Some(lease(2, 0, LEASE)), "its deadline is not forgotten");
@@ -305,7 +339,7 @@ fn a_shorter_lease_counts_at_once() {
     elect(&mut peers, &e, 1, 0);
     assert_eq!(peers.joined(&joining(2, 10, "a", 10), None, 5), Ok(1));
     assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: 15 });
-    let ended = Some(Ended { node: Text::truncated("a"), term: 1, lapsed: true });
+    let ended = Some(Ended { node: Text::truncated("a"), term: Term(1), lapsed: true });
     assert_eq!(peers.view().plan(&e, 15, LEASE), Plan::Elect { ended, candidate: None });
 }
 
@@ -333,8 +367,14 @@ fn seats_of_lapsed_members_are_free_for_others() {
     let other = Joining { electorate: electorate("C"), ..bound(3, 11, "n") };
     assert_eq!(peers.joined(&other, None, 99), Err(JoinError::Full));
     assert_eq!(peers.joined(&other, None, 100), Ok(3));
-    assert_eq!(peers.view().members_of(5, 0).len(), 2, "one lapsed, and the new one");
-    assert!(peers.view().members_of(5, 0).iter().all(|(e, m, _)| (m.id == 3) == (e.name.as_str() == "C")));
+    assert_eq!(peers.view().members_of(DatabaseOid(5), 0).len(), 2, "one lapsed, and the new one");
+    assert!(
+        peers
+            .view()
+            .members_of(DatabaseOid(5), 0)
+            .iter()
+            .all(|m| (m.member.id == MemberId(3)) == (m.electorate.name.as_str() == "C"))
+    );
 }
 
 #[test]
@@ -342,12 +382,12 @@ fn databases_are_apart() {
     let mut memory = Memory::new(2);
     let mut peers = memory.peers();
     peers.joined(&bound(1, 10, "a"), None, 1).unwrap();
-    assert!(peers.view().plans(6, 1, LEASE).is_empty());
-    peers.forget_database(6, 2);
-    peers.forget_database(5, 1);
-    assert_eq!(peers.view().plans(5, 1, LEASE).len(), 1);
-    peers.forget_database(5, 2);
-    assert!(peers.view().plans(5, 1, LEASE).is_empty());
+    assert!(peers.view().plans(DatabaseOid(6), 1, LEASE).is_empty());
+    peers.forget_database(DatabaseOid(6), 2);
+    peers.forget_database(DatabaseOid(5), 1);
+    assert_eq!(peers.view().plans(DatabaseOid(5), 1, LEASE).len(), 1);
+    peers.forget_database(DatabaseOid(5), 2);
+    assert!(peers.view().plans(DatabaseOid(5), 1, LEASE).is_empty());
 }
 
 #[test]
@@ -358,15 +398,15 @@ fn what_ended_meanwhile_does_not_begin_again() {
     elect(&mut peers, &e, 7, 0);
     let renewed = Leadership::local(&candidate(1, 0, "a", None), lease(7, 0, 2 * LEASE), 0);
     let seen = peers.view().basis(&e).changes;
-    peers.resign(1, 10, 5);
+    peers.resign(MemberId(1), 10, 5);
     assert_eq!(peers.record(&e, renewed, seen, 6), Recorded::Stale);
     assert_eq!(held(&peers, &e, 6), None, "it had resigned");
     peers.vacate(&e, 6);
 
     // The new row is deleted before the keeper tells of it.
     let seen = peers.view().basis(&e).changes;
-    peers.row_changed(&e, RowChange::Deleted(8), 7);
-    let new = Leadership { lease: Lease { term: 8, ..renewed.lease }, ..renewed };
+    peers.row_changed(&e, RowChange::Deleted(Term(8)), 7);
+    let new = Leadership { lease: Lease { term: Term(8), ..renewed.lease }, ..renewed };
     assert_eq!(peers.record(&e, new, seen, 8), Recorded::Stale);
     assert_eq!(held(&peers, &e, 8), None);
     assert_eq!(peers.record(&electorate("Other"), renewed, 0, 8), Recorded::Stale, "forgotten");
@@ -376,27 +416,37 @@ fn what_ended_meanwhile_does_not_begin_again() {
 fn a_schema_takes_all_of_its_own_along() {
     let (mut memory, e) = (Memory::new(4), electorate("Oban"));
     let mut peers = memory.peers();
-    let other = Electorate { schema: 2201, ..e };
+    let other = Electorate { schema: SchemaOid(2201), ..e };
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     peers.joined(&Joining { electorate: other, ..bound(2, 11, "a") }, None, 0).unwrap();
     elect(&mut peers, &e, 1, 0);
     elect(&mut peers, &other, 2, 0);
     assert!(peers.add_unannounced(&e) && peers.add_unannounced(&e) && peers.add_unannounced(&other));
     assert_eq!(
-        (peers.unannounced(5).len(), peers.unannounced(6).len(), peers.unannounced(0).len()),
+        (
+            peers.unannounced(DatabaseOid(5)).len(),
+            peers.unannounced(DatabaseOid(6)).len(),
+            peers.unannounced(DatabaseOid(0)).len()
+        ),
         (2, 0, 0)
     );
-    assert_eq!(peers.view().schemas(5), [2200, 2201]);
-    assert_eq!(peers.view().tables(5), [(TABLE, 2200, true), (TABLE, 2201, true)]);
+    assert_eq!(peers.view().schemas(DatabaseOid(5)), [SchemaOid(2200), SchemaOid(2201)]);
+    assert_eq!(peers.view().tables(DatabaseOid(5)), [table_in(2200), table_in(2201)]);
     let mut waiting = [0; 2];
-    assert_eq!(peers.forget_schema(5, 2200, &mut waiting), 1);
+    assert_eq!(peers.forget_schema(DatabaseOid(5), SchemaOid(2200), &mut waiting), 1);
     assert_eq!(waiting, [10, 0], "that one still waited for its election");
-    assert_eq!((peers.forget_schema(5, 2200, &mut waiting), peers.forget_schema(0, 0, &mut waiting)), (0, 0));
+    assert_eq!(
+        (
+            peers.forget_schema(DatabaseOid(5), SchemaOid(2200), &mut waiting),
+            peers.forget_schema(DatabaseOid(0), SchemaOid(0), &mut waiting)
+        ),
+        (0, 0)
+    );
     assert_eq!((held(&peers, &e, 1), held(&peers, &other, 1)), (None, Some(2)));
-    assert!(peers.view().member(1, 1).is_none() && peers.view().member(2, 1).is_some());
-    assert_eq!(peers.unannounced(5), [other]);
+    assert!(peers.view().member(MemberId(1), 1).is_none() && peers.view().member(MemberId(2), 1).is_some());
+    assert_eq!(peers.unannounced(DatabaseOid(5)), [other]);
     peers.announced(&other);
-    assert!(peers.unannounced(5).is_empty());
+    assert!(peers.unannounced(DatabaseOid(5)).is_empty());
 }
 
 /// The deadline is that of the renewal, not of the moment at which the keeper happens to look.
@@ -408,7 +458,7 @@ fn a_foreign_renewal_is_known_at_once() {
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     tell(&mut peers, &e, foreign("elixir", 3, 0, LEASE), 0);
     let later = Lease { expires_at: 77, ..lease(3, 0, 2 * LEASE) };
-    peers.renewed(&e, Lease { term: 4, ..later });
+    peers.renewed(&e, Lease { term: Term(4), ..later });
     assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: LEASE }, "of another term");
     let seen = peers.view().basis(&e).changes;
     peers.renewed(&e, later);
@@ -428,7 +478,7 @@ fn a_row_that_nobody_guards_is_believed_for_a_moment() {
         let believed = Lease { guarded: false, ..lease(1, 0, UNGUARDED_TRUST) };
         tell(&mut peers, &e, Leadership::local(&c, believed, 0), 0);
         assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: UNGUARDED_TRUST / 2 });
-        let renew = Plan::Renew { leader: c, term: 1, recheck: true };
+        let renew = Plan::Renew { leader: c, term: Term(1), recheck: true };
         assert_eq!(peers.view().plan(&e, UNGUARDED_TRUST / 2, LEASE), renew);
         assert_eq!(held(&peers, &e, UNGUARDED_TRUST - 1), Some(1));
         assert_eq!(held(&peers, &e, UNGUARDED_TRUST), None);
@@ -437,7 +487,7 @@ fn a_row_that_nobody_guards_is_believed_for_a_moment() {
             renew,
             "the keeper was late: the row may be there"
         );
-        peers.leave(id, 0);
+        peers.leave(MemberId(id), 0);
         peers.vacate(&e, 0);
     }
 }
@@ -478,14 +528,14 @@ fn what_is_told_of_a_table_that_has_gone_is_read_again() {
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     let seen = peers.view().basis(&e).changes;
     let row = Leadership::local(&candidate(1, 0, "a", None), lease(7, 0, LEASE), 0);
-    peers.invalidate_records(6, |_| true);
-    peers.invalidate_records(5, |schema| schema != 2200);
+    peers.invalidate_records(DatabaseOid(6), |_| true);
+    peers.invalidate_records(DatabaseOid(5), |schema| schema != SchemaOid(2200));
     assert_eq!(peers.view().basis(&e).changes, seen, "of others");
-    peers.invalidate_records(5, |schema| schema == 2200);
+    peers.invalidate_records(DatabaseOid(5), |schema| schema == SchemaOid(2200));
     assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
     tell(&mut peers, &e, row, 2);
     let seen = peers.view().basis(&e).changes;
-    peers.invalidate_records(5, |schema| schema == 2200);
+    peers.invalidate_records(DatabaseOid(5), |schema| schema == SchemaOid(2200));
     assert_eq!(peers.view().basis(&e).changes, seen, "the copy says which table that is");
 }
 
@@ -498,10 +548,10 @@ fn what_is_to_be_announced_is_bounded() {
             && peers.add_unannounced(&electorate("B"))
             && !peers.add_unannounced(&electorate("C"))
     );
-    peers.forget_database(6, 1);
-    assert_eq!(peers.unannounced(5).len(), 2);
-    peers.forget_database(5, 1);
-    assert!(peers.unannounced(5).is_empty());
+    peers.forget_database(DatabaseOid(6), 1);
+    assert_eq!(peers.unannounced(DatabaseOid(5)).len(), 2);
+    peers.forget_database(DatabaseOid(5), 1);
+    assert!(peers.unannounced(DatabaseOid(5)).is_empty());
 }
 
 #[test]
@@ -513,15 +563,15 @@ fn a_role_has_its_share_of_members() {
         share: Some(2),
         ..joining(id, i32::from(node.as_bytes()[0]), node, lease)
     };
-    assert_eq!(peers.joined(&of(1, "a", 7, 0), None, 0), Ok(1));
-    assert_eq!(peers.joined(&of(2, "b", 7, 50), None, 0), Ok(2));
-    assert_eq!(peers.joined(&of(3, "c", 7, 0), None, 0), Err(JoinError::ShareUsed));
-    assert_eq!(peers.joined(&of(3, "a", 7, 0), None, 0), Ok(1), "the same member again");
-    let later = Joining { session_began: 1, ..of(4, "a", 7, 0) };
-    assert_eq!(peers.joined(&later, Some(1), 0), Ok(4), "in place of one of its own");
-    assert_eq!(peers.joined(&of(5, "c", 8, 0), None, 0), Ok(5), "another role");
-    assert_eq!(peers.joined(&of(6, "d", 7, 0), None, 50), Ok(6), "one has lapsed");
-    assert_eq!(peers.joined(&Joining { share: None, ..of(7, "e", 7, 0) }, None, 50), Ok(7));
+    assert_eq!(peers.joined(&of(1, "a", RoleOid(7), 0), None, 0), Ok(1));
+    assert_eq!(peers.joined(&of(2, "b", RoleOid(7), 50), None, 0), Ok(2));
+    assert_eq!(peers.joined(&of(3, "c", RoleOid(7), 0), None, 0), Err(JoinError::ShareUsed));
+    assert_eq!(peers.joined(&of(3, "a", RoleOid(7), 0), None, 0), Ok(1), "the same member again");
+    let later = Joining { session_began: 1, ..of(4, "a", RoleOid(7), 0) };
+    assert_eq!(peers.joined(&later, Some(MemberId(1)), 0), Ok(4), "in place of one of its own");
+    assert_eq!(peers.joined(&of(5, "c", RoleOid(8), 0), None, 0), Ok(5), "another role");
+    assert_eq!(peers.joined(&of(6, "d", RoleOid(7), 0), None, 50), Ok(6), "one has lapsed");
+    assert_eq!(peers.joined(&Joining { share: None, ..of(7, "e", RoleOid(7), 0) }, None, 50), Ok(7));
 }
 
 /// One row of the table, as a keeper and foreign nodes see it.
@@ -546,16 +596,16 @@ proptest! {
         let mut peers = memory.peers();
         let mut next_id = 100;
         for (what, which) in steps {
-            let id = peers.members.iter().find(|m| m.pid == which as i32).map_or(0, |m| m.id);
+            let id = peers.members.iter().find(|m| m.pid == which as i32).map_or(0, |m| m.id.0);
             match what {
                 0 | 1 => {
                     next_id += 1;
                     let lease = if what == 0 { 0 } else { LEASE / 2 };
                     let _ = peers.joined(&joining(next_id, which as i32, &format!("n{which}"), lease), None, now);
                 }
-                2 => { peers.leave(id, now); }
-                3 => { peers.renew(id, 0, now); }
-                4 => { peers.resign(id, 0, now); }
+                2 => { peers.leave(MemberId(id), now); }
+                3 => { peers.renew(MemberId(id), 0, now); }
+                4 => { peers.resign(MemberId(id), 0, now); }
                 5 => now += which * LEASE / 7,
                 6 => if let Some(r) = row.as_mut() { r.fenced = which != 1 },
                 // A foreign DELETE, or an UPDATE of the node. The leadership is over in memory
@@ -569,7 +619,7 @@ proptest! {
                         let leadership = foreign("y", last_term, now, now + LEASE);
                         row = Some(InTable { leadership, fenced: false });
                         peers.row_changed(&e, deleted, now);
-                        peers.row_changed(&e, RowChange::Written(last_term), now);
+                        peers.row_changed(&e, RowChange::Written(Term(last_term)), now);
                     }
                 },
                 // A foreign node takes a free name.
@@ -577,7 +627,7 @@ proptest! {
                     last_term += 1;
                     let leadership = foreign("x", last_term, now, now + LEASE);
                     row = Some(InTable { leadership, fenced: false });
-                    peers.row_changed(&e, RowChange::Written(last_term), now);
+                    peers.row_changed(&e, RowChange::Written(Term(last_term)), now);
                 },
                 _ if on_its_way.is_some() => match on_its_way.take() {
                     Some((Some(leadership), seen)) if which != 4 => { peers.record(&e, leadership, seen, now); }
@@ -630,7 +680,7 @@ proptest! {
                 prop_assert!(there.is_some_and(|r| l.lease.deadline <= r.lease.deadline));
                 prop_assert_eq!((member.id, view.term_of(member.id, now)), (l.member, Some(l.lease.term)));
                 prop_assert!(member.lease_ends().is_none_or(|ends| l.lease.deadline <= ends));
-                prop_assert!(l.lease.term <= last_term);
+                prop_assert!(l.lease.term <= Term(last_term));
             }
         }
     }
@@ -646,10 +696,10 @@ fn one_node_without_a_lease_for_a_session_and_name() {
     let elsewhere = Joining { electorate: electorate("Cron"), ..bound(2, 10, "b") };
     assert_eq!(peers.joined(&elsewhere, None, 0), Ok(2), "another name");
     assert_eq!(peers.joined(&joining(3, 10, "b", LEASE), None, 0), Ok(3), "with a lease");
-    assert_eq!(peers.joined(&bound(4, 11, "b"), Some(3), 0), Ok(4), "another session");
-    assert_eq!(peers.joined(&bound(5, 10, "b"), Some(4), 0), other, "also in another's place");
-    peers.leave(1, 0);
-    assert_eq!(peers.joined(&bound(5, 10, "b"), Some(4), 0), Ok(5));
+    assert_eq!(peers.joined(&bound(4, 11, "b"), Some(MemberId(3)), 0), Ok(4), "another session");
+    assert_eq!(peers.joined(&bound(5, 10, "b"), Some(MemberId(4)), 0), other, "also in another's place");
+    peers.leave(MemberId(1), 0);
+    assert_eq!(peers.joined(&bound(5, 10, "b"), Some(MemberId(4)), 0), Ok(5));
 }
 
 fn observer(id: i64, pid: i32, node: &str) -> Joining {
@@ -662,7 +712,10 @@ fn observers_never_stand_for_election() {
     let mut peers = memory.peers();
     peers.joined(&observer(1, 10, "a"), None, 0).unwrap();
     assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: i64::MAX });
-    assert!(!peers.view().elects(&e, 0) && peers.view().led(5, 9_000_000, 2_000_000).is_empty());
+    assert!(
+        !peers.view().elects(&e, 0)
+            && peers.view().contested(DatabaseOid(5), 9_000_000, 2_000_000).is_empty()
+    );
     assert_eq!(peers.view().member_of_node(&e, "a", 0), None, "no row is its own");
     assert_eq!(peers.mark_considered(&e), [10]);
 
@@ -670,8 +723,8 @@ fn observers_never_stand_for_election() {
     peers.joined(&bound(2, 11, "b"), None, 0).unwrap();
     assert!(peers.view().elects(&e, 0));
     assert_eq!(elect(&mut peers, &e, 7, 0), None);
-    peers.leave(2, 1);
-    let ended = Some(Ended { node: Text::truncated("b"), term: 7, lapsed: false });
+    peers.leave(MemberId(2), 1);
+    let ended = Some(Ended { node: Text::truncated("b"), term: Term(7), lapsed: false });
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended, candidate: None });
     peers.vacate(&e, 1);
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: i64::MAX });
@@ -691,12 +744,12 @@ fn who_stands_for_election_may_change() {
     elect(&mut peers, &e, 7, 0);
     peers.mark_considered(&e);
     let again = peers.join(&bound(9, 10, "a"), None, 1);
-    assert_eq!(again, Ok(Joined { id: 1, yields: false, again: true }));
+    assert_eq!(again, Ok(Joined { id: MemberId(1), yields: false, again: true }));
     assert_eq!(held(&peers, &e, 1), Some(7), "what it is stays as it is");
     let down = peers.join(&observer(9, 10, "a"), None, 1);
-    assert_eq!(down, Ok(Joined { id: 1, yields: false, again: true }));
+    assert_eq!(down, Ok(Joined { id: MemberId(1), yields: false, again: true }));
     assert_eq!(held(&peers, &e, 1), None);
-    assert!(!peers.view().is_considered(1, 1), "it waits until its row is gone");
+    assert!(!peers.view().is_considered(MemberId(1), 1), "it waits until its row is gone");
     assert!(matches!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended: Some(_), candidate: None }));
     peers.vacate(&e, 1);
     peers.joined(&bound(9, 10, "a"), None, 2).unwrap();
@@ -720,7 +773,7 @@ fn an_observer_is_never_kept_as_leader() {
     assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
     // The keeper reads the row after all, or believes an unguarded row.
     tell(&mut peers, &e, row, 1);
-    let ended = Some(Ended { node: Text::truncated("a"), term: 7, lapsed: false });
+    let ended = Some(Ended { node: Text::truncated("a"), term: Term(7), lapsed: false });
     assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended, candidate: None });
     let believed = Leadership::local(&c, Lease { guarded: false, ..lease(7, 1, 2) }, 1);
     tell(&mut peers, &e, believed, 1);
@@ -736,7 +789,7 @@ fn a_member_yields_where_a_foreign_node_has_led() {
     let seen = Joining { foreign_leads: true, ..bound(2, 11, "b") };
     assert_eq!(yields(peers.join(&seen, None, 0)), Ok(true), "its row is there");
     assert_eq!(yields(peers.join(&Joining { candidate: Some(true), ..seen }, None, 0)), Ok(false));
-    peers.leave(2, 0);
+    peers.leave(MemberId(2), 0);
     peers.foreign_leads(&e);
     assert!(peers.foreign_has_led(&e) && !peers.foreign_has_led(&electorate("Cron")));
     assert_eq!(yields(peers.join(&bound(3, 12, "c"), None, 0)), Ok(true), "it has led");
@@ -745,8 +798,12 @@ fn a_member_yields_where_a_foreign_node_has_led() {
     let asked = Joining { candidate: Some(false), ..bound(5, 14, "e") };
     assert_eq!(yields(peers.join(&asked, None, 0)), Ok(false), "as it asked for");
     // A candidate that joined earlier yields too, as long as it does not lead.
-    assert!(peers.yields(4, 13, 0) && !peers.yields(4, 13, 0) && !peers.yields(99, 1, 0));
-    assert_eq!(peers.forget_schema(5, 2200, &mut []), 0);
+    assert!(
+        peers.yields(MemberId(4), 13, 0)
+            && !peers.yields(MemberId(4), 13, 0)
+            && !peers.yields(MemberId(99), 1, 0)
+    );
+    assert_eq!(peers.forget_schema(DatabaseOid(5), SchemaOid(2200), &mut []), 0);
     assert!(!peers.foreign_has_led(&e));
 }
 
@@ -762,14 +819,14 @@ proptest! {
         let mut peers = memory.peers();
         let mut model: Vec<Electorate> = Vec::new();
         for (database, schema, name) in notes {
-            let e = Electorate { database, schema, ..electorate(&name.to_string()) };
+            let e = Electorate { database: DatabaseOid(database), schema: SchemaOid(schema), ..electorate(&name.to_string()) };
             peers.foreign_leads(&e);
             if !model.contains(&e) {
-                let of = |schema: Option<u32>| -> Vec<usize> {
-                    let own = |m: &Electorate| m.database == database && schema.is_none_or(|s| s == m.schema);
+                let of = |schema: Option<SchemaOid>| -> Vec<usize> {
+                    let own = |m: &Electorate| m.database == DatabaseOid(database) && schema.is_none_or(|s| s == m.schema);
                     (0..model.len()).filter(|n| own(&model[*n])).collect()
                 };
-                let (of_schema, of_database) = (of(Some(schema)), of(None));
+                let (of_schema, of_database) = (of(Some(SchemaOid(schema))), of(None));
                 if of_schema.len() == FOREIGN_NAMES {
                     model.remove(of_schema[0]);
                 } else if model.len() == ROOM {
@@ -779,10 +836,10 @@ proptest! {
                 model.push(e);
             }
             prop_assert_eq!(&peers.foreign[..model.len()], &model[..]);
-            prop_assert!(peers.foreign[model.len()..].iter().all(|e| e.database == 0));
+            prop_assert!(peers.foreign[model.len()..].iter().all(|e| e.database == DatabaseOid(0)));
         }
-        peers.forget_schema(5, 1, &mut []);
-        model.retain(|e| (e.database, e.schema) != (5, 1));
+        peers.forget_schema(DatabaseOid(5), SchemaOid(1), &mut []);
+        model.retain(|e| (e.database, e.schema) != (DatabaseOid(5), SchemaOid(1)));
         prop_assert_eq!(&peers.foreign[..model.len()], &model[..]);
     }
 }

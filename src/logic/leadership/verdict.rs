@@ -1,8 +1,9 @@
 //! What a row of `oban_peers` means to a keeper that has no copy of the row in shared memory.
 
+use super::super::ids::Term;
 use super::foreign_write::MAX_LEASE;
 use super::term::least_term;
-use super::{Candidate, Lease};
+use super::{Candidate, Lease, RowIdentity};
 
 /// The value of the column boot in a row whose member has a lease: the row outlives a restart of
 /// the server. The row of a session-bound member has the boot in which its session began. The row
@@ -32,7 +33,7 @@ pub struct JudgedRow {
     /// over.
     pub left: i64,
     /// The term of the row, if it has one.
-    pub term: Option<i64>,
+    pub term: Option<Term>,
     /// The column boot of the row. `None`: the row is a foreign node's.
     pub boot: Option<i64>,
 }
@@ -41,17 +42,12 @@ pub struct JudgedRow {
 /// server's start is granted no more.
 pub const MAX_FOREIGN_LEASE: i64 = 60_000_000;
 
-/// A row, as far as `time_left` asks for it.
+/// What `time_left` has to know of a row.
 #[derive(Clone, Copy, Debug)]
 pub struct RowTimes {
-    /// The term of the row; 0 for none.
-    pub term: i64,
-    /// The column boot of the row. `None`: the row is a foreign node's.
+    pub identity: RowIdentity,
+    /// The row's column boot. NULL is `None`, for a foreign row.
     pub boot: Option<i64>,
-    /// The column started_at of the row, in microseconds of the wall clock.
-    pub started_at: i64,
-    /// The column expires_at of the row, in microseconds of the wall clock.
-    pub expires_at: i64,
 }
 
 /// The clocks at one moment, and what rows are compared with. All are microseconds.
@@ -78,15 +74,15 @@ pub struct Clocks {
 ///   allow.
 /// * Any other foreign row is granted twice the lease of Oban's nodes.
 pub fn time_left(row: RowTimes, copy: Option<Lease>, clocks: Clocks) -> i64 {
-    if let Some(copy) = copy.filter(|copy| copy.is_of(row.term, row.started_at, row.expires_at)) {
+    if let Some(copy) = copy.filter(|copy| copy.is_of(row.identity)) {
         return copy.deadline.saturating_sub(clocks.now);
     }
     let most = match row.boot {
         Some(_) => clocks.lease,
-        None if (clocks.boot..=clocks.wall).contains(&row.started_at) => MAX_LEASE,
+        None if (clocks.boot..=clocks.wall).contains(&row.identity.started_at) => MAX_LEASE,
         None => MAX_FOREIGN_LEASE,
     };
-    row.expires_at.saturating_sub(clocks.wall).min(most)
+    row.identity.expires_at.saturating_sub(clocks.wall).min(most)
 }
 
 /// Judges a row on `timeline`. `boot` is the boot of this server. `live` is the live candidate that
@@ -115,12 +111,14 @@ pub fn outlives_start(row_boot: Option<i64>, boot: i64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::ids::{MemberId, TableOid};
     use super::*;
 
     #[test]
     fn rows_are_judged_by_lease_boot_and_timeline() {
-        let member =
-            |lease_ends| Some(Candidate { member: 4, slot: 0, node: Default::default(), lease_ends });
+        let member = |lease_ends| {
+            Some(Candidate { member: MemberId(4), slot: 0, node: Default::default(), lease_ends })
+        };
         let (bound, leased) = (member(None), member(Some(99)));
         let term = Some(least_term(2));
         let judged = |left, boot, live| judge(JudgedRow { left, term, boot }, 7, 2, live);
@@ -149,7 +147,10 @@ mod tests {
     fn a_row_is_granted_no_more_than_its_length() {
         // The server started an hour before. Its clocks show 10 hours and 3 hours.
         let clocks = Clocks { now: 10 * HOUR, wall: 3 * HOUR, boot: 2 * HOUR, lease: LEASE };
-        let row = |boot, started_at, expires_at| RowTimes { term: 1, boot, started_at, expires_at };
+        let row = |boot, started_at, expires_at| RowTimes {
+            identity: RowIdentity { term: Term(1), started_at, expires_at },
+            boot,
+        };
         let left = |row| time_left(row, None, clocks);
         let ends = |after| 3 * HOUR + after;
         assert_eq!(left(row(None, ends(-SECOND), ends(29 * SECOND))), 29 * SECOND);
@@ -163,8 +164,8 @@ mod tests {
         // Memory has a copy of the row, so the wall clock does not count.
         let known = row(None, ends(0), ends(LEASE));
         let copy = Lease {
-            table: 9,
-            term: 1,
+            table: TableOid(9),
+            term: Term(1),
             started_at: ends(0),
             expires_at: ends(LEASE),
             deadline: 0,

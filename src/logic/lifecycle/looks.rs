@@ -44,6 +44,7 @@
 //! known: copies of such databases, and databases in which a backend could not tell.
 
 use super::super::backoff::LOOK;
+use super::super::ids::DatabaseOid;
 use super::{ABSENT, Registry};
 
 /// The extension is there.
@@ -75,7 +76,7 @@ const MAX_FAILED_LOOKS: u32 = 8;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unslotted {
     /// The oid of the database; 0 in a free entry.
-    pub oid: u32,
+    pub oid: DatabaseOid,
     /// The state: one of the constants above. 0 in a free entry.
     pub state: u32,
     /// The pid of the look, from its claim until it has left the server's list of processes; else
@@ -112,18 +113,18 @@ impl Default for Looks {
 
 impl Looks {
     /// Returns the entry of a database, to change it; `None` without an entry.
-    pub(super) fn find(&mut self, oid: u32) -> Option<&mut Unslotted> {
-        self.unslotted.iter_mut().find(|o| oid != 0 && o.oid == oid)
+    pub(super) fn find(&mut self, oid: DatabaseOid) -> Option<&mut Unslotted> {
+        self.unslotted.iter_mut().find(|o| !oid.is_none() && o.oid == oid)
     }
 
     /// Returns all entries that are not free.
     fn used(&mut self) -> impl Iterator<Item = &mut Unslotted> {
-        self.unslotted.iter_mut().filter(|o| o.oid != 0)
+        self.unslotted.iter_mut().filter(|o| !o.oid.is_none())
     }
 
     /// Takes a database out. If a look is in the database, it takes the database out when it
     /// leaves.
-    pub(super) fn take_out(&mut self, oid: u32) {
+    pub(super) fn take_out(&mut self, oid: DatabaseOid) {
         if let Some(unslotted) = self.find(oid) {
             unslotted.leave_out();
         }
@@ -151,7 +152,7 @@ impl Unslotted {
 
 impl Registry<'_> {
     /// Remembers a database without a slot, in this state. Returns false if there is no room.
-    fn remember(&mut self, oid: u32, state: u32) -> bool {
+    fn remember(&mut self, oid: DatabaseOid, state: u32) -> bool {
         if let Some(unslotted) = self.looks.find(oid) {
             // A look that is under way finds out by itself.
             if state != UNSEEN || unslotted.state == GONE {
@@ -160,7 +161,7 @@ impl Registry<'_> {
             return true;
         }
         let used = self.looks.used().count();
-        let free = self.looks.unslotted.iter_mut().find(|o| o.oid == 0);
+        let free = self.looks.unslotted.iter_mut().find(|o| o.oid.is_none());
         match free.filter(|_| state == UNSEEN || used < MAX_UNSLOTTED_TO_STAY) {
             Some(free) => {
                 *self.last_generation += 1;
@@ -176,20 +177,20 @@ impl Registry<'_> {
 
     /// Notes that a database without a slot has the extension. The database gets a slot as soon as
     /// it takes workers and a slot is free. Returns false if there is no room for the note.
-    pub fn has_extension(&mut self, oid: u32) -> bool {
+    pub fn has_extension(&mut self, oid: DatabaseOid) -> bool {
         self.remember(oid, HAS)
     }
 
     /// Has a database without a slot looked into. Returns false if there is no room for the
     /// request.
-    pub fn look_into(&mut self, oid: u32) -> bool {
+    pub fn look_into(&mut self, oid: DatabaseOid) -> bool {
         self.database(oid).is_some() || self.remember(oid, UNSEEN)
     }
 
     /// Notes that database `copy` was made from `source` (0 for an unknown one). If `source` has
     /// the extension, `copy` has it too. If nothing is known of `source`, a look goes into `copy`.
-    pub fn copied(&mut self, source: u32, copy: u32) {
-        let has = if source == 0 { None } else { self.knows(source) };
+    pub fn copied(&mut self, source: DatabaseOid, copy: DatabaseOid) {
+        let has = if source.is_none() { None } else { self.knows(source) };
         match has {
             Some(true) => {
                 self.has_extension(copy);
@@ -202,7 +203,7 @@ impl Registry<'_> {
     }
 
     /// Returns whether a database has the extension. `None`: that is not known.
-    pub fn knows(&mut self, oid: u32) -> Option<bool> {
+    pub fn knows(&mut self, oid: DatabaseOid) -> Option<bool> {
         let slot = self.database(oid).map(|d| d.worker(super::Kind::Keeper).state != ABSENT);
         let unslotted = self.looks.find(oid).map(|o| o.state);
         match (slot, unslotted) {
@@ -215,7 +216,7 @@ impl Registry<'_> {
     }
 
     /// Returns how many more databases may be looked into now.
-    pub fn free_looks(&mut self, now: i64, takes_connections: impl Fn(u32) -> bool) -> usize {
+    pub fn free_looks(&mut self, now: i64, takes_connections: impl Fn(DatabaseOid) -> bool) -> usize {
         let busy = |o: &&mut Unslotted| match o.state {
             LOOKING => true,
             UNSEEN => o.retry_at <= now && takes_connections(o.oid),
@@ -226,7 +227,11 @@ impl Registry<'_> {
 
     /// Returns the databases for which looks are to be launched at `now`. They are in the state
     /// Looking from here on.
-    pub fn launch_looks(&mut self, now: i64, takes_connections: impl Fn(u32) -> bool) -> Vec<u32> {
+    pub fn launch_looks(
+        &mut self,
+        now: i64,
+        takes_connections: impl Fn(DatabaseOid) -> bool,
+    ) -> Vec<DatabaseOid> {
         let busy = self.looks.used().filter(|o| o.state == LOOKING || o.pid != 0).count();
         let holds = &*self.holds;
         let due = |o: &&mut Unslotted| {
@@ -245,14 +250,14 @@ impl Registry<'_> {
     /// Returns the clock reading at which the next look is due among those that failed or were
     /// postponed; `None` without one. A database that waits for the end of another look is not
     /// among them, because the end of that look starts the next one.
-    pub fn next_look(&mut self, now: i64, takes_connections: impl Fn(u32) -> bool) -> Option<i64> {
+    pub fn next_look(&mut self, now: i64, takes_connections: impl Fn(DatabaseOid) -> bool) -> Option<i64> {
         let later = |o: &&mut Unslotted| o.state == UNSEEN && o.retry_at > now && takes_connections(o.oid);
         self.looks.used().filter(later).map(|o| o.retry_at).min()
     }
 
     /// Claims a database for a look. This is the look's first act, before it connects. Returns
     /// false if the look has to go.
-    pub fn claim_look(&mut self, oid: u32, pid: i32) -> bool {
+    pub fn claim_look(&mut self, oid: DatabaseOid, pid: i32) -> bool {
         let held = self.is_held(oid);
         let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) else {
             return false;
@@ -267,7 +272,7 @@ impl Registry<'_> {
 
     /// Notes whether a look has found the extension. What a backend has told since the look began
     /// counts more.
-    pub fn looked(&mut self, oid: u32, pid: i32, found: bool) {
+    pub fn looked(&mut self, oid: DatabaseOid, pid: i32, found: bool) {
         if let Some(unslotted) = self.looks.find(oid).filter(|o| o.pid == pid && o.state == LOOKING) {
             unslotted.state = if found { HAS } else { GONE };
         }
@@ -275,7 +280,7 @@ impl Registry<'_> {
 
     /// Notes that a look has left the server's list of processes. This is the look's last act.
     /// Returns the process numbers of the database's holders, which the look wakes.
-    pub fn look_ended(&mut self, oid: u32, pid: i32, now: i64) -> Vec<i32> {
+    pub fn look_ended(&mut self, oid: DatabaseOid, pid: i32, now: i64) -> Vec<i32> {
         let holders = self.holders(oid);
         if let Some(unslotted) = self.looks.find(oid).filter(|o| o.pid == pid) {
             unslotted.pid = 0;
@@ -290,7 +295,7 @@ impl Registry<'_> {
     }
 
     /// Notes that a look that was launched ended before its claim.
-    pub fn look_lost(&mut self, oid: u32, now: i64) {
+    pub fn look_lost(&mut self, oid: DatabaseOid, now: i64) {
         if let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
             unslotted.failed(now);
         }
@@ -298,29 +303,29 @@ impl Registry<'_> {
 
     /// Notes that a look was not launched, because no worker slot was free. That is no failure of
     /// the database.
-    pub fn look_postponed(&mut self, oid: u32, now: i64) {
+    pub fn look_postponed(&mut self, oid: DatabaseOid, now: i64) {
         if let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
             (unslotted.state, unslotted.retry_at) = (UNSEEN, now + LOOK.max);
         }
     }
 
     /// Returns the databases into which no look succeeded.
-    pub fn failed_looks(&mut self) -> Vec<u32> {
+    pub fn failed_looks(&mut self) -> Vec<DatabaseOid> {
         self.looks.used().filter(|o| o.state == FAILED).map(|o| o.oid).collect()
     }
 
     /// Gives slots to the databases that have the extension and take workers. Returns those for
     /// which no slot is free.
-    pub fn place(&mut self, takes_workers: impl Fn(u32) -> bool) -> Vec<u32> {
+    pub fn place(&mut self, takes_workers: impl Fn(DatabaseOid) -> bool) -> Vec<DatabaseOid> {
         let waits = |o: &&mut Unslotted| o.state == HAS && takes_workers(o.oid);
-        let waiting: Vec<u32> = self.looks.used().filter(waits).map(|o| o.oid).collect();
+        let waiting: Vec<DatabaseOid> = self.looks.used().filter(waits).map(|o| o.oid).collect();
         waiting.into_iter().filter(|oid| !self.add(*oid)).collect()
     }
 
     /// Takes out databases that do not exist any more. `last_generation` is the last generation
     /// from before the scan that found the databases that `exist`: younger entries may be of
     /// younger databases.
-    pub fn forget_unslotted(&mut self, last_generation: u64, exists: impl Fn(u32) -> bool) {
+    pub fn forget_unslotted(&mut self, last_generation: u64, exists: impl Fn(DatabaseOid) -> bool) {
         let gone = self.looks.used().filter(|o| o.generation <= last_generation && !exists(o.oid));
         gone.for_each(Unslotted::leave_out);
     }
@@ -333,7 +338,7 @@ impl Registry<'_> {
     }
 
     /// Returns the pid of the look into a database; 0 without one.
-    pub(super) fn looker(&mut self, oid: u32) -> i32 {
+    pub(super) fn looker(&mut self, oid: DatabaseOid) -> i32 {
         self.looks.find(oid).map_or(0, |o| o.pid)
     }
 }

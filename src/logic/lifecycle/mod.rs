@@ -54,6 +54,7 @@
 mod looks;
 
 use super::backoff::{HEALTHY, RESTART, RESTART_RELAY};
+use super::ids::{DatabaseOid, Process, SchemaOid};
 use super::text::Text;
 pub use looks::Looks;
 
@@ -109,11 +110,9 @@ impl Kind {
 pub struct WorkerSlot {
     /// The state of the worker; 0 is `UNKNOWN`.
     pub state: u32,
-    /// The pid of the worker, from its claim until it has left the server's list of processes; else
-    /// 0.
-    pub pid: i32,
-    /// The process number of the worker. Means nothing if `pid` is 0.
-    pub procno: i32,
+    /// The worker's process, from its claim until it has left the server's list of processes; else
+    /// `Process::NONE`.
+    pub process: Process,
     /// How often the worker ended without an order to leave, in this generation of the database's
     /// slot.
     pub restarts: u32,
@@ -151,16 +150,16 @@ impl WorkerSlot {
     /// Counts a reason to look again. Returns the process number of the worker, which the caller
     /// wakes after the lock is released. `None`: there is no process, and a new one looks anyway.
     fn prepare_wakeup(&mut self) -> Option<i32> {
-        (self.pid != 0).then(|| {
+        (self.process.pid != 0).then(|| {
             self.wakeups = self.wakeups.wrapping_add(1);
-            self.procno
+            self.process.procno
         })
     }
 
     /// Returns whether the worker has no process and is to be launched at `now`, as far as its own
     /// state says.
     fn is_due(&self, now: i64) -> bool {
-        self.pid == 0 && (self.state == UNKNOWN || (self.state == BACKOFF && self.retry_at <= now))
+        self.process.pid == 0 && (self.state == UNKNOWN || (self.state == BACKOFF && self.retry_at <= now))
     }
 
     /// Returns whether the worker waits for a free slot of max_worker_processes.
@@ -170,7 +169,7 @@ impl WorkerSlot {
 
     /// Returns whether the worker has a process, or one that was launched.
     fn is_up(&self) -> bool {
-        self.pid != 0 || self.state == STARTING
+        self.process.pid != 0 || self.state == STARTING
     }
 }
 
@@ -180,7 +179,7 @@ impl WorkerSlot {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DatabaseSlot {
     /// The oid of the database; 0 in a free slot.
-    pub oid: u32,
+    pub oid: DatabaseOid,
     /// 1: the extension was created or dropped here, and the keeper has to look whether it is
     /// there. 0: the keeper need not look.
     recheck: u32,
@@ -201,7 +200,7 @@ pub struct DatabaseSlot {
     changed_rows: u32,
     /// The oid of the one schema with changed rows. Means nothing unless `changed_rows` is
     /// `CHANGED_ONE`.
-    changed_schema: u32,
+    changed_schema: SchemaOid,
     /// 1: the keeper may have to wait for a fence, so the end of a fence wakes it. 0: no fence
     /// concerns it.
     expects_fences: u32,
@@ -252,11 +251,9 @@ impl DatabaseSlot {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hold {
     /// The oid of the database; 0 in a free slot.
-    pub database: u32,
-    /// The pid of the holder.
-    pub pid: i32,
-    /// The process number of the holder, which a worker that has gone wakes.
-    pub procno: i32,
+    pub database: DatabaseOid,
+    /// The holder, which a worker that has gone wakes.
+    pub holder: Process,
 }
 
 /// The registry: databases, their workers, and holds. The lock Registry is held exclusively as long
@@ -339,7 +336,7 @@ pub enum ChangedPrefixes {
     /// No prefix has.
     Unchanged,
     /// The prefix with this schema oid has.
-    Of(u32),
+    Of(SchemaOid),
     /// Any prefix may have.
     All,
 }
@@ -359,7 +356,7 @@ pub enum Refused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FreedSlot {
     /// The oid of the database that had the slot.
-    pub oid: u32,
+    pub oid: DatabaseOid,
     /// The number of the slot.
     pub slot: usize,
     /// The generation that has ended.
@@ -369,11 +366,11 @@ pub struct FreedSlot {
 impl Registry<'_> {
     /// Takes a slot for a database that has the extension. Returns whether the database has a slot
     /// now; false if no slot is free.
-    pub fn add(&mut self, oid: u32) -> bool {
+    pub fn add(&mut self, oid: DatabaseOid) -> bool {
         if self.find(oid).is_some() {
             return true;
         }
-        match self.databases.iter_mut().find(|d| d.oid == 0) {
+        match self.databases.iter_mut().find(|d| d.oid.is_none()) {
             Some(slot) => {
                 *self.last_generation += 1;
                 *slot = DatabaseSlot { oid, generation: *self.last_generation, ..DatabaseSlot::default() };
@@ -385,17 +382,17 @@ impl Registry<'_> {
     }
 
     /// Returns the number and the generation of a database's slot; `None` without a slot.
-    pub fn slot(&self, oid: u32) -> Option<(usize, u64)> {
-        let slot = self.databases.iter().position(|d| oid != 0 && d.oid == oid)?;
+    pub fn slot(&self, oid: DatabaseOid) -> Option<(usize, u64)> {
+        let slot = self.databases.iter().position(|d| !oid.is_none() && d.oid == oid)?;
         Some((slot, self.databases[slot].generation))
     }
 
     /// Returns the workers that are to be launched at `now`, in databases that are `alive`. They
     /// are in the state Starting from here on.
-    pub fn launch(&mut self, now: i64, alive: impl Fn(u32) -> bool) -> Vec<(Kind, u32)> {
+    pub fn launch(&mut self, now: i64, alive: impl Fn(DatabaseOid) -> bool) -> Vec<(Kind, DatabaseOid)> {
         let mut launched = Vec::new();
         let holds = &*self.holds;
-        for d in self.databases.iter_mut().filter(|d| d.oid != 0 && alive(d.oid)) {
+        for d in self.databases.iter_mut().filter(|d| !d.oid.is_none() && alive(d.oid)) {
             if holds.iter().any(|h| h.database == d.oid) {
                 continue;
             }
@@ -414,12 +411,12 @@ impl Registry<'_> {
     /// Returns the clock reading at which the next worker in Backoff is due; `None` if no worker
     /// waits so.
     pub fn next_launch(&self) -> Option<i64> {
-        let open = self.databases.iter().filter(|d| d.oid != 0 && !self.is_held(d.oid));
+        let open = self.databases.iter().filter(|d| !d.oid.is_none() && !self.is_held(d.oid));
         open.flat_map(|d| {
             let waiting = move |kind: &Kind| {
                 let worker = d.worker(*kind);
                 let wanted = *kind == Kind::Keeper || !d.is_unwanted(Kind::Relay);
-                worker.state == BACKOFF && worker.pid == 0 && wanted
+                worker.state == BACKOFF && worker.process.pid == 0 && wanted
             };
             Kind::ALL.into_iter().filter(waiting).map(|kind| d.worker(kind).retry_at)
         })
@@ -427,19 +424,19 @@ impl Registry<'_> {
     }
 
     /// Notes that a worker that was launched ended before its claim.
-    pub fn launch_failed(&mut self, kind: Kind, oid: u32, now: i64, why: &str) {
+    pub fn launch_failed(&mut self, kind: Kind, oid: DatabaseOid, now: i64, why: &str) {
         self.not_launched(kind, oid, now, why, false);
     }
 
     /// Notes that a worker was not launched, because no slot of max_worker_processes was free.
-    pub fn no_worker_slot(&mut self, kind: Kind, oid: u32, now: i64, why: &str) {
+    pub fn no_worker_slot(&mut self, kind: Kind, oid: DatabaseOid, now: i64, why: &str) {
         self.not_launched(kind, oid, now, why, true);
     }
 
     /// Puts a worker that was launched and has not claimed its slot into Backoff.
-    fn not_launched(&mut self, kind: Kind, oid: u32, now: i64, why: &str, no_slot: bool) {
+    fn not_launched(&mut self, kind: Kind, oid: DatabaseOid, now: i64, why: &str, no_slot: bool) {
         let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
-        if let Some(worker) = worker.filter(|w| w.state == STARTING && w.pid == 0) {
+        if let Some(worker) = worker.filter(|w| w.state == STARTING && w.process.pid == 0) {
             worker.back_off(kind, now);
             worker.no_slot = u32::from(no_slot);
             worker.last_error = Text::truncated(why);
@@ -451,8 +448,8 @@ impl Registry<'_> {
     pub fn claim(
         &mut self,
         kind: Kind,
-        oid: u32,
-        (pid, procno): (i32, i32),
+        oid: DatabaseOid,
+        process: Process,
         now: (i64, i64),
     ) -> Result<(), Refused> {
         let held = self.is_held(oid);
@@ -462,15 +459,15 @@ impl Registry<'_> {
         if held || unwanted {
             // The worker is launched anew when the hold or the order ends. To have to go is no
             // failure.
-            if worker.pid == 0 {
+            if worker.process.pid == 0 {
                 worker.state = UNKNOWN;
             }
             return Err(if held { Refused::Held } else { Refused::Unwanted });
         }
-        if worker.pid != 0 {
+        if worker.process.pid != 0 {
             return Err(Refused::Second);
         }
-        (worker.pid, worker.procno, worker.state) = (pid, procno, STARTING);
+        (worker.process, worker.state) = (process, STARTING);
         (worker.began, worker.started_at) = now;
         worker.no_slot = 0;
         Ok(())
@@ -478,16 +475,22 @@ impl Registry<'_> {
 
     /// Returns whether a connected worker is back after a failure: it has failed since the last
     /// call.
-    pub fn is_back(&mut self, kind: Kind, oid: u32, pid: i32) -> bool {
+    pub fn is_back(&mut self, kind: Kind, oid: DatabaseOid, pid: i32) -> bool {
         let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
-        worker.filter(|w| w.pid == pid).is_some_and(|w| std::mem::take(&mut w.failed) != 0)
+        worker.filter(|w| w.process.pid == pid).is_some_and(|w| std::mem::take(&mut w.failed) != 0)
     }
 
     /// Notes whether the keeper has found the extension. The keeper began to look at `since`.
     /// Returns the process number of a relay that has to go, which the caller wakes; `None` if no
     /// relay has to. The caller wakes the coordinator too, because a relay may be wanted.
-    pub fn extension_looked_up(&mut self, oid: u32, pid: i32, extension: bool, since: i64) -> Option<i32> {
-        let d = self.find(oid).filter(|d| d.worker(Kind::Keeper).pid == pid)?;
+    pub fn extension_looked_up(
+        &mut self,
+        oid: DatabaseOid,
+        pid: i32,
+        extension: bool,
+        since: i64,
+    ) -> Option<i32> {
+        let d = self.find(oid).filter(|d| d.worker(Kind::Keeper).process.pid == pid)?;
         if extension {
             (d.keeper().state, d.known) = (RUNNING, 1);
             return None;
@@ -497,28 +500,28 @@ impl Registry<'_> {
     }
 
     /// Notes that the relay with the process id `pid` is connected.
-    pub fn relay_connected(&mut self, oid: u32, pid: i32) {
+    pub fn relay_connected(&mut self, oid: DatabaseOid, pid: i32) {
         let worker = self.find(oid).map(|d| &mut d.workers[Kind::Relay as usize]);
-        if let Some(worker) = worker.filter(|w| w.pid == pid) {
+        if let Some(worker) = worker.filter(|w| w.process.pid == pid) {
             worker.state = RUNNING;
         }
     }
 
     /// Returns the process numbers of the backends that hold a database. A worker that has gone
     /// wakes them.
-    fn holders(&self, oid: u32) -> Vec<i32> {
-        self.holds.iter().filter(|h| h.database == oid && oid != 0).map(|h| h.procno).collect()
+    fn holders(&self, oid: DatabaseOid) -> Vec<i32> {
+        self.holds.iter().filter(|h| h.database == oid && !oid.is_none()).map(|h| h.holder.procno).collect()
     }
 
     /// Notes that a worker has left the server's list of processes. This is the worker's last act.
     /// Returns the process numbers to wake: the holders, and the keeper if a relay failed.
-    pub fn exited(&mut self, kind: Kind, oid: u32, pid: i32, now: i64) -> Vec<i32> {
+    pub fn exited(&mut self, kind: Kind, oid: DatabaseOid, pid: i32, now: i64) -> Vec<i32> {
         let mut holders = self.holders(oid);
         let held = !holders.is_empty();
-        let Some(d) = self.find(oid).filter(|d| d.worker(kind).pid == pid) else { return holders };
+        let Some(d) = self.find(oid).filter(|d| d.worker(kind).process.pid == pid) else { return holders };
         let told = d.is_unwanted(kind) || (kind == Kind::Keeper && d.recheck != 0);
         let worker = &mut d.workers[kind as usize];
-        (worker.pid, worker.procno) = (0, 0);
+        worker.process = Process::NONE;
         if worker.state == ABSENT && d.recheck == 0 {
             return holders;
         }
@@ -527,7 +530,7 @@ impl Registry<'_> {
             if kind == Kind::Keeper {
                 d.recheck = 0;
             }
-            if d.workers.iter().all(|w| w.pid == 0) {
+            if d.workers.iter().all(|w| w.process.pid == 0) {
                 d.leave = 0;
             }
             return holders;
@@ -548,7 +551,7 @@ impl Registry<'_> {
     /// runs looks for itself. Otherwise the coordinator starts one, or gives up what was kept for
     /// the database, so the caller wakes the coordinator. Returns the process number of a worker to
     /// wake, if there is one.
-    pub fn extension_changed(&mut self, oid: u32, found: Option<bool>, now: i64) -> Option<i32> {
+    pub fn extension_changed(&mut self, oid: DatabaseOid, found: Option<bool>, now: i64) -> Option<i32> {
         let is_listed = self.looks.find(oid).is_some_and(|o| o.state == looks::HAS);
         let Some(d) = self.find(oid) else {
             match found {
@@ -560,7 +563,7 @@ impl Registry<'_> {
             }
             return None;
         };
-        if d.keeper().pid != 0 {
+        if d.keeper().process.pid != 0 {
             d.recheck = 1;
             return d.keeper().prepare_wakeup();
         }
@@ -578,13 +581,13 @@ impl Registry<'_> {
 
     /// Counts a reason for the keeper to plan anew. Returns the process number of the keeper to
     /// wake; `None` if there is no keeper.
-    pub fn prepare_wakeup(&mut self, oid: u32) -> Option<i32> {
+    pub fn prepare_wakeup(&mut self, oid: DatabaseOid) -> Option<i32> {
         self.find(oid)?.keeper().prepare_wakeup()
     }
 
     /// Notes that rows of `oban_peers` have changed, of one schema or of many (`None`). Returns the
     /// process number of the keeper to wake; `None` if there is no keeper.
-    pub fn rows_changed(&mut self, oid: u32, schema: Option<u32>) -> Option<i32> {
+    pub fn rows_changed(&mut self, oid: DatabaseOid, schema: Option<SchemaOid>) -> Option<i32> {
         let d = self.find(oid)?;
         (d.changed_rows, d.changed_schema) = match schema {
             Some(schema)
@@ -592,13 +595,13 @@ impl Registry<'_> {
             {
                 (CHANGED_ONE, schema)
             }
-            _ => (CHANGED_ALL, 0),
+            _ => (CHANGED_ALL, SchemaOid::NONE),
         };
         d.keeper().prepare_wakeup()
     }
 
     /// Sets whether the end of a transaction with a fence wakes the keeper.
-    pub fn expect_fences(&mut self, oid: u32, expected: bool) {
+    pub fn expect_fences(&mut self, oid: DatabaseOid, expected: bool) {
         if let Some(d) = self.find(oid) {
             d.expects_fences = u32::from(expected);
         }
@@ -606,12 +609,12 @@ impl Registry<'_> {
 
     /// Notes that a transaction with a fence has ended. Returns the process number of the keeper to
     /// wake; `None` if there is no keeper, or the keeper waits for no fence.
-    pub fn fence_ended(&mut self, oid: u32) -> Option<i32> {
+    pub fn fence_ended(&mut self, oid: DatabaseOid) -> Option<i32> {
         self.find(oid).filter(|d| d.expects_fences != 0)?.keeper().prepare_wakeup()
     }
 
     /// Notes what went wrong, for the view oban_workers.
-    pub fn note_error(&mut self, kind: Kind, oid: u32, what: &str) {
+    pub fn note_error(&mut self, kind: Kind, oid: DatabaseOid, what: &str) {
         if let Some(d) = self.find(oid) {
             d.workers[kind as usize].last_error = Text::truncated(what);
         }
@@ -619,20 +622,20 @@ impl Registry<'_> {
 
     /// Counts a reason for the relay to look again. Returns the process number of the relay to
     /// wake; `None` if there is no relay.
-    pub fn prepare_relay_wakeup(&mut self, oid: u32) -> Option<i32> {
+    pub fn prepare_relay_wakeup(&mut self, oid: DatabaseOid) -> Option<i32> {
         self.find(oid)?.workers[Kind::Relay as usize].prepare_wakeup()
     }
 
     /// Notes that a prefix may have been installed, renamed or dropped. Returns the process number
     /// of the relay to wake; `None` if there is no relay.
-    pub fn prefixes_changed(&mut self, oid: u32) -> Option<i32> {
+    pub fn prefixes_changed(&mut self, oid: DatabaseOid) -> Option<i32> {
         self.find(oid)?.prefixes = 1;
         self.prepare_relay_wakeup(oid)
     }
 
     /// Returns what a worker has to know before a pass, and forgets the requests to look. A
     /// database without a slot orders the worker to leave.
-    pub fn orders(&mut self, kind: Kind, oid: u32) -> Orders {
+    pub fn orders(&mut self, kind: Kind, oid: DatabaseOid) -> Orders {
         let held = self.is_held(oid);
         match self.find(oid) {
             Some(d) => Orders {
@@ -657,41 +660,41 @@ impl Registry<'_> {
     }
 
     /// Returns whether the keeper failed and waits until it is launched again.
-    pub fn is_backing_off(&mut self, oid: u32) -> bool {
-        self.find(oid).is_some_and(|d| d.keeper().pid == 0 && d.keeper().state == BACKOFF)
+    pub fn is_backing_off(&mut self, oid: DatabaseOid) -> bool {
+        self.find(oid).is_some_and(|d| d.keeper().process.pid == 0 && d.keeper().state == BACKOFF)
     }
 
     /// Returns a worker's wakeup counter; 0 for a database without a slot.
-    pub fn wakeups(&mut self, kind: Kind, oid: u32) -> u32 {
+    pub fn wakeups(&mut self, kind: Kind, oid: DatabaseOid) -> u32 {
         self.find(oid).map_or(0, |d| d.worker(kind).wakeups)
     }
 
     /// Returns pid and process number of the keeper, the relay and the look of a database. Pid 0 is
     /// no process. The look has process number -1, because it waits for nothing.
-    pub fn processes(&mut self, oid: u32) -> [(i32, i32); 3] {
-        let [keeper, relay] = self.find(oid).map_or([(0, 0); 2], |d| d.workers.map(|w| (w.pid, w.procno)));
-        [keeper, relay, (self.looker(oid), -1)]
+    pub fn processes(&mut self, oid: DatabaseOid) -> [Process; 3] {
+        let [keeper, relay] = self.find(oid).map_or([Process::NONE; 2], |d| d.workers.map(|w| w.process));
+        [keeper, relay, Process { pid: self.looker(oid), procno: -1 }]
     }
 
     /// Returns whether a database without a slot could have one. False as well for a database that
     /// is known to take no workers.
-    pub fn could_have_slot(&mut self, oid: u32) -> bool {
+    pub fn could_have_slot(&mut self, oid: DatabaseOid) -> bool {
         let is_listed = self.looks.find(oid).is_some_and(|o| o.state == looks::HAS);
-        self.database(oid).is_none() && !is_listed && self.databases.iter().any(|d| d.oid == 0)
+        self.database(oid).is_none() && !is_listed && self.databases.iter().any(|d| d.oid.is_none())
     }
 
     /// Returns the lack of worker processes, for a worker that finds no free slot. The server
     /// allows `most`.
     pub fn workers_lacking(&self, most: usize) -> Lack {
-        let taken = self.databases.iter().filter(|d| d.oid != 0).count();
+        let taken = self.databases.iter().filter(|d| !d.oid.is_none()).count();
         Lack::Workers { most, needed: 1 + Kind::ALL.len() * taken }
     }
 
     /// Returns what keeps a database from having its workers; `None` if nothing does. The server
     /// allows `most` worker processes. With `soon` the result is also what the database will lack
     /// once all databases with a slot have started their workers.
-    pub fn lack(&self, oid: u32, most: usize, soon: bool) -> Option<Lack> {
-        let (own, taken) = (self.database(oid), self.databases.iter().filter(|d| d.oid != 0).count());
+    pub fn lack(&self, oid: DatabaseOid, most: usize, soon: bool) -> Option<Lack> {
+        let (own, taken) = (self.database(oid), self.databases.iter().filter(|d| !d.oid.is_none()).count());
         let needed = |databases: usize| 1 + Kind::ALL.len() * databases;
         if own.is_none() && taken == self.databases.len() {
             let workers = needed(taken + 1);
@@ -707,8 +710,13 @@ impl Registry<'_> {
     /// was kept for the database before that reading may go. `last_generation` is the last
     /// generation from before the scan that found the `alive` databases, because nothing is known
     /// of younger ones.
-    pub fn forgettable(&self, last_generation: u64, alive: impl Fn(u32) -> bool) -> Vec<(u32, i64)> {
-        let gone = self.databases.iter().filter(|d| d.oid != 0 && !d.workers.iter().any(WorkerSlot::is_up));
+    pub fn forgettable(
+        &self,
+        last_generation: u64,
+        alive: impl Fn(DatabaseOid) -> bool,
+    ) -> Vec<(DatabaseOid, i64)> {
+        let gone =
+            self.databases.iter().filter(|d| !d.oid.is_none() && !d.workers.iter().any(WorkerSlot::is_up));
         gone.filter_map(|d| match d.worker(Kind::Keeper).state {
             _ if d.generation <= last_generation && !alive(d.oid) => Some((d.oid, i64::MAX)),
             ABSENT if d.known != 0 => Some((d.oid, d.absent_since)),
@@ -725,11 +733,11 @@ impl Registry<'_> {
     pub fn reap(
         &mut self,
         last_generation: u64,
-        alive: impl Fn(u32) -> bool,
-        exists: impl Fn(u32) -> bool,
+        alive: impl Fn(DatabaseOid) -> bool,
+        exists: impl Fn(DatabaseOid) -> bool,
     ) -> (Vec<FreedSlot>, Vec<i32>) {
         let (mut freed, mut leaving, mut kept) = (Vec::new(), Vec::new(), Vec::new());
-        for (slot, d) in self.databases.iter_mut().enumerate().filter(|(_, d)| d.oid != 0) {
+        for (slot, d) in self.databases.iter_mut().enumerate().filter(|(_, d)| !d.oid.is_none()) {
             let absent = d.keeper().state == ABSENT && d.recheck == 0;
             let dead = d.generation <= last_generation && !alive(d.oid);
             if d.workers.iter().any(WorkerSlot::is_up) {
@@ -752,15 +760,15 @@ impl Registry<'_> {
     /// Has workers launched again that an earlier coordinator had launched and that have not
     /// claimed their slot. (Should both come up, `claim` refuses the second.)
     pub fn adopt(&mut self) {
-        let workers = self.databases.iter_mut().filter(|d| d.oid != 0).flat_map(|d| &mut d.workers);
-        workers.filter(|w| w.pid == 0 && w.state == STARTING).for_each(|w| w.state = UNKNOWN);
+        let workers = self.databases.iter_mut().filter(|d| !d.oid.is_none()).flat_map(|d| &mut d.workers);
+        workers.filter(|w| w.process.pid == 0 && w.state == STARTING).for_each(|w| w.state = UNKNOWN);
         self.adopt_looks();
     }
 
     /// Keeps workers off a database. Returns false if the table of holds is full.
-    pub fn hold(&mut self, database: u32, pid: i32, procno: i32) -> bool {
-        let Some(free) = self.holds.iter_mut().find(|h| h.database == 0) else { return false };
-        *free = Hold { database, pid, procno };
+    pub fn hold(&mut self, database: DatabaseOid, holder: Process) -> bool {
+        let Some(free) = self.holds.iter_mut().find(|h| h.database.is_none()) else { return false };
+        *free = Hold { database, holder };
         if let Some(d) = self.find(database) {
             d.workers.iter_mut().for_each(|w| {
                 w.prepare_wakeup();
@@ -771,24 +779,24 @@ impl Registry<'_> {
 
     /// Ends all holds of a backend.
     pub fn release(&mut self, pid: i32) {
-        for hold in self.holds.iter_mut().filter(|h| h.pid == pid) {
+        for hold in self.holds.iter_mut().filter(|h| h.holder.pid == pid) {
             *hold = Hold::default();
         }
     }
 
     /// Returns whether a command holds a database.
-    pub fn is_held(&self, database: u32) -> bool {
-        database != 0 && self.holds.iter().any(|h| h.database == database)
+    pub fn is_held(&self, database: DatabaseOid) -> bool {
+        !database.is_none() && self.holds.iter().any(|h| h.database == database)
     }
 
     /// Returns the slot of a database, to change it; `None` without a slot.
-    fn find(&mut self, oid: u32) -> Option<&mut DatabaseSlot> {
-        self.databases.iter_mut().find(|d| oid != 0 && d.oid == oid)
+    fn find(&mut self, oid: DatabaseOid) -> Option<&mut DatabaseSlot> {
+        self.databases.iter_mut().find(|d| !oid.is_none() && d.oid == oid)
     }
 
     /// Returns the slot of a database; `None` without a slot.
-    pub fn database(&self, oid: u32) -> Option<&DatabaseSlot> {
-        self.databases.iter().find(|d| oid != 0 && d.oid == oid)
+    pub fn database(&self, oid: DatabaseOid) -> Option<&DatabaseSlot> {
+        self.databases.iter().find(|d| !oid.is_none() && d.oid == oid)
     }
 }
 

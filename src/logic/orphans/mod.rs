@@ -48,6 +48,7 @@ use std::collections::{HashMap, HashSet};
 use super::check;
 use super::gossip::EntryRef;
 use super::gossip::memory::{self, Remembered};
+use super::ids::{DatabaseOid, SchemaOid};
 use super::jsonb::{self, Value};
 
 /// The longest foreign state, in bytes of `jsonb`, that can't have been shortened. As text the
@@ -259,9 +260,9 @@ pub struct Suspect {
     /// The hash of the attempt; see `Attempt`.
     attempt: u64,
     /// The oid of the database.
-    database: u32,
+    database: DatabaseOid,
     /// The oid of the schema.
-    schema: u32,
+    schema: SchemaOid,
     /// The clock reading after the snapshot of the first look, in microseconds; 0 if the suspect is
     /// free.
     since: i64,
@@ -275,8 +276,8 @@ pub struct Suspect {
 /// The job of a row, and the attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    pub database: u32,
-    pub schema: u32,
+    pub database: DatabaseOid,
+    pub schema: SchemaOid,
     pub id: i64,
     /// The hash of process and time of the attempt. Another attempt of the job has another hash.
     pub attempt: u64,
@@ -284,7 +285,7 @@ pub struct Attempt {
 
 impl Attempt {
     /// Returns the attempt that a row shows.
-    pub fn of(database: u32, schema: u32, job: &Job<'_>) -> Self {
+    pub fn of(database: DatabaseOid, schema: SchemaOid, job: &Job<'_>) -> Self {
         let by = memory::hash(job.node.unwrap_or_default(), job.uuid);
         let at = job.attempted_at.unwrap_or(i64::MIN) as u64;
         let attempt = by ^ at.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -342,7 +343,7 @@ impl Suspects<'_> {
     }
 
     /// Returns whether a schema has suspects.
-    pub fn any(&self, database: u32, schema: u32) -> bool {
+    pub fn any(&self, database: DatabaseOid, schema: SchemaOid) -> bool {
         self.0.iter().any(|s| s.since != 0 && (s.database, s.schema) == (database, schema))
     }
 
@@ -354,7 +355,7 @@ impl Suspects<'_> {
 
     /// Returns the group of suspects to which an attempt belongs.
     fn places(&mut self, attempt: &Attempt) -> &mut [Suspect] {
-        let hash = (attempt.id as u64 ^ attempt.attempt ^ u64::from(attempt.schema) << 32)
+        let hash = (attempt.id as u64 ^ attempt.attempt ^ u64::from(attempt.schema.0) << 32)
             .wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let groups = (self.0.len() / PLACES).max(1);
         let first = (hash >> 32) as usize % groups * PLACES;

@@ -1,5 +1,6 @@
+use super::super::ids::{DatabaseOid, SchemaOid};
 use super::*;
-use crate::logic::gossip::memory::{Process, Processes, ProcessesHead, remembered};
+use crate::logic::gossip::memory::{GossipProcess, Processes, ProcessesHead, remembered};
 use crate::logic::gossip::{
     Block, BlockUsage, EntryBatch, GossipEntry, GossipHead, Key, MAX_BLOCK_USAGES, NewEntry, Quota, Source,
     Table, View, memory::Identity,
@@ -20,7 +21,7 @@ struct Server {
     block_usages: Vec<BlockUsage>,
     processes_head: ProcessesHead,
     process_buckets: Vec<u32>,
-    processes: Vec<Process>,
+    processes: Vec<GossipProcess>,
     suspects: Vec<Suspect>,
     knows_since: i64,
     coverage: Coverage,
@@ -36,7 +37,7 @@ impl Server {
             block_usages: vec![BlockUsage::default(); MAX_BLOCK_USAGES],
             processes_head: ProcessesHead::default(),
             process_buckets: vec![0; 4],
-            processes: vec![Process::default(); 8],
+            processes: vec![GossipProcess::default(); 8],
             suspects: vec![Suspect::default(); 16],
             knows_since: now,
             coverage: Coverage { since: now, at: now },
@@ -59,7 +60,7 @@ impl Server {
     }
 
     fn key<'a>(node: &'a str, queue: &'a str) -> Key<'a> {
-        Key { database: 1, schema: SCHEMA, name: "Oban", node, queue }
+        Key { database: DatabaseOid(1), schema: SchemaOid(SCHEMA), name: "Oban", node, queue }
     }
 
     fn put(&mut self, node: &str, queue: &str, state: &serde_json::Value, now: i64, foreign: bool) {
@@ -79,11 +80,12 @@ impl Server {
     fn evidence(&self, now: i64, grace: i64) -> Evidence {
         let times = Times { now, wall_ahead: 1_000_000, knows_since: self.knows_since, grace };
         let mut evidence = Evidence::new(times, self.coverage);
-        remembered(&self.processes, 1, SCHEMA, now).for_each(|process| evidence.add_process(process));
+        remembered(&self.processes, DatabaseOid(1), SchemaOid(SCHEMA), now)
+            .for_each(|process| evidence.add_process(process));
         let view =
             View { entries: &self.entries, blocks: &self.blocks, touched: self.head.entries_touched() };
         let mut piece = EntryBatch::new();
-        assert!(view.read(1, false, now, &mut piece));
+        assert!(view.read(DatabaseOid(1), false, now, &mut piece));
         piece.take(|entry| evidence.add_entry(&entry));
         evidence
     }
@@ -95,7 +97,7 @@ impl Server {
 
     fn call_with(&mut self, row: &Job<'_>, now: i64, grace: i64) -> Option<(Reason, i64)> {
         let verdict = self.evidence(now, grace).judge(row);
-        let attempt = Attempt::of(1, SCHEMA, row);
+        let attempt = Attempt::of(DatabaseOid(1), SchemaOid(SCHEMA), row);
         let mut suspects = Suspects(&mut self.suspects);
         match verdict {
             Verdict::Orphan { reason, since } => Some((reason, since)),
@@ -237,27 +239,27 @@ fn what_is_heard_by_notify_counts_as_far_as_it_was_listened_to() {
 #[test]
 fn a_schema_does_not_take_the_suspects_of_others() {
     let mut all = vec![Suspect::default(); 16];
-    let attempt = |schema: u32, id: i64| Attempt { database: 1, schema, id, attempt: 0 };
+    let attempt = |schema: SchemaOid, id: i64| Attempt { database: DatabaseOid(1), schema, id, attempt: 0 };
     let mut suspects = Suspects(&mut all);
     for id in 0..1_000 {
-        assert_eq!(suspects.sight(&attempt(1, id), (10, 0), 10, GRACE), None);
+        assert_eq!(suspects.sight(&attempt(SchemaOid(1), id), (10, 0), 10, GRACE), None);
     }
-    assert_eq!(suspects.sight(&attempt(2, 5), (10, 0), 10, GRACE), None);
+    assert_eq!(suspects.sight(&attempt(SchemaOid(2), 5), (10, 0), 10, GRACE), None);
     // Of too many suspects some are named. When those are over, others are.
     let found = |suspects: &mut Suspects<'_>, now: i64| -> Vec<i64> {
-        let sight = |id: &i64| suspects.sight(&attempt(1, *id), (now, 0), now, GRACE).is_some();
+        let sight = |id: &i64| suspects.sight(&attempt(SchemaOid(1), *id), (now, 0), now, GRACE).is_some();
         (0..1_000).filter(sight).collect()
     };
     let first = found(&mut suspects, 15);
     assert_eq!((first.len(), found(&mut suspects, 20)), (8, first.clone()));
-    assert_eq!(suspects.sight(&attempt(2, 5), (15, 0), 15, GRACE), Some(10));
-    assert!(suspects.any(1, 2) && !suspects.any(2, 2));
-    suspects.clear(&attempt(2, 5));
-    assert!(!suspects.any(1, 2));
+    assert_eq!(suspects.sight(&attempt(SchemaOid(2), 5), (15, 0), 15, GRACE), Some(10));
+    assert!(suspects.any(DatabaseOid(1), SchemaOid(2)) && !suspects.any(DatabaseOid(2), SchemaOid(2)));
+    suspects.clear(&attempt(SchemaOid(2), 5));
+    assert!(!suspects.any(DatabaseOid(1), SchemaOid(2)));
     let later = 30 + STALE;
     let others = |id: &i64| !first.contains(id);
     for id in (0..1_000).filter(others) {
-        suspects.sight(&attempt(1, id), (later, 0), later, GRACE);
+        suspects.sight(&attempt(SchemaOid(1), id), (later, 0), later, GRACE);
     }
     let second = found(&mut suspects, later + GRACE);
     assert!(second.len() == 8 && second.iter().all(others), "{second:?}");

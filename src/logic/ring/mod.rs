@@ -52,6 +52,7 @@
 use std::hash::{DefaultHasher, Hasher};
 
 use super::backoff::MILLISECOND;
+use super::ids::{RoleOid, SchemaOid};
 
 pub mod pool;
 
@@ -133,7 +134,7 @@ pub struct RingEntry {
     /// The key of the channel: a hash of schema and name.
     key: u32,
     /// The oid of the channel's schema; 0 for a verbatim channel.
-    schema: u32,
+    schema: SchemaOid,
     /// The length of the payload, in bytes.
     payload: u16,
     /// The length of the channel's name, in bytes.
@@ -167,7 +168,7 @@ impl RingHead {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RoleUsage {
     /// The oid of the role.
-    role: u32,
+    role: RoleOid,
     /// The number of entries that the role has reserved, or that the relay has not passed; 0 in a
     /// free slot.
     entries: u32,
@@ -179,7 +180,7 @@ pub struct RoleUsage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Charge {
     /// The oid of the role; 0 for a role without a limit.
-    pub role: u32,
+    pub role: RoleOid,
     /// The number of messages.
     pub entries: usize,
     /// The number of bytes of their channels and payloads.
@@ -190,7 +191,7 @@ pub struct Charge {
 
 impl Charge {
     /// Returns a charge that has reserved nothing yet.
-    pub fn new(role: u32, entries: usize, bytes: usize) -> Self {
+    pub fn new(role: RoleOid, entries: usize, bytes: usize) -> Self {
         Self { role, entries, bytes, role_slot: 0 }
     }
 
@@ -221,7 +222,7 @@ impl RingEntry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Channel {
     /// The oid of the prefix's schema; 0 for a verbatim channel.
-    pub schema: u32,
+    pub schema: SchemaOid,
     /// The short name. A verbatim channel has its full name.
     pub name: Vec<u8>,
     /// A hash of schema and name. Two channels may have the same key.
@@ -229,15 +230,15 @@ pub struct Channel {
 }
 
 impl Channel {
-    pub fn new(schema: u32, name: Vec<u8>) -> Self {
+    pub fn new(schema: SchemaOid, name: Vec<u8>) -> Self {
         let key = key(schema, &name);
         Self { schema, name, key }
     }
 }
 
-fn key(schema: u32, name: &[u8]) -> u32 {
+fn key(schema: SchemaOid, name: &[u8]) -> u32 {
     let mut hasher = DefaultHasher::new();
-    hasher.write_u32(schema);
+    hasher.write_u32(schema.0);
     hasher.write(name);
     hasher.finish() as u32
 }
@@ -336,7 +337,7 @@ pub struct RingMessage<'a> {
     /// The wall time at which the message was published, in microseconds.
     pub sent_at: i64,
     /// The oid of the channel's schema; 0 for a verbatim channel.
-    pub schema: u32,
+    pub schema: SchemaOid,
     /// The short name of the channel. A verbatim channel has its full name.
     pub channel: &'a [u8],
     /// The payload of the message.
@@ -614,7 +615,7 @@ impl Ring<'_> {
     /// full.
     fn charge(&mut self, charge: &mut Charge, quota: Quota) -> bool {
         charge.role_slot = 0;
-        if charge.role == 0 || charge.entries == 0 {
+        if charge.role.is_none() || charge.entries == 0 {
             return true;
         }
         let (known, free) =

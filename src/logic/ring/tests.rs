@@ -1,3 +1,4 @@
+use super::super::ids::{RoleOid, SchemaOid};
 use super::*;
 use proptest::prelude::*;
 
@@ -53,15 +54,15 @@ const ALL: Quota = Quota { entries: usize::MAX, bytes: usize::MAX };
 
 /// Reserves room for a role without a limit.
 fn reserve(ring: &mut Ring<'_>, entries: usize, bytes: usize, now: i64) -> Route {
-    ring.reserve(&mut [Charge::new(0, entries, bytes)], ALL, || now)
+    ring.reserve(&mut [Charge::new(RoleOid(0), entries, bytes)], ALL, || now)
 }
 
 fn give_back(ring: &mut Ring<'_>, entries: usize, bytes: usize) {
-    ring.give_back(&[Charge::new(0, entries, bytes)]);
+    ring.give_back(&[Charge::new(RoleOid(0), entries, bytes)]);
 }
 
 fn on(channel: &str) -> Channel {
-    Channel::new(1, channel.into())
+    Channel::new(SchemaOid(1), channel.into())
 }
 
 fn payloads(batch: &Batch) -> Vec<String> {
@@ -85,7 +86,7 @@ fn readers_go_on_where_they_were_and_hear_their_channels_only() {
         (vec!["1".into(), "2".into()], Progress { more: true, ..at(1002) })
     );
     assert_eq!(memory.read(1002, &["b"], 9), (vec![], at(1003)));
-    let verbatim = [Channel::new(0, b"a".to_vec())];
+    let verbatim = [Channel::new(SchemaOid(0), b"a".to_vec())];
     let mut batch = Batch::new(9, 0);
     memory.view().read(1000, &verbatim, &mut batch);
     assert_eq!(batch.len(), 0, "a verbatim channel is another one");
@@ -190,20 +191,20 @@ fn a_role_has_its_share_and_no_more() {
         let mut charges = [Charge::new(role, entries, bytes)];
         (ring.reserve(&mut charges, quota, || 0), charges[0])
     };
-    assert_eq!(ask(1, 3, 3).0, Route::Native, "three entries");
-    assert_eq!(ask(1, 1, 11).0, Route::Native, "eleven bytes");
-    let (way, first) = ask(1, 2, 4);
-    assert_eq!((way, ask(1, 1, 1).0), (Route::Relay, Route::Native), "three together");
-    let (way, second) = ask(2, 2, 4);
+    assert_eq!(ask(RoleOid(1), 3, 3).0, Route::Native, "three entries");
+    assert_eq!(ask(RoleOid(1), 1, 11).0, Route::Native, "eleven bytes");
+    let (way, first) = ask(RoleOid(1), 2, 4);
+    assert_eq!((way, ask(RoleOid(1), 1, 1).0), (Route::Relay, Route::Native), "three together");
+    let (way, second) = ask(RoleOid(2), 2, 4);
     assert_eq!(
-        (way, ask(0, 1, 50).0),
+        (way, ask(RoleOid(0), 1, 50).0),
         (Route::Relay, Route::Relay),
         "other roles, and those without a limit"
     );
-    let (way, third) = ask(3, 1, 1);
-    assert_eq!((way, ask(4, 1, 1).0), (Route::Relay, Route::Native), "the table of roles is full");
+    let (way, third) = ask(RoleOid(3), 1, 1);
+    assert_eq!((way, ask(RoleOid(4), 1, 1).0), (Route::Relay, Route::Native), "the table of roles is full");
     // A transaction of two roles reserves for both or for none.
-    let mut both = [Charge::new(3, 1, 1), Charge::new(2, 1, 1)];
+    let mut both = [Charge::new(RoleOid(3), 1, 1), Charge::new(RoleOid(2), 1, 1)];
     assert_eq!(memory.ring().reserve(&mut both, quota, || 0), Route::Native);
     memory.ring().give_back(&[first, second]);
     assert_eq!(memory.ring().reserve(&mut both, quota, || 0), Route::Relay);
@@ -214,7 +215,7 @@ fn a_role_has_its_share_and_no_more() {
     memory.ring().append(&message, 7, 0);
     memory.ring().give_back(&both[1..]);
     memory.ring().append(&message, 7, 0);
-    let full = |memory: &mut Memory| memory.ring().reserve(&mut [Charge::new(3, 1, 1)], quota, || 0);
+    let full = |memory: &mut Memory| memory.ring().reserve(&mut [Charge::new(RoleOid(3), 1, 1)], quota, || 0);
     assert_eq!(full(&mut memory), Route::Native);
     memory.ring().relayed(1);
     assert_eq!(full(&mut memory), Route::Relay);
@@ -360,7 +361,7 @@ proptest! {
                     let messages: Vec<(bool, String)> =
                         messages.into_iter().enumerate().map(|(i, (b, len))| (b, payload(len, i))).collect();
                     let bytes = messages.iter().map(|(_, p)| p.len() + 1).sum();
-                    let mut charges = [Charge::new(role, messages.len(), bytes)];
+                    let mut charges = [Charge::new(RoleOid(role), messages.len(), bytes)];
                     let way = memory.ring().reserve(&mut charges, quota, || 0);
                     for (b, payload) in messages {
                         let position = memory.view().position() + 1;
@@ -379,7 +380,7 @@ proptest! {
                     }
                 }
                 Step::Open(role, entries, bytes) => {
-                    let mut charges = [Charge::new(role, entries, bytes)];
+                    let mut charges = [Charge::new(RoleOid(role), entries, bytes)];
                     if memory.ring().reserve(&mut charges, quota, || 0) != Route::Native {
                         open.extend(charges);
                     }

@@ -50,6 +50,7 @@ use crate::bus::leadership::{self, LeaderChange};
 use crate::config;
 use crate::logic::backoff::ANNOUNCEMENT;
 use crate::logic::counter::Counter;
+use crate::logic::ids::{DatabaseOid, SchemaOid};
 use crate::logic::leadership::plan::Planned;
 use crate::logic::leadership::{Electorate, Ended, Leadership, Plan};
 use crate::logic::lifecycle::{ChangedPrefixes, Kind};
@@ -89,7 +90,7 @@ struct Duty {
 
 pub struct Elections {
     segment: Segment,
-    database: u32,
+    database: DatabaseOid,
     retries: Retries,
     sweep: Sweep,
     /// An election found no extension: the keeper has to look for it.
@@ -131,7 +132,7 @@ enum Outcome {
 }
 
 impl Elections {
-    pub fn new(segment: Segment, database: u32) -> Self {
+    pub fn new(segment: Segment, database: DatabaseOid) -> Self {
         // A keeper that starts after a step of the wall clock does not know of the step.
         segment.leaderships(|l| l.renew_all(database));
         Self {
@@ -272,7 +273,7 @@ impl Elections {
             return;
         }
         let gone = transaction(self.segment, c"obanrs: looking for schemas", || {
-            known.into_iter().filter(|schema| catalog::is_no_schema(*schema)).collect::<Vec<u32>>()
+            known.into_iter().filter(|schema| catalog::is_no_schema(*schema)).collect::<Vec<SchemaOid>>()
         });
         match gone {
             Ok(gone) => gone.into_iter().for_each(|schema| self.segment.forget_schema(self.database, schema)),
@@ -474,12 +475,12 @@ impl Elections {
 }
 
 /// The wakeup counter of a database's keeper: another number than before is a reason for another pass.
-fn wakeups(segment: Segment, database: u32) -> u32 {
+fn wakeups(segment: Segment, database: DatabaseOid) -> u32 {
     segment.registry(|r| r.wakeups(Kind::Keeper, database))
 }
 
 /// Sets whether the end of a transaction with a fence wakes the keeper.
-fn expect_fences(segment: Segment, database: u32, expected: bool) {
+fn expect_fences(segment: Segment, database: DatabaseOid, expected: bool) {
     segment.registry(|r| r.expect_fences(database, expected));
 }
 

@@ -3,12 +3,14 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
+use crate::logic::ids::SchemaOid;
+
 thread_local! {
-    static NAMES: RefCell<HashMap<u32, String>> = RefCell::default();
+    static NAMES: RefCell<HashMap<SchemaOid, String>> = RefCell::default();
 }
 
 /// Notes the name that a schema has now.
-pub fn remember(schema: u32, name: &str) {
+pub fn remember(schema: SchemaOid, name: &str) {
     NAMES.with_borrow_mut(|names| {
         if names.get(&schema).is_none_or(|known| known != name) {
             names.insert(schema, name.to_owned());
@@ -17,11 +19,11 @@ pub fn remember(schema: u32, name: &str) {
 }
 
 /// The name that a schema had when it was last looked at; else its oid.
-pub fn shown(schema: u32) -> String {
+pub fn shown(schema: SchemaOid) -> String {
     NAMES.with_borrow(|names| names.get(&schema).cloned()).unwrap_or_else(|| schema.to_string())
 }
 
 /// Forgets the names of all other schemas.
-pub fn retain(is_needed: impl Fn(u32) -> bool) {
+pub fn retain(is_needed: impl Fn(SchemaOid) -> bool) {
     NAMES.with_borrow_mut(|names| names.retain(|schema, _| is_needed(*schema)));
 }

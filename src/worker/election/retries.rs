@@ -9,6 +9,7 @@ use super::super::{process, trouble};
 use super::names;
 use super::transaction::Failed;
 use crate::logic::backoff::ELECTION;
+use crate::logic::ids::SchemaOid;
 use crate::logic::leadership::Electorate;
 use crate::logic::lifecycle::Kind;
 use crate::logic::retry::Retry;
@@ -18,7 +19,7 @@ use crate::shmem::Segment;
 /// What a step is about: the election of a name, or the sweep of a prefix (without a name).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    schema: u32,
+    schema: SchemaOid,
     name: String,
 }
 
@@ -29,7 +30,7 @@ impl Key {
     }
 
     /// The sweep of a prefix.
-    pub fn of_sweep(schema: u32) -> Self {
+    pub fn of_sweep(schema: SchemaOid) -> Self {
         Self { schema, name: String::new() }
     }
 
@@ -45,9 +46,9 @@ pub struct Retries {
     /// Steps whose row another transaction holds.
     held: HashMap<Key, Retry>,
     /// Prefixes whose table is locked or has an obstacle.
-    unusable: HashMap<u32, Retry>,
+    unusable: HashMap<SchemaOid, Retry>,
     /// Prefixes of which the log says already that they hold no elections.
-    warned: HashSet<u32>,
+    warned: HashSet<SchemaOid>,
     /// False once this pass has waited for a table's lock in vain. Without it, an owner that locks many tables would
     /// use up the time of all other prefixes.
     may_wait: bool,
@@ -81,20 +82,20 @@ impl Retries {
     }
 
     /// Forgets electorates that are no longer in shared memory, and prefixes for which `is_needed` is false.
-    pub fn retain(&mut self, electorates: &[Electorate], is_needed: impl Fn(u32) -> bool) {
+    pub fn retain(&mut self, electorates: &[Electorate], is_needed: impl Fn(SchemaOid) -> bool) {
         if !(self.failures.is_empty() && self.held.is_empty()) {
             let known: HashSet<Key> = electorates.iter().map(Key::of).collect();
             self.failures.retain(|key, _| key.is_sweep() || known.contains(key));
             self.held.retain(|key, _| key.is_sweep() || known.contains(key));
         }
-        let schemas: HashSet<u32> = electorates.iter().map(|e| e.schema).collect();
+        let schemas: HashSet<SchemaOid> = electorates.iter().map(|e| e.schema).collect();
         self.warned.retain(|schema| schemas.contains(schema));
         self.unusable.retain(|schema, _| schemas.contains(schema) || is_needed(*schema));
         names::retain(|schema| schemas.contains(&schema) || is_needed(schema));
     }
 
     /// Forgets failed sweeps of prefixes that are not among `schemas`.
-    pub fn retain_sweeps(&mut self, schemas: &[u32]) {
+    pub fn retain_sweeps(&mut self, schemas: &[SchemaOid]) {
         self.failures.retain(|key, _| !key.is_sweep() || schemas.contains(&key.schema));
     }
 
@@ -112,12 +113,12 @@ impl Retries {
     }
 
     /// Whether an attempt at a prefix's table waits for the table's lock.
-    pub fn may_wait_for(&self, schema: u32) -> bool {
+    pub fn may_wait_for(&self, schema: SchemaOid) -> bool {
         self.may_wait && !self.unusable.contains_key(&schema)
     }
 
     /// Whether the log says already that a prefix holds no elections.
-    pub fn is_warned(&self, schema: u32) -> bool {
+    pub fn is_warned(&self, schema: SchemaOid) -> bool {
         self.warned.contains(&schema)
     }
 
@@ -127,19 +128,19 @@ impl Retries {
     }
 
     /// Notes that a prefix's table has an obstacle. Returns when to look again.
-    pub fn unusable(&mut self, schema: u32) -> i64 {
+    pub fn unusable(&mut self, schema: SchemaOid) -> i64 {
         self.unusable.entry(schema).or_default().failed(clock::now(), ELECTION)
     }
 
     /// Notes that a lock on a prefix's table was not free in time: no other attempt of this pass waits for a lock.
     /// Returns when to look again.
-    pub fn locked(&mut self, schema: u32) -> i64 {
+    pub fn locked(&mut self, schema: SchemaOid) -> i64 {
         self.may_wait = false;
         self.unusable(schema)
     }
 
     /// Reports, once, that elections of a prefix wait for a lock. The caller has called `locked` before.
-    pub fn report_locked(&mut self, schema: u32) {
+    pub fn report_locked(&mut self, schema: SchemaOid) {
         let prefix = names::shown(schema);
         let what = format!("elections in prefix \"{prefix}\" wait for a lock on its table of leaders");
         if self.unusable.entry(schema).or_default().reports(&what) {
@@ -148,7 +149,7 @@ impl Retries {
     }
 
     /// Reports, once, that a prefix holds no elections.
-    pub fn warn(&mut self, schema: u32, why: &str, hint: String) {
+    pub fn warn(&mut self, schema: SchemaOid, why: &str, hint: String) {
         if self.warned.insert(schema) {
             let prefix = names::shown(schema);
             let database = process::of_database();
@@ -189,17 +190,17 @@ impl Retries {
     }
 
     /// Forgets that the sweep of a prefix failed.
-    pub fn sweep_ran(&mut self, schema: u32) {
+    pub fn sweep_ran(&mut self, schema: SchemaOid) {
         self.failures.remove(&Key::of_sweep(schema));
     }
 
     /// Forgets that the sweep of a prefix met a held row.
-    pub fn sweep_met_no_held_row(&mut self, schema: u32) {
+    pub fn sweep_met_no_held_row(&mut self, schema: SchemaOid) {
         self.held.remove(&Key::of_sweep(schema));
     }
 
     /// Notes that a prefix's table can be used.
-    pub fn usable(&mut self, schema: u32) {
+    pub fn usable(&mut self, schema: SchemaOid) {
         self.unusable.remove(&schema);
     }
 

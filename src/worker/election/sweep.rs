@@ -13,7 +13,8 @@ use super::transaction::{Failed, Locks, transaction};
 use super::{Duty, Outcome, earliest, expect_fences, wakeups};
 use crate::bus::leadership::{self, LeaderChange};
 use crate::config;
-use crate::logic::leadership::{Electorate, FOREIGN_NAMES, Leadership, verdict};
+use crate::logic::ids::{SchemaOid, Term};
+use crate::logic::leadership::{Electorate, FOREIGN_NAMES, Leadership, RowIdentity, verdict};
 use crate::logic::lifecycle::ChangedPrefixes;
 use crate::logic::text::Text;
 use crate::pg::{clock, session};
@@ -25,14 +26,14 @@ pub struct Sweep {
     /// All prefixes are due.
     all: bool,
     /// These prefixes are due.
-    changed: HashSet<u32>,
+    changed: HashSet<SchemaOid>,
     /// When the next row of a prefix expires.
-    expiries: HashMap<u32, i64>,
+    expiries: HashMap<SchemaOid, i64>,
     /// Prefixes whose rows took long to read, each with the time until which it rests.
-    resting: HashMap<u32, i64>,
+    resting: HashMap<SchemaOid, i64>,
     /// What the last look at a prefix has seen. A row that has not changed since keeps its deadline, whatever the wall
     /// clock shows.
-    seen: HashMap<u32, SeenRows>,
+    seen: HashMap<SchemaOid, SeenRows>,
 }
 
 impl Default for Sweep {
@@ -67,14 +68,14 @@ impl Sweep {
 
     /// Lets a prefix rest whose rows took `took` to read. The rest is so long that all such prefixes together
     /// take a small share (one part in `REST`) of the keeper's time: the rest of its time is for elections.
-    fn rest(&mut self, schema: u32, took: i64, now: i64) {
+    fn rest(&mut self, schema: SchemaOid, took: i64, now: i64) {
         self.resting.retain(|_, until| *until > now);
         let among = self.resting.len() as i64 + 1;
         self.resting.insert(schema, now + took * REST * among);
     }
 
     /// What the last look at a prefix has seen.
-    pub fn seen_in(&self, schema: u32) -> &SeenRows {
+    pub fn seen_in(&self, schema: SchemaOid) -> &SeenRows {
         static NONE: LazyLock<SeenRows> = LazyLock::new(SeenRows::default);
         self.seen.get(&schema).unwrap_or(&NONE)
     }
@@ -83,12 +84,13 @@ impl Sweep {
     pub fn has_seen(&mut self, electorate: &Electorate, leadership: &Leadership) {
         let lease = &leadership.lease;
         let (name, node) = (electorate.name.as_str(), leadership.node.as_str());
-        let print = fingerprint(name, node, lease.term, lease.started_at, lease.expires_at);
+        let (term, started_at, expires_at) = (lease.term, lease.started_at, lease.expires_at);
+        let print = fingerprint(name, node, RowIdentity { term, started_at, expires_at });
         self.seen.entry(electorate.schema).or_default().deadlines.insert(print, lease.deadline);
     }
 
     /// Whether a prefix is due because its rows have changed.
-    pub fn is_due(&self, schema: u32) -> bool {
+    pub fn is_due(&self, schema: SchemaOid) -> bool {
         self.changed.contains(&schema)
     }
 }
@@ -139,16 +141,19 @@ impl Sweep {
                     self.changed.extend(schemas);
                 }
                 Err(failed) => {
-                    retries.failed(Key::of_sweep(0), &failed);
-                    return Duty { next: retries.not_before(&Key::of_sweep(0)), ends_pass: false };
+                    retries.failed(Key::of_sweep(SchemaOid::NONE), &failed);
+                    return Duty {
+                        next: retries.not_before(&Key::of_sweep(SchemaOid::NONE)),
+                        ends_pass: false,
+                    };
                 }
             }
         }
         let now = clock::now();
         expect_fences(segment, database, true); // before any attempt, or the end of a fence could be missed
         let expired = self.expiries.iter().filter(|(_, at)| **at <= now).map(|(schema, _)| schema);
-        let due: HashSet<u32> = expired.chain(&self.changed).copied().collect();
-        let ready: Vec<u32> =
+        let due: HashSet<SchemaOid> = expired.chain(&self.changed).copied().collect();
+        let ready: Vec<SchemaOid> =
             due.iter().copied().filter(|schema| self.not_before(retries, *schema).is_none()).collect();
         for schema in ready {
             let (wait, began_at) = (retries.may_wait_for(schema), clock::now());
@@ -188,13 +193,13 @@ impl Sweep {
     }
 
     /// The clock reading before which the keeper does not look at a prefix; `None`: it may look now.
-    fn not_before(&self, retries: &Retries, schema: u32) -> Option<i64> {
+    fn not_before(&self, retries: &Retries, schema: SchemaOid) -> Option<i64> {
         let rests = self.resting.get(&schema).copied().filter(|until| clock::now() < *until);
         retries.not_before(&Key::of_sweep(schema)).max(rests)
     }
 
     /// Notes what a look at a prefix found.
-    fn swept(&mut self, retries: &mut Retries, schema: u32, swept: Swept) {
+    fn swept(&mut self, retries: &mut Retries, schema: SchemaOid, swept: Swept) {
         retries.sweep_ran(schema);
         match swept {
             Swept::Held => {
@@ -228,7 +233,7 @@ impl Sweep {
 /// One look. If NOTIFY's queue is full at the commit, looks once more without the announcements.
 fn look_at(
     segment: Segment,
-    schema: u32,
+    schema: SchemaOid,
     wait: bool,
     known: &SeenRows,
     seen: &mut SeenRows,
@@ -252,7 +257,7 @@ const MAX_ROWS: usize = 1_000;
 /// has seen. `seen` becomes what this look has seen and left.
 fn look(
     segment: Segment,
-    schema: u32,
+    schema: SchemaOid,
     wait: bool,
     announcing: Announcing,
     known: &SeenRows,
@@ -298,7 +303,7 @@ fn look(
                 if let Some(e) = &electorate {
                     table::announce_down(e, announcing);
                     let (name, node) = (e.name.as_str(), row.node.as_str());
-                    leadership::tell(LeaderChange::Ended, schema, name, node, row.term.unwrap_or(0));
+                    leadership::tell(LeaderChange::Ended, schema, name, node, Term::of_row(row.term));
                 }
                 deleted += 1;
             }
@@ -325,7 +330,7 @@ fn look(
 }
 
 /// The electorate of a row; `None` when its name is longer than a member's may be.
-fn electorate(schema: u32, row: &PeerRow) -> Option<Electorate> {
+fn electorate(schema: SchemaOid, row: &PeerRow) -> Option<Electorate> {
     Some(Electorate { database: session::database(), schema, name: Text::new(&row.name())? })
 }
 

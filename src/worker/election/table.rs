@@ -17,9 +17,12 @@ use crate::bus::leadership::{self, LeaderChange};
 use crate::bus::{self, Target};
 use crate::config;
 use crate::error;
+use crate::logic::ids::{SchemaOid, Term};
 use crate::logic::leadership::term;
 use crate::logic::leadership::verdict::{self, Clocks, LEASED, Verdict, judge};
-use crate::logic::leadership::{Candidate, Electorate, Ended, Leadership, Lease, Node, UNGUARDED_TRUST};
+use crate::logic::leadership::{
+    Candidate, Electorate, Ended, Leadership, Lease, Node, RowIdentity, UNGUARDED_TRUST,
+};
 use crate::logic::outbox::Requester;
 use crate::logic::{shape, wire};
 use crate::pg::heap::TableLock;
@@ -29,7 +32,7 @@ use crate::prefix::{extension, terms};
 use crate::shmem::Segment;
 
 /// A schema's table. `Err` says why there can be no election. `wait` is for `PeersTable::open`.
-pub fn open(schema: u32, wait: bool) -> Result<PeersTable<'static>, Outcome> {
+pub fn open(schema: SchemaOid, wait: bool) -> Result<PeersTable<'static>, Outcome> {
     let Some(prefix) = catalog::namespace_name(schema) else {
         let gone = catalog::is_no_schema(schema);
         return Err(if gone { Outcome::SchemaGone } else { Outcome::SchemaToCome });
@@ -55,7 +58,7 @@ pub fn open(schema: u32, wait: bool) -> Result<PeersTable<'static>, Outcome> {
 
 /// The lease that a row grants a leader from now on, and the end of the row's lease by the wall clock. `started_at` is
 /// a wall time, which may be long ago.
-fn lease_of(table: &PeersTable<'_>, leader: &Candidate, term: i64, started_at: i64) -> Lease {
+fn lease_of(table: &PeersTable<'_>, leader: &Candidate, term: Term, started_at: i64) -> Lease {
     let (now, guarded) = (clock::now(), table.is_guarded());
     let ends = leader.lease_ends.unwrap_or(now + config::lease());
     let deadline = if guarded { ends } else { ends.min(now + UNGUARDED_TRUST) };
@@ -63,14 +66,14 @@ fn lease_of(table: &PeersTable<'_>, leader: &Candidate, term: i64, started_at: i
 }
 
 /// Extends the lease of a leading member's row of this term, and of no other row.
-pub fn renew(electorate: &Electorate, leader: &Candidate, term: i64, wait: bool) -> Outcome {
+pub fn renew(electorate: &Electorate, leader: &Candidate, term: Term, wait: bool) -> Outcome {
     match open(electorate.schema, wait) {
         Ok(table) => extend(&table, electorate, leader, term),
         Err(outcome) => outcome,
     }
 }
 
-fn extend(table: &PeersTable<'_>, electorate: &Electorate, leader: &Candidate, term: i64) -> Outcome {
+fn extend(table: &PeersTable<'_>, electorate: &Electorate, leader: &Candidate, term: Term) -> Outcome {
     let lease = lease_of(table, leader, term, 0);
     match table.renew(electorate.name.as_str(), leader.node.as_str(), term, lease.expires_at) {
         Ok(started_at) => {
@@ -113,12 +116,7 @@ pub fn time_left(row: &PeerRow, copy: Option<Lease>, boot: i64, unseen_since: i6
 }
 
 fn time_left_now(row: &PeerRow, copy: Option<Lease>, boot: i64) -> i64 {
-    let seen = verdict::RowTimes {
-        term: row.term.unwrap_or(0),
-        boot: row.boot,
-        started_at: row.started_at,
-        expires_at: row.expires_at,
-    };
+    let seen = verdict::RowTimes { identity: identity_of(row), boot: row.boot };
     let clocks = Clocks { now: clock::now(), wall: time::now(), boot, lease: config::lease() };
     verdict::time_left(seen, copy, clocks)
 }
@@ -130,12 +128,12 @@ struct Election<'a> {
     table: PeersTable<'static>,
     candidate: Option<Candidate>,
     /// The greatest term of the name that is known.
-    greatest_term: i64,
+    greatest_term: Term,
     known: Known<'a>,
     /// A leadership ended in this transaction: its end has to be announced.
     down: bool,
     /// Which did, by node and term.
-    ended: Vec<(Node, i64)>,
+    ended: Vec<(Node, Term)>,
     announcing: Announcing,
 }
 
@@ -152,7 +150,7 @@ pub enum Announcing {
 #[derive(Clone, Copy)]
 pub struct Known<'a> {
     /// The greatest term.
-    pub greatest_term: i64,
+    pub greatest_term: Term,
     /// The lease in the copy of its row.
     pub copy: Option<Lease>,
     /// What the sweep has seen of the table.
@@ -168,16 +166,21 @@ pub struct SeenRows {
     pub all_at: i64,
 }
 
-/// Tells a row from all others, and from itself after a renewal.
-pub fn fingerprint(name: &str, node: &str, term: i64, started_at: i64, expires_at: i64) -> u64 {
+/// The fingerprint of a row: another number than that of every other row, and than its own after a renewal.
+pub fn fingerprint(name: &str, node: &str, row: RowIdentity) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (name, node, term, started_at, expires_at).hash(&mut hasher);
+    (name, node, row).hash(&mut hasher);
     hasher.finish()
 }
 
-/// The same of a row that was read.
+/// The fingerprint of a row that was read.
 pub fn fingerprint_of(row: &PeerRow) -> u64 {
-    fingerprint(&row.name(), row.node.as_str(), row.term.unwrap_or(0), row.started_at, row.expires_at)
+    fingerprint(&row.name(), row.node.as_str(), identity_of(row))
+}
+
+/// What tells a row that was read from others.
+fn identity_of(row: &PeerRow) -> RowIdentity {
+    RowIdentity { term: Term::of_row(row.term), started_at: row.started_at, expires_at: row.expires_at }
 }
 
 /// In one transaction: deletes the row of the leadership that has ended, announces that once (`down`) and
@@ -250,7 +253,7 @@ impl Election<'_> {
     }
 
     /// Tells programs of a change of leader.
-    fn tell(&self, change: LeaderChange, node: &str, term: i64) {
+    fn tell(&self, change: LeaderChange, node: &str, term: Term) {
         leadership::tell(change, self.electorate.schema, self.electorate.name.as_str(), node, term);
     }
 
@@ -259,7 +262,7 @@ impl Election<'_> {
     fn judge_current_row(&mut self) -> Result<(), Outcome> {
         let Some(found) = self.table.find(self.electorate.name.as_str()) else { return Ok(()) };
         let row = found.row;
-        self.greatest_term = self.greatest_term.max(row.term.unwrap_or(0));
+        self.greatest_term = self.greatest_term.max(Term::of_row(row.term));
         let now = clock::now();
         let live =
             self.segment.leaderships_view(|v| v.member_of_node(self.electorate, row.node.as_str(), now));
@@ -279,7 +282,7 @@ impl Election<'_> {
                 let look_at = if guarded { i64::MAX } else { now + config::lease() / 2 };
                 let lease = Lease {
                     table: self.table.oid(),
-                    term: row.term.unwrap_or(0),
+                    term: Term::of_row(row.term),
                     started_at: row.started_at,
                     expires_at: row.expires_at,
                     deadline: now + left,
@@ -288,14 +291,14 @@ impl Election<'_> {
                 Err(Outcome::Foreign(Leadership::foreign(row.node, lease, look_at)))
             }
             // A table that was away and is back: others have led since, with later terms.
-            Verdict::Adopt(leader) if row.term.unwrap_or(0) < self.known.greatest_term => {
+            Verdict::Adopt(leader) if Term::of_row(row.term) < self.known.greatest_term => {
                 self.remove(&row)?;
                 self.candidate = Some(leader);
                 Ok(())
             }
             Verdict::Adopt(leader) => {
                 // The row is renewed at once: one that can't be renewed must not be adopted again and again.
-                Err(extend(&self.table, self.electorate, &leader, row.term.unwrap_or(0)))
+                Err(extend(&self.table, self.electorate, &leader, Term::of_row(row.term)))
             }
             Verdict::Reissue(leader) => {
                 self.remove(&row)?;
@@ -314,7 +317,7 @@ impl Election<'_> {
     fn remove(&mut self, row: &PeerRow) -> Result<(), Outcome> {
         match self.table.delete(row) {
             WriteResult::Done => {
-                self.ended.push((row.node, row.term.unwrap_or(0)));
+                self.ended.push((row.node, Term::of_row(row.term)));
                 Ok(())
             }
             WriteResult::Held => Err(Outcome::Held),

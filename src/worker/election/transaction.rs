@@ -6,6 +6,7 @@ use std::ffi::CStr;
 use pgrx::prelude::*;
 
 use super::{COMMIT_LOCK_TIMEOUT, LOCK_TIMEOUT, Outcome, table};
+use crate::logic::ids::SchemaOid;
 use crate::pg::{session, xact};
 use crate::shmem::Segment;
 
@@ -63,7 +64,7 @@ pub trait Locks: Sized {
     fn locked() -> Option<Self>;
 }
 
-impl Locks for Vec<u32> {
+impl Locks for Vec<SchemaOid> {
     fn locked() -> Option<Self> {
         None
     }

@@ -21,6 +21,7 @@ use crate::config;
 use crate::logic::broadcast::{self, Broadcast, Queue};
 use crate::logic::counter::Counter;
 use crate::logic::gossip::EntryCopy;
+use crate::logic::ids::{DatabaseOid, SchemaOid};
 use crate::logic::lifecycle::Kind;
 use crate::logic::outbox::Requester;
 use crate::logic::retry::Retry;
@@ -37,7 +38,7 @@ const BESIDE_STATE: usize = 200;
 
 pub struct Broadcaster {
     segment: Segment,
-    database: u32,
+    database: DatabaseOid,
     /// Whether this process polls for local entries.
     polls: bool,
     /// obanrs.gossip_interval in microseconds, as it was when `next` was set.
@@ -49,7 +50,7 @@ pub struct Broadcaster {
 }
 
 impl Broadcaster {
-    pub fn new(segment: Segment, database: u32) -> Self {
+    pub fn new(segment: Segment, database: DatabaseOid) -> Self {
         segment.start_polling();
         Self { segment, database, polls: true, next: Instant::now(), interval: 0, retry: Retry::default() }
     }
@@ -110,13 +111,13 @@ impl Broadcaster {
 }
 
 /// Sends these entries in the open transaction.
-fn broadcast(segment: Segment, database: u32, entries: &[EntryCopy]) -> Broadcast {
+fn broadcast(segment: Segment, database: DatabaseOid, entries: &[EntryCopy]) -> Broadcast {
     let bytes: usize = entries.iter().map(|e| e.state.len() + BESIDE_STATE).sum();
     let through_ring = bytes <= config::ring_size() / PART_OF_RING;
     let mut all = Broadcast::default();
     // A full queue of NOTIFY would fail each such transaction.
     let sends = through_ring || (listening::any() && !notify::is_queue_full());
-    let mut schemas: BTreeMap<u32, Vec<&EntryCopy>> = BTreeMap::new();
+    let mut schemas: BTreeMap<SchemaOid, Vec<&EntryCopy>> = BTreeMap::new();
     entries.iter().for_each(|e| schemas.entry(e.schema).or_default().push(e));
     for (schema, entries) in schemas {
         // The schema's present name: a session that renames the schema wakes this process before its caches are told.

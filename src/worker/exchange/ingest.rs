@@ -23,6 +23,7 @@ use crate::logic::channel;
 use crate::logic::check;
 use crate::logic::counter::Counter;
 use crate::logic::gossip::{Key, Source};
+use crate::logic::ids::{DatabaseOid, SchemaOid};
 use crate::logic::ingest::{self, ForeignCheck};
 use crate::logic::jsonb;
 use crate::logic::lifecycle::Kind;
@@ -61,7 +62,7 @@ const CHANNEL: &str = "gossip";
 
 pub struct Ingest {
     segment: Segment,
-    database: u32,
+    database: DatabaseOid,
     /// The prefixes whose channels this process listens to.
     prefixes: BTreeSet<String>,
     /// Whether prefixes may have come or gone since.
@@ -85,7 +86,7 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    pub fn new(segment: Segment, database: u32) -> Self {
+    pub fn new(segment: Segment, database: DatabaseOid) -> Self {
         segment.end_coverage();
         Self {
             segment,
@@ -300,7 +301,12 @@ fn installed() -> BTreeSet<String> {
 
 /// Puts a check. Returns the counter that counts it; `None`: there is a local entry, and the check is ignored. Raises
 /// what Postgres raises for a text that it refuses.
-fn put_one(segment: Segment, database: u32, schema: u32, check: &ForeignCheck) -> Option<Counter> {
+fn put_one(
+    segment: Segment,
+    database: DatabaseOid,
+    schema: SchemaOid,
+    check: &ForeignCheck,
+) -> Option<Counter> {
     let ForeignCheck { name, node, queue, state } = check;
     // A name that this database can't show would break the view for all roles.
     [name, node, queue].into_iter().for_each(|name| drop(encoding::to_server(name)));

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use self::broadcast::Broadcaster;
 use self::ingest::Ingest;
+use crate::logic::ids::DatabaseOid;
 use crate::shmem::Segment;
 
 pub struct Exchange {
@@ -20,7 +21,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    pub fn new(segment: Segment, database: u32) -> Self {
+    pub fn new(segment: Segment, database: DatabaseOid) -> Self {
         Self { broadcaster: Broadcaster::new(segment, database), ingest: Ingest::new(segment, database) }
     }
 
