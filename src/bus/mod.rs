@@ -1,4 +1,4 @@
-//! The way of a message out of its transaction.
+//! How a message leaves its transaction.
 //!
 //! ```text
 //!                        PRE_COMMIT                 COMMIT
@@ -10,21 +10,25 @@
 //!                           └─ PREPARE TRANSACTION: 0A000 after a call, wake-ups are dropped
 //! ```
 //!
-//! What can fail fails at the call, or before the commit, while it still rolls the transaction back. After
-//! the commit an error would be a PANIC of the whole server: then memory is copied under the ring's lock,
-//! latches are set, and memory is freed, nothing else. Only there positions are given, so that whoever
-//! reads a message sees the rows of its transaction.
+//! Every step that can fail runs at the call or before the commit, where an error still rolls the
+//! transaction back. After the commit an error would be a PANIC of the whole server. So after the
+//! commit this code copies memory under the ring's lock, sets latches and frees memory, and does
+//! nothing else. Messages get their positions after the commit, so that a reader of a message sees
+//! the rows of the message's transaction.
 //!
-//! A relay that has ended is waited for; one that does not come is done without: then each transaction sends
-//! what waits in the ring before its own, and if none commits the keeper does (`send_for_relay`).
+//! After a relay has ended, messages wait in the ring for the next relay. If no relay comes, the
+//! messages are stranded. Then each transaction sends the stranded messages before its own
+//! messages. If no transaction commits, the keeper sends the stranded messages (`send_for_relay`).
 //!
-//! A message belongs to a schema, not to its name. The name is looked up when the message is sent natively (`names`): by
-//! the relay, or before the commit by a transaction that sends by itself. A message whose schema has no channel by
-//! then is heard by no session that LISTENs, and counts as dropped.
+//! A message belongs to a schema, not to the schema's name. The name is looked up when the message
+//! is sent natively (`names`). The relay sends it, or before the commit a transaction that sends
+//! its messages itself. If the schema has no channel by then, no session that LISTENs hears the
+//! message, and the message counts as dropped.
 //!
-//! The outbox and what follows it are plain memory of this process, empty whenever no transaction is open.
-//! An error, a cancel or the end of the process between PRE_COMMIT and COMMIT is an abort, and that gives the
-//! reserved room back; a process that dies without one (SIGKILL) takes shared memory along.
+//! The outbox, `RESERVED` and `PUBLICATION` are plain memory of this process. They are empty while
+//! no transaction is open. An error, a cancel or the end of the process between PRE_COMMIT and
+//! COMMIT is an abort, and the abort gives the reserved room back. A process that dies without an
+//! abort (SIGKILL) causes a crash restart, and the server makes a new segment of shared memory.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -53,32 +57,34 @@ use names::Names;
 
 thread_local! {
     static OUTBOX: RefCell<Outbox> = RefCell::default();
-    /// Between PRE_COMMIT, when the outbox was emptied, and the end of the transaction.
+    /// Whether PRE_COMMIT has emptied the outbox, and the transaction has not ended yet.
     static CLOSED: Cell<bool> = const { Cell::new(false) };
     /// Room in the ring that an abort has to give back.
     static RESERVED: Cell<Option<(RingHandle, Vec<Charge>)>> = const { Cell::new(None) };
-    /// The last role that queued a message in this transaction, and what `charged_role` says of it.
+    /// The last role that queued a message in this transaction, and what `charged_role` returned
+    /// for that role.
     static LAST_ROLE: Cell<Option<(RoleOid, RoleOid)>> = const { Cell::new(None) };
-    /// What is published with the commit.
+    /// The messages that are published after the commit.
     static PUBLICATION: RefCell<Option<Publication>> = const { RefCell::new(None) };
 }
 
-// No borrow of these is held while Postgres is called: it may end the process there, and the end of its
-// transaction comes back to us.
+// No borrow of these cells is held while Postgres is called. Postgres may end the process during
+// the call. Then the end of the transaction calls this module again.
 
 /// Messages of a transaction that is about to commit.
 struct Publication {
     ring: RingHandle,
     messages: Vec<QueuedMessage>,
-    /// What each of their roles has reserved.
+    /// What each role of the messages has reserved in the ring.
     charges: Vec<Charge>,
-    /// Whether there is room for them in the ring.
+    /// Whether the ring has room for the messages.
     room: bool,
-    /// Whether all of them were sent natively.
+    /// Whether all messages were sent natively.
     sent: bool,
-    /// How far the transaction has sent what waited for a relay.
+    /// How far this transaction has sent stranded messages, as an ordinal of the ring. `None`: it
+    /// has sent no stranded message.
     relayed: Option<u64>,
-    /// How many more messages there are, not in the ring.
+    /// How many messages came too late for the ring. Readers are told of a gap of this length.
     late: usize,
 }
 
@@ -89,13 +95,13 @@ impl Publication {
     }
 }
 
-/// In `_PG_init`, once per process.
+/// Registers the callbacks of transactions. `_PG_init` calls this once per process.
 pub fn register() {
     xact::on_event(transaction_event);
     xact::on_subtransaction_event(subtransaction_event);
 }
 
-/// Where a message goes.
+/// The channel and the delivery of a message.
 #[derive(Clone)]
 pub struct Target {
     channel: Rc<ring::Channel>,
@@ -103,15 +109,17 @@ pub struct Target {
 }
 
 impl Target {
-    /// A channel of a prefix, whose schema this is. Without a schema `prefix` is `""` and `channel` the full name, of a
-    /// watched table or of anybody's. 22023 for names that no channel can have.
+    /// Returns the target of a channel. `schema` is the schema of the prefix. Without a schema,
+    /// `prefix` is `""` and `channel` is the full name of a channel, such as that of a watched
+    /// table. `Err` is 22023: no channel can have the name.
     pub fn new(schema: Option<SchemaOid>, prefix: &str, channel: &str) -> Result<Self, Error> {
         let full = channel::full_name(prefix, channel)?;
         if encoding::to_server(&full).len() > channel::MAX_CHANNEL {
             return Err(channel::too_long(&full).into());
         }
         let delivery = match (schema, channel) {
-            // Rare, and their order and repetition matter; so does it that nobody's relay has to run for them.
+            // These messages are rare. Their order and their repetition matter. They also have to
+            // arrive where no relay runs.
             (Some(_), "signal" | "leader") => Delivery::Native,
             (Some(_), "insert") => Delivery::Merged,
             _ => Delivery::Single,
@@ -120,31 +128,33 @@ impl Target {
         Ok(Self { channel: Rc::new(ring::Channel::new(schema.unwrap_or(SchemaOid::NONE), name)), delivery })
     }
 
-    /// Where the wake-ups of a schema go. Whether its name can have a channel shows when they are sent.
+    /// Returns the target of a schema's wake-ups. Whether the schema's name can have a channel
+    /// shows when the messages are sent.
     pub fn wakeups(schema: SchemaOid) -> Self {
         Self { channel: Rc::new(ring::Channel::new(schema, b"insert".to_vec())), delivery: Delivery::Merged }
     }
 
-    /// The same, past the ring.
+    /// Returns the target that sends by native NOTIFY only, past the ring.
     pub fn native_only(self) -> Self {
         Self { delivery: Delivery::NativeOnly, ..self }
     }
 
-    /// As readers ask for it.
+    /// Returns the channel in the form in which readers ask for it.
     pub fn channel(&self) -> ring::Channel {
         (*self.channel).clone()
     }
 }
 
-/// Queues a message until the end of this transaction. 54000 when somebody called for it and the
-/// transaction has as many as it may, 53200 without memory; a trigger's is dropped then.
+/// Queues a message until the end of this transaction. For a message that a call asked for, `Err`
+/// is 54000 if the transaction has as many messages as allowed, and 53200 if there is no memory. A
+/// trigger's message is dropped and counted instead.
 pub fn queue(target: &Target, payload: Vec<u8>, requester: Requester) -> Result<(), Error> {
-    // A parallel worker, which Postgres refuses.
+    // This is a parallel worker. Postgres refuses the NOTIFY with its own error.
     if session::is_parallel_worker() {
         notify_now(target, &payload);
         return Ok(());
     }
-    // Somebody else's PRE_COMMIT callback, after ours.
+    // Another PRE_COMMIT callback queues a message after this module's callback has run.
     if CLOSED.get() {
         notify_now(target, &payload);
         if target.delivery != Delivery::NativeOnly {
@@ -170,8 +180,9 @@ pub fn queue(target: &Target, payload: Vec<u8>, requester: Requester) -> Result<
     Ok(())
 }
 
-/// The current role, or 0 if it has no limit, as a superuser or the owner of the database. Asked for once a
-/// transaction, as long as it is the same.
+/// Returns the role for whose quota a message counts: the current role, or 0 if that role has no
+/// limit, such as a superuser or the owner of the database. While the role stays the same, the
+/// quota is looked up once a transaction.
 fn charged_role() -> RoleOid {
     let role = session::role();
     match LAST_ROLE.get() {
@@ -184,19 +195,21 @@ fn charged_role() -> RoleOid {
     }
 }
 
-/// Sends a message natively, with this transaction, and past the ring. What has no channel any more is dropped.
+/// Sends a message by native NOTIFY in this transaction, past the ring. A message whose schema has
+/// no channel any more is dropped and counted.
 pub fn notify_now(target: &Target, payload: &[u8]) {
     if !Names::now().notify(target.channel.schema, &target.channel.name, payload) {
         count_dropped();
     }
 }
 
-/// A trigger that can't do its work counts what it did not send.
+/// Counts a message as dropped. A trigger that can't do its work calls this for what it does not
+/// send.
 pub fn count_dropped() {
     stats::count(Counter::Dropped, 1);
 }
 
-/// A message that came too late for the ring: readers are told of a gap.
+/// Counts a message that came too late for the ring. After the commit, readers are told of a gap.
 fn count_late() {
     let ring = PUBLICATION.with_borrow(|p| p.as_ref().map(|p| p.ring));
     let Some(ring) = ring.or_else(|| rings::reserve(&mut []).map(|r| r.ring)) else { return };
@@ -215,7 +228,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
         } else if let Some((ring, charges)) = reserved {
             rings::give_back(ring, &charges);
         }
-        // Of a transaction that was rolled back, or prepared.
+        // The messages of a transaction that was rolled back, or prepared.
         if let Some(left) = take() {
             stats::count(Counter::Dropped, if xact::is_prepare(event) { left.len() } else { 0 });
         }
@@ -229,12 +242,14 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     }
 }
 
-/// The messages, in their order. Most transactions have none.
+/// Empties the outbox and returns its messages in their order. `None`: the outbox was empty, as in
+/// most transactions.
 fn take() -> Option<Vec<QueuedMessage>> {
     OUTBOX.with_borrow_mut(|outbox| (!outbox.is_empty()).then(|| outbox.take()))
 }
 
-/// Before the commit: finds the way for the messages, reserves it, and sends natively what has to be.
+/// Runs before the commit. Finds the route of the messages, reserves room in the ring, and sends
+/// the messages that this transaction has to send natively.
 fn prepare(mut messages: Vec<QueuedMessage>) {
     let mut charges = charges(&messages);
     let reserved = if charges.is_empty() { None } else { rings::reserve(&mut charges) };
@@ -245,15 +260,17 @@ fn prepare(mut messages: Vec<QueuedMessage>) {
         stats::count(Counter::NativeFallbacks, fallbacks);
         return;
     };
-    // From here on an abort gives the room back. Native NOTIFY may raise, or end the process.
+    // From here on an abort gives the room back. NOTIFY may raise an error, or end the process.
     let room = route != ring::Route::Native;
     RESERVED.set(room.then(|| (ring, charges.clone())));
     let stranded_sent = if stranded { send_stranded(ring) } else { None };
-    // In the ring they wait as those before them; what has no room there can't.
+    // Messages in the ring wait while stranded messages before them wait. Messages that have no
+    // room in the ring can't wait.
     let wait = stranded && stranded_sent.as_ref().is_none_or(|o| o.are_followed_by(&messages));
-    // Where nobody listens, nothing need be sent: should somebody begin to before the commit, the relay will
-    // find it. But it finds only what is in the ring. And what is in one transaction with a signal is not
-    // overtaken by it.
+    // While no session LISTENs, messages in the ring need not be sent. If a session begins to
+    // LISTEN before the commit, the relay sends them. But the relay finds only messages in the
+    // ring, so messages without room are sent now. If one message of the transaction is native, all
+    // are sent now. So a signal does not overtake the messages before it.
     let sent = match route {
         ring::Route::Relay => messages.iter().any(QueuedMessage::is_native),
         ring::Route::RelayAndNative => listening::any() && !wait,
@@ -267,7 +284,7 @@ fn prepare(mut messages: Vec<QueuedMessage>) {
     rings::count_all(ring, &[(Counter::Native, natively), (Counter::NativeFallbacks, fallbacks)]);
 }
 
-/// What each role would have in the ring.
+/// Returns what the messages of each role would take up in the ring.
 fn charges(messages: &[QueuedMessage]) -> Vec<Charge> {
     let mut charges: Vec<Charge> = Vec::new();
     for message in messages.iter().filter(|m| !m.is_native_only()) {
@@ -280,8 +297,9 @@ fn charges(messages: &[QueuedMessage]) -> Vec<Charge> {
     charges
 }
 
-/// Sends all messages natively, or those that have to be; how many. A full queue of NOTIFY would fail the
-/// commit: for wake-ups it does not, they are dropped.
+/// Sends messages natively: all of them, or without `all` only those that have to be sent so.
+/// Returns how many were sent. While NOTIFY's queue is full, a message would fail the commit. So a
+/// trigger's message is then dropped and counted, and a call's message fails the commit.
 fn send(messages: &[QueuedMessage], all: bool) -> usize {
     let mut sent = 0;
     let mut full = None;
@@ -301,19 +319,23 @@ fn send(messages: &[QueuedMessage], all: bool) -> usize {
     sent
 }
 
-/// Sends what waits for a relay that does not come, as far as one transaction can: how far that is. Another
-/// transaction may do the same; then it comes twice.
+/// Sends stranded messages in this transaction, as many as one transaction can send. Returns what
+/// it sent. `None`: another process has sent some meanwhile, NOTIFY's queue is full, or the
+/// database has lost this ring. Another transaction may send these messages at the same time. Then
+/// they arrive twice.
 fn send_stranded(ring: RingHandle) -> Option<Stranded> {
     let mut batch = Batch::new(1024, 256 * 1024);
     rings::relay::unsent(ring, &mut batch)?;
-    // A message that is equal to one before it, and means something, needs a transaction of its own.
+    // A message that equals an earlier one, and is no wake-up, has to be sent in another
+    // transaction.
     let first = relay::plan(batch.messages()).first_messages;
     let mut batch = Batch::new(first, 256 * 1024);
-    // Whether that is all has to be told by the same look: others may be sending, too, and have come further.
+    // One reading has to tell both the messages and whether there are more: other processes may be
+    // sending, too, and may have come further.
     let (upto, left) = rings::relay::unsent(ring, &mut batch)?;
     let plan = relay::plan(batch.messages());
     if plan.transactions.len() > 1 || notify::is_queue_full() {
-        return None; // somebody else was at it meanwhile; or it would fail this commit
+        return None; // another process has sent some meanwhile, or NOTIFY would fail this commit
     }
     let stranded_sent: Vec<_> = batch.messages().collect();
     let sent =
@@ -327,8 +349,8 @@ fn send_stranded(ring: RingHandle) -> Option<Stranded> {
     Some(Stranded { upto, left, batch })
 }
 
-/// Sends what waits for a relay that does not come, in a transaction that is for nothing else, as far as one can: false
-/// if it could send nothing.
+/// Sends stranded messages in a transaction that does nothing else, as many as one transaction can
+/// send. Returns true as well if no message is stranded, and false if nothing could be sent.
 pub fn send_for_relay() -> bool {
     let Some(Reserved { ring, stranded: true, .. }) = rings::reserve(&mut []) else { return true };
     let Some(Stranded { upto, .. }) = send_stranded(ring) else { return false };
@@ -336,17 +358,21 @@ pub fn send_for_relay() -> bool {
     true
 }
 
-/// What waited for a relay and was sent.
+/// Stranded messages that this transaction has sent.
 struct Stranded {
+    /// How far they reach, as an ordinal of the ring.
     upto: u64,
-    /// Whether there is more of it.
+    /// Whether more stranded messages are left.
     left: bool,
     batch: Batch,
 }
 
 impl Stranded {
-    /// Whether these messages have to wait, too: for those before them, or for a transaction in which an equal one
-    /// does not stand for them.
+    /// Returns whether messages of this transaction have to wait in the ring, too. They wait if
+    /// stranded messages are left that come before them. They also wait if one of them equals a
+    /// stranded message that this transaction sends, because Postgres sends equal notifications of
+    /// one transaction once. A wake-up does not wait for that reason: an equal wake-up stands for
+    /// it.
     fn are_followed_by(&self, messages: &[QueuedMessage]) -> bool {
         let mut names = Names::now();
         let mut full = |schema, channel: &[u8]| names.full(schema, channel).map(<[u8]>::to_vec);
@@ -359,7 +385,8 @@ impl Stranded {
     }
 }
 
-/// After the commit.
+/// Runs after the commit, where nothing may fail. Publishes the messages in the ring. Messages that
+/// are not in the ring become a gap, of which readers are told.
 fn publish(publication: Publication) {
     let Publication { ring, messages, charges, room, sent, relayed, late } = publication;
     let role_slot = |role| charges.iter().find(|c| c.role == role).map_or(0, Charge::role_slot);

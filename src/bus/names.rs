@@ -1,5 +1,5 @@
-//! Native NOTIFY on the channels of schemas. A schema may have been renamed or dropped since the call: the name that
-//! counts is the one at the moment of sending.
+//! Native NOTIFY on the channels of schemas. A schema may have been renamed or dropped since the
+//! call. The name that counts is the one at the moment of sending.
 
 use std::collections::HashMap;
 
@@ -7,30 +7,31 @@ use crate::logic::channel::MAX_CHANNEL;
 use crate::logic::ids::SchemaOid;
 use crate::pg::{catalog, notify, session};
 
-/// Looks each schema up once. A value serves one transaction.
+/// The names of schemas, each looked up once. A value serves one transaction.
 pub struct Names {
-    /// Names are looked up in the catalogs, not in this process's caches.
+    /// Whether names are looked up in the catalogs, and not in this process's caches.
     in_catalogs: bool,
-    /// `<name>.oban_`, by the schema's oid. `None`: no channel can be in it.
+    /// `<name>.oban_`, by the schema's oid. `None`: no channel can be in the schema.
     prefixes: HashMap<SchemaOid, Option<Vec<u8>>>,
     full: Vec<u8>,
 }
 
 impl Names {
-    /// As they are committed now, or changed by this transaction.
+    /// Returns the names as they are committed now, or as this transaction has changed them.
     pub fn now() -> Self {
         session::see_changes();
         Self { in_catalogs: false, prefixes: HashMap::new(), full: Vec::new() }
     }
 
-    /// As they are committed now, for a worker: a transaction that renames a schema and sends a message wakes the
-    /// worker before its caches are told of the name.
+    /// Returns the names as they are committed now, for a worker. A transaction that renames a
+    /// schema and sends a message wakes the worker before the worker's caches are told of the new
+    /// name.
     pub fn committed() -> Self {
         Self { in_catalogs: true, prefixes: HashMap::new(), full: Vec::new() }
     }
 
-    /// Queues a native notification until the end of this transaction. False when there is no such channel, as the
-    /// schema was dropped, has a dot in its name by now, or a name that is too long.
+    /// Queues a native notification until the end of this transaction. Returns false if there is no
+    /// such channel: the schema was dropped, or by now its name has a dot or is too long.
     pub fn notify(&mut self, schema: SchemaOid, channel: &[u8], payload: &[u8]) -> bool {
         let full = self.full(schema, channel);
         full.is_some_and(|full| {
@@ -39,7 +40,8 @@ impl Names {
         })
     }
 
-    /// The full name of a channel, in the server's encoding.
+    /// Returns the full name of a channel, in the server's encoding. `None`: there is no such
+    /// channel.
     pub fn full(&mut self, schema: SchemaOid, channel: &[u8]) -> Option<&[u8]> {
         self.full.clear();
         if !schema.is_none() {
@@ -53,7 +55,8 @@ impl Names {
     }
 }
 
-/// Every byte below 128 of a name in the server's encoding is ASCII, so that nothing need be converted.
+/// Returns `<name>.oban_` by this process's caches. `None`: no channel can be in the schema. Every
+/// byte below 128 of a name in the server's encoding is ASCII, so that nothing need be converted.
 fn prefix_of(schema: SchemaOid) -> Option<Vec<u8>> {
     catalog::with_schema_name(schema, |name| {
         let name = name.to_bytes();
@@ -61,7 +64,7 @@ fn prefix_of(schema: SchemaOid) -> Option<Vec<u8>> {
     })?
 }
 
-/// The same by the catalogs.
+/// Returns `<name>.oban_` by the catalogs. `None`: no channel can be in the schema.
 fn committed_prefix_of(schema: SchemaOid) -> Option<Vec<u8>> {
     let name = catalog::namespace_bytes(schema).filter(|name| !name.contains(&b'.'))?;
     Some([&name[..], b".oban_"].concat())
