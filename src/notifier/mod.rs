@@ -23,15 +23,16 @@ use crate::pg::datum::{RawJsonb, Text};
 use crate::pg::{encoding, notify, session};
 use crate::prefix::rights::{self, Right};
 
-/// The most bytes of a payload as a jsonb. Text that can be packed into a notification has at most 8 MB, which in an array
-/// of small numbers are six times as many bytes.
+/// The most bytes of a payload as a jsonb. Text that can be packed into a notification has at most
+/// 8 MB. As a jsonb it has at most six times as many bytes, in an array of small numbers.
 const MAX_JSONB: usize = 64 << 20;
 
-/// The most bytes, and elements, of an array of payloads.
+/// The most bytes, and the most elements, of an array of payloads.
 const MAX_PAYLOADS_BYTES: usize = 128 << 20;
 const MAX_PAYLOADS: usize = 1 << 20;
 
-/// The most channels of a call: a reader compares each with each message, while the ring's lock is held.
+/// The most channels of a call. A reading compares each channel with each message while the ring's
+/// lock is held.
 const MAX_CHANNELS: usize = 64;
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -60,11 +61,14 @@ fn oban_notify_many(
         let hint = format!("At most {MAX_PAYLOADS} are read: send them in several calls.");
         return Err(Error::ArgumentTooLarge { message, hint }.into());
     }
-    // One after the other: printed they can be many times as large as the array.
+    // The payloads are printed one after the other. As text they can be many times as large as the
+    // array.
     Ok(queue_all(channel, "payloads", payloads.iter(), prefix)?)
 }
 
-/// Queues every payload, or none: all are tested before the first is queued.
+/// Queues every payload or none: all are tested before the first is queued. `Err` is 22004 or 22023
+/// for an argument that can't be sent, 54000 for too long or too many messages, 3F000 or 42501
+/// without the prefix or the right, 55000 in recovery, and 53200 without memory.
 fn queue_all(
     channel: Option<TextArgument>,
     argument: &'static str,
@@ -74,11 +78,11 @@ fn queue_all(
     let (channel, prefix) = (given("channel", channel)?, given("prefix", prefix)?);
     let (channel, prefix) = (channel.text("channel", MAX_CHANNEL)?, prefix.text("prefix", MAX_CHANNEL)?);
     channel::test(&prefix, &channel)?;
-    // A verbatim channel is nobody's: any role may NOTIFY it natively.
+    // A verbatim channel belongs to no prefix: any role may NOTIFY it natively.
     let schema =
         if prefix.is_empty() { None } else { Some(rights::require(&prefix, right_to_publish(&channel))?) };
     let target = Target::new(schema, &prefix, &channel)?;
-    // But room in the ring is for roles that have something to do with it.
+    // But only a role that may write to a prefix gets room in the ring.
     let target = if schema.is_some() || rights::writes_somewhere() { target } else { target.native_only() };
     if session::in_recovery() {
         return Err(Error::InRecovery("notify"));
@@ -105,7 +109,8 @@ fn right_to_publish(channel: &str) -> Right {
     }
 }
 
-/// The wire form in the server's encoding, in which it may be longer.
+/// Returns the wire form in the server's encoding, in which it may be longer. `Err` is 54000: it is
+/// too long for a notification.
 fn server_form(form: String) -> Result<Vec<u8>, Error> {
     let form = match encoding::to_server(&form) {
         Cow::Borrowed(_) => form.into_bytes(),
@@ -114,6 +119,8 @@ fn server_form(form: String) -> Result<Vec<u8>, Error> {
     if form.len() <= wire::MAX_PAYLOAD { Ok(form) } else { Err(WireError::TooLong(form.len()).into()) }
 }
 
+/// Returns the wire form of a payload. `Err` is 22023 for a payload that is no JSON object, and
+/// 54000 for one that is too large to be sent.
 fn wire_form(argument: &'static str, payload: JsonbArgument) -> Result<String, Error> {
     let json = compact(argument, payload)?;
     if !json.starts_with('{') {
@@ -125,7 +132,8 @@ fn wire_form(argument: &'static str, payload: JsonbArgument) -> Result<String, E
     Ok(wire::encode(json)?)
 }
 
-/// A payload as text, which is measured before Postgres prints it.
+/// Returns a payload as compact text. The text is measured before Postgres prints it. `Err` is
+/// 54000 for a payload that is too large or nested too deep, and 22004 for a NULL.
 fn compact(argument: &'static str, payload: JsonbArgument) -> Result<String, Error> {
     if payload.bytes() > MAX_JSONB {
         return Err(Error::too_large(argument, payload.bytes(), MAX_JSONB));
@@ -183,7 +191,7 @@ fn oban_listen_channels(
     if session::is_restricted() {
         return Err(Error::Restricted("listen").into());
     }
-    session::notice_vanished_client(); // which would be sent to for hours
+    session::notice_vanished_client(); // else Postgres would send to it for hours
     listening::listen();
     names.iter().for_each(|name| notify::listen(name));
     Ok(SetOfIterator::new(names.into_iter().map(Text)))
@@ -202,7 +210,8 @@ fn oban_unlisten_channels(
     Ok(SetOfIterator::new(names.into_iter().map(Text)))
 }
 
-/// The full names of a prefix's channels, and the prefix.
+/// Returns the full names of a prefix's channels, and the prefix. `Err` is 22004 or 22023: an
+/// argument is NULL, or a name is no channel's.
 fn full_names(
     channels: Option<TextArray>,
     prefix: Option<TextArgument>,
@@ -212,7 +221,8 @@ fn full_names(
     Ok((names.collect::<Result<_, Error>>()?, prefix))
 }
 
-/// The names of channels, and of their prefix, as they were given.
+/// Returns the names of channels and of their prefix, as they were given. `Err` is 22004 or 22023:
+/// an argument is NULL, too long, or has too many elements.
 fn names(channels: Option<TextArray>, prefix: Option<TextArgument>) -> Result<(Vec<Text>, Text), Error> {
     let (channels, prefix) = (given("channels", channels)?, given("prefix", prefix)?);
     Ok((channels.texts("channels", MAX_CHANNELS, MAX_CHANNEL)?, prefix.text("prefix", MAX_CHANNEL)?))

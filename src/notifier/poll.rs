@@ -1,5 +1,5 @@
-//! Reading the ring: the functions of clients that keep their position themselves, so that any connection,
-//! through any pooler, will do.
+//! Reading the ring: the functions for clients that keep their position themselves. Such a client
+//! can use any connection, through any pooler.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -25,32 +25,35 @@ use crate::pg::{encoding, latch, session, time};
 use crate::prefix::rights::{self, Right};
 use crate::shmem::{Segment, rings, stats};
 
-/// What is copied while the ring's lock is held once.
+/// The most messages, and the most bytes, that are copied while the ring's lock is held once.
 const MESSAGES: usize = 256;
 const BYTES: usize = 64 * 1024;
 
-/// Where one answer ends, in bytes: a jsonb has its limits, and so have memory and a client.
+/// The bytes at which one answer ends. A jsonb has its limits, and so have memory and a client.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
 
-/// A day: what is longer is a mistake in the unit.
+/// The longest timeout in microseconds: a day. A longer timeout is a mistake in the unit.
 const MAX_TIMEOUT: i128 = 86_400_000_000;
 
-/// What a reader asks for. The prefix's name is read once, at the call: after that a schema's new name changes nothing,
-/// and another schema of the old name is another prefix.
+/// What a reader asks for. The prefix's name is looked up once, at the call. After that a schema's
+/// new name changes nothing, and another schema of the old name is another prefix.
 struct Question {
     prefix: Text,
-    /// The prefix's schema; `None` for verbatim channels, which are nobody's: any role may LISTEN to them natively.
+    /// The prefix's schema. `None`: the channels are verbatim, and belong to no prefix. Any role
+    /// may LISTEN to such channels natively.
     schema: Option<SchemaOid>,
-    /// Tested, and put together when there is something to read.
+    /// The names of the channels, which are tested. `channels` is made of them when there is
+    /// something to read.
     names: Vec<Text>,
     channels: OnceCell<Vec<Channel>>,
     after: Option<i64>,
     most: usize,
-    /// Of messages that name a queue, only those of these are for the reader. `None`: all are.
+    /// The queues whose messages are for the reader. `None`: those of all queues are. Messages that
+    /// name no queue are for the reader in any case.
     queues: Option<Vec<String>>,
 }
 
-/// What a signal for each queue names.
+/// The name that a signal for all queues has in place of a queue's name.
 const ALL_QUEUES: &str = "*";
 
 /// The most queues of a call, and the most bytes of a queue's name.
@@ -58,6 +61,8 @@ const MAX_QUEUES: usize = 1_024;
 const MAX_QUEUE: usize = 255;
 
 impl Question {
+    /// Returns the question that the arguments ask. `Err` is 22004 or 22023 for a bad argument,
+    /// 3F000 or 42501 without the prefix or the right to read it, and 55000 as `require_ring` says.
     fn new(
         channels: Option<TextArray>,
         after: Option<i64>,
@@ -92,7 +97,7 @@ impl Question {
         Ok(Self { prefix, schema, names, channels: OnceCell::new(), after, most, queues })
     }
 
-    /// Whether a message with this payload is for the reader.
+    /// Returns whether a message with this payload is for the reader.
     fn wants(&self, payload: &[u8]) -> bool {
         let Some(queues) = &self.queues else { return true };
         let payload = encoding::to_utf8_lossy(payload);
@@ -108,7 +113,8 @@ impl Question {
         Ok(self.channels.get().map_or(&[], Vec::as_slice))
     }
 
-    /// The right may have been revoked, the schema dropped, while this waited.
+    /// Requires the right to read once more: during the wait it may have been revoked, or the
+    /// schema dropped. `Err` is 42501 or 3F000.
     fn require_right(&self) -> Result<(), Error> {
         session::see_changes();
         match self.schema {
@@ -118,19 +124,21 @@ impl Question {
     }
 }
 
-/// 55000 where there can't be a ring.
+/// Requires a server that can have rings. `Err` is 55000: the library is not preloaded, or the
+/// server is in recovery. Gives this database a slot if it has none and may have one.
 fn require_ring(what: &'static str) -> Result<(), Error> {
     let segment = Segment::require()?;
     if session::in_recovery() {
         return Err(Error::InRecovery(what));
     }
     if segment.own_slot().is_none() {
-        segment.called_in(session::database()); // right after the server's start nobody knows of the extension yet
+        segment.called_in(session::database()); // right after the server's start the registry may not know it
     }
     Ok(())
 }
 
-/// Why this database has no ring.
+/// Returns the error that says why this database has no ring: 53400 if there is no room for one,
+/// and 55000 if the extension is not there.
 fn no_ring() -> Error {
     if rings::availability().is_some() {
         let what = "this database's messages".into();
@@ -143,11 +151,13 @@ fn no_ring() -> Error {
 }
 
 #[derive(Debug)]
+/// What a reader gets: its new position, how many messages it has missed, and messages as JSON. For
+/// `missed` see `Progress::missed`.
 struct Answer {
     position: i64,
     missed: Option<i64>,
     count: usize,
-    /// The elements of the array, each behind a comma.
+    /// The elements of the array, each after a comma.
     json: Vec<u8>,
 }
 
@@ -165,9 +175,9 @@ impl Answer {
         self.count == 0 && self.missed == Some(0)
     }
 
-    /// Adds the messages that the reader wants, until it has as many as the reader wants, or as many bytes as an answer may;
-    /// but a first one always.
-    /// How many it has looked at.
+    /// Adds the messages that the reader wants, until the answer has as many as the reader asked
+    /// for, or as many bytes as an answer may have. A first message is added whatever its length.
+    /// Returns how many messages of the batch were looked at. `Err` is 53200: there is no memory.
     fn add(&mut self, batch: &Batch, question: &Question) -> Result<usize, Error> {
         let client = encoding::Client::of_session();
         for (added, message) in batch.messages().enumerate() {
@@ -197,10 +207,11 @@ impl Answer {
     }
 }
 
-/// A message as JSON, in the server's encoding. What is packed may become megabytes. `None`: the reader does not want
-/// it.
+/// Returns a message as JSON, in the server's encoding. A packed message may become megabytes.
+/// `None`: the message is not for the reader. `Err` is 53200: there is no memory.
 fn shown(message: &RingMessage<'_>, question: &Question) -> Result<Option<Vec<u8>>, Error> {
-    // Only what is packed is ASCII, and has to be unpacked; it was UTF-8 then.
+    // A packed payload is ASCII, and unpacks to UTF-8. Any other payload is in the server's
+    // encoding.
     let unpacked = std::str::from_utf8(message.payload).ok().and_then(|text| match wire::decode(text) {
         Ok(unpacked) if text != unpacked => Some(Ok(unpacked)),
         Err(WireError::OutOfMemory) => Some(Err(Error::OutOfMemory)),
@@ -220,16 +231,17 @@ fn shown(message: &RingMessage<'_>, question: &Question) -> Result<Option<Vec<u8
     Ok(Some(json))
 }
 
-/// What there is to read now.
+/// Reads what there is now. Without a ring, `Err` is the error of `no_ring`.
 fn read(question: &Question) -> Result<Answer, Error> {
     stats::count(Counter::Polls, 1);
     let position = rings::position().ok_or_else(no_ring)?;
     let Some(after) = question.after else { return Ok(Answer::new(position)) };
     let mut answer = Answer::new(after);
     if after == position {
-        return Ok(answer); // most polls find nothing, and need no room for it
+        return Ok(answer); // most polls find nothing, and need no batch
     }
-    // With a filter a batch has more messages than there is room for: most may be for others.
+    // With a filter, a batch may hold more messages than the answer has room for, because most may
+    // be for other readers.
     let filtered = question.queues.is_some();
     let mut batch = Batch::new(if filtered { MESSAGES } else { MESSAGES.min(question.most) }, BYTES);
     loop {
@@ -241,7 +253,7 @@ fn read(question: &Question) -> Result<Answer, Error> {
         let progress = rings::read(answer.position, question.channels()?, &mut batch).ok_or_else(no_ring)?;
         let added = answer.add(&batch, question)?;
         if added < batch.len() {
-            // Up to the last one that was added, and no further.
+            // The answer reaches up to the last message that was added, and no further.
             if let Some(last) = added.checked_sub(1).and_then(|last| batch.messages().nth(last)) {
                 let missed = progress.missed.map(|_| last.missed);
                 answer.pass(Progress { position: last.position, missed, more: true });
@@ -286,7 +298,7 @@ fn oban_poll(
     Ok(TableIterator::once((answer.position, answer.missed, answer.messages())))
 }
 
-/// The signature of oban_poll and nothing else: what it is compared with.
+/// Has the signature of oban_poll and does nothing: a benchmark compares the two.
 #[cfg(feature = "bench")]
 #[pg_extern(volatile, parallel_unsafe)]
 fn obanrs_bench_poll(
@@ -308,7 +320,7 @@ fn oban_position() -> Result<i64, ErrorReport> {
     Ok(rings::position().ok_or_else(no_ring)?)
 }
 
-/// The procedure oban_wait, with three INOUT arguments before the last.
+/// The procedure oban_wait, which has three INOUT arguments before the last argument.
 #[pg_extern(sql = false)]
 #[allow(clippy::too_many_arguments)] // they are the contract's
 pub fn oban_wait_queues(
@@ -319,7 +331,7 @@ pub fn oban_wait_queues(
     prefix: Option<TextArgument>,
     _position: Option<i64>,
     _missed: Option<i64>,
-    _messages: Option<i64>, // a jsonb that nobody looks at
+    _messages: Option<i64>, // a jsonb that is not read
     queues: Option<TextArray>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<pgrx::composite_type!('static, "record"), ErrorReport> {
@@ -343,7 +355,9 @@ fn oban_wait(
     Ok(call_wait(timeout, || Question::new(channels, after, max_messages, prefix, None), fcinfo)?)
 }
 
-/// It ends the transaction that CALL began, so that while it waits this session holds no snapshot and no lock.
+/// Runs oban_wait. The procedure ends the transaction that CALL began, so that this session holds
+/// no snapshot and no lock while it waits. `Err` is 25001 where the transaction can't be ended, or
+/// an error of the question, of `read` or of `wait`.
 fn call_wait(
     timeout: Option<Interval>,
     question: impl FnOnce() -> Result<Question, Error>,
@@ -357,7 +371,7 @@ fn call_wait(
     }
     let row = InoutRecord::of(fcinfo);
     session::notice_vanished_client();
-    // From here on: what comes between this and the sleep is not missed.
+    // The wait reads from here on. So a message that is published before the sleep is not missed.
     let mut answer = read(&question)?;
     question.after = Some(answer.position);
     call.commit(|| wait(&mut question, &mut answer, timeout))?;
@@ -365,6 +379,7 @@ fn call_wait(
     Ok(row.with([position, missed, answer.messages().into_datum()]))
 }
 
+/// Returns how long to wait at most. `Err` is 22023: the timeout is negative or longer than a day.
 fn waiting_time(timeout: Interval) -> Result<Duration, Error> {
     let micros = timeout.as_micros();
     if (0..=MAX_TIMEOUT).contains(&micros) {
@@ -376,8 +391,10 @@ fn waiting_time(timeout: Interval) -> Result<Duration, Error> {
     ))
 }
 
-/// Waits until there is something to read for this reader, or a gap, and reads it. Nothing that this session registers
-/// outlives it, whether it returns, raises or ends the session.
+/// Waits until there is a message for this reader, or a gap, and reads it. Waits for `timeout` at
+/// most. No registration of this session as a waiter outlives the call, whether the call returns,
+/// raises an error or ends the session. `Err` is 42501 or 3F000 if the right to read was lost
+/// during the wait, and the error of `no_ring` if the ring was.
 fn wait(question: &mut Question, answer: &mut Answer, timeout: Duration) -> Result<(), Error> {
     struct Awake;
     impl Drop for Awake {
@@ -400,7 +417,8 @@ fn wait(question: &mut Question, answer: &mut Answer, timeout: Duration) -> Resu
             if !answer.is_empty() || since.elapsed() >= timeout {
                 break;
             }
-            // They were of other queues. This session no longer counts as asleep, so it looks again before it sleeps.
+            // The messages were for other readers. This process is not a waiter any more, so it
+            // reads again before it sleeps.
             pgrx::check_for_interrupts!();
             continue;
         }

@@ -1,4 +1,4 @@
-//! What was done in this database: the rows of the view oban_stats.
+//! The rows of the view oban_stats: what was done in this database.
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -11,7 +11,8 @@ use crate::shmem::{Segment, rings};
 fn obanrs_stats()
 -> Result<TableIterator<'static, (name!(counter, &'static str), name!(value, i64))>, ErrorReport> {
     let Some(segment) = Segment::attached() else { return Ok(TableIterator::empty()) }; // oban_check says why
-    // A database without a slot has no counters: nothing was counted. One without a ring uses nothing of one.
+    // A database without a slot has no counters: nothing was counted. A database without a ring
+    // uses no part of a ring.
     let counted = segment.counted().unwrap_or_default();
     let counted = Counter::ALL.iter().map(|counter| (counter.name(), counted[*counter as usize] as i64));
     let ring = rings::usage().unwrap_or_default();

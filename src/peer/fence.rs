@@ -1,13 +1,14 @@
 //! `oban_fence`: it refuses the writes of a session that no longer leads.
 //!
-//! A fence locks the row of the leadership until its transaction ends. Nobody can delete the row until then,
-//! so nobody else can become leader. A keeper skips the row, and the end of the transaction wakes the keeper
-//! (`backend::xact_end`). The DELETE of a foreign node waits. A renewal of the lease does not wait.
+//! A fence locks the row of the leadership until its transaction ends. Nobody can delete the row
+//! until then, so no other node can become leader. A keeper skips the row, and the end of the
+//! transaction wakes the keeper (`backend::xact_end`). The DELETE of a foreign node waits. A
+//! renewal of the lease does not wait.
 //!
-//! The row is locked through the access methods of its table, without SQL. So this tests what SQL would test:
-//! the right on oban_jobs, a read-only transaction, recovery, parallel mode. No right on oban_peers is
-//! needed. Row level security that binds the table's owner is an obstacle (`logic::shape`); other row level
-//! security does not apply.
+//! The access methods of the table lock the row, without SQL. So `oban_fence` itself tests what SQL
+//! would test: the right on oban_jobs, a read-only transaction, recovery, parallel mode. No right
+//! on oban_peers is needed. Row level security that binds the table's owner is an obstacle
+//! (`logic::shape`). Other row level security does not apply.
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -38,7 +39,8 @@ fn oban_fence(
     session::require_writable("fence")?;
     session::prevent_in_parallel_mode(c"oban_fence()");
     let segment = Segment::require()?;
-    // oban_term and oban_renew return NULL to a process that does not lead. It holds no term.
+    // oban_term and oban_renew return NULL to a process that does not lead. Such a process holds no
+    // term.
     let Some(term) = term else {
         stats::count(Counter::FencesRefused, 1);
         return Err(Error::TermOver { name: name.to_owned(), term: None }.into());
@@ -46,12 +48,13 @@ fn oban_fence(
     let term = Term(term);
     let table = open(electorate.schema, names.prefix())?;
     note(Note::Fence); // before the row is locked, so that the end of any such transaction wakes the keeper
-    // A leadership that began after a fixed snapshot was taken may have written what this transaction can't
-    // see.
+    // A leadership that began after a fixed snapshot was taken may have written what this
+    // transaction can't see.
     let known = !session::has_fixed_snapshot() || table.is_in_own_snapshot(name, term);
     let row = if known { table.fence(name, term) } else { None };
-    // The time is read once the row is locked: from then on its lease can only be extended. Memory knows how long the
-    // lease of a row runs; a row that it does not know is judged by the wall clock.
+    // The clocks are read after the row is locked, because from then on the row's lease can only be
+    // extended. Shared memory knows how long the lease of a row runs. A row that shared memory does
+    // not know is judged by the wall clock.
     let (now, wall) = (clock::now(), time::now());
     let over = segment.leaderships_view(|v| v.is_over(&electorate, term, now));
     let held = row.is_some_and(|row| {
@@ -66,8 +69,9 @@ fn oban_fence(
     Ok(())
 }
 
-/// The table of leaders of a schema, under a lock that keeps its name, owner and shape as they are. `prefix` is for
-/// messages.
+/// Opens the table of leaders of a schema, under a lock that keeps the table's name, owner and
+/// shape as they are. `prefix` is the schema's name, for messages. `Err` is 55000: the table is
+/// missing, or has an obstacle.
 fn open(schema: SchemaOid, prefix: &str) -> Result<PeersTable<'static>, Error> {
     loop {
         match PeersTable::open(schema, TableLock::RowShare, true) {
@@ -77,7 +81,7 @@ fn open(schema: SchemaOid, prefix: &str) -> Result<PeersTable<'static>, Error> {
                 let what = shape::described(&obstacles);
                 return Err(Error::NoElections { prefix: prefix.to_owned(), what });
             }
-            // The table was replaced while this waited for its lock.
+            // The table was replaced while this process waited for the table's lock.
             Err(Unusable::Replaced | Unusable::Locked) => {
                 pgrx::check_for_interrupts!();
             }

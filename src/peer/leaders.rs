@@ -1,4 +1,5 @@
-//! Who leads: what a session asks of itself and of named nodes, from shared memory; and what the table says.
+//! The functions that say which node leads. Those about this session or a named node read shared
+//! memory. The others read the table.
 
 use std::cell::Cell;
 
@@ -21,11 +22,12 @@ use crate::prefix::{peers_catalog, prefixes};
 use crate::shmem::Segment;
 
 thread_local! {
-    /// The seat that was asked for last: most sessions ask for one name again and again.
+    /// The seat that this session asked for last. Most sessions ask for one name again and again.
     static LAST_SEAT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The term of the leadership that counts as "mine": of a member of this session, or of the named node.
+/// Returns the term of the leadership that a member of this session holds, or with `node` the named
+/// node. `None`: that session or node does not lead.
 fn led_by(view: &LeadershipsView<'_>, electorate: &Electorate, node: Option<&str>) -> Option<Term> {
     let (seat, now) = (view.seat_near(electorate, LAST_SEAT.get())?, clock::now());
     LAST_SEAT.set(seat);
@@ -37,7 +39,10 @@ fn led_by(view: &LeadershipsView<'_>, electorate: &Electorate, node: Option<&str
     mine.then_some(held.lease.term)
 }
 
-/// What others do needs a right to see it; what this session does it knows.
+/// Returns the term of the leadership that this session holds, or with `node` the named node.
+/// `None`: that session or node does not lead. To ask about a node takes the right to read the
+/// prefix; without it, `Err` is 42501, or 3F000 without such a schema. To ask about this session
+/// takes no right. `Err` is 55000 if the library is not preloaded.
 fn term_of(
     name: Option<TextArgument>,
     node: Option<TextArgument>,
@@ -64,7 +69,7 @@ fn oban_is_leader(
     Ok(term_of(name, node, prefix)?.is_some())
 }
 
-/// The signature of oban_is_leader and nothing else: what it is compared with.
+/// Has the signature of oban_is_leader and does nothing: a benchmark compares the two.
 #[cfg(feature = "bench")]
 #[pg_extern(volatile, parallel_restricted)]
 fn obanrs_bench_is_leader(
@@ -84,27 +89,33 @@ fn oban_term(
     Ok(term_of(name, node, prefix)?.map(|term| term.0))
 }
 
-/// A leader as its row in oban_peers has it.
+/// A leader, as the leader's row in oban_peers says.
 pub struct LeaderRow {
     pub name: String,
     pub node: String,
-    /// A foreign node has written it, not the keeper.
+    /// Whether a foreign node has written the row, and not the keeper.
     pub foreign: bool,
     term: Option<i64>,
     started_at: Option<TimestampWithTimeZone>,
     expires_at: Option<TimestampWithTimeZone>,
 }
 
-/// The longest name of an instance or a node that is shown. Oban's own are host names and the like.
+/// The longest name of an instance or a node that is shown, in bytes. Oban's own names are host
+/// names and the like.
 const MAX_SHOWN: usize = 1_024;
 
-/// The unexpired rows of a schema's oban_peers, of one name or of all in their order; `None` when the table
-/// can't be read. The table, not shared memory: it has foreign leaders of names without members, and it is there on a
-/// standby. The rights are those of the extension's functions, so the table's own rights and policies are not tested,
-/// and its owner's code never runs in the asking session.
+/// Returns the unexpired rows of a schema's oban_peers, of one name or of all, sorted by name.
+/// `None`: the table can't be read. The rows are those of the table, not those of shared memory,
+/// because the table also has foreign leaders of names without members, and because a standby has
+/// the table. The rights are those of the extension's functions. So the table's own rights and
+/// policies are not tested, and code of the table's owner never runs in the asking session.
 ///
-/// Whether a lease holds is what memory says of a row that it knows, so that all calls give one answer whatever the
-/// wall clock shows. Other rows are judged by the wall clock. `prefix` is the schema's name, for messages.
+/// For a row that shared memory knows, shared memory says whether the lease holds. So all calls
+/// give one answer, whatever the wall clock shows. Other rows are judged by the wall clock.
+/// `prefix` is the schema's name, for messages.
+///
+/// `Err` is 3F000 or 42501 if the schema or the right to read it is gone, and 55000 if the table is
+/// unlogged and this server is in recovery.
 pub fn leaders(
     schema: SchemaOid,
     prefix: &str,
@@ -144,7 +155,8 @@ pub fn leaders(
             expires_at: time::timestamptz(ends),
         })
     };
-    // Again if the table was another one by the time of its lock; who keeps replacing it gets no answer.
+    // If another table has the name by the time of the lock, the search begins again. A table that
+    // is replaced again and again gives no answer.
     for _ in 0..3 {
         let Some(table) = peers_catalog::info_in(schema) else { return Ok(None) };
         let admit = |unlogged: bool| {
@@ -188,8 +200,9 @@ fn oban_leader(
     Ok(TableIterator::new(rows.into_iter().map(|r| (Shown(r.node), r.term, r.started_at, r.expires_at))))
 }
 
-/// The rows of the view oban_leadership: of every prefix that the caller may read and that has a table of leaders,
-/// installed or not, but those whose table can't be read at the moment. A tenant's lock must not hold up a reader of all prefixes.
+/// Returns the rows of the view oban_leadership: those of every prefix that the caller may read and
+/// that has a table of leaders, installed or not. Leaves out a prefix whose table can't be read at
+/// the moment, because a tenant's lock must not hold up a reader of all prefixes.
 #[pg_extern(volatile, parallel_restricted)]
 fn obanrs_leadership() -> TableIterator<
     'static,

@@ -1,4 +1,4 @@
-//! Joining, renewing, stepping down and leaving.
+//! The calls that join, renew, resign and leave, and the rows of the view oban_members.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -27,11 +27,11 @@ use crate::prefix::prefixes;
 use crate::prefix::rights::{self, Right};
 use crate::shmem::Segment;
 
-/// How long a call waits for the keeper: long enough for one that is just starting.
+/// How long a call waits for the keeper. That is long enough for a keeper that is just starting.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// What a member's lease may be, in microseconds: no shorter than a client can renew it, no longer than a day,
-/// as what is longer is a mistake in the unit.
+/// The leases that a member may have, in microseconds. A client could not renew a shorter lease in
+/// time. A lease of more than a day is a mistake in the unit.
 const LEASES: std::ops::RangeInclusive<i64> = 100_000..=86_400_000_000;
 
 #[pg_extern(name = "oban_join", volatile, parallel_unsafe)]
@@ -49,10 +49,11 @@ fn oban_join_as(
     Ok(join(node, name, lease, replace, prefix, said.then_some(candidate))?)
 }
 
-/// The place of that argument.
+/// The index of the argument `candidate`.
 const CANDIDATE: usize = 5;
 
-/// The symbol of oban_join in the SQL of versions before 0.7.0, whose members always stand for election.
+/// The symbol of oban_join in the SQL of versions before 0.7.0. Members that join through it always
+/// stand for election.
 #[pg_extern(sql = false)]
 fn oban_join(
     node: Option<TextArgument>,
@@ -119,7 +120,7 @@ fn join(
         });
         match joined {
             Ok(joined) => {
-                // Its node's gossip came from the process that is replaced.
+                // The gossip of the replaced member's node came from the process that is replaced.
                 if let Some(old) = replaced {
                     ended(segment, &electorate, &old);
                 }
@@ -158,7 +159,7 @@ fn join(
     let id = joined.id;
     segment.ensure_keeper(electorate.database);
     wait_until(segment, |v| v.is_considered(id, clock::now()));
-    // A foreign node's transaction may have been committed meanwhile.
+    // A foreign node may have committed its row meanwhile.
     let late = candidate.is_none()
         && !joined.again
         && segment.leaderships(|p| p.yields(id, latch::my_procno(), clock::now()));
@@ -173,14 +174,16 @@ fn join(
     Ok(id.0)
 }
 
-/// The foreign node that leads a name now, by its row. A table that another transaction has locked is not waited for.
+/// Returns the foreign node that leads a name now, by the row of the name. `None`: no foreign node
+/// leads, or the table can't be read. A table that another transaction has locked is not waited
+/// for.
 fn foreign_leader(electorate: &Electorate, prefix: &str) -> Option<String> {
     let name = Some(electorate.name.as_str());
     let rows = leaders(electorate.schema, prefix, name, Locked::Peek).ok().flatten()?;
     rows.into_iter().find(|row| row.foreign).map(|row| row.node)
 }
 
-/// Says to a process that joined a name without `candidate` that it does not stand for election.
+/// Raises a NOTICE that this member, which joined without `candidate`, does not stand for election.
 fn say_member_only(electorate: &Electorate, foreign: Option<String>) {
     let name = electorate.name.as_str();
     let why = match foreign {
@@ -196,7 +199,7 @@ fn say_member_only(electorate: &Electorate, foreign: Option<String>) {
     );
 }
 
-/// Says why no election can be held in this prefix, if nobody leads the name.
+/// Raises a WARNING that says why this prefix can hold no election, if the name has no leader.
 fn warn_without_elections(segment: Segment, electorate: &Electorate, prefix: &str) {
     if segment.leaderships_view(|v| v.has_leader(electorate, clock::now())) {
         return;
@@ -230,7 +233,8 @@ fn warn_without_elections(segment: Segment, electorate: &Electorate, prefix: &st
     );
 }
 
-/// Says that nobody elects as there is no free worker slot, if that is why a member was not considered.
+/// Raises a WARNING if the keeper has not considered a member in time. The WARNING says that there
+/// is no free worker slot, or else that the keeper does not run, is busy or waits for a lock.
 fn warn_without_keeper(segment: Segment, id: MemberId) {
     if segment.leaderships_view(|v| v.is_considered(id, clock::now())) {
         return;
@@ -253,7 +257,7 @@ fn warn_without_keeper(segment: Segment, id: MemberId) {
     }
 }
 
-/// A lease as the rules count it.
+/// Returns a lease in microseconds. `Err` is 22023: the lease is not one of `LEASES`.
 fn microseconds(lease: Interval) -> Result<i64, Error> {
     let micros = i64::try_from(lease.as_micros()).unwrap_or(i64::MAX);
     if LEASES.contains(&micros) {
@@ -265,7 +269,7 @@ fn microseconds(lease: Interval) -> Result<i64, Error> {
     ))
 }
 
-/// Until the keeper has done what it was woken for, at most for `MAX_WAIT`.
+/// Waits until the keeper has done what it was woken for, for `MAX_WAIT` at most.
 fn wait_until(segment: Segment, done: impl Fn(LeadershipsView<'_>) -> bool) {
     let since = Instant::now();
     loop {
@@ -278,7 +282,8 @@ fn wait_until(segment: Segment, done: impl Fn(LeadershipsView<'_>) -> bool) {
     }
 }
 
-/// The member of this id in this database that the caller may act for. `None` when there is none.
+/// Returns the member of this id in this database. `None`: there is no such member. `Err` is 42501:
+/// the caller may not act for the role that joined it.
 fn own_member(segment: Segment, id: MemberId) -> Result<Option<(Electorate, Member)>, Error> {
     let known = segment.leaderships_view(|v| v.member(id, clock::now()).map(|(_, m)| (*v.electorate(m), *m)));
     match known.filter(|(e, _)| e.database == session::database()) {
@@ -291,7 +296,9 @@ fn not_yours(member: MemberId) -> Error {
     Error::NotYours(format!("member {member} was joined by another role"))
 }
 
-/// 55000 when it is no member any more; also in recovery, where there are none.
+/// Returns the electorate of a member that the caller may act for. `Err` is 55000 if there is no
+/// such member any more, in recovery (where there are no members), and if the library is not
+/// preloaded. `Err` is 42501 if the caller may not act for the role that joined it.
 fn required_member(id: MemberId, what: &'static str) -> Result<(Segment, Electorate), Error> {
     if session::in_recovery() {
         return Err(Error::InRecovery(what));
@@ -310,7 +317,7 @@ fn oban_renew(member: Option<i64>) -> Result<Option<i64>, ErrorReport> {
     if !renewed.due {
         return Ok(renewed.term.map(|term| term.0));
     }
-    // The answer shall hold for half a lease at least, so the row comes first.
+    // The answer has to hold for half a lease at least, so the keeper renews the row first.
     segment.ensure_keeper(electorate.database);
     wait_until(segment, |v| v.is_considered(id, clock::now()));
     let term = segment.leaderships_view(|v| v.term_of(id, clock::now()));
@@ -337,7 +344,8 @@ fn oban_leave(member: Option<i64>) -> Result<bool, ErrorReport> {
     Ok(own_member(segment, id)?.is_some() && leave(segment, id))
 }
 
-/// The rows of the view oban_members: of this database and the prefixes that the caller may read.
+/// Returns the rows of the view oban_members: those of this database and of the prefixes that the
+/// caller may read.
 #[pg_extern(volatile, parallel_restricted)]
 fn obanrs_memberships() -> Result<
     TableIterator<
@@ -360,7 +368,8 @@ fn obanrs_memberships() -> Result<
     Ok(TableIterator::new(shown_members()))
 }
 
-/// The symbol of obanrs_members, which the view oban_members calls in the SQL of versions before 0.7.0.
+/// The symbol of obanrs_members, which the view oban_members calls in the SQL of versions before
+/// 0.7.0.
 #[pg_extern(sql = false)]
 fn obanrs_members() -> Result<
     TableIterator<
@@ -421,12 +430,13 @@ fn shown_members() -> Vec<MemberRow> {
         .collect()
 }
 
-/// The names of the schemas that the caller may read.
+/// The names of the schemas that the caller may read, each looked up once.
 #[derive(Default)]
 struct Readable(HashMap<SchemaOid, Option<String>>);
 
 impl Readable {
-    /// `None`: the caller may not read that schema, or it was dropped.
+    /// Returns the name of a schema. `None`: the caller may not read the schema, or the schema was
+    /// dropped.
     fn name(&mut self, schema: SchemaOid) -> Option<String> {
         let named = || catalog::schema_name(schema).filter(|_| rights::allows_in(schema, Right::Read));
         self.0.entry(schema).or_insert_with(named).clone()

@@ -1,8 +1,8 @@
-//! Members and leaders: the SQL functions. What leading means is in `logic::leadership`, who elects in
-//! `worker::election`.
+//! Members and leaders: the SQL functions. `logic::leadership` has the rules of leaderships, and
+//! `worker::election` holds the elections.
 //!
-//! Joining, renewing, resigning and leaving act at once and survive a rollback, for they are about a process,
-//! not about data. A fence is about data: it holds until its transaction ends.
+//! Joining, renewing, resigning and leaving act at once and survive a rollback, because they are
+//! about a process and not about data. A fence is about data: it holds until its transaction ends.
 
 pub mod fence;
 pub mod leaders;
@@ -30,13 +30,16 @@ impl Names {
         self.prefix.as_str()
     }
 
-    /// What the names mean, for a role that has this right. 3F000 without such a schema, 42501 without the right.
+    /// Returns the electorate that the names stand for, to a role that has this right on the
+    /// prefix. `Err` is 3F000 if there is no such schema, 42501 if the role lacks the right, and
+    /// 42939 if the schema belongs to Postgres.
     fn electorate(&self, right: Right) -> Result<Electorate, Error> {
         session::see_changes(); // what the names meant before this statement does not count
         Ok(self.of_schema(rights::require(self.prefix(), right)?))
     }
 
-    /// What the names mean; `None` without such a schema. Needs no right.
+    /// Returns the electorate that the names stand for. `None`: there is no such schema. The caller
+    /// needs no right.
     fn known(&self) -> Option<Electorate> {
         session::see_changes();
         catalog::namespace(self.prefix()).map(|schema| self.of_schema(schema))
