@@ -1,8 +1,9 @@
-//! `oban_check`: what keeps obanrs from working here, one row a thing, each with what to do about it.
+//! `oban_check`: what keeps obanrs from working here. Each row is about one thing, and says what to
+//! do about it.
 //!
-//! It only reads: settings, shared memory and catalogs. It waits for no lock on a user's table, and gives
-//! such a lock back after the look. It shows the prefixes that the caller has any right on, and what the
-//! caller lacks there.
+//! `oban_check` only reads: settings, shared memory and catalogs. It waits for no lock on a user's
+//! table, and gives such a lock back after the look. It shows the prefixes that the caller has any
+//! right on, and what the caller lacks there.
 
 use std::collections::BTreeSet;
 
@@ -33,7 +34,7 @@ const PREFIXES: &str = include_str!("../sql/health/prefixes.sql");
 
 type Finding = (String, bool, String);
 
-/// A finding is fine, or it says what to do.
+/// Returns a finding. `Ok`: nothing is to be done. `Err`: the detail says what to do.
 fn found(item: impl Into<String>, outcome: Result<String, String>) -> Finding {
     let ok = outcome.is_ok();
     let (Ok(detail) | Err(detail)) = outcome;
@@ -79,7 +80,8 @@ fn preload() -> Result<String, String> {
 
 fn version() -> Result<String, String> {
     let library = env!("CARGO_PKG_VERSION");
-    // As it is now: the transaction's snapshot may be older than the extension.
+    // The version is read as it is now, because the transaction's snapshot may be older than the
+    // extension.
     let extension =
         crate::pg::spi::look("SELECT extversion::text FROM pg_extension WHERE extname = $1", "obanrs").pop();
     let Some(extension) = extension else {
@@ -117,7 +119,8 @@ fn coordinator(segment: Segment) -> Result<String, String> {
     }
 }
 
-/// This database's worker of a kind, and what there is not without it.
+/// Describes this database's worker of a kind. `Err` says what the database does without while the
+/// worker does not run.
 fn worker(segment: Segment, kind: Kind) -> Result<String, String> {
     let without = match kind {
         Kind::Keeper => "so that nobody elects leaders here",
@@ -164,12 +167,13 @@ fn worker(segment: Segment, kind: Kind) -> Result<String, String> {
     }
 }
 
-/// What went wrong last, for who may see it: it may quote what a prefix's owner wrote.
+/// Returns what went wrong last. `None`: nothing has, or the role may not see it, because the text
+/// may quote what a prefix's owner wrote.
 fn trouble<const N: usize>(last_error: &Text<N>) -> Option<&str> {
     Some(last_error.as_str()).filter(|error| !error.is_empty() && session::sees_all())
 }
 
-/// Whether every database with the extension can have its workers.
+/// Finds out whether every database with the extension can have its workers.
 fn worker_slots(segment: Segment) -> Result<String, String> {
     let most: usize = setting("SELECT current_setting('max_worker_processes')").parse().unwrap_or(0);
     let databases = segment.registry(|r| r.databases.iter().filter(|d| !d.oid.is_none()).count());
@@ -191,7 +195,7 @@ fn worker_slots(segment: Segment) -> Result<String, String> {
     }
 }
 
-/// Whether this database has a ring of messages, or will have one when it needs it.
+/// Finds out whether this database has a ring of messages, or will have one when it needs it.
 fn ring() -> Result<String, String> {
     match rings::availability() {
         Some(RingAvailability { has_ring: true, .. }) => Ok("this database has one".into()),
@@ -205,9 +209,10 @@ fn ring() -> Result<String, String> {
     }
 }
 
-/// Settings that contradict each other, or what others do, and memory that is nearly used up.
+/// Finds settings of gossip that contradict each other or what Oban's nodes do, and memory that is
+/// nearly used up.
 fn gossip(segment: Segment) -> Result<String, String> {
-    /// In microseconds: how long oban_met remembers a check.
+    /// How long oban_met remembers a check, in microseconds.
     const REMEMBERED: i64 = 30_000_000;
     let seconds = |micros: i64| micros as f64 / 1e6;
     let (interval, ttl) = (config::gossip_interval(), config::gossip_ttl().as_micros() as i64);
@@ -245,7 +250,7 @@ fn gossip(segment: Segment) -> Result<String, String> {
     ))
 }
 
-/// Sessions that listen or lead are idle by nature.
+/// Finds a limit for idle sessions. Sessions that listen or lead are idle by nature.
 fn idle_sessions() -> Result<String, String> {
     match setting("SELECT current_setting('idle_session_timeout')").as_str() {
         "0" => Ok("0: sessions that listen or lead may be idle".into()),
@@ -256,7 +261,8 @@ fn idle_sessions() -> Result<String, String> {
     }
 }
 
-/// A switch for one load that was set for a role or a database would keep all its jobs waiting without a word.
+/// Finds wake-ups that are off. The switch is meant for one load. If it was set for a role or a
+/// database, it would keep all jobs of that role or database waiting, and nothing would say so.
 fn wakeups() -> Result<String, String> {
     if config::wakeups() {
         return Ok("on: what this session inserts wakes its queues".into());
@@ -266,7 +272,8 @@ fn wakeups() -> Result<String, String> {
         .into())
 }
 
-/// Whether the database is left alone by elections, as ALTER DATABASE says, or else the server's configuration.
+/// Returns whether elections leave the database alone because it is read-only by default: as ALTER
+/// DATABASE says, or else as the server's configuration says.
 fn read_only_by_default() -> bool {
     let configured = || {
         setting(
@@ -277,7 +284,8 @@ fn read_only_by_default() -> bool {
     prefixes::database_read_only().unwrap_or_else(configured)
 }
 
-/// The schemas of this database in which members have joined or nodes have put gossip here.
+/// Returns the schemas of this database in which members have joined, or nodes have put gossip on
+/// this server.
 fn used(segment: Segment) -> BTreeSet<SchemaOid> {
     let (own, now) = (session::database(), clock::now());
     let members = segment.leaderships_view(|view| {
@@ -288,7 +296,7 @@ fn used(segment: Segment) -> BTreeSet<SchemaOid> {
     used
 }
 
-/// One text from a query with one row.
+/// Returns the text of a query with one row and one column.
 fn setting(sql: &str) -> String {
     let value = Spi::connect(|client| client.select(sql, Some(1), &[])?.first().get_one::<String>());
     value.unwrap_or_else(|e| pgrx::error!("{e}")).unwrap_or_default()
@@ -300,7 +308,7 @@ struct Prefix {
     jobs: Option<String>,
     jobs_is_table: bool,
     jobs_oid: Option<TableOid>,
-    /// Something of obanrs' is on its tables.
+    /// Whether the prefix's tables have a trigger or a column that obanrs has added.
     touched: bool,
     without_trigger: Vec<String>,
     disabled: Vec<String>,
@@ -308,14 +316,15 @@ struct Prefix {
     peers_triggers_are_there: bool,
     peers_triggers_off: Vec<String>,
     unlogged: bool,
-    /// The publications that take oban_peers along, each with what ends that.
+    /// The publications that include oban_peers, each with the command that ends that.
     publications: Vec<String>,
-    /// The subscriptions that write it.
+    /// The subscriptions that write oban_peers.
     subscriptions: Vec<String>,
     caller_lacks: Vec<String>,
     caller_reads_only: bool,
 }
 
+/// Returns the schemas with tables of Oban's names that the caller has any right on.
 fn prefixes() -> Vec<Prefix> {
     let read = |row: SpiHeapTupleData<'_>| {
         let text = |column: &str| row.get_by_name(column).map(|text| text.map(|Shown(text)| text));
@@ -349,7 +358,8 @@ fn prefixes() -> Vec<Prefix> {
 }
 
 impl Prefix {
-    /// Whether somebody means the schema to be a prefix: it is installed at least in part, or in use.
+    /// Returns whether the schema is meant to be a prefix: it is installed at least in part, or in
+    /// use.
     fn is_meant(&self, used: &BTreeSet<SchemaOid>) -> bool {
         let is_used = || catalog::namespace(&self.name).is_some_and(|schema| used.contains(&schema));
         self.touched || (encoding::is_name(&self.name) && is_used())
@@ -358,7 +368,8 @@ impl Prefix {
     fn findings(&self, used: &BTreeSet<SchemaOid>) -> Vec<Finding> {
         let name = &self.name;
         if !encoding::is_name(name) {
-            // Nor has it a row in oban_leadership. It need not be meant to be a prefix.
+            // Such a prefix has no row in oban_leadership either. The schema need not be meant to
+            // be a prefix.
             let left_out = format!(
                 "left out, as its name is not ASCII and the database's encoding is {}: rename the schema, or use a \
                  database in UTF8",
@@ -390,8 +401,8 @@ impl Prefix {
             findings.push(found(format!("{name}.oban_peers"), self.persistence()));
             findings.push(found(format!("publication of {name}.oban_peers"), self.publication()));
         }
-        // A table with a column of another type is no table of Oban's. The findings name the column all the
-        // same.
+        // A table with a column of another type is no table of Oban's. The findings name the column
+        // all the same.
         let schema = catalog::namespace(name);
         let inspected = schema.map_or(Err(Unusable::Missing), peers::inspect);
         if peers_catalog::info(name).is_some_and(|table| table.installed)
@@ -440,12 +451,14 @@ impl Prefix {
         ))
     }
 
-    /// Whether somebody leads each name that has members, for who may see that. `None` without members.
+    /// Finds out whether each name that has members has a leader. `None`: no name has members, or
+    /// the role may not read the prefix.
     fn leaders(&self) -> Option<Result<String, String>> {
         if !rights::allows(&self.name, Right::Read) {
             return None;
         }
-        // Elections take milliseconds. (A name whose only member has stepped down is worth a word.)
+        // How long a name may be without a leader before that is a finding, in microseconds.
+        // Elections take milliseconds. (A name whose only member has resigned is a finding, too.)
         const MOMENT: i64 = 2_000_000;
         let (own, now, schema) = (session::database(), clock::now(), catalog::namespace(&self.name)?);
         let segment = Segment::attached()?;
@@ -510,7 +523,8 @@ impl Prefix {
         }
     }
 
-    /// One row for each table whose trigger is off, or one that says that none is.
+    /// Returns one row for each table whose trigger is off, or one row that says that no trigger is
+    /// off. Returns no row if a table has no trigger.
     fn triggers(&self) -> Vec<Finding> {
         let off = |table: &String| {
             let detail = format!(
@@ -522,7 +536,7 @@ impl Prefix {
             return self.disabled.iter().map(off).collect();
         }
         if !self.without_trigger.is_empty() {
-            return Vec::new(); // said with the prefix
+            return Vec::new(); // the row of the prefix says so
         }
         vec![found(format!("trigger on {}.oban_jobs", self.name), Ok("enabled".into()))]
     }
@@ -550,8 +564,9 @@ impl Prefix {
         ))
     }
 
-    /// Leaders are of one server. A row that replication brings is a leader that this server knows nothing of, or a
-    /// duplicate key that stops the subscription.
+    /// Finds out whether replication includes oban_peers. Leaders belong to one server. A
+    /// replicated row is a leader that this server knows nothing of, or a duplicate key that stops
+    /// the subscription.
     fn publication(&self) -> Result<String, String> {
         let Some(peers) = &self.peers else { return Ok(String::new()) };
         if !self.publications.is_empty() {
@@ -571,7 +586,8 @@ impl Prefix {
         Ok("in no publication and no subscription".into())
     }
 
-    /// Whether the keeper can write the table without running code of its owner, and with the owner's rights.
+    /// Finds out whether the keeper can write the table with the owner's rights, and without
+    /// running the owner's code.
     fn elections(&self, inspected: &Result<(), Unusable>) -> [Finding; 2] {
         let obstacles = match inspected {
             Err(Unusable::Obstacles(obstacles)) => obstacles.as_slice(),

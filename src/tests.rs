@@ -1,9 +1,9 @@
-//! What needs a backend but no commit. Each test runs in a transaction that is rolled back; what needs
-//! commits, other sessions or workers is in tests/server.
+//! Tests that need a backend but no commit. Each test runs in a transaction that is rolled back.
+//! Tests that need commits, other sessions or workers are in tests/server.
 
 use pgrx::prelude::*;
 
-/// For `cargo pgrx test`, which looks for it at the root of the crate by this name.
+/// The module that `cargo pgrx test` looks for at the root of the crate, by this name.
 #[cfg(test)]
 pub mod pg_test {
     use std::os::unix::fs::MetadataExt;
@@ -13,10 +13,12 @@ pub mod pg_test {
 
     use pgrx_pg_config::Pgrx;
 
-    /// Runs before each test, and before pgrx installs what it tests.
+    /// Runs before each test, and before pgrx installs the library. Panics if pgrx would change a
+    /// Postgres that may be in use, or could not install.
     ///
-    /// A Postgres that is in use keeps its files: pgrx installs a debug build as soon as it has the right to. Without
-    /// that right, or as root, it fails in ways that do not say what to do.
+    /// pgrx installs a debug build as soon as it has the right to, and a Postgres that is in use
+    /// has to keep its files. Without that right, or as root, pgrx fails in ways that do not say
+    /// what to do.
     pub fn setup(_options: Vec<&str>) {
         static REFUSAL: OnceLock<Option<String>> = OnceLock::new();
         if let Some(why) = REFUSAL.get_or_init(refusal) {
@@ -24,6 +26,7 @@ pub mod pg_test {
         }
     }
 
+    /// Returns why the tests must not run. `None`: they may run.
     fn refusal() -> Option<String> {
         if std::env::var_os("PGRX_TEST_SKIP").is_some_and(|skip| !skip.is_empty()) {
             return None;
@@ -39,7 +42,8 @@ pub mod pg_test {
             Ok(folders) => folders,
             Err(error) => return Some(format!("pgrx has no Postgres {major} to test: {error}\n{remedy}")),
         };
-        // tools/pgrx-test writes it into its copy, whose programs run as another user where we are root.
+        // tools/pgrx-test writes this file into its copy of Postgres. If root runs the tests, the
+        // programs of the copy run as another user.
         if bin.join("obanrs-private-copy").exists() {
             return None;
         }
@@ -57,6 +61,7 @@ pub mod pg_test {
         ))
     }
 
+    /// Returns whether this user may write to a folder.
     fn writable(folder: &Path) -> bool {
         Command::new("test").arg("-w").arg(folder).status().is_ok_and(|status| status.success())
     }
@@ -73,7 +78,7 @@ mod tests {
     use crate::logic::{jsonb, wire};
     use crate::pg::datum::RawJsonb;
 
-    /// The first column of all rows.
+    /// Returns the first column of all rows.
     fn texts(sql: &str) -> Vec<String> {
         Spi::connect(|client| {
             let rows = client.select(sql, None, &[]).expect("the query runs");
@@ -92,7 +97,7 @@ mod tests {
         assert_eq!(text(extension), env!("CARGO_PKG_VERSION"));
     }
 
-    /// Names, argument names, types and defaults are a contract: clients call by name.
+    /// Names, argument names, types and defaults are a contract, because clients call by name.
     #[pg_test]
     fn functions_have_the_contracts_signatures() {
         let signature = |name: &str| {
@@ -236,7 +241,7 @@ mod tests {
         assert_eq!(text(&format!("SELECT (oban_decode(oban_encode({long})) = {long})::text")), "true");
     }
 
-    /// What Oban's migration 14 leaves, by name (facts that a real Oban looks for).
+    /// The names are those that Oban's migration 14 leaves. A real Oban looks for them.
     #[pg_test]
     fn install_makes_the_tables_of_migration_14() {
         Spi::run("SELECT oban_install('jobs here')").expect("it installs");
@@ -315,7 +320,7 @@ mod tests {
         );
     }
 
-    /// Postgres' own jsonb of many kinds and sizes, read as Postgres prints it.
+    /// Values of jsonb of many kinds and sizes, made by Postgres, are read as Postgres prints them.
     #[pg_test]
     fn a_jsonb_is_read_as_postgres_prints_it() {
         let states = "

@@ -1,5 +1,6 @@
-//! Who runs what where: entries of queues in shared memory, the view over them, and the jobs that nobody runs. (What
-//! tells other nodes of them, and takes in what those tell, is `worker::gossip`.)
+//! Which node runs what: the entries of queues in shared memory, the view over them, and the jobs
+//! that no process runs (`orphans`). (`worker::exchange` broadcasts the entries to foreign nodes,
+//! and ingests what those nodes send.)
 
 pub mod orphans;
 
@@ -25,11 +26,11 @@ use crate::pg::{catalog, clock, encoding, session, time};
 use crate::prefix::rights::{self, Right};
 use crate::shmem::Segment;
 
-/// A year: what is longer is a mistake in the unit.
+/// The longest ttl in microseconds: a year. A longer ttl is a mistake in the unit.
 const MAX_TTL: i64 = 366 * 86_400 * 1_000_000;
 
-/// The most bytes that are read of a state. Its text is at least a sixth as long: of small numbers in an array each takes
-/// two characters, and twelve bytes.
+/// The most bytes that are read of a state. A state's text is at least a sixth as long: in an array
+/// of small numbers each number takes two characters, and twelve bytes.
 const MAX_BYTES: usize = 8 * check::MAX_STATE;
 
 struct Names {
@@ -51,7 +52,7 @@ impl Names {
         })
     }
 
-    /// Of an entry in the prefix's schema.
+    /// Returns the key of an entry of this database, in the prefix's schema.
     fn key<'a>(&'a self, schema: SchemaOid, queue: &'a str) -> Key<'a> {
         let (name, node) = (self.name.as_str(), self.node.as_str());
         Key { database: session::database(), schema, name, node, queue }
@@ -74,11 +75,13 @@ fn oban_gossip_put(
     let schema = rights::require(names.prefix.as_str(), Right::Write)?;
     let started_at = validated(&state)?;
     if !encoding::is_utf8() {
-        // What can't be converted could never be broadcast, nor anything beside it. (Raises, and is short by now.)
+        // A state that can't be converted to UTF-8 could never be broadcast, nor could any entry
+        // beside it. `text` raises an error for such a state. The state is known to be short by
+        // now.
         state.text();
     }
     let segment = Segment::require()?;
-    // The coordinator, which lets entries expire, is not there either.
+    // In recovery there is no coordinator, which lets entries expire.
     if session::in_recovery() {
         return Err(Error::InRecovery("gossip").into());
     }
@@ -98,7 +101,8 @@ fn oban_gossip_put(
     .into())
 }
 
-/// A state that is short enough to be tested.
+/// Returns a state that is short enough to be tested. `Err` is 22004 for a NULL, and 22023 for a
+/// state that is too long.
 fn opened(state: Option<JsonbArgument>) -> Result<RawJsonb, Error> {
     let state = given("state", state)?;
     if state.bytes() > MAX_BYTES {
@@ -107,8 +111,9 @@ fn opened(state: Option<JsonbArgument>) -> Result<RawJsonb, Error> {
     state.open().ok_or(Error::NullArgument("state"))
 }
 
-/// Tests a state, for it has to be an object whose known keys have the types that readers rely on. When the queue
-/// started, if the state says so.
+/// Tests a state: it has to be an object whose known keys have the types that readers rely on.
+/// Returns when the queue started. `None`: the state does not say so. `Err` is 22023 for a state
+/// that fails the test.
 fn validated(state: &RawJsonb) -> Result<Option<i64>, Error> {
     check::validate(jsonb::read(state.bytes())).map_err(|bad| match bad {
         InvalidState::NoObject => Error::bad(
@@ -125,7 +130,7 @@ fn validated(state: &RawJsonb) -> Result<Option<i64>, Error> {
         InvalidState::TooDeep => {
             Error::bad("state is nested too deep", format!("At most {} levels fit.", jsonb::MAX_DEPTH))
         }
-        // Not long, as that was tested before.
+        // The text is not long, because the length was tested before.
         InvalidState::Key(BadKey { key, wanted }) => {
             let text = state.text();
             let value = JsonObject::of(&text).and_then(|members| members.get(key).map(check::excerpt));
@@ -137,7 +142,7 @@ fn validated(state: &RawJsonb) -> Result<Option<i64>, Error> {
     })
 }
 
-/// Does what every call of oban_gossip_put has to do, and nothing.
+/// Has the signature of oban_gossip_put and does nothing: a benchmark compares the two.
 #[cfg(feature = "bench")]
 #[pg_extern(volatile, parallel_unsafe)]
 fn obanrs_bench_gossip_put(
@@ -151,8 +156,8 @@ fn obanrs_bench_gossip_put(
     Ok(())
 }
 
-/// How long one waits for the table's lock as a put does, asked `times` times, in nanoseconds: the middle, what one
-/// in a thousand exceeds, the most, and how many exceed a millisecond.
+/// Returns how long a put waits for the table's lock, in nanoseconds, over `times` attempts: the
+/// median, what one in a thousand exceeds, the most, and how many exceed a millisecond.
 #[cfg(feature = "bench")]
 #[pg_extern(volatile, parallel_unsafe)]
 fn obanrs_bench_gossip_waits(
@@ -172,7 +177,8 @@ fn obanrs_bench_gossip_waits(
     Ok(TableIterator::once((part(0.5), part(0.999), part(1.0), over)))
 }
 
-/// A ttl in microseconds.
+/// Returns a ttl in microseconds. Without a ttl that is obanrs.gossip_ttl. `Err` is 22023: the ttl
+/// is not positive, or longer than a year.
 fn lifetime(ttl: Option<Interval>) -> Result<i64, Error> {
     let Some(ttl) = ttl else {
         return Ok(config::gossip_ttl().as_micros() as i64);
@@ -204,17 +210,18 @@ fn oban_gossip_delete(
     Ok(deleted as i32)
 }
 
-/// What a schema is called now, if it has a name and the caller may read it; found out once for each.
+/// The names of schemas, each looked up once. `None`: the schema has no name, or the caller may not
+/// read it.
 type Prefixes = HashMap<SchemaOid, Option<String>>;
 
-/// The rows of the view oban_gossip: of this database and the prefixes that the caller may read. Its columns are
-/// in sql/50_views.sql.
+/// Returns the rows of the view oban_gossip: those of this database and of the prefixes that the
+/// caller may read. The columns are in sql/50_views.sql.
 #[pg_extern(sql = false)]
 pub fn obanrs_gossip(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
     let (database, mut rows) = (session::database(), ResultSet::of(fcinfo));
     let Some(segment) = Segment::attached() else { return Ok(()) }; // oban_check says why
     let mut prefixes = Prefixes::new();
-    session::see_changes(); // or a schema that was renamed would have its old name in this transaction
+    session::see_changes(); // else a renamed schema could have its old name in this transaction
     let once = segment.gossip().each(database, false, |piece| {
         pgrx::check_for_interrupts!();
         rows.within(|rows| piece.take(|entry| push(rows, &entry, &mut prefixes)));
@@ -227,7 +234,7 @@ pub fn obanrs_gossip(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport
     Ok(())
 }
 
-/// Adds an entry's row, if it is to be seen.
+/// Adds an entry's row, if the caller may see the entry.
 fn push(rows: &mut ResultSet, entry: &EntryRef<'_>, prefixes: &mut Prefixes) {
     let prefix = prefixes.entry(entry.schema).or_insert_with_key(|schema| {
         catalog::schema_name(*schema).filter(|_| rights::allows_in(*schema, Right::Read))

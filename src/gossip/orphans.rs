@@ -1,9 +1,9 @@
 //! `oban_orphans`: the executing jobs of a prefix that no live process runs. The rules are in
 //! `logic::orphans`.
 //!
-//! Gossip is read first. Then the table is read by a snapshot that is taken after that, also in a transaction
-//! that has an older one. It is read by SQL with the caller's rights, so it may run what any SELECT of the
-//! table runs.
+//! Gossip is read first. Then the table is read by a snapshot that is taken after that, also in a
+//! transaction that has an older snapshot. The table is read by SQL with the caller's rights, so
+//! that the reading may run what any SELECT of the table runs.
 
 use pgrx::datum::Interval;
 use pgrx::pg_sys;
@@ -23,10 +23,10 @@ use crate::pg::{catalog, clock, datum, encoding, session, time};
 use crate::prefix::rights::{self, Right};
 use crate::shmem::Segment;
 
-/// A year: what is longer is a mistake in the unit.
+/// The longest grace in microseconds: a year. A longer grace is a mistake in the unit.
 const MAX_GRACE: i64 = 366 * 86_400 * 1_000_000;
 
-/// What is read of the table, in the order of `Columns`.
+/// The columns that are read of the table, in the order of `Columns`.
 const COLUMNS: &str = "j.id::pg_catalog.int8, j.queue::pg_catalog.text, j.worker::pg_catalog.text, \
     j.attempted_by[1]::pg_catalog.text, j.attempted_by[2]::pg_catalog.text, \
     pg_catalog.date_part('epoch', j.attempted_at)";
@@ -40,21 +40,22 @@ enum Columns {
     AttemptedAt,
 }
 
-/// Its declaration is in sql/55_orphans.sql.
+/// The declaration of oban_orphans is in sql/55_orphans.sql.
 #[pg_extern(sql = false)]
 pub fn oban_orphans(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
     let (prefix, grace) = (argument::at::<TextArgument>(fcinfo, 0), argument::at::<Interval>(fcinfo, 1));
     let prefix: Text<MAX_PREFIX> = error::name("prefix", prefix)?;
     let grace = microseconds(given("grace", grace)?)?;
     let segment = Segment::require()?;
-    // There is no gossip either.
+    // In recovery there is no gossip.
     if session::in_recovery() {
         return Err(Error::InRecovery("look for orphans").into());
     }
     let schema = rights::require(prefix.as_str(), Right::Read)?;
     let mut rows = ResultSet::of(fcinfo);
 
-    // Another transaction may hold the table's lock for long. Gossip is read after that wait, and so are the rows.
+    // Another transaction may hold the table's lock for long. Gossip and the rows are read after
+    // the wait for that lock.
     if let Some(table) = catalog::relation(schema, "oban_jobs") {
         catalog::lock_name(table);
     }
@@ -80,7 +81,7 @@ pub fn oban_orphans(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport>
             time::timestamptz(since).into_datum(),
         ]);
     });
-    // The table was looked up by the schema's name, which another schema may have taken over.
+    // SQL looked the table up by the schema's name, which another schema may have taken over.
     session::see_changes();
     if catalog::namespace(prefix.as_str()) != Some(schema) {
         return Err(Error::PrefixChanged(prefix.as_str().to_owned()).into());
@@ -88,6 +89,7 @@ pub fn oban_orphans(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport>
     Ok(())
 }
 
+/// Returns a grace in microseconds. `Err` is 22023: the grace is negative, or longer than a year.
 fn microseconds(grace: Interval) -> Result<i64, Error> {
     match i64::try_from(grace.as_micros()) {
         Ok(micros) if (0..=MAX_GRACE).contains(&micros) => Ok(micros),
@@ -98,12 +100,13 @@ fn microseconds(grace: Interval) -> Result<i64, Error> {
     }
 }
 
-/// What gossip says of a schema.
+/// Returns the evidence that gossip gives about the jobs of a schema.
 fn gather(segment: Segment, database: DatabaseOid, schema: SchemaOid, times: Times) -> Evidence {
     let mut evidence = Evidence::new(times, segment.coverage(database));
     let processes = segment.gossip().remembered(database, schema, times.now);
     processes.into_iter().for_each(|process| evidence.add_process(process));
-    // One that is read twice, as it moved meanwhile, is heard twice.
+    // An entry that moves meanwhile may be read twice. Then both states count, which can only delay
+    // that a job is found to be an orphan.
     segment.gossip().each(database, false, |piece| {
         pgrx::check_for_interrupts!();
         piece.take(|entry| {
@@ -112,14 +115,14 @@ fn gather(segment: Segment, database: DatabaseOid, schema: SchemaOid, times: Tim
             }
         });
     });
-    // What the relay has not heard yet, it will have by the next call.
+    // The relay goes through the messages that it has not read yet. The next call has the result.
     if evidence.needs_ear() {
         segment.update_coverage(database);
     }
     evidence
 }
 
-/// Why the job of a row is an orphan, and since when, if it is one.
+/// Returns why the job of a row is an orphan, and since when. `None`: the job is no orphan.
 fn judge(
     segment: Segment,
     row: &SqlRow,
