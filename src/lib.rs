@@ -1,18 +1,23 @@
 //! obanrs: Oban's coordination layer inside Postgres.
 //!
-//! | where | what |
+//! | part | what it is |
 //! | --- | --- |
-//! | `logic` | the rules, in pure Rust: wire format, elections, gossip table, life of a worker |
+//! | `config` | the settings |
+//! | `logic` | the rules, in pure Rust: wire format, ring, elections, gossip table, life of a worker |
+//! | `error` | the errors that users see |
 //! | `pg` | Postgres, one concept a file |
 //! | `prefix` | Oban's tables of a prefix, and the extension itself, as the catalogs have them |
 //! | `shmem` | the segment of shared memory and its locks |
-//! | `bus` | the way of a message out of its transaction |
-//! | `notifier`, `peer`, `gossip`, `trigger`, `health` | the SQL functions, one concern each |
-//! | `worker` | the background workers and the hooks that keep them out of the way |
-//! | `config`, `error` | every setting; every error |
+//! | `backend` | what a process remembers of a transaction or a session, and tells at the end |
+//! | `bus` | how a message leaves its transaction |
+//! | `notifier`, `peer`, `gossip`, `trigger` | SQL functions, one concern each |
+//! | `health` | the SQL function `oban_check`, which looks at the others |
+//! | `worker` | the background workers, the hooks that make them leave, and the view oban_workers |
 //!
-//! Dependencies point from the bottom of this table to its top, but for the last row, which all others may use; `logic`
-//! depends on nothing.
+//! The lowest layers come first: a part uses only parts of earlier rows. `error` and `pg` do not
+//! use `config`, and `shmem` does not use `prefix`. Parts of the last three rows do not use each
+//! other, except that `health` uses `peer`. tests/structure.rs (`dependencies_point_one_way`) holds
+//! the parts to this.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -64,9 +69,10 @@ extension_sql_file!(
 );
 extension_sql_file!("../sql/90_finish.sql", finalize);
 
-/// Loaded with the server: everything. Loaded by a session (CREATE EXTENSION without preload): the
-/// functions, of which those that need shared memory or workers raise 55000. Loaded by pg_upgrade:
-/// the functions, and nothing that starts by itself.
+/// Sets the library up in a process. If the server has loaded the library at its start, all of
+/// obanrs is there. If a session has loaded the library (CREATE EXTENSION without preload), the
+/// functions are there, and those that need shared memory or workers raise 55000. If pg_upgrade
+/// runs the server, the functions are there, and nothing starts by itself.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     pg::session::disable_backtraces();
@@ -87,13 +93,14 @@ pub extern "C-unwind" fn _PG_init() {
     }
 }
 
-/// With the commit of CREATE EXTENSION, for its script may not send notices: that this is allowed, but
-/// not all there is.
+/// Raises a NOTICE before the commit of CREATE EXTENSION: the extension may be used without
+/// preload, but a part of obanrs is not available then. The script of the extension can't raise the
+/// notice, because Postgres sends no notices while such a script runs.
 fn say_not_preloaded(event: pg_sys::XactEvent::Type) {
     static SAID: AtomicBool = AtomicBool::new(false);
     let (commits, ends) = (pg::xact::is_before_commit(event), pg::xact::is_end(event));
     if !(commits || ends) || SAID.swap(true, Ordering::Relaxed) {
-        return; // said, or CREATE EXTENSION was rolled back
+        return; // the notice was raised before, or CREATE EXTENSION was rolled back
     }
     if commits {
         error::log(
@@ -105,7 +112,7 @@ fn say_not_preloaded(event: pg_sys::XactEvent::Type) {
     }
 }
 
-/// The version of the library that this session runs.
+/// Returns the version of the library that this session runs.
 #[pg_extern(immutable, parallel_safe)]
 fn oban_version() -> &'static str {
     env!("CARGO_PKG_VERSION")
