@@ -1,14 +1,17 @@
-//! The coordinator: the one static worker, which is connected to no database. It starts a keeper and a relay for each
-//! database that has the extension (`logic::lifecycle` is the state machine of these workers), clears up after databases
-//! that are gone, and lets entries of the gossip table expire.
+//! The coordinator: the one static worker, which is connected to no database. The coordinator
+//! starts a keeper and a relay for each database that has the extension (`logic::lifecycle` is the
+//! state machine of these workers), clears up after databases that are gone, and lets entries of
+//! the gossip table expire.
 //!
-//! After the server's start or promotion the coordinator finds out once which databases have the extension: it starts
-//! a look for each of them (`look`). After that the transactions that change a database tell.
+//! After the server's start or promotion the coordinator finds out once which databases have the
+//! extension: it starts a look for each of them (`look`). After that the transactions that change a
+//! database tell.
 //!
-//! The coordinator waits until something is due or its latch is set. The latch is set by a transaction that created,
-//! dropped or changed a database or the extension, by a worker that started or ended, and by a put whose entry expires
-//! earlier than all others. If the coordinator dies, the postmaster starts another one a second later. The workers run
-//! on, and their slots tell the new coordinator about them.
+//! The coordinator waits until something is due or its latch is set. The latch is set by a
+//! transaction that created, dropped or changed a database or the extension, by a worker that
+//! started or ended, and by a put whose entry expires earlier than all others. If the coordinator
+//! dies, the postmaster starts another one a second later. The workers run on, and their slots tell
+//! the new coordinator about them.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -91,7 +94,8 @@ struct Coordinator {
     segment: Segment,
     /// The databases of the last reading of pg_database, by their oids.
     databases: HashMap<DatabaseOid, Database>,
-    /// The greatest generation of a slot before that reading, which may have missed a database with a younger slot.
+    /// The greatest generation of a slot before that reading, which may have missed a database with
+    /// a younger slot.
     last_generation: u64,
     /// The databases of the server's start for which no look has begun.
     to_look_into: Vec<DatabaseOid>,
@@ -119,10 +123,11 @@ impl Coordinator {
         }
     }
 
-    /// Does all that is due now. Returns the deadline of the next pass; `None`: not before the latch is set.
+    /// Does all that is due now. Returns the deadline of the next pass; `None`: not before the
+    /// latch is set.
     fn pass(&mut self) -> Option<i64> {
-        // Repeated until there is no order to read: reading may wait for a lock, and that wait resets the latch that
-        // another order has set meanwhile.
+        // Repeated until there is no order to read: reading may wait for a lock, and that wait
+        // resets the latch that another order has set meanwhile.
         while self.segment.take_rescan() {
             self.scan();
         }
@@ -155,7 +160,8 @@ impl Coordinator {
         }
         segment.gossip().forget_databases(exists, began);
         if first && !done {
-            // A database that takes no connections gets its look when it does. template0 never has an extension.
+            // A database that takes no connections gets its look when it does. template0 never has
+            // an extension.
             let wanted = self.databases.values().filter(|d| !d.is_invalid);
             let wanted = wanted.filter(|d| d.takes_connections || d.oid != catalog::TEMPLATE0);
             let (now, later): (Vec<&Database>, Vec<&Database>) = wanted.partition(|d| d.takes_connections);
@@ -166,13 +172,15 @@ impl Coordinator {
         }
     }
 
-    /// Deletes workers that ended and databases that need none, and what is kept for these databases.
+    /// Deletes workers that ended and databases that need none, and what is kept for these
+    /// databases.
     fn reap(&mut self) {
         let (segment, now) = (self.segment, clock::now());
         self.launched.retain(|(job, oid), handle| {
             let stopped = handle.has_stopped();
             if stopped {
-                // Concerns a worker that never claimed its slot. The others have recorded their end themselves.
+                // This concerns a worker that never claimed its slot. The others have recorded
+                // their end themselves.
                 let why = "the worker ended while it started";
                 segment.registry(|r| match job {
                     Job::Worker(kind) => r.launch_failed(*kind, *oid, now, why),
@@ -181,8 +189,9 @@ impl Coordinator {
             }
             !stopped
         });
-        // What is kept for them goes first, and only what is older than the reading that found them gone: a session may
-        // be creating the extension again, and join.
+        // What is kept for the databases that are gone goes first. Of that, only what is older than
+        // the reading that found them gone may go: a session may be creating the extension again,
+        // and join.
         let (last_generation, databases) = (self.last_generation, &self.databases);
         let alive = |oid: DatabaseOid| takes_workers(databases, oid);
         for (oid, before) in segment.registry(|r| r.forgettable(last_generation, alive)) {
@@ -198,7 +207,8 @@ impl Coordinator {
         leaving.into_iter().for_each(latch::wake);
     }
 
-    /// Gives slots to databases that have the extension, and logs for which databases there is no slot.
+    /// Gives slots to databases that have the extension, and logs for which databases there is no
+    /// slot.
     fn place(&mut self) {
         let databases = &self.databases;
         let most = session::max_worker_processes();
@@ -286,8 +296,8 @@ impl Coordinator {
     }
 }
 
-/// Whether workers may connect to a database, by the last reading of pg_database. They do not connect to a template,
-/// because only its owner could copy it then.
+/// Whether workers may connect to a database, by the last reading of pg_database. They do not
+/// connect to a template, because only its owner could copy it then.
 fn takes_workers(databases: &HashMap<DatabaseOid, Database>, oid: DatabaseOid) -> bool {
     databases.get(&oid).is_some_and(|d| d.takes_connections && !d.is_template)
 }

@@ -1,5 +1,5 @@
-//! Commands that need a database alone: our workers leave before, and come back after (`backend::xact_end`),
-//! whichever way the command ends.
+//! Commands that need a database alone. The database's workers leave before such a command, and
+//! come back after it (`backend::xact_end`), however the command ends.
 
 use crate::backend::xact_end::{self, Note, note};
 use crate::backend::{ddl_changes, listening};
@@ -9,12 +9,14 @@ use crate::pg::hooks::{self, CatalogChange, DatabaseCommand, Listening};
 use crate::pg::{acl, catalog, clock, latch, session};
 use crate::shmem::Segment;
 
-/// A worker that is idle goes at once. One in the middle of a transaction (50 ms for each lock) is
-/// terminated after the first time; after the second, which is as long as Postgres itself would wait
-/// for it, the command is left to fail with Postgres' own error.
+/// How long a command waits for the workers, in microseconds. An idle worker leaves at once. A
+/// worker in the middle of a transaction (50 ms for each lock) is terminated after `MAX_WAIT`.
+/// After `LIMIT`, which is as long as Postgres itself would wait for the worker, the command goes
+/// on, and fails with Postgres' own error.
 const MAX_WAIT: i64 = 100 * MILLISECOND;
 const LIMIT: i64 = 5_000 * MILLISECOND;
 
+/// Installs the hooks, with what each of them does in this library.
 pub fn install() {
     let on_listening = |command| match command {
         Listening::Begins => listening::listen(),
@@ -43,7 +45,7 @@ pub fn install() {
             ddl_changes::relation_touched(relation, true);
         }
         CatalogChange::Database(database) => xact_end::database_created(database),
-        // It may have created or dropped the extension, and anything else.
+        // The prepared transaction may have created or dropped the extension, and anything else.
         CatalogChange::Prepared => {
             note(Note::Extension);
             note(Note::Shapes);
@@ -53,9 +55,10 @@ pub fn install() {
     hooks::install(before_database_command, on_listening, change);
 }
 
-/// Holds the database that the command needs alone. Only for its owner, as any other role will be
-/// refused: else anybody could stop the workers of any database. (Whoever may create databases may copy
-/// those marked as templates, too, but they have no workers.)
+/// Holds the database that the command needs alone, if the current role owns the database. Postgres
+/// refuses the command of any other role. Without this test any role could stop the workers of any
+/// database. (A role that may create databases may also copy the databases marked as templates, but
+/// these have no workers.)
 fn before_database_command(command: DatabaseCommand<'_>) {
     note(Note::Databases);
     let (DatabaseCommand::Alone(name) | DatabaseCommand::Copies(name)) = command else { return };
@@ -68,7 +71,8 @@ fn before_database_command(command: DatabaseCommand<'_>) {
     }
 }
 
-/// Keeps workers off `database` until the end of this transaction and waits until they have gone.
+/// Keeps workers off `database` until the end of this transaction, and waits until they have left,
+/// for `LIMIT` at most.
 fn hold(database: DatabaseOid) {
     note(Note::Holding); // before the hold, so that it is released even if the wait is cancelled
     let Some(segment) = Segment::attached() else { return };
@@ -82,7 +86,7 @@ fn hold(database: DatabaseOid) {
         processes.into_iter().filter(|process| process.pid != 0)
     };
     let since = clock::now();
-    // A worker that comes up from here on sees the hold and goes by itself.
+    // A worker that starts from here on sees the hold, and leaves by itself.
     let there: Vec<Process> = workers(true).collect();
     there.iter().for_each(|process| latch::wake(process.procno));
     let mut terminated = false;

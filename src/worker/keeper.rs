@@ -1,13 +1,14 @@
-//! A keeper: the worker of one database with the extension that holds elections and sweeps up expired rows
-//! (`election`).
+//! A keeper: the worker of one database with the extension that holds elections and sweeps up
+//! expired rows (`election`).
 //!
-//! If the relay does not come back, the keeper sends stranded messages in its place, so that they do not depend on
-//! another commit.
+//! If the relay does not come back, the keeper sends stranded messages in its place, so that they
+//! do not depend on another commit.
 //!
-//! A keeper ends when it is not wanted any more: a command needs the database alone, the database became a template, or
-//! the extension was dropped. After any other end the coordinator starts it again. While a keeper waits, it has no
-//! transaction and no lock. It waits for its latch (a member joined or left, a row was changed or freed, a prefix was
-//! installed), until half of the next lease is over, and until the next lease ends.
+//! A keeper ends when it is not wanted any more: a command needs the database alone, the database
+//! became a template, or the extension was dropped. After any other end the coordinator starts it
+//! again. While a keeper waits, it has no transaction and no lock. It waits for its latch (a member
+//! joined or left, a row was changed or freed, a prefix was installed), until half of the next
+//! lease is over, and until the next lease ends.
 
 use std::cell::Cell;
 
@@ -26,13 +27,13 @@ use crate::prefix::{extension, prefixes};
 use crate::shmem::rings;
 
 thread_local! {
-    /// Whether ALTER DATABASE had set default_transaction_read_only when this process began. Then the process has that
-    /// value until it ends, whatever is set later.
+    /// Whether ALTER DATABASE had set default_transaction_read_only when this process began. Then
+    /// the process has that value until it ends, whatever is set later.
     static BEGAN_WITH_SETTING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether the database of this keeper is read-only by default: as ALTER DATABASE has set now, or else as the server's
-/// configuration says.
+/// Whether the database of this keeper is read-only by default: as ALTER DATABASE has set now, or
+/// else as the server's configuration says.
 pub fn database_is_read_only() -> bool {
     let configured = || !BEGAN_WITH_SETTING.get() && session::is_read_only_by_default();
     prefixes::database_read_only().unwrap_or_else(configured)
@@ -74,8 +75,9 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
         }
         let woken = orders.wakeups != wakeups;
         wakeups = orders.wakeups;
-        // The time limit of a step leaves its timer on. The timer sets this process's latch when the step is long over.
-        // Then there is nothing to do, least of all a pass that sets the timer again.
+        // The time limit of a step leaves its timer on. The timer sets this process's latch when
+        // the step is long over. Then there is nothing to do, least of all a pass that sets the
+        // timer again.
         let clock_was_set = elections.clock_was_set();
         if woken || reloaded || clock_was_set || due.is_some_and(|at| at <= clock::now()) {
             if woken {
@@ -83,8 +85,8 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
             }
             elections.rows_changed(orders.changed_rows);
             due = elections.pass();
-            // If the pass waited for a lock, that wait reset the latch. The wakeup counter shows a wakeup that would be
-            // lost.
+            // If the pass waited for a lock, that wait reset the latch. The wakeup counter shows a
+            // wakeup that would be lost.
             let more = segment.registry(|r| r.wakeups(Kind::Keeper, database) != orders.wakeups);
             if more || elections.dropped {
                 continue;
@@ -108,10 +110,11 @@ struct Stranded {
 }
 
 impl Stranded {
-    /// Sends a part of the stranded messages in one transaction, by the code that commits use. Elections go between
-    /// two such transactions. Returns the clock reading at which to look again. `None`: there is a relay, or no message
-    /// waits. This process is woken when that changes: by the end of the relay, and by a commit that leaves messages to
-    /// a relay that has ended.
+    /// Sends a part of the stranded messages in one transaction, by the code that commits use.
+    /// Elections go between two such transactions. Returns the clock reading at which to look
+    /// again. `None`: there is a relay, or no message waits. This process is woken when that
+    /// changes: by the end of the relay, and by a commit that leaves messages to a relay that has
+    /// ended.
     fn send(&mut self) -> Option<i64> {
         /// How long a commit goes first, in microseconds: what both send is heard twice.
         const COMMITS_FIRST: i64 = 500_000;
@@ -121,7 +124,8 @@ impl Stranded {
             return Some(at);
         }
         self.tried = true;
-        // The lock that all NOTIFYs of the server share is wanted most when every transaction sends natively.
+        // The lock that all NOTIFYs of the server share is wanted most when every transaction sends
+        // natively.
         session::set(c"lock_timeout", election::COMMIT_LOCK_TIMEOUT);
         let sent = xact::contain(|| xact::run(c"obanrs: relaying", bus::send_for_relay));
         session::set(c"lock_timeout", election::LOCK_TIMEOUT);
@@ -129,7 +133,8 @@ impl Stranded {
             self.retry.succeeded(0);
             return Some(at);
         }
-        // NOTIFY's queue is full, its lock was not free in time, or another process sends these messages.
+        // NOTIFY's queue is full, its lock was not free in time, or another process sends these
+        // messages.
         let full = |caught: &Caught| caught.code == PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED;
         if sent.as_ref().map_or_else(full, |_| true) {
             notify::rouse_listeners();

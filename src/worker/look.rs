@@ -1,6 +1,7 @@
-//! A look: the process that finds out whether a database has the extension, when no process has told. A look connects,
-//! reads one catalog, records the answer in the registry and ends. A look waits for a lock for moments only, while it
-//! connects, too. So no user's command waits for a look for long.
+//! A look: the process that finds out whether a database has the extension, when no process has
+//! told. A look connects, reads one catalog, records the answer in the registry and ends. A look
+//! waits for a lock for moments only, while it connects, too. So no user's command waits for a look
+//! for long.
 
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +15,8 @@ use crate::pg::{clock, latch, session, xact};
 use crate::prefix::extension;
 use crate::shmem::Segment;
 
-/// The longest that a look waits for a lock. A look that fails is tried again (`logic::lifecycle::looks`).
+/// The longest that a look waits for a lock. A look that fails is tried again
+/// (`logic::lifecycle::looks`).
 const LOCK_TIMEOUT: &CStr = c"50ms";
 
 /// The oid of this process's database, for the exit callback.
@@ -27,7 +29,7 @@ pub extern "C-unwind" fn obanrs_look_main(argument: pg_sys::Datum) {
     DATABASE.store(database.0, Ordering::Relaxed);
     bgworker::take_signals(Restarted::ByLauncher);
     let Some(segment) = Segment::attached() else { return };
-    // Before the claim and before the process connects, as in `process::begin`.
+    // This comes before the claim and before the process connects, as in `process::begin`.
     session::after_disconnect(exited);
     let pid = latch::my_pid();
     if !segment.registry(|r| r.claim_look(database, pid)) {

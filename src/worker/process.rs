@@ -38,23 +38,24 @@ pub struct Begun {
     pub database: DatabaseOid,
 }
 
-/// Claims the worker's slot and connects to the database. `None`: this worker is not wanted, because the database is
-/// held or was dropped, or has another such worker. The coordinator launches a worker again when it is wanted.
+/// Claims the worker's slot and connects to the database. `None`: this worker is not wanted,
+/// because the database is held or was dropped, or has another such worker. The coordinator
+/// launches a worker again when it is wanted.
 pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<Begun> {
     let segment = Segment::attached()?;
     let database = DatabaseOid(argument.value() as u32);
     DATABASE.store(database.0, Ordering::Relaxed);
     KIND.store(kind as u32, Ordering::Relaxed);
     bgworker::take_signals(Restarted::ByLauncher);
-    // Before the process connects, so that the callback runs after the process has left the list of processes. A
-    // command that waits for this worker to go can then go on at once. And before the claim, which the callback takes
-    // back.
+    // The callback is registered before the process connects, so that it runs after the process has
+    // left the list of processes. A command that waits for this worker to go can then go on at
+    // once. The callback is also registered before the claim, which it takes back.
     session::after_disconnect(exited);
     let now = (clock::now(), time::now());
     segment.registry(|r| r.claim(kind, database, latch::my_process(), now)).ok()?;
     bgworker::connect_to(database);
-    // These override the settings of the database and of the role. (default_transaction_read_only stays as it
-    // is, because a database that is read-only by default holds no elections.)
+    // These override the settings of the database and of the role. (default_transaction_read_only
+    // stays as it is, because a database that is read-only by default holds no elections.)
     for (name, value) in [
         (c"role", c"none"),
         (c"search_path", c"pg_catalog, pg_temp"),
@@ -62,9 +63,11 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<Begun> {
     ] {
         session::set(name, value);
     }
-    // Postgres converts what comes by NOTIFY to this encoding. A character that the encoding lacks would end the worker.
+    // Postgres converts what comes by NOTIFY to this encoding. A character that the encoding lacks
+    // would end the worker.
     session::set(c"client_encoding", encoding::of_database());
-    // The user's limits are for the user's transactions. transaction_timeout is not known before Postgres 17.
+    // The user's limits are for the user's transactions. transaction_timeout is not known before
+    // Postgres 17.
     for name in [c"lock_timeout", c"transaction_timeout"] {
         session::set_if_known(name, c"0");
     }

@@ -1,18 +1,22 @@
-//! A relay: the worker of one database that sends the messages in its ring by native NOTIFY, for the sessions that
-//! LISTEN. Between its transactions the relay broadcasts gossip and ingests that of foreign nodes (`exchange`).
+//! A relay: the worker of one database that sends the messages in its ring by native NOTIFY, for
+//! the sessions that LISTEN. Between its transactions the relay broadcasts gossip and ingests that
+//! of foreign nodes (`exchange`).
 //!
-//! The relay's transactions write nothing but their notifications (a commit record that no process waits for). They touch
-//! no table, so that no lock of a user can hold the relay up. What is published while one of them runs goes into the
-//! next. After a transaction the relay lets `obanrs.relay_interval` pass. So under load many messages share a transaction,
-//! and the one lock that NOTIFY takes for the whole server. A message after a quiet time goes at once. A message goes to
-//! the channel of the name that its schema has when it is sent.
+//! The relay's transactions write nothing but their notifications (a commit record that no process
+//! waits for). These transactions touch no table, so that no lock of a user can hold the relay up.
+//! What is published while one transaction runs goes into the next. After a transaction the relay
+//! lets `obanrs.relay_interval` pass. So under load many messages share a transaction, and the one
+//! lock that NOTIFY takes for the whole server. A message after a quiet time goes at once. A
+//! message goes to the channel of the name that its schema has when the message is sent.
 //!
-//! NOTIFY's queue may be full, because a session LISTENs and does not end its transaction. Then messages wait in the
-//! ring, which is the bus's backpressure, and the relay sends as many as the queue has room for.
+//! NOTIFY's queue may be full, because a session LISTENs and does not end its transaction. Then
+//! messages wait in the ring, which is the bus's backpressure, and the relay sends as many as the
+//! queue has room for.
 //!
-//! If the relay dies, the messages that it has not sent stay in the ring and are not overwritten. The next relay sends
-//! them. Messages of the dead relay's last transaction may then come twice: delivery is at least once. A relay that has
-//! to leave sends what there is before, for `LEAVE_WITHIN` at most.
+//! If the relay dies, the messages that it has not sent stay in the ring and are not overwritten.
+//! The next relay sends them. Messages of the dead relay's last transaction may then come twice:
+//! delivery is at least once. A relay that has to leave sends what there is before, for
+//! `LEAVE_WITHIN` at most.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -38,11 +42,13 @@ use crate::pg::{bgworker, clock, latch, notify, session, xact};
 use crate::shmem::rings::{self, RingHandle};
 use crate::shmem::{Segment, stats};
 
-/// The most messages, and bytes, that are copied out of the ring at a time, while the ring's lock is held.
+/// The most messages, and bytes, that are copied out of the ring at a time, while the ring's lock
+/// is held.
 const MESSAGES: usize = 1024;
 const BYTES: usize = 256 * 1024;
 
-/// How long the relay goes on sending when it has to leave. A command that needs the database waits for that.
+/// How long the relay goes on sending when it has to leave. A command that needs the database waits
+/// for that.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
 #[pg_guard]
@@ -138,7 +144,8 @@ struct Relay {
 }
 
 impl Relay {
-    /// The ring of this database; `None` until it has one. The process that takes a ring wakes this process.
+    /// The ring of this database; `None` until it has one. The process that takes a ring wakes this
+    /// process.
     fn ring(&mut self) -> Option<RingHandle> {
         self.ring = self.ring.or_else(rings::relay::ring);
         self.ring
@@ -149,7 +156,8 @@ impl Relay {
         self.ring().is_none_or(rings::relay::start_waiting)
     }
 
-    /// Sends one batch in as many transactions as it takes, or what is left of the last batch.
+    /// Sends one batch in as many transactions as the batch takes, or sends what is left of the
+    /// last batch.
     fn pass(&mut self) -> Pass {
         let Some(ring) = self.ring() else { return Pass::Nothing };
         if self.pending.is_empty() {
@@ -164,7 +172,7 @@ impl Relay {
                 stats::count(Counter::Merged, plan.merged);
             } else {
                 stats::count(Counter::Unheard, self.batch.len());
-                rings::relay::sent(ring, sent_up_to); // by their own transactions, or to nobody
+                rings::relay::sent(ring, sent_up_to); // by their own transactions, or to no session
                 return Pass::Nothing;
             }
         }
@@ -224,8 +232,8 @@ impl Relay {
                     self.pending.push_front(later);
                     self.pending.push_front(transaction);
                 }
-                // The call should have refused what Postgres refuses. If one message got through, it must not keep the
-                // others from being sent.
+                // The call should have refused what Postgres refuses. If one message got through,
+                // it must not keep the others from being sent.
                 Err(Caught { code: PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message }) => {
                     if transaction.len() > 1 {
                         transaction.into_iter().rev().for_each(|one| self.pending.push_front(vec![one]));

@@ -1,4 +1,4 @@
-//! What the workers are doing: the rows of the view oban_workers.
+//! The rows of the view oban_workers: what the workers are doing.
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -45,7 +45,7 @@ fn obanrs_workers() -> Result<
     );
     let workers = databases.into_iter().flat_map(|d| Kind::ALL.map(|kind| (d.oid, kind, *d.worker(kind))));
     let others = workers.map(move |(database, kind, w)| {
-        // It may quote what a prefix's owner wrote.
+        // The last error may quote what a prefix's owner wrote.
         let error = if sees_all { w.last_error.as_str() } else { "" };
         (
             kind.name(),

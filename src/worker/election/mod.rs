@@ -1,26 +1,30 @@
-//! Elections in `<prefix>.oban_peers`. The keeper carries out the plans of `logic::leadership::LeadershipsView::plan`.
+//! Elections in `<prefix>.oban_peers`. The keeper carries out the plans of
+//! `logic::leadership::LeadershipsView::plan`.
 //!
-//! Each step is one short transaction (`table`), which runs no user's code. The keeper changes the copy in shared memory
-//! after the commit (`record`). See `logic::leadership` for what that order guarantees, and for what the next keeper does
-//! with the row if this keeper dies in between.
+//! Each step is one short transaction (`table`), which runs no user's code. The keeper changes the
+//! copy in shared memory after the commit (`record`). See `logic::leadership` for what that order
+//! guarantees, and for what the next keeper does with the row if this keeper dies in between.
 //!
 //! A table that can't be used holds up its own prefix and no other:
 //!
-//! * The keeper tries a missing table again in each later pass. A member that joins and an installation start a pass.
-//! * The keeper tries a table again that is locked, or has an obstacle (`logic::shape`), after a growing delay.
-//! * The first attempt at a table waits up to `LOCK_TIMEOUT` for the table's lock, because a command that has just
-//!   changed the table may still hold it. Later attempts do not wait. If one wait was in vain, no other attempt of the
-//!   same pass waits.
+//! * The keeper tries a missing table again in each later pass. A member that joins and an
+//!   installation start a pass.
+//! * The keeper tries a table again that is locked, or has an obstacle (`logic::shape`), after a
+//!   growing delay.
+//! * The first attempt at a table waits up to `LOCK_TIMEOUT` for the table's lock, because a
+//!   command that has just changed the table may still hold it. Later attempts do not wait. If one
+//!   wait was in vain, no other attempt of the same pass waits.
 //! * Each such state is logged once (`retries`).
 //!
-//! A pass makes at most one attempt that is not an ordinary one (at a name that failed before, or for the sweep) after
-//! something new has come in. So a tenant with a thousand broken tables costs a due election the time of one attempt.
+//! A pass makes at most one attempt that is not an ordinary one (at a name that failed before, or
+//! for the sweep) after something new has come in. So a tenant with a thousand broken tables costs
+//! a due election the time of one attempt.
 //!
-//! While NOTIFY's queue is full, the keeper holds elections without announcing what ended. Shared memory keeps these
-//! announcements, and the keeper sends them once there is room.
+//! While NOTIFY's queue is full, the keeper holds elections without announcing what ended. Shared
+//! memory keeps these announcements, and the keeper sends them once there is room.
 //!
-//! The keeper skips a row that another transaction holds. The end of a fence and of a prepared transaction wake the
-//! keeper. Otherwise the keeper tries the row again after a growing delay.
+//! The keeper skips a row that another transaction holds. The end of a fence and of a prepared
+//! transaction wake the keeper. Otherwise the keeper tries the row again after a growing delay.
 //!
 //! | file | what is there |
 //! | --- | --- |
@@ -58,18 +62,21 @@ use crate::logic::retry::Retry;
 use crate::pg::{catalog, clock, notify};
 use crate::shmem::{Segment, stats};
 
-/// How long the first attempt at a table waits for its lock. Elections of other prefixes wait meanwhile.
+/// How long the first attempt at a table waits for its lock. Elections of other prefixes wait
+/// meanwhile.
 pub const LOCK_TIMEOUT: &CStr = c"50ms";
 
-/// How long the commit waits for a lock. A commit that announces the end of a leadership needs the lock that
-/// all NOTIFYs of the server share, and the holder of that lock may be waiting for its disk or its standby.
+/// How long the commit waits for a lock. A commit that announces the end of a leadership needs the
+/// lock that all NOTIFYs of the server share, and the holder of that lock may be waiting for its
+/// disk or its standby.
 pub const COMMIT_LOCK_TIMEOUT: &CStr = c"5s";
 
-/// The least difference that counts as a step of the wall clock and not as its ordinary correction, in microseconds.
+/// The least difference that counts as a step of the wall clock and not as its ordinary correction,
+/// in microseconds.
 const CLOCK_STEP: i64 = 1_000_000;
 
-/// The duties that may take long and come in turn: attempts at electorates that have failed before, announcements that
-/// wait, and the sweep.
+/// The duties that may take long and come in turn: attempts at electorates that have failed before,
+/// announcements that wait, and the sweep.
 const SLOW_DUTIES: usize = 3;
 
 /// What became of one electorate in a pass.
@@ -99,7 +106,8 @@ pub struct Elections {
     turn: usize,
     /// Schemas may have been dropped and shared memory not told.
     verify: bool,
-    /// How far the wall clock was ahead of the clock of deadlines at the last pass, in microseconds.
+    /// How far the wall clock was ahead of the clock of deadlines at the last pass, in
+    /// microseconds.
     wall_ahead: i64,
     /// Announcements of ends that wait for room in NOTIFY's queue.
     announcement: Retry,
@@ -159,8 +167,8 @@ impl Elections {
         self.sweep.changed(changed);
     }
 
-    /// Whether the wall clock was set since the last call: a pass is due then. Foreign nodes and standbys read the wall
-    /// times of the members' rows, so each row is renewed at once.
+    /// Whether the wall clock was set since the last call: a pass is due then. Foreign nodes and
+    /// standbys read the wall times of the members' rows, so each row is renewed at once.
     pub fn clock_was_set(&mut self) -> bool {
         let wall_ahead = clock::wall_ahead();
         let was_set = (wall_ahead - self.wall_ahead).abs() > CLOCK_STEP;
@@ -175,9 +183,10 @@ impl Elections {
 
     /// Does what is due now. Returns the deadline of the next pass, `None` for never.
     ///
-    /// Electorates that never failed come first: renewals, then elections, then rows that are to be rechecked. A step
-    /// that fails has cost up to the time limit of a step, so it ends the pass. The next pass begins at once with what
-    /// has become due meanwhile, and leaves out the electorate that failed until its delay is over.
+    /// Electorates that never failed come first: renewals, then elections, then rows that are to be
+    /// rechecked. A step that fails has cost up to the time limit of a step, so it ends the pass.
+    /// The next pass begins at once with what has become due meanwhile, and leaves out the
+    /// electorate that failed until its delay is over.
     ///
     /// What may take long comes after that, one attempt at a time (`SLOW_DUTIES`).
     pub fn pass(&mut self) -> Option<i64> {
@@ -212,7 +221,8 @@ impl Elections {
                 1 => self.announce_pending(),
                 _ => self.sweep.pass(self.segment, &mut self.retries, began),
             };
-            // Something else is due now, or this duty has more to do: the next pass begins with the duty after it.
+            // Something else is due now, or this duty has more to do: the next pass begins with the
+            // duty after it.
             if ends_pass || self.wakeups() != began {
                 self.turn = (duty + 1) % SLOW_DUTIES;
                 return Some(now);
@@ -222,7 +232,8 @@ impl Elections {
         due
     }
 
-    /// Makes attempts at electorates that have failed before. `began` is the wakeup counter at the beginning of the pass.
+    /// Makes attempts at electorates that have failed before. `began` is the wakeup counter at the
+    /// beginning of the pass.
     fn retry(&mut self, failing: &[Planned], began: u32) -> Duty {
         let mut next = None;
         for planned in failing {
@@ -261,8 +272,9 @@ impl Elections {
         wakeups(self.segment, self.database)
     }
 
-    /// Ends what is in shared memory for schemas that are gone. A schema that an ordinary transaction drops is
-    /// forgotten at its commit (`backend::ddl_changes`). This is for other drops, such as in a prepared transaction.
+    /// Ends what is in shared memory for schemas that are gone. A schema that an ordinary
+    /// transaction drops is forgotten at its commit (`backend::ddl_changes`). This is for other
+    /// drops, such as in a prepared transaction.
     fn forget_dropped_schemas(&mut self) {
         let mut known = self.segment.leaderships_view(|v| v.schemas(self.database));
         known.extend(self.segment.leaderships(|l| l.foreign_schemas(self.database)));
@@ -311,11 +323,11 @@ impl Elections {
         Duty { next: Some(self.announcement.failed(clock::now(), ANNOUNCEMENT)), ends_pass: false }
     }
 
-    /// Does what is due for one electorate. Returns the deadline of the next step, `None` for never; `Err` says why the
-    /// step failed.
+    /// Does what is due for one electorate. Returns the deadline of the next step, `None` for
+    /// never. `Err` says why the step failed.
     ///
-    /// The plan of the pass may be old by now, because members join and resign at any time. So the plan is made anew,
-    /// together with the basis that `record` compares with.
+    /// The plan of the pass may be old by now, because members join and resign at any time. So the
+    /// plan is made anew, together with the basis that `record` compares with.
     fn step(&mut self, electorate: &Electorate) -> Result<Option<i64>, Failed> {
         let (segment, wait) = (self.segment, self.retries.may_wait_for(electorate.schema));
         let mut announcing = Announcing::WithRow;
@@ -361,21 +373,21 @@ impl Elections {
                 }
             };
             match outcome {
-                // The row is no longer the member's. (A leadership that has ended stays ended until its row
-                // is gone.)
+                // The row is no longer the member's. (A leadership that has ended stays ended until
+                // its row is gone.)
                 Outcome::Again if renewal => drop(vacate(segment, electorate)),
                 Outcome::Again => {}
                 outcome => return Ok(self.record_outcome(electorate, outcome, basis.changes, lapsed)),
             }
         }
-        // The schema's owner swaps tables in a loop, for example. The delay after a failure keeps that from taking all
-        // the time.
+        // The schema's owner swaps tables in a loop, for example. The delay after a failure keeps
+        // that from taking all the time.
         Err("its row keeps changing under us".to_owned().into())
     }
 
-    /// Records in shared memory what the table says now, and wakes the members that wait for an election. Returns the
-    /// deadline of the next step, `None` for never. `changes_seen` is for `Leaderships::record`; `lapsed` says whether
-    /// a lease was over.
+    /// Records in shared memory what the table says now, and wakes the members that wait for an
+    /// election. Returns the deadline of the next step, `None` for never. `changes_seen` is for
+    /// `Leaderships::record`; `lapsed` says whether a lease was over.
     fn record_outcome(
         &mut self,
         electorate: &Electorate,
@@ -443,8 +455,8 @@ impl Elections {
         self.next_of(electorate)
     }
 
-    /// The deadline of the next step of an electorate, `None` for never. The plan is made anew, because members may have
-    /// joined or left during the step.
+    /// The deadline of the next step of an electorate, `None` for never. The plan is made anew,
+    /// because members may have joined or left during the step.
     fn next_of(&mut self, electorate: &Electorate) -> Option<i64> {
         let (now, lease) = (clock::now(), config::lease());
         match self.segment.leaderships_view(|v| v.plan(electorate, now, lease)) {
@@ -462,7 +474,8 @@ impl Elections {
 
     /// Gives up an electorate without candidates. Its row in the table is the sweep's from now on.
     fn forget(&mut self, electorate: &Electorate) {
-        // A foreign row keeps its deadline. Its leadership does not end because shared memory forgets it.
+        // A foreign row keeps its deadline. Its leadership does not end because shared memory
+        // forgets it.
         if let Some(before) = self.segment.leaderships(|l| l.vacate(electorate, clock::now())) {
             if before.is_local() {
                 log_vacant(electorate, &before);
@@ -474,7 +487,8 @@ impl Elections {
     }
 }
 
-/// The wakeup counter of a database's keeper: another number than before is a reason for another pass.
+/// The wakeup counter of a database's keeper: another number than before is a reason for another
+/// pass.
 fn wakeups(segment: Segment, database: DatabaseOid) -> u32 {
     segment.registry(|r| r.wakeups(Kind::Keeper, database))
 }

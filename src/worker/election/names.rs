@@ -1,4 +1,5 @@
-//! The names of schemas, for the keeper's log: lines are written outside of transactions, where no name can be looked up.
+//! The names of schemas, for the keeper's log. Lines are written outside of transactions, where no
+//! name can be looked up.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -18,12 +19,13 @@ pub fn remember(schema: SchemaOid, name: &str) {
     });
 }
 
-/// The name that a schema had when it was last looked at; else its oid.
+/// Returns the name that the schema had when the keeper last looked at it, or else the schema's
+/// oid.
 pub fn shown(schema: SchemaOid) -> String {
     NAMES.with_borrow(|names| names.get(&schema).cloned()).unwrap_or_else(|| schema.to_string())
 }
 
-/// Forgets the names of all other schemas.
+/// Forgets the names of the schemas that are not needed.
 pub fn retain(is_needed: impl Fn(SchemaOid) -> bool) {
     NAMES.with_borrow_mut(|names| names.retain(|schema, _| is_needed(*schema)));
 }

@@ -1,4 +1,5 @@
-//! What the keeper records in shared memory after a step's commit, and the log lines of changes of leaders.
+//! What the keeper records in shared memory after a step's commit, and the log lines of changes of
+//! leaders.
 
 use pgrx::prelude::*;
 
@@ -9,8 +10,8 @@ use crate::logic::leadership::{Electorate, Leadership, Recorded};
 use crate::pg::{clock, latch};
 use crate::shmem::{Segment, stats};
 
-/// Records in shared memory the leader that the table has since a commit. Logs a change of leader. False: shared memory
-/// has changed since `changes_seen` was read, and nothing is recorded.
+/// Records in shared memory the leader that the table has since a commit. Logs a change of leader.
+/// False: shared memory has changed since `changes_seen` was read, and nothing is recorded.
 pub fn record(segment: Segment, electorate: &Electorate, row: Leadership, changes_seen: u32) -> bool {
     let recorded = segment.leaderships(|l| l.record(electorate, row, changes_seen, clock::now()));
     let Recorded::After { before, without } = recorded else { return false };
@@ -35,8 +36,8 @@ pub fn record(segment: Segment, electorate: &Electorate, row: Leadership, change
     true
 }
 
-/// Records in shared memory that an electorate has no known leader. Returns the leadership before, and logs its end;
-/// `None`: there was none.
+/// Records in shared memory that an electorate has no known leader. Returns the leadership before,
+/// and logs its end; `None`: there was none.
 pub fn vacate(segment: Segment, electorate: &Electorate) -> Option<Leadership> {
     let before = segment.leaderships(|l| l.vacate(electorate, clock::now()));
     if let Some(before) = &before {

@@ -1,5 +1,5 @@
-//! What the keeper leaves alone for a while: steps that failed, rows that other transactions hold, and prefixes whose
-//! table can't be used.
+//! What the keeper leaves alone for a while: steps that failed, rows that other transactions hold,
+//! and prefixes whose table can't be used.
 
 use std::collections::{HashMap, HashSet};
 
@@ -49,8 +49,8 @@ pub struct Retries {
     unusable: HashMap<SchemaOid, Retry>,
     /// Prefixes of which the log says already that they hold no elections.
     warned: HashSet<SchemaOid>,
-    /// False once this pass has waited for a table's lock in vain. Without it, an owner that locks many tables would
-    /// use up the time of all other prefixes.
+    /// False once this pass has waited for a table's lock in vain. Without it, an owner that locks
+    /// many tables would use up the time of all other prefixes.
     may_wait: bool,
 }
 
@@ -81,7 +81,8 @@ impl Retries {
         !self.held.is_empty()
     }
 
-    /// Forgets electorates that are no longer in shared memory, and prefixes for which `is_needed` is false.
+    /// Forgets electorates that are no longer in shared memory, and prefixes for which `is_needed`
+    /// is false.
     pub fn retain(&mut self, electorates: &[Electorate], is_needed: impl Fn(SchemaOid) -> bool) {
         if !(self.failures.is_empty() && self.held.is_empty()) {
             let known: HashSet<Key> = electorates.iter().map(Key::of).collect();
@@ -132,14 +133,15 @@ impl Retries {
         self.unusable.entry(schema).or_default().failed(clock::now(), ELECTION)
     }
 
-    /// Notes that a lock on a prefix's table was not free in time: no other attempt of this pass waits for a lock.
-    /// Returns when to look again.
+    /// Notes that a lock on a prefix's table was not free in time: no other attempt of this pass
+    /// waits for a lock. Returns when to look again.
     pub fn locked(&mut self, schema: SchemaOid) -> i64 {
         self.may_wait = false;
         self.unusable(schema)
     }
 
-    /// Reports, once, that elections of a prefix wait for a lock. The caller has called `locked` before.
+    /// Reports, once, that elections of a prefix wait for a lock. The caller has called `locked`
+    /// before.
     pub fn report_locked(&mut self, schema: SchemaOid) {
         let prefix = names::shown(schema);
         let what = format!("elections in prefix \"{prefix}\" wait for a lock on its table of leaders");
@@ -179,8 +181,8 @@ impl Retries {
         }
     }
 
-    /// Forgets the failures of an electorate and of its prefix. Returns whether the log says that the prefix holds no
-    /// elections: the sweep has given up on the prefix, too, then.
+    /// Forgets the failures of an electorate and of the prefix. Returns whether the log says that
+    /// the prefix holds no elections: the sweep has given up on the prefix, too, then.
     pub fn election_succeeded(&mut self, electorate: &Electorate) -> bool {
         let key = Key::of(electorate);
         self.failures.remove(&key);

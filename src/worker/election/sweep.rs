@@ -1,8 +1,10 @@
-//! The sweep: rows of names without candidates, which are rows of foreign nodes and of sessions before a restart.
+//! The sweep: rows of names without candidates, which are rows of foreign nodes and of sessions
+//! before a restart.
 //!
-//! The keeper deletes such a row when its lease is over, and announces the end. Without the announcement the foreign
-//! nodes of that name would find out at their next election, up to half a minute later. The keeper elects no leader for
-//! such a name. It reads a prefix's rows when they have changed, and when the next of them expires.
+//! The keeper deletes such a row when the row's lease is over, and announces the end. Without the
+//! announcement the foreign nodes of that name would find out at their next election, up to half a
+//! minute later. The keeper elects no leader for such a name. The keeper reads a prefix's rows when
+//! they have changed, and when the next of them expires.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
@@ -22,17 +24,18 @@ use crate::prefix::peers::{PeerRow, WriteResult};
 use crate::prefix::prefixes;
 use crate::shmem::Segment;
 
+/// What the sweep has to do, and what it has seen.
 pub struct Sweep {
-    /// All prefixes are due.
+    /// Whether all prefixes are due.
     all: bool,
-    /// These prefixes are due.
+    /// The prefixes that are due.
     changed: HashSet<SchemaOid>,
-    /// When the next row of a prefix expires.
+    /// When the next row of each prefix expires.
     expiries: HashMap<SchemaOid, i64>,
     /// Prefixes whose rows took long to read, each with the time until which it rests.
     resting: HashMap<SchemaOid, i64>,
-    /// What the last look at a prefix has seen. A row that has not changed since keeps its deadline, whatever the wall
-    /// clock shows.
+    /// What the last look at a prefix has seen. A row that has not changed since keeps its
+    /// deadline, whatever the wall clock shows.
     seen: HashMap<SchemaOid, SeenRows>,
 }
 
@@ -60,21 +63,22 @@ impl Sweep {
         }
     }
 
-    /// Makes all prefixes due, because the wall clock was set: for each row it has to be known whether the row is from
-    /// before the step.
+    /// Makes all prefixes due, because the wall clock was set. The keeper has to know of each row
+    /// whether the row is from before the step.
     pub fn clock_was_set(&mut self) {
         self.all = true;
     }
 
-    /// Lets a prefix rest whose rows took `took` to read. The rest is so long that all such prefixes together
-    /// take a small share (one part in `REST`) of the keeper's time: the rest of its time is for elections.
+    /// Lets a prefix rest whose rows took `took` to read. The rest is so long that all such
+    /// prefixes together take a small share (one part in `REST`) of the keeper's time: the
+    /// remaining time is for elections.
     fn rest(&mut self, schema: SchemaOid, took: i64, now: i64) {
         self.resting.retain(|_, until| *until > now);
         let among = self.resting.len() as i64 + 1;
         self.resting.insert(schema, now + took * REST * among);
     }
 
-    /// What the last look at a prefix has seen.
+    /// Returns what the last look at a prefix has seen.
     pub fn seen_in(&self, schema: SchemaOid) -> &SeenRows {
         static NONE: LazyLock<SeenRows> = LazyLock::new(SeenRows::default);
         self.seen.get(&schema).unwrap_or(&NONE)
@@ -89,7 +93,7 @@ impl Sweep {
         self.seen.entry(electorate.schema).or_default().deadlines.insert(print, lease.deadline);
     }
 
-    /// Whether a prefix is due because its rows have changed.
+    /// Returns whether a prefix is due because its rows have changed.
     pub fn is_due(&self, schema: SchemaOid) -> bool {
         self.changed.contains(&schema)
     }
@@ -106,7 +110,7 @@ const MAX_DELETIONS: usize = 100;
 
 /// What a look at a prefix's rows found.
 enum Swept {
-    /// Nothing is left to do until the next row expires; `None`: no row will.
+    /// Nothing is left to do until the next row expires. `None`: no row will expire.
     Until(Option<i64>),
     /// Another transaction holds a row whose lease is over, or has replaced the table.
     Held,
@@ -125,8 +129,8 @@ impl Locks for Swept {
 }
 
 impl Sweep {
-    /// Looks at the prefixes that are due. `began` is the wakeup counter at the beginning of the pass: when it has
-    /// changed, elections come first again.
+    /// Looks at the prefixes that are due. `began` is the wakeup counter at the beginning of the
+    /// pass. When the counter has changed, elections come first again.
     pub fn pass(&mut self, segment: Segment, retries: &mut Retries, began: u32) -> Duty {
         let database = session::database();
         if self.all {
@@ -192,7 +196,8 @@ impl Sweep {
         Duty { next: held_off.chain(again).chain(live).min(), ends_pass: false }
     }
 
-    /// The clock reading before which the keeper does not look at a prefix; `None`: it may look now.
+    /// Returns the clock reading before which the keeper does not look at a prefix. `None`: the
+    /// keeper may look now.
     fn not_before(&self, retries: &Retries, schema: SchemaOid) -> Option<i64> {
         let rests = self.resting.get(&schema).copied().filter(|until| clock::now() < *until);
         retries.not_before(&Key::of_sweep(schema)).max(rests)
@@ -230,7 +235,8 @@ impl Sweep {
     }
 }
 
-/// One look. If NOTIFY's queue is full at the commit, looks once more without the announcements.
+/// Looks at the rows of a prefix in one transaction. If NOTIFY's queue is full at the commit, looks
+/// once more without the announcements.
 fn look_at(
     segment: Segment,
     schema: SchemaOid,
@@ -253,8 +259,8 @@ fn look_at(
 /// The most rows that one transaction reads.
 const MAX_ROWS: usize = 1_000;
 
-/// Runs in a transaction. Deletes the rows whose lease is over, and announces each end. `known` is what the look before
-/// has seen. `seen` becomes what this look has seen and left.
+/// Runs in a transaction. Deletes the rows whose lease is over, and announces each end. `known` is
+/// what the look before has seen. `seen` becomes what this look has seen and left.
 fn look(
     segment: Segment,
     schema: SchemaOid,
@@ -299,7 +305,8 @@ fn look(
         }
         match table.delete(row) {
             WriteResult::Done => {
-                // A name that is longer than a member's has no electorate, and its end is not announced.
+                // A name that is longer than a member's has no electorate, and its end is not
+                // announced.
                 if let Some(e) = &electorate {
                     table::announce_down(e, announcing);
                     let (name, node) = (e.name.as_str(), row.node.as_str());
@@ -320,7 +327,8 @@ fn look(
         _ if held => Swept::Held,
         // More rows may follow those that were deleted.
         None if deleted > 0 && rows.len() == MAX_ROWS => Swept::Again,
-        // All rows that were read are of names with a seat. The next row may expire just after them.
+        // All rows that were read are of names with a seat. The next row may expire just after
+        // them.
         None if rows.len() == MAX_ROWS => {
             let left = rows.last().map(|row| table::time_left(row, None, boot, known.all_at));
             Swept::Until(left.map(|left| now.saturating_add(left)))
@@ -329,12 +337,12 @@ fn look(
     }
 }
 
-/// The electorate of a row; `None` when its name is longer than a member's may be.
+/// Returns the electorate of a row. `None`: the row's name is longer than a member's may be.
 fn electorate(schema: SchemaOid, row: &PeerRow) -> Option<Electorate> {
     Some(Electorate { database: session::database(), schema, name: Text::new(&row.name())? })
 }
 
-/// Whether the elections of a name judge its row, and not the sweep.
+/// Returns whether the elections of a name judge the name's row, and not the sweep.
 fn elects(segment: Segment, electorate: &Electorate) -> bool {
     segment.leaderships_view(|v| v.elects(electorate, clock::now()))
 }

@@ -1,8 +1,8 @@
 //! The transactions of an election: what they read, write and announce in `<prefix>.oban_peers`.
 //!
-//! They run no user's code, and what the keeper writes fires no trigger. The keeper itself does what the
-//! triggers of the extension do for other writers: it sets `term` and `boot`, and tells shared memory
-//! (`Elections::record_outcome`).
+//! These transactions run no user's code, and what the keeper writes fires no trigger. The keeper
+//! itself does what the triggers of the extension do for other writers: it sets `term` and `boot`,
+//! and tells shared memory (`Elections::record_outcome`).
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -31,7 +31,8 @@ use crate::prefix::peers::{NewRow, PeerRow, PeersTable, Unusable, WriteResult};
 use crate::prefix::{extension, terms};
 use crate::shmem::Segment;
 
-/// A schema's table. `Err` says why there can be no election. `wait` is for `PeersTable::open`.
+/// Opens a schema's table of leaders. `Err` says why there can be no election. `wait` is for
+/// `PeersTable::open`.
 pub fn open(schema: SchemaOid, wait: bool) -> Result<PeersTable<'static>, Outcome> {
     let Some(prefix) = catalog::namespace_name(schema) else {
         let gone = catalog::is_no_schema(schema);
@@ -56,8 +57,8 @@ pub fn open(schema: SchemaOid, wait: bool) -> Result<PeersTable<'static>, Outcom
     })
 }
 
-/// The lease that a row grants a leader from now on, and the end of the row's lease by the wall clock. `started_at` is
-/// a wall time, which may be long ago.
+/// Returns the lease that a row grants a leader from now on, with the end of the row's lease by the
+/// wall clock. `started_at` is a wall time, which may be long ago.
 fn lease_of(table: &PeersTable<'_>, leader: &Candidate, term: Term, started_at: i64) -> Lease {
     let (now, guarded) = (clock::now(), table.is_guarded());
     let ends = leader.lease_ends.unwrap_or(now + config::lease());
@@ -73,6 +74,7 @@ pub fn renew(electorate: &Electorate, leader: &Candidate, term: Term, wait: bool
     }
 }
 
+/// Extends the lease of the leader's row of this term in a table that is open.
 fn extend(table: &PeersTable<'_>, electorate: &Electorate, leader: &Candidate, term: Term) -> Outcome {
     let lease = lease_of(table, leader, term, 0);
     match table.renew(electorate.name.as_str(), leader.node.as_str(), term, lease.expires_at) {
@@ -87,21 +89,23 @@ fn extend(table: &PeersTable<'_>, electorate: &Electorate, leader: &Candidate, t
 }
 
 thread_local! {
-    /// How far the wall clock was ahead before it was set, and when that was found out.
+    /// How far the wall clock was ahead of the clock of deadlines before the wall clock was set,
+    /// and when the keeper found that out.
     static BEFORE_STEP: Cell<Option<(i64, i64)>> = const { Cell::new(None) };
 }
 
-/// The wall clock was set, and was so far ahead before.
+/// Notes that the wall clock was set, and how far it was ahead before.
 pub fn clock_was_set(before: i64) {
     BEFORE_STEP.set(Some((before, clock::now())));
 }
 
-/// How long the lease of a row still runs: see `verdict::time_left`. `copy` is what the keeper knows of the name's row.
-/// `unseen_since` is when the sweep last read all rows of the table, and 0 if it never did. This row was not among
-/// them.
+/// Returns how long the lease of a row still runs (see `verdict::time_left`). `copy` is what shared
+/// memory knows of the name's row. `unseen_since` is when the sweep last read all rows of the
+/// table, and 0 if it never did. This row was not among them.
 ///
-/// If the wall clock was set after `unseen_since`, nobody knows whether a foreign row was written before the step or
-/// after it. For a while such a row is granted what is more.
+/// If the wall clock was set after `unseen_since`, the keeper does not know whether a foreign row
+/// was written before the step or after it. For a while the lease of such a row runs by the clock
+/// that leaves it more time.
 pub fn time_left(row: &PeerRow, copy: Option<Lease>, boot: i64, unseen_since: i64) -> i64 {
     let left = time_left_now(row, copy, boot);
     let stepped = BEFORE_STEP.get().filter(|_| copy.is_none() && row.boot.is_none());
@@ -115,6 +119,7 @@ pub fn time_left(row: &PeerRow, copy: Option<Lease>, boot: i64, unseen_since: i6
     }
 }
 
+/// Returns how long the lease of a row still runs, by the clocks as they are now.
 fn time_left_now(row: &PeerRow, copy: Option<Lease>, boot: i64) -> i64 {
     let seen = verdict::RowTimes { identity: identity_of(row), boot: row.boot };
     let clocks = Clocks { now: clock::now(), wall: time::now(), boot, lease: config::lease() };
@@ -132,7 +137,7 @@ struct Election<'a> {
     known: Known<'a>,
     /// A leadership ended in this transaction: its end has to be announced.
     down: bool,
-    /// Which did, by node and term.
+    /// The leaderships that ended in this transaction, by node and term.
     ended: Vec<(Node, Term)>,
     announcing: Announcing,
 }
@@ -146,12 +151,12 @@ pub enum Announcing {
     Later,
 }
 
-/// What memory knows of a name before its election.
+/// What shared memory knows of a name before the name's election.
 #[derive(Clone, Copy)]
 pub struct Known<'a> {
     /// The greatest term.
     pub greatest_term: Term,
-    /// The lease in the copy of its row.
+    /// The lease in the copy of the name's row.
     pub copy: Option<Lease>,
     /// What the sweep has seen of the table.
     pub seen: &'a SeenRows,
@@ -160,13 +165,15 @@ pub struct Known<'a> {
 /// What the sweep has seen of a table.
 #[derive(Default)]
 pub struct SeenRows {
-    /// The deadlines of rows, by `fingerprint`: a name may have a thousand bytes, and a prefix a thousand rows.
+    /// The deadlines of rows, by `fingerprint`: a name may have a thousand bytes, and a prefix a
+    /// thousand rows.
     pub deadlines: HashMap<u64, i64>,
     /// When the last look began that read all rows of the table; 0 for never.
     pub all_at: i64,
 }
 
-/// The fingerprint of a row: another number than that of every other row, and than its own after a renewal.
+/// The fingerprint of a row: another number than that of every other row, and than its own after a
+/// renewal.
 pub fn fingerprint(name: &str, node: &str, row: RowIdentity) -> u64 {
     let mut hasher = DefaultHasher::new();
     (name, node, row).hash(&mut hasher);
@@ -183,8 +190,8 @@ fn identity_of(row: &PeerRow) -> RowIdentity {
     RowIdentity { term: Term::of_row(row.term), started_at: row.started_at, expires_at: row.expires_at }
 }
 
-/// In one transaction: deletes the row of the leadership that has ended, announces that once (`down`) and
-/// inserts the candidate's row.
+/// Holds an election in one transaction: deletes the row of the leadership that has ended,
+/// announces the end once (`down`), and inserts the candidate's row.
 pub fn elect(
     segment: Segment,
     electorate: &Electorate,
@@ -218,14 +225,15 @@ pub fn elect(
 }
 
 impl Election<'_> {
-    /// The outcome. `Err` is the outcome of an election that ended before a candidate was elected; what it
-    /// has written until then is committed, too.
+    /// Holds the election and returns the outcome. `Err` is the outcome of an election that ended
+    /// before a candidate was elected. What the election has written until then is committed, too.
     fn hold(&mut self, ended: Option<Ended>) -> Result<Outcome, Outcome> {
         if let Some(ended) = ended {
             self.retire(ended)?;
         }
         let judged_row = self.judge_current_row();
-        // First, as what programs are told has no claim on the transaction's room for messages.
+        // The announcement to the nodes comes first, so that the messages to programs leave room
+        // for it in the transaction.
         if self.down {
             announce_down(self.electorate, self.announcing);
         }
@@ -236,7 +244,7 @@ impl Election<'_> {
         self.insert_candidate()
     }
 
-    /// Deletes the row of a leadership that has ended.
+    /// Deletes the row of a leadership that has ended. `Err`: another transaction holds the row.
     fn retire(&mut self, ended: Ended) -> Result<(), Outcome> {
         // The extension may have been dropped and created since, with a sequence that begins anew.
         self.greatest_term = self.greatest_term.max(ended.term);
@@ -257,8 +265,8 @@ impl Election<'_> {
         leadership::tell(change, self.electorate.schema, self.electorate.name.as_str(), node, term);
     }
 
-    /// Judges the row that the name has now, and deletes it if it is void. `Ok`: the name has no row any
-    /// more.
+    /// Judges the row that the name has now, and deletes the row if it is void. `Ok`: the name has
+    /// no row any more. `Err` is the outcome if the row stays, or can't be deleted.
     fn judge_current_row(&mut self) -> Result<(), Outcome> {
         let Some(found) = self.table.find(self.electorate.name.as_str()) else { return Ok(()) };
         let row = found.row;
@@ -277,7 +285,8 @@ impl Election<'_> {
                 if row.boot.is_none() {
                     self.segment.leaderships(|l| l.foreign_leads(self.electorate));
                 }
-                // Without the trigger the keeper does not hear of the row's deletion: it looks again.
+                // Without the trigger the keeper does not hear of the row's deletion, so it looks
+                // at the row again.
                 let guarded = self.table.is_guarded();
                 let look_at = if guarded { i64::MAX } else { now + config::lease() / 2 };
                 let lease = Lease {
@@ -290,14 +299,15 @@ impl Election<'_> {
                 };
                 Err(Outcome::Foreign(Leadership::foreign(row.node, lease, look_at)))
             }
-            // A table that was away and is back: others have led since, with later terms.
+            // The table was away and is back. Other nodes have led since, with later terms.
             Verdict::Adopt(leader) if Term::of_row(row.term) < self.known.greatest_term => {
                 self.remove(&row)?;
                 self.candidate = Some(leader);
                 Ok(())
             }
             Verdict::Adopt(leader) => {
-                // The row is renewed at once: one that can't be renewed must not be adopted again and again.
+                // The row is renewed at once: one that can't be renewed must not be adopted again
+                // and again.
                 Err(extend(&self.table, self.electorate, &leader, Term::of_row(row.term)))
             }
             Verdict::Reissue(leader) => {
@@ -313,7 +323,8 @@ impl Election<'_> {
         }
     }
 
-    /// Deletes a row. `Err` is the outcome when another transaction holds the row or has changed it.
+    /// Deletes a row. `Err` is the outcome when another transaction holds the row or has changed
+    /// it.
     fn remove(&mut self, row: &PeerRow) -> Result<(), Outcome> {
         match self.table.delete(row) {
             WriteResult::Done => {
@@ -325,7 +336,8 @@ impl Election<'_> {
         }
     }
 
-    /// Inserts the candidate's row, if there is a candidate, with a term above all earlier ones.
+    /// Inserts the candidate's row, if there is a candidate, with a term above all earlier terms.
+    /// `Err`: another transaction holds a row of the name, or has changed it.
     fn insert_candidate(&self) -> Result<Outcome, Outcome> {
         let Some(leader) = self.candidate else { return Ok(Outcome::Vacant) };
         let sequence = terms::sequence();
@@ -355,9 +367,9 @@ impl Election<'_> {
     }
 }
 
-/// Announces to every node, foreign ones included, that a leadership has ended, so that they hold an
-/// election. While NOTIFY's queue is full that would fail the transaction: then shared memory keeps what is to be
-/// announced (`Elections::announce_pending`), for the next keeper, too.
+/// Announces to every node, foreign ones included, that a leadership has ended, so that they hold
+/// an election. While NOTIFY's queue is full, the announcement would fail the transaction. Then
+/// shared memory keeps the announcement (`Elections::announce_pending`), for the next keeper, too.
 pub fn announce_down(electorate: &Electorate, announcing: Announcing) {
     if announcing == Announcing::Later || notify::is_queue_full() {
         UNANNOUNCED.with_borrow_mut(|unannounced| unannounced.push(*electorate));
@@ -371,8 +383,9 @@ thread_local! {
     static UNANNOUNCED: RefCell<Vec<Electorate>> = const { RefCell::new(Vec::new()) };
 }
 
-/// After a transaction: has shared memory keep the announcements that the transaction left for later, if it was
-/// committed.
+/// Runs after a transaction. If the transaction was committed, hands the announcements that it left
+/// for later to shared memory. Logs a WARNING for an announcement that shared memory has no room
+/// for.
 pub fn keep_unannounced(segment: Segment, committed: bool) {
     for electorate in UNANNOUNCED.take().iter().filter(|_| committed) {
         if !segment.leaderships(|l| l.add_unannounced(electorate)) {
@@ -387,10 +400,12 @@ pub fn keep_unannounced(segment: Segment, committed: bool) {
     }
 }
 
-/// In a transaction: the same at once. A schema that was dropped meanwhile has nobody to tell.
+/// Queues the announcement in this transaction. In a schema that was dropped meanwhile there is no
+/// node to tell. Raises an ERROR if the message can't be queued.
 pub fn send_down(electorate: &Electorate) {
     let Some(prefix) = catalog::namespace_name(electorate.schema) else { return };
-    // oban_install refuses a prefix whose channels' names are too long, but a prefix can be renamed later.
+    // oban_install refuses a prefix whose channels' names are too long, but a prefix can be renamed
+    // later.
     if let Ok(target) = Target::new(Some(electorate.schema), &prefix, "leader") {
         let payload = wire::object_of_one("down", &encoding::to_server_lossy(electorate.name.as_str()));
         if payload.len() <= wire::MAX_PAYLOAD {
@@ -399,7 +414,8 @@ pub fn send_down(electorate: &Electorate) {
     }
 }
 
-/// The value of `result`. Raises its error as an ERROR, which aborts the keeper's transaction.
+/// Returns the value of `result`. Raises the error of `result` as an ERROR, which aborts the
+/// keeper's transaction.
 pub fn or_raise<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
     result.unwrap_or_else(|e| pgrx::error!("{e}"))
 }

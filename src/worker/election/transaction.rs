@@ -1,4 +1,5 @@
-//! The transaction of one step: short, with a time limit, and with a limit of its own for the wait at its commit.
+//! The transaction of one step. The transaction is short, has a time limit, and has another limit
+//! for the wait at the commit.
 
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -27,8 +28,9 @@ impl From<String> for Failed {
     }
 }
 
-/// Runs one step in a transaction. `Err` says which ERROR ended it. A lock that could not be taken in time (55P03) is the
-/// outcome `R::locked()`, if there is one. `activity` is for pg_stat_activity.
+/// Runs one step in a transaction. `Err` says which ERROR ended it. A lock that could not be taken
+/// in time (55P03) is the outcome `R::locked()`, if there is one. `activity` is for
+/// pg_stat_activity.
 pub fn transaction<R: Locks>(
     segment: Segment,
     activity: &'static CStr,

@@ -1,12 +1,14 @@
-//! Broadcasting local entries to foreign nodes: one merged broadcast for each schema, on the channel of the schema's
-//! name, every `obanrs.gossip_interval` while there are local entries. Foreign entries are never sent again, because
-//! their nodes broadcast them themselves.
+//! Broadcasting local entries to foreign nodes: one merged broadcast for each schema, on the
+//! channel of the schema's name, every `obanrs.gossip_interval` while there are local entries.
+//! Foreign entries are never sent again, because their nodes broadcast them themselves.
 //!
-//! A broadcast goes through the bus as any message does, to readers and to sessions that LISTEN. A broadcast that would
-//! take more than a 64th of the ring goes to sessions that LISTEN only. Through the ring it would push out what other
-//! readers wait for, and readers have the view oban_gossip.
+//! A broadcast goes through the bus as any message does, to readers and to sessions that LISTEN. A
+//! broadcast that would take more than a 64th of the ring goes to sessions that LISTEN only.
+//! Through the ring it would push out what other readers wait for, and readers have the view
+//! oban_gossip.
 //!
-//! Without a local entry the relay has no timer for broadcasts. The next put wakes it (`shmem::polling`).
+//! Without a local entry the relay has no timer for broadcasts. The next put wakes it
+//! (`shmem::polling`).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -60,8 +62,9 @@ impl Broadcaster {
         !self.polls && self.segment.is_polling()
     }
 
-    /// Broadcasts if a broadcast is due. Returns when the next pass is due; `None`: not before a put. With `stuck` the relay
-    /// can't send at the moment. Then the broadcast is left out: it would fill the ring, and the next one says the same.
+    /// Broadcasts if a broadcast is due. Returns when the next pass is due; `None`: not before a
+    /// put. With `stuck` the relay can't send at the moment. Then the broadcast is left out: it
+    /// would fill the ring, and the next one says the same.
     pub fn pass(&mut self, stuck: bool) -> Option<Instant> {
         self.polls |= self.segment.is_polling();
         let (interval, now) = (config::gossip_interval(), Instant::now());
@@ -120,7 +123,8 @@ fn broadcast(segment: Segment, database: DatabaseOid, entries: &[EntryCopy]) -> 
     let mut schemas: BTreeMap<SchemaOid, Vec<&EntryCopy>> = BTreeMap::new();
     entries.iter().for_each(|e| schemas.entry(e.schema).or_default().push(e));
     for (schema, entries) in schemas {
-        // The schema's present name: a session that renames the schema wakes this process before its caches are told.
+        // The schema's present name: a session that renames the schema wakes this process before
+        // its caches are told.
         let Some(prefix) = catalog::namespace_name(schema) else {
             segment.gossip().forget_nameless(database, schema);
             continue;

@@ -1,13 +1,15 @@
-//! Ingesting what foreign nodes gossip by NOTIFY. It shows in oban_gossip beside the local entries.
+//! Ingesting what foreign nodes gossip by NOTIFY. The view oban_gossip shows it beside the local
+//! entries.
 //!
-//! The relay listens to the gossip channel of each installed prefix, and follows a rename. A message on a channel
-//! belongs to the schema that has the channel's name when the message is ingested. The relay reads NOTIFY's queue soon
-//! into memory of its process, so that the queue need not keep the messages. It parses the messages a little at a time,
-//! between its transactions, so that no flood keeps it from relaying. Its own broadcasts come back, and are known by
-//! their beginning.
+//! The relay listens to the gossip channel of each installed prefix, and follows a rename. A
+//! message on a channel belongs to the schema that has the channel's name when the message is
+//! ingested. The relay reads NOTIFY's queue soon into the memory of the process, so that the queue
+//! need not keep the messages. The relay parses the messages a little at a time, between the
+//! transactions that send, so that no flood keeps it from relaying. The relay's own broadcasts come
+//! back, and are known by their beginning.
 //!
-//! NOTIFY needs no right. So a message is tested as a put is, foreign entries take no more than half of the table, and a
-//! foreign entry never takes the place of a local one.
+//! NOTIFY needs no right. So a message is tested as a put is, foreign entries take no more than
+//! half of the table, and a foreign entry never takes the place of a local one.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::CStr;
@@ -34,22 +36,24 @@ use crate::pg::{catalog, clock, encoding, session, xact};
 use crate::prefix::prefixes;
 use crate::shmem::{Segment, stats};
 
-/// The most bytes of messages that wait to be parsed: those of a thousand nodes. More are counted as refused.
+/// The most bytes of messages that wait to be parsed: those of a thousand nodes. More are counted
+/// as refused.
 const BACKLOG: usize = 4 << 20;
 
-/// How many checks are put at a time, and of how many bytes (or one longer check). That takes some milliseconds at most.
+/// How many checks are put at a time, and of how many bytes (or one longer check). That takes some
+/// milliseconds at most.
 const MAX_CHECKS_AT_A_TIME: usize = 64;
 const MAX_BYTES_AT_A_TIME: usize = 32 << 10;
 
-/// How many checks of a message Postgres may refuse before the rest of the message is skipped. Each costs a transaction,
-/// and real nodes send none of these.
+/// How many checks of a message Postgres may refuse before the rest of the message is skipped. Each
+/// costs a transaction, and real nodes send none of these.
 const MAX_REFUSALS: usize = 8;
 
 /// The largest state that is ingested, in bytes as jsonb: thousands of running jobs.
 const MAX_FOREIGN: usize = 64 << 10;
 
-/// The least time between two readings of NOTIFY's queue, in microseconds. Every NOTIFY of the database wakes this
-/// process, whatever the channel.
+/// The least time between two readings of NOTIFY's queue, in microseconds. Every NOTIFY of the
+/// database wakes this process, whatever the channel.
 const MIN_READ_INTERVAL: i64 = 20 * MILLISECOND;
 
 /// How long a look into the catalogs waits for a session that has locked them.
@@ -77,7 +81,8 @@ pub struct Ingest {
     messages: VecDeque<Notification>,
     /// How many bytes these messages have.
     bytes: usize,
-    /// The checks of the message that was parsed last that are still to be put, the last check first.
+    /// The checks of the message that was parsed last that are still to be put, the last check
+    /// first.
     checks: Vec<String>,
     /// The prefix of that message.
     prefix: String,
@@ -110,7 +115,8 @@ impl Ingest {
         self.stale = true;
     }
 
-    /// Listens, reads and ingests what is due. Returns when the next pass is due; `None`: not before something comes.
+    /// Listens, reads and ingests what is due. Returns when the next pass is due; `None`: not
+    /// before something comes.
     pub fn pass(&mut self) -> Option<Instant> {
         let wanted = config::gossip_ingest();
         self.stale |= wanted != self.wanted;
@@ -158,7 +164,8 @@ impl Ingest {
             Ok(installed) => {
                 match installed.is_empty() {
                     true => self.segment.end_coverage(),
-                    // Messages to a prefix that has this name since, or had it until now, went unheard.
+                    // Messages to a prefix that has this name since, or had it until now, went
+                    // unheard.
                     false if installed != before => self.segment.restart_coverage(),
                     false => {}
                 }
@@ -206,7 +213,8 @@ impl Ingest {
         }
     }
 
-    /// Counts checks that are no checks. Each may have been a sign of life of a process, so the coverage restarts.
+    /// Counts elements of a message that are no checks. Each may have been a sign of life of a
+    /// process, so the coverage restarts.
     fn malformed(&self, checks: usize) {
         if checks > 0 {
             self.segment.restart_coverage();
@@ -222,7 +230,8 @@ impl Ingest {
         }
     }
 
-    /// Puts some checks of the present message. Parses the next message first, if all checks of the last one are put.
+    /// Puts some checks of the present message. Parses the next message first, if all checks of the
+    /// last one are put.
     fn ingest_some(&mut self) {
         if self.checks.is_empty() {
             let Some(message) = self.messages.pop_front() else { return };
@@ -257,7 +266,8 @@ impl Ingest {
         self.put(&some);
     }
 
-    /// Puts checks in one transaction. If Postgres refuses one of them, puts each in a transaction of its own.
+    /// Puts checks in one transaction. If Postgres refuses one of them, puts each in a separate
+    /// transaction.
     fn put(&mut self, checks: &[ForeignCheck]) {
         let (segment, database, prefix) = (self.segment, self.database, &*self.prefix);
         let put_all = || {
@@ -299,8 +309,8 @@ fn installed() -> BTreeSet<String> {
     found.filter(|p| channel::full_name(p, CHANNEL).is_ok()).collect()
 }
 
-/// Puts a check. Returns the counter that counts it; `None`: there is a local entry, and the check is ignored. Raises
-/// what Postgres raises for a text that it refuses.
+/// Puts a check. Returns the counter that counts it; `None`: there is a local entry, and the check
+/// is ignored. Raises what Postgres raises for a text that it refuses.
 fn put_one(
     segment: Segment,
     database: DatabaseOid,

@@ -1,9 +1,10 @@
-//! The exchange of gossip with foreign nodes: telling Oban's nodes and Oban Web of the local queues (`broadcast`), and ingesting what
-//! those nodes tell (`ingest`).
+//! The exchange of gossip with foreign nodes: telling Oban's nodes and Oban Web of the local queues
+//! (`broadcast`), and ingesting what those nodes tell (`ingest`).
 //!
-//! Both run in the relay. The relay touches no table, so that no lock of a user can keep it from reading NOTIFY's queue,
-//! which keeps what a listener has not read. (A relay that is stopped by a signal stops with all that it does. As any
-//! session that LISTENs, it then keeps NOTIFY's queue from being cut short until it goes on or ends.)
+//! Both run in the relay. The relay touches no table, so that no lock of a user can keep it from
+//! reading NOTIFY's queue, which keeps what a listener has not read. (A relay that is stopped by a
+//! signal stops with all that it does. As any session that LISTENs, it then keeps NOTIFY's queue
+//! from being cut short until it goes on or ends.)
 
 mod broadcast;
 mod ingest;
@@ -30,8 +31,8 @@ impl Exchange {
         self.ingest.prefixes_changed();
     }
 
-    /// Does what is due. Returns when the next pass is due; `None`: not before something comes. With `stuck` the relay
-    /// can't send at the moment.
+    /// Does what is due. Returns when the next pass is due; `None`: not before something comes.
+    /// With `stuck` the relay can't send at the moment.
     pub fn pass(&mut self, stuck: bool) -> Option<Instant> {
         self.ingest.pass().into_iter().chain(self.broadcaster.pass(stuck)).min()
     }
