@@ -1,28 +1,34 @@
 //! DDL on tables of leaders and on their schemas, told to shared memory and to the keeper.
 //!
-//! A table that is dropped, renamed or moved to another schema takes its rows along, and no trigger tells of that. The
-//! same holds for a schema. So the hook on catalog changes (`pg::hooks`) notes here which relations and schemas the
-//! transaction has touched. Right before the commit this file reads the catalogs to find out what became of them:
+//! A table that is dropped, renamed or moved to another schema takes its rows along, and no trigger
+//! tells of that. The same holds for a schema. So the hook on catalog changes (`pg::hooks`) notes
+//! here which relations and schemas the transaction has touched. Right before the commit this file
+//! reads the catalogs to find out what became of them:
 //!
-//! * A leadership whose table is no longer `oban_peers` of its schema ends *before* the commit, as with deleted rows
-//!   (`peer_row_changes`). So no node can take the name in another table while a member still believes that it leads.
-//! * The same holds for a table that loses the columns or the trigger of `oban_install`. (Without the trigger members can
-//!   be elected again. Shared memory then trusts their rows for a moment only.)
-//! * The keeper reads a table anew after the commit that was altered otherwise, or that has become the `oban_peers` of
-//!   its schema.
-//! * What belongs to a schema that was dropped (members, leaderships, gossip) goes after the commit.
+//! * A leadership whose table is no longer the `oban_peers` of the schema ends *before* the commit,
+//!   as with deleted rows (`peer_row_changes`). So no node can take the name in another table while
+//!   a member still believes that it leads.
+//! * The same holds for a table that loses the columns or the trigger of `oban_install`. (Without
+//!   the trigger members can be elected again. Shared memory then trusts their rows for a moment
+//!   only.)
+//! * The keeper reads a table anew after the commit that was altered otherwise, or that has become
+//!   the `oban_peers` of the schema.
+//! * What belongs to a schema that was dropped (members, leaderships, gossip) goes after the
+//!   commit.
 //!
 //! Renaming a schema changes nothing here, because all of this is keyed by the schema's oid.
 //!
-//! A keeper may have committed the first row of a name and not recorded it yet. Shared memory has no copy of that row
-//! then. So the records of such names are *invalidated*: what the keeper is about to record is read again.
+//! A keeper may have committed the first row of a name and not recorded it yet. Shared memory has
+//! no copy of that row then. So the records of such names are *invalidated*: what the keeper is
+//! about to record is read again.
 //!
-//! If the commit fails after all, the keeper finds the rows and elects anew. PREPARE TRANSACTION counts as a commit for
-//! what ends, and what the transaction has locked stays locked. COMMIT PREPARED and ROLLBACK PREPARED say nothing of
-//! what they change. After them the keeper looks at all tables, and at which schemas are left.
+//! If the commit fails after all, the keeper finds the rows and elects anew. PREPARE TRANSACTION
+//! counts as a commit for what ends, and what the transaction has locked stays locked. COMMIT
+//! PREPARED and ROLLBACK PREPARED say nothing of what they change. After them the keeper looks at
+//! all tables, and finds out which schemas are left.
 //!
-//! The lists are bounded memory of the process, empty whenever no transaction is open. A process that dies with them
-//! has not committed.
+//! The lists are bounded memory of the process, empty whenever no transaction is open. A process
+//! that dies with them has not committed.
 
 use std::cell::Cell;
 
@@ -34,7 +40,8 @@ use crate::pg::{catalog, clock, session, xact};
 use crate::prefix::peers::{self, TABLE, TableState};
 use crate::shmem::Segment;
 
-/// The most oids of one kind that are kept. With more, all tables and schemas that shared memory knows are looked at.
+/// The most oids of one kind that are kept. With more, all tables and schemas that shared memory
+/// knows are looked at.
 const MAX_OIDS: usize = 64;
 
 /// A set of oids of one kind, as many as fit.
@@ -81,7 +88,8 @@ const NO_SCHEMAS: Oids<SchemaOid> = Oids::empty(SchemaOid::NONE);
 thread_local! {
     /// Whether one of the other thread-locals has something. Most transactions touch nothing.
     static TOUCHED: Cell<bool> = const { Cell::new(false) };
-    /// What this transaction has touched, whether or not a savepoint took that back: the catalogs tell.
+    /// What this transaction has touched, whether or not a savepoint took that back: the catalogs
+    /// tell.
     static RELATIONS: Cell<Oids<TableOid>> = const { Cell::new(NO_TABLES) };
     static SCHEMAS: Cell<Oids<SchemaOid>> = const { Cell::new(NO_SCHEMAS) };
     /// The schemas of the touched relations that had the name of a table of leaders.
@@ -111,8 +119,9 @@ pub(super) fn register() {
     xact::on_event(transaction_event);
 }
 
-/// Notes that a relation was altered or is being dropped. The relation's name is still the old one, because the caches
-/// do not know of the command that is running. Raises only what a look-up in the caches raises.
+/// Notes that a relation was altered or is being dropped. The relation's name is still the old one,
+/// because the caches do not know of the command that is running. Raises only what a look-up in the
+/// caches raises.
 pub fn relation_touched(relation: TableOid, dropped: bool) {
     let of_leaders = catalog::is_called(relation, TABLE);
     if of_leaders && let Some(schema) = catalog::schema_of(relation) {
@@ -120,7 +129,8 @@ pub fn relation_touched(relation: TableOid, dropped: bool) {
         schemas.add(schema);
         OF_LEADERS.set(schemas);
     }
-    // An altered relation may have taken the name. A dropped relation had the name, or is no table of leaders.
+    // An altered relation may have taken the name. A dropped relation had the name, or is no table
+    // of leaders.
     if of_leaders || !dropped {
         let mut relations = RELATIONS.get();
         relations.add(relation);
@@ -179,8 +189,8 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     }
 }
 
-/// Runs before the commit. Finds out what became of what the transaction has touched, and ends the leaderships whose
-/// rows go. `None`: the library is not preloaded.
+/// Runs before the commit. Finds out what became of what the transaction has touched, and ends the
+/// leaderships whose rows go. `None`: the library is not preloaded.
 fn look(relations: &Oids<TableOid>, schemas: &Oids<SchemaOid>) -> Option<Found> {
     let (segment, database) = (Segment::attached()?, session::database());
     let (tables, electorates) = segment.leaderships_view(|v| (v.tables(database), v.schemas(database)));
@@ -193,7 +203,8 @@ fn look(relations: &Oids<TableOid>, schemas: &Oids<SchemaOid>) -> Option<Found> 
             continue;
         }
         let TableState { installed, tells } = peers::state_of(table);
-        // Without the columns no member leads in the table. Without the trigger no process tells of rows that end.
+        // Without the columns no member leads in the table. Without the trigger no process tells of
+        // rows that end.
         if (touched && !catalog::is_named(table, schema, TABLE)) || !installed || (guarded && !tells) {
             changed.add(schema);
             gone.push(table);
@@ -202,7 +213,7 @@ fn look(relations: &Oids<TableOid>, schemas: &Oids<SchemaOid>) -> Option<Found> 
             altered.add(table);
         }
     }
-    // A table that takes the place of another one, or of none.
+    // The table takes the place of another table, or had no predecessor.
     for relation in relations.oids() {
         if let Some(schema) = catalog::schema_of(*relation)
             && catalog::is_named(*relation, schema, TABLE)
@@ -230,19 +241,20 @@ fn look(relations: &Oids<TableOid>, schemas: &Oids<SchemaOid>) -> Option<Found> 
     Some(Found { dropped, known, altered, changed })
 }
 
-/// Records what `look` found. Runs after the commit, or after the abort of a commit that was on its way: nothing here
-/// fails.
+/// Records what `look` found. Runs after the commit, or after the abort of a commit that was on its
+/// way: nothing here fails.
 fn record(segment: Segment, found: &Found, event: pg_sys::XactEvent::Type) {
     let database = session::database();
     if xact::is_commit(event) {
         found.dropped.oids().iter().for_each(|schema| segment.forget_schema(database, *schema));
-        // Not before the commit: until then the table is locked.
+        // The keeper looks after the commit, because until then the table is locked.
         segment.leaderships(|p| match found.altered.all {
             true => p.require_recheck(database, None),
             false => found.altered.oids().iter().for_each(|table| p.require_recheck(database, Some(*table))),
         });
     }
-    // After an abort, too: leaderships may have ended in shared memory just before the abort.
+    // This runs after an abort, too: leaderships may have ended in shared memory just before the
+    // abort.
     let several = found.changed.all || found.changed.count > 1 || found.known;
     if several || found.changed.count == 1 {
         let one = found.changed.oids().first().copied().filter(|_| !several);

@@ -1,10 +1,11 @@
 //! How many sessions of a database LISTEN: at least as many as really do.
 //!
-//! A session counts from the execution of its first LISTEN, before that LISTEN commits. So a process that sends after
-//! the commit of a LISTEN sees the session counted. A session stops counting after the commit of an UNLISTEN * or
-//! DISCARD ALL that no LISTEN follows, and when its process ends. After a LISTEN that is rolled back, and after an
-//! UNLISTEN of one channel, the session stays counted: that costs a transaction of the relay in which no session hears
-//! anything.
+//! A session counts from the moment at which its first LISTEN is executed, before that LISTEN
+//! commits. So a process that sends after the commit of a LISTEN sees the session counted. A
+//! session stops counting after the commit of an UNLISTEN * or DISCARD ALL that no LISTEN follows,
+//! and when its process ends. After a LISTEN that is rolled back, and after an UNLISTEN of one
+//! channel, the session stays counted: that costs a transaction of the relay in which no session
+//! hears anything.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +19,8 @@ use crate::shmem::Segment;
 thread_local! {
     /// Whether this session is counted.
     static COUNTED: Cell<bool> = const { Cell::new(false) };
-    /// Whether this transaction has run UNLISTEN * and nothing after it that listens again or rolls it back.
+    /// Whether this transaction has run UNLISTEN * and nothing after it that listens again or rolls
+    /// it back.
     static LEAVING: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -31,8 +33,8 @@ fn counter() -> Option<&'static AtomicU32> {
     Segment::attached().map(|segment| segment.listeners(session::database()))
 }
 
-/// Whether a session of this database may LISTEN. True as well while the library is not preloaded. Callable after
-/// commit.
+/// Whether a session of this database may LISTEN. True as well while the library is not preloaded.
+/// Callable after commit.
 pub fn any() -> bool {
     counter().is_none_or(|counter| counter.load(Ordering::SeqCst) > 0)
 }
@@ -50,8 +52,8 @@ pub fn listen() {
     }
 }
 
-/// Notes that the commit of this transaction ends the listening. Called before an UNLISTEN * or DISCARD ALL is
-/// executed.
+/// Notes that the commit of this transaction ends the listening. Called before an UNLISTEN * or
+/// DISCARD ALL is executed.
 pub fn unlisten_all() {
     LEAVING.set(COUNTED.get());
 }

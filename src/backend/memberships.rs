@@ -1,8 +1,8 @@
 //! Ends of memberships: by a call, with the session, or with DISCARD ALL in the session.
 //!
-//! A member that is bound to a session ends with the session, in whatever way the session ends: the exit callback
-//! deletes the member and its node's gossip, and wakes the keeper, which elects the next leader. A member with a lease
-//! ends by its lease.
+//! A member that is bound to a session ends with the session, in whatever way the session ends: the
+//! exit callback deletes the member and its node's gossip, and wakes the keeper, which elects the
+//! next leader. A member with a lease ends by its lease.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,8 +26,9 @@ pub fn leave(segment: Segment, id: MemberId) -> bool {
     }
 }
 
-/// Ends what ends with a member that was deleted: the gossip of its node, if the member was bound to its session, and
-/// its leadership, for which it wakes the keeper. Callable after commit.
+/// Ends what ends with a member that was deleted: the gossip of the member's node, if the member
+/// was bound to its session, and the member's leadership, for which it wakes the keeper. Callable
+/// after commit.
 pub fn ended(segment: Segment, electorate: &Electorate, member: &Member) {
     if member.lease_ends().is_none() {
         let key = Key {
@@ -42,8 +43,8 @@ pub fn ended(segment: Segment, electorate: &Electorate, member: &Member) {
     segment.wake_keeper(electorate.database);
 }
 
-/// Registers the exit callback of this process, once. A caller does so before the first member of the session, so that
-/// no member is ever there without the callback.
+/// Registers the exit callback of this process, once. A caller does so before the first member of
+/// the session, so that no member is ever there without the callback.
 pub fn leave_at_exit() {
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     if !REGISTERED.swap(true, Ordering::Relaxed) {

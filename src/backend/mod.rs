@@ -1,10 +1,12 @@
-//! What a process remembers of its session and its transaction, and what it tells shared memory when they end.
+//! What a process remembers of the session and the transaction, and what it tells shared memory
+//! when they end.
 //!
-//! Each part keeps thread-locals and registers callbacks: of the end of a transaction or a subtransaction
-//! (`pg::xact`), and of the end of the process (`pg::session`). A callback that runs after a commit must not raise,
-//! because an ERROR would be a PANIC of the whole server: it takes locks of `shmem`, changes plain memory and sets
-//! latches. A process that dies in between takes its thread-locals along. An exit aborts the open transaction first,
-//! and that is an end of the transaction as well.
+//! Each part keeps thread-locals and registers callbacks: for the end of a transaction or a
+//! subtransaction (`pg::xact`), and for the end of the process (`pg::session`). A callback that
+//! runs after a commit must not raise, because an ERROR would be a PANIC of the whole server. Such
+//! a callback takes locks of `shmem`, changes plain memory and sets latches. A process that dies in
+//! between takes its thread-locals along. An exit aborts the open transaction first, and that is an
+//! end of the transaction as well.
 //!
 //! | file | what a process remembers |
 //! | --- | --- |
@@ -20,7 +22,8 @@ pub mod memberships;
 pub mod peer_row_changes;
 pub mod xact_end;
 
-/// Registers the callbacks of transactions. Called by `_PG_init` while Postgres preloads the library.
+/// Registers the callbacks of transactions. `_PG_init` calls this while Postgres preloads the
+/// library.
 pub fn register() {
     xact_end::register();
     listening::register();

@@ -1,11 +1,14 @@
-//! Changes of rows of oban_peers by foreign nodes and by hand, told to shared memory and to the keeper.
+//! Changes of rows of oban_peers by foreign nodes and by hand, told to shared memory and to the
+//! keeper.
 //!
-//! A local leadership whose row is deleted ends in shared memory *before* the deletion commits. So no other node can have
-//! the name while a member still believes that it leads. If the commit fails after that, the keeper deletes the row and
-//! elects anew. The keeper is told after the commit that there is something to read.
+//! A local leadership whose row is deleted ends in shared memory *before* the deletion commits. So
+//! no other node can have the name while a member still believes that it leads. If the commit fails
+//! after that, the keeper deletes the row and elects anew. The keeper is told after the commit that
+//! there is something to read.
 //!
-//! A change that a savepoint takes back is no change. A deletion counts as done at PREPARE TRANSACTION: the row is
-//! locked from then on, and no callback tells of the rows of COMMIT PREPARED (`ddl_changes` wakes the keeper then).
+//! A change that a savepoint takes back is no change. A deletion counts as done at PREPARE
+//! TRANSACTION: the row is locked from then on, and no callback tells of the rows of COMMIT
+//! PREPARED (`ddl_changes` wakes the keeper then).
 
 use std::cell::RefCell;
 
@@ -23,7 +26,8 @@ pub enum PeerRowChange {
     Inserted(Term),
     /// The lease in the row of this term became shorter, or the row was written by hand.
     Written(Term),
-    /// A foreign node has renewed its row, which may make the lease shorter. `lease` says nothing of the table.
+    /// A foreign node has renewed its row, which may make the lease shorter. `lease` says nothing
+    /// of the table.
     Renewed { lease: Lease, shorter: bool },
     /// The row of this term was deleted.
     Deleted(Term),
@@ -31,11 +35,12 @@ pub enum PeerRowChange {
     Truncated,
 }
 
-/// The most changes of one transaction that are kept. More count as a TRUNCATE: all leaders are elected anew.
+/// The most changes of one transaction that are kept. More count as a TRUNCATE: all leaders are
+/// elected anew.
 const MAX_CHANGES: usize = 1_000;
 
 thread_local! {
-    /// The changes in their order, each with the level of its subtransaction.
+    /// The changes in their order, each with the level of the subtransaction that made it.
     static CHANGES: RefCell<Vec<(Electorate, PeerRowChange, u32)>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -44,7 +49,7 @@ pub(super) fn register() {
     xact::on_subtransaction_event(subtransaction_event);
 }
 
-/// Notes a change. It counts when this transaction commits.
+/// Notes a change, which counts when this transaction commits.
 pub fn changed(electorate: Electorate, change: PeerRowChange) {
     if Segment::attached().is_none() {
         return;
@@ -112,7 +117,8 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     if xact::is_commit(event) {
         record(segment, &changes);
     }
-    // After an abort, too: a leadership may have ended in shared memory just before the abort.
+    // This runs after an abort, too: a leadership may have ended in shared memory just before the
+    // abort.
     let database = session::database();
     let news = changes.iter().filter(|(_, c, _)| !matches!(c, PeerRowChange::Renewed { shorter: false, .. }));
     let mut schemas = news.map(|(e, _, _)| e.schema);

@@ -1,7 +1,7 @@
-//! What a transaction has to tell the workers when it ends, whichever way it ends.
+//! What a transaction has to tell the workers when it ends, however it ends.
 //!
-//! Notes are kept in the process. One transaction callback acts on them. A backend that dies before the end of its
-//! transaction takes its notes along.
+//! Notes are kept in the process. One transaction callback acts on them. A backend that dies before
+//! its transaction ends takes its notes along.
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -42,7 +42,8 @@ enum Seen {
 /// A note for the end of the transaction.
 #[derive(Clone, Copy)]
 pub enum Note {
-    /// An extension was created or dropped in this database (`extension_changed`), or a prepared transaction ends.
+    /// An extension was created or dropped in this database (`extension_changed`), or a prepared
+    /// transaction ends.
     Extension = 1,
     /// A database was created, changed or dropped.
     Databases = 2,
@@ -89,15 +90,15 @@ pub fn database_created(database: DatabaseOid) {
     COPY.set(database);
 }
 
-/// Finds out whether the extension is there now. Runs right before the commit, which is the last moment at which
-/// catalogs can be read. A commit does not wait for a lock for that, least of all COMMIT PREPARED, which has committed
-/// already.
+/// Finds out whether the extension is there now. Runs right before the commit, which is the last
+/// moment at which catalogs can be read. A commit does not wait for a lock for that, least of all
+/// COMMIT PREPARED, which has committed already.
 fn see_extension() -> Seen {
     xact::next_command();
     let changed = EXTENSIONS.with_borrow(Clone::clone);
     let found = catalog::extension_without_waiting("obanrs");
     if changed.is_empty() {
-        // The end of a prepared transaction, which rarely has to do with the extension.
+        // This is the end of a prepared transaction, which rarely has to do with the extension.
         let known = Segment::attached().and_then(|s| s.registry(|r| r.knows(session::database())));
         if found.is_some_and(|found| known == Some(found.is_some())) {
             return Seen::Unchanged;
@@ -151,7 +152,8 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     if !copy.is_none() && xact::is_commit(event) {
         segment.registry(|r| r.copied(source, copy));
     }
-    // Before the hold ends, or the coordinator would launch a keeper for a database that is gone.
+    // This comes before the hold ends. Otherwise the coordinator would launch a keeper for a
+    // database that is gone.
     if noted(Note::Databases) {
         segment.rescan();
     }
@@ -178,7 +180,8 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     if noted(Note::Prefix) || noted(Note::Shapes) {
         segment.prefixes_changed(database);
     }
-    // The transaction's locks on rows are gone by now: they last as long as the transaction counts as running.
+    // The transaction's locks on rows are gone by now: they last as long as the transaction counts
+    // as running.
     if noted(Note::Fence) {
         fence_ended(segment);
     }

@@ -1,5 +1,6 @@
-//! The coverage of a database's relay: the span of time in which it has heard all foreign gossip
-//! (`logic::orphans::Coverage`). Only the relay writes it. It is atomics, which need no lock.
+//! The coverage of a database's relay: the span of time in which the relay has heard all foreign
+//! gossip (`logic::orphans::Coverage`). Only the relay writes the coverage, which is atomics and
+//! needs no lock.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -9,7 +10,8 @@ use crate::logic::ids::DatabaseOid;
 use crate::logic::orphans::Coverage;
 use crate::pg::{clock, latch};
 
-/// The coverage of one database's slot, as clock readings. Zeroed memory is a relay that does not listen.
+/// The coverage of one database's slot, as clock readings. Zeroed memory is a relay that does not
+/// listen.
 #[repr(C)]
 pub(super) struct SharedCoverage {
     /// The relay has missed nothing since then; 0 while it does not listen.
@@ -45,15 +47,16 @@ impl Segment {
         }
     }
 
-    /// Notes that this relay listens and has gone through everything that was sent until the clock reading `at`.
+    /// Notes that this relay listens and has gone through everything that was sent until the clock
+    /// reading `at`.
     pub fn extend_coverage(self, at: i64) {
         if let Some(coverage) = self.own_coverage() {
             coverage.at.store(at, Ordering::SeqCst);
         }
     }
 
-    /// The coverage of a database's relay. Reads `at` first: what the relay misses after that does not concern the
-    /// span until `at`.
+    /// The coverage of a database's relay. Reads `at` first: what the relay misses after that does
+    /// not concern the span until `at`.
     pub fn coverage(self, database: DatabaseOid) -> Coverage {
         let slot = self.registry(|r| r.slot(database));
         slot.and_then(|(slot, _)| self.shared_coverage(slot)).map_or_else(Coverage::default, |coverage| {
@@ -62,7 +65,8 @@ impl Segment {
         })
     }
 
-    /// Wakes the relay to go through what has come, so that the next call of `coverage` has a newer answer.
+    /// Wakes the relay to go through what has come, so that the next call of `coverage` has a newer
+    /// answer.
     pub fn update_coverage(self, database: DatabaseOid) {
         latch::wake_if(self.registry(|r| r.prepare_relay_wakeup(database)));
     }

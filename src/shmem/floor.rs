@@ -1,9 +1,10 @@
-//! The record of `logic::floor`, a file in the data directory: written when a life of the server begins and when it
-//! ends. Both are in the postmaster. A base backup has the file, so that a standby that is promoted begins above what
-//! its primary had given.
+//! The record of `logic::floor`, a file in the data directory. The postmaster writes the record
+//! when a run of the server begins and when the run ends. A base backup has the file. So a standby
+//! that is promoted begins above the numbers that its primary had given.
 //!
-//! Without the file, as before the first start with it, what the wall clock shows has to do, and when the last life
-//! wrote the control file.
+//! A run also begins above what the wall clock shows, and above the time at which the control file
+//! was written last. Without the file, as before the first start with this library, these two have
+//! to do.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -16,26 +17,30 @@ use crate::error;
 use crate::logic::floor::Record;
 use crate::pg::{session, time};
 
-/// Postgres' own place for what is written at a shutdown and read at the next start.
+/// Postgres' own folder for what is written at a shutdown and read at the next start.
 const FOLDER: &str = "pg_stat";
 const NAME: &str = "obanrs_positions";
 
-/// In the postmaster, when it makes the segment: the number above which this life's begin. `ended` is
-/// called when the postmaster ends; all other processes have gone by then.
+/// Returns the number above which the numbers of this run begin, and records it. The postmaster
+/// calls this when it makes the segment. `ended` is called when the postmaster ends. All other
+/// processes have ended by then.
 pub fn begin(now: i64, ended: session::ExitCallback) -> i64 {
     let before = fs::read_to_string(Path::new(FOLDER).join(NAME)).ok().and_then(|text| Record::parse(&text));
     let floor = now.max(time::control_file_written()).max(before.map_or(0, Record::next));
-    // Before anything is given. If it can't be written, a crash of this life counts from the record before.
+    // The record is written before any number is given. If it can't be written and this run
+    // crashes, the next run counts from the record before.
     write(Record::Began(floor));
-    session::after_disconnect(ended); // as Postgres' own modules do that write a file then
+    session::after_disconnect(ended); // as Postgres' own modules do that write a file at that time
     floor
 }
 
-/// In the postmaster, at a clean shutdown. Until it is written the shutdown is a crash.
+/// Records the last number of this run. The postmaster calls this at a clean shutdown. Until the
+/// record is written, the shutdown counts as a crash.
 pub fn end(last: i64) {
     write(Record::Ended(last));
 }
 
+/// Writes a record. A failure is logged, and raises no error.
 fn write(record: Record) {
     if let Err(why) = replace(&record.to_text()) {
         error::log(
@@ -47,7 +52,7 @@ fn write(record: Record) {
     }
 }
 
-/// Writes the file anew: at any moment it is whole, the old one or the new one.
+/// Writes the file anew. At any moment the file is whole, either the old one or the new one.
 fn replace(text: &str) -> io::Result<()> {
     let (file, new) = (Path::new(FOLDER).join(NAME), Path::new(FOLDER).join(format!("{NAME}.tmp")));
     let mut written = File::create(&new)?;
@@ -57,7 +62,8 @@ fn replace(text: &str) -> io::Result<()> {
     sync(&File::open(FOLDER)?)
 }
 
+/// Has the system write a file to the disk, unless the setting fsync is off.
 fn sync(file: &File) -> io::Result<()> {
-    // SAFETY: a setting of Postgres'.
+    // SAFETY: this is a plain global, the setting fsync.
     if unsafe { pg_sys::enableFsync } { file.sync_all() } else { Ok(()) }
 }

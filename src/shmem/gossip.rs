@@ -1,8 +1,8 @@
-//! The gossip table in shared memory: putting, deleting, reading and expiring, under the lock Gossip. Deadlines
-//! count on `pg::clock`.
+//! The gossip table in shared memory: putting, deleting, reading and expiring, under the lock
+//! Gossip. Deadlines count on `pg::clock`.
 //!
-//! The coordinator lets entries expire. Readers leave out an entry that is over, whether or not the coordinator has
-//! deleted it. A database's relay broadcasts what sessions put there (`polling`).
+//! The coordinator lets entries expire. Readers leave out an entry that is over, whether or not the
+//! coordinator has deleted it. A database's relay broadcasts what sessions put there (`polling`).
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -23,13 +23,13 @@ use crate::logic::orphans::{MAX_SUSPECTS, Suspects};
 use crate::pg::lwlock::Mode;
 use crate::pg::{clock, time};
 
-/// How long the coordinator leaves an entry in the table after its deadline, in microseconds, so that the coordinator
-/// deletes many entries that end one after the other at a time. No reader sees such an entry, and a put that needs its
-/// room takes it.
+/// How long the coordinator leaves an entry in the table after its deadline, in microseconds, so
+/// that the coordinator deletes many entries that end one after the other at a time. No reader sees
+/// such an entry, and a put that needs its room takes it.
 const SWEEP_DELAY: i64 = 100_000;
 
-/// How long an entry of a schema without a name is kept, in microseconds. The transaction that creates the schema may
-/// put into it before it commits.
+/// How long an entry of a schema without a name is kept, in microseconds. The transaction that
+/// creates the schema may put into it before it commits.
 const KEEP_NAMELESS: i64 = 10_000_000;
 
 /// The gossip table of the segment.
@@ -43,8 +43,9 @@ impl Segment {
 }
 
 impl Gossip {
-    /// Runs `body` with the table to change it, under the lock Gossip in exclusive mode. The second argument of `body`
-    /// is the deadline at which the coordinator next looks for expired entries (0: it does not look).
+    /// Runs `body` with the table to change it, under the lock Gossip in exclusive mode. The second
+    /// argument of `body` is the deadline at which the coordinator next looks for expired entries
+    /// (0: it does not look).
     fn table<R>(self, body: impl FnOnce(&mut Table<'_>, &mut i64) -> R) -> R {
         let (segment, l) = (self.0, layout());
         let _guard = Lock::Gossip.acquire(Mode::Exclusive);
@@ -67,13 +68,13 @@ impl Gossip {
         }
     }
 
-    /// Runs `body` with the table to read it, under the lock Gossip in shared mode. Also returns how many entries were
-    /// ever inserted.
+    /// Runs `body` with the table to read it, under the lock Gossip in shared mode. Also returns
+    /// how many entries were ever inserted.
     fn view<R>(self, body: impl FnOnce(View<'_>) -> R) -> (R, u64) {
         let (segment, l) = (self.0, layout());
         let _guard = Lock::Gossip.acquire(Mode::Shared);
-        // SAFETY: areas and fields of the lock that is held in shared mode until `body` has returned; no process
-        // writes.
+        // SAFETY: areas and fields of the lock that is held in shared mode until `body` has
+        // returned; no process writes.
         unsafe {
             let head = &(*segment.root()).gossip;
             let view = View {
@@ -90,8 +91,9 @@ impl Gossip {
         layout().max_entries
     }
 
-    /// Inserts or replaces an entry, which expires after `ttl` microseconds. `started_at` is wall time. `Err`: there
-    /// is no room. Not for a server in recovery, which has no coordinator to let entries expire.
+    /// Inserts or replaces an entry, which expires after `ttl` microseconds. `started_at` is wall
+    /// time. `Err`: there is no room. Not for a server in recovery, which has no coordinator to let
+    /// entries expire.
     pub fn put(
         self,
         key: &Key<'_>,
@@ -111,7 +113,8 @@ impl Gossip {
         let mut expired = Vec::new();
         let (put, sooner) = self.table(|table, sweep_at| {
             let put = table.put(key, &new).or_else(|full| {
-                // The coordinator may be late. If no entry is over, looking through all would win nothing.
+                // The coordinator may be late. If no entry is over, looking through all would win
+                // nothing.
                 if table.head.next_expiry > now {
                     return Err(full);
                 }
@@ -154,8 +157,8 @@ impl Gossip {
         self.table(|table, _| table.forget_database(database, before));
     }
 
-    /// Deletes what was put before the clock reading `before` in databases that do not exist. A database without a
-    /// slot may have entries, too.
+    /// Deletes what was put before the clock reading `before` in databases that do not exist. A
+    /// database without a slot may have entries, too.
     pub fn forget_databases(self, exists: impl Fn(DatabaseOid) -> bool, before: i64) {
         self.table(|table, _| table.forget_databases(exists, before));
     }
@@ -167,19 +170,21 @@ impl Gossip {
         schemas
     }
 
-    /// Deletes the entries of a schema that was dropped. Returns how many there were. Callable after commit.
+    /// Deletes the entries of a schema that was dropped. Returns how many there were. Callable
+    /// after commit.
     pub fn forget_schema(self, database: DatabaseOid, schema: SchemaOid) -> usize {
         self.table(|table, _| table.forget_schema(database, schema, i64::MAX))
     }
 
-    /// Deletes what was put `KEEP_NAMELESS` ago or earlier into a schema that has no name: the schema was dropped after
-    /// the put, or the transaction that created it did not commit.
+    /// Deletes what was put `KEEP_NAMELESS` ago or earlier into a schema that has no name: the
+    /// schema was dropped after the put, or the transaction that created it did not commit.
     pub fn forget_nameless(self, database: DatabaseOid, schema: SchemaOid) {
         let before = clock::now() - KEEP_NAMELESS;
         self.table(|table, _| table.forget_schema(database, schema, before));
     }
 
-    /// Deletes entries that are over. Returns the deadline of the next look; `None`: there is no entry.
+    /// Deletes entries that are over. Returns the deadline of the next look; `None`: there is no
+    /// entry.
     pub fn sweep(self) -> Option<i64> {
         let now = clock::now();
         let mut expired = Vec::new();
@@ -204,8 +209,9 @@ impl Gossip {
         }
     }
 
-    /// Gives `body` the entries of a database that hold now, all or only local ones, batch by batch. Each entry is a
-    /// consistent copy. False: entries were inserted meanwhile, so that `body` may have got an entry twice.
+    /// Gives `body` the entries of a database that hold now, all or only local ones, batch by
+    /// batch. Each entry is a consistent copy. False: entries were inserted meanwhile, so that
+    /// `body` may have got an entry twice.
     pub fn each(
         self,
         database: DatabaseOid,
@@ -242,7 +248,8 @@ impl Gossip {
             let mut piece = Vec::with_capacity(MAX_AT_A_TIME);
             let done = {
                 let _guard = Lock::Gossip.acquire(Mode::Shared);
-                // SAFETY: an area and a field of the lock that is held in shared mode; no process writes.
+                // SAFETY: an area and a field of the lock that is held in shared mode; no process
+                // writes.
                 let (processes, touched) = unsafe {
                     let processes = &*segment.area(l.processes, gossip::processes(l.max_entries));
                     (processes, (*segment.root()).processes.touched as usize)

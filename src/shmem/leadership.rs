@@ -36,7 +36,8 @@ impl Segment {
     pub fn leaderships_view<R>(self, body: impl FnOnce(LeadershipsView<'_>) -> R) -> R {
         let l = layout();
         let _guard = Lock::Leaderships.acquire(Mode::Shared);
-        // SAFETY: areas of the lock that is held in shared mode until `body` has returned; no process writes.
+        // SAFETY: areas of the lock that is held in shared mode until `body` has returned; no
+        // process writes.
         let view = unsafe {
             LeadershipsView {
                 members: &*self.area(l.members, l.max_members),
@@ -46,8 +47,9 @@ impl Segment {
         body(view)
     }
 
-    /// Ends the members, leaderships and gossip of a schema that was dropped, and wakes the sessions that wait for an
-    /// election in it. Callable after commit: nothing here allocates for the waiting sessions.
+    /// Ends the members, leaderships and gossip of a schema that was dropped, and wakes the
+    /// sessions that wait for an election in it. Callable after commit: nothing here allocates for
+    /// the waiting sessions.
     pub fn forget_schema(self, database: DatabaseOid, schema: SchemaOid) {
         let mut waiting = [0; 64];
         let count = self.leaderships(|l| l.forget_schema(database, schema, &mut waiting));

@@ -1,18 +1,21 @@
-//! The locks of the segment, which are lightweight locks of Postgres. ARCHITECTURE.md has the table of what each
-//! guards and what may run under it.
+//! The locks of the segment, which are lightweight locks of Postgres. ARCHITECTURE.md has the table
+//! of what each guards and what may run under it.
 
 use crate::pg::lwlock::{self, Guard, Mode};
 
-/// A lock of the segment. A process holds at most one of them at a time, so that there is no order to keep.
+/// A lock of the segment. A process holds at most one of them at a time, so that there is no order
+/// to keep.
 #[derive(Clone, Copy)]
 pub(super) enum Lock {
-    /// Guards the databases' slots, the holds, the databases without a slot, and which database has which ring.
+    /// Guards the databases' slots, the holds, the databases without a slot, and which database has
+    /// which ring.
     Registry,
     /// Guards members, seats, announcements that wait, and the names that foreign nodes have led.
     Leaderships,
     /// Guards the gossip table, the processes that gossip, and suspects.
     Gossip,
-    /// Guards the ring of this number: its head, entries, bytes, role usages, and the waiters that are linked in it.
+    /// Guards the ring of this number: its head, entries, bytes, role usages, and the waiters that
+    /// are linked in it.
     Ring(usize),
 }
 

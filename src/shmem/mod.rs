@@ -11,13 +11,14 @@
 //!      └──────────────────────── atomics, no lock ────────────────────────────────────────┘
 //! ```
 //!
-//! Sizes come from settings that only a restart changes. All of the segment is plain data, for which zeroed memory is
-//! an empty table. (The messages of the rings need not even be zeroed.) If a process dies by SIGKILL, the server makes
-//! a crash restart and a new segment. A process that ends otherwise clears up in its exit callbacks (`backend`,
-//! `worker`).
+//! Sizes come from settings that only a restart changes. All of the segment is plain data, for
+//! which zeroed memory is an empty table. (The messages of the rings need not even be zeroed.) If a
+//! process dies by SIGKILL, the server makes a crash restart and a new segment. A process that ends
+//! otherwise clears up in its exit callbacks (`backend`, `worker`).
 //!
-//! Under a lock runs pure code of `logic` only. That code raises nothing, waits for nothing and calls Postgres for
-//! nothing but a reading of the clock or a fact about this process. No process holds two of the locks at a time.
+//! Under a lock runs pure code of `logic` only. That code raises nothing, waits for nothing and
+//! calls Postgres for nothing but a reading of the clock or a fact about this process. No process
+//! holds two of the locks at a time.
 //!
 //! | file | what is there |
 //! | --- | --- |

@@ -1,17 +1,17 @@
 //! Whether a database's relay polls the gossip table for local entries to broadcast.
 //!
-//! A relay with entries to broadcast polls: it looks each second by itself, so a put need not wake it. A relay that
-//! finds no entry stops polling, and the next put has to wake it. Relay and put each store first and load then, both
-//! sequentially consistent, so that no wakeup is lost:
+//! A relay with entries to broadcast polls: it looks each second by itself, so a put need not wake
+//! it. A relay that finds no entry stops polling, and the next put has to wake it. Relay and put
+//! each store first and load then, both sequentially consistent, so that no wakeup is lost:
 //!
 //! * The relay clears the flag, then looks for an entry (`stop_polling`).
 //! * A put writes its entry, then reads the flag (`wake_relay_after_put`).
 //!
-//! At least one of them sees what the other wrote. If the relay sees the entry, it polls on. If the put sees the flag
-//! cleared, it sets the flag and wakes the relay.
+//! At least one of them sees what the other wrote. If the relay sees the entry, it polls on. If the
+//! put sees the flag cleared, it sets the flag and wakes the relay.
 //!
-//! The flag is the generation of the database's slot, so that a flag of an earlier use of the slot counts as cleared. A
-//! relay that dies leaves the flag set: the next relay polls at first anyway.
+//! The flag is the generation of the database's slot, so that a flag of an earlier use of the slot
+//! counts as cleared. A relay that dies leaves the flag set: the next relay polls at first anyway.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,8 +22,8 @@ use crate::logic::ids::DatabaseOid;
 use crate::pg::{latch, session};
 
 impl Segment {
-    /// The flag of a slot: the slot's generation while the relay polls, else another number. `None` when there is no
-    /// slot of this number.
+    /// The flag of a slot: the slot's generation while the relay polls, else another number. `None`
+    /// when there is no slot of this number.
     fn polling(self, slot: usize) -> Option<&'static AtomicU64> {
         let l = layout();
         // SAFETY: the area has atomics only, which need no lock.
@@ -31,11 +31,12 @@ impl Segment {
         all.get(slot)
     }
 
-    /// After a put: wakes the relay of the database if it does not poll. Also while obanrs.gossip_interval is 0: this
-    /// session may not know yet that the setting has changed, and the relay is woken only once.
+    /// Runs after a put. Wakes the relay of the database if the relay does not poll. Does so while
+    /// obanrs.gossip_interval is 0, too: this session may not know yet that the setting has
+    /// changed, and the relay is woken only once.
     pub(super) fn wake_relay_after_put(self, database: DatabaseOid) {
-        // Reads the flag of the slot that this process remembers. If the slot is another database's by now, the flag
-        // is another generation.
+        // Reads the flag of the slot that this process remembers. If the slot is another database's
+        // by now, the flag is another generation.
         if self.is_polling() {
             return;
         }

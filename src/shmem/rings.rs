@@ -1,13 +1,15 @@
 //! The ring of this process's database: publishing, reading, waiting, and the relay's side.
 //!
-//! There are fewer rings than slots of databases (`logic::ring::pool`). A process remembers its database's ring with the
-//! ring's generation. A ring in another generation refuses the process, and the process looks for its ring again. A
-//! database has no ring while it has no slot (there are more databases than obanrs.max_databases, or the extension was
-//! just dropped), or while no ring is free. Then its transactions send by native NOTIFY.
+//! There are fewer rings than slots of databases (`logic::ring::pool`). A process remembers its
+//! database's ring with the ring's generation. A ring in another generation refuses the process,
+//! and the process looks for its ring again. A database has no ring while it has no slot (there are
+//! more databases than obanrs.max_databases, or the extension was just dropped), or while no ring
+//! is free. Then its transactions send by native NOTIFY.
 //!
-//! A ring begins with its first message or reader, often while the relay runs already. The process that begins the ring
-//! attaches the relay to it, and then looks whether the slot still has this relay. A relay that ends leaves the slot
-//! first and the ring second. So one of the two processes sees the other, and no ring keeps a relay that has ended.
+//! A ring begins with its first message or reader, often while the relay runs already. The process
+//! that begins the ring attaches the relay to it, and then looks whether the slot still has this
+//! relay. A relay that ends leaves the slot first and the ring second. So one of the two processes
+//! sees the other, and no ring keeps a relay that has ended.
 //!
 //! Functions return `None` where there is no ring. Those that say so are callable after commit.
 
@@ -30,7 +32,7 @@ use crate::logic::ring::{
 use crate::pg::lwlock::Mode;
 use crate::pg::{clock, latch, session, time};
 
-/// A ring in one of its generations, and the slot of the database that has it.
+/// A ring in one generation, and the slot of the database that has the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingHandle {
     slot_id: SlotId,
@@ -46,11 +48,13 @@ pub struct Reserved {
     pub stranded: bool,
 }
 
-/// How many messages are published, and how many waiters are taken out, while the lock is held once.
+/// How many messages are published, and how many waiters are taken out, while the lock is held
+/// once.
 const CHUNK: usize = 64;
 
 thread_local! {
-    /// The ring of this process's database, as it was when this process last looked. `None`: it had none.
+    /// The ring of this process's database, as it was when this process last looked. `None`: it had
+    /// none.
     static RING: Cell<Option<RingHandle>> = const { Cell::new(None) };
     /// The number of the ring in which this process is a waiter.
     static WAITING_IN: Cell<Option<usize>> = const { Cell::new(None) };
@@ -62,8 +66,8 @@ impl Segment {
         let l = layout();
         let (entries, bytes) = l.ring_capacity;
         let _guard = Lock::Ring(ring).acquire(mode);
-        // SAFETY: the areas of the lock that is held until `body` has returned. Each caller in this file that holds the
-        // lock in shared mode gives a `body` that only reads.
+        // SAFETY: the areas of the lock that is held until `body` has returned. Each caller in this
+        // file that holds the lock in shared mode gives a `body` that only reads.
         let mut ring = unsafe {
             Ring {
                 head: &mut self.area::<Padded<_>>(l.rings, l.max_rings)[ring].0,
@@ -93,8 +97,8 @@ fn view<R>(handle: RingHandle, body: impl FnOnce(View<'_>) -> R) -> Option<R> {
     segment.ring(ring, Mode::Shared, |ring| ring.view().is_of(generation).then(|| body(ring.view())))
 }
 
-/// The ring of this process's database. `None`: it has none. With `takes` the database takes a free ring if it has
-/// none yet.
+/// The ring of this process's database. `None`: it has none. With `takes` the database takes a free
+/// ring if it has none yet.
 fn own_ring(takes: bool) -> Option<RingHandle> {
     if let Some(handle) = RING.get() {
         return Some(handle);
@@ -122,7 +126,8 @@ fn own_ring(takes: bool) -> Option<RingHandle> {
     Some(handle)
 }
 
-/// After this process has attached a relay to a ring: wakes the relay, or detaches it if the relay has ended meanwhile.
+/// After this process has attached a relay to a ring: wakes the relay, or detaches it if the relay
+/// has ended meanwhile.
 fn confirm_relay(segment: Segment, handle: RingHandle, relay: u32) {
     let procno = relay as i32 - 1;
     let is_there =
@@ -134,8 +139,8 @@ fn confirm_relay(segment: Segment, handle: RingHandle, relay: u32) {
     }
 }
 
-/// Runs `body` with the ring of this process's database, at most twice: the ring may have changed since this process
-/// last looked. `takes` is for `own_ring`.
+/// Runs `body` with the ring of this process's database, at most twice: the ring may have changed
+/// since this process last looked. `takes` is for `own_ring`.
 fn with_own_ring<R>(takes: bool, mut body: impl FnMut(RingHandle) -> Option<R>) -> Option<R> {
     for _ in 0..2 {
         match body(own_ring(takes)?) {
@@ -146,8 +151,8 @@ fn with_own_ring<R>(takes: bool, mut body: impl FnMut(RingHandle) -> Option<R>) 
     None
 }
 
-/// Closes the ring of a database whose slot was freed, if the slot had one in that generation. The ring's readers are
-/// woken, and look for another ring.
+/// Closes the ring of a database whose slot was freed, if the slot had one in that generation. The
+/// ring's readers are woken, and look for another ring.
 pub fn close(segment: Segment, slot_generation: u64) {
     let Some(ring_id) = segment.ring_pool(|_, pool| pool.of(slot_generation)) else { return };
     let position = segment.ring(ring_id.ring, Mode::Exclusive, |ring| ring.close(ring_id.generation));
@@ -156,7 +161,8 @@ pub fn close(segment: Segment, slot_generation: u64) {
     segment.ring_pool(|_, pool| pool.give_back(slot_generation));
 }
 
-/// Reserves room in the ring for the messages of a transaction that is about to commit. `None`: there is no ring.
+/// Reserves room in the ring for the messages of a transaction that is about to commit. `None`:
+/// there is no ring.
 pub fn reserve(charges: &mut [Charge]) -> Option<Reserved> {
     let quota = quota();
     with_own_ring(!charges.is_empty(), |ring| {
@@ -179,9 +185,10 @@ fn quota() -> Quota {
     Quota { entries: part(entries), bytes: part(bytes) }
 }
 
-/// Publishes messages for which room was reserved, and a gap of `gap` messages that are not in the ring. Wakes the
-/// relay and the waiters that the messages concern. Runs after the commit, where nothing may fail. False: the database
-/// has lost its ring meanwhile, because the extension was dropped, and nothing is published.
+/// Publishes messages for which room was reserved, and a gap of `gap` messages that are not in the
+/// ring. Wakes the relay and the waiters that the messages concern. Runs after the commit, where
+/// nothing may fail. False: the database has lost its ring meanwhile, because the extension was
+/// dropped, and nothing is published.
 pub fn publish<'m>(
     handle: RingHandle,
     messages: impl ExactSizeIterator<Item = Incoming<'m>>,
@@ -207,7 +214,8 @@ pub fn publish<'m>(
         });
         let Some((relay, waiters, count, wakes_all, strands)) = published else { return false };
         if strands {
-            // The relay has ended since room was reserved. The keeper sends what waits if no other relay comes.
+            // The relay has ended since room was reserved. The keeper sends what waits if no other
+            // relay comes.
             segment.wake_keeper(session::database());
         }
         latch::wake_if(relay);
@@ -244,9 +252,9 @@ pub fn read(after: i64, channels: &[Channel], batch: &mut Batch) -> Option<Progr
     with_own_ring(true, |handle| view(handle, |ring| ring.read(after, channels, batch)))
 }
 
-/// Copies messages behind the position `after` into `batch`. Where there is nothing to read, this process becomes a
-/// waiter: the next message on one of the channels sets its latch. Both happen under one lock, so that no wakeup is
-/// lost. The caller has to call `stop_waiting` afterwards.
+/// Copies messages behind the position `after` into `batch`. Where there is nothing to read, this
+/// process becomes a waiter: the next message on one of the channels sets its latch. Both happen
+/// under one lock, so that no wakeup is lost. The caller has to call `stop_waiting` afterwards.
 pub fn read_or_wait(after: i64, channels: &[Channel], batch: &mut Batch) -> Option<Progress> {
     static REGISTERED: std::sync::Once = std::sync::Once::new();
     REGISTERED.call_once(|| session::before_exit(exited));
@@ -324,21 +332,23 @@ pub fn availability() -> Option<RingAvailability> {
 pub mod relay {
     use super::*;
 
-    /// Notes in the slot that this process is the relay of its database. False: the database has no slot.
+    /// Notes in the slot that this process is the relay of the database. False: the database has no
+    /// slot.
     pub fn attach(segment: Segment) -> bool {
         let relay = latch::my_procno() as u32 + 1;
         segment.slot(session::database(), |_, slot, _| slot.relay = relay).is_some()
     }
 
-    /// The ring of the database, with this process as its relay. `None`: there is no ring yet. The process that takes
-    /// one wakes this process.
+    /// The ring of the database, with this process as its relay. `None`: there is no ring yet. The
+    /// process that takes one wakes this process.
     pub fn ring() -> Option<RingHandle> {
         with_own_ring(false, |handle| {
             change(handle, |ring| ring.attach_relay(latch::my_procno())).map(|()| handle)
         })
     }
 
-    /// Takes this process out of the slot first and out of the ring second (see the head of this file).
+    /// Takes this process out of the slot first and out of the ring second (see the head of this
+    /// file).
     pub fn detach() {
         let procno = latch::my_procno();
         let Some(segment) = Segment::attached() else { return };
@@ -350,8 +360,8 @@ pub mod relay {
         with_own_ring(false, |handle| change(handle, |ring| ring.detach_relay(procno)));
     }
 
-    /// Copies messages that are to be sent until the batch is full. Returns how far the batch reaches, for `sent`, and
-    /// whether there are more.
+    /// Copies messages that are to be sent until the batch is full. Returns how far the batch
+    /// reaches, for `sent`, and whether there are more.
     pub fn unsent(handle: RingHandle, batch: &mut Batch) -> Option<(u64, bool)> {
         view(handle, |ring| ring.unsent(batch))
     }
@@ -361,13 +371,14 @@ pub mod relay {
         change(handle, |ring| ring.relayed_by_relay(ordinal, clock::now()));
     }
 
-    /// Notes that another process has sent every message before `ordinal` in the relay's place. Callable after commit.
+    /// Notes that another process has sent every message before `ordinal` in the relay's place.
+    /// Callable after commit.
     pub fn sent_by_others(handle: RingHandle, ordinal: u64) {
         change(handle, |ring| ring.relayed(ordinal));
     }
 
-    /// The clock reading at which the messages in this database's ring count as stranded. `None`: there is a relay, or
-    /// no message waits.
+    /// The clock reading at which the messages in this database's ring count as stranded. `None`:
+    /// there is a relay, or no message waits.
     pub fn stranded_at() -> Option<i64> {
         with_own_ring(false, |handle| view(handle, |ring| ring.stranded_at())).flatten()
     }

@@ -31,33 +31,37 @@ use crate::pg::{clock, latch, lwlock, session};
 
 const CACHE_LINE: usize = 128;
 
-/// A session holds the databases that its transaction drops, renames or copies, which are few. Without a free
-/// hold DROP DATABASE still works, but it may have to be repeated.
+/// A session holds the databases that its transaction drops, renames or copies, which are few.
+/// Without a free hold DROP DATABASE still works, but it may have to be repeated.
 pub(super) const MAX_HOLDS: usize = 64;
 
-/// The most names whose end of leadership waits to be announced because NOTIFY's queue was full. A name without
-/// room is not announced: foreign nodes find out at their next election, within half a minute.
+/// The most names whose end of leadership waits to be announced because NOTIFY's queue was full. A
+/// name without room is not announced: foreign nodes find out at their next election, within half a
+/// minute.
 pub(super) const MAX_UNANNOUNCED: usize = 256;
 
-/// The most names, of all databases, that memory knows foreign nodes to have led since the server's start.
+/// The most names, of all databases, that memory knows foreign nodes to have led since the server's
+/// start.
 pub(super) const MAX_FOREIGN: usize = 1_024;
 
 /// The counters of sessions that LISTEN (`Globals::listeners`).
 pub(super) const LISTENER_COUNTERS: usize = 256;
 
-/// On cache lines of its own, so that what one database writes does not slow another.
+/// A value that shares no cache line with another, so that what one database writes does not slow
+/// another database.
 #[repr(C, align(128))]
 pub(super) struct Padded<T>(pub T);
 
 /// The counters of one database (`oban_stats`).
 pub(super) type Counters = [AtomicU64; Counter::ALL.len()];
 
-/// The fixed part of the segment. Zeroed memory is the state before the first start of the coordinator, but for
-/// what `on_shmem_startup` writes.
+/// The fixed part of the segment. Zeroed memory is the state before the first start of the
+/// coordinator, but for what `on_shmem_startup` writes.
 #[repr(C)]
 pub(super) struct Root {
     pub globals: Globals,
-    /// The greatest generation that a database's slot was given; 0 for none. Guarded by the lock Registry.
+    /// The greatest generation that a database's slot was given; 0 for none. Guarded by the lock
+    /// Registry.
     pub last_slot_generation: u64,
     /// The databases without a slot. Guarded by the lock Registry.
     pub looks: Looks,
@@ -67,19 +71,20 @@ pub(super) struct Root {
     pub gossip: GossipHead,
     /// The counters and free lists of the processes that gossip. Guarded by the lock Gossip.
     pub processes: ProcessesHead,
-    /// The deadline, on `pg::clock`, at which the coordinator next looks for expired entries; 0 for never. Guarded
-    /// by the lock Gossip.
+    /// The deadline, on `pg::clock`, at which the coordinator next looks for expired entries; 0 for
+    /// never. Guarded by the lock Gossip.
     pub sweep_at: i64,
 }
 
 /// What every process reads and writes without a lock.
 #[repr(C)]
 pub(super) struct Globals {
-    /// The wall time at which the segment was made, in microseconds. It names this start of the server: rows of
-    /// `oban_peers` carry it. Written before any other process exists, and never again.
+    /// The wall time at which the segment was made, in microseconds. It names this start of the
+    /// server: rows of `oban_peers` carry it. Written before any other process exists, and never
+    /// again.
     pub boot: i64,
-    /// The member id that was given last. It begins at the floor of positions, so that no id is given twice over
-    /// restarts.
+    /// The member id that was given last. It begins at the floor of positions, so that no id is
+    /// given twice over restarts.
     pub next_member: AtomicI64,
     /// The coordinator's process id; 0 without a coordinator.
     pub coordinator_pid: AtomicI32,
@@ -93,11 +98,12 @@ pub(super) struct Globals {
     pub rescan: AtomicI32,
     /// The clock reading since which this server ingests and takes gossip.
     pub knows_since: AtomicI64,
-    /// A ring that begins gives positions above this floor: the one at which this run of the server began
-    /// (`floor.rs`), or the last position of a ring that was closed since.
+    /// A ring that begins gives positions above this floor: the one at which this run of the server
+    /// began (`floor.rs`), or the last position of a ring that was closed since.
     pub floor: AtomicI64,
-    /// How many sessions LISTEN, by their database's oid modulo the length. Databases that share a counter have
-    /// each other's listeners counted: that costs transactions of a relay, and loses no message.
+    /// How many sessions LISTEN, by their database's oid modulo the length. Databases that share a
+    /// counter have each other's listeners counted: that costs transactions of a relay, and loses
+    /// no message.
     pub listeners: [AtomicU32; LISTENER_COUNTERS],
 }
 
@@ -124,7 +130,7 @@ pub(super) struct Layout {
     pub counters: usize,
     pub polling: usize,
     pub coverages: usize,
-    /// What begins here need not be zero.
+    /// The areas from here on need not be zeroed.
     pub ring_entries: usize,
     pub ring_bytes: usize,
     pub total: usize,
@@ -136,13 +142,14 @@ pub(super) struct Layout {
     pub max_entries: usize,
 }
 
-/// From settings that don't change while the server runs: the same in every process.
+/// The layout that the settings give. These settings don't change while the server runs, so the
+/// layout is the same in every process.
 pub(super) fn layout() -> &'static Layout {
     static LAYOUT: OnceLock<Layout> = OnceLock::new();
     LAYOUT.get_or_init(compute_layout)
 }
 
-/// No more than databases have slots.
+/// There are no more rings than slots of databases.
 fn max_rings() -> usize {
     config::max_rings().min(config::max_databases())
 }
@@ -201,7 +208,7 @@ struct Attachment {
 
 static ATTACHMENT: Attachment = Attachment { root: AtomicPtr::new(null_mut()) };
 
-/// Asks for the segment. Called by `_PG_init` while Postgres preloads the library.
+/// Asks for the segment. `_PG_init` calls this while Postgres preloads the library.
 #[allow(unexpected_cfgs)] // pgrx's macro asks for majors that this crate does not have
 pub fn request() {
     pg_shmem_init!(ATTACHMENT = ());
@@ -219,8 +226,9 @@ impl PgSharedMemoryInitialization for Attachment {
     unsafe fn on_shmem_startup(&'static self, (): ()) {
         let made = lwlock::while_making_segment(|| {
             let (total, mut found) = (layout().total, false);
-            // SAFETY: called from shmem_startup_hook, as the trait promises, under the lock that it asks for. The area is
-            // as large as was asked for, and everything in it is plain data for which zeros are valid.
+            // SAFETY: called from shmem_startup_hook, as the trait promises, under the lock that it
+            // asks for. The area is as large as was asked for, and everything in it is plain data
+            // for which zeros are valid.
             unsafe {
                 let root = pg_sys::ShmemInitStruct(c"obanrs".as_ptr(), total, &mut found).cast::<Root>();
                 if !found {
@@ -244,7 +252,8 @@ impl PgSharedMemoryInitialization for Attachment {
     }
 }
 
-/// Writes one line to the log for each start of the server and each crash restart: the version and the sizes.
+/// Writes one line to the log for each start of the server and each crash restart: the version and
+/// the sizes.
 fn log_sizes() {
     let size = |bytes: usize| {
         if bytes < 1 << 20 { format!("{} kB", bytes >> 10) } else { format!("{} MB", bytes >> 20) }
@@ -262,7 +271,8 @@ fn log_sizes() {
     error::log(PgLogLevel::LOG, PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, "");
 }
 
-/// Runs when the postmaster ends its life of the segment: at a clean shutdown (`code` is 0), or for a crash restart.
+/// Runs when the postmaster ends a run of the server: at a clean shutdown (`code` is 0), or for a
+/// crash restart.
 #[pg_guard]
 unsafe extern "C-unwind" fn ended(code: i32, _argument: pg_sys::Datum) {
     if code == 0
@@ -274,8 +284,8 @@ unsafe extern "C-unwind" fn ended(code: i32, _argument: pg_sys::Datum) {
     }
 }
 
-/// The segment as this process sees it. A value exists only where the segment is attached, so access through it
-/// does not fail.
+/// The segment as this process sees it. A value exists only where the segment is attached, so
+/// access through it does not fail.
 #[derive(Clone, Copy)]
 pub struct Segment {
     root: *mut Root,
@@ -294,12 +304,13 @@ impl Segment {
     }
 
     pub(super) fn globals(self) -> &'static Globals {
-        // SAFETY: the segment lives as long as the process, and all but `boot` are atomics. `boot` is written before
-        // any other process exists.
+        // SAFETY: the segment lives as long as the process, and all but `boot` are atomics. `boot`
+        // is written before any other process exists.
         unsafe { &(*self.root).globals }
     }
 
-    /// The fixed part of the segment. A caller reads and writes a field only under the field's lock.
+    /// The fixed part of the segment. A caller reads and writes a field only under the field's
+    /// lock.
     pub(super) fn root(self) -> *mut Root {
         self.root
     }
@@ -307,8 +318,9 @@ impl Segment {
     /// An area behind the root, as a slice.
     ///
     /// # Safety
-    /// `offset` and `count` are those of `layout` for elements of type `T`. The caller holds the area's lock in a mode
-    /// that allows what the caller does with the slice, for as long as the slice is used.
+    /// `offset` and `count` are those of `layout` for elements of type `T`. The caller holds the
+    /// area's lock in a mode that allows what the caller does with the slice, for as long as the
+    /// slice is used.
     pub(super) unsafe fn area<'a, T>(self, offset: usize, count: usize) -> &'a mut [T] {
         // SAFETY: the caller's promise; the segment lives as long as the process.
         unsafe { std::slice::from_raw_parts_mut(self.root.cast::<u8>().add(offset).cast(), count) }
@@ -327,20 +339,22 @@ impl Segment {
         &self.globals().listeners[database.0 as usize % LISTENER_COUNTERS]
     }
 
-    /// The start of the server to which the segment belongs: the wall time at which it was made, in microseconds.
+    /// The start of the server to which the segment belongs: the wall time at which it was made, in
+    /// microseconds.
     pub fn boot(self) -> i64 {
         self.globals().boot
     }
 
-    /// Lifts the floor of positions and of member ids to `to`. A promoted standby needs that: it began at a floor
-    /// that it had copied from its primary, which has given positions since.
+    /// Lifts the floor of positions and of member ids to `to`. A promoted standby needs that: the
+    /// standby began at a floor that was copied from its primary, and the primary has given
+    /// positions since.
     pub fn lift_floor(self, to: i64) {
         self.globals().floor.fetch_max(to, Ordering::SeqCst);
         self.globals().next_member.fetch_max(to, Ordering::SeqCst);
     }
 
-    /// The last position of all rings. The postmaster calls this when no other process is left. It takes no lock,
-    /// because a process that was killed may hold that lock.
+    /// Returns the last position of all rings. The postmaster calls this when no other process is
+    /// left. The function takes no lock, because a process that was killed may hold that lock.
     fn last_position(self) -> i64 {
         // SAFETY: the area of the rings' heads, to which no process writes any more.
         let rings: &[Padded<RingHead>] = unsafe { self.area(layout().rings, layout().max_rings) };

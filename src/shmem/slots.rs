@@ -1,7 +1,9 @@
-//! The slot of a database: what the bus has to know of it, and how this process finds the slot of its own database.
+//! The slot of a database: what the bus has to know of the database, and how this process finds the
+//! slot of the database that it is connected to.
 //!
-//! A process remembers its database's slot with the slot's generation. The slot may be freed and used again: then its
-//! generation is another one, and what the process writes for the old generation is not found any more.
+//! A process remembers its database's slot with the slot's generation. The slot may be freed and
+//! used again: then its generation is another one, and what the process writes for the old
+//! generation is not found any more.
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
@@ -13,8 +15,8 @@ use crate::logic::lifecycle::Registry;
 use crate::logic::ring::pool::Pool;
 use crate::pg::session;
 
-/// What the bus has to know of a database's slot. Guarded by the lock Registry. Zeroed memory is a slot that no
-/// database has used.
+/// What the bus has to know of a database's slot. Guarded by the lock Registry. Zeroed memory is a
+/// slot that no database has used.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Slot {
@@ -24,7 +26,7 @@ pub(super) struct Slot {
     pub relay: u32,
 }
 
-/// A database's slot in one of its generations.
+/// The slot of a database in one generation of the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotId {
     pub slot: usize,
@@ -32,16 +34,19 @@ pub struct SlotId {
 }
 
 thread_local! {
-    /// The slot of this process's database, as it was when this process last looked. `None`: it had none.
+    /// The slot of this process's database, as it was when this process last looked. `None`: it had
+    /// none.
     static OWN: Cell<Option<SlotId>> = const { Cell::new(None) };
 }
 
 impl Segment {
-    /// Runs `body` with the registry and the pool of rings, under the lock Registry in exclusive mode.
+    /// Runs `body` with the registry and the pool of rings, under the lock Registry in exclusive
+    /// mode.
     pub(super) fn ring_pool<R>(self, body: impl FnOnce(&mut Registry<'_>, &mut Pool<'_>) -> R) -> R {
         let l = layout();
         self.registry(|r| {
-            // SAFETY: an area and a field of the lock that `registry` holds exclusively until `body` has returned.
+            // SAFETY: an area and a field of the lock that `registry` holds exclusively until
+            // `body` has returned.
             let mut pool = unsafe {
                 Pool {
                     owners: self.area(l.owners, l.max_rings),
@@ -52,8 +57,9 @@ impl Segment {
         })
     }
 
-    /// Runs `body` with a database's slot and the pool of rings, under the lock Registry. `None` when the database
-    /// has no slot. The first call in a generation of the slot sets the counters of the slot to zero.
+    /// Runs `body` with a database's slot and the pool of rings, under the lock Registry. `None`
+    /// when the database has no slot. The first call in a generation of the slot sets the counters
+    /// of the slot to zero.
     pub(super) fn slot<R>(
         self,
         database: DatabaseOid,
@@ -62,7 +68,8 @@ impl Segment {
         let l = layout();
         self.ring_pool(|r, pool| {
             let (at, generation) = r.slot(database)?;
-            // SAFETY: an area of the lock that `ring_pool` holds exclusively until this closure has returned.
+            // SAFETY: an area of the lock that `ring_pool` holds exclusively until this closure has
+            // returned.
             let slots: &mut [Slot] = unsafe { self.area(l.slots, l.max_databases) };
             let slot = slots.get_mut(at)?;
             if slot.generation != generation {
@@ -73,8 +80,9 @@ impl Segment {
         })
     }
 
-    /// The slot of this process's database, as this process remembers it. Looks for it if this process remembers
-    /// none. `None`: the database has no slot. That generation of the slot may be over.
+    /// Returns the slot of this process's database, as this process remembers it. If this process
+    /// remembers none, it looks for the slot. `None`: the database has no slot. The generation that
+    /// is returned may be over.
     pub fn own_slot(self) -> Option<SlotId> {
         OWN.get().or_else(|| {
             remember(self.slot(session::database(), |id, _, _| id));

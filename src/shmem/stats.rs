@@ -1,4 +1,5 @@
-//! The counters of oban_stats. They are atomics, which need no lock. All functions are callable after commit.
+//! The counters of oban_stats. They are atomics, which need no lock. All functions are callable
+//! after commit.
 
 use std::sync::atomic::Ordering;
 
@@ -44,7 +45,8 @@ impl Segment {
         }
     }
 
-    /// The values of all counters of this process's database, in the order of `Counter::ALL`. `None` without a slot.
+    /// The values of all counters of this process's database, in the order of `Counter::ALL`.
+    /// `None` without a slot.
     pub fn counted(self) -> Option<[u64; Counter::ALL.len()]> {
         let id = self.slot(session::database(), |id, _, _| id)?;
         Some(self.counters(id.slot)?.each_ref().map(|counter| counter.load(Ordering::Relaxed)))

@@ -1,4 +1,5 @@
-//! The registry in shared memory: the databases' slots with their workers, holds, and the coordinator.
+//! The registry in shared memory: the databases' slots with their workers, holds, and the
+//! coordinator.
 
 use std::sync::atomic::Ordering;
 
@@ -47,8 +48,8 @@ impl Segment {
         }
     }
 
-    /// Notes that this process is the coordinator now. The caller has registered the exit callback, which calls
-    /// `coordinator_exited`, before. `now` is wall time.
+    /// Notes that this process is the coordinator now. The caller has registered the exit callback,
+    /// which calls `coordinator_exited`, before. `now` is wall time.
     pub fn coordinator_started(self, pid: i32, procno: i32, now: i64) {
         let globals = self.globals();
         globals.coordinator_since.store(now, Ordering::Relaxed);
@@ -78,18 +79,19 @@ impl Segment {
         self.wake_coordinator();
     }
 
-    /// Takes back the order to read pg_database again. Returns whether there was one.
+    /// Takes back the order to read pg_database again. Returns whether there was such an order.
     pub fn take_rescan(self) -> bool {
         self.globals().rescan.swap(0, Ordering::AcqRel) != 0
     }
 
-    /// Wakes the keeper of a database, if there is one, to plan its elections anew. Callable after commit.
+    /// Wakes the keeper of a database, if there is one, to plan its elections anew. Callable after
+    /// commit.
     pub fn wake_keeper(self, database: DatabaseOid) {
         latch::wake_if(self.registry(|r| r.prepare_wakeup(database)));
     }
 
-    /// Wakes the keeper of a database. Without a keeper, has one started: the caller runs in the database, so the
-    /// database has the extension. Callable after commit.
+    /// Wakes the keeper of a database. Without a keeper, has one started: the caller runs in the
+    /// database, so the database has the extension. Callable after commit.
     pub fn ensure_keeper(self, database: DatabaseOid) {
         match self.registry(|r| (r.prepare_wakeup(database), r.is_backing_off(database))) {
             (Some(procno), _) => latch::wake(procno),
@@ -99,37 +101,38 @@ impl Segment {
         }
     }
 
-    /// Notes that the extension is in the database now, or is not (`None`: the transaction could not find out). Starts
-    /// workers, or has those that run find out. Callable after commit.
+    /// Notes that the extension is in the database now, or is not (`None`: the transaction could
+    /// not find out). Starts workers, or has those that run find out. Callable after commit.
     pub fn extension_changed(self, database: DatabaseOid, found: Option<bool>) {
         latch::wake_if(self.registry(|r| r.extension_changed(database, found, clock::now())));
-        // Reads pg_database as well, because the hook does not see every command by which a database comes to
-        // take workers.
+        // Reads pg_database as well, because the hook does not see every command by which a
+        // database comes to take workers.
         self.rescan();
     }
 
-    /// Gives a database a slot, if it may have one and has none: a call came from within it, so it has the extension.
+    /// Gives a database a slot, if the database may have one and has none. A call came from within
+    /// the database, so the database has the extension.
     pub fn called_in(self, database: DatabaseOid) {
         if self.registry(|r| r.could_have_slot(database)) {
             self.extension_changed(database, Some(true));
         }
     }
 
-    /// What this process's database lacks to have workers; `None` when it lacks nothing. With `soon` also what the
-    /// database will lack when the workers of all databases have started.
+    /// What this process's database lacks to have workers; `None` when it lacks nothing. With
+    /// `soon` also what the database will lack when the workers of all databases have started.
     pub fn lack(self, soon: bool) -> Option<Lack> {
         let max = session::max_worker_processes();
         self.registry(|r| r.lack(session::database(), max, soon))
     }
 
-    /// Has the relay of a database, if there is one, find out which prefixes are installed. A relay that starts finds
-    /// out anyway. Callable after commit.
+    /// Has the relay of a database, if there is one, find out which prefixes are installed. A relay
+    /// that starts finds out anyway. Callable after commit.
     pub fn prefixes_changed(self, database: DatabaseOid) {
         latch::wake_if(self.registry(|r| r.prefixes_changed(database)));
     }
 
-    /// Has the keeper of a database, if there is one, read the rows of oban_peers again, of one schema or of all
-    /// schemas. A keeper that starts reads them anyway. Callable after commit.
+    /// Has the keeper of a database, if there is one, read the rows of oban_peers again, of one
+    /// schema or of all schemas. A keeper that starts reads them anyway. Callable after commit.
     pub fn rows_changed(self, database: DatabaseOid, schema: Option<SchemaOid>) {
         latch::wake_if(self.registry(|r| r.rows_changed(database, schema)));
     }
