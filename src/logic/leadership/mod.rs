@@ -167,7 +167,7 @@ impl Member {
     }
 }
 
-/// What tells a row of oban_peers from another row of its name, and from itself after a renewal.
+/// What tells a row of oban_peers from another row of the name, and from the same row after a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RowIdentity {
     pub term: Term,
