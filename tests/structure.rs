@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "structure/architecture.rs"]
+mod architecture;
 #[path = "structure/reach.rs"]
 mod reach;
 #[path = "structure/wording.rs"]
