@@ -10,6 +10,7 @@ use logic::ids::{RoleOid, SchemaOid};
 use logic::ring::{
     Audience, Batch, Channel, Charge, Incoming, Quota, Ring, RingEntry, RingHead, RoleUsage, Route, Waiter,
 };
+use logic::times::{ClockTime, WallTime};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
@@ -84,7 +85,8 @@ impl Server {
             let mut memory = self.memory.lock().unwrap();
             let mut ring = memory.ring();
             let all = Quota { entries: usize::MAX, bytes: usize::MAX };
-            let route = ring.reserve(&mut [Charge::new(RoleOid::NONE, 1, channel.len() + 1)], all, || 0);
+            let route =
+                ring.reserve(&mut [Charge::new(RoleOid::NONE, 1, channel.len() + 1)], all, || ClockTime(0));
             let channel = on(channel);
             ring.append(
                 &Incoming {
@@ -94,8 +96,8 @@ impl Server {
                     sent: route != Route::Relay,
                     role_slot: 0,
                 },
-                0,
-                0,
+                WallTime(0),
+                ClockTime(0),
             );
             let mut keys = [0; 1];
             let count = ring.keys(1, &mut keys).unwrap().len();

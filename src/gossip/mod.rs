@@ -19,6 +19,7 @@ use crate::logic::ids::SchemaOid;
 use crate::logic::jsonb;
 use crate::logic::leadership::{MAX_NAME, MAX_NODE, MAX_PREFIX};
 use crate::logic::text::Text;
+use crate::logic::times::WallTime;
 use crate::pg::argument::{JsonbArgument, TextArgument};
 use crate::pg::datum::{self, RawJsonb};
 use crate::pg::result_set::ResultSet;
@@ -114,7 +115,7 @@ fn opened(state: Option<JsonbArgument>) -> Result<RawJsonb, Error> {
 /// Tests a state: it has to be an object whose known keys have the types that readers rely on.
 /// Returns when the queue started. `None`: the state does not say so. `Err` is 22023 for a state
 /// that fails the test.
-fn validated(state: &RawJsonb) -> Result<Option<i64>, Error> {
+fn validated(state: &RawJsonb) -> Result<Option<WallTime>, Error> {
     check::validate(jsonb::read(state.bytes())).map_err(|bad| match bad {
         InvalidState::NoObject => Error::bad(
             "state is no JSON object",

@@ -16,6 +16,7 @@ use crate::logic::ids::{DatabaseOid, SchemaOid};
 use crate::logic::leadership::{MAX_NODE, MAX_PREFIX};
 use crate::logic::orphans::{Attempt, Evidence, Job, Reason, Suspects, Times, Verdict};
 use crate::logic::text::Text;
+use crate::logic::times::ClockTime;
 use crate::pg::argument::{self, TextArgument};
 use crate::pg::result_set::ResultSet;
 use crate::pg::spi::{self, SqlRow};
@@ -71,14 +72,13 @@ pub fn oban_orphans(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport>
         let Some((reason, since)) = judge(segment, row, &evidence, (database, schema), suspected) else {
             return;
         };
-        let since = since.saturating_add(wall_ahead);
         rows.push([
             row.datum(Columns::Id as usize),
             row.datum(Columns::Queue as usize),
             row.datum(Columns::Worker as usize),
             row.datum(Columns::Node as usize),
             datum::text(reason),
-            time::timestamptz(since).into_datum(),
+            time::timestamptz(since.to_wall(wall_ahead)).into_datum(),
         ]);
     });
     // SQL looked the table up by the schema's name, which another schema may have taken over.
@@ -129,7 +129,7 @@ fn judge(
     evidence: &Evidence,
     (database, schema): (DatabaseOid, SchemaOid),
     suspected: bool,
-) -> Option<(&'static str, i64)> {
+) -> Option<(&'static str, ClockTime)> {
     let text = |column: Columns| row.datum(column as usize).map(|text| row.bytes(text));
     let short = |bytes: &&[u8]| bytes.len() <= 4 * MAX_NODE.max(MAX_QUEUE);
     let queue = text(Columns::Queue).filter(short).map(encoding::to_utf8_lossy);
@@ -142,7 +142,7 @@ fn judge(
         attempted_at: row.datum(Columns::AttemptedAt as usize).map(|at| time::of_epoch(datum::float8(at))),
     };
     let verdict = evidence.judge(&job);
-    let of_suspect = |body: &dyn Fn(&mut Suspects<'_>, &Attempt) -> Option<i64>| {
+    let of_suspect = |body: &dyn Fn(&mut Suspects<'_>, &Attempt) -> Option<ClockTime>| {
         let attempt = Attempt::of(database, schema, &job);
         segment.gossip().suspects(|suspects| body(suspects, &attempt))
     };

@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 
 use super::iso8601;
 use super::jsonb::{Container, Number, Unreadable, Value};
+use super::times::WallTime;
 
 /// The longest state, in bytes of JSON text without spaces between its tokens.
 pub const MAX_STATE: usize = 64 << 10;
@@ -119,14 +120,14 @@ const RULES: [Rule; 10] = [
 /// Tests a state that a local member puts: its size, its numbers and its known keys. Other keys are
 /// not tested. Returns `started_at` in microseconds since 2000, or `None` if the state has
 /// no such time. Err: what is wrong with the state.
-pub fn validate(state: Result<Value<'_>, Unreadable>) -> Result<Option<i64>, InvalidState> {
+pub fn validate(state: Result<Value<'_>, Unreadable>) -> Result<Option<WallTime>, InvalidState> {
     test(state, |_, _| false)
 }
 
 /// Tests a state that a foreign node gossips, as `validate` does, but less strictly. A foreign node
 /// knows its own readers. So a null is allowed in any known key except `running`, where a reader of
 /// the gossip table would crash on it. Limits of Oban Pro may have any form.
-pub fn validate_foreign(state: Result<Value<'_>, Unreadable>) -> Result<Option<i64>, InvalidState> {
+pub fn validate_foreign(state: Result<Value<'_>, Unreadable>) -> Result<Option<WallTime>, InvalidState> {
     test(state, |key, value| {
         matches!(key, "global_limit" | "rate_limit") || (matches!(value, Value::Null) && key != "running")
     })
@@ -137,7 +138,7 @@ pub fn validate_foreign(state: Result<Value<'_>, Unreadable>) -> Result<Option<i
 fn test(
     state: Result<Value<'_>, Unreadable>,
     allowed: fn(&str, &Value<'_>) -> bool,
-) -> Result<Option<i64>, InvalidState> {
+) -> Result<Option<WallTime>, InvalidState> {
     let state = state.map_err(|Unreadable| InvalidState::TooDeep)?;
     let Value::Object(object) = state else { return Err(InvalidState::NoObject) };
     let (mut huge, mut bad, mut started_at) = (false, None, None);
@@ -152,7 +153,7 @@ fn test(
             bad.get_or_insert(BadKey { key, wanted });
         }
         if key == "started_at" {
-            started_at = time(value);
+            started_at = time(value).map(WallTime);
         }
     });
     match (len.map_err(|Unreadable| InvalidState::TooDeep)?, bad) {
@@ -297,7 +298,7 @@ mod tests {
     use super::*;
     use crate::logic::jsonb;
 
-    fn check(state: serde_json::Value) -> Result<Option<i64>, InvalidState> {
+    fn check(state: serde_json::Value) -> Result<Option<WallTime>, InvalidState> {
         validate(jsonb::read(&jsonb::writing::jsonb(&state)))
     }
 
@@ -318,7 +319,7 @@ mod tests {
             "rate_limit": {"allowed": 3, "period": 60, "windows": [{"curr_count": 1, "prev_count": 0}]},
             "global_limit": {"allowed": 3, "partition": {"fields": ["worker"], "keys": null}},
         });
-        assert_eq!(check(state), Ok(iso8601::micros("2026-01-31T12:00:00.123456Z")));
+        assert_eq!(check(state), Ok(iso8601::micros("2026-01-31T12:00:00.123456Z").map(WallTime)));
         assert_eq!(check(serde_json::json!({})), Ok(None));
     }
 

@@ -26,4 +26,5 @@ pub mod retry;
 pub mod ring;
 pub mod shape;
 pub mod text;
+pub mod times;
 pub mod wire;

@@ -101,7 +101,7 @@ mod tests {
     fn message(n: &(bool, u8)) -> RingMessage<'_> {
         RingMessage {
             position: 0,
-            sent_at: 0,
+            sent_at: super::super::times::WallTime(0),
             schema: SchemaOid(6),
             channel: if n.0 { b"insert" } else { b"gossip" },
             payload: std::slice::from_ref(&n.1),

@@ -1,6 +1,7 @@
 //! What is retried: how often it has failed in a row, when the next attempt is due, and whether the failure is known.
 
 use super::backoff::Backoff;
+use super::times::ClockTime;
 
 /// The state of something that is retried after failures. The default is something that never failed.
 #[derive(Clone, Debug, Default)]
@@ -8,7 +9,7 @@ pub struct Retry {
     /// Failures in a row.
     failures: u32,
     /// The clock reading before which there is no attempt; 0 for none.
-    not_before: i64,
+    not_before: ClockTime,
     /// What was reported last; empty for nothing.
     reported: String,
 }
@@ -20,17 +21,17 @@ impl Retry {
     }
 
     /// The clock reading before which there is no attempt; 0 for none.
-    pub fn not_before(&self) -> i64 {
+    pub fn not_before(&self) -> ClockTime {
         self.not_before
     }
 
     /// Whether an attempt is due at the clock reading `now`.
-    pub fn is_due(&self, now: i64) -> bool {
+    pub fn is_due(&self, now: ClockTime) -> bool {
         self.not_before <= now
     }
 
     /// Notes a failure at the clock reading `now`. Returns when the next attempt is due.
-    pub fn failed(&mut self, now: i64, backoff: Backoff) -> i64 {
+    pub fn failed(&mut self, now: ClockTime, backoff: Backoff) -> ClockTime {
         self.failures = self.failures.saturating_add(1);
         self.not_before = now + backoff.delay(self.failures);
         self.not_before
@@ -38,7 +39,7 @@ impl Retry {
 
     /// Has nothing to wait for: the next attempt is due at once. The failures still count.
     pub fn hurry(&mut self) {
-        self.not_before = 0;
+        self.not_before = ClockTime::ZERO;
     }
 
     /// Notes that an attempt has succeeded in part: the next failure is not the first in a row, and has a short delay.
@@ -47,7 +48,7 @@ impl Retry {
     }
 
     /// Notes a success. The next attempt is due at the clock reading `not_before`.
-    pub fn succeeded(&mut self, not_before: i64) {
+    pub fn succeeded(&mut self, not_before: ClockTime) {
         *self = Self { not_before, ..Self::default() };
     }
 
@@ -69,20 +70,20 @@ mod tests {
     #[test]
     fn delays_grow_until_a_success_and_a_lasting_failure_is_reported_once() {
         let mut retry = Retry::default();
-        assert!(retry.is_due(0) && retry.failures() == 0);
-        assert_eq!(retry.failed(1_000, ELECTION), 1_000 + 50 * MILLISECOND);
-        assert!(!retry.is_due(1_000) && retry.is_due(51_000));
+        assert!(retry.is_due(ClockTime(0)) && retry.failures() == 0);
+        assert_eq!(retry.failed(ClockTime(1_000), ELECTION), ClockTime(1_000 + 50 * MILLISECOND));
+        assert!(!retry.is_due(ClockTime(1_000)) && retry.is_due(ClockTime(51_000)));
         assert!(retry.reports("locked") && !retry.reports("locked") && retry.reports("broken"));
-        assert_eq!(retry.failed(0, ELECTION), 100 * MILLISECOND);
+        assert_eq!(retry.failed(ClockTime(0), ELECTION), ClockTime(100 * MILLISECOND));
         retry.hurry();
         assert!(
-            retry.is_due(0) && retry.failures() == 2,
+            retry.is_due(ClockTime(0)) && retry.failures() == 2,
             "it is tried at once, and is a failure all the same"
         );
         retry.progressed();
-        assert_eq!(retry.failed(0, ELECTION), 100 * MILLISECOND);
-        retry.succeeded(7);
-        assert_eq!((retry.failures(), retry.not_before()), (0, 7));
+        assert_eq!(retry.failed(ClockTime(0), ELECTION), ClockTime(100 * MILLISECOND));
+        retry.succeeded(ClockTime(7));
+        assert_eq!((retry.failures(), retry.not_before()), (0, ClockTime(7)));
         assert!(retry.reports("broken"), "a failure after a success is a new one");
     }
 }

@@ -12,6 +12,7 @@ use crate::error::{self, Error};
 use crate::logic::ids::{SchemaOid, Term};
 use crate::logic::leadership::{Electorate, LeadershipsView, Node, RowIdentity};
 use crate::logic::text::Text;
+use crate::logic::times::WallTime;
 use crate::pg::argument::TextArgument;
 use crate::pg::datum::Shown;
 use crate::pg::scan::{self, Locked};
@@ -134,12 +135,12 @@ pub fn leaders(
     };
     let read = |row: &Tuple, columns: &Columns| {
         let (of_name, node, started_at, expires_at, [term, boot]) = columns;
-        let ends = row.i64(*expires_at)?;
+        let ends = WallTime(row.i64(*expires_at)?);
         let own = row.short_text(*of_name, MAX_SHOWN).filter(|own| name.is_none_or(|name| own == name))?;
-        let (term_read, started) = (term.and_then(|term| row.i64(term)), row.i64(*started_at));
+        let (term_read, started) = (term.and_then(|term| row.i64(term)), row.i64(*started_at).map(WallTime));
         let holds = Text::new(&own).and_then(|name| {
             let electorate = Electorate { database, schema, name };
-            let (term, started_at) = (Term(term_read.unwrap_or(0)), started.unwrap_or(0));
+            let (term, started_at) = (Term(term_read.unwrap_or(0)), started.unwrap_or(WallTime::ZERO));
             let row_is = RowIdentity { term, started_at, expires_at: ends };
             segment?.leaderships_view(|v| v.holds(&electorate, row_is, now))
         });

@@ -9,6 +9,7 @@
 use std::ffi::c_int;
 
 use super::time;
+use crate::logic::times::{ClockTime, WallTime};
 
 /// `struct timespec` of a 64-bit platform.
 #[repr(C)]
@@ -36,21 +37,21 @@ const CLOCK: c_int = 4;
 
 /// Returns the time since the machine started, in microseconds. Never returns 0. The call is safe
 /// after commit and under a lock.
-pub fn now() -> i64 {
+pub fn now() -> ClockTime {
     let mut time = TimeSpec { seconds: 0, nanoseconds: 0 };
     // SAFETY: the call writes the struct, and can't fail for a clock that the platform has.
     unsafe { clock_gettime(CLOCK, &mut time) };
-    (time.seconds * 1_000_000 + time.nanoseconds / 1_000).max(1)
+    ClockTime((time.seconds * 1_000_000 + time.nanoseconds / 1_000).max(1))
 }
 
 /// Returns how far the wall clock is ahead of this clock now, in microseconds. The difference
 /// changes when the wall clock is set.
 pub fn wall_ahead() -> i64 {
-    time::now() - now()
+    time::now().0 - now().0
 }
 
 /// Returns what the wall clock will show when this clock reads `at`, by the present setting of the
 /// wall clock. The result is in microseconds since 2000-01-01 UTC.
-pub fn to_wall(at: i64) -> i64 {
-    at.saturating_add(wall_ahead())
+pub fn to_wall(at: ClockTime) -> WallTime {
+    at.to_wall(wall_ahead())
 }

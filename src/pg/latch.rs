@@ -9,6 +9,7 @@ use pgrx::pg_sys;
 
 use super::clock;
 use crate::logic::ids::Process;
+use crate::logic::times::ClockTime;
 
 /// Returns this process's number, which `wake` takes.
 #[cfg(any(feature = "pg15", feature = "pg16"))]
@@ -133,8 +134,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
 /// Waits as `wait` does, until `clock` reads `deadline` (`None`: without a limit). The function may
 /// return earlier, so callers read the clock.
-pub fn wait_until(deadline: Option<i64>) {
-    let left = |at: i64| Duration::from_micros(at.saturating_sub(clock::now()).max(0) as u64);
+pub fn wait_until(deadline: Option<ClockTime>) {
+    let left = |at: ClockTime| Duration::from_micros(at.saturating_sub(clock::now()).max(0) as u64);
     wait(deadline.map(|at| left(at).min(LOOK_AGAIN)));
 }
 

@@ -6,6 +6,7 @@ use pgrx::pg_sys;
 
 use crate::error::Error;
 use crate::logic::ids::{DatabaseOid, RoleOid};
+use crate::logic::times::WallTime;
 
 /// Returns the oid of this session's database. Returns 0 without a database.
 pub fn database() -> DatabaseOid {
@@ -98,9 +99,9 @@ pub(super) fn as_role<R>(role: RoleOid, body: impl FnOnce() -> R) -> R {
 
 /// Returns when this process began, in microseconds since 2000-01-01 UTC. This time and the pid
 /// together identify a process of this server for ever.
-pub fn began_at() -> i64 {
+pub fn began_at() -> WallTime {
     // SAFETY: this is a plain global.
-    unsafe { pg_sys::MyStartTimestamp }
+    WallTime(unsafe { pg_sys::MyStartTimestamp })
 }
 
 /// Makes the kernel notice within about 8 s that a client over TCP has vanished with its host. The

@@ -12,6 +12,7 @@
 use crate::logic::ids::{SchemaOid, TableOid, Term};
 use crate::logic::leadership::{MAX_NODE, Node};
 use crate::logic::shape::{self, Obstacle};
+use crate::logic::times::WallTime;
 use crate::pg::heap::{Conflict, Heap, Opened, RowLock, RowLocked, Stored, TableLock, Value};
 use crate::pg::index::KeyIndex;
 use crate::pg::tuple::{self, Column, Tuple};
@@ -70,8 +71,8 @@ pub struct PeerRow {
     pub node: Node,
     pub term: Option<Term>,
     pub boot: Option<i64>,
-    pub started_at: i64,
-    pub expires_at: i64,
+    pub started_at: WallTime,
+    pub expires_at: WallTime,
 }
 
 /// The longest name that is read, in bytes. A row with a longer name is ignored. Names of members
@@ -90,8 +91,8 @@ impl PeerRow {
             node: Node::truncated(&encoding::to_utf8_lossy(whole_characters(&node))),
             term: row.i64(columns.term).map(Term),
             boot: row.i64(columns.boot),
-            started_at: row.i64(columns.started_at).unwrap_or(0),
-            expires_at: row.i64(columns.expires_at).unwrap_or(0),
+            started_at: WallTime(row.i64(columns.started_at).unwrap_or(0)),
+            expires_at: WallTime(row.i64(columns.expires_at).unwrap_or(0)),
         })
     }
 
@@ -119,8 +120,8 @@ fn whole_characters(bytes: &[u8]) -> &[u8] {
 pub struct NewRow<'a> {
     pub name: &'a str,
     pub node: &'a str,
-    pub started_at: i64,
-    pub expires_at: i64,
+    pub started_at: WallTime,
+    pub expires_at: WallTime,
     pub term: Term,
     pub boot: i64,
 }
@@ -239,13 +240,19 @@ impl PeersTable<'_> {
     /// Extends the lease in the row of a name if the row has this node and this term. Returns when
     /// the leadership began. `Err` is `Held` or `Gone`. A fence on the row does not delay the
     /// renewal.
-    pub fn renew(&self, name: &str, node: &str, term: Term, expires_at: i64) -> Result<i64, WriteResult> {
+    pub fn renew(
+        &self,
+        name: &str,
+        node: &str,
+        term: Term,
+        expires_at: WallTime,
+    ) -> Result<WallTime, WriteResult> {
         let mut found = self.find(name).ok_or(WriteResult::Gone)?;
         let row = self.lock(&mut found, RowLock::NoKeyUpdate, false)?;
         if row.key != *encoding::to_server(name) || row.node.as_str() != node || row.term != Some(term) {
             return Err(WriteResult::Gone);
         }
-        self.heap.update(&found.stored, [(self.columns.expires_at, expires_at)]);
+        self.heap.update(&found.stored, [(self.columns.expires_at, expires_at.0)]);
         Ok(row.started_at)
     }
 
@@ -263,8 +270,8 @@ impl PeersTable<'_> {
         let inserted = self.heap.insert([
             (columns.name, Value::Text(&name)),
             (columns.node, Value::Text(&node)),
-            (columns.started_at, Value::Int(new.started_at)),
-            (columns.expires_at, Value::Int(new.expires_at)),
+            (columns.started_at, Value::Int(new.started_at.0)),
+            (columns.expires_at, Value::Int(new.expires_at.0)),
             (columns.term, Value::Int(new.term.0)),
             (columns.boot, Value::Int(new.boot)),
         ]);

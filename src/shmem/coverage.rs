@@ -8,6 +8,7 @@ use super::Segment;
 use super::segment::layout;
 use crate::logic::ids::DatabaseOid;
 use crate::logic::orphans::Coverage;
+use crate::logic::times::ClockTime;
 use crate::pg::{clock, latch};
 
 /// The coverage of one database's slot, as clock readings. Zeroed memory is a relay that does not
@@ -43,15 +44,15 @@ impl Segment {
     /// Notes that this relay may have missed something up to now.
     pub fn restart_coverage(self) {
         if let Some(coverage) = self.own_coverage() {
-            coverage.since.store(clock::now(), Ordering::SeqCst);
+            coverage.since.store(clock::now().0, Ordering::SeqCst);
         }
     }
 
     /// Notes that this relay listens and has gone through everything that was sent until the clock
     /// reading `at`.
-    pub fn extend_coverage(self, at: i64) {
+    pub fn extend_coverage(self, at: ClockTime) {
         if let Some(coverage) = self.own_coverage() {
-            coverage.at.store(at, Ordering::SeqCst);
+            coverage.at.store(at.0, Ordering::SeqCst);
         }
     }
 
@@ -60,8 +61,8 @@ impl Segment {
     pub fn coverage(self, database: DatabaseOid) -> Coverage {
         let slot = self.registry(|r| r.slot(database));
         slot.and_then(|(slot, _)| self.shared_coverage(slot)).map_or_else(Coverage::default, |coverage| {
-            let at = coverage.at.load(Ordering::SeqCst);
-            Coverage { since: coverage.since.load(Ordering::SeqCst), at }
+            let at = ClockTime(coverage.at.load(Ordering::SeqCst));
+            Coverage { since: ClockTime(coverage.since.load(Ordering::SeqCst)), at }
         })
     }
 

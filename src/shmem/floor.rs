@@ -26,7 +26,7 @@ const NAME: &str = "obanrs_positions";
 /// processes have ended by then.
 pub fn begin(now: i64, ended: session::ExitCallback) -> i64 {
     let before = fs::read_to_string(Path::new(FOLDER).join(NAME)).ok().and_then(|text| Record::parse(&text));
-    let floor = now.max(time::control_file_written()).max(before.map_or(0, Record::next));
+    let floor = now.max(time::control_file_written().0).max(before.map_or(0, Record::next));
     // The record is written before any number is given. If it can't be written and this run
     // crashes, the next run counts from the record before.
     write(Record::Began(floor));

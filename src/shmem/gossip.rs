@@ -20,6 +20,7 @@ use crate::logic::gossip::{
 use crate::logic::ids::{DatabaseOid, SchemaOid};
 use crate::logic::jsonb::{self, Value};
 use crate::logic::orphans::{MAX_SUSPECTS, Suspects};
+use crate::logic::times::{ClockTime, WallTime};
 use crate::pg::lwlock::Mode;
 use crate::pg::{clock, time};
 
@@ -46,7 +47,7 @@ impl Gossip {
     /// Runs `body` with the table to change it, under the lock Gossip in exclusive mode. The second
     /// argument of `body` is the deadline at which the coordinator next looks for expired entries
     /// (0: it does not look).
-    fn table<R>(self, body: impl FnOnce(&mut Table<'_>, &mut i64) -> R) -> R {
+    fn table<R>(self, body: impl FnOnce(&mut Table<'_>, &mut ClockTime) -> R) -> R {
         let (segment, l) = (self.0, layout());
         let _guard = Lock::Gossip.acquire(Mode::Exclusive);
         // SAFETY: areas and fields of the lock that is held exclusively until `body` has returned.
@@ -98,7 +99,7 @@ impl Gossip {
         self,
         key: &Key<'_>,
         state: &[u8],
-        started_at: Option<i64>,
+        started_at: Option<WallTime>,
         ttl: i64,
         source: Source,
     ) -> Result<Put, Full> {
@@ -123,7 +124,7 @@ impl Gossip {
             });
             // Only an entry that is to be swept before the coordinator looks again has to wake it.
             let swept_at = expires_at.saturating_add(SWEEP_DELAY);
-            let sooner = put.is_ok() && (*sweep_at == 0 || swept_at < *sweep_at);
+            let sooner = put.is_ok() && (*sweep_at == ClockTime::ZERO || swept_at < *sweep_at);
             if sooner {
                 *sweep_at = swept_at;
             }
@@ -153,13 +154,13 @@ impl Gossip {
     }
 
     /// Deletes what was put before the clock reading `before` in a database that is gone.
-    pub fn forget_database(self, database: DatabaseOid, before: i64) {
+    pub fn forget_database(self, database: DatabaseOid, before: ClockTime) {
         self.table(|table, _| table.forget_database(database, before));
     }
 
     /// Deletes what was put before the clock reading `before` in databases that do not exist. A
     /// database without a slot may have entries, too.
-    pub fn forget_databases(self, exists: impl Fn(DatabaseOid) -> bool, before: i64) {
+    pub fn forget_databases(self, exists: impl Fn(DatabaseOid) -> bool, before: ClockTime) {
         self.table(|table, _| table.forget_databases(exists, before));
     }
 
@@ -173,30 +174,30 @@ impl Gossip {
     /// Deletes the entries of a schema that was dropped. Returns how many there were. Callable
     /// after commit.
     pub fn forget_schema(self, database: DatabaseOid, schema: SchemaOid) -> usize {
-        self.table(|table, _| table.forget_schema(database, schema, i64::MAX))
+        self.table(|table, _| table.forget_schema(database, schema, ClockTime::NEVER))
     }
 
     /// Deletes what was put `KEEP_NAMELESS` ago or earlier into a schema that has no name: the
     /// schema was dropped after the put, or the transaction that created it did not commit.
     pub fn forget_nameless(self, database: DatabaseOid, schema: SchemaOid) {
-        let before = clock::now() - KEEP_NAMELESS;
+        let before = clock::now().minus(KEEP_NAMELESS);
         self.table(|table, _| table.forget_schema(database, schema, before));
     }
 
     /// Deletes entries that are over. Returns the deadline of the next look; `None`: there is no
     /// entry.
-    pub fn sweep(self) -> Option<i64> {
+    pub fn sweep(self) -> Option<ClockTime> {
         let now = clock::now();
         let mut expired = Vec::new();
         let next = self.table(|table, sweep_at| {
-            if table.head.next_expiry != 0 && table.head.next_expiry <= now {
+            if table.head.next_expiry != ClockTime::ZERO && table.head.next_expiry <= now {
                 table.expire(now, |database| expired.push(database));
             }
             *sweep_at = match table.head.next_expiry {
-                0 => 0,
+                ClockTime::ZERO => ClockTime::ZERO,
                 next => next.saturating_add(SWEEP_DELAY),
             };
-            (*sweep_at != 0).then_some(*sweep_at)
+            (*sweep_at != ClockTime::ZERO).then_some(*sweep_at)
         });
         self.count_expired(&expired);
         next
@@ -239,7 +240,7 @@ impl Gossip {
     }
 
     /// What is remembered at `now` of the processes of a schema.
-    pub fn remembered(self, database: DatabaseOid, schema: SchemaOid, now: i64) -> Vec<Remembered> {
+    pub fn remembered(self, database: DatabaseOid, schema: SchemaOid, now: ClockTime) -> Vec<Remembered> {
         /// How many processes are read while the lock is held once.
         const MAX_AT_A_TIME: usize = 2048;
         let (segment, l) = (self.0, layout());
@@ -267,8 +268,8 @@ impl Gossip {
     }
 
     /// The clock reading since which this server knows of gossip: its start, or its promotion.
-    pub fn knows_since(self) -> i64 {
-        self.0.globals().knows_since.load(Ordering::Relaxed)
+    pub fn knows_since(self) -> ClockTime {
+        ClockTime(self.0.globals().knows_since.load(Ordering::Relaxed))
     }
 
     /// Runs `body` with the suspects, under the lock Gossip in exclusive mode.

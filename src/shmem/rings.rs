@@ -29,6 +29,7 @@ use crate::logic::ring::pool::{Pool, RingId};
 use crate::logic::ring::{
     Audience, Batch, Channel, Charge, Incoming, MAX_ROLES, Progress, Quota, Ring, Route, View,
 };
+use crate::logic::times::ClockTime;
 use crate::pg::lwlock::Mode;
 use crate::pg::{clock, latch, session, time};
 
@@ -379,7 +380,7 @@ pub mod relay {
 
     /// The clock reading at which the messages in this database's ring count as stranded. `None`:
     /// there is a relay, or no message waits.
-    pub fn stranded_at() -> Option<i64> {
+    pub fn stranded_at() -> Option<ClockTime> {
         with_own_ring(false, |handle| view(handle, |ring| ring.stranded_at())).flatten()
     }
 

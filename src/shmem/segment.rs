@@ -27,6 +27,7 @@ use crate::logic::lifecycle::{DatabaseSlot, Hold, Looks};
 use crate::logic::orphans::{MAX_SUSPECTS, Suspect};
 use crate::logic::ring::pool::RingOwner;
 use crate::logic::ring::{self, RingHead, RoleUsage, Waiter};
+use crate::logic::times::ClockTime;
 use crate::pg::{clock, latch, lwlock, session};
 
 const CACHE_LINE: usize = 128;
@@ -73,7 +74,7 @@ pub(super) struct Root {
     pub processes: ProcessesHead,
     /// The deadline, on `pg::clock`, at which the coordinator next looks for expired entries; 0 for
     /// never. Guarded by the lock Gossip.
-    pub sweep_at: i64,
+    pub sweep_at: ClockTime,
 }
 
 /// What every process reads and writes without a lock.
@@ -236,7 +237,7 @@ impl PgSharedMemoryInitialization for Attachment {
                     let globals = &mut (*root).globals;
                     globals.boot = pg_sys::GetCurrentTimestamp();
                     globals.coordinator.store(-1, Ordering::Relaxed);
-                    globals.knows_since.store(clock::now(), Ordering::Relaxed);
+                    globals.knows_since.store(clock::now().0, Ordering::Relaxed);
                     let floor = floor::begin(globals.boot, ended);
                     globals.next_member.store(floor, Ordering::Relaxed);
                     globals.floor.store(floor, Ordering::Relaxed);

@@ -8,6 +8,7 @@ use super::locks::Lock;
 use super::segment::{MAX_HOLDS, layout};
 use crate::logic::ids::{DatabaseOid, SchemaOid};
 use crate::logic::lifecycle::{Lack, Registry};
+use crate::logic::times::WallTime;
 use crate::pg::lwlock::Mode;
 use crate::pg::{clock, latch, session};
 
@@ -16,7 +17,7 @@ pub struct Coordinator {
     /// The process id; 0 when no coordinator runs.
     pub pid: i32,
     /// The wall time at which the last coordinator started; 0 for never.
-    pub started_at: i64,
+    pub started_at: WallTime,
     /// How often a coordinator was started again since the start of the server.
     pub restarts: i32,
 }
@@ -43,19 +44,19 @@ impl Segment {
         let globals = self.globals();
         Coordinator {
             pid: globals.coordinator_pid.load(Ordering::Relaxed),
-            started_at: globals.coordinator_since.load(Ordering::Relaxed),
+            started_at: WallTime(globals.coordinator_since.load(Ordering::Relaxed)),
             restarts: (globals.coordinator_starts.load(Ordering::Relaxed) - 1).max(0),
         }
     }
 
     /// Notes that this process is the coordinator now. The caller has registered the exit callback,
     /// which calls `coordinator_exited`, before. `now` is wall time.
-    pub fn coordinator_started(self, pid: i32, procno: i32, now: i64) {
+    pub fn coordinator_started(self, pid: i32, procno: i32, now: WallTime) {
         let globals = self.globals();
-        globals.coordinator_since.store(now, Ordering::Relaxed);
+        globals.coordinator_since.store(now.0, Ordering::Relaxed);
         if globals.coordinator_starts.fetch_add(1, Ordering::Relaxed) == 0 {
             // A standby was promoted: no session could put gossip before.
-            globals.knows_since.store(clock::now(), Ordering::Relaxed);
+            globals.knows_since.store(clock::now().0, Ordering::Relaxed);
         }
         globals.coordinator_pid.store(pid, Ordering::Relaxed);
         // Release, so that a process that reads this number also sees what was written above.

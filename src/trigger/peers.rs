@@ -39,6 +39,7 @@ use crate::logic::leadership::foreign_write::{self, Changes, Proposed, Ruling, U
 use crate::logic::leadership::plan::Copied;
 use crate::logic::leadership::{Electorate, Lease, MAX_NAME, MAX_NODE, Node, term};
 use crate::logic::text::Text;
+use crate::logic::times::WallTime;
 use crate::pg::row_trigger::{Call, RowTrigger};
 use crate::pg::tuple::{Column, Tuple};
 use crate::pg::{clock, encoding, session, time, trigger, xact};
@@ -56,7 +57,7 @@ struct Proposal {
     table: TableOid,
     name: Digest,
     node: Digest,
-    expires_at: i64,
+    expires_at: WallTime,
     level: u32,
 }
 
@@ -158,11 +159,12 @@ fn next_term() -> Term {
 /// `boot`.
 fn before_insert<'a>(row: &RowTrigger<'a>, columns: &Columns) -> PgHeapTuple<'a, AllocatedByPostgres> {
     let (proposed, now) = (row.row(), time::now());
-    let (started_at, expires_at) = (proposed.i64(columns.started_at), proposed.i64(columns.expires_at));
+    let time = |column| proposed.i64(column).map(WallTime);
+    let (started_at, expires_at) = (time(columns.started_at), time(columns.expires_at));
     // If one of the row's times is NULL, the row's lease is not longer than a member's lease.
     let lease = config::lease();
-    let expires_at =
-        expires_at.map(|ends| foreign_write::lease_of(started_at.unwrap_or(i64::MIN), ends, now, lease));
+    let expires_at = expires_at
+        .map(|ends| foreign_write::lease_of(started_at.unwrap_or(WallTime(i64::MIN)), ends, now, lease));
     let (name, node) = (digest(&proposed, columns.name), digest(&proposed, columns.node));
     if let (Some(name), Some(node), Some(expires_at)) = (name, node, expires_at) {
         let (table, level) = (row.table(), xact::level());
@@ -172,8 +174,8 @@ fn before_insert<'a>(row: &RowTrigger<'a>, columns: &Columns) -> PgHeapTuple<'a,
         });
     }
     row.with([
-        (columns.started_at, started_at.map(|_| now)),
-        (columns.expires_at, expires_at),
+        (columns.started_at, started_at.map(|_| now.0)),
+        (columns.expires_at, expires_at.map(|ends| ends.0)),
         (columns.term, Some(next_term().0)),
         (columns.boot, None),
     ])
@@ -197,7 +199,7 @@ fn before_update<'a>(
         let update = Update {
             local,
             changes: changes(&old, &new, columns),
-            expires_at: new.i64(columns.expires_at)?,
+            expires_at: WallTime(new.i64(columns.expires_at)?),
             proposed: proposal
                 .as_ref()
                 .map(|p| Proposed { same_node: Some(p.node) == node, expires_at: p.expires_at }),
@@ -213,7 +215,7 @@ fn before_update<'a>(
         // The row of a leader from before the table had its triggers has no term yet. A row from
         // before a promotion may have a term that is no longer the greatest.
         Ruling::Renew { expires_at } => Some(row.with([
-            (columns.expires_at, Some(expires_at)),
+            (columns.expires_at, Some(expires_at.0)),
             (columns.term, Some(term.filter(|term| *term >= least_term()).unwrap_or_else(next_term).0)),
         ])),
         Ruling::HandOver { .. } => {
@@ -229,8 +231,8 @@ fn before_update<'a>(
             let now = time::now();
             let Some(Ruling::HandOver { expires_at }) = update(now) else { return None };
             Some(row.with([
-                (columns.started_at, Some(now)),
-                (columns.expires_at, Some(expires_at)),
+                (columns.started_at, Some(now.0)),
+                (columns.expires_at, Some(expires_at.0)),
                 (columns.term, Some(next_term().0)),
                 (columns.boot, None),
             ]))
@@ -249,7 +251,9 @@ fn changes(old: &Tuple, new: &Tuple, columns: &Columns) -> Changes {
     match (same_text(columns.node), same_start) {
         (true, true) => Changes::Nothing,
         (true, false) => Changes::Identity,
-        (false, _) => Changes::Node { started_at: new.i64(columns.started_at).filter(|_| !same_start) },
+        (false, _) => {
+            Changes::Node { started_at: new.i64(columns.started_at).map(WallTime).filter(|_| !same_start) }
+        }
     }
 }
 
@@ -313,10 +317,10 @@ fn node(row: &Tuple, columns: &Columns) -> String {
 /// Returns the lease of a renewed row of a foreign node, with its deadline as of now. `None`: the
 /// row is a member's, or has no end of a lease.
 fn renewal(row: &Tuple, columns: &Columns) -> Option<Lease> {
-    let expires_at = row.i64(columns.expires_at).filter(|_| row.i64(columns.boot).is_none())?;
+    let expires_at = row.i64(columns.expires_at).map(WallTime).filter(|_| row.i64(columns.boot).is_none())?;
     Some(Lease {
         term: Term(row.i64(columns.term).unwrap_or(0)),
-        started_at: row.i64(columns.started_at).unwrap_or(0),
+        started_at: WallTime(row.i64(columns.started_at).unwrap_or(0)),
         expires_at,
         deadline: clock::now().saturating_add(expires_at.saturating_sub(time::now())),
         ..Lease::default()

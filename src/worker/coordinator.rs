@@ -22,6 +22,7 @@ use pgrx::prelude::*;
 use crate::error;
 use crate::logic::ids::DatabaseOid;
 use crate::logic::lifecycle::{Kind, Lack};
+use crate::logic::times::ClockTime;
 use crate::pg::bgworker::{self, Restarted, WorkerHandle, WorkerSpec};
 use crate::pg::catalog::{self, Database};
 use crate::pg::latch::Event;
@@ -55,7 +56,7 @@ pub extern "C-unwind" fn obanrs_coordinator_main(_argument: pg_sys::Datum) {
         log!("obanrs: the coordinator is back after a failure");
     }
     segment.registry(|r| r.adopt());
-    segment.lift_floor(time::now()); // after a promotion: the former primary has given positions meanwhile
+    segment.lift_floor(time::now().0); // after a promotion: the former primary has given positions meanwhile
     segment.rescan();
 
     let mut coordinator = Coordinator::new(segment);
@@ -125,7 +126,7 @@ impl Coordinator {
 
     /// Does all that is due now. Returns the deadline of the next pass; `None`: not before the
     /// latch is set.
-    fn pass(&mut self) -> Option<i64> {
+    fn pass(&mut self) -> Option<ClockTime> {
         // Repeated until there is no order to read: reading may wait for a lock, and that wait
         // resets the latch that another order has set meanwhile.
         while self.segment.take_rescan() {

@@ -21,6 +21,7 @@ use crate::bus;
 use crate::logic::backoff::STRANDED;
 use crate::logic::lifecycle::Kind;
 use crate::logic::retry::Retry;
+use crate::logic::times::ClockTime;
 use crate::pg::xact::Caught;
 use crate::pg::{bgworker, clock, latch, notify, session, xact};
 use crate::prefix::{extension, prefixes};
@@ -53,7 +54,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
     let mut elections = Elections::new(segment, database);
     let (mut look, mut wakeups) = (true, 0);
     // When the next pass is due by itself. The first pass is due at once.
-    let mut due = Some(0);
+    let mut due = Some(ClockTime::ZERO);
     let mut stranded = Stranded::default();
     loop {
         latch::reset();
@@ -71,7 +72,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
             if !extension {
                 return;
             }
-            (look, elections.dropped, due) = (false, false, Some(0));
+            (look, elections.dropped, due) = (false, false, Some(ClockTime::ZERO));
         }
         let woken = orders.wakeups != wakeups;
         wakeups = orders.wakeups;
@@ -115,7 +116,7 @@ impl Stranded {
     /// again. `None`: there is a relay, or no message waits. This process is woken when that
     /// changes: by the end of the relay, and by a commit that leaves messages to a relay that has
     /// ended.
-    fn send(&mut self) -> Option<i64> {
+    fn send(&mut self) -> Option<ClockTime> {
         /// How long a commit goes first, in microseconds: what both send is heard twice.
         const COMMITS_FIRST: i64 = 500_000;
         self.tried = false;
@@ -130,7 +131,7 @@ impl Stranded {
         let sent = xact::contain(|| xact::run(c"obanrs: relaying", bus::send_for_relay));
         session::set(c"lock_timeout", election::LOCK_TIMEOUT);
         if matches!(sent, Ok(true)) {
-            self.retry.succeeded(0);
+            self.retry.succeeded(ClockTime::ZERO);
             return Some(at);
         }
         // NOTIFY's queue is full, its lock was not free in time, or another process sends these

@@ -51,8 +51,8 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<Begun> {
     // left the list of processes. A command that waits for this worker to go can then go on at
     // once. The callback is also registered before the claim, which it takes back.
     session::after_disconnect(exited);
-    let now = (clock::now(), time::now());
-    segment.registry(|r| r.claim(kind, database, latch::my_process(), now)).ok()?;
+    let (process, now, wall) = (latch::my_process(), clock::now(), time::now());
+    segment.registry(|r| r.claim(kind, database, process, now, wall)).ok()?;
     bgworker::connect_to(database);
     // These override the settings of the database and of the role. (default_transaction_read_only
     // stays as it is, because a database that is read-only by default holds no elections.)

@@ -37,6 +37,7 @@ use crate::logic::lifecycle::Kind;
 use crate::logic::relay::plan;
 use crate::logic::retry::Retry;
 use crate::logic::ring::Batch;
+use crate::logic::times::ClockTime;
 use crate::pg::xact::Caught;
 use crate::pg::{bgworker, clock, latch, notify, session, xact};
 use crate::shmem::rings::{self, RingHandle};
@@ -179,7 +180,7 @@ impl Relay {
         match self.send() {
             Ok(()) => {
                 rings::relay::sent(ring, self.sent_up_to);
-                self.retry.succeeded(0);
+                self.retry.succeeded(ClockTime::ZERO);
                 Pass::Sent
             }
             // NOTIFY's queue or the disk is full. No message is the reason.

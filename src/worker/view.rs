@@ -5,6 +5,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::logic::lifecycle::{DatabaseSlot, Kind, state_name};
+use crate::logic::times::WallTime;
 use crate::pg::datum::Shown;
 use crate::pg::{session, time};
 use crate::shmem::Segment;
@@ -31,7 +32,7 @@ fn obanrs_workers() -> Result<
         segment.registry(|r| r.databases.iter().filter(|d| !d.oid.is_none()).copied().collect());
     let sees_all = session::sees_all();
     let running = |pid: i32| (pid != 0).then_some(pid);
-    let since = move |pid: i32, at: i64| running(pid).and_then(|_| time::timestamptz(at));
+    let since = move |pid: i32, at: WallTime| running(pid).and_then(|_| time::timestamptz(at));
 
     let state = if coordinator.pid == 0 { "waiting" } else { "running" };
     let first = (

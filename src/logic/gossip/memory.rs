@@ -15,6 +15,7 @@
 use std::hash::Hasher;
 
 use super::super::ids::{DatabaseOid, SchemaOid};
+use super::super::times::ClockTime;
 use super::{Fnv, Key};
 
 /// How many processes are looked at in order to forget one.
@@ -56,11 +57,11 @@ pub struct GossipProcess {
     /// The hash of node and uuid, as `hash` returns it.
     hash: u64,
     /// The clock reading at the last put of the process, in microseconds.
-    heard_at: i64,
+    heard_at: ClockTime,
     /// A clock reading in microseconds, which counts only while the process has no entry. If it has
     /// passed, the process ended at this time. If it lies ahead, it is a deadline, before which the
     /// process lives without an entry, because the process has put one that was refused or ignored.
-    until: i64,
+    until: ClockTime,
     /// The oid of the database; 0 if the item is free.
     database: DatabaseOid,
     /// The oid of the schema; 0 if the item is free.
@@ -121,9 +122,9 @@ pub struct Remembered {
     /// The hash of node and uuid, as `hash` returns it.
     pub hash: u64,
     /// The clock reading at the last put of the process.
-    pub heard_at: i64,
+    pub heard_at: ClockTime,
     /// The clock reading at which the process ended. `None`: the process lives.
-    pub ended_at: Option<i64>,
+    pub ended_at: Option<ClockTime>,
     /// Whether a put of the process was ever ingested from NOTIFY.
     pub foreign: bool,
 }
@@ -131,7 +132,7 @@ pub struct Remembered {
 impl Processes<'_> {
     /// Counts one more entry of this process. Returns the link of the process, or 0 if there is no
     /// room to remember it.
-    pub fn attach(&mut self, identity: &Identity, now: i64, foreign: bool) -> u32 {
+    pub fn attach(&mut self, identity: &Identity, now: ClockTime, foreign: bool) -> u32 {
         let link = self.heard(identity, now, now, foreign);
         if let Some(process) = self.at(link) {
             process.live += 1;
@@ -140,7 +141,7 @@ impl Processes<'_> {
     }
 
     /// Notes that a process has put an entry again that was its own already. The link 0 is ignored.
-    pub fn again(&mut self, link: u32, now: i64, foreign: bool) {
+    pub fn again(&mut self, link: u32, now: ClockTime, foreign: bool) {
         if let Some(process) = self.at(link) {
             (process.heard_at, process.until) = (now, now);
             process.foreign |= u32::from(foreign);
@@ -149,13 +150,13 @@ impl Processes<'_> {
 
     /// Notes a put that did not get into the table. The process lives at least as long as the entry
     /// would have lived.
-    pub fn refused(&mut self, identity: &Identity, now: i64, expires_at: i64, foreign: bool) {
+    pub fn refused(&mut self, identity: &Identity, now: ClockTime, expires_at: ClockTime, foreign: bool) {
         self.heard(identity, now, expires_at, foreign);
     }
 
     /// Notes that an entry of a process is removed at `now`. `deleted` is false if the entry has
     /// expired. The link 0 is ignored.
-    pub fn detach(&mut self, link: u32, now: i64, deleted: bool) {
+    pub fn detach(&mut self, link: u32, now: ClockTime, deleted: bool) {
         if let Some(process) = self.at(link) {
             process.live = process.live.saturating_sub(1);
             if process.live == 0 {
@@ -171,7 +172,7 @@ impl Processes<'_> {
 
     /// Forgets the processes that were last heard before the clock reading `before` and have no
     /// entry, if `wanted` returns true for the oids of their database and schema.
-    pub fn forget(&mut self, before: i64, wanted: impl Fn(DatabaseOid, SchemaOid) -> bool) {
+    pub fn forget(&mut self, before: ClockTime, wanted: impl Fn(DatabaseOid, SchemaOid) -> bool) {
         for index in 0..self.head.touched as usize {
             let process = &self.processes[index];
             let wanted = wanted(process.database, process.schema) && process.heard_at < before;
@@ -188,7 +189,7 @@ impl Processes<'_> {
 
     /// Notes a put of a process at `now`. The process lives at least until `until`. Returns the
     /// link of the process, or 0 if there is no room to remember it.
-    fn heard(&mut self, identity: &Identity, now: i64, until: i64, foreign: bool) -> u32 {
+    fn heard(&mut self, identity: &Identity, now: ClockTime, until: ClockTime, foreign: bool) -> u32 {
         let mut link = self.find(identity);
         if link == 0 {
             link = self.take(identity, foreign);
@@ -286,7 +287,7 @@ pub fn remembered(
     processes: &[GossipProcess],
     database: DatabaseOid,
     schema: SchemaOid,
-    now: i64,
+    now: ClockTime,
 ) -> impl Iterator<Item = Remembered> {
     let own = move |p: &&GossipProcess| p.used != 0 && (p.database, p.schema) == (database, schema);
     processes.iter().filter(own).map(move |p| Remembered {

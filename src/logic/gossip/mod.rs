@@ -37,6 +37,7 @@ use std::hash::Hasher;
 use memory::{GossipProcess, Identity, Processes};
 
 use super::ids::{DatabaseOid, RoleOid, SchemaOid};
+use super::times::{ClockTime, WallTime};
 
 /// Bytes of a block that hold data. With the index of the next block a block has 256 bytes. A check
 /// of ten keys takes two blocks.
@@ -89,13 +90,13 @@ pub struct GossipEntry {
     /// entry.
     block_usage: u16,
     /// The wall time at which the queue started, in microseconds since 2000-01-01 UTC.
-    started_at: i64,
+    started_at: WallTime,
     /// The wall time of the last put, in microseconds since 2000-01-01 UTC.
-    updated_at: i64,
+    updated_at: WallTime,
     /// The clock reading at the last put, in microseconds.
-    put_at: i64,
+    put_at: ClockTime,
     /// The deadline at which the entry expires, as a clock reading in microseconds.
-    expires_at: i64,
+    expires_at: ClockTime,
     /// The link of the process that put the entry; 0 if the entry is free, or there was no room to
     /// remember the process.
     process: u32,
@@ -157,7 +158,7 @@ pub struct GossipHead {
     roles_touched: u32,
     /// A deadline that is not later than the earliest of any entry, in microseconds; 0 when the
     /// table is empty.
-    pub next_expiry: i64,
+    pub next_expiry: ClockTime,
     /// How many entries were ever inserted. If this number stays the same during a reading, the
     /// reading has no entry twice.
     pub inserted: u64,
@@ -211,13 +212,13 @@ pub struct NewEntry<'a> {
     pub state: &'a [u8],
     /// Wall time. `None`: the new entry keeps `started_at` of the entry of the same origin that it
     /// replaces. If there is no such entry, or it has expired, the new entry gets `updated_at`.
-    pub started_at: Option<i64>,
+    pub started_at: Option<WallTime>,
     /// Wall time.
-    pub updated_at: i64,
+    pub updated_at: WallTime,
     /// The clock reading at the put.
-    pub now: i64,
+    pub now: ClockTime,
     /// The deadline of the entry.
-    pub expires_at: i64,
+    pub expires_at: ClockTime,
     pub source: Source,
     /// The process that puts.
     pub identity: Identity,
@@ -282,10 +283,10 @@ pub struct EntryRef<'a> {
     pub node: &'a str,
     pub queue: &'a str,
     pub state: &'a [u8],
-    pub started_at: i64,
-    pub updated_at: i64,
-    pub put_at: i64,
-    pub expires_at: i64,
+    pub started_at: WallTime,
+    pub updated_at: WallTime,
+    pub put_at: ClockTime,
+    pub expires_at: ClockTime,
     pub foreign: bool,
 }
 
@@ -297,10 +298,10 @@ pub struct EntryCopy {
     pub node: String,
     pub queue: String,
     pub state: Vec<u8>,
-    pub started_at: i64,
-    pub updated_at: i64,
-    pub put_at: i64,
-    pub expires_at: i64,
+    pub started_at: WallTime,
+    pub updated_at: WallTime,
+    pub put_at: ClockTime,
+    pub expires_at: ClockTime,
     pub foreign: bool,
 }
 
@@ -407,7 +408,7 @@ impl Table<'_> {
             process,
             unused: 0,
         };
-        if self.head.next_expiry == 0 || expires_at < self.head.next_expiry {
+        if self.head.next_expiry == ClockTime::ZERO || expires_at < self.head.next_expiry {
             self.head.next_expiry = expires_at;
         }
         Ok(Put { ignored: false, expired: old.is_some() && !lives })
@@ -441,7 +442,7 @@ impl Table<'_> {
 
     /// Deletes the entry of `key`. Returns whether the entry was there and had not expired at
     /// `now`.
-    pub fn delete(&mut self, key: &Key<'_>, now: i64) -> bool {
+    pub fn delete(&mut self, key: &Key<'_>, now: ClockTime) -> bool {
         let Some(index) = self.find(hashes(key).1, key) else { return false };
         let lived = now < self.entries[index].expires_at;
         self.remove(index, now, lived);
@@ -450,7 +451,7 @@ impl Table<'_> {
 
     /// Deletes the entries of `key`'s node, whatever their queues are. Returns how many of these
     /// entries had not expired at `now`.
-    pub fn delete_node(&mut self, key: &Key<'_>, now: i64) -> usize {
+    pub fn delete_node(&mut self, key: &Key<'_>, now: ClockTime) -> usize {
         let (node_hash, _) = hashes(key);
         let mut lived = 0;
         for index in 0..self.head.entries_touched as usize {
@@ -466,13 +467,13 @@ impl Table<'_> {
 
     /// Deletes the entries that have expired at `now`, and calls `tell` with the database of each.
     /// Sets `next_expiry` to the earliest deadline that is left.
-    pub fn expire(&mut self, now: i64, mut tell: impl FnMut(DatabaseOid)) {
-        let mut earliest = 0;
+    pub fn expire(&mut self, now: ClockTime, mut tell: impl FnMut(DatabaseOid)) {
+        let mut earliest = ClockTime::ZERO;
         self.remove_where(now, |entry| {
             let expired = entry.expires_at <= now;
             if expired {
                 tell(entry.database);
-            } else if earliest == 0 || entry.expires_at < earliest {
+            } else if earliest == ClockTime::ZERO || entry.expires_at < earliest {
                 earliest = entry.expires_at;
             }
             expired
@@ -482,19 +483,19 @@ impl Table<'_> {
 
     /// Deletes the entries of a database that were put before the clock reading `before`. The
     /// database or its extension was dropped. Returns how many entries were deleted.
-    pub fn forget_database(&mut self, database: DatabaseOid, before: i64) -> usize {
+    pub fn forget_database(&mut self, database: DatabaseOid, before: ClockTime) -> usize {
         self.forget(before, |d, _| d == database)
     }
 
     /// Deletes the entries of a schema that were put before the clock reading `before`. Returns how
     /// many entries were deleted.
-    pub fn forget_schema(&mut self, database: DatabaseOid, schema: SchemaOid, before: i64) -> usize {
+    pub fn forget_schema(&mut self, database: DatabaseOid, schema: SchemaOid, before: ClockTime) -> usize {
         self.forget(before, |d, s| (d, s) == (database, schema))
     }
 
     /// Deletes the entries of all databases for which `exists` returns false, if they were put
     /// before the clock reading `before`. Returns how many entries were deleted.
-    pub fn forget_databases(&mut self, exists: impl Fn(DatabaseOid) -> bool, before: i64) -> usize {
+    pub fn forget_databases(&mut self, exists: impl Fn(DatabaseOid) -> bool, before: ClockTime) -> usize {
         self.forget(before, |d, _| !exists(d))
     }
 
@@ -502,7 +503,7 @@ impl Table<'_> {
     /// without an entry that were last heard before then. `wanted` gets the oids of a database and
     /// a schema, and returns whether their entries and processes go. Returns how many entries were
     /// deleted.
-    fn forget(&mut self, before: i64, wanted: impl Fn(DatabaseOid, SchemaOid) -> bool) -> usize {
+    fn forget(&mut self, before: ClockTime, wanted: impl Fn(DatabaseOid, SchemaOid) -> bool) -> usize {
         let removed =
             self.remove_where(before, |entry| entry.put_at < before && wanted(entry.database, entry.schema));
         self.processes.forget(before, wanted);
@@ -511,7 +512,7 @@ impl Table<'_> {
 
     /// Deletes the entries for which `wanted` returns true, as if they expired at `now`. Returns
     /// how many entries were deleted.
-    fn remove_where(&mut self, now: i64, mut wanted: impl FnMut(&GossipEntry) -> bool) -> usize {
+    fn remove_where(&mut self, now: ClockTime, mut wanted: impl FnMut(&GossipEntry) -> bool) -> usize {
         let mut removed = 0;
         for index in 0..self.head.entries_touched as usize {
             if self.entries[index].blocks != 0 && wanted(&self.entries[index]) {
@@ -523,7 +524,7 @@ impl Table<'_> {
     }
 
     /// Removes the entry at `index`. `deleted` is false if the entry expired.
-    fn remove(&mut self, index: usize, now: i64, deleted: bool) {
+    fn remove(&mut self, index: usize, now: ClockTime, deleted: bool) {
         self.processes.detach(self.entries[index].process, now, deleted);
         self.release_blocks(index);
         let bucket = self.bucket(self.entries[index].hash);
@@ -545,7 +546,7 @@ impl Table<'_> {
         self.head.free_entry = link;
         self.head.entries -= 1;
         if self.head.entries == 0 {
-            self.head.next_expiry = 0;
+            self.head.next_expiry = ClockTime::ZERO;
         }
     }
 
@@ -652,7 +653,13 @@ impl View<'_> {
     /// Copies the entries of a database that have not expired at `now`, all or only the local ones,
     /// into `piece`. Begins where the last call ended, and ends when the piece is full or the table
     /// has no more entries. Returns false if the table has more entries to look at.
-    pub fn read(&self, database: DatabaseOid, only_local: bool, now: i64, piece: &mut EntryBatch) -> bool {
+    pub fn read(
+        &self,
+        database: DatabaseOid,
+        only_local: bool,
+        now: ClockTime,
+        piece: &mut EntryBatch,
+    ) -> bool {
         let end = self.touched.min(piece.next + EntryBatch::ENTRIES);
         while piece.next < end {
             let entry = &self.entries[piece.next];
@@ -677,7 +684,7 @@ impl View<'_> {
     pub fn add_usage(
         &self,
         database: DatabaseOid,
-        now: i64,
+        now: ClockTime,
         from: usize,
         usage: &mut Usage,
     ) -> Option<usize> {
@@ -692,7 +699,7 @@ impl View<'_> {
     }
 
     /// Returns whether a database has a local entry that has not expired at `now`.
-    pub fn has_local(&self, database: DatabaseOid, now: i64) -> bool {
+    pub fn has_local(&self, database: DatabaseOid, now: ClockTime) -> bool {
         let ours = |e: &GossipEntry| {
             e.blocks != 0 && e.database == database && !e.is_foreign() && now < e.expires_at
         };

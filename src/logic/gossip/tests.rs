@@ -1,4 +1,5 @@
 use super::super::ids::{DatabaseOid, RoleOid, SchemaOid};
+use super::super::times::{ClockTime, WallTime};
 use super::memory::{ProcessesHead, Remembered, remembered};
 use super::*;
 use proptest::prelude::*;
@@ -50,20 +51,28 @@ impl Memory {
         source: Source,
     ) -> Result<Put, Full> {
         let identity = Identity::of(key, uuid.map(str::as_bytes));
-        let new = NewEntry { state, started_at: None, updated_at: now, now, expires_at, source, identity };
+        let new = NewEntry {
+            state,
+            started_at: None,
+            updated_at: WallTime(now),
+            now: ClockTime(now),
+            expires_at: ClockTime(expires_at),
+            source,
+            identity,
+        };
         self.table().put(key, &new)
     }
     /// Returns what is remembered of a process of a schema.
     fn process(&self, schema: SchemaOid, node: &str, uuid: Option<&str>, now: i64) -> Option<Remembered> {
         let hash = memory::hash(node, uuid.map(str::as_bytes));
-        let mut found =
-            remembered(&self.processes, DatabaseOid(1), schema, now).filter(|process| process.hash == hash);
+        let mut found = remembered(&self.processes, DatabaseOid(1), schema, ClockTime(now))
+            .filter(|process| process.hash == hash);
         let process = found.next();
         assert_eq!(found.next(), None, "it is there once");
         process
     }
     fn ended_at(&self, node: &str, uuid: &str, now: i64) -> Option<i64> {
-        self.process(SchemaOid(7), node, Some(uuid), now).expect("it is remembered").ended_at
+        self.process(SchemaOid(7), node, Some(uuid), now).expect("it is remembered").ended_at.map(|at| at.0)
     }
     fn table(&mut self) -> Table<'_> {
         Table {
@@ -98,14 +107,14 @@ impl Memory {
     fn usage(&self, database: DatabaseOid, now: i64) -> Usage {
         let (mut usage, mut from) = (Usage::default(), Some(0));
         while let Some(at) = from {
-            from = self.view().add_usage(database, now, at, &mut usage);
+            from = self.view().add_usage(database, ClockTime(now), at, &mut usage);
         }
         usage
     }
     fn read(&self, database: DatabaseOid, only_local: bool, now: i64) -> Vec<EntryCopy> {
         let (mut piece, mut all) = (EntryBatch::new(), Vec::new());
         loop {
-            let done = self.view().read(database, only_local, now, &mut piece);
+            let done = self.view().read(database, only_local, ClockTime(now), &mut piece);
             piece.take(|entry| all.push(entry.copy()));
             if done {
                 return all;
@@ -126,17 +135,27 @@ fn a_state_is_replaced_whole_or_not_at_all() {
     let full = memory.put(&key("a", "q"), &large, 2, 200, OURS).unwrap_err();
     assert_eq!(full, Full { missing: size_of::<Block>(), quota: false });
     let kept = memory.all(DatabaseOid(1), 1).pop().unwrap();
-    assert_eq!((&*kept.state, kept.started_at, kept.updated_at), (&*small, 1, 1));
+    assert_eq!((&*kept.state, kept.started_at.0, kept.updated_at.0), (&*small, 1, 1));
     memory.put(&key("a", "q"), b"{}", 3, 300, OURS).unwrap();
     let kept = memory.all(DatabaseOid(1), 1).pop().unwrap();
-    assert_eq!((&*kept.state, kept.started_at, kept.updated_at, kept.expires_at), (&b"{}"[..], 1, 3, 300));
+    assert_eq!(
+        (&*kept.state, kept.started_at.0, kept.updated_at.0, kept.expires_at.0),
+        (&b"{}"[..], 1, 3, 300)
+    );
     assert_eq!(memory.head.blocks, 1);
     let identity = Identity::of(&key("a", "q"), None);
-    let (state, started_at) = (b"{}", Some(-7));
-    let known =
-        NewEntry { state, started_at, updated_at: 4, now: 4, expires_at: 300, source: OURS, identity };
+    let (state, started_at) = (b"{}", Some(WallTime(-7)));
+    let known = NewEntry {
+        state,
+        started_at,
+        updated_at: WallTime(4),
+        now: ClockTime(4),
+        expires_at: ClockTime(300),
+        source: OURS,
+        identity,
+    };
     memory.table().put(&key("a", "q"), &known).unwrap();
-    assert_eq!(memory.all(DatabaseOid(1), 4)[0].started_at, -7, "as somebody knows");
+    assert_eq!(memory.all(DatabaseOid(1), 4)[0].started_at, WallTime(-7), "as somebody knows");
 }
 
 #[test]
@@ -144,17 +163,17 @@ fn entries_expire_and_their_room_comes_back() {
     let mut memory = Memory::new(2, 2);
     memory.put(&key("a", "1"), b"{}", 0, 10, OURS).unwrap();
     memory.put(&key("a", "2"), b"{}", 0, 20, OURS).unwrap();
-    assert_eq!(memory.head.next_expiry, 10);
+    assert_eq!(memory.head.next_expiry, ClockTime(10));
     assert!(memory.put(&key("a", "3"), b"{}", 0, 5, OURS).is_err());
     assert_eq!(memory.all(DatabaseOid(1), 10).len(), 1, "expired for readers before any sweep");
     let mut expired = Vec::new();
-    memory.table().expire(10, |database| expired.push(database));
+    memory.table().expire(ClockTime(10), |database| expired.push(database));
     assert_eq!(expired, [DatabaseOid(1)]);
-    assert_eq!(memory.head.next_expiry, 20);
+    assert_eq!(memory.head.next_expiry, ClockTime(20));
     memory.put(&key("a", "3"), b"{}", 0, 30, OURS).unwrap();
-    memory.table().expire(30, |database| expired.push(database));
+    memory.table().expire(ClockTime(30), |database| expired.push(database));
     assert_eq!(expired, [DatabaseOid(1); 3]);
-    assert_eq!((memory.head.next_expiry, memory.head.entries, memory.head.blocks), (0, 0, 0));
+    assert_eq!((memory.head.next_expiry.0, memory.head.entries, memory.head.blocks), (0, 0, 0));
 }
 
 #[test]
@@ -164,13 +183,13 @@ fn deletes_a_queue_or_a_node_and_forgets_a_database() {
         memory.put(&key(node, queue), b"{}", 0, 10, OURS).unwrap();
         memory.put(&Key { database: DatabaseOid(2), ..key(node, queue) }, b"{}", 0, 10, OURS).unwrap();
     }
-    assert!(memory.table().delete(&key("a", "1"), 0));
-    assert!(!memory.table().delete(&key("a", "1"), 0));
-    assert_eq!(memory.table().delete_node(&key("a", ""), 0), 1);
-    assert_eq!(memory.table().delete_node(&key("b", ""), 10), 0, "expired: gone already");
+    assert!(memory.table().delete(&key("a", "1"), ClockTime(0)));
+    assert!(!memory.table().delete(&key("a", "1"), ClockTime(0)));
+    assert_eq!(memory.table().delete_node(&key("a", ""), ClockTime(0)), 1);
+    assert_eq!(memory.table().delete_node(&key("b", ""), ClockTime(10)), 0, "expired: gone already");
     assert!(memory.all(DatabaseOid(1), 0).is_empty());
-    assert_eq!(memory.table().forget_database(DatabaseOid(2), 0), 0);
-    assert_eq!(memory.table().forget_database(DatabaseOid(2), 1), 3);
+    assert_eq!(memory.table().forget_database(DatabaseOid(2), ClockTime(0)), 0);
+    assert_eq!(memory.table().forget_database(DatabaseOid(2), ClockTime(1)), 3);
     assert_eq!(memory.head.blocks, 0);
 }
 
@@ -183,16 +202,19 @@ fn a_foreign_one_does_not_replace_one_of_ours_that_lives() {
     assert_eq!(memory.all(DatabaseOid(1), 1)[0].state, b"ours");
     let taken = memory.put(&key("a", "q"), b"theirs", 10, 30, Source::Foreign);
     assert_eq!(taken, Ok(Put { ignored: false, expired: true }), "ours was over");
-    assert!(memory.read(DatabaseOid(1), true, 11).is_empty() && !memory.view().has_local(DatabaseOid(1), 11));
+    assert!(
+        memory.read(DatabaseOid(1), true, 11).is_empty()
+            && !memory.view().has_local(DatabaseOid(1), ClockTime(11))
+    );
     let usage = memory.usage(DatabaseOid(1), 11);
     assert_eq!((usage.entries, usage.foreign, memory.foreign_blocks()), (1, 1, 1));
     memory.put(&key("a", "q"), b"ours", 12, 30, OURS).unwrap();
     assert_eq!((memory.read(DatabaseOid(1), true, 12).len(), memory.foreign_blocks()), (1, 0));
-    assert_eq!(memory.all(DatabaseOid(1), 12)[0].started_at, 12, "theirs says nothing of ours");
+    assert_eq!(memory.all(DatabaseOid(1), 12)[0].started_at, WallTime(12), "theirs says nothing of ours");
     assert!(
-        memory.view().has_local(DatabaseOid(1), 12)
-            && !memory.view().has_local(DatabaseOid(2), 12)
-            && !memory.view().has_local(DatabaseOid(1), 30)
+        memory.view().has_local(DatabaseOid(1), ClockTime(12))
+            && !memory.view().has_local(DatabaseOid(2), ClockTime(12))
+            && !memory.view().has_local(DatabaseOid(1), ClockTime(30))
     );
 }
 
@@ -221,9 +243,12 @@ fn names_that_run_together_are_other_names() {
         memory.put(&key(node, queue), queue.as_bytes(), 0, 10, OURS).unwrap();
     }
     assert_eq!(memory.all(DatabaseOid(1), 0).len(), 4);
-    assert!(memory.table().delete(&key(&long, "y"), 0) && !memory.table().delete(&key("abc", ""), 0));
-    assert_eq!(memory.table().delete_node(&key("a", ""), 0), 1);
-    assert_eq!(memory.table().delete_node(&key(&long, ""), 0), 1);
+    assert!(
+        memory.table().delete(&key(&long, "y"), ClockTime(0))
+            && !memory.table().delete(&key("abc", ""), ClockTime(0))
+    );
+    assert_eq!(memory.table().delete_node(&key("a", ""), ClockTime(0)), 1);
+    assert_eq!(memory.table().delete_node(&key(&long, ""), ClockTime(0)), 1);
     assert_eq!(memory.all(DatabaseOid(1), 0)[0].node, "ab");
 }
 
@@ -238,9 +263,13 @@ fn a_schema_has_its_own_and_is_forgotten_alone() {
         m.all(database, 2).into_iter().map(|c| (c.schema, c.state)).collect()
     };
     assert_eq!(seen(&memory, DatabaseOid(1)), [(SchemaOid(7), b"7".to_vec()), (SchemaOid(8), b"8".to_vec())]);
-    assert!(!memory.table().delete(&Key { schema: SchemaOid(9), ..other }, 2));
-    assert_eq!(memory.table().forget_schema(DatabaseOid(1), SchemaOid(8), 1), 0, "it was put later");
-    assert_eq!(memory.table().forget_schema(DatabaseOid(1), SchemaOid(8), 2), 1);
+    assert!(!memory.table().delete(&Key { schema: SchemaOid(9), ..other }, ClockTime(2)));
+    assert_eq!(
+        memory.table().forget_schema(DatabaseOid(1), SchemaOid(8), ClockTime(1)),
+        0,
+        "it was put later"
+    );
+    assert_eq!(memory.table().forget_schema(DatabaseOid(1), SchemaOid(8), ClockTime(2)), 1);
     assert_eq!((seen(&memory, DatabaseOid(1)).len(), seen(&memory, DatabaseOid(2)).len()), (1, 1));
 }
 
@@ -250,14 +279,25 @@ fn wall_time_decides_nothing() {
     let mut memory = Memory::new(9, 9);
     let identity = Identity::of(&key("a", "q"), None);
     let (state, source) = (b"{}", OURS);
-    let new = NewEntry { state, started_at: None, updated_at: -50, now: 5, expires_at: 10, source, identity };
+    let new = NewEntry {
+        state,
+        started_at: None,
+        updated_at: WallTime(-50),
+        now: ClockTime(5),
+        expires_at: ClockTime(10),
+        source,
+        identity,
+    };
     memory.table().put(&key("a", "q"), &new).unwrap();
     assert_eq!(memory.all(DatabaseOid(1), 9).len(), 1);
     assert!(memory.all(DatabaseOid(1), 10).is_empty());
-    assert_eq!(memory.table().forget_database(DatabaseOid(1), 5), 0, "put at 5, not at -50");
-    memory.table().put(&key("a", "q"), &NewEntry { updated_at: -90, now: 6, ..new }).unwrap();
+    assert_eq!(memory.table().forget_database(DatabaseOid(1), ClockTime(5)), 0, "put at 5, not at -50");
+    memory
+        .table()
+        .put(&key("a", "q"), &NewEntry { updated_at: WallTime(-90), now: ClockTime(6), ..new })
+        .unwrap();
     let kept = memory.all(DatabaseOid(1), 9).pop().unwrap();
-    assert_eq!((kept.started_at, kept.updated_at), (-50, -90));
+    assert_eq!((kept.started_at.0, kept.updated_at.0), (-50, -90));
 }
 
 fn of(role: RoleOid, most: usize) -> Source {
@@ -286,15 +326,15 @@ fn a_role_holds_no_more_than_its_share() {
     memory.put(&key("a", "3"), &two, 0, 10, of(RoleOid(100), 4)).unwrap();
     assert_eq!(memory.recount(), [0, 6, 4, 2, 0]);
     // Each way in which an entry ends gives its blocks back.
-    memory.table().delete(&key("a", "2"), 0);
-    memory.table().expire(10, |_| {});
+    memory.table().delete(&key("a", "2"), ClockTime(0));
+    memory.table().expire(ClockTime(10), |_| {});
     assert_eq!(memory.recount(), [0; 5]);
     for _ in 0..3 {
         memory.put(&key("a", "1"), &[b'x'; 3 * BLOCK], 0, 10, of(RoleOid(100), 4)).unwrap();
         assert!(memory.put(&key("a", "2"), b"{}", 0, 10, of(RoleOid(100), 4)).is_err());
-        memory.table().forget_database(DatabaseOid(1), i64::MAX);
+        memory.table().forget_database(DatabaseOid(1), ClockTime(i64::MAX));
         memory.put(&key("a", "1"), &[b'x'; 3 * BLOCK], 0, 10, of(RoleOid(100), 4)).unwrap();
-        memory.table().delete_node(&key("a", ""), 0);
+        memory.table().delete_node(&key("a", ""), ClockTime(0));
     }
 }
 
@@ -320,10 +360,10 @@ fn roles_beyond_the_holdings_share_one() {
     assert!(memory.put(&key("b", "500"), b"{}", 0, 10, of(RoleOid(500), 2)).unwrap_err().quota);
     memory.put(&key("b", "200"), b"{}", 0, 10, of(RoleOid(200), 2)).expect("who has one keeps it");
     // The next role takes a holding that is free.
-    assert!(memory.table().delete(&key("a", "100"), 0));
+    assert!(memory.table().delete(&key("a", "100"), ClockTime(0)));
     memory.put(&key("b", "500"), b"{}", 0, 10, of(RoleOid(500), 2)).unwrap();
     assert_eq!(memory.recount(), [0, 0, 1, 2, 2]);
-    memory.table().expire(10, |_| {});
+    memory.table().expire(ClockTime(10), |_| {});
     assert!(memory.block_usages.iter().all(|h| *h == BlockUsage::default()));
 }
 
@@ -337,13 +377,16 @@ fn an_entry_that_moves_during_a_reading_is_read_once() {
         memory.put(&key("a", queue), b"old", 0, 10, OURS).unwrap();
     }
     let (mut piece, mut all) = (EntryBatch::new(), Vec::new());
-    assert!(!memory.view().read(DatabaseOid(1), false, 1, &mut piece), "more than a piece");
+    assert!(!memory.view().read(DatabaseOid(1), false, ClockTime(1), &mut piece), "more than a piece");
     piece.take(|entry| all.push(entry.copy()));
-    assert!(memory.table().delete(&key("a", "0"), 1) && memory.table().delete(&key("a", "1"), 1));
+    assert!(
+        memory.table().delete(&key("a", "0"), ClockTime(1))
+            && memory.table().delete(&key("a", "1"), ClockTime(1))
+    );
     for queue in ["1", "new", "0"] {
         memory.put(&key("a", queue), b"newer", 2, 10, OURS).unwrap();
     }
-    while !memory.view().read(DatabaseOid(1), false, 2, &mut piece) {
+    while !memory.view().read(DatabaseOid(1), false, ClockTime(2), &mut piece) {
         piece.take(|entry| all.push(entry.copy()));
     }
     piece.take(|entry| all.push(entry.copy()));
@@ -362,10 +405,10 @@ fn a_piece_ends_by_its_bytes() {
         memory.put(&key("a", queue), &vec![b'x'; 60_000], 0, 10, OURS).unwrap();
     }
     let (mut piece, mut all) = (EntryBatch::new(), Vec::new());
-    assert!(!memory.view().read(DatabaseOid(1), false, 1, &mut piece));
+    assert!(!memory.view().read(DatabaseOid(1), false, ClockTime(1), &mut piece));
     piece.take(|entry| all.push(entry.copy()));
     assert_eq!(all.len(), 2);
-    assert!(memory.view().read(DatabaseOid(1), false, 1, &mut piece));
+    assert!(memory.view().read(DatabaseOid(1), false, ClockTime(1), &mut piece));
     piece.take(|entry| all.push(entry.copy()));
     assert!(all.len() == 3 && all.iter().all(|c| c.state == [b'x'; 60_000]));
 }
@@ -379,26 +422,26 @@ fn a_process_lives_until_its_last_entry_has_ended() {
     assert_eq!(memory.process(SchemaOid(7), "a", Some("u"), 0), None, "never heard of");
     put(&mut memory, "u", "1", 0, 10);
     put(&mut memory, "u", "2", 1, 10);
-    assert!(memory.table().delete(&key("a", "1"), 2));
+    assert!(memory.table().delete(&key("a", "1"), ClockTime(2)));
     assert_eq!(memory.ended_at("a", "u", 3), None, "it has another");
-    assert!(memory.table().delete(&key("a", "2"), 4));
+    assert!(memory.table().delete(&key("a", "2"), ClockTime(4)));
     assert_eq!(memory.ended_at("a", "u", 5), Some(4));
     put(&mut memory, "u", "1", 6, 10);
     assert_eq!(memory.ended_at("a", "u", 6), None, "it is there again");
     // An expired entry ends when it is found to have expired.
     assert_eq!(memory.ended_at("a", "u", 20), None);
-    memory.table().expire(20, |_| {});
+    memory.table().expire(ClockTime(20), |_| {});
     assert_eq!(memory.ended_at("a", "u", 20), Some(20));
     // Another process replaces the entry.
     put(&mut memory, "u", "1", 21, 30);
     put(&mut memory, "v", "1", 25, 35);
     assert_eq!((memory.ended_at("a", "u", 26), memory.ended_at("a", "v", 26)), (Some(25), None));
-    assert_eq!(memory.table().delete_node(&key("a", ""), 27), 1);
+    assert_eq!(memory.table().delete_node(&key("a", ""), ClockTime(27)), 1);
     assert_eq!(memory.ended_at("a", "v", 27), Some(27));
     assert_eq!(memory.process(SchemaOid(7), "a", None, 27), None, "without a uuid it is another");
     assert_eq!(memory.process(SchemaOid(8), "a", Some("u"), 27), None, "and in another schema");
     // A process that is forgotten with its schema was never heard.
-    memory.table().forget_schema(DatabaseOid(1), SchemaOid(7), 25);
+    memory.table().forget_schema(DatabaseOid(1), SchemaOid(7), ClockTime(25));
     assert_eq!(memory.process(SchemaOid(7), "a", Some("u"), 30), None);
     assert!(memory.process(SchemaOid(7), "a", Some("v"), 30).is_some(), "it was heard later");
 }
@@ -410,7 +453,7 @@ fn a_put_that_has_no_room_is_a_sign_of_life() {
     memory.put_as(Some("u"), &key("a", "1"), b"{}", (0, 10), OURS).unwrap();
     let large = vec![b'x'; 5 * BLOCK];
     memory.put_as(Some("u"), &key("a", "1"), &large, (5, 15), OURS).unwrap_err();
-    memory.table().expire(10, |_| {});
+    memory.table().expire(ClockTime(10), |_| {});
     assert_eq!(memory.ended_at("a", "u", 14), None);
     assert_eq!(memory.ended_at("a", "u", 15), Some(15));
     // A foreign put that is ignored beside a local entry is a sign of life, too.
@@ -440,12 +483,15 @@ fn memory_of_processes_is_bounded() {
     }
     assert_eq!(memory.ended_at("a", "98", 200), Some(102));
     assert_eq!(memory.process(SchemaOid(7), "a", Some("1"), 200), None, "forgotten");
-    assert_eq!(memory.process(SchemaOid(9), "a", Some("other 1"), 200).and_then(|p| p.ended_at), Some(2));
+    assert_eq!(
+        memory.process(SchemaOid(9), "a", Some("other 1"), 200).and_then(|p| p.ended_at),
+        Some(ClockTime(2))
+    );
     // If all processes live, there is no room for another one.
     for n in 0..8 {
         let key = Key { schema: SchemaOid(7), ..key("b", "q") };
         let node = format!("b{n}");
-        memory.table().delete_node(&Key { node: "a", ..key }, 300);
+        memory.table().delete_node(&Key { node: "a", ..key }, ClockTime(300));
         let _ = memory.put_as(Some("u"), &Key { node: &node, ..key }, b"{}", (300, 1_000), OURS);
     }
     assert!((0..7).all(|n| memory.process(SchemaOid(7), &format!("b{n}"), Some("u"), 400).is_some()));
@@ -537,22 +583,22 @@ proptest! {
                     let lived =
                         model.iter().filter(|((n, q), (_, until, ..))| goes(n, q) && now < *until).count();
                     let deleted = match &queue {
-                        Some(queue) => usize::from(memory.table().delete(&at(&node, queue), now)),
-                        None => memory.table().delete_node(&at(&node, ""), now),
+                        Some(queue) => usize::from(memory.table().delete(&at(&node, queue), ClockTime(now))),
+                        None => memory.table().delete_node(&at(&node, ""), ClockTime(now)),
                     };
                     prop_assert_eq!(deleted, lived);
                     model.retain(|(n, q), _| !goes(n, q));
                 }
                 Step::Expire => {
                     let mut expired = 0;
-                    memory.table().expire(now, |_| expired += 1);
+                    memory.table().expire(ClockTime(now), |_| expired += 1);
                     let before = model.len();
                     model.retain(|_, (_, until, ..)| *until > now);
                     prop_assert_eq!(expired, before - model.len());
                 }
                 Step::Forget { node, since } => {
                     let (schema, before) = (u32::from(node) % 2, model.len());
-                    let forgotten = memory.table().forget_schema(DatabaseOid(1), SchemaOid(schema), now - since);
+                    let forgotten = memory.table().forget_schema(DatabaseOid(1), SchemaOid(schema), ClockTime(now - since));
                     model.retain(|(n, _), (.., put_at)| schema_of(n) != schema || *put_at >= now - since);
                     prop_assert_eq!(forgotten, before - model.len());
                 }
@@ -572,7 +618,7 @@ proptest! {
             prop_assert_eq!(seen(false), wanted(false));
             prop_assert_eq!(seen(true), wanted(true));
             prop_assert_eq!(memory.usage(DatabaseOid(1), now).entries, wanted(false).len());
-            prop_assert_eq!(memory.view().has_local(DatabaseOid(1), now), !wanted(true).is_empty());
+            prop_assert_eq!(memory.view().has_local(DatabaseOid(1), ClockTime(now)), !wanted(true).is_empty());
 
             // Each entry is counted for the process that put it, if that process is remembered.
             for (i, process) in memory.processes.iter().enumerate() {

@@ -18,6 +18,8 @@
 //! DELETE of an unexpired row: its node may resign, or its clock may be fast. The other is an
 //! UPDATE that is no upsert: nothing says which node runs it.
 
+use super::super::times::WallTime;
+
 /// The longest span between two times that counts as a lease, in microseconds: as long as
 /// obanrs.lease may be. Times that lie further apart are not from a node that has just taken a
 /// lease. They may be from a row out of a dump, for instance.
@@ -27,7 +29,7 @@ pub const MAX_LEASE: i64 = 3_600_000_000;
 /// clock. The lease is as long as the client's times say, from `now` on. If those times are no
 /// lease, the row keeps its end, but no later than a member's lease from `now` on, which is `lease`
 /// long.
-pub fn lease_of(started_at: i64, expires_at: i64, now: i64, lease: i64) -> i64 {
+pub fn lease_of(started_at: WallTime, expires_at: WallTime, now: WallTime, lease: i64) -> WallTime {
     match expires_at.saturating_sub(started_at) {
         length @ 0..=MAX_LEASE => now.saturating_add(length),
         _ => expires_at.min(now.saturating_add(lease)),
@@ -40,7 +42,7 @@ pub struct Proposed {
     /// Whether the proposed row and the row to update have the same node.
     pub same_node: bool,
     /// The end of the proposed row's lease, in microseconds of the server's wall clock.
-    pub expires_at: i64,
+    pub expires_at: WallTime,
 }
 
 /// An UPDATE of a row by others than the keeper.
@@ -51,7 +53,7 @@ pub struct Update {
     /// What the statement changes besides the end of the lease.
     pub changes: Changes,
     /// The end of the lease as the statement sets it, in microseconds.
-    pub expires_at: i64,
+    pub expires_at: WallTime,
     /// What the statement proposed to insert. `None`: the statement is no upsert.
     pub proposed: Option<Proposed>,
 }
@@ -63,7 +65,7 @@ pub enum Changes {
     Nothing,
     /// The statement changes the node. `started_at` is the new start by the client's clock; `None`
     /// if the statement leaves the start as it is.
-    Node { started_at: Option<i64> },
+    Node { started_at: Option<WallTime> },
     /// The statement changes name, term or boot, or changes the start but not the node.
     Identity,
 }
@@ -76,15 +78,15 @@ pub enum Ruling {
     /// The statement fails, because it changes what never changes.
     Refuse,
     /// The lease ends at `expires_at`, in microseconds of the server's wall clock.
-    Renew { expires_at: i64 },
+    Renew { expires_at: WallTime },
     /// Another node holds the name from now on, with a new term. Its lease ends at `expires_at`, in
     /// microseconds of the server's wall clock.
-    HandOver { expires_at: i64 },
+    HandOver { expires_at: WallTime },
 }
 
 /// Judges an UPDATE. `now` is the server's wall clock, and `lease` the length of a member's lease,
 /// both in microseconds.
-pub fn update(update: Update, now: i64, lease: i64) -> Ruling {
+pub fn update(update: Update, now: WallTime, lease: i64) -> Ruling {
     let longest = update.expires_at.min(now.saturating_add(MAX_LEASE));
     match (update.proposed, update.changes) {
         // An upsert that finds another node's row has lost. For the upsert's node that is no error.
@@ -114,21 +116,32 @@ mod tests {
     #[test]
     fn a_clients_clock_says_how_long_not_when() {
         for off in [-HOURS, 0, HOURS] {
-            assert_eq!(lease_of(off, off + LEASE, 100, LEASE), 100 + LEASE);
+            assert_eq!(
+                lease_of(WallTime(off), WallTime(off + LEASE), WallTime(100), LEASE),
+                WallTime(100 + LEASE)
+            );
         }
-        assert_eq!(lease_of(0, 30 * 24 * HOURS, 100, LEASE), 100 + LEASE, "no lease is that long");
-        assert_eq!(lease_of(-30 * 24 * HOURS, 50, 100, LEASE), 50, "out of a dump: it stays expired");
-        assert_eq!(lease_of(50, 40, 100, LEASE), 40);
+        assert_eq!(
+            lease_of(WallTime(0), WallTime(30 * 24 * HOURS), WallTime(100), LEASE),
+            WallTime(100 + LEASE),
+            "no lease is that long"
+        );
+        assert_eq!(
+            lease_of(WallTime(-30 * 24 * HOURS), WallTime(50), WallTime(100), LEASE),
+            WallTime(50),
+            "out of a dump: it stays expired"
+        );
+        assert_eq!(lease_of(WallTime(50), WallTime(40), WallTime(100), LEASE), WallTime(40));
     }
 
     #[test]
     fn upserts_renew_their_own_row_only() {
-        let proposed = |same_node| Some(Proposed { same_node, expires_at: 7 });
+        let proposed = |same_node| Some(Proposed { same_node, expires_at: WallTime(7) });
         let node = Changes::Node { started_at: None };
         let ask = |local, changes, proposed| {
-            update(Update { local, changes, expires_at: HOURS, proposed }, 0, LEASE)
+            update(Update { local, changes, expires_at: WallTime(HOURS), proposed }, WallTime(0), LEASE)
         };
-        assert_eq!(ask(false, Changes::Nothing, proposed(true)), Ruling::Renew { expires_at: 7 });
+        assert_eq!(ask(false, Changes::Nothing, proposed(true)), Ruling::Renew { expires_at: WallTime(7) });
         assert_eq!(ask(false, Changes::Nothing, proposed(false)), Ruling::Nothing, "by name alone");
         assert_eq!(
             ask(true, Changes::Nothing, proposed(true)),
@@ -136,7 +149,7 @@ mod tests {
             "a node of the same name as ours"
         );
         assert_eq!(ask(false, node, proposed(false)), Ruling::Nothing, "taking over in place");
-        assert_eq!(ask(false, Changes::Nothing, None), Ruling::Renew { expires_at: MAX_LEASE });
+        assert_eq!(ask(false, Changes::Nothing, None), Ruling::Renew { expires_at: WallTime(MAX_LEASE) });
         assert_eq!(ask(true, Changes::Nothing, None), Ruling::Nothing);
         assert_eq!(ask(false, Changes::Identity, None), Ruling::Refuse);
         assert_eq!(ask(true, Changes::Identity, None), Ruling::Refuse);
@@ -146,16 +159,21 @@ mod tests {
     fn an_update_of_the_node_hands_over() {
         let ask = |started_at, expires_at| {
             let changes = Changes::Node { started_at };
-            let answers = [true, false]
-                .map(|local| update(Update { local, changes, expires_at, proposed: None }, 100, LEASE));
+            let answers = [true, false].map(|local| {
+                update(Update { local, changes, expires_at, proposed: None }, WallTime(100), LEASE)
+            });
             assert_eq!(answers[0], answers[1], "whoever held it");
             answers[0]
         };
         let until = |expires_at| Ruling::HandOver { expires_at };
-        assert_eq!(ask(None, 100 + LEASE), until(100 + LEASE));
-        assert_eq!(ask(None, 50), until(50), "one that is over");
-        assert_eq!(ask(None, i64::MAX), until(100 + MAX_LEASE));
-        assert_eq!(ask(Some(HOURS), HOURS + LEASE), until(100 + LEASE), "by another clock, as an INSERT");
+        assert_eq!(ask(None, WallTime(100 + LEASE)), until(WallTime(100 + LEASE)));
+        assert_eq!(ask(None, WallTime(50)), until(WallTime(50)), "one that is over");
+        assert_eq!(ask(None, WallTime(i64::MAX)), until(WallTime(100 + MAX_LEASE)));
+        assert_eq!(
+            ask(Some(WallTime(HOURS)), WallTime(HOURS + LEASE)),
+            until(WallTime(100 + LEASE)),
+            "by another clock, as an INSERT"
+        );
     }
 
     proptest! {
@@ -165,19 +183,19 @@ mod tests {
         fn nobody_gets_more_than_a_lease(
             started: i64, expires: i64, now in 0..HOURS, local: bool, same: bool, node: bool, starts: bool
         ) {
-            prop_assert!(lease_of(started, expires, now, LEASE) <= now + MAX_LEASE);
+            prop_assert!(lease_of(WallTime(started), WallTime(expires), WallTime(now), LEASE) <= WallTime(now + MAX_LEASE));
             let changes = match node {
-                true => Changes::Node { started_at: starts.then_some(started) },
+                true => Changes::Node { started_at: starts.then_some(WallTime(started)) },
                 false => Changes::Nothing,
             };
-            let proposed = Some(Proposed { same_node: same, expires_at: now + LEASE });
-            let answer = update(Update { local, changes, expires_at: expires, proposed }, now, LEASE);
+            let proposed = Some(Proposed { same_node: same, expires_at: WallTime(now + LEASE) });
+            let answer = update(Update { local, changes, expires_at: WallTime(expires), proposed }, WallTime(now), LEASE);
             prop_assert_eq!(answer == Ruling::Nothing, local || !same || node);
             prop_assert!(!matches!(answer, Ruling::HandOver { .. }), "no upsert takes a row over");
-            let answer = update(Update { local, changes, expires_at: expires, proposed: None }, now, LEASE);
+            let answer = update(Update { local, changes, expires_at: WallTime(expires), proposed: None }, WallTime(now), LEASE);
             match answer {
-                Ruling::Renew { expires_at } => prop_assert!(!local && !node && expires_at <= now + MAX_LEASE),
-                Ruling::HandOver { expires_at } => prop_assert!(node && expires_at <= now + MAX_LEASE),
+                Ruling::Renew { expires_at } => prop_assert!(!local && !node && expires_at <= WallTime(now + MAX_LEASE)),
+                Ruling::HandOver { expires_at } => prop_assert!(node && expires_at <= WallTime(now + MAX_LEASE)),
                 answer => prop_assert_eq!((answer, local, node), (Ruling::Nothing, true, false)),
             }
         }

@@ -75,6 +75,7 @@ pub use plan::{Candidate, Ended, LeadershipsView, Plan};
 
 use super::ids::{DatabaseOid, MemberId, RoleOid, SchemaOid, TableOid, Term};
 use super::text::Text;
+use super::times::{ClockTime, WallTime};
 
 /// Longest instance name, in bytes. Names are texts in Oban. Real names are names of modules.
 pub const MAX_NAME: usize = 127;
@@ -121,7 +122,7 @@ pub struct Member {
     pub procno: i32,
     /// When the backend `pid` began, in microseconds of the wall clock. Together with `pid` this
     /// tells the backend from all other backends of the server.
-    pub session_began: i64,
+    pub session_began: WallTime,
     /// 1: the keeper has dealt with the member since the member joined, resigned, became a candidate
     /// or an observer, or asked the keeper to extend the row. 0: the backend `procno` waits for the
     /// keeper.
@@ -129,25 +130,25 @@ pub struct Member {
     /// The name of the node that the member stands for.
     pub node: Node,
     /// The clock reading at which the member joined, in microseconds.
-    pub joined_at: i64,
+    pub joined_at: ClockTime,
     /// The wall time at which the member joined, in microseconds. Views show it.
-    pub joined_at_wall: i64,
+    pub joined_at_wall: WallTime,
     /// The length of the member's lease, in microseconds; 0 for a member that is bound to its
     /// session.
     pub lease: i64,
     /// The clock reading at which the member's lease ends, in microseconds. Means nothing if
     /// `lease` is 0.
-    lease_ends: i64,
+    lease_ends: ClockTime,
     /// The clock reading at which the member last resigned, in microseconds; 0 for never. Elections
     /// prefer members that never resigned, and then those that resigned earlier.
-    resigned_at: i64,
+    resigned_at: ClockTime,
     /// 1: the member is an observer. 0: the member is a candidate.
     observes: u32,
 }
 
 impl Member {
     /// Returns whether this backend joined the member.
-    pub fn is_of(&self, pid: i32, session_began: i64) -> bool {
+    pub fn is_of(&self, pid: i32, session_began: WallTime) -> bool {
         (self.pid, self.session_began) == (pid, session_began)
     }
 
@@ -157,12 +158,12 @@ impl Member {
     }
 
     /// Returns whether the slot holds a member whose lease, if it has one, is not over at `now`.
-    pub fn is_live(&self, now: i64) -> bool {
+    pub fn is_live(&self, now: ClockTime) -> bool {
         !self.id.is_none() && self.lease_ends().is_none_or(|ends| now < ends)
     }
 
     /// Returns the end of the member's lease. `None`: the member is bound to its session.
-    pub fn lease_ends(&self) -> Option<i64> {
+    pub fn lease_ends(&self) -> Option<ClockTime> {
         (self.lease != 0).then_some(self.lease_ends)
     }
 }
@@ -172,9 +173,9 @@ impl Member {
 pub struct RowIdentity {
     pub term: Term,
     /// The row's start, by the wall clock.
-    pub started_at: i64,
+    pub started_at: WallTime,
     /// The end of the row's lease, by the wall clock.
-    pub expires_at: i64,
+    pub expires_at: WallTime,
 }
 
 /// The lease that a row of `oban_peers` grants, as memory knows it. The lock Leaderships guards the
@@ -188,13 +189,13 @@ pub struct Lease {
     /// table had the triggers of `oban_install`.
     pub term: Term,
     /// The column started_at of the row, in microseconds of the wall clock.
-    pub started_at: i64,
+    pub started_at: WallTime,
     /// The column expires_at of the row, in microseconds of the wall clock.
-    pub expires_at: i64,
+    pub expires_at: WallTime,
     /// The clock reading at which the lease ends unless it is renewed, in microseconds. If the row
     /// is a member's and its table is not guarded, memory believes the row until then without
     /// another look.
-    pub deadline: i64,
+    pub deadline: ClockTime,
     /// Whether the table has triggers that tell memory of changes by other transactions.
     pub guarded: bool,
 }
@@ -233,7 +234,7 @@ pub struct Leadership {
     pub lease: Lease,
     /// The clock reading at which the keeper looks at the row again, even if the lease runs longer,
     /// in microseconds. 0: at once.
-    look_at: i64,
+    look_at: ClockTime,
 }
 
 /// The slot of an electorate that has members or a leadership. `electorate.database` 0 is a free
@@ -247,12 +248,12 @@ pub struct Seat {
     leadership: Leadership,
     /// The clock reading at which the last leadership ended, in microseconds, while no other has
     /// begun; 0 if there was none, or one holds now.
-    vacant_since: i64,
+    vacant_since: ClockTime,
     /// The id of the member that resigned last, while nobody else has led since; 0 for no such
     /// member.
     resigned: MemberId,
     /// The clock reading at which `resigned` resigned, in microseconds; 0 for no such member.
-    resigned_at: i64,
+    resigned_at: ClockTime,
     /// The number of events that may make a keeper's `record` stale: joins, resignations, and
     /// changes of the row or its table by others than the keeper. The number wraps around.
     changes: u32,
@@ -298,7 +299,7 @@ pub struct Joining {
     /// The process number of the joining backend.
     pub procno: i32,
     /// When the joining backend began, in microseconds of the wall clock.
-    pub session_began: i64,
+    pub session_began: WallTime,
     /// The length of the lease, in microseconds; 0 binds the member to the session.
     pub lease: i64,
     /// Whether the member stands for election. `None`: the rule decides. By the rule the member
@@ -307,7 +308,7 @@ pub struct Joining {
     /// Whether the table has a foreign node's row of the name.
     pub foreign_leads: bool,
     /// The wall time, in microseconds. Views show it.
-    pub wall: i64,
+    pub wall: WallTime,
     /// The most live members that the role may have; `None` for no limit.
     pub share: Option<usize>,
 }
@@ -317,7 +318,7 @@ pub struct Joining {
 pub enum JoinError {
     /// The name has a live member of this node: the member's id, the pid of the backend and the
     /// role that joined it, and the end of the member's lease (`None` without a lease).
-    Taken { member: MemberId, pid: i32, role: RoleOid, lease_ends: Option<i64> },
+    Taken { member: MemberId, pid: i32, role: RoleOid, lease_ends: Option<ClockTime> },
     /// The session is already a session-bound member of the name, as this node. The session asks to
     /// be another node of the name, without a lease as well.
     OtherNode { node: Node },
@@ -370,7 +371,7 @@ pub const FOREIGN_NAMES: usize = 16;
 impl Leadership {
     /// Returns the copy of a member's row, as it holds from `now` on. If the table is not guarded,
     /// the keeper looks at the row again after half of the time until the deadline.
-    pub fn local(leader: &Candidate, lease: Lease, now: i64) -> Self {
+    pub fn local(leader: &Candidate, lease: Lease, now: ClockTime) -> Self {
         let (member, slot, node) = (leader.member, leader.slot, leader.node);
         let look_at = if lease.guarded { lease.deadline } else { now + (lease.deadline - now) / 2 };
         Self { used: 1, ended: 0, recheck: 0, member, slot, node, lease, look_at }
@@ -378,7 +379,7 @@ impl Leadership {
 
     /// Returns the copy of a foreign node's row. The keeper looks at the row again at `look_at` or
     /// at the lease's deadline, whichever comes first.
-    pub fn foreign(node: Node, lease: Lease, look_at: i64) -> Self {
+    pub fn foreign(node: Node, lease: Lease, look_at: ClockTime) -> Self {
         Self { used: 1, node, lease, look_at: look_at.min(lease.deadline), ..Self::default() }
     }
 
@@ -390,11 +391,11 @@ impl Leadership {
 
 impl Seat {
     /// Applies a change by others than the keeper to the seat: see `Leaderships::row_changed`.
-    fn row_changed(&mut self, change: RowChange, now: i64) {
+    fn row_changed(&mut self, change: RowChange, now: ClockTime) {
         self.changes = self.changes.wrapping_add(1);
         if matches!(change, RowChange::Written(_)) {
             // Another node has its turn now, so the member that resigned may stand again.
-            (self.resigned, self.resigned_at) = (MemberId::NONE, 0);
+            (self.resigned, self.resigned_at) = (MemberId::NONE, ClockTime::ZERO);
         }
         let was = self.leadership;
         let over = match change {
@@ -422,7 +423,12 @@ impl Leaderships<'_> {
     /// Adds a member. If the same backend joins again with the same role, node and kind of lease,
     /// the member keeps its id. `replace` is the id of the one member whose slot the new member may
     /// take. The caller has tested that its role may replace that member.
-    pub fn join(&mut self, new: &Joining, replace: Option<MemberId>, now: i64) -> Result<Joined, JoinError> {
+    pub fn join(
+        &mut self,
+        new: &Joining,
+        replace: Option<MemberId>,
+        now: ClockTime,
+    ) -> Result<Joined, JoinError> {
         let yields = new.candidate.is_none() && (new.foreign_leads || self.foreign_has_led(&new.electorate));
         let observes = u32::from(yields || new.candidate == Some(false));
         let seat = self.view().seat(&new.electorate);
@@ -496,7 +502,7 @@ impl Leaderships<'_> {
             joined_at_wall: new.wall,
             lease: new.lease,
             lease_ends: now.saturating_add(new.lease),
-            resigned_at: 0,
+            resigned_at: ClockTime::ZERO,
             observes,
         };
         Ok(Joined { id: new.id, yields, again: false })
@@ -505,7 +511,7 @@ impl Leaderships<'_> {
     /// Makes a member an observer if the member did not say whether it stands for election, a
     /// foreign node has led the name by now, and the member itself does not lead. Returns whether
     /// it did so. The caller asks only for members that did not say.
-    pub fn yields(&mut self, id: MemberId, procno: i32, now: i64) -> bool {
+    pub fn yields(&mut self, id: MemberId, procno: i32, now: ClockTime) -> bool {
         let Some((slot, member)) = self.view().member(id, now) else { return false };
         let seat = member.seat as usize;
         let leads = self.view().held(seat, now).is_some_and(|(l, _)| l.member == id);
@@ -518,7 +524,7 @@ impl Leaderships<'_> {
 
     /// Makes a member a candidate or an observer. A leading member that becomes an observer steps
     /// down. Records that the keeper makes at the same time become stale.
-    fn change_candidacy(&mut self, slot: usize, candidate: bool, procno: i32, now: i64) {
+    fn change_candidacy(&mut self, slot: usize, candidate: bool, procno: i32, now: ClockTime) {
         let id = self.members[slot].id;
         if !candidate {
             self.resign(id, procno, now);
@@ -529,7 +535,7 @@ impl Leaderships<'_> {
         seat.changes = seat.changes.wrapping_add(1);
         if candidate && seat.resigned == id {
             // The member asks to lead, so it need not let others go first.
-            (seat.resigned, seat.resigned_at) = (MemberId::NONE, 0);
+            (seat.resigned, seat.resigned_at) = (MemberId::NONE, ClockTime::ZERO);
         }
     }
 
@@ -591,7 +597,7 @@ impl Leaderships<'_> {
 
     /// Returns a free seat. If no seat is free, returns one without a leadership whose members have
     /// all lapsed: no keeper has cleared it yet. `None`: every seat is in use.
-    fn free_seat(&self, now: i64) -> Option<usize> {
+    fn free_seat(&self, now: ClockTime) -> Option<usize> {
         let free = self.seats.iter().position(|s| s.electorate.database.is_none());
         free.or_else(|| {
             let unused =
@@ -602,7 +608,7 @@ impl Leaderships<'_> {
 
     /// Ends a membership. A leadership of the member ends with it. Returns the electorate and the
     /// member as it was; `None` if there is no live member with this id.
-    pub fn leave(&mut self, id: MemberId, now: i64) -> Option<(Electorate, Member)> {
+    pub fn leave(&mut self, id: MemberId, now: ClockTime) -> Option<(Electorate, Member)> {
         let (slot, _) = self.view().member(id, now)?;
         self.gone(slot, now);
         let member = std::mem::take(&mut self.members[slot]);
@@ -610,7 +616,7 @@ impl Leaderships<'_> {
     }
 
     /// Notes, if the member in this slot leads, that its electorate has no leader from `now` on.
-    fn gone(&mut self, slot: usize, now: i64) {
+    fn gone(&mut self, slot: usize, now: ClockTime) {
         let seat = self.members[slot].seat as usize;
         if self.view().held(seat, now).is_some_and(|(l, _)| l.slot as usize == slot) {
             self.seats[seat].vacant_since = now;
@@ -619,13 +625,13 @@ impl Leaderships<'_> {
 
     /// Extends the lease of a member from `now` on. `procno` is the backend that waits for the
     /// keeper if the row is due to be extended. `None`: there is no live member with this id.
-    pub fn renew(&mut self, id: MemberId, procno: i32, now: i64) -> Option<Renewed> {
+    pub fn renew(&mut self, id: MemberId, procno: i32, now: ClockTime) -> Option<Renewed> {
         let (slot, _) = self.view().member(id, now)?;
         let member = &mut self.members[slot];
         member.lease_ends = now.saturating_add(member.lease);
         let (seat, lease) = (member.seat as usize, member.lease);
         let held = self.view().held(seat, now).map(|(l, _)| l).filter(|l| l.member == id);
-        let due = held.is_some_and(|l| lease != 0 && now >= l.lease.deadline.saturating_sub(lease / 2));
+        let due = held.is_some_and(|l| lease != 0 && now >= l.lease.deadline.minus(lease / 2));
         let term = held.map(|l| l.lease.term);
         if due {
             (self.members[slot].considered, self.members[slot].procno) = (0, procno);
@@ -635,7 +641,7 @@ impl Leaderships<'_> {
 
     /// Steps down. Returns whether the member led; `None` if there is no live member with this id.
     /// `procno` is the backend that waits for the election of another member.
-    pub fn resign(&mut self, id: MemberId, procno: i32, now: i64) -> Option<bool> {
+    pub fn resign(&mut self, id: MemberId, procno: i32, now: ClockTime) -> Option<bool> {
         let (slot, _) = self.view().member(id, now)?;
         let number = self.members[slot].seat as usize;
         if self.view().held(number, now).is_none_or(|(l, _)| l.member != id) {
@@ -654,7 +660,7 @@ impl Leaderships<'_> {
     /// about to commit such a change. A foreign leader's copy is dropped, because the keeper has to
     /// read the row anew. A local leadership is over if its row is deleted, or if the row has a
     /// successor with a greater term (in another table of that name, for instance).
-    pub fn row_changed(&mut self, electorate: &Electorate, change: RowChange, now: i64) {
+    pub fn row_changed(&mut self, electorate: &Electorate, change: RowChange, now: ClockTime) {
         if let Some(seat) = self.view().seat(electorate) {
             self.seats[seat].row_changed(change, now);
         }
@@ -687,7 +693,7 @@ impl Leaderships<'_> {
                 seat.leadership.recheck = 1;
             } else {
                 // The copy stays. If the row turns out to be the same, it keeps its deadline.
-                seat.leadership.look_at = 0;
+                seat.leadership.look_at = ClockTime::ZERO;
             }
         }
     }
@@ -700,19 +706,19 @@ impl Leaderships<'_> {
     }
 
     /// Does what `row_changed` does when a row is deleted, for all names of a schema.
-    pub fn rows_truncated(&mut self, database: DatabaseOid, schema: SchemaOid, now: i64) {
+    pub fn rows_truncated(&mut self, database: DatabaseOid, schema: SchemaOid, now: ClockTime) {
         self.rows_gone(database, |seat| seat.electorate.schema == schema, now);
     }
 
     /// Does what `row_changed` does when a row is deleted, for all names whose row is in a table.
     /// The table was dropped, renamed or moved to another schema.
-    pub fn table_gone(&mut self, database: DatabaseOid, table: TableOid, now: i64) {
+    pub fn table_gone(&mut self, database: DatabaseOid, table: TableOid, now: ClockTime) {
         self.rows_gone(database, |seat| seat.leadership.lease.table == table, now);
     }
 
     /// Does what `row_changed` does when a row is deleted, for all seats of a database for which
     /// `is_gone` is true.
-    fn rows_gone(&mut self, database: DatabaseOid, is_gone: impl Fn(&Seat) -> bool, now: i64) {
+    fn rows_gone(&mut self, database: DatabaseOid, is_gone: impl Fn(&Seat) -> bool, now: ClockTime) {
         for seat in self.seats.iter_mut().filter(|s| !database.is_none() && s.electorate.database == database)
         {
             if is_gone(seat) {
@@ -775,7 +781,13 @@ impl Leaderships<'_> {
     /// Notes which row the keeper has found or written, after the keeper's commit. `seen` is the
     /// seat's `changes` from before the transaction. Returns `Stale`, and notes nothing, if the
     /// seat has other `changes` by now or is gone.
-    pub fn record(&mut self, electorate: &Electorate, row: Leadership, seen: u32, now: i64) -> Recorded {
+    pub fn record(
+        &mut self,
+        electorate: &Electorate,
+        row: Leadership,
+        seen: u32,
+        now: ClockTime,
+    ) -> Recorded {
         // Without a seat the last member has left, and the electorate was forgotten meanwhile.
         let Some(number) = self.view().seat(electorate) else { return Recorded::Stale };
         let seat = &mut self.seats[number];
@@ -785,29 +797,29 @@ impl Leaderships<'_> {
         let before = Some(seat.leadership).filter(|l| l.used != 0);
         let changed = before.is_some_and(|b| (b.node, b.lease.term) != (row.node, row.lease.term));
         let since = match seat.vacant_since {
-            0 => before.filter(|_| changed).map(|b| b.lease.deadline.min(now)),
+            ClockTime::ZERO => before.filter(|_| changed).map(|b| b.lease.deadline.min(now)),
             since => Some(since),
         };
         if row.member != seat.resigned {
             // Another node has its turn now, so the member that resigned may stand again.
-            (seat.resigned, seat.resigned_at) = (MemberId::NONE, 0);
+            (seat.resigned, seat.resigned_at) = (MemberId::NONE, ClockTime::ZERO);
         }
         (seat.leadership, seat.greatest_term) = (row, seat.greatest_term.max(row.lease.term));
         // The leadership may have ended while the keeper elected or renewed it.
         let ended = row.is_local() && self.view().leader(&row, number, now).is_none();
         if !ended {
-            self.seats[number].vacant_since = 0;
+            self.seats[number].vacant_since = ClockTime::ZERO;
         }
         Recorded::After { before, without: since.map(|since| now.saturating_sub(since).max(0)) }
     }
 
     /// Notes that the electorate has no leader that memory knows of. Returns the copy that memory
     /// had, if any. Frees the seat if the electorate has no live member.
-    pub fn vacate(&mut self, electorate: &Electorate, now: i64) -> Option<Leadership> {
+    pub fn vacate(&mut self, electorate: &Electorate, now: ClockTime) -> Option<Leadership> {
         let number = self.view().seat(electorate)?;
         let seat = &mut self.seats[number];
         let before = Some(std::mem::take(&mut seat.leadership)).filter(|l| l.used != 0);
-        if let Some(before) = before.filter(|_| seat.vacant_since == 0) {
+        if let Some(before) = before.filter(|_| seat.vacant_since == ClockTime::ZERO) {
             seat.vacant_since = before.lease.deadline.min(now);
         }
         if self.view().live(number, now).next().is_none() {
@@ -842,7 +854,7 @@ impl Leaderships<'_> {
 
     /// Forgets the members that joined in a database before the clock reading `before`, and all of
     /// its leaderships. The database, or its extension, was dropped.
-    pub fn forget_database(&mut self, database: DatabaseOid, before: i64) {
+    pub fn forget_database(&mut self, database: DatabaseOid, before: ClockTime) {
         for number in 0..self.seats.len() {
             if self.seats[number].electorate.database != database || database.is_none() {
                 continue;

@@ -1,6 +1,7 @@
 //! Reading the tables of members and seats: which member leads, and what the keeper has to do.
 
 use super::super::ids::{DatabaseOid, MemberId, SchemaOid, TableOid, Term};
+use super::super::times::ClockTime;
 use super::{Electorate, Leadership, Lease, Member, Node, RowIdentity, Seat};
 
 /// A member that can be elected.
@@ -14,7 +15,7 @@ pub struct Candidate {
     pub node: Node,
     /// The end of the member's lease, which its row must not outlast. `None`: the member is bound
     /// to its session.
-    pub lease_ends: Option<i64>,
+    pub lease_ends: Option<ClockTime>,
 }
 
 impl Candidate {
@@ -41,7 +42,7 @@ pub enum Plan {
     /// sweep looks after the row.
     Forget,
     /// Do nothing before this clock reading; `i64::MAX` is never.
-    Wait { until: i64 },
+    Wait { until: ClockTime },
     /// Extend the leader's row of this term, because the leader lives. `recheck`: half of the lease
     /// is not over yet, but the row may have changed or shows wrong times, or no trigger tells of
     /// its changes.
@@ -119,7 +120,7 @@ pub struct LeadershipsView<'a> {
 impl<'a> LeadershipsView<'a> {
     /// Returns a plan for each electorate of a database. `lease` is the length of a lease, in
     /// microseconds.
-    pub fn plans(&self, database: DatabaseOid, now: i64, lease: i64) -> Vec<Planned> {
+    pub fn plans(&self, database: DatabaseOid, now: ClockTime, lease: i64) -> Vec<Planned> {
         // One walk over the members serves all seats: there may be a thousand of each.
         let mut members: Vec<Vec<usize>> = vec![Vec::new(); self.seats.len()];
         for (slot, member) in self.members.iter().enumerate().filter(|(_, m)| m.is_live(now)) {
@@ -151,7 +152,7 @@ impl<'a> LeadershipsView<'a> {
 
     /// Returns whether the leadership that a row shows holds at `now`. `None`: memory has no copy of this row. A foreign row that
     /// was renewed since is another row; a member's row is not.
-    pub fn holds(&self, electorate: &Electorate, row: RowIdentity, now: i64) -> Option<bool> {
+    pub fn holds(&self, electorate: &Electorate, row: RowIdentity, now: ClockTime) -> Option<bool> {
         let number = self.seat(electorate)?;
         let copy = &self.seats[number].leadership;
         let lease = &copy.lease;
@@ -200,7 +201,7 @@ impl<'a> LeadershipsView<'a> {
 
     /// Returns what the keeper has to do for `electorate` at `now`. `lease` is the length of a
     /// lease, in microseconds.
-    pub fn plan(&self, electorate: &Electorate, now: i64, lease: i64) -> Plan {
+    pub fn plan(&self, electorate: &Electorate, now: ClockTime, lease: i64) -> Plan {
         match self.seat(electorate) {
             Some(seat) => self.plan_of(seat, self.live(seat, now), now, lease),
             None => Plan::Forget,
@@ -212,7 +213,7 @@ impl<'a> LeadershipsView<'a> {
         &self,
         number: usize,
         members: impl Iterator<Item = (usize, &'a Member)>,
-        now: i64,
+        now: ClockTime,
         lease: i64,
     ) -> Plan {
         let seat = &self.seats[number];
@@ -236,7 +237,7 @@ impl<'a> LeadershipsView<'a> {
         let vacant = || match candidate {
             Some(_) => elect(None),
             None if candidates => Plan::Wait { until: stands_again },
-            None if somebody && seat.leadership.used == 0 => Plan::Wait { until: i64::MAX },
+            None if somebody && seat.leadership.used == 0 => Plan::Wait { until: ClockTime::NEVER },
             None => Plan::Forget,
         };
         let leadership = &seat.leadership;
@@ -265,7 +266,7 @@ impl<'a> LeadershipsView<'a> {
             return elect(Some(Ended { node: leadership.node, term: leadership.lease.term, lapsed }));
         };
         let deadline = leadership.lease.deadline;
-        let half = |lease: i64| deadline.saturating_sub(lease / 2);
+        let half = |lease: i64| deadline.minus(lease / 2);
         let renew_at = match leader.lease_ends() {
             // A row that can't be extended further is looked at as late as a row in a guarded
             // table.
@@ -290,21 +291,21 @@ impl<'a> LeadershipsView<'a> {
 
     /// Returns the leadership that holds at `now`, and its holder: a live member, within the row's
     /// lease. `None`: the seat has no local leadership that holds.
-    pub fn held(&self, seat: usize, now: i64) -> Option<(&'a Leadership, &'a Member)> {
+    pub fn held(&self, seat: usize, now: ClockTime) -> Option<(&'a Leadership, &'a Member)> {
         let leadership = &self.seats[seat].leadership;
         self.holder(leadership, seat, now).map(|holder| (leadership, holder))
     }
 
     /// Returns the member that holds a leadership at `now`; `None` if the leadership is over or
     /// foreign.
-    fn holder(&self, leadership: &Leadership, seat: usize, now: i64) -> Option<&'a Member> {
+    fn holder(&self, leadership: &Leadership, seat: usize, now: ClockTime) -> Option<&'a Member> {
         let runs = leadership.used != 0 && leadership.ended == 0 && now < leadership.lease.deadline;
         self.leader(leadership, seat, now).filter(|_| runs)
     }
 
     /// Returns the member that a local leadership was given to; `None` if that member does not
     /// live.
-    pub(super) fn leader(&self, leadership: &Leadership, seat: usize, now: i64) -> Option<&'a Member> {
+    pub(super) fn leader(&self, leadership: &Leadership, seat: usize, now: ClockTime) -> Option<&'a Member> {
         let member = self.members.get(leadership.slot as usize)?;
         let is_it = member.id == leadership.member && member.seat as usize == seat;
         (is_it && member.is_live(now)).then_some(member)
@@ -312,7 +313,7 @@ impl<'a> LeadershipsView<'a> {
 
     /// Returns whether a local leadership with this term is over, whatever time is left of the row's
     /// lease. The row may still be in the table.
-    pub fn is_over(&self, electorate: &Electorate, term: Term, now: i64) -> bool {
+    pub fn is_over(&self, electorate: &Electorate, term: Term, now: ClockTime) -> bool {
         self.seat(electorate).is_some_and(|seat| {
             let leadership = &self.seats[seat].leadership;
             let over = leadership.ended != 0 || self.leader(leadership, seat, now).is_none();
@@ -321,20 +322,20 @@ impl<'a> LeadershipsView<'a> {
     }
 
     /// Returns the term that a member holds; `None` if the member does not lead, or does not live.
-    pub fn term_of(&self, id: MemberId, now: i64) -> Option<Term> {
+    pub fn term_of(&self, id: MemberId, now: ClockTime) -> Option<Term> {
         let (_, member) = self.member(id, now)?;
         self.held(member.seat as usize, now).filter(|(l, _)| l.member == id).map(|(l, _)| l.lease.term)
     }
 
     /// Returns the electorates of a database that have candidates. `moment` is in microseconds.
-    pub fn contested(&self, database: DatabaseOid, now: i64, moment: i64) -> Vec<Contested> {
+    pub fn contested(&self, database: DatabaseOid, now: ClockTime, moment: i64) -> Vec<Contested> {
         let own = (0..self.seats.len()).filter(|s| self.seats[*s].electorate.database == database);
         own.filter(|seat| self.live(*seat, now).any(|(_, m)| m.is_candidate()))
             .map(|number| {
                 let seat = &self.seats[number];
                 let until = seat.leadership.lease.deadline.saturating_add(moment);
                 let led = seat.leadership.used != 0 && now < until;
-                let stood = |m: &Member| m.is_candidate() && m.joined_at < now - moment;
+                let stood = |m: &Member| m.is_candidate() && m.joined_at < now.minus(moment);
                 let waiting = self.live(number, now).any(|(_, m)| stood(m));
                 Contested {
                     electorate: seat.electorate,
@@ -346,7 +347,7 @@ impl<'a> LeadershipsView<'a> {
     }
 
     /// Returns the live members of a database.
-    pub fn members_of(&self, database: DatabaseOid, now: i64) -> Vec<Membership> {
+    pub fn members_of(&self, database: DatabaseOid, now: ClockTime) -> Vec<Membership> {
         let live = self.members.iter().filter(|m| m.is_live(now));
         let own = live.filter(|m| self.electorate(m).database == database);
         let leads = |m: &Member| self.held(m.seat as usize, now).is_some_and(|(l, _)| l.member == m.id);
@@ -367,7 +368,7 @@ impl<'a> LeadershipsView<'a> {
     }
 
     /// Returns the slot and the live member with this id; `None` if there is no such member.
-    pub fn member(&self, id: MemberId, now: i64) -> Option<(usize, &'a Member)> {
+    pub fn member(&self, id: MemberId, now: ClockTime) -> Option<(usize, &'a Member)> {
         self.members.iter().enumerate().find(|(_, m)| !id.is_none() && m.id == id && m.is_live(now))
     }
 
@@ -378,12 +379,12 @@ impl<'a> LeadershipsView<'a> {
 
     /// Returns whether the keeper has dealt with a member since the member last asked for that.
     /// True as well if the member does not live.
-    pub fn is_considered(&self, id: MemberId, now: i64) -> bool {
+    pub fn is_considered(&self, id: MemberId, now: ClockTime) -> bool {
         self.member(id, now).is_none_or(|(_, m)| m.considered != 0)
     }
 
     /// Returns the live member of this node, if there is one that stands for election.
-    pub fn member_of_node(&self, electorate: &Electorate, node: &str, now: i64) -> Option<Candidate> {
+    pub fn member_of_node(&self, electorate: &Electorate, node: &str, now: ClockTime) -> Option<Candidate> {
         let seat = self.seat(electorate)?;
         let is_it = |m: &Member| m.is_candidate() && m.node.as_str() == node;
         self.live(seat, now).find(|(_, m)| is_it(m)).map(Candidate::of)
@@ -391,7 +392,7 @@ impl<'a> LeadershipsView<'a> {
 
     /// Returns whether elections judge the row of a name: the name has a candidate, or memory has a
     /// copy of the row. False: the sweep judges the row.
-    pub fn elects(&self, electorate: &Electorate, now: i64) -> bool {
+    pub fn elects(&self, electorate: &Electorate, now: ClockTime) -> bool {
         self.seat(electorate).is_some_and(|seat| {
             let led = self.seats[seat].leadership.used != 0;
             led || self.live(seat, now).any(|(_, m)| m.is_candidate())
@@ -399,7 +400,7 @@ impl<'a> LeadershipsView<'a> {
     }
 
     /// Returns whether a name has a leader, as far as memory knows: a member, or a foreign node.
-    pub fn has_leader(&self, electorate: &Electorate, now: i64) -> bool {
+    pub fn has_leader(&self, electorate: &Electorate, now: ClockTime) -> bool {
         self.seat(electorate).is_some_and(|seat| {
             let leadership = &self.seats[seat].leadership;
             let foreign = leadership.used != 0 && !leadership.is_local() && now < leadership.lease.deadline;
@@ -420,7 +421,11 @@ impl<'a> LeadershipsView<'a> {
     }
 
     /// Returns the live members of a seat, with their slots.
-    pub(super) fn live(&self, seat: usize, now: i64) -> impl Iterator<Item = (usize, &'a Member)> + use<'a> {
+    pub(super) fn live(
+        &self,
+        seat: usize,
+        now: ClockTime,
+    ) -> impl Iterator<Item = (usize, &'a Member)> + use<'a> {
         let members = self.members.iter().enumerate();
         members.filter(move |(_, m)| m.seat as usize == seat && m.is_live(now))
     }

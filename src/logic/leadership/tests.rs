@@ -1,4 +1,5 @@
 use super::super::ids::{DatabaseOid, MemberId, RoleOid, SchemaOid, TableOid, Term};
+use super::super::times::{ClockTime, WallTime};
 use super::*;
 use proptest::prelude::*;
 
@@ -26,7 +27,12 @@ fn bound(id: i64, pid: i32, node: &str) -> Joining {
 }
 
 fn candidate(member: i64, slot: u32, node: &str, lease_ends: Option<i64>) -> Candidate {
-    Candidate { member: MemberId(member), slot, node: Text::truncated(node), lease_ends }
+    Candidate {
+        member: MemberId(member),
+        slot,
+        node: Text::truncated(node),
+        lease_ends: lease_ends.map(ClockTime),
+    }
 }
 
 struct Memory(Vec<Member>, Vec<Seat>, [Vec<Electorate>; 2]);
@@ -45,7 +51,7 @@ impl Memory {
 impl Leaderships<'_> {
     /// Joins, and returns only the id.
     fn joined(&mut self, new: &Joining, replace: Option<MemberId>, now: i64) -> Result<i64, JoinError> {
-        self.join(new, replace, now).map(|joined| joined.id.0)
+        self.join(new, replace, ClockTime(now)).map(|joined| joined.id.0)
     }
 }
 
@@ -63,31 +69,31 @@ fn lease(term: i64, now: i64, deadline: i64) -> Lease {
     Lease {
         table: TableOid(TABLE),
         term: Term(term),
-        started_at: wall(now),
-        expires_at: wall(deadline),
-        deadline,
+        started_at: WallTime(wall(now)),
+        expires_at: WallTime(wall(deadline)),
+        deadline: ClockTime(deadline),
         guarded: true,
     }
 }
 
 fn foreign(node: &str, term: i64, now: i64, deadline: i64) -> Leadership {
-    Leadership::foreign(Text::truncated(node), lease(term, now, deadline), i64::MAX)
+    Leadership::foreign(Text::truncated(node), lease(term, now, deadline), ClockTime(i64::MAX))
 }
 
 /// Elects the candidate of the plan, as the keeper does. The candidate leads from `now` on. Returns
 /// for how long there was no leader.
 fn elect(peers: &mut Leaderships<'_>, e: &Electorate, term: i64, now: i64) -> Option<i64> {
-    let Plan::Elect { candidate: Some(c), .. } = peers.view().plan(e, now, LEASE) else {
-        panic!("nobody to elect: {:?}", peers.view().plan(e, now, LEASE))
+    let Plan::Elect { candidate: Some(c), .. } = peers.view().plan(e, ClockTime(now), LEASE) else {
+        panic!("nobody to elect: {:?}", peers.view().plan(e, ClockTime(now), LEASE))
     };
-    let deadline = c.lease_ends.unwrap_or(now + LEASE);
-    tell(peers, e, Leadership::local(&c, lease(term, now, deadline), now), now)
+    let deadline = c.lease_ends.unwrap_or(ClockTime(now + LEASE));
+    tell(peers, e, Leadership::local(&c, lease(term, now, deadline.0), ClockTime(now)), now)
 }
 
 /// Records a row, as the keeper does after its commit. Returns for how long there was no leader.
 fn tell(peers: &mut Leaderships<'_>, e: &Electorate, row: Leadership, now: i64) -> Option<i64> {
     let seen = peers.view().basis(e).changes;
-    match peers.record(e, row, seen, now) {
+    match peers.record(e, row, seen, ClockTime(now)) {
         Recorded::After { without, .. } => without,
         Recorded::Stale => panic!("nothing happened meanwhile"),
     }
@@ -95,19 +101,19 @@ fn tell(peers: &mut Leaderships<'_>, e: &Electorate, row: Leadership, now: i64) 
 
 fn held(peers: &Leaderships<'_>, e: &Electorate, now: i64) -> Option<i64> {
     let view = peers.view();
-    view.seat(e).and_then(|seat| view.held(seat, now)).map(|(l, _)| l.lease.term.0)
+    view.seat(e).and_then(|seat| view.held(seat, ClockTime(now))).map(|(l, _)| l.lease.term.0)
 }
 
 #[test]
 fn zeroed_memory_is_empty() {
     let mut memory = Memory::new(2);
     let peers = memory.peers();
-    assert_eq!(peers.view().plan(&electorate("Oban"), 0, LEASE), Plan::Forget);
+    assert_eq!(peers.view().plan(&electorate("Oban"), ClockTime(0), LEASE), Plan::Forget);
     assert!(
-        peers.view().plans(DatabaseOid(5), 0, LEASE).is_empty()
-            && peers.view().plans(DatabaseOid(0), 0, LEASE).is_empty()
+        peers.view().plans(DatabaseOid(5), ClockTime(0), LEASE).is_empty()
+            && peers.view().plans(DatabaseOid(0), ClockTime(0), LEASE).is_empty()
     );
-    assert!(peers.view().member(MemberId(0), 0).is_none());
+    assert!(peers.view().member(MemberId(0), ClockTime(0)).is_none());
 }
 
 #[test]
@@ -120,14 +126,19 @@ fn one_member_per_node_and_name() {
     assert_eq!(peers.joined(&bound(3, 11, "a"), None, 0), taken);
     assert_eq!(peers.joined(&joining(3, 10, "a", LEASE), None, 0), taken, "the same session, in another way");
     assert_eq!(peers.joined(&bound(3, 11, "a"), Some(MemberId(9)), 0), taken, "another one by now");
-    let later = Joining { session_began: 7, ..bound(3, 10, "a") };
+    let later = Joining { session_began: WallTime(7), ..bound(3, 10, "a") };
     assert_eq!(peers.joined(&later, None, 0), taken, "a later backend with the same pid");
     assert_eq!(peers.joined(&bound(4, 11, "a"), Some(MemberId(1)), 0), Ok(4));
-    assert!(peers.view().member(MemberId(1), 0).is_none(), "replaced");
+    assert!(peers.view().member(MemberId(1), ClockTime(0)).is_none(), "replaced");
     assert_eq!(peers.joined(&bound(5, 12, "b"), None, 0), Ok(5));
     assert_eq!(peers.joined(&bound(6, 13, "c"), None, 0), Err(JoinError::Full));
-    assert_eq!(peers.leave(MemberId(4), 0).map(|(e, m)| (e, m.id)), Some((electorate("Oban"), MemberId(4))));
-    assert!(peers.leave(MemberId(4), 0).is_none() && peers.leave(MemberId(0), 0).is_none());
+    assert_eq!(
+        peers.leave(MemberId(4), ClockTime(0)).map(|(e, m)| (e, m.id)),
+        Some((electorate("Oban"), MemberId(4)))
+    );
+    assert!(
+        peers.leave(MemberId(4), ClockTime(0)).is_none() && peers.leave(MemberId(0), ClockTime(0)).is_none()
+    );
     assert_eq!(peers.joined(&bound(6, 13, "c"), None, 0), Ok(6));
 }
 
@@ -138,29 +149,35 @@ fn a_leadership_from_election_to_succession() {
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     peers.joined(&bound(2, 11, "b"), None, 0).unwrap();
     let first = Some(candidate(1, 0, "a", None));
-    assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Elect { ended: None, candidate: first });
-    assert!(peers.view().plans(DatabaseOid(5), 0, LEASE)[0].waiting, "somebody waits");
+    assert_eq!(peers.view().plan(&e, ClockTime(0), LEASE), Plan::Elect { ended: None, candidate: first });
+    assert!(peers.view().plans(DatabaseOid(5), ClockTime(0), LEASE)[0].waiting, "somebody waits");
     assert_eq!(elect(&mut peers, &e, 7, 0), None, "there was nobody before");
     assert_eq!(peers.mark_considered(&e), [10, 11]);
-    assert!(peers.mark_considered(&e).is_empty() && !peers.view().plans(DatabaseOid(5), 0, LEASE)[0].waiting);
-    assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: LEASE / 2 });
+    assert!(
+        peers.mark_considered(&e).is_empty()
+            && !peers.view().plans(DatabaseOid(5), ClockTime(0), LEASE)[0].waiting
+    );
+    assert_eq!(peers.view().plan(&e, ClockTime(0), LEASE), Plan::Wait { until: ClockTime(LEASE / 2) });
     let renew = Plan::Renew { leader: candidate(1, 0, "a", None), term: Term(7), recheck: false };
-    assert_eq!(peers.view().plan(&e, LEASE / 2, LEASE), renew);
+    assert_eq!(peers.view().plan(&e, ClockTime(LEASE / 2), LEASE), renew);
     assert_eq!(held(&peers, &e, LEASE - 1), Some(7));
     assert_eq!(held(&peers, &e, LEASE), None, "true only within the lease");
 
-    peers.leave(MemberId(1), 5);
-    assert!(held(&peers, &e, 5).is_none() && peers.view().is_over(&e, Term(7), 5), "gone with its member");
+    peers.leave(MemberId(1), ClockTime(5));
+    assert!(
+        held(&peers, &e, 5).is_none() && peers.view().is_over(&e, Term(7), ClockTime(5)),
+        "gone with its member"
+    );
     let ended = Some(Ended { node: Text::truncated("a"), term: Term(7), lapsed: false });
     let next = Some(candidate(2, 1, "b", None));
-    assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Elect { ended, candidate: next });
+    assert_eq!(peers.view().plan(&e, ClockTime(5), LEASE), Plan::Elect { ended, candidate: next });
     assert_eq!(elect(&mut peers, &e, 8, 9), Some(4), "the time without a leader");
-    peers.leave(MemberId(2), 10);
+    peers.leave(MemberId(2), ClockTime(10));
     let ended = Some(Ended { node: Text::truncated("b"), term: Term(8), lapsed: false });
-    assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Elect { ended, candidate: None });
-    peers.vacate(&e, 10);
-    assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Forget);
-    assert!(peers.view().plans(DatabaseOid(5), 10, LEASE).is_empty(), "the seat is free");
+    assert_eq!(peers.view().plan(&e, ClockTime(10), LEASE), Plan::Elect { ended, candidate: None });
+    peers.vacate(&e, ClockTime(10));
+    assert_eq!(peers.view().plan(&e, ClockTime(10), LEASE), Plan::Forget);
+    assert!(peers.view().plans(DatabaseOid(5), ClockTime(10), LEASE).is_empty(), "the seat is free");
 }
 
 #[test]
@@ -169,23 +186,38 @@ fn a_lease_ends_membership_and_leadership_at_once() {
     let mut peers = memory.peers();
     peers.joined(&joining(1, 10, "a", 100), None, 0).unwrap();
     elect(&mut peers, &e, 7, 0);
-    assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: 50 }, "it may be renewed by then");
-    assert_eq!(peers.view().plan(&e, 60, LEASE), Plan::Wait { until: 100 }, "nothing to extend it by");
-    assert_eq!(peers.renew(MemberId(1), 10, 40), Some(Renewed { term: Some(Term(7)), due: false }));
-    assert_eq!(peers.view().plan(&e, 40, LEASE), Plan::Wait { until: 50 });
-    assert_eq!(peers.renew(MemberId(1), 10, 60), Some(Renewed { term: Some(Term(7)), due: true }));
+    assert_eq!(
+        peers.view().plan(&e, ClockTime(0), LEASE),
+        Plan::Wait { until: ClockTime(50) },
+        "it may be renewed by then"
+    );
+    assert_eq!(
+        peers.view().plan(&e, ClockTime(60), LEASE),
+        Plan::Wait { until: ClockTime(100) },
+        "nothing to extend it by"
+    );
+    assert_eq!(
+        peers.renew(MemberId(1), 10, ClockTime(40)),
+        Some(Renewed { term: Some(Term(7)), due: false })
+    );
+    assert_eq!(peers.view().plan(&e, ClockTime(40), LEASE), Plan::Wait { until: ClockTime(50) });
+    assert_eq!(peers.renew(MemberId(1), 10, ClockTime(60)), Some(Renewed { term: Some(Term(7)), due: true }));
     let leader = candidate(1, 0, "a", Some(160));
-    assert_eq!(peers.view().plan(&e, 60, LEASE), Plan::Renew { leader, term: Term(7), recheck: false });
+    assert_eq!(
+        peers.view().plan(&e, ClockTime(60), LEASE),
+        Plan::Renew { leader, term: Term(7), recheck: false }
+    );
     assert_eq!(held(&peers, &e, 99), Some(7));
     assert_eq!(held(&peers, &e, 100), None, "the row was not renewed");
-    tell(&mut peers, &e, Leadership::local(&leader, lease(7, 0, 160), 0), 70);
+    tell(&mut peers, &e, Leadership::local(&leader, lease(7, 0, 160), ClockTime(0)), 70);
     assert_eq!(held(&peers, &e, 159), Some(7));
-    assert_eq!(peers.renew(MemberId(2), 10, 70), None);
+    assert_eq!(peers.renew(MemberId(2), 10, ClockTime(70)), None);
 
     let ended = Some(Ended { node: Text::truncated("a"), term: Term(7), lapsed: true });
-    assert_eq!(peers.view().plan(&e, 160, LEASE), Plan::Elect { ended, candidate: None });
+    assert_eq!(peers.view().plan(&e, ClockTime(160), LEASE), Plan::Elect { ended, candidate: None });
     assert!(
-        peers.renew(MemberId(1), 10, 160).is_none() && peers.leave(MemberId(1), 160).is_none(),
+        peers.renew(MemberId(1), 10, ClockTime(160)).is_none()
+            && peers.leave(MemberId(1), ClockTime(160)).is_none(),
         "no member any more"
     );
     assert_eq!(peers.joined(&bound(2, 11, "b"), None, 160), Ok(2), "its slot is free");
@@ -201,31 +233,37 @@ fn who_resigns_comes_last() {
     elect(&mut peers, &e, 1, 0);
     assert_eq!(
         (
-            peers.resign(MemberId(1), 10, 10),
-            peers.resign(MemberId(1), 10, 10),
-            peers.resign(MemberId(9), 10, 10)
+            peers.resign(MemberId(1), 10, ClockTime(10)),
+            peers.resign(MemberId(1), 10, ClockTime(10)),
+            peers.resign(MemberId(9), 10, ClockTime(10))
         ),
         (Some(true), Some(false), None)
     );
     assert_eq!(held(&peers, &e, 10), None);
     let ended = Some(Ended { node: Text::truncated("a"), term: Term(1), lapsed: false });
-    assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Elect { ended, candidate: None });
-    peers.vacate(&e, 10);
-    assert_eq!(peers.view().plan(&e, 10, LEASE), Plan::Wait { until: 10 + LEASE }, "it gives others time");
+    assert_eq!(peers.view().plan(&e, ClockTime(10), LEASE), Plan::Elect { ended, candidate: None });
+    peers.vacate(&e, ClockTime(10));
+    assert_eq!(
+        peers.view().plan(&e, ClockTime(10), LEASE),
+        Plan::Wait { until: ClockTime(10 + LEASE) },
+        "it gives others time"
+    );
     peers.joined(&bound(2, 11, "b"), None, 11).unwrap();
     elect(&mut peers, &e, 2, 11);
-    assert_eq!(peers.resign(MemberId(2), 10, 12), Some(true));
-    let Plan::Elect { candidate, .. } = peers.view().plan(&e, 12, LEASE) else { panic!("nobody leads") };
+    assert_eq!(peers.resign(MemberId(2), 10, ClockTime(12)), Some(true));
+    let Plan::Elect { candidate, .. } = peers.view().plan(&e, ClockTime(12), LEASE) else {
+        panic!("nobody leads")
+    };
     assert_eq!(candidate.map(|c| c.member), Some(MemberId(1)), "another, though it stepped down before");
     elect(&mut peers, &e, 3, 12);
-    peers.leave(MemberId(1), 13);
+    peers.leave(MemberId(1), ClockTime(13));
     elect(&mut peers, &e, 4, 13);
     assert_eq!(held(&peers, &e, 13), Some(4), "the one that stepped down, as somebody has led since");
-    peers.resign(MemberId(2), 10, 14);
-    peers.vacate(&e, 14);
-    assert_eq!(peers.view().plan(&e, 14, LEASE), Plan::Wait { until: 14 + LEASE });
+    peers.resign(MemberId(2), 10, ClockTime(14));
+    peers.vacate(&e, ClockTime(14));
+    assert_eq!(peers.view().plan(&e, ClockTime(14), LEASE), Plan::Wait { until: ClockTime(14 + LEASE) });
     elect(&mut peers, &e, 5, 14 + LEASE);
-    peers.resign(MemberId(2), 10, 15 + LEASE);
+    peers.resign(MemberId(2), 10, ClockTime(15 + LEASE));
     tell(&mut peers, &e, foreign("x", 6, 0, 16 + LEASE), 15 + LEASE);
     elect(&mut peers, &e, 7, 16 + LEASE);
 }
@@ -234,45 +272,49 @@ fn who_resigns_comes_last() {
 fn a_foreign_leader_is_respected_until_its_row_changes() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.row_changed(&e, RowChange::Deleted(Term(1)), 0); // without a member the name has no seat
+    peers.row_changed(&e, RowChange::Deleted(Term(1)), ClockTime(0)); // without a member the name has no seat
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     let leader = foreign("elixir", 3, 0, LEASE);
     tell(&mut peers, &e, leader, 0);
-    assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: LEASE });
+    assert_eq!(peers.view().plan(&e, ClockTime(5), LEASE), Plan::Wait { until: ClockTime(LEASE) });
     let row = |lease: Lease| {
         let (term, started_at, expires_at) = (lease.term, lease.started_at, lease.expires_at);
         RowIdentity { term, started_at, expires_at }
     };
-    assert_eq!(peers.view().holds(&e, row(leader.lease), 5), Some(true));
-    assert_eq!(peers.view().holds(&e, row(leader.lease), LEASE), Some(false));
-    assert_eq!(peers.view().holds(&e, row(lease(4, 0, LEASE)), 5), None, "another row");
-    assert_eq!(peers.view().holds(&e, row(lease(3, 0, LEASE + 1)), 5), None, "it was renewed");
-    let unguarded = Leadership::foreign(leader.node, leader.lease, 7);
+    assert_eq!(peers.view().holds(&e, row(leader.lease), ClockTime(5)), Some(true));
+    assert_eq!(peers.view().holds(&e, row(leader.lease), ClockTime(LEASE)), Some(false));
+    assert_eq!(peers.view().holds(&e, row(lease(4, 0, LEASE)), ClockTime(5)), None, "another row");
+    assert_eq!(peers.view().holds(&e, row(lease(3, 0, LEASE + 1)), ClockTime(5)), None, "it was renewed");
+    let unguarded = Leadership::foreign(leader.node, leader.lease, ClockTime(7));
     tell(&mut peers, &e, unguarded, 0);
-    assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: 7 }, "nobody tells of its end");
+    assert_eq!(
+        peers.view().plan(&e, ClockTime(5), LEASE),
+        Plan::Wait { until: ClockTime(7) },
+        "nobody tells of its end"
+    );
     tell(&mut peers, &e, leader, 0);
     assert_eq!(held(&peers, &e, 5), None);
     let candidate = Some(candidate(1, 0, "a", None));
-    assert_eq!(peers.view().plan(&e, LEASE, LEASE), Plan::Elect { ended: None, candidate });
-    peers.row_changed(&e, RowChange::Deleted(Term(3)), 7);
-    assert_eq!(peers.view().plan(&e, 7, LEASE), Plan::Elect { ended: None, candidate });
+    assert_eq!(peers.view().plan(&e, ClockTime(LEASE), LEASE), Plan::Elect { ended: None, candidate });
+    peers.row_changed(&e, RowChange::Deleted(Term(3)), ClockTime(7));
+    assert_eq!(peers.view().plan(&e, ClockTime(7), LEASE), Plan::Elect { ended: None, candidate });
     assert_eq!(elect(&mut peers, &e, 4, 9), Some(2));
-    peers.row_changed(&e, RowChange::Deleted(Term(3)), 10);
-    peers.row_changed(&e, RowChange::Written(Term(4)), 10);
+    peers.row_changed(&e, RowChange::Deleted(Term(3)), ClockTime(10));
+    peers.row_changed(&e, RowChange::Written(Term(4)), ClockTime(10));
     assert_eq!(held(&peers, &e, 10), Some(4), "another term's row");
-    peers.row_changed(&e, RowChange::Deleted(Term(4)), 11);
+    peers.row_changed(&e, RowChange::Deleted(Term(4)), ClockTime(11));
     assert_eq!(held(&peers, &e, 11), None, "over before the deletion commits");
-    peers.vacate(&e, 11);
+    peers.vacate(&e, ClockTime(11));
     elect(&mut peers, &e, 5, 12);
-    peers.rows_truncated(DatabaseOid(5), SchemaOid(2201), 13);
-    peers.table_gone(DatabaseOid(5), TableOid(TABLE + 1), 13);
-    peers.table_gone(DatabaseOid(6), TableOid(TABLE), 13);
+    peers.rows_truncated(DatabaseOid(5), SchemaOid(2201), ClockTime(13));
+    peers.table_gone(DatabaseOid(5), TableOid(TABLE + 1), ClockTime(13));
+    peers.table_gone(DatabaseOid(6), TableOid(TABLE), ClockTime(13));
     assert_eq!(held(&peers, &e, 13), Some(5));
-    peers.rows_truncated(DatabaseOid(5), SchemaOid(2200), 13);
+    peers.rows_truncated(DatabaseOid(5), SchemaOid(2200), ClockTime(13));
     assert_eq!(held(&peers, &e, 13), None);
-    peers.vacate(&e, 13);
+    peers.vacate(&e, ClockTime(13));
     elect(&mut peers, &e, 6, 14);
-    peers.row_changed(&e, RowChange::Written(Term(7)), 15);
+    peers.row_changed(&e, RowChange::Written(Term(7)), ClockTime(15));
     assert_eq!(held(&peers, &e, 15), None, "its successor is there, in another table of that name");
 }
 
@@ -282,25 +324,33 @@ fn a_foreign_leader_is_respected_until_its_row_changes() {
 fn a_hand_over_is_a_deletion_and_a_new_row() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.join(&bound(1, 10, "a"), None, 0).unwrap();
+    peers.join(&bound(1, 10, "a"), None, ClockTime(0)).unwrap();
     elect(&mut peers, &e, 3, 0);
-    peers.row_changed(&e, RowChange::Deleted(Term(3)), 5);
-    assert!(held(&peers, &e, 5).is_none() && peers.view().is_over(&e, Term(3), 5));
+    peers.row_changed(&e, RowChange::Deleted(Term(3)), ClockTime(5));
+    assert!(held(&peers, &e, 5).is_none() && peers.view().is_over(&e, Term(3), ClockTime(5)));
     for change in [RowChange::Deleted(Term(3)), RowChange::Written(Term(4))] {
-        peers.row_changed(&e, change, 6);
+        peers.row_changed(&e, change, ClockTime(6));
         assert_eq!(held(&peers, &e, 6), None, "{change:?}");
     }
     let ended = Some(Ended { node: Text::truncated("a"), term: Term(3), lapsed: false });
     let candidate = Some(candidate(1, 0, "a", None));
-    assert_eq!(peers.view().plan(&e, 6, LEASE), Plan::Elect { ended, candidate }, "the keeper reads the row");
+    assert_eq!(
+        peers.view().plan(&e, ClockTime(6), LEASE),
+        Plan::Elect { ended, candidate },
+        "the keeper reads the row"
+    );
     let leader = foreign("x", 4, 6, LEASE);
     assert_eq!(tell(&mut peers, &e, leader, 7), Some(2));
-    assert_eq!(peers.view().plan(&e, 7, LEASE), Plan::Wait { until: LEASE }, "its deadline is known");
+    assert_eq!(
+        peers.view().plan(&e, ClockTime(7), LEASE),
+        Plan::Wait { until: ClockTime(LEASE) },
+        "its deadline is known"
+    );
     // Now one foreign node hands over to another.
     for change in [RowChange::Deleted(Term(4)), RowChange::Written(Term(5))] {
-        peers.row_changed(&e, change, 8);
+        peers.row_changed(&e, change, ClockTime(8));
     }
-    assert_eq!(peers.view().plan(&e, 8, LEASE), Plan::Elect { ended: None, candidate });
+    assert_eq!(peers.view().plan(&e, ClockTime(8), LEASE), Plan::Elect { ended: None, candidate });
 }
 
 #[test]
@@ -311,21 +361,27 @@ fn what_may_have_changed_is_read_again_at_once() {
     elect(&mut peers, &e, 1, 0);
     peers.require_recheck(DatabaseOid(6), None);
     peers.require_recheck(DatabaseOid(5), Some(TableOid(TABLE + 1)));
-    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: LEASE / 2 });
+    assert_eq!(peers.view().plan(&e, ClockTime(1), LEASE), Plan::Wait { until: ClockTime(LEASE / 2) });
     peers.require_recheck(DatabaseOid(5), Some(TableOid(TABLE)));
     let leader = candidate(1, 0, "a", None);
-    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: Term(1), recheck: true });
-    tell(&mut peers, &e, Leadership::local(&leader, lease(1, 0, 1 + LEASE), 0), 1);
-    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: 1 + LEASE / 2 });
+    assert_eq!(
+        peers.view().plan(&e, ClockTime(1), LEASE),
+        Plan::Renew { leader, term: Term(1), recheck: true }
+    );
+    tell(&mut peers, &e, Leadership::local(&leader, lease(1, 0, 1 + LEASE), ClockTime(0)), 1);
+    assert_eq!(peers.view().plan(&e, ClockTime(1), LEASE), Plan::Wait { until: ClockTime(1 + LEASE / 2) });
     peers.renew_all(DatabaseOid(6));
-    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: 1 + LEASE / 2 });
+    assert_eq!(peers.view().plan(&e, ClockTime(1), LEASE), Plan::Wait { until: ClockTime(1 + LEASE / 2) });
     peers.renew_all(DatabaseOid(5));
-    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Renew { leader, term: Term(1), recheck: true });
+    assert_eq!(
+        peers.view().plan(&e, ClockTime(1), LEASE),
+        Plan::Renew { leader, term: Term(1), recheck: true }
+    );
     tell(&mut peers, &e, foreign("x", 2, 0, LEASE), 2);
     peers.renew_all(DatabaseOid(5));
-    assert_eq!(peers.view().plan(&e, 3, LEASE), Plan::Wait { until: LEASE });
+    assert_eq!(peers.view().plan(&e, ClockTime(3), LEASE), Plan::Wait { until: ClockTime(LEASE) });
     peers.require_recheck(DatabaseOid(5), None);
-    assert!(matches!(peers.view().plan(&e, 3, LEASE), Plan::Elect { ended: None, .. }));
+    assert!(matches!(peers.view().plan(&e, ClockTime(3), LEASE), Plan::Elect { ended: None, .. }));
     let copy = peers.view().basis(&e).copy;
     assert_eq!(copy, Some(lease(2, 0, LEASE)), "its deadline is not forgotten");
 }
@@ -338,9 +394,9 @@ fn a_shorter_lease_counts_at_once() {
     peers.joined(&joining(1, 10, "a", 1_000), None, 0).unwrap();
     elect(&mut peers, &e, 1, 0);
     assert_eq!(peers.joined(&joining(2, 10, "a", 10), None, 5), Ok(1));
-    assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: 15 });
+    assert_eq!(peers.view().plan(&e, ClockTime(5), LEASE), Plan::Wait { until: ClockTime(15) });
     let ended = Some(Ended { node: Text::truncated("a"), term: Term(1), lapsed: true });
-    assert_eq!(peers.view().plan(&e, 15, LEASE), Plan::Elect { ended, candidate: None });
+    assert_eq!(peers.view().plan(&e, ClockTime(15), LEASE), Plan::Elect { ended, candidate: None });
 }
 
 /// After a restart all nodes join at once. A member that joins while the keeper reads the member's
@@ -353,7 +409,7 @@ fn who_joins_while_the_row_is_read_has_it_judged_anew() {
     let seen = peers.view().basis(&e).changes;
     peers.joined(&joining(2, 11, "leased", 1_000), None, 0).unwrap();
     let row = foreign("leased", 7, 0, 1_000);
-    assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
+    assert_eq!(peers.record(&e, row, seen, ClockTime(1)), Recorded::Stale);
 }
 
 #[test]
@@ -367,11 +423,11 @@ fn seats_of_lapsed_members_are_free_for_others() {
     let other = Joining { electorate: electorate("C"), ..bound(3, 11, "n") };
     assert_eq!(peers.joined(&other, None, 99), Err(JoinError::Full));
     assert_eq!(peers.joined(&other, None, 100), Ok(3));
-    assert_eq!(peers.view().members_of(DatabaseOid(5), 0).len(), 2, "one lapsed, and the new one");
+    assert_eq!(peers.view().members_of(DatabaseOid(5), ClockTime(0)).len(), 2, "one lapsed, and the new one");
     assert!(
         peers
             .view()
-            .members_of(DatabaseOid(5), 0)
+            .members_of(DatabaseOid(5), ClockTime(0))
             .iter()
             .all(|m| (m.member.id == MemberId(3)) == (m.electorate.name.as_str() == "C"))
     );
@@ -382,12 +438,12 @@ fn databases_are_apart() {
     let mut memory = Memory::new(2);
     let mut peers = memory.peers();
     peers.joined(&bound(1, 10, "a"), None, 1).unwrap();
-    assert!(peers.view().plans(DatabaseOid(6), 1, LEASE).is_empty());
-    peers.forget_database(DatabaseOid(6), 2);
-    peers.forget_database(DatabaseOid(5), 1);
-    assert_eq!(peers.view().plans(DatabaseOid(5), 1, LEASE).len(), 1);
-    peers.forget_database(DatabaseOid(5), 2);
-    assert!(peers.view().plans(DatabaseOid(5), 1, LEASE).is_empty());
+    assert!(peers.view().plans(DatabaseOid(6), ClockTime(1), LEASE).is_empty());
+    peers.forget_database(DatabaseOid(6), ClockTime(2));
+    peers.forget_database(DatabaseOid(5), ClockTime(1));
+    assert_eq!(peers.view().plans(DatabaseOid(5), ClockTime(1), LEASE).len(), 1);
+    peers.forget_database(DatabaseOid(5), ClockTime(2));
+    assert!(peers.view().plans(DatabaseOid(5), ClockTime(1), LEASE).is_empty());
 }
 
 #[test]
@@ -396,20 +452,20 @@ fn what_ended_meanwhile_does_not_begin_again() {
     let mut peers = memory.peers();
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 7, 0);
-    let renewed = Leadership::local(&candidate(1, 0, "a", None), lease(7, 0, 2 * LEASE), 0);
+    let renewed = Leadership::local(&candidate(1, 0, "a", None), lease(7, 0, 2 * LEASE), ClockTime(0));
     let seen = peers.view().basis(&e).changes;
-    peers.resign(MemberId(1), 10, 5);
-    assert_eq!(peers.record(&e, renewed, seen, 6), Recorded::Stale);
+    peers.resign(MemberId(1), 10, ClockTime(5));
+    assert_eq!(peers.record(&e, renewed, seen, ClockTime(6)), Recorded::Stale);
     assert_eq!(held(&peers, &e, 6), None, "it had resigned");
-    peers.vacate(&e, 6);
+    peers.vacate(&e, ClockTime(6));
 
     // The new row is deleted before the keeper tells of it.
     let seen = peers.view().basis(&e).changes;
-    peers.row_changed(&e, RowChange::Deleted(Term(8)), 7);
+    peers.row_changed(&e, RowChange::Deleted(Term(8)), ClockTime(7));
     let new = Leadership { lease: Lease { term: Term(8), ..renewed.lease }, ..renewed };
-    assert_eq!(peers.record(&e, new, seen, 8), Recorded::Stale);
+    assert_eq!(peers.record(&e, new, seen, ClockTime(8)), Recorded::Stale);
     assert_eq!(held(&peers, &e, 8), None);
-    assert_eq!(peers.record(&electorate("Other"), renewed, 0, 8), Recorded::Stale, "forgotten");
+    assert_eq!(peers.record(&electorate("Other"), renewed, 0, ClockTime(8)), Recorded::Stale, "forgotten");
 }
 
 #[test]
@@ -443,7 +499,10 @@ fn a_schema_takes_all_of_its_own_along() {
         (0, 0)
     );
     assert_eq!((held(&peers, &e, 1), held(&peers, &other, 1)), (None, Some(2)));
-    assert!(peers.view().member(MemberId(1), 1).is_none() && peers.view().member(MemberId(2), 1).is_some());
+    assert!(
+        peers.view().member(MemberId(1), ClockTime(1)).is_none()
+            && peers.view().member(MemberId(2), ClockTime(1)).is_some()
+    );
     assert_eq!(peers.unannounced(DatabaseOid(5)), [other]);
     peers.announced(&other);
     assert!(peers.unannounced(DatabaseOid(5)).is_empty());
@@ -457,14 +516,18 @@ fn a_foreign_renewal_is_known_at_once() {
     peers.renewed(&e, lease(3, 0, 9)); // no member has joined
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     tell(&mut peers, &e, foreign("elixir", 3, 0, LEASE), 0);
-    let later = Lease { expires_at: 77, ..lease(3, 0, 2 * LEASE) };
+    let later = Lease { expires_at: WallTime(77), ..lease(3, 0, 2 * LEASE) };
     peers.renewed(&e, Lease { term: Term(4), ..later });
-    assert_eq!(peers.view().plan(&e, 5, LEASE), Plan::Wait { until: LEASE }, "of another term");
+    assert_eq!(
+        peers.view().plan(&e, ClockTime(5), LEASE),
+        Plan::Wait { until: ClockTime(LEASE) },
+        "of another term"
+    );
     let seen = peers.view().basis(&e).changes;
     peers.renewed(&e, later);
-    assert_eq!(peers.view().plan(&e, LEASE, LEASE), Plan::Wait { until: 2 * LEASE });
+    assert_eq!(peers.view().plan(&e, ClockTime(LEASE), LEASE), Plan::Wait { until: ClockTime(2 * LEASE) });
     assert_eq!(peers.view().basis(&e).copy, Some(later));
-    assert_eq!(peers.record(&e, foreign("elixir", 3, 0, LEASE), seen, 6), Recorded::Stale);
+    assert_eq!(peers.record(&e, foreign("elixir", 3, 0, LEASE), seen, ClockTime(6)), Recorded::Stale);
 }
 
 /// If no trigger tells of a row's end, the keeper looks at the row every second.
@@ -476,19 +539,22 @@ fn a_row_that_nobody_guards_is_believed_for_a_moment() {
         peers.joined(&joining(id, 10, node, of), None, 0).unwrap();
         let c = candidate(id, 0, node, (of != 0).then_some(LEASE));
         let believed = Lease { guarded: false, ..lease(1, 0, UNGUARDED_TRUST) };
-        tell(&mut peers, &e, Leadership::local(&c, believed, 0), 0);
-        assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: UNGUARDED_TRUST / 2 });
+        tell(&mut peers, &e, Leadership::local(&c, believed, ClockTime(0)), 0);
+        assert_eq!(
+            peers.view().plan(&e, ClockTime(0), LEASE),
+            Plan::Wait { until: ClockTime(UNGUARDED_TRUST / 2) }
+        );
         let renew = Plan::Renew { leader: c, term: Term(1), recheck: true };
-        assert_eq!(peers.view().plan(&e, UNGUARDED_TRUST / 2, LEASE), renew);
+        assert_eq!(peers.view().plan(&e, ClockTime(UNGUARDED_TRUST / 2), LEASE), renew);
         assert_eq!(held(&peers, &e, UNGUARDED_TRUST - 1), Some(1));
         assert_eq!(held(&peers, &e, UNGUARDED_TRUST), None);
         assert_eq!(
-            peers.view().plan(&e, UNGUARDED_TRUST, LEASE),
+            peers.view().plan(&e, ClockTime(UNGUARDED_TRUST), LEASE),
             renew,
             "the keeper was late: the row may be there"
         );
-        peers.leave(MemberId(id), 0);
-        peers.vacate(&e, 0);
+        peers.leave(MemberId(id), ClockTime(0));
+        peers.vacate(&e, ClockTime(0));
     }
 }
 
@@ -507,14 +573,17 @@ fn a_short_lease_that_nobody_guards_is_no_busy_loop() {
         peers.joined(&joining(1, 10, "a", of), None, ends - of.min(ends)).unwrap();
         let c = candidate(1, 0, "a", (of != 0).then_some(ends));
         for m in peers.members.iter_mut().filter(|_| of != 0) {
-            m.lease_ends = ends;
+            m.lease_ends = ClockTime(ends);
         }
         for now in [0, ends / 2, ends - 1] {
             let most = if of == 0 { now + ends } else { ends };
             let believed = Lease { guarded: false, ..lease(1, 0, most.min(now + UNGUARDED_TRUST)) };
-            tell(&mut peers, &e, Leadership::local(&c, believed, now), now);
-            let plan = peers.view().plan(&e, now, LEASE);
-            assert!(matches!(plan, Plan::Wait { until } if until > now), "{of} {ends} {now}: {plan:?}");
+            tell(&mut peers, &e, Leadership::local(&c, believed, ClockTime(now)), now);
+            let plan = peers.view().plan(&e, ClockTime(now), LEASE);
+            assert!(
+                matches!(plan, Plan::Wait { until } if until > ClockTime(now)),
+                "{of} {ends} {now}: {plan:?}"
+            );
         }
     }
 }
@@ -527,12 +596,12 @@ fn what_is_told_of_a_table_that_has_gone_is_read_again() {
     let mut peers = memory.peers();
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     let seen = peers.view().basis(&e).changes;
-    let row = Leadership::local(&candidate(1, 0, "a", None), lease(7, 0, LEASE), 0);
+    let row = Leadership::local(&candidate(1, 0, "a", None), lease(7, 0, LEASE), ClockTime(0));
     peers.invalidate_records(DatabaseOid(6), |_| true);
     peers.invalidate_records(DatabaseOid(5), |schema| schema != SchemaOid(2200));
     assert_eq!(peers.view().basis(&e).changes, seen, "of others");
     peers.invalidate_records(DatabaseOid(5), |schema| schema == SchemaOid(2200));
-    assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
+    assert_eq!(peers.record(&e, row, seen, ClockTime(1)), Recorded::Stale);
     tell(&mut peers, &e, row, 2);
     let seen = peers.view().basis(&e).changes;
     peers.invalidate_records(DatabaseOid(5), |schema| schema == SchemaOid(2200));
@@ -548,9 +617,9 @@ fn what_is_to_be_announced_is_bounded() {
             && peers.add_unannounced(&electorate("B"))
             && !peers.add_unannounced(&electorate("C"))
     );
-    peers.forget_database(DatabaseOid(6), 1);
+    peers.forget_database(DatabaseOid(6), ClockTime(1));
     assert_eq!(peers.unannounced(DatabaseOid(5)).len(), 2);
-    peers.forget_database(DatabaseOid(5), 1);
+    peers.forget_database(DatabaseOid(5), ClockTime(1));
     assert!(peers.unannounced(DatabaseOid(5)).is_empty());
 }
 
@@ -567,7 +636,7 @@ fn a_role_has_its_share_of_members() {
     assert_eq!(peers.joined(&of(2, "b", RoleOid(7), 50), None, 0), Ok(2));
     assert_eq!(peers.joined(&of(3, "c", RoleOid(7), 0), None, 0), Err(JoinError::ShareUsed));
     assert_eq!(peers.joined(&of(3, "a", RoleOid(7), 0), None, 0), Ok(1), "the same member again");
-    let later = Joining { session_began: 1, ..of(4, "a", RoleOid(7), 0) };
+    let later = Joining { session_began: WallTime(1), ..of(4, "a", RoleOid(7), 0) };
     assert_eq!(peers.joined(&later, Some(MemberId(1)), 0), Ok(4), "in place of one of its own");
     assert_eq!(peers.joined(&of(5, "c", RoleOid(8), 0), None, 0), Ok(5), "another role");
     assert_eq!(peers.joined(&of(6, "d", RoleOid(7), 0), None, 50), Ok(6), "one has lapsed");
@@ -603,23 +672,23 @@ proptest! {
                     let lease = if what == 0 { 0 } else { LEASE / 2 };
                     let _ = peers.joined(&joining(next_id, which as i32, &format!("n{which}"), lease), None, now);
                 }
-                2 => { peers.leave(MemberId(id), now); }
-                3 => { peers.renew(MemberId(id), 0, now); }
-                4 => { peers.resign(MemberId(id), 0, now); }
+                2 => { peers.leave(MemberId(id), ClockTime(now)); }
+                3 => { peers.renew(MemberId(id), 0, ClockTime(now)); }
+                4 => { peers.resign(MemberId(id), 0, ClockTime(now)); }
                 5 => now += which * LEASE / 7,
                 6 => if let Some(r) = row.as_mut() { r.fenced = which != 1 },
                 // A foreign DELETE, or an UPDATE of the node. The leadership is over in memory
                 // before the change is in the table.
                 7 => if let Some(r) = row.filter(|r| !r.fenced) {
                     let deleted = RowChange::Deleted(r.leadership.lease.term);
-                    peers.row_changed(&e, deleted, now);
+                    peers.row_changed(&e, deleted, ClockTime(now));
                     row = None;
                     if which > 2 {
                         last_term += 1;
                         let leadership = foreign("y", last_term, now, now + LEASE);
                         row = Some(InTable { leadership, fenced: false });
-                        peers.row_changed(&e, deleted, now);
-                        peers.row_changed(&e, RowChange::Written(Term(last_term)), now);
+                        peers.row_changed(&e, deleted, ClockTime(now));
+                        peers.row_changed(&e, RowChange::Written(Term(last_term)), ClockTime(now));
                     }
                 },
                 // A foreign node takes a free name.
@@ -627,21 +696,21 @@ proptest! {
                     last_term += 1;
                     let leadership = foreign("x", last_term, now, now + LEASE);
                     row = Some(InTable { leadership, fenced: false });
-                    peers.row_changed(&e, RowChange::Written(Term(last_term)), now);
+                    peers.row_changed(&e, RowChange::Written(Term(last_term)), ClockTime(now));
                 },
                 _ if on_its_way.is_some() => match on_its_way.take() {
-                    Some((Some(leadership), seen)) if which != 4 => { peers.record(&e, leadership, seen, now); }
-                    Some((None, _)) if which != 4 => { peers.vacate(&e, now); }
+                    Some((Some(leadership), seen)) if which != 4 => { peers.record(&e, leadership, seen, ClockTime(now)); }
+                    Some((None, _)) if which != 4 => { peers.vacate(&e, ClockTime(now)); }
                     _ => {} // the keeper died
                 },
                 _ => {
                     let seen = peers.view().basis(&e).changes;
-                    match peers.view().plan(&e, now, LEASE) {
-                        Plan::Wait { until } => prop_assert!(until > now, "a busy loop"),
-                        Plan::Forget => { peers.vacate(&e, now); }
+                    match peers.view().plan(&e, ClockTime(now), LEASE) {
+                        Plan::Wait { until } => prop_assert!(until > ClockTime(now), "a busy loop"),
+                        Plan::Forget => { peers.vacate(&e, ClockTime(now)); }
                         Plan::Renew { leader, term, .. } => match row.as_mut().filter(|r| r.leadership.lease.term == term) {
                             Some(r) => {
-                                let until = leader.lease_ends.unwrap_or(now + LEASE);
+                                let until = leader.lease_ends.unwrap_or(ClockTime(now + LEASE));
                                 prop_assert!(until >= r.leadership.lease.deadline, "a renewal never shortens");
                                 r.leadership.lease.deadline = until;
                                 on_its_way = Some((Some(r.leadership), seen));
@@ -650,22 +719,22 @@ proptest! {
                         },
                         Plan::Elect { ended, candidate } => {
                             let over = |r: &InTable| ended.is_some_and(|x| x.term == r.leadership.lease.term)
-                                || r.leadership.lease.deadline <= now;
+                                || r.leadership.lease.deadline <= ClockTime(now);
                             if row.is_some_and(|r| over(&r) && r.fenced) {
                                 continue; // until the fence ends
                             }
                             row = row.filter(|r| !over(r));
                             if let Some(r) = row.filter(|r| r.leadership.is_local()) {
                                 // A keeper that died left the row: see `verdict::judge`.
-                                if peers.view().member(r.leadership.member, now).is_none() && !r.fenced {
+                                if peers.view().member(r.leadership.member, ClockTime(now)).is_none() && !r.fenced {
                                     row = None;
                                 }
                             }
                             let mut new = row.map(|r| r.leadership);
                             if let (None, Some(c)) = (new, candidate) {
                                 last_term += 1;
-                                let until = c.lease_ends.unwrap_or(now + LEASE);
-                                new = Some(Leadership::local(&c, lease(last_term, now, until), now));
+                                let until = c.lease_ends.unwrap_or(ClockTime(now + LEASE));
+                                new = Some(Leadership::local(&c, lease(last_term, now, until.0), ClockTime(now)));
                                 row = new.map(|leadership| InTable { leadership, fenced: false });
                             }
                             on_its_way = Some((new, seen));
@@ -674,11 +743,11 @@ proptest! {
                 }
             }
             let view = peers.view();
-            if let Some((l, member)) = view.seat(&e).and_then(|seat| view.held(seat, now)) {
+            if let Some((l, member)) = view.seat(&e).and_then(|seat| view.held(seat, ClockTime(now))) {
                 let there = row.map(|r| r.leadership);
                 prop_assert_eq!(there.map(|r| (r.lease.term, r.node)), Some((l.lease.term, l.node)), "led without a row");
                 prop_assert!(there.is_some_and(|r| l.lease.deadline <= r.lease.deadline));
-                prop_assert_eq!((member.id, view.term_of(member.id, now)), (l.member, Some(l.lease.term)));
+                prop_assert_eq!((member.id, view.term_of(member.id, ClockTime(now))), (l.member, Some(l.lease.term)));
                 prop_assert!(member.lease_ends().is_none_or(|ends| l.lease.deadline <= ends));
                 prop_assert!(l.lease.term <= Term(last_term));
             }
@@ -698,7 +767,7 @@ fn one_node_without_a_lease_for_a_session_and_name() {
     assert_eq!(peers.joined(&joining(3, 10, "b", LEASE), None, 0), Ok(3), "with a lease");
     assert_eq!(peers.joined(&bound(4, 11, "b"), Some(MemberId(3)), 0), Ok(4), "another session");
     assert_eq!(peers.joined(&bound(5, 10, "b"), Some(MemberId(4)), 0), other, "also in another's place");
-    peers.leave(MemberId(1), 0);
+    peers.leave(MemberId(1), ClockTime(0));
     assert_eq!(peers.joined(&bound(5, 10, "b"), Some(MemberId(4)), 0), Ok(5));
 }
 
@@ -711,29 +780,29 @@ fn observers_never_stand_for_election() {
     let (mut memory, e) = (Memory::new(4), electorate("Oban"));
     let mut peers = memory.peers();
     peers.joined(&observer(1, 10, "a"), None, 0).unwrap();
-    assert_eq!(peers.view().plan(&e, 0, LEASE), Plan::Wait { until: i64::MAX });
+    assert_eq!(peers.view().plan(&e, ClockTime(0), LEASE), Plan::Wait { until: ClockTime(i64::MAX) });
     assert!(
-        !peers.view().elects(&e, 0)
-            && peers.view().contested(DatabaseOid(5), 9_000_000, 2_000_000).is_empty()
+        !peers.view().elects(&e, ClockTime(0))
+            && peers.view().contested(DatabaseOid(5), ClockTime(9_000_000), 2_000_000).is_empty()
     );
-    assert_eq!(peers.view().member_of_node(&e, "a", 0), None, "no row is its own");
+    assert_eq!(peers.view().member_of_node(&e, "a", ClockTime(0)), None, "no row is its own");
     assert_eq!(peers.mark_considered(&e), [10]);
 
     // A candidate is elected although it joined later. No other member can be elected.
     peers.joined(&bound(2, 11, "b"), None, 0).unwrap();
-    assert!(peers.view().elects(&e, 0));
+    assert!(peers.view().elects(&e, ClockTime(0)));
     assert_eq!(elect(&mut peers, &e, 7, 0), None);
-    peers.leave(MemberId(2), 1);
+    peers.leave(MemberId(2), ClockTime(1));
     let ended = Some(Ended { node: Text::truncated("b"), term: Term(7), lapsed: false });
-    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended, candidate: None });
-    peers.vacate(&e, 1);
-    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Wait { until: i64::MAX });
+    assert_eq!(peers.view().plan(&e, ClockTime(1), LEASE), Plan::Elect { ended, candidate: None });
+    peers.vacate(&e, ClockTime(1));
+    assert_eq!(peers.view().plan(&e, ClockTime(1), LEASE), Plan::Wait { until: ClockTime(i64::MAX) });
 
     // A foreign node's row is left to the sweep.
     tell(&mut peers, &e, foreign("x", 8, 2, 2 + LEASE), 2);
-    assert_eq!(peers.view().plan(&e, 2, LEASE), Plan::Forget);
-    peers.vacate(&e, 2);
-    assert!(!peers.view().elects(&e, 2) && peers.view().seat(&e).is_some(), "its members stay");
+    assert_eq!(peers.view().plan(&e, ClockTime(2), LEASE), Plan::Forget);
+    peers.vacate(&e, ClockTime(2));
+    assert!(!peers.view().elects(&e, ClockTime(2)) && peers.view().seat(&e).is_some(), "its members stay");
 }
 
 #[test]
@@ -743,17 +812,20 @@ fn who_stands_for_election_may_change() {
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     elect(&mut peers, &e, 7, 0);
     peers.mark_considered(&e);
-    let again = peers.join(&bound(9, 10, "a"), None, 1);
+    let again = peers.join(&bound(9, 10, "a"), None, ClockTime(1));
     assert_eq!(again, Ok(Joined { id: MemberId(1), yields: false, again: true }));
     assert_eq!(held(&peers, &e, 1), Some(7), "what it is stays as it is");
-    let down = peers.join(&observer(9, 10, "a"), None, 1);
+    let down = peers.join(&observer(9, 10, "a"), None, ClockTime(1));
     assert_eq!(down, Ok(Joined { id: MemberId(1), yields: false, again: true }));
     assert_eq!(held(&peers, &e, 1), None);
-    assert!(!peers.view().is_considered(MemberId(1), 1), "it waits until its row is gone");
-    assert!(matches!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended: Some(_), candidate: None }));
-    peers.vacate(&e, 1);
+    assert!(!peers.view().is_considered(MemberId(1), ClockTime(1)), "it waits until its row is gone");
+    assert!(matches!(
+        peers.view().plan(&e, ClockTime(1), LEASE),
+        Plan::Elect { ended: Some(_), candidate: None }
+    ));
+    peers.vacate(&e, ClockTime(1));
     peers.joined(&bound(9, 10, "a"), None, 2).unwrap();
-    assert!(!peers.view().elects(&e, 2), "it said that it observes");
+    assert!(!peers.view().elects(&e, ClockTime(2)), "it said that it observes");
     let up = Joining { candidate: Some(true), ..bound(9, 10, "a") };
     peers.joined(&up, None, 2).unwrap();
     assert_eq!(elect(&mut peers, &e, 8, 3), Some(2), "at once: it says that it is to lead");
@@ -767,17 +839,22 @@ fn an_observer_is_never_kept_as_leader() {
     let mut peers = memory.peers();
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     let seen = peers.view().basis(&e).changes;
-    let Plan::Elect { candidate: Some(c), .. } = peers.view().plan(&e, 0, LEASE) else { panic!("it stands") };
+    let Plan::Elect { candidate: Some(c), .. } = peers.view().plan(&e, ClockTime(0), LEASE) else {
+        panic!("it stands")
+    };
     peers.joined(&observer(9, 10, "a"), None, 1).unwrap();
-    let row = Leadership::local(&c, lease(7, 1, 1 + LEASE), 1);
-    assert_eq!(peers.record(&e, row, seen, 1), Recorded::Stale);
+    let row = Leadership::local(&c, lease(7, 1, 1 + LEASE), ClockTime(1));
+    assert_eq!(peers.record(&e, row, seen, ClockTime(1)), Recorded::Stale);
     // The keeper reads the row after all, or believes an unguarded row.
     tell(&mut peers, &e, row, 1);
     let ended = Some(Ended { node: Text::truncated("a"), term: Term(7), lapsed: false });
-    assert_eq!(peers.view().plan(&e, 1, LEASE), Plan::Elect { ended, candidate: None });
-    let believed = Leadership::local(&c, Lease { guarded: false, ..lease(7, 1, 2) }, 1);
+    assert_eq!(peers.view().plan(&e, ClockTime(1), LEASE), Plan::Elect { ended, candidate: None });
+    let believed = Leadership::local(&c, Lease { guarded: false, ..lease(7, 1, 2) }, ClockTime(1));
     tell(&mut peers, &e, believed, 1);
-    assert!(matches!(peers.view().plan(&e, 3, LEASE), Plan::Elect { ended: Some(_), candidate: None }));
+    assert!(matches!(
+        peers.view().plan(&e, ClockTime(3), LEASE),
+        Plan::Elect { ended: Some(_), candidate: None }
+    ));
 }
 
 #[test]
@@ -785,23 +862,23 @@ fn a_member_yields_where_a_foreign_node_has_led() {
     let (mut memory, e) = (Memory::new(8), electorate("Oban"));
     let mut peers = memory.peers();
     let yields = |joined: Result<Joined, JoinError>| joined.map(|joined| joined.yields);
-    assert_eq!(yields(peers.join(&bound(1, 10, "a"), None, 0)), Ok(false));
+    assert_eq!(yields(peers.join(&bound(1, 10, "a"), None, ClockTime(0))), Ok(false));
     let seen = Joining { foreign_leads: true, ..bound(2, 11, "b") };
-    assert_eq!(yields(peers.join(&seen, None, 0)), Ok(true), "its row is there");
-    assert_eq!(yields(peers.join(&Joining { candidate: Some(true), ..seen }, None, 0)), Ok(false));
-    peers.leave(MemberId(2), 0);
+    assert_eq!(yields(peers.join(&seen, None, ClockTime(0))), Ok(true), "its row is there");
+    assert_eq!(yields(peers.join(&Joining { candidate: Some(true), ..seen }, None, ClockTime(0))), Ok(false));
+    peers.leave(MemberId(2), ClockTime(0));
     peers.foreign_leads(&e);
     assert!(peers.foreign_has_led(&e) && !peers.foreign_has_led(&electorate("Cron")));
-    assert_eq!(yields(peers.join(&bound(3, 12, "c"), None, 0)), Ok(true), "it has led");
+    assert_eq!(yields(peers.join(&bound(3, 12, "c"), None, ClockTime(0))), Ok(true), "it has led");
     let asked = Joining { candidate: Some(true), ..bound(4, 13, "d") };
-    assert_eq!(yields(peers.join(&asked, None, 0)), Ok(false));
+    assert_eq!(yields(peers.join(&asked, None, ClockTime(0))), Ok(false));
     let asked = Joining { candidate: Some(false), ..bound(5, 14, "e") };
-    assert_eq!(yields(peers.join(&asked, None, 0)), Ok(false), "as it asked for");
+    assert_eq!(yields(peers.join(&asked, None, ClockTime(0))), Ok(false), "as it asked for");
     // A candidate that joined earlier yields too, as long as it does not lead.
     assert!(
-        peers.yields(MemberId(4), 13, 0)
-            && !peers.yields(MemberId(4), 13, 0)
-            && !peers.yields(MemberId(99), 1, 0)
+        peers.yields(MemberId(4), 13, ClockTime(0))
+            && !peers.yields(MemberId(4), 13, ClockTime(0))
+            && !peers.yields(MemberId(99), 1, ClockTime(0))
     );
     assert_eq!(peers.forget_schema(DatabaseOid(5), SchemaOid(2200), &mut []), 0);
     assert!(!peers.foreign_has_led(&e));

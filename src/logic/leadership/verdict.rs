@@ -1,6 +1,7 @@
 //! What a row of `oban_peers` means to a keeper that has no copy of the row in shared memory.
 
 use super::super::ids::Term;
+use super::super::times::{ClockTime, WallTime};
 use super::foreign_write::MAX_LEASE;
 use super::term::least_term;
 use super::{Candidate, Lease, RowIdentity};
@@ -54,11 +55,11 @@ pub struct RowTimes {
 #[derive(Clone, Copy, Debug)]
 pub struct Clocks {
     /// The reading of `pg::clock`, which nobody can set.
-    pub now: i64,
+    pub now: ClockTime,
     /// The wall time.
-    pub wall: i64,
+    pub wall: WallTime,
     /// The wall time at which the server started.
-    pub boot: i64,
+    pub boot: WallTime,
     /// The setting obanrs.lease.
     pub lease: i64,
 }
@@ -119,7 +120,7 @@ mod tests {
         let member = |lease_ends| {
             Some(Candidate { member: MemberId(4), slot: 0, node: Default::default(), lease_ends })
         };
-        let (bound, leased) = (member(None), member(Some(99)));
+        let (bound, leased) = (member(None), member(Some(ClockTime(99))));
         let term = Some(least_term(2));
         let judged = |left, boot, live| judge(JudgedRow { left, term, boot }, 7, 2, live);
         let adopt = |live: Option<Candidate>| live.map_or(Verdict::Void, Verdict::Adopt);
@@ -146,36 +147,53 @@ mod tests {
     #[test]
     fn a_row_is_granted_no_more_than_its_length() {
         // The server started an hour before. Its clocks show 10 hours and 3 hours.
-        let clocks = Clocks { now: 10 * HOUR, wall: 3 * HOUR, boot: 2 * HOUR, lease: LEASE };
+        let clocks = Clocks {
+            now: ClockTime(10 * HOUR),
+            wall: WallTime(3 * HOUR),
+            boot: WallTime(2 * HOUR),
+            lease: LEASE,
+        };
         let row = |boot, started_at, expires_at| RowTimes {
             identity: RowIdentity { term: Term(1), started_at, expires_at },
             boot,
         };
         let left = |row| time_left(row, None, clocks);
         let ends = |after| 3 * HOUR + after;
-        assert_eq!(left(row(None, ends(-SECOND), ends(29 * SECOND))), 29 * SECOND);
-        assert_eq!(left(row(None, ends(-SECOND), ends(HOUR / 2))), HOUR / 2, "a long lease of this life");
-        assert_eq!(left(row(None, HOUR, ends(HOUR / 2))), MAX_FOREIGN_LEASE, "from before the start");
-        assert_eq!(left(row(None, ends(SECOND), ends(HOUR))), MAX_FOREIGN_LEASE, "the clock was set back");
-        assert_eq!(left(row(Some(LEASED), HOUR, ends(HOUR))), LEASE);
-        assert_eq!(left(row(Some(7), ends(0), ends(LEASE))), LEASE);
-        assert!(left(row(None, HOUR, ends(-1))) < 0, "over");
+        assert_eq!(left(row(None, WallTime(ends(-SECOND)), WallTime(ends(29 * SECOND)))), 29 * SECOND);
+        assert_eq!(
+            left(row(None, WallTime(ends(-SECOND)), WallTime(ends(HOUR / 2)))),
+            HOUR / 2,
+            "a long lease of this life"
+        );
+        assert_eq!(
+            left(row(None, WallTime(HOUR), WallTime(ends(HOUR / 2)))),
+            MAX_FOREIGN_LEASE,
+            "from before the start"
+        );
+        assert_eq!(
+            left(row(None, WallTime(ends(SECOND)), WallTime(ends(HOUR)))),
+            MAX_FOREIGN_LEASE,
+            "the clock was set back"
+        );
+        assert_eq!(left(row(Some(LEASED), WallTime(HOUR), WallTime(ends(HOUR)))), LEASE);
+        assert_eq!(left(row(Some(7), WallTime(ends(0)), WallTime(ends(LEASE)))), LEASE);
+        assert!(left(row(None, WallTime(HOUR), WallTime(ends(-1)))) < 0, "over");
 
         // Memory has a copy of the row, so the wall clock does not count.
-        let known = row(None, ends(0), ends(LEASE));
+        let known = row(None, WallTime(ends(0)), WallTime(ends(LEASE)));
         let copy = Lease {
             table: TableOid(9),
             term: Term(1),
-            started_at: ends(0),
-            expires_at: ends(LEASE),
-            deadline: 0,
+            started_at: WallTime(ends(0)),
+            expires_at: WallTime(ends(LEASE)),
+            deadline: ClockTime(0),
             guarded: true,
         };
         for wall in [0, 3 * HOUR, 9 * HOUR] {
-            let copy = Lease { deadline: 10 * HOUR + SECOND, ..copy };
-            assert_eq!(time_left(known, Some(copy), Clocks { wall, ..clocks }), SECOND);
+            let copy = Lease { deadline: ClockTime(10 * HOUR + SECOND), ..copy };
+            assert_eq!(time_left(known, Some(copy), Clocks { wall: WallTime(wall), ..clocks }), SECOND);
         }
-        let renewed = Lease { expires_at: ends(LEASE) - 1, ..copy };
+        let renewed = Lease { expires_at: WallTime(ends(LEASE) - 1), ..copy };
         assert_eq!(time_left(known, Some(renewed), clocks), LEASE, "renewed since: judged anew");
     }
 }

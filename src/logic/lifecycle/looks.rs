@@ -45,6 +45,7 @@
 
 use super::super::backoff::LOOK;
 use super::super::ids::DatabaseOid;
+use super::super::times::ClockTime;
 use super::{ABSENT, Registry};
 
 /// The extension is there.
@@ -86,7 +87,7 @@ pub struct Unslotted {
     failures: u32,
     /// The clock reading from which an Unseen database may be looked into, in microseconds; 0 for
     /// at once.
-    retry_at: i64,
+    retry_at: ClockTime,
     /// The generation of the entry, from the same count as the generations of slots.
     generation: u64,
 }
@@ -143,7 +144,7 @@ impl Unslotted {
 
     /// Notes that a look failed. The next one waits for a delay that grows with the failures in a
     /// row.
-    fn failed(&mut self, now: i64) {
+    fn failed(&mut self, now: ClockTime) {
         self.failures += 1;
         self.state = if self.failures < MAX_FAILED_LOOKS { UNSEEN } else { FAILED };
         self.retry_at = now + LOOK.delay(self.failures);
@@ -216,7 +217,7 @@ impl Registry<'_> {
     }
 
     /// Returns how many more databases may be looked into now.
-    pub fn free_looks(&mut self, now: i64, takes_connections: impl Fn(DatabaseOid) -> bool) -> usize {
+    pub fn free_looks(&mut self, now: ClockTime, takes_connections: impl Fn(DatabaseOid) -> bool) -> usize {
         let busy = |o: &&mut Unslotted| match o.state {
             LOOKING => true,
             UNSEEN => o.retry_at <= now && takes_connections(o.oid),
@@ -229,7 +230,7 @@ impl Registry<'_> {
     /// Looking from here on.
     pub fn launch_looks(
         &mut self,
-        now: i64,
+        now: ClockTime,
         takes_connections: impl Fn(DatabaseOid) -> bool,
     ) -> Vec<DatabaseOid> {
         let busy = self.looks.used().filter(|o| o.state == LOOKING || o.pid != 0).count();
@@ -250,7 +251,11 @@ impl Registry<'_> {
     /// Returns the clock reading at which the next look is due among those that failed or were
     /// postponed; `None` without one. A database that waits for the end of another look is not
     /// among them, because the end of that look starts the next one.
-    pub fn next_look(&mut self, now: i64, takes_connections: impl Fn(DatabaseOid) -> bool) -> Option<i64> {
+    pub fn next_look(
+        &mut self,
+        now: ClockTime,
+        takes_connections: impl Fn(DatabaseOid) -> bool,
+    ) -> Option<ClockTime> {
         let later = |o: &&mut Unslotted| o.state == UNSEEN && o.retry_at > now && takes_connections(o.oid);
         self.looks.used().filter(later).map(|o| o.retry_at).min()
     }
@@ -280,7 +285,7 @@ impl Registry<'_> {
 
     /// Notes that a look has left the server's list of processes. This is the look's last act.
     /// Returns the process numbers of the database's holders, which the look wakes.
-    pub fn look_ended(&mut self, oid: DatabaseOid, pid: i32, now: i64) -> Vec<i32> {
+    pub fn look_ended(&mut self, oid: DatabaseOid, pid: i32, now: ClockTime) -> Vec<i32> {
         let holders = self.holders(oid);
         if let Some(unslotted) = self.looks.find(oid).filter(|o| o.pid == pid) {
             unslotted.pid = 0;
@@ -295,7 +300,7 @@ impl Registry<'_> {
     }
 
     /// Notes that a look that was launched ended before its claim.
-    pub fn look_lost(&mut self, oid: DatabaseOid, now: i64) {
+    pub fn look_lost(&mut self, oid: DatabaseOid, now: ClockTime) {
         if let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
             unslotted.failed(now);
         }
@@ -303,7 +308,7 @@ impl Registry<'_> {
 
     /// Notes that a look was not launched, because no worker slot was free. That is no failure of
     /// the database.
-    pub fn look_postponed(&mut self, oid: DatabaseOid, now: i64) {
+    pub fn look_postponed(&mut self, oid: DatabaseOid, now: ClockTime) {
         if let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
             (unslotted.state, unslotted.retry_at) = (UNSEEN, now + LOOK.max);
         }

@@ -56,6 +56,7 @@ mod looks;
 use super::backoff::{HEALTHY, RESTART, RESTART_RELAY};
 use super::ids::{DatabaseOid, Process, SchemaOid};
 use super::text::Text;
+use super::times::{ClockTime, WallTime};
 pub use looks::Looks;
 
 /// The keeper or relay is to be launched as soon as nothing holds the database. A zeroed slot is in
@@ -117,9 +118,9 @@ pub struct WorkerSlot {
     /// slot.
     pub restarts: u32,
     /// The wall time of the last claim, in microseconds; 0 before the first. Views show it.
-    pub started_at: i64,
+    pub started_at: WallTime,
     /// The clock reading at the last claim, in microseconds.
-    began: i64,
+    began: ClockTime,
     /// The number of failures in a row. A worker that ran for `HEALTHY` begins anew from 0.
     failures: u32,
     /// 1: the last launch found no free slot of max_worker_processes. 0: the last launch found one,
@@ -132,14 +133,14 @@ pub struct WorkerSlot {
     /// number wraps around.
     wakeups: u32,
     /// The clock reading at which a worker in Backoff is due, in microseconds.
-    retry_at: i64,
+    retry_at: ClockTime,
     /// What went wrong last; empty for nothing. Views show it.
     pub last_error: Text<255>,
 }
 
 impl WorkerSlot {
     /// Puts the worker into Backoff, with a delay that grows with the failures in a row.
-    fn back_off(&mut self, kind: Kind, now: i64) {
+    fn back_off(&mut self, kind: Kind, now: ClockTime) {
         let backoff = if kind == Kind::Relay { RESTART_RELAY } else { RESTART };
         self.state = BACKOFF;
         self.retry_at = now + backoff.delay(self.failures);
@@ -158,7 +159,7 @@ impl WorkerSlot {
 
     /// Returns whether the worker has no process and is to be launched at `now`, as far as its own
     /// state says.
-    fn is_due(&self, now: i64) -> bool {
+    fn is_due(&self, now: ClockTime) -> bool {
         self.process.pid == 0 && (self.state == UNKNOWN || (self.state == BACKOFF && self.retry_at <= now))
     }
 
@@ -194,7 +195,7 @@ pub struct DatabaseSlot {
     /// The clock reading at which the keeper that found no extension began to look, in
     /// microseconds. If there was no keeper, the clock reading at which a transaction had dropped
     /// the extension.
-    absent_since: i64,
+    absent_since: ClockTime,
     /// Which prefixes have changed rows of `oban_peers`, for the keeper to read: 0 for none,
     /// `CHANGED_ONE` for `changed_schema`, `CHANGED_ALL` for all.
     changed_rows: u32,
@@ -389,7 +390,11 @@ impl Registry<'_> {
 
     /// Returns the workers that are to be launched at `now`, in databases that are `alive`. They
     /// are in the state Starting from here on.
-    pub fn launch(&mut self, now: i64, alive: impl Fn(DatabaseOid) -> bool) -> Vec<(Kind, DatabaseOid)> {
+    pub fn launch(
+        &mut self,
+        now: ClockTime,
+        alive: impl Fn(DatabaseOid) -> bool,
+    ) -> Vec<(Kind, DatabaseOid)> {
         let mut launched = Vec::new();
         let holds = &*self.holds;
         for d in self.databases.iter_mut().filter(|d| !d.oid.is_none() && alive(d.oid)) {
@@ -410,7 +415,7 @@ impl Registry<'_> {
 
     /// Returns the clock reading at which the next worker in Backoff is due; `None` if no worker
     /// waits so.
-    pub fn next_launch(&self) -> Option<i64> {
+    pub fn next_launch(&self) -> Option<ClockTime> {
         let open = self.databases.iter().filter(|d| !d.oid.is_none() && !self.is_held(d.oid));
         open.flat_map(|d| {
             let waiting = move |kind: &Kind| {
@@ -424,17 +429,17 @@ impl Registry<'_> {
     }
 
     /// Notes that a worker that was launched ended before its claim.
-    pub fn launch_failed(&mut self, kind: Kind, oid: DatabaseOid, now: i64, why: &str) {
+    pub fn launch_failed(&mut self, kind: Kind, oid: DatabaseOid, now: ClockTime, why: &str) {
         self.not_launched(kind, oid, now, why, false);
     }
 
     /// Notes that a worker was not launched, because no slot of max_worker_processes was free.
-    pub fn no_worker_slot(&mut self, kind: Kind, oid: DatabaseOid, now: i64, why: &str) {
+    pub fn no_worker_slot(&mut self, kind: Kind, oid: DatabaseOid, now: ClockTime, why: &str) {
         self.not_launched(kind, oid, now, why, true);
     }
 
     /// Puts a worker that was launched and has not claimed its slot into Backoff.
-    fn not_launched(&mut self, kind: Kind, oid: DatabaseOid, now: i64, why: &str, no_slot: bool) {
+    fn not_launched(&mut self, kind: Kind, oid: DatabaseOid, now: ClockTime, why: &str, no_slot: bool) {
         let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
         if let Some(worker) = worker.filter(|w| w.state == STARTING && w.process.pid == 0) {
             worker.back_off(kind, now);
@@ -444,13 +449,14 @@ impl Registry<'_> {
     }
 
     /// Claims the slot for a worker. This is the worker's first act, before it connects. `now` is
-    /// the clock reading and the wall time. `Err`: the worker has to go.
+    /// the clock reading, `wall` the wall time. `Err`: the worker has to go.
     pub fn claim(
         &mut self,
         kind: Kind,
         oid: DatabaseOid,
         process: Process,
-        now: (i64, i64),
+        now: ClockTime,
+        wall: WallTime,
     ) -> Result<(), Refused> {
         let held = self.is_held(oid);
         let d = self.find(oid).ok_or(Refused::Unwanted)?;
@@ -468,7 +474,7 @@ impl Registry<'_> {
             return Err(Refused::Second);
         }
         (worker.process, worker.state) = (process, STARTING);
-        (worker.began, worker.started_at) = now;
+        (worker.began, worker.started_at) = (now, wall);
         worker.no_slot = 0;
         Ok(())
     }
@@ -488,7 +494,7 @@ impl Registry<'_> {
         oid: DatabaseOid,
         pid: i32,
         extension: bool,
-        since: i64,
+        since: ClockTime,
     ) -> Option<i32> {
         let d = self.find(oid).filter(|d| d.worker(Kind::Keeper).process.pid == pid)?;
         if extension {
@@ -515,7 +521,7 @@ impl Registry<'_> {
 
     /// Notes that a worker has left the server's list of processes. This is the worker's last act.
     /// Returns the process numbers to wake: the holders, and the keeper if a relay failed.
-    pub fn exited(&mut self, kind: Kind, oid: DatabaseOid, pid: i32, now: i64) -> Vec<i32> {
+    pub fn exited(&mut self, kind: Kind, oid: DatabaseOid, pid: i32, now: ClockTime) -> Vec<i32> {
         let mut holders = self.holders(oid);
         let held = !holders.is_empty();
         let Some(d) = self.find(oid).filter(|d| d.worker(kind).process.pid == pid) else { return holders };
@@ -551,7 +557,12 @@ impl Registry<'_> {
     /// runs looks for itself. Otherwise the coordinator starts one, or gives up what was kept for
     /// the database, so the caller wakes the coordinator. Returns the process number of a worker to
     /// wake, if there is one.
-    pub fn extension_changed(&mut self, oid: DatabaseOid, found: Option<bool>, now: i64) -> Option<i32> {
+    pub fn extension_changed(
+        &mut self,
+        oid: DatabaseOid,
+        found: Option<bool>,
+        now: ClockTime,
+    ) -> Option<i32> {
         let is_listed = self.looks.find(oid).is_some_and(|o| o.state == looks::HAS);
         let Some(d) = self.find(oid) else {
             match found {
@@ -714,11 +725,11 @@ impl Registry<'_> {
         &self,
         last_generation: u64,
         alive: impl Fn(DatabaseOid) -> bool,
-    ) -> Vec<(DatabaseOid, i64)> {
+    ) -> Vec<(DatabaseOid, ClockTime)> {
         let gone =
             self.databases.iter().filter(|d| !d.oid.is_none() && !d.workers.iter().any(WorkerSlot::is_up));
         gone.filter_map(|d| match d.worker(Kind::Keeper).state {
-            _ if d.generation <= last_generation && !alive(d.oid) => Some((d.oid, i64::MAX)),
+            _ if d.generation <= last_generation && !alive(d.oid) => Some((d.oid, ClockTime::NEVER)),
             ABSENT if d.known != 0 => Some((d.oid, d.absent_since)),
             _ => None,
         })

@@ -50,6 +50,7 @@ use super::gossip::EntryRef;
 use super::gossip::memory::{self, Remembered};
 use super::ids::{DatabaseOid, SchemaOid};
 use super::jsonb::{self, Value};
+use super::times::{ClockTime, WallTime};
 
 /// The longest foreign state, in bytes of `jsonb`, that can't have been shortened. As text the
 /// state is shorter, and far from filling a notification.
@@ -59,9 +60,9 @@ const MAX_WHOLE: usize = 7_000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     /// The relay has missed nothing since this time. 0: the relay does not listen.
-    pub since: i64,
+    pub since: ClockTime,
     /// The relay has read all that was sent until this time.
-    pub at: i64,
+    pub at: ClockTime,
 }
 
 /// An executing job, as its row has it.
@@ -75,7 +76,7 @@ pub struct Job<'a> {
     /// The uuid of the process that fetched the job, in the server's encoding, as in states.
     pub uuid: Option<&'a [u8]>,
     /// The wall time at which the attempt began, in microseconds since 2000.
-    pub attempted_at: Option<i64>,
+    pub attempted_at: Option<WallTime>,
 }
 
 /// Why a job is an orphan.
@@ -108,14 +109,14 @@ impl Reason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// No live process runs the job, since the clock reading `since`.
-    Orphan { reason: Reason, since: i64 },
+    Orphan { reason: Reason, since: ClockTime },
     /// A live process may run the job, or the grace is not over.
     Fine,
     /// A live process lists the job.
     Listed,
     /// The process lives, and does not list the job in the put made at `put_at`. The attempt began
     /// at `began`. Both are clock readings.
-    NotListed { put_at: i64, began: i64 },
+    NotListed { put_at: ClockTime, began: ClockTime },
 }
 
 /// What the last put of a process says of a queue.
@@ -125,18 +126,18 @@ struct Check {
     /// The jobs that the put lists. `None`: the put has no list, or its list may be late or
     /// shortened.
     running: Option<HashSet<i64>>,
-    put_at: i64,
+    put_at: ClockTime,
 }
 
 /// The times by which jobs are judged, in microseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
     /// The clock reading before any of the evidence was read.
-    pub now: i64,
+    pub now: ClockTime,
     /// How far the wall clock is ahead of `pg::clock`.
     pub wall_ahead: i64,
     /// The clock reading since which this server hears gossip.
-    pub knows_since: i64,
+    pub knows_since: ClockTime,
     /// How long a process must not be heard, or a job must not be listed.
     pub grace: i64,
 }
@@ -190,15 +191,15 @@ impl Evidence {
     }
 
     /// Returns whether a grace has passed since the clock reading `since`.
-    fn is_due(&self, since: i64) -> bool {
+    fn is_due(&self, since: ClockTime) -> bool {
         since.saturating_add(self.times.grace) <= self.times.now
     }
 
     /// Returns what gossip says of a job.
     pub fn judge(&self, job: &Job<'_>) -> Verdict {
         let Times { grace, wall_ahead, knows_since, .. } = self.times;
-        let began = job.attempted_at.map_or(knows_since, |at| at.saturating_sub(wall_ahead));
-        let orphan = |reason: Reason, since: i64| {
+        let began = job.attempted_at.map_or(knows_since, |at| at.to_clock(wall_ahead));
+        let orphan = |reason: Reason, since: ClockTime| {
             if self.is_due(since) { Verdict::Orphan { reason, since } } else { Verdict::Fine }
         };
         let unknown = orphan(Reason::Unknown, began.max(knows_since));
@@ -215,7 +216,7 @@ impl Evidence {
         };
         let since = ended_at.max(began);
         let heard = !process.foreign
-            || self.coverage.since != 0
+            || self.coverage.since != ClockTime::ZERO
                 && self.coverage.since <= process.heard_at
                 && since.saturating_add(grace) <= self.coverage.at;
         let other = || self.places.get(&(node.to_owned(), job.queue?.to_owned())).map(|_| ());
@@ -229,7 +230,7 @@ impl Evidence {
 
     /// Returns the verdict on a job of a process that lives. `checks` are the last puts of the
     /// process.
-    fn look_up(&self, job: &Job<'_>, began: i64, checks: &[Check]) -> Verdict {
+    fn look_up(&self, job: &Job<'_>, began: ClockTime, checks: &[Check]) -> Verdict {
         let lists = |check: &Check| check.running.as_ref().is_some_and(|ids| ids.contains(&job.id));
         if checks.iter().any(lists) {
             return Verdict::Listed;
@@ -239,8 +240,9 @@ impl Evidence {
             return Verdict::Fine;
         }
         // Instances of several names may gossip a queue of this name.
-        let oldest = of_queue
-            .try_fold(i64::MAX, |oldest, check| check.running.as_ref().map(|_| oldest.min(check.put_at)));
+        let oldest = of_queue.try_fold(ClockTime::NEVER, |oldest, check| {
+            check.running.as_ref().map(|_| oldest.min(check.put_at))
+        });
         match oldest {
             Some(put_at) if began.saturating_add(self.times.grace) <= put_at => {
                 Verdict::NotListed { put_at, began }
@@ -265,12 +267,12 @@ pub struct Suspect {
     schema: SchemaOid,
     /// The clock reading after the snapshot of the first look, in microseconds; 0 if the suspect is
     /// free.
-    since: i64,
+    since: ClockTime,
     /// The clock reading, in microseconds, at which the put was made that did not list the job at
     /// the first look.
-    put_at: i64,
+    put_at: ClockTime,
     /// The clock reading after the snapshot of the last look, in microseconds.
-    seen_at: i64,
+    seen_at: ClockTime,
 }
 
 /// The job of a row, and the attempt.
@@ -287,7 +289,7 @@ impl Attempt {
     /// Returns the attempt that a row shows.
     pub fn of(database: DatabaseOid, schema: SchemaOid, job: &Job<'_>) -> Self {
         let by = memory::hash(job.node.unwrap_or_default(), job.uuid);
-        let at = job.attempted_at.unwrap_or(i64::MIN) as u64;
+        let at = job.attempted_at.map_or(i64::MIN, |at| at.0) as u64;
         let attempt = by ^ at.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Self { database, schema, id: job.id, attempt }
     }
@@ -316,10 +318,10 @@ impl Suspects<'_> {
     pub fn sight(
         &mut self,
         attempt: &Attempt,
-        (put_at, began): (i64, i64),
-        now: i64,
+        (put_at, began): (ClockTime, ClockTime),
+        now: ClockTime,
         grace: i64,
-    ) -> Option<i64> {
+    ) -> Option<ClockTime> {
         let places = self.places(attempt);
         if let Some(suspect) = places.iter_mut().find(|suspect| suspect.is(attempt)) {
             suspect.seen_at = now;
@@ -330,11 +332,13 @@ impl Suspects<'_> {
             }
             return (suspect.since.saturating_add(grace) <= put_at).then_some(suspect.since);
         }
-        let own = |s: &Suspect| s.since != 0 && (s.database, s.schema) == (attempt.database, attempt.schema);
+        let own = |s: &Suspect| {
+            s.since != ClockTime::ZERO && (s.database, s.schema) == (attempt.database, attempt.schema)
+        };
         let full = places.iter().filter(|s| own(s)).count() >= MAX_OF_SCHEMA;
         // No suspect that may still be named is overwritten. If a schema has too many suspects,
         // some of them are named first, and the others later.
-        let over = |s: &Suspect| s.since == 0 || s.seen_at.saturating_add(STALE) < now;
+        let over = |s: &Suspect| s.since == ClockTime::ZERO || s.seen_at.saturating_add(STALE) < now;
         let Attempt { database, schema, id, attempt: of } = *attempt;
         if let Some(place) = places.iter_mut().find(|s| over(s) && (!full || own(s))) {
             *place = Suspect { id, attempt: of, database, schema, since: now, put_at, seen_at: now };
@@ -344,7 +348,7 @@ impl Suspects<'_> {
 
     /// Returns whether a schema has suspects.
     pub fn any(&self, database: DatabaseOid, schema: SchemaOid) -> bool {
-        self.0.iter().any(|s| s.since != 0 && (s.database, s.schema) == (database, schema))
+        self.0.iter().any(|s| s.since != ClockTime::ZERO && (s.database, s.schema) == (database, schema))
     }
 
     /// Frees the suspect of a job that is listed.
@@ -366,7 +370,7 @@ impl Suspects<'_> {
 
 impl Suspect {
     fn is(&self, attempt: &Attempt) -> bool {
-        self.since != 0
+        self.since != ClockTime::ZERO
             && (self.database, self.schema, self.id, self.attempt)
                 == (attempt.database, attempt.schema, attempt.id, attempt.attempt)
     }

@@ -1,4 +1,5 @@
 use super::super::ids::{DatabaseOid, SchemaOid};
+use super::super::times::{ClockTime, WallTime};
 use super::*;
 use crate::logic::gossip::memory::{GossipProcess, Processes, ProcessesHead, remembered};
 use crate::logic::gossip::{
@@ -40,7 +41,7 @@ impl Server {
             processes: vec![GossipProcess::default(); 8],
             suspects: vec![Suspect::default(); 16],
             knows_since: now,
-            coverage: Coverage { since: now, at: now },
+            coverage: Coverage { since: ClockTime(now), at: ClockTime(now) },
         }
     }
 
@@ -73,19 +74,32 @@ impl Server {
         let identity = Identity::of(&key, uuid);
         let expires_at = now + TTL;
         let (state, started_at) = (&*state, None);
-        let new = NewEntry { state, started_at, updated_at: now, now, expires_at, source, identity };
+        let new = NewEntry {
+            state,
+            started_at,
+            updated_at: WallTime(now),
+            now: ClockTime(now),
+            expires_at: ClockTime(expires_at),
+            source,
+            identity,
+        };
         self.table().put(&key, &new).expect("there is room");
     }
 
     fn evidence(&self, now: i64, grace: i64) -> Evidence {
-        let times = Times { now, wall_ahead: 1_000_000, knows_since: self.knows_since, grace };
+        let times = Times {
+            now: ClockTime(now),
+            wall_ahead: 1_000_000,
+            knows_since: ClockTime(self.knows_since),
+            grace,
+        };
         let mut evidence = Evidence::new(times, self.coverage);
-        remembered(&self.processes, DatabaseOid(1), SchemaOid(SCHEMA), now)
+        remembered(&self.processes, DatabaseOid(1), SchemaOid(SCHEMA), ClockTime(now))
             .for_each(|process| evidence.add_process(process));
         let view =
             View { entries: &self.entries, blocks: &self.blocks, touched: self.head.entries_touched() };
         let mut piece = EntryBatch::new();
-        assert!(view.read(DatabaseOid(1), false, now, &mut piece));
+        assert!(view.read(DatabaseOid(1), false, ClockTime(now), &mut piece));
         piece.take(|entry| evidence.add_entry(&entry));
         evidence
     }
@@ -100,10 +114,10 @@ impl Server {
         let attempt = Attempt::of(DatabaseOid(1), SchemaOid(SCHEMA), row);
         let mut suspects = Suspects(&mut self.suspects);
         match verdict {
-            Verdict::Orphan { reason, since } => Some((reason, since)),
-            Verdict::NotListed { put_at, began } => {
-                suspects.sight(&attempt, (put_at, began), now, grace).map(|since| (Reason::NotRunning, since))
-            }
+            Verdict::Orphan { reason, since } => Some((reason, since.0)),
+            Verdict::NotListed { put_at, began } => suspects
+                .sight(&attempt, (put_at, began), ClockTime(now), grace)
+                .map(|since| (Reason::NotRunning, since.0)),
             Verdict::Listed => {
                 suspects.clear(&attempt);
                 None
@@ -114,7 +128,7 @@ impl Server {
 }
 
 fn job<'a>(id: i64, node: &'a str, uuid: &'a str, attempted_at: i64) -> Job<'a> {
-    let attempted_at = Some(attempted_at + 1_000_000);
+    let attempted_at = Some(WallTime(attempted_at + 1_000_000));
     Job { id, queue: Some("q"), node: Some(node), uuid: Some(uuid.as_bytes()), attempted_at }
 }
 
@@ -142,7 +156,7 @@ fn silence_says_nothing_of_a_process_that_was_never_heard() {
 fn a_process_that_ended_is_gone_after_the_grace() {
     let mut server = Server::started(0);
     server.put("a", "q", &state("u", &[1]), 10, false);
-    assert!(server.table().delete(&Server::key("a", "q"), 12));
+    assert!(server.table().delete(&Server::key("a", "q"), ClockTime(12)));
     assert_eq!(server.call(&job(1, "a", "u", 5), 16), None);
     assert_eq!(server.call(&job(1, "a", "u", 5), 17), Some((Reason::Gone, 12)));
     // A job that the process fetched later is a sign of life.
@@ -208,16 +222,16 @@ fn what_is_heard_by_notify_counts_as_far_as_it_was_listened_to() {
     let ended = |coverage: Coverage| {
         let mut server = Server::started(0);
         server.put("a", "q", &state("u", &[]), 10, true);
-        server.table().expire(14, |_| {});
+        server.table().expire(ClockTime(14), |_| {});
         server.coverage = coverage;
         server.call(&job(1, "a", "u", 5), 30)
     };
-    assert_eq!(ended(Coverage { since: 9, at: 19 }), Some((Reason::Gone, 14)));
+    assert_eq!(ended(Coverage { since: ClockTime(9), at: ClockTime(19) }), Some((Reason::Gone, 14)));
     for coverage in [
         Coverage::default(),
-        Coverage { since: 0, at: 30 },
-        Coverage { since: 11, at: 30 },
-        Coverage { since: 9, at: 18 },
+        Coverage { since: ClockTime(0), at: ClockTime(30) },
+        Coverage { since: ClockTime(11), at: ClockTime(30) },
+        Coverage { since: ClockTime(9), at: ClockTime(18) },
     ] {
         assert_eq!(ended(coverage), Some((Reason::Unknown, 5)), "{coverage:?}");
     }
@@ -227,7 +241,7 @@ fn what_is_heard_by_notify_counts_as_far_as_it_was_listened_to() {
         let mut named = None;
         for now in 1..40 {
             server.put("a", "q", &state("u", &running), now, true);
-            server.coverage.at = if caught_up { now } else { 5 };
+            server.coverage.at = if caught_up { ClockTime(now) } else { ClockTime(5) };
             named = named.or(server.call(&job(1, "a", "u", 5), now));
         }
         named
@@ -242,24 +256,37 @@ fn a_schema_does_not_take_the_suspects_of_others() {
     let attempt = |schema: SchemaOid, id: i64| Attempt { database: DatabaseOid(1), schema, id, attempt: 0 };
     let mut suspects = Suspects(&mut all);
     for id in 0..1_000 {
-        assert_eq!(suspects.sight(&attempt(SchemaOid(1), id), (10, 0), 10, GRACE), None);
+        assert_eq!(
+            suspects.sight(&attempt(SchemaOid(1), id), (ClockTime(10), ClockTime(0)), ClockTime(10), GRACE),
+            None
+        );
     }
-    assert_eq!(suspects.sight(&attempt(SchemaOid(2), 5), (10, 0), 10, GRACE), None);
+    assert_eq!(
+        suspects.sight(&attempt(SchemaOid(2), 5), (ClockTime(10), ClockTime(0)), ClockTime(10), GRACE),
+        None
+    );
     // Of too many suspects some are named. When those are over, others are.
     let found = |suspects: &mut Suspects<'_>, now: i64| -> Vec<i64> {
-        let sight = |id: &i64| suspects.sight(&attempt(SchemaOid(1), *id), (now, 0), now, GRACE).is_some();
+        let sight = |id: &i64| {
+            suspects
+                .sight(&attempt(SchemaOid(1), *id), (ClockTime(now), ClockTime(0)), ClockTime(now), GRACE)
+                .is_some()
+        };
         (0..1_000).filter(sight).collect()
     };
     let first = found(&mut suspects, 15);
     assert_eq!((first.len(), found(&mut suspects, 20)), (8, first.clone()));
-    assert_eq!(suspects.sight(&attempt(SchemaOid(2), 5), (15, 0), 15, GRACE), Some(10));
+    assert_eq!(
+        suspects.sight(&attempt(SchemaOid(2), 5), (ClockTime(15), ClockTime(0)), ClockTime(15), GRACE),
+        Some(ClockTime(10))
+    );
     assert!(suspects.any(DatabaseOid(1), SchemaOid(2)) && !suspects.any(DatabaseOid(2), SchemaOid(2)));
     suspects.clear(&attempt(SchemaOid(2), 5));
     assert!(!suspects.any(DatabaseOid(1), SchemaOid(2)));
     let later = 30 + STALE;
     let others = |id: &i64| !first.contains(id);
     for id in (0..1_000).filter(others) {
-        suspects.sight(&attempt(SchemaOid(1), id), (later, 0), later, GRACE);
+        suspects.sight(&attempt(SchemaOid(1), id), (ClockTime(later), ClockTime(0)), ClockTime(later), GRACE);
     }
     let second = found(&mut suspects, later + GRACE);
     assert!(second.len() == 8 && second.iter().all(others), "{second:?}");
@@ -367,7 +394,7 @@ proptest! {
                 },
                 Trouble::Nothing => {}
             }
-            server.table().expire(now, |_| {});
+            server.table().expire(ClockTime(now), |_| {});
             for (i, node) in nodes.iter().enumerate() {
                 if node.cut[now as usize] || now >= node.dies_at {
                     continue;
@@ -386,13 +413,13 @@ proptest! {
             }
             if now < deaf_until {
                 sent.clear();
-                server.coverage.since = now + 1;
+                server.coverage.since = ClockTime(now + 1);
             } else if now >= stopped_until {
                 for (name, state) in sent.drain(..sent.len().min(6)) {
                     server.put(&name, "q", &state, now, true);
                 }
                 if sent.is_empty() {
-                    server.coverage.at = now;
+                    server.coverage.at = ClockTime(now);
                 }
             }
             let Some(hasty) = asked[now as usize] else { continue };

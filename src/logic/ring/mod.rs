@@ -53,6 +53,7 @@ use std::hash::{DefaultHasher, Hasher};
 
 use super::backoff::MILLISECOND;
 use super::ids::{RoleOid, SchemaOid};
+use super::times::{ClockTime, WallTime};
 
 pub mod pool;
 
@@ -99,7 +100,7 @@ pub struct RingHead {
     /// The clock reading from which waiting messages count as waiting, in microseconds. The relay
     /// last sent something then, or the first waiting message came, whichever is later. Means
     /// nothing while no message waits.
-    waits_since: i64,
+    waits_since: ClockTime,
     /// The position before the first message of this generation.
     start: i64,
     /// The last position that was given in any generation; 0 before the first generation.
@@ -128,7 +129,7 @@ pub struct RingEntry {
     /// The position of the message.
     position: i64,
     /// The wall time at which the message was published, in microseconds.
-    sent_at: i64,
+    sent_at: WallTime,
     /// The offset of the channel's first byte.
     at: u64,
     /// The key of the channel: a hash of schema and name.
@@ -157,7 +158,7 @@ impl RingHead {
 
     /// Returns the clock reading from which waiting messages are stranded. `None`: there is a
     /// relay, or no message waits.
-    fn stranded_at(&self) -> Option<i64> {
+    fn stranded_at(&self) -> Option<ClockTime> {
         (self.relay == 0 && self.relayed < self.next).then(|| self.waits_since + RELAY_MAY_BE_AWAY)
     }
 }
@@ -335,7 +336,7 @@ pub struct RingMessage<'a> {
     /// The position of the message.
     pub position: i64,
     /// The wall time at which the message was published, in microseconds.
-    pub sent_at: i64,
+    pub sent_at: WallTime,
     /// The oid of the channel's schema; 0 for a verbatim channel.
     pub schema: SchemaOid,
     /// The short name of the channel. A verbatim channel has its full name.
@@ -423,13 +424,13 @@ impl View<'_> {
     }
 
     /// Returns whether messages are stranded.
-    pub fn is_stranded(&self, now: impl Fn() -> i64) -> bool {
+    pub fn is_stranded(&self, now: impl Fn() -> ClockTime) -> bool {
         self.head.stranded_at().is_some_and(|at| at <= now())
     }
 
     /// Returns the clock reading from which waiting messages are stranded if no relay comes.
     /// `None`: there is a relay, or no message waits.
-    pub fn stranded_at(&self) -> Option<i64> {
+    pub fn stranded_at(&self) -> Option<ClockTime> {
         self.head.stranded_at()
     }
 
@@ -582,7 +583,7 @@ impl Ring<'_> {
 
     /// Reserves room for a transaction's messages, if there is room and each role stays within its
     /// quota. Returns how the transaction is to send.
-    pub fn reserve(&mut self, charges: &mut [Charge], quota: Quota, now: impl Fn() -> i64) -> Route {
+    pub fn reserve(&mut self, charges: &mut [Charge], quota: Quota, now: impl Fn() -> ClockTime) -> Route {
         let head = &mut *self.head;
         let (entries, bytes) = total(charges);
         let unsent = head.next - head.relayed;
@@ -660,7 +661,7 @@ impl Ring<'_> {
 
     /// Adds a message, in room that was reserved for it. `sent_at` is the wall time for readers,
     /// and `now` the clock reading, both in microseconds.
-    pub fn append(&mut self, message: &Incoming<'_>, sent_at: i64, now: i64) {
+    pub fn append(&mut self, message: &Incoming<'_>, sent_at: WallTime, now: ClockTime) {
         let name = &*message.channel.name;
         let len = name.len() + message.payload.len();
         let (slots, space) = (self.entries.len() as u64, self.bytes.len() as u64);
@@ -731,7 +732,7 @@ impl Ring<'_> {
 
     /// Notes that the relay has sent everything before this ordinal. The messages behind it wait
     /// anew.
-    pub fn relayed_by_relay(&mut self, ordinal: u64, now: i64) {
+    pub fn relayed_by_relay(&mut self, ordinal: u64, now: ClockTime) {
         self.relayed(ordinal);
         self.head.waits_since = now;
     }

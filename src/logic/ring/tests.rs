@@ -1,4 +1,5 @@
 use super::super::ids::{RoleOid, SchemaOid};
+use super::super::times::{ClockTime, WallTime};
 use super::*;
 use proptest::prelude::*;
 
@@ -38,7 +39,11 @@ impl Memory {
         } else {
             let (channel, payload) = (&on(channel), payload.as_bytes());
             let sent = way == Route::RelayAndNative;
-            ring.append(&Incoming { channel, payload, wakeup: false, sent, role_slot: 0 }, 7, 0);
+            ring.append(
+                &Incoming { channel, payload, wakeup: false, sent, role_slot: 0 },
+                WallTime(7),
+                ClockTime(0),
+            );
         }
         way
     }
@@ -54,7 +59,7 @@ const ALL: Quota = Quota { entries: usize::MAX, bytes: usize::MAX };
 
 /// Reserves room for a role without a limit.
 fn reserve(ring: &mut Ring<'_>, entries: usize, bytes: usize, now: i64) -> Route {
-    ring.reserve(&mut [Charge::new(RoleOid(0), entries, bytes)], ALL, || now)
+    ring.reserve(&mut [Charge::new(RoleOid(0), entries, bytes)], ALL, || ClockTime(now))
 }
 
 fn give_back(ring: &mut Ring<'_>, entries: usize, bytes: usize) {
@@ -136,8 +141,8 @@ fn what_the_relay_has_not_sent_is_not_overwritten() {
     assert_eq!(memory.send("a", "6"), Route::Relay);
     assert_eq!(memory.send("a", "7"), Route::Native);
     memory.ring().relayed(4);
-    assert!(!memory.view().is_stranded(|| RELAY_MAY_BE_AWAY - 1));
-    assert!(memory.view().is_stranded(|| RELAY_MAY_BE_AWAY));
+    assert!(!memory.view().is_stranded(|| ClockTime(RELAY_MAY_BE_AWAY - 1)));
+    assert!(memory.view().is_stranded(|| ClockTime(RELAY_MAY_BE_AWAY)));
     assert_eq!(reserve(&mut memory.ring(), 1, 2, RELAY_MAY_BE_AWAY), Route::RelayAndNative);
     give_back(&mut memory.ring(), 1, 2);
     batch.clear();
@@ -155,8 +160,8 @@ fn what_waits_is_orphaned_when_no_relay_has_sent_for_too_long() {
         assert_eq!(reserve(&mut ring, 1, 2, now), Route::Relay);
         ring.append(
             &Incoming { channel: &on("a"), payload: b"1", wakeup: false, sent: false, role_slot: 0 },
-            7,
-            now,
+            WallTime(7),
+            ClockTime(now),
         );
     };
     memory.ring().attach_relay(5);
@@ -167,16 +172,16 @@ fn what_waits_is_orphaned_when_no_relay_has_sent_for_too_long() {
     // Relays that come and send nothing do not make messages wait longer. A relay that sends does.
     for _ in 0..3 {
         memory.ring().detach_relay(5);
-        assert_eq!(memory.view().stranded_at(), Some(100 + RELAY_MAY_BE_AWAY));
+        assert_eq!(memory.view().stranded_at(), Some(ClockTime(100 + RELAY_MAY_BE_AWAY)));
         memory.ring().attach_relay(5);
     }
-    memory.ring().relayed_by_relay(1, 400);
+    memory.ring().relayed_by_relay(1, ClockTime(400));
     memory.ring().detach_relay(5);
-    assert_eq!(memory.view().stranded_at(), Some(400 + RELAY_MAY_BE_AWAY));
+    assert_eq!(memory.view().stranded_at(), Some(ClockTime(400 + RELAY_MAY_BE_AWAY)));
     // A transaction that sends in the relay's place does not, or the messages that are left would
     // wait again.
     memory.ring().relayed(2);
-    assert_eq!(memory.view().stranded_at(), Some(400 + RELAY_MAY_BE_AWAY));
+    assert_eq!(memory.view().stranded_at(), Some(ClockTime(400 + RELAY_MAY_BE_AWAY)));
     memory.ring().relayed(3);
     assert_eq!(memory.view().stranded_at(), None, "nothing waits");
 }
@@ -189,7 +194,7 @@ fn a_role_has_its_share_and_no_more() {
     let mut ring = memory.ring();
     let mut ask = |role, entries, bytes| {
         let mut charges = [Charge::new(role, entries, bytes)];
-        (ring.reserve(&mut charges, quota, || 0), charges[0])
+        (ring.reserve(&mut charges, quota, || ClockTime(0)), charges[0])
     };
     assert_eq!(ask(RoleOid(1), 3, 3).0, Route::Native, "three entries");
     assert_eq!(ask(RoleOid(1), 1, 11).0, Route::Native, "eleven bytes");
@@ -205,17 +210,19 @@ fn a_role_has_its_share_and_no_more() {
     assert_eq!((way, ask(RoleOid(4), 1, 1).0), (Route::Relay, Route::Native), "the table of roles is full");
     // A transaction of two roles reserves for both or for none.
     let mut both = [Charge::new(RoleOid(3), 1, 1), Charge::new(RoleOid(2), 1, 1)];
-    assert_eq!(memory.ring().reserve(&mut both, quota, || 0), Route::Native);
+    assert_eq!(memory.ring().reserve(&mut both, quota, || ClockTime(0)), Route::Native);
     memory.ring().give_back(&[first, second]);
-    assert_eq!(memory.ring().reserve(&mut both, quota, || 0), Route::Relay);
+    assert_eq!(memory.ring().reserve(&mut both, quota, || ClockTime(0)), Route::Relay);
     // A message in the ring counts until the relay has passed it.
     let incoming = |charge: &Charge| charge.role_slot();
     let (role_slot, channel) = (incoming(&third), on("a"));
     let message = Incoming { channel: &channel, payload: b"", wakeup: false, sent: false, role_slot };
-    memory.ring().append(&message, 7, 0);
+    memory.ring().append(&message, WallTime(7), ClockTime(0));
     memory.ring().give_back(&both[1..]);
-    memory.ring().append(&message, 7, 0);
-    let full = |memory: &mut Memory| memory.ring().reserve(&mut [Charge::new(RoleOid(3), 1, 1)], quota, || 0);
+    memory.ring().append(&message, WallTime(7), ClockTime(0));
+    let full = |memory: &mut Memory| {
+        memory.ring().reserve(&mut [Charge::new(RoleOid(3), 1, 1)], quota, || ClockTime(0))
+    };
     assert_eq!(full(&mut memory), Route::Native);
     memory.ring().relayed(1);
     assert_eq!(full(&mut memory), Route::Relay);
@@ -362,7 +369,7 @@ proptest! {
                         messages.into_iter().enumerate().map(|(i, (b, len))| (b, payload(len, i))).collect();
                     let bytes = messages.iter().map(|(_, p)| p.len() + 1).sum();
                     let mut charges = [Charge::new(RoleOid(role), messages.len(), bytes)];
-                    let way = memory.ring().reserve(&mut charges, quota, || 0);
+                    let way = memory.ring().reserve(&mut charges, quota, || ClockTime(0));
                     for (b, payload) in messages {
                         let position = memory.view().position() + 1;
                         if way == Route::Native {
@@ -372,7 +379,7 @@ proptest! {
                         let channel = &on(if b { "b" } else { "a" });
                         let is_sent = way == Route::RelayAndNative;
                         let role_slot = charges[0].role_slot();
-                        memory.ring().append(&Incoming { channel, payload: payload.as_bytes(), wakeup: b, sent: is_sent, role_slot }, 7, 0);
+                        memory.ring().append(&Incoming { channel, payload: payload.as_bytes(), wakeup: b, sent: is_sent, role_slot }, WallTime(7), ClockTime(0));
                         if !is_sent {
                             unsent.push(payload.clone());
                         }
@@ -381,7 +388,7 @@ proptest! {
                 }
                 Step::Open(role, entries, bytes) => {
                     let mut charges = [Charge::new(RoleOid(role), entries, bytes)];
-                    if memory.ring().reserve(&mut charges, quota, || 0) != Route::Native {
+                    if memory.ring().reserve(&mut charges, quota, || ClockTime(0)) != Route::Native {
                         open.extend(charges);
                     }
                 }

@@ -59,6 +59,7 @@ use crate::logic::leadership::plan::Planned;
 use crate::logic::leadership::{Electorate, Ended, Leadership, Plan};
 use crate::logic::lifecycle::{ChangedPrefixes, Kind};
 use crate::logic::retry::Retry;
+use crate::logic::times::ClockTime;
 use crate::pg::{catalog, clock, notify};
 use crate::shmem::{Segment, stats};
 
@@ -82,16 +83,16 @@ const SLOW_DUTIES: usize = 3;
 /// What became of one electorate in a pass.
 enum Attempt {
     /// Nothing was due. The next step is due at this deadline, `None` for never.
-    None(Option<i64>),
+    None(Option<ClockTime>),
     /// A step was made. The next step is due at this deadline, `None` for never.
-    Made(Option<i64>),
+    Made(Option<ClockTime>),
     Failed,
 }
 
 /// When a duty is due again, and whether the pass is to end here because there is more to do now.
 struct Duty {
     /// A deadline; `None` for never.
-    next: Option<i64>,
+    next: Option<ClockTime>,
     ends_pass: bool,
 }
 
@@ -189,7 +190,7 @@ impl Elections {
     /// electorate that failed until its delay is over.
     ///
     /// What may take long comes after that, one attempt at a time (`SLOW_DUTIES`).
-    pub fn pass(&mut self) -> Option<i64> {
+    pub fn pass(&mut self) -> Option<ClockTime> {
         let (now, lease) = (clock::now(), config::lease());
         self.retries.begin_pass();
         let began = self.wakeups();
@@ -207,7 +208,7 @@ impl Elections {
         plans.sort_by_cached_key(|p| (self.retries.failures_of(&p.electorate), urgency(&p.plan)));
         let failing = plans.partition_point(|p| self.retries.failures_of(&p.electorate) == 0);
         let (healthy, failing) = plans.split_at(failing);
-        let mut due = None::<i64>;
+        let mut due = None::<ClockTime>;
         for planned in healthy {
             match self.carry_out(planned) {
                 Attempt::Failed => return Some(now),
@@ -297,7 +298,7 @@ impl Elections {
     fn announce_pending(&mut self) -> Duty {
         let mut unannounced = self.segment.leaderships(|l| l.unannounced(self.database));
         if unannounced.is_empty() {
-            self.announcement.succeeded(0);
+            self.announcement.succeeded(ClockTime::ZERO);
             return Duty { next: None, ends_pass: false };
         }
         if !self.announcement.is_due(clock::now()) {
@@ -315,7 +316,7 @@ impl Elections {
         });
         if announced.is_ok_and(|announced| announced) {
             self.segment.leaderships(|l| unannounced.iter().for_each(|e| l.announced(e)));
-            self.announcement.succeeded(0);
+            self.announcement.succeeded(ClockTime::ZERO);
             return Duty { next: None, ends_pass: unannounced.len() < all };
         }
         // A NOTIFY that failed has filled the queue, and told no listener to read it.
@@ -328,7 +329,7 @@ impl Elections {
     ///
     /// The plan of the pass may be old by now, because members join and resign at any time. So the
     /// plan is made anew, together with the basis that `record` compares with.
-    fn step(&mut self, electorate: &Electorate) -> Result<Option<i64>, Failed> {
+    fn step(&mut self, electorate: &Electorate) -> Result<Option<ClockTime>, Failed> {
         let (segment, wait) = (self.segment, self.retries.may_wait_for(electorate.schema));
         let mut announcing = Announcing::WithRow;
         // Two attempts are enough for ordinary races.
@@ -394,7 +395,7 @@ impl Elections {
         outcome: Outcome,
         changes_seen: u32,
         lapsed: bool,
-    ) -> Option<i64> {
+    ) -> Option<ClockTime> {
         let (segment, schema) = (self.segment, electorate.schema);
         match outcome {
             Outcome::SchemaGone => {
@@ -457,7 +458,7 @@ impl Elections {
 
     /// The deadline of the next step of an electorate, `None` for never. The plan is made anew,
     /// because members may have joined or left during the step.
-    fn next_of(&mut self, electorate: &Electorate) -> Option<i64> {
+    fn next_of(&mut self, electorate: &Electorate) -> Option<ClockTime> {
         let (now, lease) = (clock::now(), config::lease());
         match self.segment.leaderships_view(|v| v.plan(electorate, now, lease)) {
             Plan::Wait { until } => {
@@ -499,12 +500,12 @@ fn expect_fences(segment: Segment, database: DatabaseOid, expected: bool) {
 }
 
 /// The deadline of a plan. `None` is never: only a wakeup changes that plan.
-fn deadline(until: i64) -> Option<i64> {
-    (until != i64::MAX).then_some(until)
+fn deadline(until: ClockTime) -> Option<ClockTime> {
+    (until != ClockTime::NEVER).then_some(until)
 }
 
 /// The earlier of two deadlines. `None` is never.
-pub fn earliest(a: Option<i64>, b: Option<i64>) -> Option<i64> {
+pub fn earliest(a: Option<ClockTime>, b: Option<ClockTime>) -> Option<ClockTime> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, other) => one.or(other),

@@ -13,6 +13,7 @@ use crate::logic::ids::SchemaOid;
 use crate::logic::leadership::Electorate;
 use crate::logic::lifecycle::Kind;
 use crate::logic::retry::Retry;
+use crate::logic::times::ClockTime;
 use crate::pg::clock;
 use crate::shmem::Segment;
 
@@ -107,7 +108,7 @@ impl Retries {
     }
 
     /// The clock reading before which there is no attempt; `None`: an attempt is due now.
-    pub fn not_before(&self, key: &Key) -> Option<i64> {
+    pub fn not_before(&self, key: &Key) -> Option<ClockTime> {
         let retries = [self.failures.get(key), self.unusable.get(&key.schema), self.held.get(key)];
         let latest = retries.into_iter().flatten().map(Retry::not_before).max();
         latest.filter(|at| clock::now() < *at)
@@ -124,18 +125,18 @@ impl Retries {
     }
 
     /// Notes that another transaction holds a row. Returns when to look again at the latest.
-    pub fn hold(&mut self, key: Key) -> i64 {
+    pub fn hold(&mut self, key: Key) -> ClockTime {
         self.held.entry(key).or_default().failed(clock::now(), ELECTION)
     }
 
     /// Notes that a prefix's table has an obstacle. Returns when to look again.
-    pub fn unusable(&mut self, schema: SchemaOid) -> i64 {
+    pub fn unusable(&mut self, schema: SchemaOid) -> ClockTime {
         self.unusable.entry(schema).or_default().failed(clock::now(), ELECTION)
     }
 
     /// Notes that a lock on a prefix's table was not free in time: no other attempt of this pass
     /// waits for a lock. Returns when to look again.
-    pub fn locked(&mut self, schema: SchemaOid) -> i64 {
+    pub fn locked(&mut self, schema: SchemaOid) -> ClockTime {
         self.may_wait = false;
         self.unusable(schema)
     }

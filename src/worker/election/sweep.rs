@@ -19,6 +19,7 @@ use crate::logic::ids::{SchemaOid, Term};
 use crate::logic::leadership::{Electorate, FOREIGN_NAMES, Leadership, RowIdentity, verdict};
 use crate::logic::lifecycle::ChangedPrefixes;
 use crate::logic::text::Text;
+use crate::logic::times::ClockTime;
 use crate::pg::{clock, session};
 use crate::prefix::peers::{PeerRow, WriteResult};
 use crate::prefix::prefixes;
@@ -31,9 +32,9 @@ pub struct Sweep {
     /// The prefixes that are due.
     changed: HashSet<SchemaOid>,
     /// When the next row of each prefix expires.
-    expiries: HashMap<SchemaOid, i64>,
+    expiries: HashMap<SchemaOid, ClockTime>,
     /// Prefixes whose rows took long to read, each with the time until which it rests.
-    resting: HashMap<SchemaOid, i64>,
+    resting: HashMap<SchemaOid, ClockTime>,
     /// What the last look at a prefix has seen. A row that has not changed since keeps its
     /// deadline, whatever the wall clock shows.
     seen: HashMap<SchemaOid, SeenRows>,
@@ -72,7 +73,7 @@ impl Sweep {
     /// Lets a prefix rest whose rows took `took` to read. The rest is so long that all such
     /// prefixes together take a small share (one part in `REST`) of the keeper's time: the
     /// remaining time is for elections.
-    fn rest(&mut self, schema: SchemaOid, took: i64, now: i64) {
+    fn rest(&mut self, schema: SchemaOid, took: i64, now: ClockTime) {
         self.resting.retain(|_, until| *until > now);
         let among = self.resting.len() as i64 + 1;
         self.resting.insert(schema, now + took * REST * among);
@@ -111,7 +112,7 @@ const MAX_DELETIONS: usize = 100;
 /// What a look at a prefix's rows found.
 enum Swept {
     /// Nothing is left to do until the next row expires. `None`: no row will expire.
-    Until(Option<i64>),
+    Until(Option<ClockTime>),
     /// Another transaction holds a row whose lease is over, or has replaced the table.
     Held,
     /// The table can't be used. The prefix is due again when rows change or `oban_install` runs.
@@ -198,7 +199,7 @@ impl Sweep {
 
     /// Returns the clock reading before which the keeper does not look at a prefix. `None`: the
     /// keeper may look now.
-    fn not_before(&self, retries: &Retries, schema: SchemaOid) -> Option<i64> {
+    fn not_before(&self, retries: &Retries, schema: SchemaOid) -> Option<ClockTime> {
         let rests = self.resting.get(&schema).copied().filter(|until| clock::now() < *until);
         retries.not_before(&Key::of_sweep(schema)).max(rests)
     }

@@ -24,6 +24,7 @@ use crate::logic::leadership::{
     Candidate, Electorate, Ended, Leadership, Lease, Node, RowIdentity, UNGUARDED_TRUST,
 };
 use crate::logic::outbox::Requester;
+use crate::logic::times::{ClockTime, WallTime};
 use crate::logic::{shape, wire};
 use crate::pg::heap::TableLock;
 use crate::pg::{catalog, clock, encoding, notify, session, time};
@@ -59,7 +60,7 @@ pub fn open(schema: SchemaOid, wait: bool) -> Result<PeersTable<'static>, Outcom
 
 /// Returns the lease that a row grants a leader from now on, with the end of the row's lease by the
 /// wall clock. `started_at` is a wall time, which may be long ago.
-fn lease_of(table: &PeersTable<'_>, leader: &Candidate, term: Term, started_at: i64) -> Lease {
+fn lease_of(table: &PeersTable<'_>, leader: &Candidate, term: Term, started_at: WallTime) -> Lease {
     let (now, guarded) = (clock::now(), table.is_guarded());
     let ends = leader.lease_ends.unwrap_or(now + config::lease());
     let deadline = if guarded { ends } else { ends.min(now + UNGUARDED_TRUST) };
@@ -76,7 +77,7 @@ pub fn renew(electorate: &Electorate, leader: &Candidate, term: Term, wait: bool
 
 /// Extends the lease of the leader's row of this term in a table that is open.
 fn extend(table: &PeersTable<'_>, electorate: &Electorate, leader: &Candidate, term: Term) -> Outcome {
-    let lease = lease_of(table, leader, term, 0);
+    let lease = lease_of(table, leader, term, WallTime::ZERO);
     match table.renew(electorate.name.as_str(), leader.node.as_str(), term, lease.expires_at) {
         Ok(started_at) => {
             Outcome::Local(Leadership::local(leader, Lease { started_at, ..lease }, clock::now()))
@@ -91,7 +92,7 @@ fn extend(table: &PeersTable<'_>, electorate: &Electorate, leader: &Candidate, t
 thread_local! {
     /// How far the wall clock was ahead of the clock of deadlines before the wall clock was set,
     /// and when the keeper found that out.
-    static BEFORE_STEP: Cell<Option<(i64, i64)>> = const { Cell::new(None) };
+    static BEFORE_STEP: Cell<Option<(i64, ClockTime)>> = const { Cell::new(None) };
 }
 
 /// Notes that the wall clock was set, and how far it was ahead before.
@@ -106,13 +107,13 @@ pub fn clock_was_set(before: i64) {
 /// If the wall clock was set after `unseen_since`, the keeper does not know whether a foreign row
 /// was written before the step or after it. For a while the lease of such a row runs by the clock
 /// that leaves it more time.
-pub fn time_left(row: &PeerRow, copy: Option<Lease>, boot: i64, unseen_since: i64) -> i64 {
+pub fn time_left(row: &PeerRow, copy: Option<Lease>, boot: i64, unseen_since: ClockTime) -> i64 {
     let left = time_left_now(row, copy, boot);
     let stepped = BEFORE_STEP.get().filter(|_| copy.is_none() && row.boot.is_none());
-    let in_doubt = |at: i64| unseen_since <= at && clock::now() - at < verdict::MAX_FOREIGN_LEASE;
+    let in_doubt = |at: ClockTime| unseen_since <= at && clock::now() - at < verdict::MAX_FOREIGN_LEASE;
     match stepped.filter(|(_, at)| in_doubt(*at)) {
         Some((before, _)) => {
-            let by_old_time = row.expires_at.saturating_sub(clock::now().saturating_add(before));
+            let by_old_time = row.expires_at.saturating_sub(clock::now().to_wall(before));
             left.max(by_old_time.min(verdict::MAX_FOREIGN_LEASE))
         }
         None => left,
@@ -122,7 +123,8 @@ pub fn time_left(row: &PeerRow, copy: Option<Lease>, boot: i64, unseen_since: i6
 /// Returns how long the lease of a row still runs, by the clocks as they are now.
 fn time_left_now(row: &PeerRow, copy: Option<Lease>, boot: i64) -> i64 {
     let seen = verdict::RowTimes { identity: identity_of(row), boot: row.boot };
-    let clocks = Clocks { now: clock::now(), wall: time::now(), boot, lease: config::lease() };
+    let clocks =
+        Clocks { now: clock::now(), wall: time::now(), boot: WallTime(boot), lease: config::lease() };
     verdict::time_left(seen, copy, clocks)
 }
 
@@ -167,9 +169,9 @@ pub struct Known<'a> {
 pub struct SeenRows {
     /// The deadlines of rows, by `fingerprint`: a name may have a thousand bytes, and a prefix a
     /// thousand rows.
-    pub deadlines: HashMap<u64, i64>,
+    pub deadlines: HashMap<u64, ClockTime>,
     /// When the last look began that read all rows of the table; 0 for never.
-    pub all_at: i64,
+    pub all_at: ClockTime,
 }
 
 /// The fingerprint of a row: another number than that of every other row, and than its own after a
@@ -276,7 +278,7 @@ impl Election<'_> {
             self.segment.leaderships_view(|v| v.member_of_node(self.electorate, row.node.as_str(), now));
         let Known { copy, seen, .. } = self.known;
         let left = match seen.deadlines.get(&fingerprint_of(&row)).filter(|_| copy.is_none()) {
-            Some(deadline) => deadline - now,
+            Some(deadline) => *deadline - now,
             None => time_left(&row, copy, self.segment.boot(), seen.all_at),
         };
         let judged_row = verdict::JudgedRow { left, term: row.term, boot: row.boot };
@@ -288,7 +290,7 @@ impl Election<'_> {
                 // Without the trigger the keeper does not hear of the row's deletion, so it looks
                 // at the row again.
                 let guarded = self.table.is_guarded();
-                let look_at = if guarded { i64::MAX } else { now + config::lease() / 2 };
+                let look_at = if guarded { ClockTime::NEVER } else { now + config::lease() / 2 };
                 let lease = Lease {
                     table: self.table.oid(),
                     term: Term::of_row(row.term),

@@ -27,6 +27,7 @@ use crate::logic::ids::{DatabaseOid, SchemaOid};
 use crate::logic::lifecycle::Kind;
 use crate::logic::outbox::Requester;
 use crate::logic::retry::Retry;
+use crate::logic::times::ClockTime;
 use crate::logic::wire;
 use crate::pg::datum::RawJsonb;
 use crate::pg::{catalog, encoding, notify, time, xact};
@@ -92,7 +93,7 @@ impl Broadcaster {
                 if sent.checks > 0 {
                     stats::set(Counter::GossipBroadcastEntries, sent.checks as u64);
                 }
-                self.retry.succeeded(0);
+                self.retry.succeeded(ClockTime::ZERO);
             }
             Err(caught) => self.failed(&caught.message),
         }

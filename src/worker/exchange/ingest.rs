@@ -30,6 +30,7 @@ use crate::logic::ingest::{self, ForeignCheck};
 use crate::logic::jsonb;
 use crate::logic::lifecycle::Kind;
 use crate::logic::retry::Retry;
+use crate::logic::times::ClockTime;
 use crate::pg::datum::RawJsonb;
 use crate::pg::notify::{self, Notification};
 use crate::pg::{catalog, clock, encoding, session, xact};
@@ -170,7 +171,7 @@ impl Ingest {
                     false => {}
                 }
                 (self.prefixes, self.stale, self.wanted) = (installed, false, wanted);
-                self.listening.succeeded(0);
+                self.listening.succeeded(ClockTime::ZERO);
             }
             Err(caught) => {
                 self.prefixes = before;
