@@ -41,7 +41,7 @@ mod locks;
 mod polling;
 pub mod rings;
 mod segment;
-mod slots;
+pub mod slots;
 pub mod stats;
 mod workers;
 

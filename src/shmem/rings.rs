@@ -152,14 +152,15 @@ fn with_own_ring<R>(takes: bool, mut body: impl FnMut(RingHandle) -> Option<R>) 
     None
 }
 
-/// Closes the ring of a database whose slot was freed, if the slot had one in that generation. The
-/// ring's readers are woken, and look for another ring.
-pub fn close(segment: Segment, slot_generation: u64) {
-    let Some(ring_id) = segment.ring_pool(|_, pool| pool.of(slot_generation)) else { return };
+/// Ends the generation of a slot that was freed, and closes the ring that it had. The ring's readers
+/// are woken, and look for another ring.
+pub fn close(segment: Segment, slot: SlotId) {
+    segment.end_slot(slot);
+    let Some(ring_id) = segment.ring_pool(|_, pool| pool.of(slot.generation)) else { return };
     let position = segment.ring(ring_id.ring, Mode::Exclusive, |ring| ring.close(ring_id.generation));
     segment.globals().floor.fetch_max(position + 1, Ordering::SeqCst);
     wake_waiters(segment, ring_id.ring, Audience::All);
-    segment.ring_pool(|_, pool| pool.give_back(slot_generation));
+    segment.ring_pool(|_, pool| pool.give_back(slot.generation));
 }
 
 /// Reserves room in the ring for the messages of a transaction that is about to commit. `None`:

@@ -56,6 +56,15 @@ pub(super) struct Padded<T>(pub T);
 /// The counters of one database (`oban_stats`).
 pub(super) type Counters = [AtomicU64; Counter::ALL.len()];
 
+/// The counters of a slot. They belong to one generation of the slot. A process that remembers
+/// another generation must not change them.
+#[repr(C)]
+pub(super) struct SlotCounters {
+    /// The generation of the slot; 0 when no database uses the slot.
+    pub generation: AtomicU64,
+    pub values: Counters,
+}
+
 /// The fixed part of the segment. Zeroed memory is the state before the first start of the
 /// coordinator, but for what `on_shmem_startup` writes.
 #[repr(C)]
@@ -187,7 +196,7 @@ fn compute_layout() -> Layout {
         waiters: area(size_of::<Waiter>(), max_processes),
         roles: area(size_of::<RoleUsage>(), ring::MAX_ROLES * max_rings),
         rings: area(size_of::<Padded<RingHead>>(), max_rings),
-        counters: area(size_of::<Padded<Counters>>(), max_databases),
+        counters: area(size_of::<Padded<SlotCounters>>(), max_databases),
         polling: area(size_of::<AtomicU64>(), max_databases),
         coverages: area(size_of::<SharedCoverage>(), max_databases),
         ring_entries: area(size_of::<ring::RingEntry>(), ring_capacity.0 * max_rings),
@@ -328,10 +337,10 @@ impl Segment {
     }
 
     /// The counters of a database's slot; `None` when there is no slot of this number.
-    pub(super) fn counters(self, slot: usize) -> Option<&'static Counters> {
+    pub(super) fn slot_counters(self, slot: usize) -> Option<&'static SlotCounters> {
         let l = layout();
         // SAFETY: the area has atomics only, which need no lock.
-        let all: &[Padded<Counters>] = unsafe { self.area(l.counters, l.max_databases) };
+        let all: &[Padded<SlotCounters>] = unsafe { self.area(l.counters, l.max_databases) };
         all.get(slot).map(|padded| &padded.0)
     }
 

@@ -1,9 +1,9 @@
 //! The slot of a database: what the bus has to know of the database, and how this process finds the
 //! slot of the database that it is connected to.
 //!
-//! A process remembers its database's slot with the slot's generation. The slot may be freed and
-//! used again: then its generation is another one, and what the process writes for the old
-//! generation is not found any more.
+//! A process remembers its database's slot with the slot's generation. When the slot is freed, its
+//! generation is over. A later use of the slot has another generation. So a process finds out that
+//! what it remembers is over, and looks for the slot of its database again.
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
@@ -74,20 +74,31 @@ impl Segment {
             let slot = slots.get_mut(at)?;
             if slot.generation != generation {
                 *slot = Slot { generation, relay: 0 };
-                self.counters(at)?.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
+                let counters = self.slot_counters(at)?;
+                counters.values.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
+                counters.generation.store(generation, Ordering::Relaxed);
             }
             Some(body(SlotId { slot: at, generation }, slot, pool))
         })
     }
 
-    /// Returns the slot of this process's database, as this process remembers it. If this process
-    /// remembers none, it looks for the slot. `None`: the database has no slot. The generation that
-    /// is returned may be over.
+    /// Returns the slot of this process's database. This process looks for the slot only if it
+    /// remembers none, or if the generation that it remembers is over. `None`: the database has no
+    /// slot. The generation that is returned may end at any time.
     pub fn own_slot(self) -> Option<SlotId> {
-        OWN.get().or_else(|| {
+        OWN.get().filter(|id| self.is_current(*id)).or_else(|| {
             remember(self.slot(session::database(), |id, _, _| id));
             OWN.get()
         })
+    }
+
+    /// Ends a generation of a slot that was freed, for the processes that remember it. Does nothing
+    /// if the slot has another generation by now.
+    pub(super) fn end_slot(self, id: SlotId) {
+        if let Some(counters) = self.slot_counters(id.slot) {
+            let (over, order) = (0, Ordering::Relaxed);
+            _ = counters.generation.compare_exchange(id.generation, over, order, order);
+        }
     }
 }
 

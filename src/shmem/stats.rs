@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Segment;
+use super::segment::Counters;
 use super::slots::SlotId;
 use crate::logic::counter::Counter;
 use crate::logic::ids::DatabaseOid;
@@ -22,16 +23,28 @@ pub fn count(counter: Counter, more: usize) {
 /// Sets a counter of this process's database that is a measure. Without a slot nothing is set.
 pub fn set(measure: Counter, value: u64) {
     if let Some(segment) = Segment::attached()
-        && let Some(counters) = segment.own_slot().and_then(|id| segment.counters(id.slot))
+        && let Some(counters) = segment.own_slot().and_then(|id| segment.counters(id))
     {
         counters[measure as usize].store(value, Ordering::Relaxed);
     }
 }
 
 impl Segment {
-    /// Adds to counters of a slot.
+    /// The counters of a slot. `None`: the generation is over. A slot that changes its database
+    /// right after this look has at most one count of the database before it.
+    fn counters(self, id: SlotId) -> Option<&'static Counters> {
+        let counters = self.slot_counters(id.slot)?;
+        (counters.generation.load(Ordering::Relaxed) == id.generation).then_some(&counters.values)
+    }
+
+    /// Returns whether a slot's generation goes on.
+    pub(super) fn is_current(self, id: SlotId) -> bool {
+        self.counters(id).is_some()
+    }
+
+    /// Adds to counters of a slot. Nothing is counted when the generation is over.
     pub(super) fn count_at(self, id: SlotId, more: &[(Counter, usize)]) {
-        if let Some(counters) = self.counters(id.slot) {
+        if let Some(counters) = self.counters(id) {
             for (counter, more) in more.iter().filter(|(_, more)| *more > 0) {
                 counters[*counter as usize].fetch_add(*more as u64, Ordering::Relaxed);
             }
@@ -49,6 +62,6 @@ impl Segment {
     /// `None` without a slot.
     pub fn counted(self) -> Option<[u64; Counter::ALL.len()]> {
         let id = self.slot(session::database(), |id, _, _| id)?;
-        Some(self.counters(id.slot)?.each_ref().map(|counter| counter.load(Ordering::Relaxed)))
+        Some(self.counters(id)?.each_ref().map(|counter| counter.load(Ordering::Relaxed)))
     }
 }

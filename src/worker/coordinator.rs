@@ -21,12 +21,13 @@ use pgrx::prelude::*;
 
 use crate::error;
 use crate::logic::ids::DatabaseOid;
-use crate::logic::lifecycle::{Kind, Lack};
+use crate::logic::lifecycle::{FreedSlot, Kind, Lack};
 use crate::logic::times::ClockTime;
 use crate::pg::bgworker::{self, Restarted, WorkerHandle, WorkerSpec};
 use crate::pg::catalog::{self, Database};
 use crate::pg::latch::Event;
 use crate::pg::{clock, latch, session, time, xact};
+use crate::shmem::slots::SlotId;
 use crate::shmem::{Segment, rings};
 
 /// How long the postmaster waits before it starts a coordinator that ended.
@@ -204,7 +205,9 @@ impl Coordinator {
             r.forget_unslotted(last_generation, exists);
             r.reap(last_generation, alive, exists)
         });
-        freed.iter().for_each(|f| rings::close(segment, f.generation));
+        for FreedSlot { slot, generation, .. } in freed {
+            rings::close(segment, SlotId { slot, generation });
+        }
         leaving.into_iter().for_each(latch::wake);
     }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use postgres::Client;
 
-use crate::support::{Ask, Cluster, wait_for, wait_until};
+use crate::support::{Ask, Cluster, stat, wait_for, wait_until};
 
 /// The keeper's pid in a database, from any session of the server.
 fn keeper(client: &mut Client, database: &str) -> Option<i32> {
@@ -127,7 +127,7 @@ fn databases_can_be_dropped_renamed_and_copied() {
 fn a_command_that_fails_gives_the_keeper_back() {
     let cluster = Cluster::with_extension();
     let mut client = cluster.client();
-    client.batch_execute("CREATE DATABASE other; ").unwrap();
+    client.batch_execute("CREATE DATABASE other").unwrap();
     let _in_use = cluster.client_of("other");
     let mut other = cluster.client_of("other");
     other.batch_execute("CREATE EXTENSION obanrs").unwrap();
@@ -354,4 +354,23 @@ fn more_databases_than_slots_are_logged_once() {
     let mut other = cluster.client_of("other");
     running_keeper(&mut other, "other");
     assert_eq!(logged(), 1);
+}
+
+#[test]
+fn a_session_never_counts_for_the_database_that_has_its_old_slot() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.max_databases = 1"]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs").unwrap();
+    running_keeper(&mut client, "postgres");
+    let put = "SELECT oban_gossip_put('a', 'default')";
+    client.batch_execute(put).unwrap();
+    client.batch_execute("CREATE DATABASE other").unwrap();
+    client.batch_execute("DROP EXTENSION obanrs").unwrap();
+    let mut other = cluster.client_of("other");
+    other.batch_execute("CREATE EXTENSION obanrs").unwrap();
+    running_keeper(&mut other, "other");
+    other.batch_execute(put).unwrap();
+    client.batch_execute("CREATE EXTENSION obanrs").unwrap();
+    client.batch_execute(put).unwrap();
+    assert_eq!(stat(&mut other, "gossip_puts"), 1);
 }
