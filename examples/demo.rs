@@ -1,11 +1,11 @@
 //! The whole path on a throwaway server: `make demo`.
 //!
-//! This process starts the server and plays the application that inserts jobs. Three workers are processes of their
-//! own, each with its own connection. (They are this program, started again with `worker NODE`.) They join, gossip
-//! about their queue, listen, and work (`demo/worker.rs`, to be copied).
+//! This process starts the server and plays the application that inserts jobs. Three workers are processes of
+//! their own, each with its own connection. (They are this program, started again with `worker NODE`.) They
+//! join, gossip about their queue, listen, and work (`demo/worker.rs`, to be copied).
 //!
-//! The workers print a line for each event, and this process takes the time. It exits with 0 only if everything was
-//! seen.
+//! The workers print a line for each event, and this process takes the time. It exits with 0 only if
+//! everything was seen.
 
 #[path = "../tests/support/mod.rs"]
 mod support;

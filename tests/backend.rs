@@ -1,7 +1,8 @@
 //! Runs each `#[pg_test]` of the crate. In a build with the feature pg_test they are functions of the schema
 //! `tests`. Each runs in a transaction of its own, which is rolled back.
 //!
-//! (`make pgrx-test` runs the same functions in pgrx's own way. This runner is built once and tests every major.)
+//! (`make pgrx-test` runs the same functions in pgrx's own way. This runner is built once and tests every
+//! major.)
 
 mod support;
 

@@ -15,8 +15,8 @@ pub fn measure(cluster: &Cluster, plan: &Plan) -> Vec<Latency> {
     let number = plan.latencies / plan.rounds;
     let idle = |arm| sample(cluster, arm, number);
     let mut all = vec![compare("idle", plan, idle)];
-    // Each load has so many transactions of the same kind a second. Without a number it has as many as 16 clients
-    // can do.
+    // Each load has so many transactions of the same kind a second. Without a number it has as many as 16
+    // clients can do.
     for (load, rate) in [("1,000/s", Some(1_000)), ("3,000/s", Some(3_000)), ("saturated, 16 clients", None)]
     {
         all.push(compare(load, plan, |arm| loaded(cluster, arm, number.min(150), rate)));

@@ -1,5 +1,5 @@
-//! Sessions that LISTEN and only count what they hear. (The work of a driver would count as the server's, because
-//! it runs on the same processors.)
+//! Sessions that LISTEN and only count what they hear. (The work of a driver would count as the server's,
+//! because it runs on the same processors.)
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -45,8 +45,8 @@ impl Listener {
         }
     }
 
-    /// Reads once, and calls `body` with each complete message: its kind and its content. Returns false at the end
-    /// of the connection.
+    /// Reads once, and calls `body` with each complete message: its kind and its content. Returns false at
+    /// the end of the connection.
     fn read(&mut self, mut body: impl FnMut(u8, &[u8])) -> bool {
         let mut chunk = [0; 65_536];
         match self.socket.read(&mut chunk) {
@@ -74,8 +74,8 @@ impl Listener {
         while goes_on {
             let open = self.read(|kind, message| {
                 if kind == b'A' {
-                    // The number of the sending process, the channel and the payload. The last two end with a zero
-                    // byte.
+                    // The number of the sending process, the channel and the payload. The last two end with a
+                    // zero byte.
                     let payload = message[4..].splitn(3, |b| *b == 0).nth(1).unwrap_or_default();
                     goes_on &= body(payload);
                 }

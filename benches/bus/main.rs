@@ -1,7 +1,7 @@
 //! What does a wakeup cost?
 //!
-//! The trigger of obanrs, no trigger, and a statement trigger with native NOTIFY take turns on the same tables of one
-//! server. In one cell for each disk Oban's old row trigger takes part.
+//! The trigger of obanrs, no trigger, and a statement trigger with native NOTIFY take turns on the same
+//! tables of one server. In one cell for each disk Oban's old row trigger takes part.
 //!
 //!     make bench-bus                  everything, into benches/results (about 35 minutes)
 //!     make bench-bus BENCH=quick      one short round each: to see whether it runs; writes nothing
@@ -11,9 +11,9 @@
 //!                                     these cells only (latency, calls: these, too;
 //!                                     set=obanrs.relay_interval=5ms: with a setting); writes nothing
 //!
-//! Only ratios within one run mean anything. The arms take turns within each round, and a cell is the median of the
-//! ratios of 20 rounds to the arm without a trigger. Receipts are counted: the compared arms have delivered the same
-//! number, or the relay has merged the difference.
+//! Only ratios within one run mean anything. The arms take turns within each round, and a cell is the median
+//! of the ratios of 20 rounds to the arm without a trigger. Receipts are counted: the compared arms have
+//! delivered the same number, or the relay has merged the difference.
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -42,8 +42,8 @@ pub enum Arm {
 
 impl Arm {
     pub const ALL: [Arm; 4] = [Arm::Bare, Arm::Bus, Arm::Statement, Arm::Row];
-    /// The arms of most cells. The row trigger is not among them: it costs what the statement trigger does, where a
-    /// statement inserts one row.
+    /// The arms of most cells. The row trigger is not among them: it costs what the statement trigger does,
+    /// where a statement inserts one row.
     pub const USUAL: [Arm; 3] = [Arm::Bare, Arm::Bus, Arm::Statement];
 
     pub fn prefix(self) -> &'static str {

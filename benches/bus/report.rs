@@ -142,8 +142,8 @@ impl Report {
         Self { writes, about: String::new(), calls: None, latencies: Vec::new(), rows: Vec::new() }
     }
 
-    /// Keeps the results except those that are measured anew: these setups on these disks, and the latencies and
-    /// the calls if told so.
+    /// Keeps the results except those that are measured anew: these setups on these disks, and the latencies
+    /// and the calls if told so.
     pub fn keep_all_but(&mut self, disks: &[Disk], setups: &[Setup], latencies: bool, calls: bool) {
         let text = std::fs::read_to_string(RESULTS).expect("there are results");
         let first = text.lines().next().unwrap_or_default();
@@ -186,7 +186,8 @@ impl Report {
         }
     }
 
-    /// Sets where this is measured. Asserts that the results which are kept are of the same version and commit.
+    /// Sets where this is measured. Asserts that the results which are kept are of the same version and
+    /// commit.
     pub fn about(&mut self, cluster: &Cluster) {
         let about = common::about(cluster);
         let version = |about: &str| about.split(", ").skip(1).take(3).collect::<Vec<_>>().join(", ");

@@ -34,8 +34,8 @@ pub fn on_processor(pid: i32) -> f64 {
     text.split(' ').next().and_then(|n| n.parse::<f64>().ok()).expect("nanoseconds") / 1e9
 }
 
-/// Runs two statements in turns in one session. Returns the processor time of the first ÷ that of the second, round
-/// by round. `prepare` runs before each.
+/// Runs two statements in turns in one session. Returns the processor time of the first ÷ that of the second,
+/// round by round. `prepare` runs before each.
 pub fn compare(client: &mut postgres::Client, rounds: usize, prepare: &str, statements: [&str; 2]) -> Spread {
     let pid: i32 = client.one("SELECT pg_backend_pid()");
     let ratios = (0..rounds).map(|round| {

@@ -1,13 +1,13 @@
 //! What does gossip cost, and how long do the entries of a killed node stay?
 //!
-//! The costs are those of putting a state, of a thousand nodes that put one each second, of reading ten thousand
-//! entries, and of fifty nodes that all hear each other.
+//! The costs are those of putting a state, of a thousand nodes that put one each second, of reading ten
+//! thousand entries, and of fifty nodes that all hear each other.
 //!
 //!     make bench-gossip                   into benches/results/gossip.md (ten minutes)
 //!     make bench-gossip BENCH=quick       fewer rounds: to see whether it runs; writes nothing
 //!
-//! Processor time is the time of all processes of the server together, by the kernel's account. Two things that are
-//! compared take turns.
+//! Processor time is the time of all processes of the server together, by the kernel's account. Two things
+//! that are compared take turns.
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -171,8 +171,8 @@ fn main() {
     }
 }
 
-/// Returns the processor time of a put ÷ that of the empty function, each a prepared statement. Returns the time of
-/// the put by itself as well, in µs.
+/// Returns the processor time of a put ÷ that of the empty function, each a prepared statement. Returns the
+/// time of the put by itself as well, in µs.
 fn put_costs(client: &mut Client, rounds: usize) -> (common::Spread, f64) {
     const CALLS: usize = 1_000;
     let pid: i32 = client.one("SELECT pg_backend_pid()");
@@ -267,7 +267,8 @@ fn read(cluster: &Cluster, times: usize) -> Vec<f64> {
     log.lines().filter_map(micros).map(|micros| micros / 1e3).collect()
 }
 
-/// Returns how long a session waits for the table's lock. It is asked half a million times, in so many rounds.
+/// Returns how long a session waits for the table's lock. It is asked half a million times, in so many
+/// rounds.
 fn waits(client: &mut Client, rounds: i32) -> String {
     const TIMES: i32 = 500_000;
     let sql = "SELECT max(w.p999), max(w.most), sum(w.over)::int8

@@ -40,8 +40,8 @@ pub fn puts(function: &str, queues: usize) -> String {
     format!("SELECT {}", calls.join(", "))
 }
 
-/// The statement of Oban for Elixir, with the message of oban_met for two queues. (Packed, the message has some 350
-/// bytes.)
+/// The statement of Oban for Elixir, with the message of oban_met for two queues. (Packed, the message has
+/// some 350 bytes.)
 pub fn native() -> String {
     let packed = "H4sIAAAAAAAAA".to_owned() + &"A".repeat(340);
     format!(

@@ -1,14 +1,14 @@
 //! What does leadership cost, and for how long is there no leader?
 //!
-//! A leader is killed, leaves, or lapses. A member asks whether it leads. There are a thousand members, and a hundred
-//! leaderships to which nothing happens.
+//! A leader is killed, leaves, or lapses. A member asks whether it leads. There are a thousand members, and a
+//! hundred leaderships to which nothing happens.
 //!
 //!     make bench-leaders                  into benches/results/leaders.md (five minutes)
 //!     make bench-leaders BENCH=quick      fewer trials: to see whether it runs; writes nothing
 //!     make bench-leaders BENCH=failover   500 trials of failover alone; writes nothing
 //!
-//! Clients on the same host measure the times over a Unix socket. A time begins with the leader's end. It ends when
-//! another member's session, which calls `oban_is_leader()` all the time, has the answer true.
+//! Clients on the same host measure the times over a Unix socket. A time begins with the leader's end. It
+//! ends when another member's session, which calls `oban_is_leader()` all the time, has the answer true.
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -53,8 +53,8 @@ fn killed(cluster: &Cluster, trials: usize) -> Vec<f64> {
     (0..trials).map(trial).collect()
 }
 
-/// Kills the leader's client beside so many prefixes whose tables another session has locked. In each of them a
-/// member waits for an election.
+/// Kills the leader's client beside so many prefixes whose tables another session has locked. In each of them
+/// a member waits for an election.
 fn killed_beside_locked_tables(cluster: &Cluster, trials: usize, prefixes: usize) -> Vec<f64> {
     let (mut members, mut locker) = (cluster.client(), cluster.client());
     let all = |call: &str| format!("SELECT {call} FROM generate_series(1, {prefixes}) i");
@@ -87,8 +87,8 @@ fn left(cluster: &Cluster, trials: usize) -> Vec<f64> {
     (0..trials).map(trial).collect()
 }
 
-/// Lets the lease of a leader lapse. Returns how long after its end another member knows that it leads, by the
-/// server's clock.
+/// Lets the lease of a leader lapse. Returns how long after its end another member knows that it leads, by
+/// the server's clock.
 fn lapsed(cluster: &Cluster, trials: usize) -> Vec<f64> {
     let trial = |_| {
         let (mut first, mut next) = (cluster.client(), cluster.client());

@@ -1,11 +1,11 @@
 //! A worker, to be copied: what a worker of any language does, with nothing but SQL.
 //!
-//! The worker listens first, then looks at the table until there is no job for it, and then waits. In this order it
-//! hears of each job that is inserted after the look.
+//! The worker listens first, then looks at the table until there is no job for it, and then waits. In this
+//! order it hears of each job that is inserted after the look.
 //!
-//! A message says that there are jobs, not how many. Some jobs come without a message: their time comes, or an
-//! UPDATE makes them available. So the worker looks until it finds nothing, not once for each message, and it looks
-//! every few seconds without a message.
+//! A message says that there are jobs, not how many. Some jobs come without a message: their time comes, or
+//! an UPDATE makes them available. So the worker looks until it finds nothing, not once for each message, and
+//! it looks every few seconds without a message.
 
 use std::error::Error;
 use std::thread::sleep;
@@ -17,12 +17,12 @@ use postgres::Client;
 /// How long a worker waits for a message before it looks without one.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// The name under which the workers elect a leader. It is not `Oban`, because Oban's own nodes elect their leader
-/// under that name.
+/// The name under which the workers elect a leader. It is not `Oban`, because Oban's own nodes elect their
+/// leader under that name.
 pub const NAME: &str = "Demo";
 
-/// The identity of this process: its node, and a uuid that it made up when it started. With both in `attempted_by`,
-/// `oban_orphans` finds the jobs that a dead process leaves behind.
+/// The identity of this process: its node, and a uuid that it made up when it started. With both in
+/// `attempted_by`, `oban_orphans` finds the jobs that a dead process leaves behind.
 struct Process<'a> {
     node: &'a str,
     uuid: String,
@@ -33,8 +33,8 @@ const ELECTED_AND_KNOWN: Duration = Duration::from_secs(1);
 
 /// Works until the connection ends, which is an error.
 ///
-/// The caller connects again and calls this function again. It looks at the table first, so no job is lost that was
-/// inserted meanwhile. `tell` gets a line for each thing that happens.
+/// The caller connects again and calls this function again. It looks at the table first, so no job is lost
+/// that was inserted meanwhile. `tell` gets a line for each thing that happens.
 pub fn run(
     client: &mut Client,
     node: &str,
@@ -55,8 +55,8 @@ pub fn run(
             say_what_runs(client, &process, job.map(|(id, _)| id))?;
             let Some((id, attempt)) = job else { break };
             tell(format!("fetched {node} {id}"));
-            // Here the worker does the job. If that takes longer than a second, another thread gossips meanwhile
-            // about what runs.
+            // Here the worker does the job. If that takes longer than a second, another thread gossips
+            // meanwhile about what runs.
             complete(client, id, attempt)?;
             tell(format!("completed {node} {id}"));
         }
@@ -74,8 +74,8 @@ pub fn run(
 
 /// Waits for a message, and takes all messages that are there then, because one look answers them.
 ///
-/// Returns whether another node may lead now. That is so after a message on `leader`, and may be so when no message
-/// came.
+/// Returns whether another node may lead now. That is so after a message on `leader`, and may be so when no
+/// message came.
 fn wait(client: &mut Client, longest: Duration, tell: impl Fn(String)) -> Result<bool, postgres::Error> {
     let mut messages = client.notifications();
     let mut message = messages.timeout_iter(longest).next()?;
@@ -88,8 +88,8 @@ fn wait(client: &mut Client, longest: Duration, tell: impl Fn(String)) -> Result
     Ok(ask)
 }
 
-/// Takes one job whose time has come, as Oban's own engine does. Returns its id and its attempt. Oban's times are
-/// in UTC, without a time zone.
+/// Takes one job whose time has come, as Oban's own engine does. Returns its id and its attempt. Oban's times
+/// are in UTC, without a time zone.
 fn fetch(client: &mut Client, process: &Process) -> Result<Option<(i64, i32)>, postgres::Error> {
     let taken = client.query_opt(
         "WITH next AS (

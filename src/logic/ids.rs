@@ -93,8 +93,8 @@ macro_rules! number {
 number! {
     /// The id of a member. No id is given twice, over restarts of the server either.
     MemberId,
-    /// The term of a leadership: a fencing token, which only rises. `NONE`: the row has no term, because a foreign
-    /// node wrote it before the table had its triggers.
+    /// The term of a leadership: a fencing token, which only rises. `NONE`: the row has no term, because a
+    /// foreign node wrote it before the table had its triggers.
     Term,
 }
 

@@ -1,4 +1,5 @@
-//! What is retried: how often it has failed in a row, when the next attempt is due, and whether the failure is known.
+//! What is retried: how often it has failed in a row, when the next attempt is due, and whether the failure
+//! is known.
 
 use super::backoff::Backoff;
 use super::times::ClockTime;
@@ -42,7 +43,8 @@ impl Retry {
         self.not_before = ClockTime::ZERO;
     }
 
-    /// Notes that an attempt has succeeded in part: the next failure is not the first in a row, and has a short delay.
+    /// Notes that an attempt has succeeded in part: the next failure is not the first in a row, and has a
+    /// short delay.
     pub fn progressed(&mut self) {
         self.failures = self.failures.min(1);
     }

@@ -43,8 +43,8 @@ pub struct Guard(*mut pg_sys::LWLock);
 /// The first lock of the tranche. Null until this process has looked the tranche up.
 static BASE: AtomicPtr<pg_sys::LWLockPadded> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Takes the lock of this number in the tranche, and waits for it if necessary. The segment has to be attached, that is, the
-/// library has to be preloaded.
+/// Takes the lock of this number in the tranche, and waits for it if necessary. The segment has to be
+/// attached, that is, the library has to be preloaded.
 pub fn acquire(lock: usize, mode: Mode) -> Guard {
     let mode = match mode {
         Mode::Shared => pg_sys::LWLockMode::LW_SHARED,

@@ -1,5 +1,5 @@
-//! Oban's tables of a prefix, the rights on them, the sequence of terms, and the extension itself. This part knows Oban's
-//! tables; `pg` knows how to read and write any table.
+//! Oban's tables of a prefix, the rights on them, the sequence of terms, and the extension itself. This part
+//! knows Oban's tables; `pg` knows how to read and write any table.
 //!
 //! | file | what is there |
 //! | --- | --- |

@@ -1,5 +1,5 @@
-//! `<prefix>.oban_peers` as the caches of the catalogs have it. These functions take no lock on the table. They serve
-//! `oban_install`, `oban_check` and `oban_leader`; elections use `peers`.
+//! `<prefix>.oban_peers` as the caches of the catalogs have it. These functions take no lock on the table.
+//! They serve `oban_install`, `oban_check` and `oban_leader`; elections use `peers`.
 
 use pgrx::pg_sys;
 

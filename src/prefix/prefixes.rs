@@ -1,5 +1,5 @@
-//! Which schemas are prefixes, and which prefixes are installed, as committed now. The catalogs are read themselves, for
-//! the reason that `extension` gives.
+//! Which schemas are prefixes, and which prefixes are installed, as committed now. The catalogs are read
+//! themselves, for the reason that `extension` gives.
 
 use pgrx::pg_sys;
 

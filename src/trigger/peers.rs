@@ -1,6 +1,6 @@
 //! The triggers on oban_peers. They hold foreign nodes (nodes that are not members) to the rules of
-//! `logic::leadership::foreign_write`, give the nodes' leaderships terms, and tell shared memory and the keeper
-//! what the nodes have changed.
+//! `logic::leadership::foreign_write`, give the nodes' leaderships terms, and tell shared memory and the
+//! keeper what the nodes have changed.
 //!
 //! An upsert calls the triggers twice: BEFORE INSERT with the row that its node proposes, and, if
 //! the name already has a row, BEFORE UPDATE with that row. Between the two calls the upsert may

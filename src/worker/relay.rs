@@ -105,7 +105,7 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
         if !nothing {
             latch::wait(Some(until(due.map_or(not_before, |due| due.min(not_before)))));
-        } else if relay.may_wait() // false if the broadcast has put something into the ring, which goes at once
+        } else if relay.may_wait() // false if the broadcast has put something into the ring, to go at once
             && !exchange.has_news()
             && segment.registry(|r| r.wakeups(Kind::Relay, database) == orders.wakeups)
         {

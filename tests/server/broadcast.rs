@@ -130,7 +130,8 @@ fn there_is_a_broadcast_while_there_are_entries() {
     next(&mut listener);
     client.batch_execute("SELECT oban_gossip_put('b', 'q', prefix => 'other')").unwrap();
     assert_eq!(client.one::<i32>("SELECT oban_gossip_delete('a')"), 1);
-    // Broadcasts that were on their way come before the next round. After it, only those of the other prefix come.
+    // Broadcasts that were on their way come before the next round. After it, only those of the other prefix
+    // come.
     let rounds = stat(&mut client, "gossip_broadcasts");
     wait_until("others go on", || stat(&mut client, "gossip_broadcasts") > rounds + 1);
     crate::support::heard(&mut listener);

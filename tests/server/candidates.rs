@@ -21,7 +21,8 @@ fn candidates(client: &mut Client) -> String {
 /// The messages since the last call: severity, SQLSTATE, text, and whether there is a hint.
 fn told(notices: &Arc<Mutex<Vec<DbError>>>) -> Vec<(String, String, String, bool)> {
     let notices: Vec<DbError> = std::mem::take(&mut *notices.lock().unwrap());
-    // On a busy machine the keeper may take longer than oban_join waits. These tests do not look at that notice.
+    // On a busy machine the keeper may take longer than oban_join waits. These tests do not look at that
+    // notice.
     let told = notices.iter().filter(|n| !n.message().contains("no election within a second")).map(|n| {
         (n.severity().to_owned(), n.code().code().to_owned(), n.message().to_owned(), n.hint().is_some())
     });

@@ -132,8 +132,8 @@ fn a_step_forward_ends_no_lease() {
     assert_eq!(stat(&mut client, "lapses"), 0);
 }
 
-/// The member renews its row by the new clock. So foreign nodes, which know no other clock, see that the lease
-/// holds.
+/// The member renews its row by the new clock. So foreign nodes, which know no other clock, see that the
+/// lease holds.
 #[test]
 fn a_session_leads_over_every_step() {
     let (cluster, mut client) = installed(&["obanrs.lease = 2s"]);
@@ -179,8 +179,8 @@ fn a_foreign_leader_that_does_not_renew_lets_go() {
     soon("which all of them say", || leader(&mut client).as_deref() == Some("ours"));
 }
 
-/// A foreign node's renewal counts from the moment of its commit. (The keeper looks at the row later, when the wall
-/// clock may have been set.)
+/// A foreign node's renewal counts from the moment of its commit. (The keeper looks at the row later, when
+/// the wall clock may have been set.)
 #[test]
 fn a_foreign_leader_that_renews_stays_over_every_step() {
     let (cluster, mut client) = installed(&[]);
@@ -224,7 +224,8 @@ fn a_foreign_leader_without_members_beside_it_keeps_its_row() {
             )
             .unwrap();
         cluster.step_clock(step);
-        // The new member wakes the keeper, which finds out about the step. The next row is written after the step.
+        // The new member wakes the keeper, which finds out about the step. The next row is written after the
+        // step.
         client.execute("SELECT oban_join('ours', $1)", &[&name]).unwrap();
         thread::sleep(Duration::from_millis(1_500));
         let kept = "SELECT coalesce(max(term), 0) FROM oban_peers WHERE node = 'foreign'";
@@ -233,8 +234,8 @@ fn a_foreign_leader_without_members_beside_it_keeps_its_row() {
     soon("the row is swept up", || client.one("SELECT count(*) = 0 FROM oban_peers WHERE node = 'foreign'"));
 }
 
-/// Restarts the server with its clock an hour back. Then it does not know what the clock showed when a row was
-/// written.
+/// Restarts the server with its clock an hour back. Then it does not know what the clock showed when a row
+/// was written.
 fn restart_an_hour_back(write: impl FnOnce(&mut Client), most: Duration) {
     let (cluster, mut client) = installed(&[]);
     write(&mut client);

@@ -1,7 +1,8 @@
-//! Drivers of applications hear notifications while they are idle, and after a transaction block in which they
-//! can't hear any.
+//! Drivers of applications hear notifications while they are idle, and after a transaction block in which
+//! they can't hear any.
 //!
-//! Each driver runs the same script: psycopg and node-postgres as programs in tests/drivers, tokio-postgres here.
+//! Each driver runs the same script: psycopg and node-postgres as programs in tests/drivers, tokio-postgres
+//! here.
 
 use std::future::poll_fn;
 use std::io::{BufRead, BufReader, Write};

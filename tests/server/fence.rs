@@ -102,8 +102,8 @@ fn a_snapshot_older_than_the_election_is_refused() {
     }
 }
 
-/// A leader was stopped, is replaced, and goes on as the pages of docs teach. At no point does it get a term that
-/// it could fence with.
+/// A leader was stopped, is replaced, and goes on as the pages of docs teach. At no point does it get a term
+/// that it could fence with.
 #[test]
 fn a_stale_leader_can_not_fence_itself_in_by_what_the_pages_teach() {
     let cluster = Cluster::installed();
@@ -215,8 +215,8 @@ fn a_hand_over_waits_for_fences_and_fences_wait_for_it() {
     }
 }
 
-/// An obstacle may come while the row is fenced, because creating an index needs no lock that conflicts with a
-/// fence.
+/// An obstacle may come while the row is fenced, because creating an index needs no lock that conflicts with
+/// a fence.
 #[test]
 fn a_fence_holds_also_where_elections_have_ended_since() {
     let cluster = Cluster::installed();
@@ -234,8 +234,8 @@ fn a_fence_holds_also_where_elections_have_ended_since() {
     assert!(watch.one::<bool>(&format!("SELECT term > {held} AND node = 'x' FROM oban_peers")));
 }
 
-/// Fences and hand-overs run at once. A write behind a fence never has a term that was over when it committed. The
-/// table `w` has a row for each such write. Its lock gives the order of their commits.
+/// Fences and hand-overs run at once. A write behind a fence never has a term that was over when it
+/// committed. The table `w` has a row for each such write. Its lock gives the order of their commits.
 #[test]
 fn no_fenced_write_commits_after_a_hand_over() {
     const HANDS: usize = 60;

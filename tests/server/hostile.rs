@@ -1,14 +1,15 @@
-//! Does every call with hostile arguments end as announced, of each function, procedure and view that the catalogs
-//! list?
+//! Does every call with hostile arguments end as announced, of each function, procedure and view that the
+//! catalogs list?
 //!
-//! Several roles call at once, in every kind of transaction. Calls are cancelled and sessions terminated. Names
-//! shadow Postgres' own. Meanwhile other sessions rename, replace and drop the schemas and tables that the calls
-//! are about.
+//! Several roles call at once, in every kind of transaction. Calls are cancelled and sessions terminated.
+//! Names shadow Postgres' own. Meanwhile other sessions rename, replace and drop the schemas and tables that
+//! the calls are about.
 //!
 //! The test prints a seed, from which the statements of each session follow. OBANRS_HOSTILE_SEED sets it.
 //!
-//! This file has the outcomes that are right, and runs and judges the sessions. Its modules have what they do.
-//! (`every_sql_error_has_a_test` in tests/structure.rs leaves out a file of this name: its SQLSTATEs prove nothing.)
+//! This file has the outcomes that are right, and runs and judges the sessions. Its modules have what they
+//! do. (`every_sql_error_has_a_test` in tests/structure.rs leaves out a file of this name: its SQLSTATEs
+//! prove nothing.)
 
 #[path = "hostile/arguments.rs"]
 mod arguments;
@@ -53,8 +54,8 @@ const SETTINGS: [&str; 14] = [
     "log_error_verbosity = terse",
 ];
 
-/// The SQLSTATEs that functions raise, each with its reason. The comment on a function announces which of them it
-/// may raise. A statement on a view or sequence may end with any of them.
+/// The SQLSTATEs that functions raise, each with its reason. The comment on a function announces which of
+/// them it may raise. A statement on a view or sequence may end with any of them.
 const ANNOUNCED: [(&str, &str); 16] = [
     ("22004", "a null argument"),
     ("22023", "a bad argument"),
@@ -106,8 +107,8 @@ const EXPECTED: [(&str, &str); 20] = [
     ("39P01", "a function of a trigger elsewhere"),
 ];
 
-/// The messages of XX000 that Postgres itself raises when DDL races with DDL, in statements that call nothing of
-/// the extension.
+/// The messages of XX000 that Postgres itself raises when DDL races with DDL, in statements that call nothing
+/// of the extension.
 const OWN_RACES: [&str; 5] = [
     "tuple concurrently",
     "cache lookup failed for",
@@ -116,8 +117,8 @@ const OWN_RACES: [&str; 5] = [
     "relation with OID",
 ];
 
-/// Messages of the same kind in a call whose function or view was dropped with the extension after the statement
-/// was parsed.
+/// Messages of the same kind in a call whose function or view was dropped with the extension after the
+/// statement was parsed.
 const DROPPED_UNDER_WAY: [&str; 2] = ["cache lookup failed for function", "could not open relation with OID"];
 
 /// Lines of the server's log that tell of a crash, a leak, or a panic.

@@ -114,8 +114,8 @@ fn what_is_malformed_is_counted_and_its_neighbours_are_taken() {
     }
     settle(&mut client);
     assert_eq!(stat(&mut client, "gossip_malformed"), before + 9);
-    // These checks have what JSON allows and jsonb does not, a field of a wrong type, or a number that prints with
-    // many digits.
+    // These checks have what JSON allows and jsonb does not, a field of a wrong type, or a number that prints
+    // with many digits.
     let nul = check("bad", "nul", r#","x":"\u0000""#);
     let running = r#"{"name":"Oban","node":"bad","queue":"running","running":3}"#;
     let huge = check("bad", "huge", r#","x":1e100000"#);
@@ -355,8 +355,8 @@ fn nothing_that_users_do_keeps_the_queue_of_notify_full() {
     wait_until_heard(&mut client, CHANNEL);
 }
 
-/// A few kilobytes hold tens of thousands of checks, and each would be an error in Postgres. A role that sends them
-/// does not hold up the relay, which ends when it has to.
+/// A few kilobytes hold tens of thousands of checks, and each would be an error in Postgres. A role that
+/// sends them does not hold up the relay, which ends when it has to.
 #[test]
 fn a_flood_of_bombs_does_not_hold_the_relay_up() {
     let cluster = Cluster::installed();
@@ -388,8 +388,8 @@ fn a_flood_of_bombs_does_not_hold_the_relay_up() {
     client.batch_execute("DROP DATABASE flooded").unwrap();
 }
 
-/// Texts come in the database's encoding, whatever the clients' encoding is. A name that the database can't show is
-/// malformed: otherwise one NOTIFY would break the view.
+/// Texts come in the database's encoding, whatever the clients' encoding is. A name that the database can't
+/// show is malformed: otherwise one NOTIFY would break the view.
 #[test]
 fn encodings_do_not_matter() {
     let cluster = Cluster::installed();
@@ -419,8 +419,8 @@ fn encodings_do_not_matter() {
     assert_eq!(stat(&mut latin, "gossip_malformed"), malformed + 1);
     assert_eq!(latin.one::<i64>("SELECT count(*) FROM oban_gossip WHERE state->>'x' = 'é'"), 2);
 
-    // An entry that is put here has to be valid text for all readers. Otherwise it could never be broadcast, nor
-    // any entry beside it.
+    // An entry that is put here has to be valid text for all readers. Otherwise it could never be broadcast,
+    // nor any entry beside it.
     client.batch_execute("CREATE DATABASE windows ENCODING 'WIN1252' LOCALE 'C' TEMPLATE template0").unwrap();
     let mut windows = cluster.client_of("windows");
     windows

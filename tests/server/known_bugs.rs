@@ -32,8 +32,8 @@ fn a_server_in_recovery_fills_no_log() {
     assert!(said[1].contains("node \"a\" leads"), "{said:#?}");
 }
 
-/// pgbus dropped and created its trigger at each start of a worker. Workers that started together had deadlocks.
-/// https://github.com/zoolutions/pgbus/issues/125
+/// pgbus dropped and created its trigger at each start of a worker. Workers that started together had
+/// deadlocks. https://github.com/zoolutions/pgbus/issues/125
 #[test]
 fn a_trigger_that_is_there_is_enabled_again_without_a_lock_on_its_table() {
     let cluster = Cluster::installed();
@@ -53,8 +53,8 @@ fn a_trigger_that_is_there_is_enabled_again_without_a_lock_on_its_table() {
     worker.batch_execute("COMMIT").unwrap();
 }
 
-/// River loses a cancellation that is sent while its notifier reconnects. Its rescuer finds the job an hour later.
-/// https://github.com/riverqueue/river/issues/1358
+/// River loses a cancellation that is sent while its notifier reconnects. Its rescuer finds the job an hour
+/// later. https://github.com/riverqueue/river/issues/1358
 #[test]
 fn what_is_sent_while_a_listener_is_away_is_received_on_resume() {
     let cluster = installed_with(&[]);
@@ -76,8 +76,8 @@ fn what_is_sent_while_a_listener_is_away_is_received_on_resume() {
     }
 }
 
-/// PGMQ keeps the throttle of its notifications in an unlogged table. A crash empties that table, and every queue's
-/// notifications are off until they are enabled again. The pull request that brought the table:
+/// PGMQ keeps the throttle of its notifications in an unlogged table. A crash empties that table, and every
+/// queue's notifications are off until they are enabled again. The pull request that brought the table:
 /// https://github.com/pgmq/pgmq/pull/445
 #[test]
 fn after_a_server_crash_the_bus_works_without_enabling_anything() {
@@ -103,8 +103,8 @@ fn after_a_server_crash_the_bus_works_without_enabling_anything() {
     });
 }
 
-/// PGMQ took the name of a queue from the name of its table, which is in lower case. A queue with another name sent
-/// no notification.
+/// PGMQ took the name of a queue from the name of its table, which is in lower case. A queue with another
+/// name sent no notification.
 /// https://github.com/pgmq/pgmq/pull/593
 #[test]
 fn prefixes_in_mixed_case_quoted_of_63_bytes_and_unicode_have_channels() {

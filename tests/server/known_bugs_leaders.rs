@@ -70,8 +70,8 @@ fn an_election_that_fails_ends_the_leadership() {
     wait_until("it leads again", || leads(&mut client));
 }
 
-/// Oban for Python announces that it resigns before it deletes its row. Other nodes hold their elections too early,
-/// and sleep for half a minute.
+/// Oban for Python announces that it resigns before it deletes its row. Other nodes hold their elections too
+/// early, and sleep for half a minute.
 /// https://github.com/oban-bg/oban-py/blob/05825443562bd2540360736d7fff8e1a6e918f47/oban/_leader.py
 #[test]
 fn a_resignation_and_its_announcement_are_one_transaction() {
@@ -173,9 +173,8 @@ fn a_half_started_leader_does_not_stay_leader() {
     }
 }
 
-/// In pg-boss a half-open connection of a listener looked alive. The test takes down a network of its own, so that
-/// no word of the client's end can reach the server.
-/// https://github.com/timgit/pg-boss/issues/850
+/// In pg-boss a half-open connection of a listener looked alive. The test takes down a network of its own, so
+/// that no word of the client's end can reach the server. https://github.com/timgit/pg-boss/issues/850
 #[test]
 fn a_half_open_socket_is_noticed_and_its_place_freed() {
     let cluster = Cluster::start_in_own_network(&[

@@ -1,5 +1,5 @@
-//! The channel `leadership`: each change of leader is announced there, and only the owner of a table can announce
-//! one.
+//! The channel `leadership`: each change of leader is announced there, and only the owner of a table can
+//! announce one.
 
 use postgres::Client;
 

@@ -149,7 +149,8 @@ fn discard_all_leaves_what_is_bound_to_the_session() {
     assert_eq!(watch.one::<String>(members), "bound,leased", "the next process may join");
 }
 
-/// After a crash of the server, a session's membership is void, and a member with a lease comes back as it was.
+/// After a crash of the server, a session's membership is void, and a member with a lease comes back as it
+/// was.
 #[test]
 fn a_restart_voids_sessions_and_keeps_leases() {
     let cluster = Cluster::installed();
@@ -181,7 +182,8 @@ fn a_restart_voids_sessions_and_keeps_leases() {
     wait_until("a lease that nobody renews runs out", || leads(&mut client, "Gone"));
 }
 
-/// A promoted standby may have missed terms. Its new terms lie above all of them, also for a leader that goes on.
+/// A promoted standby may have missed terms. Its new terms lie above all of them, also for a leader that goes
+/// on.
 #[test]
 fn terms_rise_over_a_promotion_that_lost_some() {
     let primary = Cluster::installed();

@@ -1,7 +1,7 @@
 //! Which databases does a process of the extension enter?
 //!
-//! It enters databases that have the extension. It enters each other database once after the server's start or
-//! promotion.
+//! It enters databases that have the extension. It enters each other database once after the server's start
+//! or promotion.
 
 use std::fs;
 
@@ -31,7 +31,8 @@ fn entered(cluster: &Cluster, client: &mut Client, database: &str) -> usize {
         .count()
 }
 
-/// Waits until the looks after the server's start are over. All databases were entered, and none has a look now.
+/// Waits until the looks after the server's start are over. All databases were entered, and none has a look
+/// now.
 fn looks_are_over(cluster: &Cluster, client: &mut Client) {
     for database in ["template1", "postgres"] {
         wait_until("it is looked into", || entered(cluster, client, database) > 0);
@@ -143,8 +144,8 @@ fn prepared_transactions_create_and_drop_the_extension() {
     });
 }
 
-/// A commit that tells of the extension does not wait for a session that has locked pg_extension. (CREATE EXTENSION
-/// releases its own lock early.)
+/// A commit that tells of the extension does not wait for a session that has locked pg_extension. (CREATE
+/// EXTENSION releases its own lock early.)
 #[test]
 fn a_commit_waits_for_no_lock() {
     let cluster = talkative();
@@ -237,7 +238,8 @@ fn a_promoted_standby_looks_into_its_databases() {
     wait_until("it is looked into", || entered(&standby, &mut client, "plain") == 1);
 }
 
-/// A look does not wait for a lock, neither while it connects nor while it reads. It ends, and is tried again.
+/// A look does not wait for a lock, neither while it connects nor while it reads. It ends, and is tried
+/// again.
 #[test]
 fn a_look_waits_for_nobodys_lock() {
     let cluster = talkative();

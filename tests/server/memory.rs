@@ -1,5 +1,5 @@
-//! Arguments of any size. When Rust gets no memory, it ends its process, and Postgres then ends all others. So
-//! obanrs measures each argument before it reads it.
+//! Arguments of any size. When Rust gets no memory, it ends its process, and Postgres then ends all others.
+//! So obanrs measures each argument before it reads it.
 
 use std::io::Read;
 
@@ -83,7 +83,8 @@ fn outcome(client: &mut Client, call: &str) -> Result<(), String> {
     client.simple_query(call).map(|_| ()).map_err(error)
 }
 
-/// Calls `function` with each large value for each of its arguments of that type. Returns how many calls that were.
+/// Calls `function` with each large value for each of its arguments of that type. Returns how many calls that
+/// were.
 fn call_with_each(function: &Function, mut tried: impl FnMut(&str, &str)) -> usize {
     let mut calls = 0;
     for (argument, kind, _) in &function.arguments {
@@ -95,8 +96,8 @@ fn call_with_each(function: &Function, mut tried: impl FnMut(&str, &str)) -> usi
     calls
 }
 
-/// Each function of the extension gets each of its arguments of variable length. First a copy of the value fits
-/// into memory once, and not again. Then it does not fit at all.
+/// Each function of the extension gets each of its arguments of variable length. First a copy of the value
+/// fits into memory once, and not again. Then it does not fit at all.
 #[test]
 fn large_arguments_are_refused_and_the_server_lives() {
     let mut cluster = cluster();
@@ -192,7 +193,8 @@ fn a_timeout_ends_a_call_with_a_large_value() {
     client.batch_execute("SET statement_timeout = '100ms'").unwrap();
     let answer = outcome(&mut client, "SELECT oban_decode(list) FROM large").unwrap_err();
     assert!(["54000", "57014"].contains(&&*answer), "{answer}");
-    // The longest JSON that a wire form can unpack to is read, or cancelled. (Postgres' parser can't be cancelled.)
+    // The longest JSON that a wire form can unpack to is read, or cancelled. (Postgres' parser can't be
+    // cancelled.)
     let wire = packed(&format!("[{}1]", "1,".repeat(2_900_000)));
     assert!((7_000..8_000).contains(&wire.len()), "{}", wire.len());
     let answer = outcome(&mut client, &format!("SELECT oban_decode('{wire}')"));
@@ -243,8 +245,8 @@ fn arrays_of_variables_are_read_and_measured() {
     }
 }
 
-/// A text that is no wire form is refused with 22023. One that is too long, unpacks to too much or is nested too
-/// deep is refused with 54000.
+/// A text that is no wire form is refused with 22023. One that is too long, unpacks to too much or is nested
+/// too deep is refused with 54000.
 #[test]
 fn what_no_jsonb_can_hold_is_no_wire_form() {
     let cluster = Cluster::with_extension();

@@ -65,8 +65,8 @@ fn workers_leave_without_a_word() {
     assert_eq!(sizes.len(), 4, "{sizes:?}");
 }
 
-/// Workers are terminated while they are idle, and in the midst of a transaction. They log nothing, and are back at
-/// once.
+/// Workers are terminated while they are idle, and in the midst of a transaction. They log nothing, and are
+/// back at once.
 #[test]
 fn terminated_workers_come_back_without_an_alarm() {
     let cluster = busy();

@@ -41,8 +41,8 @@ fn shown(document: &str) -> Vec<Shown> {
         }
         for typed in format!("\n{text}").split("\n=> ").skip(1).filter(|_| language.is_empty()) {
             let (sql, output) = typed.split_once(";").unwrap_or_else(|| panic!("no end: {typed}"));
-            // A result has a header, a line below it, and rows. Text after a command has no such line, and is no
-            // result.
+            // A result has a header, a line below it, and rows. Text after a command has no such line, and is
+            // no result.
             let mut lines = output.lines().skip(1);
             let header = lines.next().filter(|_| lines.next().is_some_and(|l| l.starts_with("--")));
             let columns = header.map(|h| h.split('|').map(|c| c.trim().to_owned()).collect());
@@ -75,8 +75,8 @@ fn columns(messages: &[SimpleQueryMessage]) -> Vec<String> {
     row.map(|columns| columns.iter().map(|c| c.name().to_owned()).collect()).unwrap_or_default()
 }
 
-/// Each document gets a database of its own. README and the page on installing create the extension there. For the
-/// other pages it is created before.
+/// Each document gets a database of its own. README and the page on installing create the extension there.
+/// For the other pages it is created before.
 #[test]
 fn every_statement_in_the_documents_runs_as_it_stands_there() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_worker_processes = 64"]);
@@ -158,7 +158,8 @@ fn each_row_of_oban_check_is_on_the_page() {
     }
 }
 
-/// The query for long transactions leaves out sessions that wait, which hold nothing back. It leaves out no other.
+/// The query for long transactions leaves out sessions that wait, which hold nothing back. It leaves out no
+/// other.
 #[test]
 fn what_the_pages_say_of_waiters() {
     let cluster = Cluster::installed();

@@ -1,10 +1,10 @@
 //! Is docs/reference.md what the database says?
 //!
-//! Signatures, types and defaults come from the catalogs, and texts from the comments on functions and views. `make
-//! reference` writes the page.
+//! Signatures, types and defaults come from the catalogs, and texts from the comments on functions and views.
+//! `make reference` writes the page.
 //!
-//! A comment has a form (tests/support/comments.rs). These tests hold it to its object: it describes each argument
-//! and column in their order, and no other.
+//! A comment has a form (tests/support/comments.rs). These tests hold it to its object: it describes each
+//! argument and column in their order, and no other.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -159,8 +159,8 @@ impl Object {
     }
 }
 
-/// The name, the type and the default of each argument of a function, and of each column of its result. The type
-/// `timestamptz` has its short name.
+/// The name, the type and the default of each argument of a function, and of each column of its result. The
+/// type `timestamptz` has its short name.
 const FIELDS: &str = "
     SELECT f.name, replace(format_type(f.type, NULL), 'timestamp with time zone', 'timestamptz'),
         regexp_replace(pg_get_function_arg_default(p.oid, f.n::int), '::[a-z ]+(\\[\\])?$', ''),

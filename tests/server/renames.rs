@@ -1,5 +1,5 @@
-//! A prefix is a schema, not a name: which messages come before, during and after ALTER SCHEMA RENAME and DROP
-//! SCHEMA?
+//! A prefix is a schema, not a name: which messages come before, during and after ALTER SCHEMA RENAME and
+//! DROP SCHEMA?
 //!
 //! The tests of members and leaders are in schemas.rs.
 
@@ -138,8 +138,8 @@ fn a_new_schema_of_an_old_name_has_nothing_of_the_old_one() {
     let dropped = poll(&mut client, &format!("'{{insert}}', {after}, prefix => 'a'")).payloads;
     assert_eq!(dropped, [Value::Null; 0], "no wake-up of the old one's jobs");
     wait_until("both are counted", || stat(&mut client, "dropped") == 2);
-    // A session that waits for the old schema hears nothing of the new one. Below, another is told when its schema
-    // is dropped.
+    // A session that waits for the old schema hears nothing of the new one. Below, another is told when its
+    // schema is dropped.
     let pid = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CALL oban_wait%' AND state = 'active'";
     let pid: i32 = client.one(pid);
     assert!(!waiter.is_finished());

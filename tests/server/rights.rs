@@ -17,7 +17,8 @@ const EVERYBODY: &str = "owner reader peeper writer steerer nobody neighbour";
 const READERS: &str = "owner reader peeper";
 const WRITERS: &str = "owner writer";
 
-/// Statements, and the roles that may run them. With `1 / count(*)`, a view without rows is a division by zero.
+/// Statements, and the roles that may run them. With `1 / count(*)`, a view without rows is a division by
+/// zero.
 const ACTIONS: [(&str, &str); 55] = [
     ("SELECT oban_version()", EVERYBODY),
     ("SELECT oban_check()", EVERYBODY),
@@ -166,8 +167,8 @@ fn members_of_a_role_act_for_it() {
     assert!(bob.one::<bool>(&format!("SELECT oban_leave({shared})")));
 }
 
-/// A session that reads views and lists gets no error from a tenant's tables, does not wait for them, and runs no
-/// code of theirs.
+/// A session that reads views and lists gets no error from a tenant's tables, does not wait for them, and
+/// runs no code of theirs.
 #[test]
 fn views_filter_and_do_not_raise_whatever_a_tenant_does() {
     let cluster = Cluster::installed();

@@ -1,5 +1,5 @@
-//! The rings of a server: which database has one, how much of one a role may fill, and what becomes of messages in
-//! it when the relay does not come or can't send?
+//! The rings of a server: which database has one, how much of one a role may fill, and what becomes of
+//! messages in it when the relay does not come or can't send?
 
 use std::time::{Duration, Instant};
 
@@ -64,8 +64,9 @@ fn a_role_without_a_right_to_write_leaves_the_ring_alone() {
     junk.sort();
     assert_eq!(junk, (0..=30_009).collect::<Vec<_>>(), "LISTENers hear it all, each once");
 
-    // A right to write somewhere lets a role send through the ring: INSERT, CREATE in a schema without the table,
-    // INSERT on a partitioned table, or ownership of the database. Each call tests the right of its own role.
+    // A right to write somewhere lets a role send through the ring: INSERT, CREATE in a schema without the
+    // table, INSERT on a partitioned table, or ownership of the database. Each call tests the right of its
+    // own role.
     let enters = |client: &mut Client, sql: &str| {
         let before: i64 = client.one("SELECT oban_position()");
         client.batch_execute(sql).unwrap();
@@ -185,7 +186,8 @@ fn a_share_is_of_bytes_too() {
     assert_eq!(answer.missed, Some(40 - waiting));
 }
 
-/// The relay ends again and again, and then there are no commits any more. The listener still hears all that waits.
+/// The relay ends again and again, and then there are no commits any more. The listener still hears all that
+/// waits.
 #[test]
 fn after_many_ends_of_the_relay_and_silence_everything_is_heard() {
     let cluster = installed_with(&[]);
@@ -276,8 +278,8 @@ fn hear_all(client: &mut Client) {
     assert_eq!(heard, (1..=MESSAGES).collect::<Vec<_>>());
 }
 
-/// A listener that stays in its transaction makes NOTIFY's queue fill. When it has read on, each listener hears
-/// what waited.
+/// A listener that stays in its transaction makes NOTIFY's queue fill. When it has read on, each listener
+/// hears what waited.
 #[test]
 fn a_queue_of_notify_that_was_full_is_gone_on_with() {
     if installed_with(&[]).client().one::<bool>("SELECT current_setting('server_version_num')::int < 170000")
@@ -311,8 +313,8 @@ fn a_queue_of_notify_that_was_full_is_gone_on_with() {
     assert!(delay < Duration::from_secs(20), "{delay:?}");
 }
 
-/// A transaction that is larger than NOTIFY's queue fails. It leaves the queue full of messages that are never
-/// sent.
+/// A transaction that is larger than NOTIFY's queue fails. It leaves the queue full of messages that are
+/// never sent.
 #[test]
 fn a_queue_of_notify_that_a_failed_transaction_has_filled_is_emptied() {
     let cluster = installed_with(&[]);
@@ -334,8 +336,8 @@ fn a_queue_of_notify_that_a_failed_transaction_has_filled_is_emptied() {
     assert_eq!(number(next.payload()), Some(1));
 }
 
-/// There are more databases than rings. A database without a ring sends natively, says so, and gets a ring that is
-/// given back.
+/// There are more databases than rings. A database without a ring sends natively, says so, and gets a ring
+/// that is given back.
 #[test]
 fn databases_take_rings_as_they_need_them() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.max_rings = 2"]);

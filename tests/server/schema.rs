@@ -205,7 +205,8 @@ fn a_lock_that_is_not_had_leaves_nothing_half_done() {
     client.batch_execute("SELECT oban_install()").unwrap();
 }
 
-/// DROP EXTENSION names what depends on it and does nothing. With CASCADE it drops triggers, and never a table.
+/// DROP EXTENSION names what depends on it and does nothing. With CASCADE it drops triggers, and never a
+/// table.
 #[test]
 fn dropping_the_extension_names_the_tables_that_depend_on_it() {
     let cluster = Cluster::installed();
@@ -229,8 +230,8 @@ fn dropping_the_extension_names_the_tables_that_depend_on_it() {
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs"), 2);
 }
 
-/// The owner of a database can dump it without being a superuser. A restore creates the extension, and needs a
-/// superuser.
+/// The owner of a database can dump it without being a superuser. A restore creates the extension, and needs
+/// a superuser.
 #[test]
 fn a_databases_owner_can_dump_it() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
@@ -271,8 +272,8 @@ fn dump_and_restore_keep_prefixes_and_terms() {
     client.batch_execute("SELECT oban_listen_channels('{insert}', 'Other')").unwrap();
     client.batch_execute("INSERT INTO \"Other\".oban_jobs (worker) VALUES ('w')").unwrap();
     assert_eq!(heard(&mut client).expect("it is heard").channel(), "Other.oban_insert");
-    // The dump had the row of the leader in the other database. That row holds until its lease ends, and is no
-    // member here. Another name has a leader at once, with a term above all earlier ones.
+    // The dump had the row of the leader in the other database. That row holds until its lease ends, and is
+    // no member here. Another name has a leader at once, with a term above all earlier ones.
     client.batch_execute("SELECT oban_join('b', 'Another')").unwrap();
     wait_until("it leads", || client.one("SELECT oban_is_leader('Another')"));
     assert!(client.one::<i64>("SELECT oban_term('Another')") > term);

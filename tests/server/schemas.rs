@@ -1,8 +1,8 @@
 //! A prefix is a schema, not a name: what becomes of members and leaders when schemas and tables are renamed,
 //! moved, dropped and made anew?
 //!
-//! The tests ask right after the commit, without waiting, whether a member believes that it leads: nothing may come
-//! in between.
+//! The tests ask right after the commit, without waiting, whether a member believes that it leads: nothing
+//! may come in between.
 
 use postgres::Client;
 
@@ -123,7 +123,8 @@ fn a_dropped_schema_ends_all_of_it() {
     let mut leased = cluster.client();
     let leased_id: i64 = leased.one("SELECT oban_join('web.2', lease => '1 h', prefix => 'app')");
     leased.batch_execute("SELECT oban_gossip_put('web.2', 'media', prefix => 'app')").unwrap();
-    // A drop that is rolled back ends nothing. Neither does one within a savepoint of a transaction that commits.
+    // A drop that is rolled back ends nothing. Neither does one within a savepoint of a transaction that
+    // commits.
     for sql in [
         "BEGIN; DROP SCHEMA app CASCADE; ROLLBACK",
         "BEGIN; SAVEPOINT s; DROP SCHEMA app CASCADE; ROLLBACK TO s; CREATE TABLE x (); DROP TABLE x; COMMIT",
@@ -195,8 +196,8 @@ fn a_table_that_goes_takes_its_leaders_along() {
     }
 }
 
-/// No trigger tells of changes of such a table. A member stops believing that it leads soon, long before half of
-/// its lease.
+/// No trigger tells of changes of such a table. A member stops believing that it leads soon, long before half
+/// of its lease.
 #[test]
 fn a_table_without_its_triggers_is_believed_for_a_moment() {
     for unguard in [
@@ -429,8 +430,8 @@ fn a_transaction_may_drop_many_schemas() {
     for n in 0..70 {
         assert!(!leads(&mut session, &format!("s{n}")));
     }
-    // The keeper forgets members of schemas that the lists did not hold. When such a name comes back, it has no
-    // members.
+    // The keeper forgets members of schemas that the lists did not hold. When such a name comes back, it has
+    // no members.
     wait_until("no member is left", || {
         admin.batch_execute("SELECT oban_install('s69')").unwrap();
         members(&mut admin).is_empty()
@@ -461,7 +462,8 @@ fn one_role_does_not_take_all_members() {
     assert!(error.hint().unwrap().contains("obanrs.role_share"), "{error:?}");
     let of_tenant = "SELECT count(*) FROM oban_members WHERE prefix = 'app'";
     assert_eq!(admin.one::<i64>(of_tenant), 10);
-    // Members of that role may renew and may be replaced. Another role and the owner of the database have room.
+    // Members of that role may renew and may be replaced. Another role and the owner of the database have
+    // room.
     tenant.batch_execute("SELECT oban_renew(member) FROM oban_members").unwrap();
     tenant.batch_execute("SELECT oban_join('n1', 'N1', '1 day', true, 'app')").unwrap();
     let mut other = cluster.client_as("postgres", "other");

@@ -1,8 +1,8 @@
 //! Are there never two leaders, whatever stops, dies and lies?
 //!
-//! Members of both kinds and foreign nodes of all forms write as leaders under their fences. Meanwhile clients and
-//! the keeper are stopped and killed, the server restarts, and rows are deleted. Each writer keeps writing with the
-//! terms that it once got.
+//! Members of both kinds and foreign nodes of all forms write as leaders under their fences. Meanwhile
+//! clients and the keeper are stopped and killed, the server restarts, and rows are deleted. Each writer
+//! keeps writing with the terms that it once got.
 
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
@@ -222,7 +222,8 @@ fn run(seconds: u64) {
     );
     assert!(terms.len() > seconds as usize / 4 && restarts > 0, "{} terms, {restarts} restarts", terms.len());
 
-    // The checker also gets a planted writer, which writes without a fence because it believes that it still leads.
+    // The checker also gets a planted writer, which writes without a fence because it believes that it still
+    // leads.
     let last = history.iter().max_by_key(|w| w.entered).expect("there are some");
     let lie = format!(
         "INSERT INTO history VALUES ('liar', {}, to_timestamp({}), to_timestamp({}))",

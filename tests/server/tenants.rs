@@ -17,8 +17,8 @@ fn mallory(cluster: &Cluster, body: &str) -> postgres::Client {
     mallory
 }
 
-/// The keeper is a superuser. Code on a user's table runs as the table's owner. It can't leave a setting behind
-/// that makes the keeper run the owner's operators later.
+/// The keeper is a superuser. Code on a user's table runs as the table's owner. It can't leave a setting
+/// behind that makes the keeper run the owner's operators later.
 #[test]
 fn a_tables_owner_gets_nothing_from_the_keeper() {
     let cluster = Cluster::installed();
@@ -262,8 +262,8 @@ fn an_old_snapshot_gives_nobody_the_rows_of_others() {
     }
 }
 
-/// Until Postgres 15 a rule turns an empty table into a view, which can't be scanned. That may also happen while a
-/// query waits for the table's lock.
+/// Until Postgres 15 a rule turns an empty table into a view, which can't be scanned. That may also happen
+/// while a query waits for the table's lock.
 #[test]
 fn a_table_that_becomes_a_view_harms_nobody() {
     let cluster = Cluster::with_extension();
@@ -399,8 +399,9 @@ fn odd_rows_stop_nobodys_elections() {
     }
 }
 
-/// A role with the right TRIGGER on the table can't have its triggers run as the table's owner. The keeper's writes
-/// do not fire them. The write of a new term, in the session that inserted the row, does not fire them either.
+/// A role with the right TRIGGER on the table can't have its triggers run as the table's owner. The keeper's
+/// writes do not fire them. The write of a new term, in the session that inserted the row, does not fire them
+/// either.
 #[test]
 fn triggers_of_others_do_not_run_as_the_tables_owner() {
     let cluster = Cluster::installed();
@@ -426,8 +427,8 @@ fn triggers_of_others_do_not_run_as_the_tables_owner() {
     );
     app.batch_execute("SELECT oban_join('a')").unwrap();
     wait_until("it leads", || app.one("SELECT oban_is_leader()"));
-    // The statement inserts two rows. When it ends, the first row's term is not the last that was drawn, so it gets
-    // another term.
+    // The statement inserts two rows. When it ends, the first row's term is not the last that was drawn, so
+    // it gets another term.
     app.batch_execute(
         "INSERT INTO oban_peers SELECT n, 'x', now(), now() + interval '1 h' FROM unnest('{A,B}'::text[]) n",
     )
@@ -438,8 +439,8 @@ fn triggers_of_others_do_not_run_as_the_tables_owner() {
     assert_eq!(roles, "app", "its own INSERT fired them, and nothing else");
 }
 
-/// The triggers need no right that an upsert did not need before. If the keeper's role may not write the table,
-/// they leave it as it is.
+/// The triggers need no right that an upsert did not need before. If the keeper's role may not write the
+/// table, they leave it as it is.
 #[test]
 fn foreign_elections_need_no_new_rights() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);

@@ -58,7 +58,8 @@ fn savepoints_exception_blocks_and_rollbacks_take_their_messages_along() {
     assert_eq!(heard(&mut listener), ns(&[1, 2, 4, 3]));
 }
 
-/// A session's queued messages end with the session, in whichever way it ends. The next session begins without any.
+/// A session's queued messages end with the session, in whichever way it ends. The next session begins
+/// without any.
 #[test]
 fn a_session_that_ends_in_the_middle_sends_nothing() {
     let cluster = Cluster::installed();
@@ -107,7 +108,8 @@ fn what_is_sent_at_the_very_end_is_sent() {
     assert_eq!(heard(&mut listener), [r#"{"n":1}"#, r#"{"queue":"late"}"#]);
 }
 
-/// A wakeup is a hint, and PREPARE TRANSACTION drops it. A message that a call sent does not vanish in silence.
+/// A wakeup is a hint, and PREPARE TRANSACTION drops it. A message that a call sent does not vanish in
+/// silence.
 #[test]
 fn prepare_transaction_drops_wake_ups_and_refuses_messages() {
     let cluster = Cluster::installed();
@@ -168,8 +170,8 @@ fn a_transaction_has_a_limit_which_wake_ups_never_fail_at() {
     assert_eq!(heard(&mut listener), ns(&[1, 2, 3]));
 }
 
-/// Postgres refuses to notify from a parallel worker. So does oban_notify, in a function that is wrongly marked as
-/// parallel safe.
+/// Postgres refuses to notify from a parallel worker. So does oban_notify, in a function that is wrongly
+/// marked as parallel safe.
 #[test]
 fn a_parallel_worker_is_refused_as_natively() {
     let cluster = Cluster::installed();

@@ -1,7 +1,8 @@
 //! Updates: is a database that went through releases the same as a new one?
 //!
-//! sql/archive holds the install script of each release, as it was when it was released. The scripts in sql/ lead
-//! from one release to the next. A change of the SQL of an archived release needs a new version and its script.
+//! sql/archive holds the install script of each release, as it was when it was released. The scripts in sql/
+//! lead from one release to the next. A change of the SQL of an archived release needs a new version and its
+//! script.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -60,8 +61,8 @@ fn archive() -> Vec<(String, std::path::PathBuf)> {
     files.map(|path| (version(&path), path)).collect()
 }
 
-/// The archived releases, each with the version under which CREATE EXTENSION finds it. The archived script of the
-/// present version lies beside the present script, under another name.
+/// The archived releases, each with the version under which CREATE EXTENSION finds it. The archived script of
+/// the present version lies beside the present script, under another name.
 fn installable() -> &'static [(String, String)] {
     static RELEASES: OnceLock<Vec<(String, String)>> = OnceLock::new();
     RELEASES.get_or_init(|| {

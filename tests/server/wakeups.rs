@@ -15,8 +15,8 @@ impl Listener {
         Self { client }
     }
 
-    /// Returns what was heard since the last time, sorted. The last message is one of the test's own, so that the
-    /// test need not wait.
+    /// Returns what was heard since the last time, sorted. The last message is one of the test's own, so that
+    /// the test need not wait.
     fn heard(&mut self) -> Vec<String> {
         let heard = crate::support::heard(&mut self.client);
         let mut heard: Vec<String> =
@@ -133,7 +133,8 @@ fn wake_ups_are_turned_off_by_session_transaction_role_database_or_function() {
     assert_eq!(admin.one::<String>(&polled), "[]");
     assert_eq!(listener.heard(), queues(&[]));
 
-    // The setting ends with its transaction, function or session. A role for which it is off can turn it on again.
+    // The setting ends with its transaction, function or session. A role for which it is off can turn it on
+    // again.
     admin.batch_execute(&on).unwrap();
     assert_eq!(listener.heard(), queues(&["on"]));
     app.batch_execute(&format!("RESET obanrs.wakeups; {on}")).unwrap();

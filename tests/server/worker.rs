@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::support::{Ask, Cluster, PATIENCE, wait_until};
 
-/// This is far beyond the time that a test takes. So these workers look only when they hear of something, and at
-/// their start.
+/// This is far beyond the time that a test takes. So these workers look only when they hear of something, and
+/// at their start.
 const NEVER: Duration = Duration::from_secs(3600);
 
 /// Starts a worker that works until the server stops. Returns the lines that it prints, once it has joined.
@@ -64,8 +64,8 @@ fn a_worker_that_starts_finds_what_was_there() {
     assert_eq!(client.one::<String>("SELECT state::text FROM oban_jobs WHERE attempt = 20"), "available");
 }
 
-/// A job for later that was inserted as available is announced at once. It runs when its time has come, in any time
-/// zone of the server.
+/// A job for later that was inserted as available is announced at once. It runs when its time has come, in
+/// any time zone of the server.
 #[test]
 fn a_job_waits_for_its_time() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "timezone = 'Pacific/Kiritimati'"]);
@@ -87,8 +87,8 @@ fn a_job_waits_for_its_time() {
     );
 }
 
-/// An UPDATE wakes no worker. A worker finds what the UPDATE made available when it looks without a message, or
-/// after a call of oban_notify.
+/// An UPDATE wakes no worker. A worker finds what the UPDATE made available when it looks without a message,
+/// or after a call of oban_notify.
 #[test]
 fn a_job_that_an_update_makes_available_is_found() {
     let cluster = Cluster::installed();

@@ -32,7 +32,8 @@ fn prose(page: &str) -> impl Iterator<Item = &str> {
     page.split("```").step_by(2).flat_map(str::lines)
 }
 
-/// Returns each race of the table of races, with the tests that its third column names. `Err`: a row has another form.
+/// Returns each race of the table of races, with the tests that its third column names. `Err`: a row has
+/// another form.
 fn races(page: &str) -> Result<Vec<(&str, Vec<&str>)>, String> {
     let rows = prose(page).skip_while(|line| cells(line).is_none_or(|row| row != HEAD)).skip(2);
     let rows = rows.map_while(cells).map(|row| match row[..] {
@@ -83,8 +84,8 @@ impl Source {
         }
     }
 
-    /// Returns whether a name of the page is in this file. `Type::function` is there if both are, and the function is
-    /// one. The same holds for variants, which only have to be words.
+    /// Returns whether a name of the page is in this file. `Type::function` is there if both are, and the
+    /// function is one. The same holds for variants, which only have to be words.
     fn has(&self, name: &str) -> bool {
         let parts: Vec<&str> = name.split("::").collect();
         let is_there = parts.iter().all(|part| self.words.contains(*part));

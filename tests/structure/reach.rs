@@ -1,5 +1,5 @@
-//! Which functions of src can be reached from which, by their text: a call is followed to every function that it may
-//! mean. What a macro builds or a function pointer hides is not seen.
+//! Which functions of src can be reached from which, by their text: a call is followed to every function that
+//! it may mean. What a macro builds or a function pointer hides is not seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -95,8 +95,8 @@ fn block(text: &str) -> &str {
     text
 }
 
-/// Where the body of a function begins, of a text that begins with its declaration. `None` without a body. The
-/// semicolon of an array's type does not end a declaration.
+/// Where the body of a function begins, of a text that begins with its declaration. `None` without a body.
+/// The semicolon of an array's type does not end a declaration.
 fn body_of(declaration: &str) -> Option<usize> {
     let mut depth = 0;
     for (at, c) in declaration.char_indices() {

@@ -38,8 +38,8 @@ log_line_prefix = '%m [%p] %b '
 autovacuum = off
 ";
 
-/// The script of the shell in the server's network. It runs each line that it gets, and answers whether the line
-/// succeeded.
+/// The script of the shell in the server's network. It runs each line that it gets, and answers whether the
+/// line succeeded.
 const NETWORK: &str = "
 PATH=$PATH:/usr/sbin:/sbin
 trap 'kill $(jobs -p) 2>/dev/null' EXIT
@@ -106,8 +106,8 @@ impl Cluster {
         self.folder.join("clock")
     }
 
-    /// Starts a server in a network of its own, which has a loopback and nothing else. So its TCP ports disturb no
-    /// other program.
+    /// Starts a server in a network of its own, which has a loopback and nothing else. So its TCP ports
+    /// disturb no other program.
     pub fn start_in_own_network(settings: &[&str]) -> Self {
         let mut cluster = Self::prepared(settings, Vec::new());
         let mut unshare = workspace().command("unshare".as_ref());
@@ -121,8 +121,8 @@ impl Cluster {
         cluster
     }
 
-    /// Runs a line of sh in the server's own network. Returns whether the line succeeded. FOLDER is the server's
-    /// folder.
+    /// Runs a line of sh in the server's own network. Returns whether the line succeeded. FOLDER is the
+    /// server's folder.
     pub fn in_own_network(&self, line: &str) -> bool {
         let network = self.network.as_ref().expect("it has a network of its own");
         network.lock().expect("no test has failed in it").ask(line) == "yes"
@@ -157,16 +157,16 @@ impl Cluster {
         self.run(&["restart", "-w", "-m", "fast", "-t", "60"]);
     }
 
-    /// Stops the server, and starts it again with so many bytes of address space for each of its processes. Beyond
-    /// them an allocation fails, as on a machine that does not overcommit.
+    /// Stops the server, and starts it again with so many bytes of address space for each of its processes.
+    /// Beyond them an allocation fails, as on a machine that does not overcommit.
     pub fn restart_with_memory(&mut self, bytes: u64) {
         self.stop("fast");
         self.memory = Some(bytes);
         self.start_again();
     }
 
-    /// Stops the server in a mode of pg_ctl: smart, fast or immediate. Ten seconds are far more than a stop takes.
-    /// Without the limit, a worker that does not end would hold the test up for ever.
+    /// Stops the server in a mode of pg_ctl: smart, fast or immediate. Ten seconds are far more than a stop
+    /// takes. Without the limit, a worker that does not end would hold the test up for ever.
     pub fn stop(&self, mode: &str) {
         self.run(&["stop", "-w", "-m", mode, "-t", "10"]);
     }

@@ -1,6 +1,7 @@
 //! The comments on the extension's objects, as sql/90_finish.sql has them: their form and their parts.
 //!
-//! Users read them in psql and in docs/reference.md. The suites hold functions to the SQLSTATEs that they announce.
+//! Users read them in psql and in docs/reference.md. The suites hold functions to the SQLSTATEs that they
+//! announce.
 #![allow(dead_code)] // each user takes a part
 
 use std::collections::BTreeSet;
@@ -36,7 +37,8 @@ pub fn statements(script: &str) -> Vec<&str> {
     begins.map(|at| &script[at..at + script[at..].find("';").expect("it ends") + 2]).collect()
 }
 
-/// Returns the object of a statement, as in `FUNCTION @extschema@.oban_version()`, and the text of the comment.
+/// Returns the object of a statement, as in `FUNCTION @extschema@.oban_version()`, and the text of the
+/// comment.
 pub fn object_and_text(statement: &str) -> (&str, String) {
     let statement = statement.strip_prefix("COMMENT ON ").expect("it begins so");
     let (object, text) = statement.split_once(" IS\n'").expect("the text begins on a line of its own");
@@ -99,8 +101,8 @@ fn note(line: &str, comment: &mut Comment) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns the SQLSTATEs that the comment on a function or procedure of the extension announces. `None` means that
-/// there is no such function.
+/// Returns the SQLSTATEs that the comment on a function or procedure of the extension announces. `None` means
+/// that there is no such function.
 pub fn announced(function: &str) -> Option<&'static BTreeSet<String>> {
     static ALL: OnceLock<Vec<(String, BTreeSet<String>)>> = OnceLock::new();
     let all = ALL.get_or_init(|| {

@@ -13,8 +13,8 @@ pub enum Form {
     DoNothing,
 }
 
-/// Holds one election of a node whose clock is wrong by `skew`, an interval. Returns whether the node believes that
-/// it leads from now on.
+/// Holds one election of a node whose clock is wrong by `skew`, an interval. Returns whether the node
+/// believes that it leads from now on.
 pub fn elect(client: &mut Client, node: &str, form: Form, skew: &str) -> Result<bool, Error> {
     let mut transaction = client.transaction()?;
     let now = format!("(timezone('UTC', clock_timestamp()) + interval '{skew}')");

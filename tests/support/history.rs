@@ -4,8 +4,8 @@
 
 use postgres::Client;
 
-/// A transaction that passed its fence: its node and term, and the time from the fence until shortly before its
-/// commit, in microseconds of the server's clock.
+/// A transaction that passed its fence: its node and term, and the time from the fence until shortly before
+/// its commit, in microseconds of the server's clock.
 #[derive(Clone, Debug)]
 pub struct Write {
     pub node: String,
@@ -14,8 +14,8 @@ pub struct Write {
     pub left: i64,
 }
 
-/// The table of the record, and `act`, with which a leader writes. `act` returns false without a term, and when the
-/// fence refuses the term.
+/// The table of the record, and `act`, with which a leader writes. `act` returns false without a term, and
+/// when the fence refuses the term.
 pub const SCHEMA: &str = "
     CREATE TABLE history (node text, term bigint, entered timestamptz, left_at timestamptz);
     CREATE FUNCTION act(who text, term bigint) RETURNS boolean LANGUAGE plpgsql AS $$
@@ -41,8 +41,8 @@ pub fn read(client: &mut Client) -> Vec<Write> {
     rows.iter().map(write).collect()
 }
 
-/// Checks a history. `Err` says what is wrong: two nodes with one term, two terms at a time, or a term after a
-/// greater one.
+/// Checks a history. `Err` says what is wrong: two nodes with one term, two terms at a time, or a term after
+/// a greater one.
 pub fn check(history: &[Write]) -> Result<(), String> {
     let mut sorted: Vec<&Write> = history.iter().collect();
     sorted.sort_by_key(|w| (w.entered, w.left));

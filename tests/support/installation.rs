@@ -1,9 +1,9 @@
 //! A private copy of a Postgres installation, with the extension under test in it.
 //!
-//! Tests must not write into the real installation: a server may run from it, and a server that has obanrs loaded
-//! would crash when its library changes. Postgres finds its files relative to its own binary, so a tree of the same
-//! shape works anywhere. The tree is copied and not linked, because the user that runs the servers may not be able
-//! to read the original.
+//! Tests must not write into the real installation: a server may run from it, and a server that has obanrs
+//! loaded would crash when its library changes. Postgres finds its files relative to its own binary, so a
+//! tree of the same shape works anywhere. The tree is copied and not linked, because the user that runs the
+//! servers may not be able to read the original.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,8 +40,8 @@ fn copy(pg_config: &Path, package: &Path) -> Installation {
         .map(|((a, _), _)| a)
         .collect();
     assert!(common.components().count() > 1, "this Postgres can't be moved: {bin:?}, {lib:?}, {share:?}");
-    // Programs look for their libraries relative to themselves, up to two folders above the installation. (In a
-    // Python wheel that is the folder `*.libs`.) So the copy is as deep.
+    // Programs look for their libraries relative to themselves, up to two folders above the installation. (In
+    // a Python wheel that is the folder `*.libs`.) So the copy is as deep.
     let root = workspace().folder.join("postgres/a/b");
     let new = |old: &Path| root.join(old.strip_prefix(&common).expect("they begin so"));
     let (new_bin, new_lib, new_share) = (new(&bin), new(&lib), new(&share));
@@ -77,8 +77,9 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     read.map(|entry| entry.expect("a folder can be read").path()).collect()
 }
 
-/// Copies the files of `from` into `to`. It leaves out those that are there already, and obanrs' own files: those
-/// of an installed version would hide the ones under test. A link becomes what it leads to, if that exists.
+/// Copies the files of `from` into `to`. It leaves out those that are there already, and obanrs' own files:
+/// those of an installed version would hide the ones under test. A link becomes what it leads to, if that
+/// exists.
 fn copy_tree(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("the workspace is ours");
     for entry in entries(from) {

@@ -1,5 +1,5 @@
-//! What the suites and the demo share: a private copy of the Postgres installation, servers on it, and waiting for
-//! conditions.
+//! What the suites and the demo share: a private copy of the Postgres installation, servers on it, and
+//! waiting for conditions.
 #![allow(dead_code)] // each user takes a part
 
 mod cluster;
@@ -27,7 +27,8 @@ pub fn extensions_folder() -> &'static std::path::Path {
     &installation::installation().extensions
 }
 
-/// Copies a file to where the servers can read it, as long as this process lives. Returns the path of the copy.
+/// Copies a file to where the servers can read it, as long as this process lives. Returns the path of the
+/// copy.
 pub fn readable_copy(file: &std::path::Path) -> std::path::PathBuf {
     let copy = workspace::workspace().folder.join(file.file_name().expect("it is a file"));
     std::fs::copy(file, &copy).expect("it can be copied");
@@ -83,8 +84,8 @@ pub fn code(client: &mut postgres::Client, sql: &str) -> String {
     error.code().unwrap_or_else(|| panic!("{sql}: {error}")).code().to_owned()
 }
 
-/// Returns what a session has heard since the last time, of everything that was committed before. A last message of
-/// its own, on the same way as the others, shows that they have come.
+/// Returns what a session has heard since the last time, of everything that was committed before. A last
+/// message of its own, on the same way as the others, shows that they have come.
 pub fn heard(client: &mut postgres::Client) -> Vec<postgres::Notification> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let last = format!("{{\"n\":{}}}", COUNT.fetch_add(1, Ordering::Relaxed));

@@ -35,8 +35,8 @@ impl Stuck {
         Self { pid, stop, thread }
     }
 
-    /// Ends the wait with `pg_cancel_backend` or `pg_terminate_backend`, and waits until the session has left the
-    /// commit.
+    /// Ends the wait with `pg_cancel_backend` or `pg_terminate_backend`, and waits until the session has left
+    /// the commit.
     pub fn end(self, admin: &mut Client, function: &str) {
         self.stop.store(true, Ordering::Relaxed);
         admin.query_one(&format!("SELECT {function}({})", self.pid), &[]).expect("it is there");

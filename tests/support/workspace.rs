@@ -1,8 +1,8 @@
-//! A folder below /var/tmp that belongs to this process. In whatever way the process ends, the folder ends with it,
-//! and so do the servers that run in it.
+//! A folder below /var/tmp that belongs to this process. In whatever way the process ends, the folder ends
+//! with it, and so do the servers that run in it.
 //!
-//! A guard process waits for the end of a pipe whose other end only this process holds. So the guard sees an exit,
-//! a panic and a death by SIGKILL alike. Then it stops the servers and removes the folder.
+//! A guard process waits for the end of a pipe whose other end only this process holds. So the guard sees an
+//! exit, a panic and a death by SIGKILL alike. Then it stops the servers and removes the folder.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -66,8 +66,8 @@ impl Workspace {
         }
     }
 
-    /// A command that runs as the server's user. It starts outside of folders that the user may not enter, and
-    /// without settings that would change what servers and clients say.
+    /// A command that runs as the server's user. It starts outside of folders that the user may not enter,
+    /// and without settings that would change what servers and clients say.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         as_server_user(&mut command, self.server_user);

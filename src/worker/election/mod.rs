@@ -354,7 +354,8 @@ impl Elections {
                     })?
                 }
                 Plan::Elect { ended, candidate } => {
-                    expect_fences(segment, self.database, true); // before the attempt, or its end could be missed
+                    // This comes before the attempt. Otherwise the end of a fence could be missed.
+                    expect_fences(segment, self.database, true);
                     let known = Known {
                         greatest_term: basis.greatest_term,
                         copy: basis.copy,

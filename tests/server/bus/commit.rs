@@ -65,8 +65,8 @@ fn a_commit_that_waits_for_a_standby_sends_when_it_is_let_go() {
     }
 }
 
-/// A session is terminated among its native NOTIFYs, while it can't write to its client. That is a FATAL, which
-/// unwinds nothing. Postgres aborts the transaction all the same.
+/// A session is terminated among its native NOTIFYs, while it can't write to its client. That is a FATAL,
+/// which unwinds nothing. Postgres aborts the transaction all the same.
 #[test]
 fn a_session_ended_before_its_commit_gives_everything_back() {
     let cluster = installed_with(&["obanrs.ring_size = '2MB'"]);

@@ -11,8 +11,8 @@ use serde_json::Value;
 use super::{installed_with, poll, wait};
 use crate::support::{Ask, PATIENCE, patiently, stat};
 
-/// Eight sessions send, with rollbacks and savepoints. Six readers of each kind read. The workers are terminated
-/// again and again.
+/// Eight sessions send, with rollbacks and savepoints. Six readers of each kind read. The workers are
+/// terminated again and again.
 #[test]
 fn nothing_is_lost() {
     everything_arrives(100_000);
@@ -51,7 +51,8 @@ fn everything_arrives(messages: usize) {
             let mut killed = 0;
             let mut client = cluster.client();
             while !stop.load(Ordering::Relaxed) {
-                // The workers end as fast as messages are sent. The readers may take longer than all messages do.
+                // The workers end as fast as messages are sent. The readers may take longer than all messages
+                // do.
                 let before = stat(&mut client, "published");
                 let more = |client: &mut Client| stat(client, "published") > before + 3_000;
                 patiently(|| (more(&mut client) || stop.load(Ordering::Relaxed)).then_some(()));

@@ -1,4 +1,5 @@
-//! The bus: each kind of reader gets what is committed, through ends of readers and relay and through a full ring.
+//! The bus: each kind of reader gets what is committed, through ends of readers and relay and through a full
+//! ring.
 //!
 //! Each file here answers one question about it. This file has what they share.
 
@@ -67,9 +68,9 @@ fn numbers(payloads: &[Value]) -> Vec<i64> {
     payloads.iter().map(|p| p["n"].as_i64().expect("a number")).collect()
 }
 
-/// Starts a server with room for three workers, where another worker has taken the relay's place for a minute.
-/// Before that the relay stood still, while `meanwhile` sent something and made a session that LISTENs. Returns the
-/// server, that session, and the thread that holds the place.
+/// Starts a server with room for three workers, where another worker has taken the relay's place for a
+/// minute. Before that the relay stood still, while `meanwhile` sent something and made a session that
+/// LISTENs. Returns the server, that session, and the thread that holds the place.
 pub fn without_relay(
     settings: &[&str],
     meanwhile: impl FnOnce(&Cluster) -> Client,
@@ -82,7 +83,8 @@ pub fn without_relay(
     let mut thief = cluster.client();
     let force = "SELECT set_config(name, 'on', false) FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query')";
     thief.batch_execute(force).unwrap();
-    // The delay before the relay's restart doubles each time. After four ends it is long enough to take the place.
+    // The delay before the relay's restart doubles each time. After four ends it is long enough to take the
+    // place.
     for _ in 0..4 {
         let pid = wait_for_relay(&cluster);
         client.execute("SELECT pg_terminate_backend($1, 10000)", &[&pid]).unwrap();

@@ -88,8 +88,8 @@ fn rows_are_visible_when_their_message_arrives() {
     assert_eq!((listener.join().unwrap(), waiter.join().unwrap()), (0, 0), "misses");
 }
 
-/// The messages of one transaction are heard in its order. A signal among them keeps its place, although it is sent
-/// in another way.
+/// The messages of one transaction are heard in its order. A signal among them keeps its place, although it
+/// is sent in another way.
 #[test]
 fn a_transaction_is_heard_in_its_order() {
     let cluster = installed_with(&[]);

@@ -63,7 +63,8 @@ fn encodings_quotes_and_the_longest_names() {
     }
 }
 
-/// Payloads are small when packed and large when unpacked. One answer has a size that memory and jsonb can take.
+/// Payloads are small when packed and large when unpacked. One answer has a size that memory and jsonb can
+/// take.
 #[test]
 fn an_answer_is_bounded_by_what_it_unpacks_to() {
     let cluster = installed_with(&[]);

@@ -89,8 +89,8 @@ fn positions_never_go_back() {
         let position: i64 = client.one("SELECT oban_position()");
         assert!(position > last, "{what}: {position} after {last}");
         client.batch_execute(&ping(1)).unwrap();
-        // A reader from before gets what there is. The answer says with NULL that the number of missed messages is
-        // unknown.
+        // A reader from before gets what there is. The answer says with NULL that the number of missed
+        // messages is unknown.
         let answer = poll(client, &format!("'{{sonar}}', {last}, 5"));
         assert_eq!((answer.missed, answer.payloads.len()), (None, 1), "{what}");
         last = answer.position;

@@ -44,8 +44,8 @@ fn a_ring_kept_full_blocks_nobody_and_loses_nothing_for_listeners() {
     let told = waiting_thread.join().unwrap();
     assert_eq!(told, Answer { position: last + 1, missed: Some(1), payloads: vec![] });
     cluster.signal("CONT", pid);
-    // While the ring is full, a new message overtakes those that wait in it. So does the message that `heard` waits
-    // for.
+    // While the ring is full, a new message overtakes those that wait in it. So does the message that `heard`
+    // waits for.
     wait_until("the relay has sent it", || stat(&mut client, "ring_waiting") == 0);
     let mut got: Vec<i64> = heard(&mut listener)
         .iter()

@@ -32,7 +32,8 @@ fn a_waiter_holds_nothing_and_obeys() {
          FROM pg_stat_activity a WHERE pid = {pid}"
     );
     assert!(admin.one::<bool>(&holds), "no snapshot, no transaction id, no lock");
-    // Messages of another channel, of another prefix, or of a verbatim channel of the same name do not wake it.
+    // Messages of another channel, of another prefix, or of a verbatim channel of the same name do not wake
+    // it.
     let switches = |pid: i32| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find(|l| l.starts_with("voluntary_ctxt_switches")).unwrap().to_owned();

@@ -32,8 +32,8 @@ impl Raised {
         }
     }
 
-    /// Calls each function after `before`, with valid arguments except those in `but`. Calls only functions that
-    /// have one of these, if there are any.
+    /// Calls each function after `before`, with valid arguments except those in `but`. Calls only functions
+    /// that have one of these, if there are any.
     fn run_all(&mut self, client: &mut Client, before: &str, but: &[(&str, &str)]) {
         for function in
             functions(client).iter().filter(|f| but.is_empty() || but.iter().any(|(a, _)| f.has(a)))
@@ -45,8 +45,8 @@ impl Raised {
     }
 }
 
-/// The comment on each function announces exactly the errors that its calls raise. (An end by Postgres itself, such
-/// as a cancellation, does not count.)
+/// The comment on each function announces exactly the errors that its calls raise. (An end by Postgres
+/// itself, such as a cancellation, does not count.)
 #[test]
 fn functions_announce_the_errors_that_they_raise_and_no_others() {
     let mut raised = Raised::default();

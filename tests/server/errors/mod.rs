@@ -112,8 +112,8 @@ fn is_announced(sql: &str, code: &str) {
     assert!(announced.contains(code), "{code} is not under Errors in the comment on {function}: {sql}");
 }
 
-/// Asserts that the statement fails with this SQLSTATE, and that its function announces that. The message has to
-/// show `shows`, and the hint has to name `helps`.
+/// Asserts that the statement fails with this SQLSTATE, and that its function announces that. The message has
+/// to show `shows`, and the hint has to name `helps`.
 fn refused(client: &mut Client, sql: &str, code: &str, shows: &str, helps: &str) {
     let error = outcome(client, sql).expect_err(sql);
     assert_eq!(error.code().code(), code, "{sql}: {error}");

@@ -15,7 +15,8 @@ fn a_trigger_function_that_is_called_says_so() {
     }
 }
 
-/// Asserts that the functions in `works` work, and that every other one raises 55000 with this message and hint.
+/// Asserts that the functions in `works` work, and that every other one raises 55000 with this message and
+/// hint.
 fn works_or_says_why_not(client: &mut Client, works: &[&str], shows: &str, helps: &str) {
     let functions = functions(client);
     for name in works {
@@ -117,7 +118,8 @@ fn in_recovery_functions_work_or_name_the_primary() {
     assert!(client.one::<bool>(workers), "a standby needs no workers");
 }
 
-/// A backtrace shows the functions and paths of the machine that built the library. Errors must not show them.
+/// A backtrace shows the functions and paths of the machine that built the library. Errors must not show
+/// them.
 #[test]
 fn no_error_has_a_backtrace() {
     for preload in ["shared_preload_libraries = 'obanrs'", "port = 5432"] {

@@ -62,7 +62,8 @@ fn a_prefix_that_does_not_exist_is_named() {
     for function in functions(&mut client).iter().filter(|f| f.has("prefix")) {
         let call = function.call(&[("prefix", "'nowhere'")]);
         match function.name.as_str() {
-            // oban_install creates the prefix. oban_unlisten_channels only takes names off this session's list.
+            // oban_install creates the prefix. oban_unlisten_channels only takes names off this session's
+            // list.
             "oban_install" | "oban_unlisten_channels" => {
                 assert!(outcome(&mut client, &call).is_ok(), "{call}")
             }

@@ -8,8 +8,8 @@ use crate::support::elixir::{Form, elect, resign, upsert};
 use crate::support::members::{join, leads};
 use crate::support::{Ask, Cluster, code, heard, wait_until};
 
-/// The update counts as a DELETE and an INSERT. The new holder has a term of its own and no boot. The holder before
-/// leads no more from that commit on.
+/// The update counts as a DELETE and an INSERT. The new holder has a term of its own and no boot. The holder
+/// before leads no more from that commit on.
 #[test]
 fn an_update_of_the_node_hands_the_leadership_over() {
     let cluster = Cluster::installed();
@@ -69,7 +69,8 @@ fn an_update_of_the_node_hands_the_leadership_over() {
         .unwrap();
     let (_, _, left) = row(&mut ours).unwrap();
     assert!(left > 15.0 && left <= 20.0, "{left}");
-    // When the lease is over, the member leads. Shared memory knows the deadline of the row that was handed over.
+    // When the lease is over, the member leads. Shared memory knows the deadline of the row that was handed
+    // over.
     elixir
         .batch_execute(
             "UPDATE oban_peers SET node = 'y', expires_at = timezone('utc', now()) + interval '1 s'",
@@ -79,8 +80,8 @@ fn an_update_of_the_node_hands_the_leadership_over() {
     wait_until("ours leads", || leads(&mut ours));
 }
 
-/// A hand-over may be prepared, rolled back, or fail at its commit. What is prepared ends the leadership. What
-/// fails leaves it.
+/// A hand-over may be prepared, rolled back, or fail at its commit. What is prepared ends the leadership.
+/// What fails leaves it.
 #[test]
 fn a_hand_over_ends_a_leadership_as_a_deletion_does() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_prepared_transactions = 5"]);
@@ -156,8 +157,8 @@ fn a_delete_of_our_row_ends_our_leadership_with_its_commit() {
         elixir.batch_execute(&format!("BEGIN; SAVEPOINT s; {how}; ROLLBACK TO s; COMMIT")).unwrap();
         assert!(leads(&mut ours), "{how}");
         assert_eq!(row(&mut ours).unwrap().1, before);
-        // The transaction inserts a row of its own in place of the deleted one. The member does not lead from that
-        // commit on.
+        // The transaction inserts a row of its own in place of the deleted one. The member does not lead from
+        // that commit on.
         let now = "timezone('UTC', clock_timestamp())";
         elixir
             .batch_execute(&format!(

@@ -51,8 +51,8 @@ fn expired_rows_of_foreign_names_are_swept_with_one_announcement() {
     wait_for("it ends when it is not renewed", || (watch.one::<String>(names) == "Stays").then_some(()));
 }
 
-/// A term is drawn before its row is inserted. A node that stalls in between must not lead with a term that others
-/// have passed.
+/// A term is drawn before its row is inserted. A node that stalls in between must not lead with a term that
+/// others have passed.
 #[test]
 fn terms_rise_in_the_order_of_the_rows() {
     let cluster = Cluster::installed();

@@ -38,8 +38,8 @@ fn a_renewal_by_name_alone_changes_nothing_on_another_nodes_row() {
     assert!(after.1 > before.1, "a term of its own, above ours");
 }
 
-/// BEFORE INSERT sees no row that is not committed. Only when the upsert comes to update the row, the trigger can
-/// tell that the row is another node's.
+/// BEFORE INSERT sees no row that is not committed. Only when the upsert comes to update the row, the trigger
+/// can tell that the row is another node's.
 #[test]
 fn an_upsert_that_waited_for_an_uncommitted_row_changes_nothing() {
     let cluster = Cluster::installed();
@@ -121,8 +121,8 @@ fn name_term_and_boot_do_not_change() {
     }
 }
 
-/// A node's clock may be hours off. The server's clock sets a row's times, and the node sets the length of its
-/// lease.
+/// A node's clock may be hours off. The server's clock sets a row's times, and the node sets the length of
+/// its lease.
 #[test]
 fn times_are_the_servers() {
     let cluster = Cluster::installed();

@@ -35,8 +35,8 @@ fn memory_is_bounded_and_comes_back() {
     assert_eq!(client.one::<i32>(kept), 1000);
 }
 
-/// The table is filled with entries of all sizes and emptied in each way, a thousand times. As much fits at the end
-/// as at first.
+/// The table is filled with entries of all sizes and emptied in each way, a thousand times. As much fits at
+/// the end as at first.
 #[test]
 fn a_table_can_be_filled_and_emptied_for_ever() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.gossip_memory = '64kB'"]);

@@ -6,8 +6,8 @@ use std::thread;
 
 use crate::support::{Ask, Cluster, stat};
 
-/// Each state carries a checksum of itself and the names of its entry. Two sessions put states of many sizes, with
-/// long and short ttls. One deletes, and one reads.
+/// Each state carries a checksum of itself and the names of its entry. Two sessions put states of many sizes,
+/// with long and short ttls. One deletes, and one reads.
 #[test]
 fn no_reading_is_torn() {
     read_while_others_write(1_000_000);

@@ -66,8 +66,8 @@ fn a_state_is_64_kb_at_most_and_has_the_servers_times() {
     assert_eq!(client.one::<i32>(kept), 65_537, "with the space that Postgres puts behind the colon");
     let error = put(&mut client, 65_537).unwrap_err();
     assert_eq!(error.code().unwrap().code(), "22023");
-    // The limit counts a state without the spaces that Postgres puts behind commas: these are 60,900 bytes. (As
-    // jsonb they are more.)
+    // The limit counts a state without the spaces that Postgres puts behind commas: these are 60,900 bytes.
+    // (As jsonb they are more.)
     let ids = "SELECT oban_gossip_put('a', 'ids', (SELECT jsonb_build_object('running', jsonb_agg(i))
                       FROM generate_series(1, 12000) i))";
     client.batch_execute(ids).unwrap();

@@ -98,8 +98,8 @@ fn what_is_wrong_with_a_prefix_is_named_with_the_statement_that_helps() {
     assert!(detail.contains("contains a dot"), "{detail}");
 }
 
-/// A schema with Oban's tables and without anything of obanrs is no fault, whether it was uninstalled or never
-/// installed. A schema that is installed in part, or in use, is one.
+/// A schema with Oban's tables and without anything of obanrs is no fault, whether it was uninstalled or
+/// never installed. A schema that is installed in part, or in use, is one.
 #[test]
 fn a_prefix_that_is_not_installed_is_no_fault() {
     let cluster = Cluster::installed();

@@ -5,8 +5,8 @@ use postgres::Client;
 use super::{PEERS, tenant, triggers};
 use crate::support::{Ask, Cluster, JOBS, code, wait_until};
 
-/// A renamed table keeps the names of its indexes, and a type may have a table's name. The error gives the name
-/// that is taken.
+/// A renamed table keeps the names of its indexes, and a type may have a table's name. The error gives the
+/// name that is taken.
 #[test]
 fn names_that_are_taken_are_named() {
     let cluster = Cluster::installed();
@@ -68,8 +68,8 @@ fn partitions_are_tested_each() {
     assert_eq!(all(&mut root), [0; 4]);
 }
 
-/// A table that an earlier version has installed may have an obstacle. `oban_install` does not refuse it: a WARNING
-/// says that the table holds no elections any more, and what removes the obstacle.
+/// A table that an earlier version has installed may have an obstacle. `oban_install` does not refuse it: a
+/// WARNING says that the table holds no elections any more, and what removes the obstacle.
 #[test]
 fn a_prefix_that_elects_no_more_is_warned_of() {
     let cluster = Cluster::installed();
@@ -100,8 +100,8 @@ fn a_prefix_that_elects_no_more_is_warned_of() {
     wait_until("it leads", || client.one("SELECT oban_is_leader()"));
 }
 
-/// `oban_install` refuses a table of jobs that is not Oban's, or that Oban has to migrate first, and the error says
-/// why. It warns of such a table that an earlier version has installed, whose wakeups go on.
+/// `oban_install` refuses a table of jobs that is not Oban's, or that Oban has to migrate first, and the
+/// error says why. It warns of such a table that an earlier version has installed, whose wakeups go on.
 #[test]
 fn jobs_of_another_kind_are_refused_and_named() {
     let cluster = Cluster::with_extension();
@@ -182,8 +182,8 @@ fn jobs_of_another_kind_are_refused_and_named() {
     client.batch_execute("SELECT oban_uninstall('t')").unwrap();
 }
 
-/// The rows that the trigger reads contain a stored generated column. They do not contain a virtual one, and the
-/// trigger counts that.
+/// The rows that the trigger reads contain a stored generated column. They do not contain a virtual one, and
+/// the trigger counts that.
 #[test]
 fn generated_queues_wake_or_say_that_they_do_not() {
     let cluster = Cluster::with_extension();

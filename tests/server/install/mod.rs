@@ -11,9 +11,9 @@ use postgres::Client;
 
 use crate::support::{Ask, Cluster};
 
-/// Creates a role `tenant` that owns the schema `t` and may create schemas. Its functions count how often another
-/// role runs them. They count in a sequence, which a rollback does not take back. Returns the superuser's
-/// connection and the tenant's.
+/// Creates a role `tenant` that owns the schema `t` and may create schemas. Its functions count how often
+/// another role runs them. They count in a sequence, which a rollback does not take back. Returns the
+/// superuser's connection and the tenant's.
 fn tenant(cluster: &Cluster) -> (Client, Client) {
     let mut root = cluster.client();
     root.batch_execute(
@@ -53,7 +53,8 @@ fn runs_as_others(root: &mut Client) -> i64 {
     root.one("SELECT last_value FROM public.ran_as_others")
 }
 
-/// The rows of the catalogs about all relations in a schema, without the columns that Postgres updates in place.
+/// The rows of the catalogs about all relations in a schema, without the columns that Postgres updates in
+/// place.
 fn contents(root: &mut Client, schema: u32) -> String {
     root.one(&format!(
         "SELECT string_agg(what, E'\\n' ORDER BY what) FROM (

@@ -29,8 +29,8 @@ fn a_cast_of_a_tenants_type_does_not_run_as_the_installer() {
     );
 }
 
-/// `oban_install` refuses each table of leaders of another kind, by whichever role it is called. It runs no code of
-/// the table, and leaves the table as it was.
+/// `oban_install` refuses each table of leaders of another kind, by whichever role it is called. It runs no
+/// code of the table, and leaves the table as it was.
 #[test]
 fn tables_of_another_kind_are_refused_unread() {
     let cluster = Cluster::with_extension();

@@ -1,4 +1,5 @@
-//! Does `oban_install` alter only the table that it has tested, while other sessions change tables and schemas?
+//! Does `oban_install` alter only the table that it has tested, while other sessions change tables and
+//! schemas?
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,8 +8,8 @@ use postgres::Client;
 use super::{PEERS, contents, oid, runs_as_others, tenant, triggers};
 use crate::support::{Ask, Cluster, JOBS, code, wait_until};
 
-/// Runs `changes` in the tenant's open transaction while `call` waits for its lock, and commits. Returns the result
-/// of the call.
+/// Runs `changes` in the tenant's open transaction while `call` waits for its lock, and commits. Returns the
+/// result of the call.
 fn while_it_waits(
     cluster: &Cluster,
     caller: &mut Client,
@@ -99,8 +100,8 @@ fn a_table_that_this_session_is_reading_is_not_altered() {
     assert_eq!(code(&mut root, "SELECT oban_uninstall('t') FROM t.oban_peers"), "55006");
 }
 
-/// A schema's owner gives its name to another schema, again and again, while a superuser installs and uninstalls.
-/// All changes are in one schema, and none in the other.
+/// A schema's owner gives its name to another schema, again and again, while a superuser installs and
+/// uninstalls. All changes are in one schema, and none in the other.
 #[test]
 fn a_schema_that_is_swapped_gets_nothing_of_another_ones() {
     const ROUNDS: usize = 300;
@@ -132,8 +133,8 @@ fn a_schema_that_is_swapped_gets_nothing_of_another_ones() {
     let (mut installed, mut failures) = (0, Vec::new());
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // The swaps come at times right after each other, and at times with work in between. So each step of a
-            // call meets one.
+            // The swaps come at times right after each other, and at times with work in between. So each step
+            // of a call meets one.
             for i in (0..10).cycle().take_while(|_| !done.load(Ordering::Relaxed)) {
                 let work = format!("SELECT count(*) FROM generate_series(1, {})", 500 << i);
                 for sql in [swap, &work, if i % 3 == 0 { &clear } else { swap }] {

@@ -33,8 +33,8 @@ fn a_cut_connection_is_no_death() {
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'alive'",
         )
         .unwrap();
-    // Both connections ended at the same time. So the living process has had as long as it takes to find the dead
-    // one.
+    // Both connections ended at the same time. So the living process has had as long as it takes to find the
+    // dead one.
     wait_until("the other is found", || {
         let found = orphans(&mut client);
         assert!(["", "2 gone"].contains(&&*found), "{found}");

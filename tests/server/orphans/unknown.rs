@@ -34,8 +34,8 @@ fn after_a_restart_nobody_is_known_and_nobody_is_taken() {
     assert_eq!(rescue(&mut leader, GRACE), [1]);
 }
 
-/// Nodes of Oban without metrics never gossip. README's rescue runs again and again, and leaves them their jobs.
-/// Another process gossips and ends: its job shows that the rescue works.
+/// Nodes of Oban without metrics never gossip. README's rescue runs again and again, and leaves them their
+/// jobs. Another process gossips and ends: its job shows that the rescue works.
 fn nodes_without_gossip_keep_their_jobs(at_least: Duration) {
     let (cluster, mut client) = server(&[]);
     let mut leader = leader(&cluster);

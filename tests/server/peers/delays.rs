@@ -74,9 +74,9 @@ fn a_failover_waits_for_other_peoples_notifications_and_is_not_rolled_back() {
     assert!(!cluster.log().contains("will try again"), "{}", cluster.log());
 }
 
-/// A keeper that waits for a lock resets its latch there, and could lose the wakeup about the leader's end. (Then
-/// Postgres' own timer for the lock would happen to wake the keeper some 45 ms later. A test of `logic::lifecycle`
-/// shows that the keeper does not rely on that.)
+/// A keeper that waits for a lock resets its latch there, and could lose the wakeup about the leader's end.
+/// (Then Postgres' own timer for the lock would happen to wake the keeper some 45 ms later. A test of
+/// `logic::lifecycle` shows that the keeper does not rely on that.)
 #[test]
 fn nothing_is_slept_over_while_a_table_is_locked() {
     let cluster = Cluster::installed();
@@ -137,8 +137,8 @@ fn a_locked_row_costs_only_its_own_name() {
     wait_until("the locked one leads again", || client.one(locked));
 }
 
-/// The keeper does not look again and again for a missing table. The call that the warning names makes it find a
-/// table that is back.
+/// The keeper does not look again and again for a missing table. The call that the warning names makes it
+/// find a table that is back.
 #[test]
 fn a_missing_table_costs_nothing_while_it_is_missing() {
     let cluster = Cluster::installed();
@@ -164,8 +164,8 @@ fn a_missing_table_costs_nothing_while_it_is_missing() {
     wait_until("both lead", || client.one("SELECT count(*) = 2 FROM oban_members WHERE leader"));
 }
 
-/// A listener that stays in its transaction makes NOTIFY's queue fill. Elections do not wait for that. The keeper,
-/// also a new one, announces as soon as there is room what it could not announce before.
+/// A listener that stays in its transaction makes NOTIFY's queue fill. Elections do not wait for that. The
+/// keeper, also a new one, announces as soon as there is room what it could not announce before.
 #[test]
 fn elections_go_on_while_notifys_queue_is_full() {
     let old = "SELECT current_setting('server_version_num')::int < 170000";
@@ -177,7 +177,8 @@ fn elections_go_on_while_notifys_queue_is_full() {
     client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
     let mut listener = cluster.client();
     listener.batch_execute("LISTEN \"public.oban_leader\"; LISTEN junk").unwrap();
-    listener.batch_execute("BEGIN; SELECT 1").unwrap(); // the listener reads nothing until its transaction ends
+    // The listener reads nothing until its transaction ends.
+    listener.batch_execute("BEGIN; SELECT 1").unwrap();
     let fill = "SELECT pg_notify('junk', n || repeat('x', 7000)) FROM generate_series(1, 20) n";
     let full = (0..1_000).any(|_| client.batch_execute(fill).is_err());
     assert!(full, "the queue can be filled");

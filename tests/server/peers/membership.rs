@@ -199,8 +199,8 @@ fn a_member_may_join_in_the_transaction_that_creates_the_extension() {
     wait_until("it leads", || leads(&mut client));
 }
 
-/// The views are parallel restricted: the leader of a parallel plan runs them, where Postgres takes no new snapshot.
-/// (oban_check, which takes one, keeps a plan from being parallel.)
+/// The views are parallel restricted: the leader of a parallel plan runs them, where Postgres takes no new
+/// snapshot. (oban_check, which takes one, keeps a plan from being parallel.)
 #[test]
 fn views_of_leaders_can_be_part_of_a_parallel_plan() {
     let cluster = Cluster::installed();

@@ -44,8 +44,8 @@ fn a_fence_holds_through_renewals_before_beside_and_after_it() {
         assert!(deletion_waits(&mut deleter), "{level}: a renewal after the fence");
         worker.batch_execute("COMMIT").unwrap();
         assert!(!deletion_waits(&mut deleter), "{level}: the fence is over");
-        // The renewal comes before the fence: there is no 40001, although the snapshot is older than the newest
-        // version of the row.
+        // The renewal comes before the fence: there is no 40001, although the snapshot is older than the
+        // newest version of the row.
         worker.batch_execute(&begin).unwrap();
         worker.batch_execute("SELECT count(*) FROM oban_jobs").unwrap();
         let before: String = ours.one(ends);

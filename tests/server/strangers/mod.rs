@@ -1,7 +1,7 @@
 //! Elections, fences and triggers on tables that contain their owner's code and foreign nodes' rows.
 //!
-//! The owner's code runs in the owner's own sessions only. No foreign row makes an election fail. The table and its
-//! indexes agree. Each file here answers one question about that. This file has what they share.
+//! The owner's code runs in the owner's own sessions only. No foreign row makes an election fail. The table
+//! and its indexes agree. Each file here answers one question about that. This file has what they share.
 
 mod crashes;
 mod fences;

@@ -213,7 +213,8 @@ impl Strangers {
         for remedy in remedies(&said) {
             assert!(refused.hint().is_some_and(|hint| hint.contains(&remedy)), "{what}: {refused:?}");
         }
-        // The DDL may uncover another obstacle, which is named then. Three rounds are enough for each of these.
+        // The DDL may uncover another obstacle, which is named then. Three rounds are enough for each of
+        // these.
         for _ in 0..3 {
             let Some(said) = self.obstacles() else { break };
             let ddl =

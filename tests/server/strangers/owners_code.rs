@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{Stop, Strangers, WATCH, assert_no_leaks, code_of, come_and_go, complaints};
 use crate::support::{Ask, Cluster, wait_until};
 
-/// This is the opposite case: Postgres' own operator class calls a range type's code, once the index has a second
-/// page.
+/// This is the opposite case: Postgres' own operator class calls a range type's code, once the index has a
+/// second page.
 #[test]
 fn a_range_types_code_does_not_run_for_a_renewal() {
     let mut strangers = Strangers::new();
@@ -69,8 +69,8 @@ fn an_index_that_comes_and_goes_runs_for_nobody_else() {
     assert_no_leaks(&strangers.cluster);
 }
 
-/// A schema's owner gives its name to another schema, and back, while elections are held there. Neither the table's
-/// owner nor the keeper runs code of the table that has taken the place.
+/// A schema's owner gives its name to another schema, and back, while elections are held there. Neither the
+/// table's owner nor the keeper runs code of the table that has taken the place.
 #[test]
 fn a_schema_that_takes_anothers_place_gets_no_code_run() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
@@ -112,7 +112,8 @@ fn a_schema_that_takes_anothers_place_gets_no_code_run() {
                 dbo.batch_execute(&format!("{swapped}; {swapped}")).unwrap();
             };
             (0..75).for_each(|_| swap());
-            // The test proves nothing without elections. If both tables may hold some, they come between swaps.
+            // The test proves nothing without elections. If both tables may hold some, they come between
+            // swaps.
             let both = code.contains("CREATE TRIGGER");
             for table in if both { tables } else { &tables[..1] } {
                 let inserted = format!("SELECT pg_stat_get_tuples_inserted({table}::oid)");

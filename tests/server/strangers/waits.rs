@@ -27,8 +27,8 @@ fn elections_go_on_while_an_index_is_built_anew() {
     assert_no_leaks(&strangers.cluster);
 }
 
-/// A tenant locks all of its many tables. The keeper waits a moment for one table. It must not wait for each of
-/// them while other prefixes have no leader.
+/// A tenant locks all of its many tables. The keeper waits a moment for one table. It must not wait for each
+/// of them while other prefixes have no leader.
 #[test]
 fn many_locked_tables_are_not_waited_for_one_by_one() {
     const TABLES: usize = 40;
@@ -112,8 +112,8 @@ fn a_locked_index_is_waited_for_by_nobody_else() {
     assert_eq!(strangers.obstacles(), None);
 }
 
-/// The statement of a foreign node's transaction that is open when the keeper elects, and whether the node had a
-/// row before.
+/// The statement of a foreign node's transaction that is open when the keeper elects, and whether the node
+/// had a row before.
 const FOREIGN: [(&str, bool); 6] = [
     ("INSERT INTO oban_peers VALUES ('Oban', 'f', now(), now() + interval '1 hour')", false),
     ("upsert", false),
