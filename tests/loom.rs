@@ -117,7 +117,7 @@ impl Server {
             if reset_first {
                 latch.reset();
             }
-            let sleeps = {
+            let waits = {
                 let mut memory = self.memory.lock().unwrap();
                 let mut ring = memory.ring();
                 let mut batch = Batch::new(4, 64);
@@ -129,7 +129,7 @@ impl Server {
             if !reset_first {
                 latch.reset();
             }
-            if sleeps {
+            if waits {
                 latch.wait();
             }
         }
@@ -140,7 +140,7 @@ impl Server {
         let latch = &self.latches[READER as usize];
         while left > 0 {
             latch.reset();
-            let sleeps = {
+            let waits = {
                 let mut memory = self.memory.lock().unwrap();
                 let mut ring = memory.ring();
                 let mut batch = Batch::new(4, 64);
@@ -148,13 +148,13 @@ impl Server {
                 assert_eq!(progress.missed, Some(0));
                 after = progress.position;
                 left -= batch.len();
-                let sleeps = batch.len() == 0;
-                if sleeps {
+                let waits = batch.len() == 0;
+                if waits {
                     ring.start_waiting(READER, &[on("a")]);
                 }
-                sleeps
+                waits
             };
-            if sleeps {
+            if waits {
                 latch.wait();
             }
         }
@@ -171,7 +171,7 @@ fn publishers(server: &Arc<Server>, channels: &[&'static str]) -> Vec<thread::Jo
 }
 
 #[test]
-fn the_relay_sends_everything_and_sleeps_over_nothing() {
+fn the_relay_sends_everything_and_loses_no_wakeup() {
     loom::model(|| {
         let server = Server::new();
         server.memory.lock().unwrap().ring().attach_relay(RELAY);

@@ -33,19 +33,19 @@ impl Memory {
     /// Sends one message in a transaction. The relay has to send it, unless there is no relay.
     fn send(&mut self, channel: &str, payload: &str) -> Route {
         let mut ring = self.ring();
-        let way = reserve(&mut ring, 1, channel.len() + payload.len(), 0);
-        if way == Route::Native {
+        let route = reserve(&mut ring, 1, channel.len() + payload.len(), 0);
+        if route == Route::Native {
             ring.skip(1);
         } else {
             let (channel, payload) = (&on(channel), payload.as_bytes());
-            let sent = way == Route::RelayAndNative;
+            let sent = route == Route::RelayAndNative;
             ring.append(
                 &Incoming { channel, payload, wakeup: false, sent, role_slot: 0 },
                 WallTime(7),
                 ClockTime(0),
             );
         }
-        way
+        route
     }
     fn read(&self, after: i64, channels: &[&str], most: usize) -> (Vec<String>, Progress) {
         let channels: Vec<Channel> = channels.iter().map(|c| on(c)).collect();
@@ -153,7 +153,7 @@ fn what_the_relay_has_not_sent_is_not_overwritten() {
 }
 
 #[test]
-fn what_waits_is_orphaned_when_no_relay_has_sent_for_too_long() {
+fn messages_are_stranded_when_no_relay_has_sent_for_too_long() {
     let mut memory = Memory::new(9, 100);
     let send = |memory: &mut Memory, now: i64| {
         let mut ring = memory.ring();
@@ -187,7 +187,7 @@ fn what_waits_is_orphaned_when_no_relay_has_sent_for_too_long() {
 }
 
 #[test]
-fn a_role_has_its_share_and_no_more() {
+fn a_role_has_its_quota_and_no_more() {
     let mut memory = Memory::new(8, 100);
     memory.ring().attach_relay(5);
     let quota = Quota { entries: 2, bytes: 10 };
@@ -198,16 +198,16 @@ fn a_role_has_its_share_and_no_more() {
     };
     assert_eq!(ask(RoleOid(1), 3, 3).0, Route::Native, "three entries");
     assert_eq!(ask(RoleOid(1), 1, 11).0, Route::Native, "eleven bytes");
-    let (way, first) = ask(RoleOid(1), 2, 4);
-    assert_eq!((way, ask(RoleOid(1), 1, 1).0), (Route::Relay, Route::Native), "three together");
-    let (way, second) = ask(RoleOid(2), 2, 4);
+    let (route, first) = ask(RoleOid(1), 2, 4);
+    assert_eq!((route, ask(RoleOid(1), 1, 1).0), (Route::Relay, Route::Native), "three together");
+    let (route, second) = ask(RoleOid(2), 2, 4);
     assert_eq!(
-        (way, ask(RoleOid(0), 1, 50).0),
+        (route, ask(RoleOid(0), 1, 50).0),
         (Route::Relay, Route::Relay),
         "other roles, and those without a limit"
     );
-    let (way, third) = ask(RoleOid(3), 1, 1);
-    assert_eq!((way, ask(RoleOid(4), 1, 1).0), (Route::Relay, Route::Native), "the table of roles is full");
+    let (route, third) = ask(RoleOid(3), 1, 1);
+    assert_eq!((route, ask(RoleOid(4), 1, 1).0), (Route::Relay, Route::Native), "the table of roles is full");
     // A transaction of two roles reserves for both or for none.
     let mut both = [Charge::new(RoleOid(3), 1, 1), Charge::new(RoleOid(2), 1, 1)];
     assert_eq!(memory.ring().reserve(&mut both, quota, || ClockTime(0)), Route::Native);
@@ -263,7 +263,7 @@ fn the_relay_is_woken_once_and_only_for_something_to_send() {
 }
 
 #[test]
-fn sleepers_are_woken_once_and_for_their_channels_only() {
+fn waiters_are_woken_once_and_for_their_channels_only() {
     let mut memory = Memory::new(9, 100);
     let mut ring = memory.ring();
     ring.start_waiting(0, &[on("a")]);
@@ -295,7 +295,7 @@ fn sleepers_are_woken_once_and_for_their_channels_only() {
 }
 
 #[test]
-fn lives_of_a_ring() {
+fn generations_of_a_ring() {
     let mut memory = Memory::new(4, 100);
     memory.send("a", "1");
     assert_eq!(memory.ring().open(1, 5000), Some(false), "the same life goes on");
@@ -369,17 +369,24 @@ proptest! {
                         messages.into_iter().enumerate().map(|(i, (b, len))| (b, payload(len, i))).collect();
                     let bytes = messages.iter().map(|(_, p)| p.len() + 1).sum();
                     let mut charges = [Charge::new(RoleOid(role), messages.len(), bytes)];
-                    let way = memory.ring().reserve(&mut charges, quota, || ClockTime(0));
+                    let route = memory.ring().reserve(&mut charges, quota, || ClockTime(0));
                     for (b, payload) in messages {
                         let position = memory.view().position() + 1;
-                        if way == Route::Native {
+                        if route == Route::Native {
                             memory.ring().skip(1);
                             continue;
                         }
                         let channel = &on(if b { "b" } else { "a" });
-                        let is_sent = way == Route::RelayAndNative;
+                        let is_sent = route == Route::RelayAndNative;
                         let role_slot = charges[0].role_slot();
-                        memory.ring().append(&Incoming { channel, payload: payload.as_bytes(), wakeup: b, sent: is_sent, role_slot }, WallTime(7), ClockTime(0));
+                        let message = Incoming {
+                            channel,
+                            payload: payload.as_bytes(),
+                            wakeup: b,
+                            sent: is_sent,
+                            role_slot,
+                        };
+                        memory.ring().append(&message, WallTime(7), ClockTime(0));
                         if !is_sent {
                             unsent.push(payload.clone());
                         }
