@@ -39,7 +39,7 @@ pub enum Error {
     #[error("prefix \"{0}\" does not exist")]
     NoSuchPrefix(String),
     #[error("role {role} has its share of {setting}: no room for {what}")]
-    ShareUsed { role: String, what: String, setting: &'static str },
+    QuotaUsed { role: String, what: String, setting: &'static str },
     #[error("prefix \"{0}\" is a schema of Postgres' own")]
     ReservedPrefix(String),
     #[error("prefix \"{0}\" was changed by somebody else meanwhile")]
@@ -118,7 +118,7 @@ impl Error {
             Self::NotAllowed { .. } | Self::NotOwner { .. } | Self::NotYours(_) | Self::Restricted(_) => {
                 ERRCODE_INSUFFICIENT_PRIVILEGE
             }
-            Self::TableFull { .. } | Self::NoPlace { .. } | Self::ShareUsed { .. } => {
+            Self::TableFull { .. } | Self::NoPlace { .. } | Self::QuotaUsed { .. } => {
                 ERRCODE_CONFIGURATION_LIMIT_EXCEEDED
             }
             Self::PayloadTooLarge(_) | Self::ArgumentTooLarge { .. } | Self::TooManyMessages(_) => {
@@ -209,11 +209,11 @@ impl Error {
                 format!("Raise {setting} and restart the server, or delete entries (oban_gossip_delete) or wait until some end.")
             }
             Self::NoPlace { lack, .. } => lack.hint(),
-            Self::ShareUsed { setting: setting @ "obanrs.max_members", .. } => format!(
+            Self::QuotaUsed { setting: setting @ "obanrs.max_members", .. } => format!(
                 "Raise obanrs.role_share and reload the configuration, raise {setting} and restart the server, or have \
                  members of this role leave (oban_leave) or wait until their leases end."
             ),
-            Self::ShareUsed { setting, .. } => format!(
+            Self::QuotaUsed { setting, .. } => format!(
                 "Raise obanrs.role_share and reload the configuration, raise {setting} and restart the server, or \
                  delete entries of this role (oban_gossip_delete) or wait until some end."
             ),

@@ -95,7 +95,7 @@ fn oban_gossip_put(
     let what = format!("the state of queue \"{}\" ({missing} bytes missing)", queue.as_str());
     let setting = "obanrs.gossip_memory";
     Err(if quota {
-        Error::ShareUsed { role: catalog::quoted_role(session::role()), what, setting }
+        Error::QuotaUsed { role: catalog::quoted_role(session::role()), what, setting }
     } else {
         Error::TableFull { what, setting }
     }

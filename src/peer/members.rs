@@ -104,7 +104,7 @@ fn join(
         candidate,
         foreign_leads: foreign.is_some(),
         wall: time::now(),
-        share: rights::quota_of(config::max_members()),
+        quota: rights::quota_of(config::max_members()),
     };
     if lease.is_none() {
         leave_at_exit();
@@ -136,8 +136,8 @@ fn join(
                 let (node, name) = (node.as_str().to_owned(), electorate.name.as_str().to_owned());
                 return Err(Error::SessionIsNode { node, name });
             }
-            Err(JoinError::ShareUsed) => {
-                return Err(Error::ShareUsed {
+            Err(JoinError::QuotaUsed) => {
+                return Err(Error::QuotaUsed {
                     role: catalog::quoted_role(session::role()),
                     what: "another member".into(),
                     setting: "obanrs.max_members",

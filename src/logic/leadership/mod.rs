@@ -310,7 +310,7 @@ pub struct Joining {
     /// The wall time, in microseconds. Views show it.
     pub wall: WallTime,
     /// The most live members that the role may have; `None` for no limit.
-    pub share: Option<usize>,
+    pub quota: Option<usize>,
 }
 
 /// Why a process can't join.
@@ -325,7 +325,7 @@ pub enum JoinError {
     /// Every slot for a member, or every seat, is in use.
     Full,
     /// The role has as many live members as it may have.
-    ShareUsed,
+    QuotaUsed,
 }
 
 /// The result of `Leaderships::join`.
@@ -463,11 +463,11 @@ impl Leaderships<'_> {
                 return Err(JoinError::OtherNode { node: other.node });
             }
         }
-        if let Some(share) = new.share {
+        if let Some(quota) = new.quota {
             let of_role = |(slot, m): &(usize, &Member)| m.role == new.role && Some(*slot) != replaced;
             let live = self.members.iter().enumerate().filter(|(_, m)| m.is_live(now));
-            if live.filter(of_role).count() >= share {
-                return Err(JoinError::ShareUsed);
+            if live.filter(of_role).count() >= quota {
+                return Err(JoinError::QuotaUsed);
             }
         }
         let seat = seat.or_else(|| self.free_seat(now)).ok_or(JoinError::Full)?;
@@ -482,12 +482,12 @@ impl Leaderships<'_> {
             self.clear_seat(seat);
             self.seats[seat].electorate = new.electorate;
         }
-        let place = &mut self.seats[seat];
+        let joined_seat = &mut self.seats[seat];
         // The row that the table has, or that the keeper is reading, may be this member's own, from
         // before a restart. The keeper has to judge that row anew.
-        place.changes = place.changes.wrapping_add(1);
-        if !place.leadership.is_local() && place.leadership.node == new.node {
-            place.leadership = Leadership::default();
+        joined_seat.changes = joined_seat.changes.wrapping_add(1);
+        if !joined_seat.leadership.is_local() && joined_seat.leadership.node == new.node {
+            joined_seat.leadership = Leadership::default();
         }
         self.members[slot] = Member {
             id: new.id,
@@ -746,8 +746,8 @@ impl Leaderships<'_> {
             if !seats.get(m.seat as usize).is_some_and(|s| gone(&s.electorate)) {
                 continue;
             }
-            if let Some(place) = waiting.get_mut(count).filter(|_| m.considered == 0) {
-                (*place, count) = (m.procno, count + 1);
+            if let Some(next) = waiting.get_mut(count).filter(|_| m.considered == 0) {
+                (*next, count) = (m.procno, count + 1);
             }
             *m = Member::default();
         }

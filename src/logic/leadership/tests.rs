@@ -624,23 +624,23 @@ fn what_is_to_be_announced_is_bounded() {
 }
 
 #[test]
-fn a_role_has_its_share_of_members() {
+fn a_role_has_its_quota_of_members() {
     let mut memory = Memory::new(6);
     let mut peers = memory.peers();
     let of = |id, node: &str, role, lease| Joining {
         role,
-        share: Some(2),
+        quota: Some(2),
         ..joining(id, i32::from(node.as_bytes()[0]), node, lease)
     };
     assert_eq!(peers.joined(&of(1, "a", RoleOid(7), 0), None, 0), Ok(1));
     assert_eq!(peers.joined(&of(2, "b", RoleOid(7), 50), None, 0), Ok(2));
-    assert_eq!(peers.joined(&of(3, "c", RoleOid(7), 0), None, 0), Err(JoinError::ShareUsed));
+    assert_eq!(peers.joined(&of(3, "c", RoleOid(7), 0), None, 0), Err(JoinError::QuotaUsed));
     assert_eq!(peers.joined(&of(3, "a", RoleOid(7), 0), None, 0), Ok(1), "the same member again");
     let later = Joining { session_began: WallTime(1), ..of(4, "a", RoleOid(7), 0) };
     assert_eq!(peers.joined(&later, Some(MemberId(1)), 0), Ok(4), "in place of one of its own");
     assert_eq!(peers.joined(&of(5, "c", RoleOid(8), 0), None, 0), Ok(5), "another role");
     assert_eq!(peers.joined(&of(6, "d", RoleOid(7), 0), None, 50), Ok(6), "one has lapsed");
-    assert_eq!(peers.joined(&Joining { share: None, ..of(7, "e", RoleOid(7), 0) }, None, 50), Ok(7));
+    assert_eq!(peers.joined(&Joining { quota: None, ..of(7, "e", RoleOid(7), 0) }, None, 50), Ok(7));
 }
 
 /// One row of the table, as a keeper and foreign nodes see it.
