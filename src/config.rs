@@ -49,7 +49,7 @@ static GOSSIP_INGEST: GucSetting<bool> = GucSetting::<bool>::new(true);
 static LEASE: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 
 /// How many different messages one transaction may queue. No application means to send as many. A
-/// runaway loop ends here, or at `logic::outbox::MOST_BYTES`.
+/// runaway loop ends here, or at `logic::outbox::MAX_BYTES`.
 static MAX_TRANSACTION_MESSAGES: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 
 /// The quota of one role, in percent. With a quarter, one role can't use up what other roles need,

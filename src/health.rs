@@ -159,7 +159,7 @@ fn worker(segment: Segment, kind: Kind) -> Result<String, String> {
             )
         )),
         None => Err(match segment.lack(false) {
-            Some(lack @ Lack::Place { .. }) => {
+            Some(lack @ Lack::Slot { .. }) => {
                 format!("none in database \"{name}\", {without}: {lack}. {}", lack.hint())
             }
             _ => "none yet: the next oban_join or oban_install has it started".into(),
@@ -474,25 +474,25 @@ impl Prefix {
             .map(name_of)
             .filter_map(|name| foreign(&name).map(|row| format!("{} leads {name}", row.node)))
             .collect();
-        let nobody: Vec<String> = names
+        let leaderless: Vec<String> = names
             .iter()
             .filter(|name| !name.is_led && (name.has_copy || foreign(&name_of(name)).is_none()))
             .map(name_of)
             .collect();
         if names.is_empty() {
             None
-        } else if nobody.is_empty() && !others.is_empty() {
+        } else if leaderless.is_empty() && !others.is_empty() {
             Some(Err(format!(
                 "{}, and no member can: elections of members need what oban_install adds",
                 others.join(", ")
             )))
-        } else if nobody.is_empty() {
+        } else if leaderless.is_empty() {
             Some(Ok("every name that has members has a leader".into()))
         } else {
             Some(Err(format!(
                 "nobody leads {}, though members have joined: if that stays so, the server's log says why (or oban_workers, \
                  to pg_monitor)",
-                nobody.join(", ")
+                leaderless.join(", ")
             )))
         }
     }

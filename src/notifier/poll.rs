@@ -145,7 +145,7 @@ fn no_ring() -> Error {
         return Error::TableFull { what, setting: "obanrs.max_rings" };
     }
     match Segment::attached().and_then(|segment| segment.lack(false)) {
-        Some(lack @ Lack::Place { .. }) => Error::NoPlace { what: "this database's messages", lack },
+        Some(lack @ Lack::Slot { .. }) => Error::NoPlace { what: "this database's messages", lack },
         _ => Error::NoExtension,
     }
 }

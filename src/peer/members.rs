@@ -84,7 +84,7 @@ fn join(
     if session::is_restricted() {
         return Err(Error::Restricted("join"));
     }
-    if let Some(lack @ Lack::Place { .. }) = Segment::attached().and_then(|segment| segment.lack(false)) {
+    if let Some(lack @ Lack::Slot { .. }) = Segment::attached().and_then(|segment| segment.lack(false)) {
         return Err(Error::NoPlace { what: "this database's elections", lack });
     }
     if lease.is_none() && config::require_lease() {

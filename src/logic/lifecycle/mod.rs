@@ -46,7 +46,7 @@
 //! RENAME, SET TABLESPACE, or CREATE with the database as the template. A backend sets the hold
 //! before it asks the workers to go. A worker looks for holds in the same critical section in which
 //! it claims its slot. So either the holder sees the worker, or the worker sees the hold. A hold
-//! ends with its holder's transaction, whichever way that ends (`shmem::at_end`).
+//! ends with its holder's transaction, whichever way that ends (`backend::xact_end`).
 //!
 //! A database that became a template takes no workers any more. Its workers are told to leave. That
 //! is no failure either.
@@ -292,7 +292,7 @@ pub struct Orders {
 pub enum Lack {
     /// All `most` slots of obanrs.max_databases are taken. `workers` is how many worker processes
     /// one more database would need, if that is more than the server allows; `None` if it is not.
-    Place { most: usize, workers: Option<usize> },
+    Slot { most: usize, workers: Option<usize> },
     /// The server allows `most` worker processes, and all databases with a slot need `needed`. The
     /// lack may last for a moment only, because parallel queries and other extensions share the
     /// processes.
@@ -302,10 +302,10 @@ pub enum Lack {
 impl std::fmt::Display for Lack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Lack::Place { most: 1, .. } => {
+            Lack::Slot { most: 1, .. } => {
                 write!(f, "the one place of obanrs.max_databases is taken by another database")
             }
-            Lack::Place { most, .. } => {
+            Lack::Slot { most, .. } => {
                 write!(f, "all {most} places of obanrs.max_databases are taken by other databases")
             }
             Lack::Workers { most, needed } => write!(
@@ -321,10 +321,10 @@ impl Lack {
     /// Returns the settings to raise, as a hint for the user.
     pub fn hint(&self) -> String {
         match self {
-            Lack::Place { workers: Some(workers), .. } => format!(
+            Lack::Slot { workers: Some(workers), .. } => format!(
                 "Raise obanrs.max_databases, and max_worker_processes to {workers} or more, and restart the server."
             ),
-            Lack::Place { .. } => "Raise obanrs.max_databases and restart the server.".into(),
+            Lack::Slot { .. } => "Raise obanrs.max_databases and restart the server.".into(),
             Lack::Workers { .. } => "Raise max_worker_processes and restart the server.".into(),
         }
     }
@@ -709,7 +709,7 @@ impl Registry<'_> {
         let needed = |databases: usize| 1 + Kind::ALL.len() * databases;
         if own.is_none() && taken == self.databases.len() {
             let workers = needed(taken + 1);
-            return Some(Lack::Place { most: taken, workers: (workers > most).then_some(workers) });
+            return Some(Lack::Slot { most: taken, workers: (workers > most).then_some(workers) });
         }
         let all = needed(taken + usize::from(own.is_none()));
         let waits = own.is_some_and(DatabaseSlot::lacks_worker_slots);

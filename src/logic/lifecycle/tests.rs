@@ -503,8 +503,8 @@ fn the_limit_that_holds_is_named() {
     assert_eq!(r.lack(DatabaseOid(5), 8, false), None);
     r.extension_changed(DatabaseOid(6), Some(true), ClockTime(0));
     r.extension_changed(DatabaseOid(7), Some(true), ClockTime(0));
-    assert_eq!(r.lack(DatabaseOid(7), 8, false), Some(Lack::Place { most: 2, workers: None }));
-    assert_eq!(r.lack(DatabaseOid(7), 6, false), Some(Lack::Place { most: 2, workers: Some(7) }));
+    assert_eq!(r.lack(DatabaseOid(7), 8, false), Some(Lack::Slot { most: 2, workers: None }));
+    assert_eq!(r.lack(DatabaseOid(7), 6, false), Some(Lack::Slot { most: 2, workers: Some(7) }));
     assert_eq!(r.place(|_| true), databases([7]));
     r.extension_changed(DatabaseOid(6), Some(false), ClockTime(0));
     reap(&mut r, |_| true);
