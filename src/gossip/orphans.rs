@@ -116,7 +116,7 @@ fn gather(segment: Segment, database: DatabaseOid, schema: SchemaOid, times: Tim
         });
     });
     // The relay goes through the messages that it has not read yet. The next call has the result.
-    if evidence.needs_ear() {
+    if evidence.needs_coverage() {
         segment.update_coverage(database);
     }
     evidence

@@ -186,7 +186,7 @@ impl Evidence {
 
     /// Returns whether any process is foreign, so that the verdicts depend on what the relay has
     /// heard.
-    pub fn needs_ear(&self) -> bool {
+    pub fn needs_coverage(&self) -> bool {
         self.processes.values().any(|process| process.foreign)
     }
 
