@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[pg_test]
-    fn every_object_has_a_comment_and_a_name_of_ours() {
+    fn every_object_has_a_comment_and_a_name_that_begins_with_oban() {
         let members = "FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
              WHERE d.refclassid = 'pg_extension'::regclass AND e.extname = 'obanrs' AND d.deptype = 'e'
                AND (d.classid = 'pg_proc'::regclass OR d.classid = 'pg_class'::regclass)

@@ -700,10 +700,10 @@ impl View<'_> {
 
     /// Returns whether a database has a local entry that has not expired at `now`.
     pub fn has_local(&self, database: DatabaseOid, now: ClockTime) -> bool {
-        let ours = |e: &GossipEntry| {
+        let is_local = |e: &GossipEntry| {
             e.blocks != 0 && e.database == database && !e.is_foreign() && now < e.expires_at
         };
-        self.entries[..self.touched].iter().any(ours)
+        self.entries[..self.touched].iter().any(is_local)
     }
 
     /// Returns whether an entry in use has this key.

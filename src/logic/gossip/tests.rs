@@ -5,7 +5,7 @@ use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
-const OURS: Source = Source::Local(None);
+const LOCAL: Source = Source::Local(None);
 
 struct Memory {
     head: GossipHead,
@@ -131,12 +131,12 @@ fn key<'a>(node: &'a str, queue: &'a str) -> Key<'a> {
 fn a_state_is_replaced_whole_or_not_at_all() {
     let mut memory = Memory::new(4, 3);
     let (small, large) = (vec![b's'; 300], vec![b'l'; 3 * BLOCK]);
-    memory.put(&key("a", "q"), &small, 1, 100, OURS).unwrap();
-    let full = memory.put(&key("a", "q"), &large, 2, 200, OURS).unwrap_err();
+    memory.put(&key("a", "q"), &small, 1, 100, LOCAL).unwrap();
+    let full = memory.put(&key("a", "q"), &large, 2, 200, LOCAL).unwrap_err();
     assert_eq!(full, Full { missing: size_of::<Block>(), quota: false });
     let kept = memory.all(DatabaseOid(1), 1).pop().unwrap();
     assert_eq!((&*kept.state, kept.started_at.0, kept.updated_at.0), (&*small, 1, 1));
-    memory.put(&key("a", "q"), b"{}", 3, 300, OURS).unwrap();
+    memory.put(&key("a", "q"), b"{}", 3, 300, LOCAL).unwrap();
     let kept = memory.all(DatabaseOid(1), 1).pop().unwrap();
     assert_eq!(
         (&*kept.state, kept.started_at.0, kept.updated_at.0, kept.expires_at.0),
@@ -151,7 +151,7 @@ fn a_state_is_replaced_whole_or_not_at_all() {
         updated_at: WallTime(4),
         now: ClockTime(4),
         expires_at: ClockTime(300),
-        source: OURS,
+        source: LOCAL,
         identity,
     };
     memory.table().put(&key("a", "q"), &known).unwrap();
@@ -161,16 +161,16 @@ fn a_state_is_replaced_whole_or_not_at_all() {
 #[test]
 fn entries_expire_and_their_room_comes_back() {
     let mut memory = Memory::new(2, 2);
-    memory.put(&key("a", "1"), b"{}", 0, 10, OURS).unwrap();
-    memory.put(&key("a", "2"), b"{}", 0, 20, OURS).unwrap();
+    memory.put(&key("a", "1"), b"{}", 0, 10, LOCAL).unwrap();
+    memory.put(&key("a", "2"), b"{}", 0, 20, LOCAL).unwrap();
     assert_eq!(memory.head.next_expiry, ClockTime(10));
-    assert!(memory.put(&key("a", "3"), b"{}", 0, 5, OURS).is_err());
+    assert!(memory.put(&key("a", "3"), b"{}", 0, 5, LOCAL).is_err());
     assert_eq!(memory.all(DatabaseOid(1), 10).len(), 1, "expired for readers before any sweep");
     let mut expired = Vec::new();
     memory.table().expire(ClockTime(10), |database| expired.push(database));
     assert_eq!(expired, [DatabaseOid(1)]);
     assert_eq!(memory.head.next_expiry, ClockTime(20));
-    memory.put(&key("a", "3"), b"{}", 0, 30, OURS).unwrap();
+    memory.put(&key("a", "3"), b"{}", 0, 30, LOCAL).unwrap();
     memory.table().expire(ClockTime(30), |database| expired.push(database));
     assert_eq!(expired, [DatabaseOid(1); 3]);
     assert_eq!((memory.head.next_expiry.0, memory.head.entries, memory.head.blocks), (0, 0, 0));
@@ -180,8 +180,8 @@ fn entries_expire_and_their_room_comes_back() {
 fn deletes_a_queue_or_a_node_and_forgets_a_database() {
     let mut memory = Memory::new(9, 9);
     for (node, queue) in [("a", "1"), ("a", "2"), ("b", "1")] {
-        memory.put(&key(node, queue), b"{}", 0, 10, OURS).unwrap();
-        memory.put(&Key { database: DatabaseOid(2), ..key(node, queue) }, b"{}", 0, 10, OURS).unwrap();
+        memory.put(&key(node, queue), b"{}", 0, 10, LOCAL).unwrap();
+        memory.put(&Key { database: DatabaseOid(2), ..key(node, queue) }, b"{}", 0, 10, LOCAL).unwrap();
     }
     assert!(memory.table().delete(&key("a", "1"), ClockTime(0)));
     assert!(!memory.table().delete(&key("a", "1"), ClockTime(0)));
@@ -194,9 +194,9 @@ fn deletes_a_queue_or_a_node_and_forgets_a_database() {
 }
 
 #[test]
-fn a_foreign_one_does_not_replace_one_of_ours_that_lives() {
+fn a_foreign_entry_does_not_replace_a_live_local_one() {
     let mut memory = Memory::new(9, 9);
-    memory.put(&key("a", "q"), b"ours", 0, 10, OURS).unwrap();
+    memory.put(&key("a", "q"), b"ours", 0, 10, LOCAL).unwrap();
     let ignored = memory.put(&key("a", "q"), b"theirs", 1, 11, Source::Foreign);
     assert_eq!(ignored, Ok(Put { ignored: true, expired: false }));
     assert_eq!(memory.all(DatabaseOid(1), 1)[0].state, b"ours");
@@ -208,7 +208,7 @@ fn a_foreign_one_does_not_replace_one_of_ours_that_lives() {
     );
     let usage = memory.usage(DatabaseOid(1), 11);
     assert_eq!((usage.entries, usage.foreign, memory.foreign_blocks()), (1, 1, 1));
-    memory.put(&key("a", "q"), b"ours", 12, 30, OURS).unwrap();
+    memory.put(&key("a", "q"), b"ours", 12, 30, LOCAL).unwrap();
     assert_eq!((memory.read(DatabaseOid(1), true, 12).len(), memory.foreign_blocks()), (1, 0));
     assert_eq!(memory.all(DatabaseOid(1), 12)[0].started_at, WallTime(12), "theirs says nothing of ours");
     assert!(
@@ -228,10 +228,10 @@ fn foreign_ones_take_no_more_than_half() {
     assert_eq!(full, Err(Full { missing: size_of::<Block>(), quota: false }));
     memory.put(&key("f", "4"), b"[]", 0, 10, Source::Foreign).expect("its own room is free for it");
     for queue in ["1", "2", "3", "4"] {
-        memory.put(&key("o", queue), b"{}", 0, 10, OURS).unwrap();
+        memory.put(&key("o", queue), b"{}", 0, 10, LOCAL).unwrap();
     }
-    assert!(memory.put(&key("o", "5"), b"{}", 0, 10, OURS).is_err());
-    memory.put(&key("f", "1"), b"{}", 0, 10, OURS).expect("it takes a foreign one's place");
+    assert!(memory.put(&key("o", "5"), b"{}", 0, 10, LOCAL).is_err());
+    memory.put(&key("f", "1"), b"{}", 0, 10, LOCAL).expect("it takes a foreign one's place");
     assert_eq!(memory.foreign_blocks(), 3);
 }
 
@@ -240,7 +240,7 @@ fn names_that_run_together_are_other_names() {
     let mut memory = Memory::new(9, 9);
     let long = "n".repeat(BLOCK);
     for (node, queue) in [("ab", "c"), ("a", "bc"), (&*long, "x"), (&*long, "y")] {
-        memory.put(&key(node, queue), queue.as_bytes(), 0, 10, OURS).unwrap();
+        memory.put(&key(node, queue), queue.as_bytes(), 0, 10, LOCAL).unwrap();
     }
     assert_eq!(memory.all(DatabaseOid(1), 0).len(), 4);
     assert!(
@@ -256,9 +256,9 @@ fn names_that_run_together_are_other_names() {
 fn a_schema_has_its_own_and_is_forgotten_alone() {
     let mut memory = Memory::new(9, 9);
     let other = Key { schema: SchemaOid(8), ..key("a", "q") };
-    memory.put(&key("a", "q"), b"7", 0, 10, OURS).unwrap();
+    memory.put(&key("a", "q"), b"7", 0, 10, LOCAL).unwrap();
     memory.put(&other, b"8", 1, 10, Source::Foreign).unwrap();
-    memory.put(&Key { database: DatabaseOid(2), ..other }, b"8", 1, 10, OURS).unwrap();
+    memory.put(&Key { database: DatabaseOid(2), ..other }, b"8", 1, 10, LOCAL).unwrap();
     let seen = |m: &Memory, database| -> Vec<_> {
         m.all(database, 2).into_iter().map(|c| (c.schema, c.state)).collect()
     };
@@ -278,7 +278,7 @@ fn a_schema_has_its_own_and_is_forgotten_alone() {
 fn wall_time_decides_nothing() {
     let mut memory = Memory::new(9, 9);
     let identity = Identity::of(&key("a", "q"), None);
-    let (state, source) = (b"{}", OURS);
+    let (state, source) = (b"{}", LOCAL);
     let new = NewEntry {
         state,
         started_at: None,
@@ -305,7 +305,7 @@ fn of(role: RoleOid, most: usize) -> Source {
 }
 
 #[test]
-fn a_role_holds_no_more_than_its_share() {
+fn a_role_holds_no_more_than_its_quota() {
     let mut memory = Memory::new(16, 16);
     let two = vec![b'x'; BLOCK + 1];
     let quota = |missing: usize| Err(Full { missing: missing * size_of::<Block>(), quota: true });
@@ -320,7 +320,7 @@ fn a_role_holds_no_more_than_its_share() {
         "one of them is too many, too"
     );
     memory.put(&key("b", "1"), b"{}", 0, 10, of(RoleOid(200), 4)).expect("another role has its own");
-    memory.put(&key("c", "1"), &[b'x'; 5 * BLOCK], 0, 10, OURS).expect("without a limit");
+    memory.put(&key("c", "1"), &[b'x'; 5 * BLOCK], 0, 10, LOCAL).expect("without a limit");
     // An entry that another role replaces counts for that role from then on.
     memory.put(&key("a", "1"), b"{}", 0, 10, of(RoleOid(200), 4)).unwrap();
     memory.put(&key("a", "3"), &two, 0, 10, of(RoleOid(100), 4)).unwrap();
@@ -340,9 +340,9 @@ fn a_role_holds_no_more_than_its_share() {
 
 /// An error says that the table is full if the role has room in its quota.
 #[test]
-fn a_full_table_is_not_the_share_of_a_role() {
+fn a_full_table_is_not_the_quota_of_a_role() {
     let mut memory = Memory::new(4, 4);
-    memory.put(&key("a", "1"), &[b'x'; 2 * BLOCK], 0, 10, OURS).unwrap();
+    memory.put(&key("a", "1"), &[b'x'; 2 * BLOCK], 0, 10, LOCAL).unwrap();
     let full = memory.put(&key("b", "1"), &[b'x'; BLOCK], 0, 10, of(RoleOid(100), 4)).unwrap_err();
     assert_eq!(full, Full { missing: size_of::<Block>(), quota: false });
     memory.put(&key("b", "1"), b"{}", 0, 10, of(RoleOid(100), 1)).unwrap();
@@ -374,7 +374,7 @@ fn an_entry_that_moves_during_a_reading_is_read_once() {
     let mut memory = Memory::new(5000, 5000);
     let queues: Vec<String> = (0..4000).map(|n| n.to_string()).collect();
     for queue in &queues {
-        memory.put(&key("a", queue), b"old", 0, 10, OURS).unwrap();
+        memory.put(&key("a", queue), b"old", 0, 10, LOCAL).unwrap();
     }
     let (mut piece, mut all) = (EntryBatch::new(), Vec::new());
     assert!(!memory.view().read(DatabaseOid(1), false, ClockTime(1), &mut piece), "more than a piece");
@@ -384,7 +384,7 @@ fn an_entry_that_moves_during_a_reading_is_read_once() {
             && memory.table().delete(&key("a", "1"), ClockTime(1))
     );
     for queue in ["1", "new", "0"] {
-        memory.put(&key("a", queue), b"newer", 2, 10, OURS).unwrap();
+        memory.put(&key("a", queue), b"newer", 2, 10, LOCAL).unwrap();
     }
     while !memory.view().read(DatabaseOid(1), false, ClockTime(2), &mut piece) {
         piece.take(|entry| all.push(entry.copy()));
@@ -402,7 +402,7 @@ fn an_entry_that_moves_during_a_reading_is_read_once() {
 fn a_piece_ends_by_its_bytes() {
     let mut memory = Memory::new(3000, 3000);
     for queue in ["1", "2", "3"] {
-        memory.put(&key("a", queue), &vec![b'x'; 60_000], 0, 10, OURS).unwrap();
+        memory.put(&key("a", queue), &vec![b'x'; 60_000], 0, 10, LOCAL).unwrap();
     }
     let (mut piece, mut all) = (EntryBatch::new(), Vec::new());
     assert!(!memory.view().read(DatabaseOid(1), false, ClockTime(1), &mut piece));
@@ -417,7 +417,7 @@ fn a_piece_ends_by_its_bytes() {
 fn a_process_lives_until_its_last_entry_has_ended() {
     let mut memory = Memory::new(9, 9);
     let put = |memory: &mut Memory, uuid: &str, queue: &str, now: i64, until: i64| {
-        memory.put_as(Some(uuid), &key("a", queue), b"{}", (now, until), OURS).unwrap();
+        memory.put_as(Some(uuid), &key("a", queue), b"{}", (now, until), LOCAL).unwrap();
     };
     assert_eq!(memory.process(SchemaOid(7), "a", Some("u"), 0), None, "never heard of");
     put(&mut memory, "u", "1", 0, 10);
@@ -450,14 +450,14 @@ fn a_process_lives_until_its_last_entry_has_ended() {
 #[test]
 fn a_put_that_has_no_room_is_a_sign_of_life() {
     let mut memory = Memory::new(4, 4);
-    memory.put_as(Some("u"), &key("a", "1"), b"{}", (0, 10), OURS).unwrap();
+    memory.put_as(Some("u"), &key("a", "1"), b"{}", (0, 10), LOCAL).unwrap();
     let large = vec![b'x'; 5 * BLOCK];
-    memory.put_as(Some("u"), &key("a", "1"), &large, (5, 15), OURS).unwrap_err();
+    memory.put_as(Some("u"), &key("a", "1"), &large, (5, 15), LOCAL).unwrap_err();
     memory.table().expire(ClockTime(10), |_| {});
     assert_eq!(memory.ended_at("a", "u", 14), None);
     assert_eq!(memory.ended_at("a", "u", 15), Some(15));
     // A foreign put that is ignored beside a local entry is a sign of life, too.
-    memory.put_as(Some("u"), &key("a", "1"), b"{}", (20, 30), OURS).unwrap();
+    memory.put_as(Some("u"), &key("a", "1"), b"{}", (20, 30), LOCAL).unwrap();
     memory.put_as(Some("w"), &key("a", "1"), b"{}", (21, 31), Source::Foreign).unwrap();
     assert_eq!((memory.ended_at("a", "w", 30), memory.ended_at("a", "w", 31)), (None, Some(31)));
     assert!(memory.process(SchemaOid(7), "a", Some("w"), 31).is_some_and(|process| process.foreign));
@@ -470,7 +470,7 @@ fn memory_of_processes_is_bounded() {
     let mut memory = Memory::new(8, 8);
     let mut put = |uuid: &str, schema: SchemaOid, queue: &str, now: i64| {
         let key = Key { schema, ..key("a", queue) };
-        memory.put_as(Some(uuid), &key, b"{}", (now, 1_000), OURS).unwrap();
+        memory.put_as(Some(uuid), &key, b"{}", (now, 1_000), LOCAL).unwrap();
     };
     put("lives", SchemaOid(7), "1", 0);
     put("other 1", SchemaOid(9), "1", 1);
@@ -492,7 +492,7 @@ fn memory_of_processes_is_bounded() {
         let key = Key { schema: SchemaOid(7), ..key("b", "q") };
         let node = format!("b{n}");
         memory.table().delete_node(&Key { node: "a", ..key }, ClockTime(300));
-        let _ = memory.put_as(Some("u"), &Key { node: &node, ..key }, b"{}", (300, 1_000), OURS);
+        let _ = memory.put_as(Some("u"), &Key { node: &node, ..key }, b"{}", (300, 1_000), LOCAL);
     }
     assert!((0..7).all(|n| memory.process(SchemaOid(7), &format!("b{n}"), Some("u"), 400).is_some()));
 }
@@ -556,7 +556,7 @@ proptest! {
                 Step::Put { node, queue, size, ttl, role } => {
                     let (node, queue) = (node.to_string(), queue.to_string());
                     let state = format!("{now:04}").repeat(size / 4).into_bytes();
-                    let source = role.map_or(Source::Foreign, |r| if r == 0 { OURS } else { of(RoleOid(r), MOST) });
+                    let source = role.map_or(Source::Foreign, |r| if r == 0 { LOCAL } else { of(RoleOid(r), MOST) });
                     let block_usage = memory.table().block_usage_of(source);
                     let held = memory.block_usages[block_usage].blocks;
                     let put = memory.put(&at(&node, &queue), &state, now, now + ttl, source);
@@ -598,7 +598,9 @@ proptest! {
                 }
                 Step::Forget { node, since } => {
                     let (schema, before) = (u32::from(node) % 2, model.len());
-                    let forgotten = memory.table().forget_schema(DatabaseOid(1), SchemaOid(schema), ClockTime(now - since));
+                    let before_reading = ClockTime(now - since);
+                    let schema_oid = SchemaOid(schema);
+                    let forgotten = memory.table().forget_schema(DatabaseOid(1), schema_oid, before_reading);
                     model.retain(|(n, _), (.., put_at)| schema_of(n) != schema || *put_at >= now - since);
                     prop_assert_eq!(forgotten, before - model.len());
                 }
@@ -618,7 +620,8 @@ proptest! {
             prop_assert_eq!(seen(false), wanted(false));
             prop_assert_eq!(seen(true), wanted(true));
             prop_assert_eq!(memory.usage(DatabaseOid(1), now).entries, wanted(false).len());
-            prop_assert_eq!(memory.view().has_local(DatabaseOid(1), ClockTime(now)), !wanted(true).is_empty());
+            let has_local = memory.view().has_local(DatabaseOid(1), ClockTime(now));
+            prop_assert_eq!(has_local, !wanted(true).is_empty());
 
             // Each entry is counted for the process that put it, if that process is remembered.
             for (i, process) in memory.processes.iter().enumerate() {
