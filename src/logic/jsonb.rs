@@ -536,7 +536,9 @@ mod tests {
 
         /// No bytes make the reader panic.
         #[test]
-        fn any_bytes_can_be_read(at in 0usize..200, byte in any::<u8>(), cut in 0usize..200, junk in any::<Vec<u8>>()) {
+        fn any_bytes_can_be_read(
+            at in 0usize..200, byte in any::<u8>(), cut in 0usize..200, junk in any::<Vec<u8>>()
+        ) {
             let mut bytes = sample();
             let len = bytes.len();
             bytes[at % len] = byte;

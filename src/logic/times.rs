@@ -1,6 +1,8 @@
-//! Times by two clocks, which must not be mixed up. Both are in microseconds, and so is every difference of two times.
+//! Times by two clocks, which must not be mixed up. Both are in microseconds, and so is every
+//! difference of two times.
 //!
-//! Deadlines count on the clock that nobody can set (`pg::clock`). Times by the wall clock are for rows, for other nodes
+//! Deadlines count on the clock that nobody can set (`pg::clock`). Times by the wall clock are for
+//! rows, for other nodes
 //! and for people.
 
 use std::ops::{Add, Sub};
@@ -49,7 +51,8 @@ macro_rules! time {
 }
 
 time! {
-    /// A time by the wall clock, in microseconds since 2000-01-01 UTC, as in a `timestamptz`. Anybody may set that clock.
+    /// A time by the wall clock, in microseconds since 2000-01-01 UTC, as in a `timestamptz`.
+    /// Anybody may set that clock.
     WallTime,
     /// A reading of the clock that nobody can set, in microseconds. Deadlines count on it.
     ClockTime,

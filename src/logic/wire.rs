@@ -354,7 +354,9 @@ mod tests {
         }
 
         #[test]
-        fn compacting_changes_nothing_but_spaces(key in any::<String>(), value in any::<String>(), n in any::<i32>()) {
+        fn compacting_changes_nothing_but_spaces(
+            key in any::<String>(), value in any::<String>(), n in any::<i32>()
+        ) {
             let object = serde_json::json!({ key: [n, value], "x": { "y": null, "z": "a \\\" b: , " } });
             let printed = object.to_string().replace("\":", "\": ").replace("\",", "\", ");
             // The replacement also added spaces inside of strings. These spaces stay.

@@ -556,15 +556,16 @@ proptest! {
                 Step::Put { node, queue, size, ttl, role } => {
                     let (node, queue) = (node.to_string(), queue.to_string());
                     let state = format!("{now:04}").repeat(size / 4).into_bytes();
-                    let source = role.map_or(Source::Foreign, |r| if r == 0 { LOCAL } else { of(RoleOid(r), MOST) });
+                    let local = |r| if r == 0 { LOCAL } else { of(RoleOid(r), MOST) };
+                    let source = role.map_or(Source::Foreign, local);
                     let block_usage = memory.table().block_usage_of(source);
                     let held = memory.block_usages[block_usage].blocks;
                     let put = memory.put(&at(&node, &queue), &state, now, now + ttl, source);
-                    let ours_lives = model.get(&(node.clone(), queue.clone()))
+                    let local_lives = model.get(&(node.clone(), queue.clone()))
                         .is_some_and(|(_, until, role, _)| now < *until && role.is_some());
                     match put {
                         Ok(put) => {
-                            prop_assert_eq!(put.ignored, role.is_none() && ours_lives);
+                            prop_assert_eq!(put.ignored, role.is_none() && local_lives);
                             if !put.ignored {
                                 model.insert((node, queue), (state, now + ttl, role, now));
                             }
@@ -644,8 +645,8 @@ proptest! {
             for (i, block_usage) in memory.block_usages.iter().enumerate() {
                 let single = (FIRST_ROLE as usize..last).contains(&i);
                 prop_assert_eq!(block_usage.role != RoleOid(0), single && block_usage.blocks != 0);
-                let same = memory.block_usages.iter().filter(|h| h.role != RoleOid(0) && h.role == block_usage.role);
-                prop_assert!(same.count() <= 1);
+                let same = |h: &&BlockUsage| h.role != RoleOid(0) && h.role == block_usage.role;
+                prop_assert!(memory.block_usages.iter().filter(same).count() <= 1);
             }
             let (mut free, mut at) = (0, memory.head.free_block);
             while at != 0 { free += 1; at = memory.blocks[at as usize - 1].next; }

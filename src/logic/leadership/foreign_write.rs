@@ -183,19 +183,21 @@ mod tests {
         fn nobody_gets_more_than_a_lease(
             started: i64, expires: i64, now in 0..HOURS, local: bool, same: bool, node: bool, starts: bool
         ) {
-            prop_assert!(lease_of(WallTime(started), WallTime(expires), WallTime(now), LEASE) <= WallTime(now + MAX_LEASE));
+            let limit = WallTime(now + MAX_LEASE);
+            let (starts_at, expires_at, now_at) = (WallTime(started), WallTime(expires), WallTime(now));
+            prop_assert!(lease_of(starts_at, expires_at, now_at, LEASE) <= limit);
             let changes = match node {
-                true => Changes::Node { started_at: starts.then_some(WallTime(started)) },
+                true => Changes::Node { started_at: starts.then_some(starts_at) },
                 false => Changes::Nothing,
             };
             let proposed = Some(Proposed { same_node: same, expires_at: WallTime(now + LEASE) });
-            let answer = update(Update { local, changes, expires_at: WallTime(expires), proposed }, WallTime(now), LEASE);
+            let answer = update(Update { local, changes, expires_at, proposed }, now_at, LEASE);
             prop_assert_eq!(answer == Ruling::Nothing, local || !same || node);
             prop_assert!(!matches!(answer, Ruling::HandOver { .. }), "no upsert takes a row over");
-            let answer = update(Update { local, changes, expires_at: WallTime(expires), proposed: None }, WallTime(now), LEASE);
+            let answer = update(Update { local, changes, expires_at, proposed: None }, now_at, LEASE);
             match answer {
-                Ruling::Renew { expires_at } => prop_assert!(!local && !node && expires_at <= WallTime(now + MAX_LEASE)),
-                Ruling::HandOver { expires_at } => prop_assert!(node && expires_at <= WallTime(now + MAX_LEASE)),
+                Ruling::Renew { expires_at } => prop_assert!(!local && !node && expires_at <= limit),
+                Ruling::HandOver { expires_at } => prop_assert!(node && expires_at <= limit),
                 answer => prop_assert_eq!((answer, local, node), (Ruling::Nothing, true, false)),
             }
         }

@@ -150,8 +150,8 @@ impl<'a> LeadershipsView<'a> {
         })
     }
 
-    /// Returns whether the leadership that a row shows holds at `now`. `None`: memory has no copy of this row. A foreign row that
-    /// was renewed since is another row; a member's row is not.
+    /// Returns whether the leadership that a row shows holds at `now`. `None`: memory has no copy of
+    /// this row. A foreign row that was renewed since is another row; a member's row is not.
     pub fn holds(&self, electorate: &Electorate, row: RowIdentity, now: ClockTime) -> Option<bool> {
         let number = self.seat(electorate)?;
         let copy = &self.seats[number].leadership;

@@ -670,7 +670,8 @@ proptest! {
                 0 | 1 => {
                     next_id += 1;
                     let lease = if what == 0 { 0 } else { LEASE / 2 };
-                    let _ = peers.joined(&joining(next_id, which as i32, &format!("n{which}"), lease), None, now);
+                    let new = joining(next_id, which as i32, &format!("n{which}"), lease);
+                    let _ = peers.joined(&new, None, now);
                 }
                 2 => { peers.leave(MemberId(id), ClockTime(now)); }
                 3 => { peers.renew(MemberId(id), 0, ClockTime(now)); }
@@ -699,7 +700,9 @@ proptest! {
                     peers.row_changed(&e, RowChange::Written(Term(last_term)), ClockTime(now));
                 },
                 _ if on_its_way.is_some() => match on_its_way.take() {
-                    Some((Some(leadership), seen)) if which != 4 => { peers.record(&e, leadership, seen, ClockTime(now)); }
+                    Some((Some(leadership), seen)) if which != 4 => {
+                        peers.record(&e, leadership, seen, ClockTime(now));
+                    }
                     Some((None, _)) if which != 4 => { peers.vacate(&e, ClockTime(now)); }
                     _ => {} // the keeper died
                 },
@@ -708,14 +711,15 @@ proptest! {
                     match peers.view().plan(&e, ClockTime(now), LEASE) {
                         Plan::Wait { until } => prop_assert!(until > ClockTime(now), "a busy loop"),
                         Plan::Forget => { peers.vacate(&e, ClockTime(now)); }
-                        Plan::Renew { leader, term, .. } => match row.as_mut().filter(|r| r.leadership.lease.term == term) {
-                            Some(r) => {
+                        Plan::Renew { leader, term, .. } => match &mut row {
+                            Some(r) if r.leadership.lease.term == term => {
                                 let until = leader.lease_ends.unwrap_or(ClockTime(now + LEASE));
-                                prop_assert!(until >= r.leadership.lease.deadline, "a renewal never shortens");
-                                r.leadership.lease.deadline = until;
+                                let deadline = &mut r.leadership.lease.deadline;
+                                prop_assert!(until >= *deadline, "a renewal never shortens");
+                                *deadline = until;
                                 on_its_way = Some((Some(r.leadership), seen));
                             }
-                            None => on_its_way = Some((None, seen)),
+                            _ => on_its_way = Some((None, seen)),
                         },
                         Plan::Elect { ended, candidate } => {
                             let over = |r: &InTable| ended.is_some_and(|x| x.term == r.leadership.lease.term)
@@ -726,7 +730,8 @@ proptest! {
                             row = row.filter(|r| !over(r));
                             if let Some(r) = row.filter(|r| r.leadership.is_local()) {
                                 // A keeper that died left the row: see `verdict::judge`.
-                                if peers.view().member(r.leadership.member, ClockTime(now)).is_none() && !r.fenced {
+                                let member = r.leadership.member;
+                                if peers.view().member(member, ClockTime(now)).is_none() && !r.fenced {
                                     row = None;
                                 }
                             }
@@ -734,7 +739,8 @@ proptest! {
                             if let (None, Some(c)) = (new, candidate) {
                                 last_term += 1;
                                 let until = c.lease_ends.unwrap_or(ClockTime(now + LEASE));
-                                new = Some(Leadership::local(&c, lease(last_term, now, until.0), ClockTime(now)));
+                                let lease = lease(last_term, now, until.0);
+                                new = Some(Leadership::local(&c, lease, ClockTime(now)));
                                 row = new.map(|leadership| InTable { leadership, fenced: false });
                             }
                             on_its_way = Some((new, seen));
@@ -747,7 +753,8 @@ proptest! {
                 let there = row.map(|r| r.leadership);
                 prop_assert_eq!(there.map(|r| (r.lease.term, r.node)), Some((l.lease.term, l.node)), "led without a row");
                 prop_assert!(there.is_some_and(|r| l.lease.deadline <= r.lease.deadline));
-                prop_assert_eq!((member.id, view.term_of(member.id, ClockTime(now))), (l.member, Some(l.lease.term)));
+                let (id, term) = (member.id, view.term_of(member.id, ClockTime(now)));
+                prop_assert_eq!((id, term), (l.member, Some(l.lease.term)));
                 prop_assert!(member.lease_ends().is_none_or(|ends| l.lease.deadline <= ends));
                 prop_assert!(l.lease.term <= Term(last_term));
             }
@@ -896,11 +903,17 @@ proptest! {
         let mut peers = memory.peers();
         let mut model: Vec<Electorate> = Vec::new();
         for (database, schema, name) in notes {
-            let e = Electorate { database: DatabaseOid(database), schema: SchemaOid(schema), ..electorate(&name.to_string()) };
+            let e = Electorate {
+                database: DatabaseOid(database),
+                schema: SchemaOid(schema),
+                ..electorate(&name.to_string())
+            };
             peers.foreign_leads(&e);
             if !model.contains(&e) {
                 let of = |schema: Option<SchemaOid>| -> Vec<usize> {
-                    let own = |m: &Electorate| m.database == DatabaseOid(database) && schema.is_none_or(|s| s == m.schema);
+                    let own = |m: &Electorate| {
+                        m.database == DatabaseOid(database) && schema.is_none_or(|s| s == m.schema)
+                    };
                     (0..model.len()).filter(|n| own(&model[*n])).collect()
                 };
                 let (of_schema, of_database) = (of(Some(SchemaOid(schema))), of(None));

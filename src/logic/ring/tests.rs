@@ -337,7 +337,8 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        6 => (0u32..5, prop::collection::vec((any::<bool>(), 0usize..40), 1..4)).prop_map(|(r, m)| Step::Commit(r, m)),
+        6 => (0u32..5, prop::collection::vec((any::<bool>(), 0usize..40), 1..4))
+            .prop_map(|(r, m)| Step::Commit(r, m)),
         1 => (0u32..5, 1usize..5, 0usize..80).prop_map(|(r, e, b)| Step::Open(r, e, b)),
         1 => Just(Step::Abort),
         4 => (1usize..6).prop_map(Step::Relay),
@@ -352,7 +353,9 @@ proptest! {
     /// whole. Messages that a reader did not get are counted. Messages that the relay has not sent
     /// are always there.
     #[test]
-    fn it_is_the_tail_of_everything_sent(steps in steps(), slots in 1usize..12, space in 42usize..200, part in 1usize..5) {
+    fn it_is_the_tail_of_everything_sent(
+        steps in steps(), slots in 1usize..12, space in 42usize..200, part in 1usize..5
+    ) {
         let mut memory = Memory::new(slots, space);
         memory.ring().attach_relay(1);
         // (position, channel, payload), and what the relay still has to send.
@@ -364,7 +367,10 @@ proptest! {
         for (n, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Commit(role, messages) => {
-                    let payload = |len: usize, i: usize| format!("{n}.{i}.{}", "x".repeat(len)).chars().take(len.max(1)).collect::<String>();
+                    let payload = |len: usize, i: usize| {
+                        let padded = format!("{n}.{i}.{}", "x".repeat(len));
+                        padded.chars().take(len.max(1)).collect::<String>()
+                    };
                     let messages: Vec<(bool, String)> =
                         messages.into_iter().enumerate().map(|(i, (b, len))| (b, payload(len, i))).collect();
                     let bytes = messages.iter().map(|(_, p)| p.len() + 1).sum();
@@ -421,13 +427,16 @@ proptest! {
                     let known = (1000..=head).contains(&after);
                     prop_assert_eq!(progress.missed.is_some(), known);
                     if !known { continue; }
-                    let passed: Vec<_> = sent.iter().filter(|(p, ..)| *p > after && *p <= progress.position).collect();
-                    let heard: Vec<&String> = passed.iter().filter(|(_, b, _)| !b).map(|(.., payload)| payload).collect();
+                    let is_passed = |(p, ..): &&(i64, bool, String)| *p > after && *p <= progress.position;
+                    let passed: Vec<_> = sent.iter().filter(is_passed).collect();
+                    let on_a = passed.iter().filter(|(_, b, _)| !b);
+                    let heard: Vec<&String> = on_a.map(|(.., payload)| payload).collect();
                     prop_assert!(heard.ends_with(&read.iter().collect::<Vec<_>>()), "{heard:?} {read:?}");
                     let lost = heard.len() - read.len();
                     let missed = progress.missed.unwrap();
                     let gaps = progress.position - after - passed.len() as i64;
-                    prop_assert!(missed >= gaps + lost as i64 && missed <= progress.position - after - read.len() as i64);
+                    let unread = progress.position - after - read.len() as i64;
+                    prop_assert!(missed >= gaps + lost as i64 && missed <= unread);
                     prop_assert!(progress.more || progress.position == head);
                     prop_assert!(!progress.more || read.len() == most, "it stops only when it is full");
                 }
@@ -440,7 +449,8 @@ proptest! {
             for (at, role_slot) in memory.roles.iter().enumerate() {
                 let of_it = |h: u16| usize::from(h) == at + 1;
                 let reserved: Vec<Charge> = open.iter().filter(|c| of_it(c.role_slot)).copied().collect();
-                let waiting = (head.relayed..head.next).map(|n| *memory.view().entry(n)).filter(|e| of_it(e.role_slot));
+                let waiting = (head.relayed..head.next).map(|n| *memory.view().entry(n));
+                let waiting = waiting.filter(|e| of_it(e.role_slot));
                 let (entries, bytes) = waiting.fold(total(&reserved), |(n, b), e| (n + 1, b + e.len()));
                 prop_assert_eq!((u64::from(role_slot.entries), role_slot.bytes), (entries, bytes));
                 prop_assert!(entries <= quota.entries as u64 && bytes <= quota.bytes as u64);

@@ -67,7 +67,10 @@ fn tables_of_another_kind_are_refused_unread() {
         instead("expires_at", "information_schema.time_stamp"),
         format!("{PEERS}) PARTITION BY LIST (name)"),
         format!("{PEERS}); CREATE TABLE t.child () INHERITS (t.oban_peers)"),
-        format!("{}; CREATE TABLE t.oban_peers () INHERITS (t.parent)", PEERS.replace("oban_peers", "parent") + ")"),
+        format!(
+            "{}; CREATE TABLE t.oban_peers () INHERITS (t.parent)",
+            PEERS.replace("oban_peers", "parent") + ")"
+        ),
         format!(
             "{}; CREATE TABLE t.oban_peers PARTITION OF t.parent DEFAULT",
             PEERS.replace("oban_peers", "parent") + ") PARTITION BY LIST (name)"
