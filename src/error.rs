@@ -146,17 +146,17 @@ impl Error {
             Self::NullArgument(name) => format!("Leave \"{name}\" out for its default, if it has one."),
             Self::BadArgument { hint, .. } | Self::ArgumentTooLarge { hint, .. } => hint.clone(),
             Self::NodeTaken { lease_ends: Some(ends), pid, .. } => format!(
-                "That member, joined by the backend with PID {pid}, has a lease until {ends}. Give this node another \
-                 name, wait until the lease ends, or join with replace => true."
+                "That member, joined by the backend with PID {pid}, has a lease until {ends}. Give this node \
+                 another name, wait until the lease ends, or join with replace => true."
             ),
             Self::NoMember(_) => {
-                "Its lease has ended, or it left, was replaced, or its session ended, or its prefix was dropped. Join again: what it led, others may \
-                 lead by now."
+                "Its lease has ended, or it left, was replaced, or its session ended, or its prefix was \
+                 dropped. Join again: what it led, others may lead by now."
                     .into()
             }
             Self::SessionIsNode { .. } => {
-                "Two processes seem to share this session, as behind a transaction pooler: join with a lease, as in \
-                 lease => '30s'. Or end the other membership with oban_leave first."
+                "Two processes seem to share this session, as behind a transaction pooler: join with a \
+                 lease, as in lease => '30s'. Or end the other membership with oban_leave first."
                     .into()
             }
             Self::LeaseRequired => {
@@ -185,8 +185,8 @@ impl Error {
                 format!("Create it and its tables with SELECT oban_install({}).", quote(prefix))
             }
             Self::ReservedPrefix(_) => {
-                "Give another schema: those whose names begin with pg_, and information_schema, are no place for \
-                 tables of anybody's."
+                "Give another schema: those whose names begin with pg_, and information_schema, are no place \
+                 for tables of anybody's."
                     .into()
             }
             Self::PrefixChanged(_) => {
@@ -210,12 +210,12 @@ impl Error {
             }
             Self::NoPlace { lack, .. } => lack.hint(),
             Self::QuotaUsed { setting: setting @ "obanrs.max_members", .. } => format!(
-                "Raise obanrs.role_share and reload the configuration, raise {setting} and restart the server, or have \
-                 members of this role leave (oban_leave) or wait until their leases end."
+                "Raise obanrs.role_share and reload the configuration, raise {setting} and restart the \
+                 server, or have members of this role leave (oban_leave) or wait until their leases end."
             ),
             Self::QuotaUsed { setting, .. } => format!(
-                "Raise obanrs.role_share and reload the configuration, raise {setting} and restart the server, or \
-                 delete entries of this role (oban_gossip_delete) or wait until some end."
+                "Raise obanrs.role_share and reload the configuration, raise {setting} and restart the \
+                 server, or delete entries of this role (oban_gossip_delete) or wait until some end."
             ),
             Self::PayloadTooLarge(_) => {
                 "Put the data into a table and send its key: a notification is a hint.".into()
@@ -231,9 +231,9 @@ impl Error {
             Self::NoExtension => "It was dropped, or its CREATE EXTENSION is not committed yet.".into(),
             Self::InRecovery(_) => "Connect to the primary.".into(),
             Self::InTransactionBlock(_) => {
-                "CALL it as a statement of its own, with autocommit, and not from a function, an exception block or a \
-                 procedure with SET or SECURITY DEFINER: it must not hold a snapshot while it waits. In a transaction use \
-                 oban_poll."
+                "CALL it as a statement of its own, with autocommit, and not from a function, an exception \
+                 block or a procedure with SET or SECURITY DEFINER: it must not hold a snapshot while it \
+                 waits. In a transaction use oban_poll."
                     .into()
             }
             Self::ReadOnly(_) => {

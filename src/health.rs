@@ -60,8 +60,8 @@ fn oban_check() -> TableIterator<'static, (name!(item, Shown), name!(ok, bool), 
     findings.push(found("wakeups", wakeups()));
     let (prefixes, used) = (prefixes(), segment.map(used).unwrap_or_default());
     if !prefixes.iter().any(|prefix| prefix.is_meant(&used)) {
-        let none = "no schema that this role may use is installed: SELECT oban_install(), or have the owner of one \
-                    GRANT USAGE ON SCHEMA to this role";
+        let none = "no schema that this role may use is installed: SELECT oban_install(), or have the owner \
+                    of one GRANT USAGE ON SCHEMA to this role";
         findings.push(found("prefix", Err(none.into())));
     }
     findings.extend(prefixes.iter().flat_map(|prefix| prefix.findings(&used)));
@@ -72,8 +72,8 @@ fn preload() -> Result<String, String> {
     if Segment::attached().is_some() {
         Ok("loaded at server start".into())
     } else {
-        Err("not loaded at server start, so that there are no members, leaders, gossip and workers, and their views are \
-             empty: add obanrs to shared_preload_libraries and restart the server"
+        Err("not loaded at server start, so that there are no members, leaders, gossip and workers, and \
+             their views are empty: add obanrs to shared_preload_libraries and restart the server"
             .into())
     }
 }
@@ -101,8 +101,8 @@ fn database_encoding() -> Result<String, String> {
     match setting("SELECT getdatabaseencoding()::text").as_str() {
         "UTF8" => Ok("UTF8".into()),
         other => Err(format!(
-            "the database's encoding is {other}: notifications work, but names of members, nodes, queues and prefixes \
-             have to be ASCII here, or the database UTF8"
+            "the database's encoding is {other}: notifications work, but names of members, nodes, queues and \
+             prefixes have to be ASCII here, or the database UTF8"
         )),
     }
 }
@@ -146,8 +146,8 @@ fn worker(segment: Segment, kind: Kind) -> Result<String, String> {
         Some(worker) if worker.lacks_slot() => {
             let lack = segment.lack(true).map_or(String::new(), |lack| format!(" ({lack})"));
             Err(format!(
-                "{} in database \"{name}\", {without}: no free worker slot{lack}; raise max_worker_processes and \
-                 restart the server",
+                "{} in database \"{name}\", {without}: no free worker slot{lack}; raise max_worker_processes \
+                 and restart the server",
                 state_name(worker.state)
             ))
         }
@@ -188,9 +188,9 @@ fn worker_slots(segment: Segment) -> Result<String, String> {
         ))
     } else {
         Err(format!(
-            "obanrs needs {needed} slots, the coordinator's and two for each database with the extension, but the \
-             server has {most}, which parallel queries and other extensions share: raise max_worker_processes and \
-             restart the server"
+            "obanrs needs {needed} slots, the coordinator's and two for each database with the extension, \
+             but the server has {most}, which parallel queries and other extensions share: raise \
+             max_worker_processes and restart the server"
         ))
     }
 }
@@ -199,12 +199,14 @@ fn worker_slots(segment: Segment) -> Result<String, String> {
 fn ring() -> Result<String, String> {
     match rings::availability() {
         Some(RingAvailability { has_ring: true, .. }) => Ok("this database has one".into()),
-        Some(RingAvailability { free: 0, .. }) => Err(
-            "no ring is free: transactions here send natively, behind one lock of the whole server, and oban_poll, \
-             oban_wait and oban_position fail; raise obanrs.max_rings and restart the server"
-                .into(),
-        ),
-        Some(RingAvailability { free, .. }) => Ok(format!("none yet: the first message or reader takes one of {free} that are free")),
+        Some(RingAvailability { free: 0, .. }) => {
+            Err("no ring is free: transactions here send natively, behind one lock of the whole server, and \
+             oban_poll, oban_wait and oban_position fail; raise obanrs.max_rings and restart the server"
+                .into())
+        }
+        Some(RingAvailability { free, .. }) => {
+            Ok(format!("none yet: the first message or reader takes one of {free} that are free"))
+        }
         None => Ok("none, as this database has no workers".into()),
     }
 }
@@ -255,8 +257,8 @@ fn idle_sessions() -> Result<String, String> {
     match setting("SELECT current_setting('idle_session_timeout')").as_str() {
         "0" => Ok("0: sessions that listen or lead may be idle".into()),
         limit => Err(format!(
-            "{limit}, after which sessions that only listen or lead are ended, and their leadership with them: SET \
-             idle_session_timeout = 0 in those sessions, or for their role"
+            "{limit}, after which sessions that only listen or lead are ended, and their leadership with \
+             them: SET idle_session_timeout = 0 in those sessions, or for their role"
         )),
     }
 }
@@ -267,8 +269,8 @@ fn wakeups() -> Result<String, String> {
     if config::wakeups() {
         return Ok("on: what this session inserts wakes its queues".into());
     }
-    Err("obanrs.wakeups is off, so that nothing tells of the jobs that this session inserts: if that is not meant, look \
-         into pg_db_role_setting, and RESET obanrs.wakeups"
+    Err("obanrs.wakeups is off, so that nothing tells of the jobs that this session inserts: if that is not \
+         meant, look into pg_db_role_setting, and RESET obanrs.wakeups"
         .into())
 }
 
@@ -371,8 +373,8 @@ impl Prefix {
             // Such a prefix has no row in oban_leadership either. The schema need not be meant to
             // be a prefix.
             let left_out = format!(
-                "left out, as its name is not ASCII and the database's encoding is {}: rename the schema, or use a \
-                 database in UTF8",
+                "left out, as its name is not ASCII and the database's encoding is {}: rename the schema, or \
+                 use a database in UTF8",
                 encoding::of_database().to_string_lossy()
             );
             let left_out = if self.touched { Err(left_out) } else { Ok(left_out) };
@@ -490,8 +492,8 @@ impl Prefix {
             Some(Ok("every name that has members has a leader".into()))
         } else {
             Some(Err(format!(
-                "nobody leads {}, though members have joined: if that stays so, the server's log says why (or oban_workers, \
-                 to pg_monitor)",
+                "nobody leads {}, though members have joined: if that stays so, the server's log says why \
+                 (or oban_workers, to pg_monitor)",
                 leaderless.join(", ")
             )))
         }
@@ -501,16 +503,16 @@ impl Prefix {
         let Some(table) = self.jobs_oid else { return Ok(String::new()) };
         if let Some(wrong) = jobs::unreadable(table) {
             return Err(format!(
-                "the trigger can't tell what to wake, so that an INSERT wakes nobody: the table {}; name it as Oban \
-                 does, and store it",
+                "the trigger can't tell what to wake, so that an INSERT wakes nobody: the table {}; name it \
+                 as Oban does, and store it",
                 wrong.described()
             ));
         }
         match jobs::fault(table) {
             None => Ok("those of Oban's table".into()),
             Some(Fault::TooOld { version }) => Err(format!(
-                "those of Oban's migration {version}, whose own trigger sends other messages: have Oban migrate to \
-                 version 11 or later"
+                "those of Oban's migration {version}, whose own trigger sends other messages: have Oban \
+                 migrate to version 11 or later"
             )),
             Some(Fault::Partial(wrong)) => Ok(format!(
                 "the trigger reads queue and state; the table {}, which oban_orphans and queries of Oban's jobs need",
@@ -548,8 +550,8 @@ impl Prefix {
         let enable: Vec<String> =
             self.peers_triggers_off.iter().map(|trigger| format!("ENABLE TRIGGER {trigger}")).collect();
         Err(format!(
-            "disabled, so that other nodes may renew rows that are not theirs, by clocks of theirs and without terms, and \
-             that they lead or resign is not noticed: ALTER TABLE {peers} {}",
+            "disabled, so that other nodes may renew rows that are not theirs, by clocks of theirs and \
+             without terms, and that they lead or resign is not noticed: ALTER TABLE {peers} {}",
             enable.join(", ")
         ))
     }
@@ -559,8 +561,9 @@ impl Prefix {
             return Ok("logged: it survives a crash, and a standby knows the leaders".into());
         };
         Err(format!(
-            "unlogged, as Oban's migrations make it: a crash empties it, a standby can't read it (oban_leader fails \
-             there, and oban_leadership leaves the prefix out) and starts without any leader when it is promoted: ALTER TABLE {peers} SET LOGGED"
+            "unlogged, as Oban's migrations make it: a crash empties it, a standby can't read it \
+             (oban_leader fails there, and oban_leadership leaves the prefix out) and starts without any \
+             leader when it is promoted: ALTER TABLE {peers} SET LOGGED"
         ))
     }
 
@@ -571,15 +574,16 @@ impl Prefix {
         let Some(peers) = &self.peers else { return Ok(String::new()) };
         if !self.publications.is_empty() {
             return Err(format!(
-                "published, though leaders are of one server: a row of the subscriber's own stops the subscription; \
-                 publication {}",
+                "published, though leaders are of one server: a row of the subscriber's own stops the \
+                 subscription; publication {}",
                 self.publications.join("; publication ")
             ));
         }
         if !self.subscriptions.is_empty() {
             return Err(format!(
-                "written by subscription {}, so that leaders of another server come here, and a leader of this one \
-                 stops it: take {peers} out of the publication there, then ALTER SUBSCRIPTION ... REFRESH PUBLICATION",
+                "written by subscription {}, so that leaders of another server come here, and a leader of \
+                 this one stops it: take {peers} out of the publication there, then ALTER SUBSCRIPTION ... \
+                 REFRESH PUBLICATION",
                 self.subscriptions.join(", ")
             ));
         }

@@ -33,8 +33,9 @@ pub mod pg_test {
         }
         let major = pgrx::pg_sys::get_pg_major_version_num();
         let remedy = format!(
-            "`make pgrx-test` runs the same tests on a private copy of a Postgres (PG_CONFIG=... says of which). Or, as \
-             a user other than root, give pgrx a Postgres of your own: `cargo pgrx init --pg{major} download`"
+            "`make pgrx-test` runs the same tests on a private copy of a Postgres (PG_CONFIG=... says of \
+             which). Or, as a user other than root, give pgrx a Postgres of your own: `cargo pgrx init \
+             --pg{major} download`"
         );
         let known = Pgrx::from_config().and_then(|pgrx| pgrx.get(&format!("pg{major}")));
         let folders = known.and_then(|c| Ok((c.bin_dir()?, [c.pkglibdir()?, c.extension_dir()?])));
@@ -172,9 +173,10 @@ mod tests {
             text(
                 "SELECT pg_get_function_arguments(oid) FROM pg_proc WHERE proname = 'oban_wait' AND prokind = 'p'"
             ),
-            "IN channels text[] DEFAULT '{gossip,insert,leader,signal}'::text[], IN after bigint DEFAULT NULL::bigint, \
-             IN timeout interval DEFAULT '00:00:05'::interval, IN max_messages integer DEFAULT 1000, \
-             IN prefix text DEFAULT 'public'::text, INOUT \"position\" bigint DEFAULT NULL::bigint, \
+            "IN channels text[] DEFAULT '{gossip,insert,leader,signal}'::text[], \
+             IN after bigint DEFAULT NULL::bigint, IN timeout interval DEFAULT '00:00:05'::interval, \
+             IN max_messages integer DEFAULT 1000, IN prefix text DEFAULT 'public'::text, \
+             INOUT \"position\" bigint DEFAULT NULL::bigint, \
              INOUT missed bigint DEFAULT NULL::bigint, INOUT messages jsonb DEFAULT NULL::jsonb, \
              IN queues text[] DEFAULT NULL::text[]"
         );

@@ -227,13 +227,13 @@ impl Report {
     pub fn text(&self) -> String {
         let mut text = format!("{MEASURED_BY}{}.\n\n", self.about);
         text.push_str(
-            "Commits a second of single INSERTs ÷ those into the same table without a trigger: median of 20 rounds of a \
-             second (least–most). In line: client sessions waiting for the lock that NOTIFY takes, on average of what was \
-             seen every 100 ms (bus / statement). Relays: transactions of the relay a second. Receipts: what each \
-             listener of the bus heard, and what the relay merged; with listeners, together the commits. The native arms' \
-             listeners heard one for each commit.\n\n\
-             | disk | listeners | queues | clients | commits/s without trigger | bus | statement trigger, native | \
-             old row trigger, native | in line | relays/s | receipts |\n\
+            "Commits a second of single INSERTs ÷ those into the same table without a trigger: median of 20 \
+             rounds of a second (least–most). In line: client sessions waiting for the lock that NOTIFY \
+             takes, on average of what was seen every 100 ms (bus / statement). Relays: transactions of the \
+             relay a second. Receipts: what each listener of the bus heard, and what the relay merged; with \
+             listeners, together the commits. The native arms' listeners heard one for each commit.\n\n\
+             | disk | listeners | queues | clients | commits/s without trigger | bus | statement trigger, \
+             native | old row trigger, native | in line | relays/s | receipts |\n\
              | --- | --: | --: | --: | --: | --- | --- | --- | --- | --: | --- |\n",
         );
         for on in [Disk::This, Disk::Slow] {
@@ -242,9 +242,10 @@ impl Report {
             rows.iter().for_each(|row| writeln!(text, "{}", row.line).expect("memory"));
         }
         text.push_str(
-            "\nFrom the statement that is sent to the notification that another session has received, in µs, on the bus \
-             and with the native statement trigger, and bus ÷ native.\n\n\
-             | disk | load | bus p50 / p99 | native p50 / p99 | p50 ÷ | p99 ÷ |\n| --- | --- | --- | --- | --- | --- |\n",
+            "\nFrom the statement that is sent to the notification that another session has received, in µs, \
+             on the bus and with the native statement trigger, and bus ÷ native.\n\n\
+             | disk | load | bus p50 / p99 | native p50 / p99 | p50 ÷ | p99 ÷ |\n\
+             | --- | --- | --- | --- | --- | --- |\n",
         );
         for on in [Disk::This, Disk::Slow] {
             for (_, line) in self.latencies.iter().filter(|(of, _)| *of == on) {
@@ -352,8 +353,9 @@ struct Svg(String);
 impl Svg {
     fn new(width: f64, height: f64) -> Self {
         Self(format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
-             font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
+             font-family=\"sans-serif\" font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" \
+             fill=\"white\"/>\n"
         ))
     }
 

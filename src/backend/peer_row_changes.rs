@@ -58,7 +58,8 @@ pub fn changed(electorate: Electorate, change: PeerRowChange) {
     CHANGES.with_borrow_mut(|changes| {
         let known = |(e, c, _): &(Electorate, PeerRowChange, u32)| *e == electorate && *c == change;
         if changes.iter().any(known) {
-            // It is noted at this level or an outer one: the end of an inner level lifts a change or drops it.
+            // It is noted at this level or an outer one. The end of an inner level lifts a change or drops
+            // it.
             return;
         }
         if matches!(change, PeerRowChange::Renewed { .. }) && changes.len() >= MAX_CHANGES {

@@ -349,7 +349,9 @@ mod tests {
     #[test]
     fn what_another_node_leaves_open_is_its_business_unless_a_reader_would_trip() {
         let foreign = |state| validate_foreign(jsonb::read(&jsonb::writing::jsonb(&state)));
-        let fine = serde_json::json!({"uuid": null, "limit": null, "paused": null, "started_at": null, "rate_limit": 5});
+        let fine = serde_json::json!({
+            "uuid": null, "limit": null, "paused": null, "started_at": null, "rate_limit": 5
+        });
         assert_eq!(foreign(fine), Ok(None));
         for (key, state) in [
             ("running", serde_json::json!({"running": null})),

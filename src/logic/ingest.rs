@@ -198,7 +198,9 @@ mod tests {
     proptest! {
         /// No input makes the parser panic. A state that is ingested is an object with valid keys.
         #[test]
-        fn anything_may_come(text in any::<String>(), key in "[a-z_]{1,8}", value in "[0-9\\[\\]{},\":a-z]{0,12}") {
+        fn anything_may_come(
+            text in any::<String>(), key in "[a-z_]{1,8}", value in "[0-9\\[\\]{},\":a-z]{0,12}"
+        ) {
             all(&text);
             let json = format!(r#"{{"checks":[{{"name":"n","node":"o","queue":"q","{key}":{value}}}]}}"#);
             for heard in all(&json).checks {

@@ -194,8 +194,8 @@ fn say_member_only(electorate: &Electorate, foreign: Option<String>) {
         PgLogLevel::NOTICE,
         PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
         format!("this member does not stand for election, as {why}"),
-        "Nodes of Oban for Elixir run cron, staging and pruning on the leader only. Give candidate => true to lead them, \
-         candidate => false to silence this, or a name of your own.",
+        "Nodes of Oban for Elixir run cron, staging and pruning on the leader only. Give candidate => true \
+         to lead them, candidate => false to silence this, or a name of your own.",
     );
 }
 
@@ -251,8 +251,8 @@ fn warn_without_keeper(segment: Segment, id: MemberId) {
             PgLogLevel::WARNING,
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "no election within a second: this database's keeper does not run, is busy, or waits for a lock on oban_peers",
-            "The election comes by itself, when the keeper is back or the lock is free: oban_check() and oban_workers say \
-             more.",
+            "The election comes by itself, when the keeper is back or the lock is free: oban_check() and \
+             oban_workers say more.",
         );
     }
 }

@@ -124,8 +124,8 @@ pub fn name_argument<'a>(name: &'static str, bytes: &'a [u8]) -> Result<&'a str,
     Err(Error::bad(
         format!("argument \"{name}\" is not ASCII: \"{}\"", excerpt(&shown)),
         format!(
-            "This database's encoding is {}: names of members, nodes, queues and prefixes have to be ASCII here, or \
-             the database UTF8.",
+            "This database's encoding is {}: names of members, nodes, queues and prefixes have to be ASCII \
+             here, or the database UTF8.",
             self::name()
         ),
     ))

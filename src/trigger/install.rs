@@ -122,8 +122,8 @@ impl<'a> Prefix<'a> {
         Error::bad(
             format!("prefix \"{}\" has an oban_jobs or an oban_peers of another kind than Oban's", self.name),
             "oban_jobs has to be a table, and oban_peers a table with name and node (text), started_at and \
-             expires_at (timestamp without time zone), neither term nor boot of another type than bigint, none of \
-             these generated, and no table that inherits from it or that it inherits from.",
+             expires_at (timestamp without time zone), neither term nor boot of another type than bigint, \
+             none of these generated, and no table that inherits from it or that it inherits from.",
         )
     }
 }
@@ -318,8 +318,8 @@ fn fault_of_jobs(prefix: &str, jobs: TableOid) -> Option<(Error, bool)> {
                 "oban_jobs of prefix \"{prefix}\" is of another kind than Oban's: it {}",
                 wrong.described()
             ),
-            "It has to have the columns of Oban's table, with queue and state not virtual. Have Oban migrate a table of \
-             its own to version 11 or later first, and install again.",
+            "It has to have the columns of Oban's table, with queue and state not virtual. Have Oban migrate \
+             a table of its own to version 11 or later first, and install again.",
         ),
     };
     Some((error, false))

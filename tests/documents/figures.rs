@@ -98,7 +98,8 @@ fn costs() -> String {
          ![commits a second, over clients](../benches/results/bus.svg)\n\n\
          Single-row INSERTs that wake a worker, as a part of those into the same table that wake nobody. Each cell: obanrs /\n\
          `NOTIFY` by a trigger. \"+1 ms\" is a disk that takes a millisecond more to sync.\n\n\
-         | disk | listeners | 1 client | 4 clients | 16 clients | 64 clients |\n| --- | --- | --- | --- | --- | --- |\n",
+         | disk | listeners | 1 client | 4 clients | 16 clients | 64 clients |\n\
+         | --- | --- | --- | --- | --- | --- |\n",
         bus.version()
     );
     for disk in ["+1 ms", "this"] {
@@ -125,7 +126,8 @@ fn costs() -> String {
     text.push_str(
         "\n## From the INSERT to the listener\n\n\
          Half of the notifications came within this time, in ms: obanrs / `NOTIFY` by a trigger.\n\n\
-         | disk | idle | 1,000 a second | 3,000 a second | 16 clients, all they can |\n| --- | --- | --- | --- | --- |\n",
+         | disk | idle | 1,000 a second | 3,000 a second | 16 clients, all they can |\n\
+         | --- | --- | --- | --- | --- |\n",
     );
     for disk in ["+1 ms", "this"] {
         let cells = ["idle", "1,000/s", "3,000/s", "saturated, 16 clients"].map(|load| {

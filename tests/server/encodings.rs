@@ -151,7 +151,8 @@ fn a_schema_with_such_a_name_breaks_nothing_for_others() {
         );
         // The relay goes on to listen to the gossip of other nodes.
         let check = json!({
-            "name": "Oban", "node": "far", "queue": "q", "uuid": "u", "limit": 1, "paused": false, "running": [],
+            "name": "Oban", "node": "far", "queue": "q", "uuid": "u",
+            "limit": 1, "paused": false, "running": [],
             "started_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z",
         });
         let gossip = format!("SELECT pg_notify('public.oban_gossip', '{check}')");

@@ -201,8 +201,8 @@ fn a_half_open_socket_is_noticed_and_its_place_freed() {
     ] {
         let started = cluster.in_own_network(&format!(
             "mkfifo $FOLDER/pipe{n}; (exec 3>$FOLDER/pipe{n}; sleep 600) & \
-             PGAPPNAME={name} PGOPTIONS='{options}' timeout 600 psql -X -q -A -t -h 127.0.0.1 -U postgres postgres \
-                 <$FOLDER/pipe{n} >$FOLDER/said{n} 2>&1 & \
+             PGAPPNAME={name} PGOPTIONS='{options}' timeout 600 psql -X -q -A -t -h 127.0.0.1 -U postgres \
+                 postgres <$FOLDER/pipe{n} >$FOLDER/said{n} 2>&1 & \
              echo \"{shown} {call}; {shown}\" >$FOLDER/pipe{n}",
             shown =
                 "SELECT 'set', string_agg(setting, ' ' ORDER BY name) FROM pg_settings WHERE name ~ '^tcp_';",

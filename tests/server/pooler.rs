@@ -27,7 +27,8 @@ impl PgBouncer {
         let settings = format!(
             "[databases]\npostgres = host={folder} user=postgres\n\
              [pgbouncer]\nlisten_addr =\nunix_socket_dir = {folder}\nlisten_port = 6432\nauth_type = any\n\
-             pool_mode = transaction\ndefault_pool_size = {POOL}\nmax_client_conn = 500\nlogfile = {folder}/pgbouncer.log\n"
+             pool_mode = transaction\ndefault_pool_size = {POOL}\nmax_client_conn = 500\n\
+             logfile = {folder}/pgbouncer.log\n"
         );
         fs::write(&file, settings).unwrap();
         let mut sh = program_as_server("/bin/sh".as_ref());

@@ -68,10 +68,10 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// The columns of a table of jobs, for CREATE TABLE: the least that oban_install accepts.
-pub const JOBS: &str = "(queue text, state text DEFAULT 'available', id bigint, worker text, args jsonb, meta jsonb, \
-     tags text[], errors jsonb[], attempt int, max_attempts int, priority int, inserted_at timestamp, \
-     scheduled_at timestamp, attempted_at timestamp, attempted_by text[], cancelled_at timestamp, \
-     completed_at timestamp, discarded_at timestamp)";
+pub const JOBS: &str = "(queue text, state text DEFAULT 'available', id bigint, worker text, args jsonb, \
+     meta jsonb, tags text[], errors jsonb[], attempt int, max_attempts int, priority int, \
+     inserted_at timestamp, scheduled_at timestamp, attempted_at timestamp, attempted_by text[], \
+     cancelled_at timestamp, completed_at timestamp, discarded_at timestamp)";
 
 /// The value of a counter of oban_stats.
 pub fn stat(client: &mut postgres::Client, counter: &str) -> i64 {

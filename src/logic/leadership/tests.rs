@@ -751,7 +751,8 @@ proptest! {
             let view = peers.view();
             if let Some((l, member)) = view.seat(&e).and_then(|seat| view.held(seat, ClockTime(now))) {
                 let there = row.map(|r| r.leadership);
-                prop_assert_eq!(there.map(|r| (r.lease.term, r.node)), Some((l.lease.term, l.node)), "led without a row");
+                let shown = there.map(|r| (r.lease.term, r.node));
+                prop_assert_eq!(shown, Some((l.lease.term, l.node)), "led without a row");
                 prop_assert!(there.is_some_and(|r| l.lease.deadline <= r.lease.deadline));
                 let (id, term) = (member.id, view.term_of(member.id, ClockTime(now)));
                 prop_assert_eq!((id, term), (l.member, Some(l.lease.term)));

@@ -310,8 +310,8 @@ impl std::fmt::Display for Lack {
             }
             Lack::Workers { most, needed } => write!(
                 f,
-                "max_worker_processes is {most}, which others share, and obanrs needs {needed} (one, and two for \
-                 each database with the extension)"
+                "max_worker_processes is {most}, which others share, and obanrs needs {needed} (one, and two \
+                 for each database with the extension)"
             ),
         }
     }

@@ -37,9 +37,10 @@ fn odd_text(dice: &mut Dice) -> String {
     }
 }
 
-const ODD_WORDS: &str = "a.b | . | p\"q | \" | it's | \\ | $1 | %s%n%d | -- | /* | ; DROP TABLE | * | Odd | ünï | 日本語 \
-    | 😀 | e\u{301} | NaN | null | pg_catalog | pg_toast | pg_temp | pg_temp_3 | pg_foo | information_schema | shadow \
-    | ext | nowhere | PUBLIC | oban_jobs | public.oban_insert | Z: | H4sI | H4sIAAAA | {} | {\"a\":";
+const ODD_WORDS: &str = "a.b | . | p\"q | \" | it's | \\ | $1 | %s%n%d | -- | /* | ; DROP TABLE | * | Odd | \
+    ünï | 日本語 | 😀 | e\u{301} | NaN | null | pg_catalog | pg_toast | pg_temp | pg_temp_3 | pg_foo | \
+    information_schema | shadow | ext | nowhere | PUBLIC | oban_jobs | public.oban_insert | Z: | H4sI | \
+    H4sIAAAA | {} | {\"a\":";
 
 /// Expressions for texts that the statement builds, or fails to build.
 const ODD_TEXTS: &str = r#"

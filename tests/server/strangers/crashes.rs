@@ -132,7 +132,8 @@ fn storage(kills: u32) {
         workers.push(("members", worker(&cluster, &stop, move |client| {
             let name = format!("n{}", dice.below(4));
             let node = format!("m{i}");
-            let id: i64 = client.query_one("SELECT oban_join($1, $2, '1 s', replace => true, candidate => true)", &[&node, &name])?.get(0);
+            let join = "SELECT oban_join($1, $2, '1 s', replace => true, candidate => true)";
+            let id: i64 = client.query_one(join, &[&node, &name])?.get(0);
             for _ in 0..dice.below(6) {
                 let term: Option<i64> = client.query_one("SELECT oban_renew($1)", &[&id])?.get(0);
                 if let Some(term) = term {

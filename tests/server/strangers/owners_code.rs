@@ -107,7 +107,8 @@ fn a_schema_that_takes_anothers_place_gets_no_code_run() {
             let _stop = Stop(&stop);
             scope.spawn(|| come_and_go(&mut member, "place", &stop));
             let mut swap = || {
-                let swapped = "BEGIN; ALTER SCHEMA place RENAME TO nowhere; ALTER SCHEMA decoy RENAME TO place;
+                let swapped =
+                    "BEGIN; ALTER SCHEMA place RENAME TO nowhere; ALTER SCHEMA decoy RENAME TO place;
                      ALTER SCHEMA nowhere RENAME TO decoy; COMMIT";
                 dbo.batch_execute(&format!("{swapped}; {swapped}")).unwrap();
             };
