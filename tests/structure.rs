@@ -1,10 +1,17 @@
-//! What reviewers would have to look for by hand: who depends on whom, and where the dangerous is.
+//! What reviewers would have to look for by hand: which part depends on which, where the dangerous is, and
+//! whether prose is plain and its names are right.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 #[path = "structure/architecture.rs"]
 mod architecture;
+#[path = "structure/lexer.rs"]
+mod lexer;
+#[path = "structure/names.rs"]
+mod names;
+#[path = "structure/prose.rs"]
+mod prose;
 #[path = "structure/reach.rs"]
 mod reach;
 #[path = "structure/wording.rs"]

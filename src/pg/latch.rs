@@ -144,7 +144,7 @@ pub fn wait_until(deadline: Option<ClockTime>) {
 /// a closed socket, this is `wait`.
 pub fn wait_with_client(timeout: Duration) {
     // SAFETY: the latch and the client's socket belong to this process. The socket is the first
-    // field of the struct `Port` in Postgres 15 to 18, and a background worker has no socket. The
+    // field of the struct Port in Postgres 15 to 18, and a background worker has no socket. The
     // flags are the ones that Postgres' own check of the client sets.
     unsafe {
         let can_tell = pg_sys::WaitEventSetCanReportClosed();

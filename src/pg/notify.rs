@@ -27,7 +27,7 @@ unsafe extern "C-unwind" {
     static mut notifyInterruptPending: c_int;
 }
 
-/// `PQcommMethods` of libpq/libpq.h, which is the same in Postgres 15 to 18.
+/// PQcommMethods of libpq/libpq.h, which is the same in Postgres 15 to 18.
 #[repr(C)]
 struct CommMethods {
     comm_reset: extern "C" fn(),

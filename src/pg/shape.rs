@@ -295,7 +295,7 @@ unsafe fn has(relation: pg_sys::Relation, column: u32) -> bool {
 
 /// Returns whether the access method, all operator families and all key types of an index belong to
 /// Postgres. The types count, because Postgres' operator classes for any range or array call
-/// functions that the type's creator chose: a GiST index calls a range's `subtype_diff`.
+/// functions that the type's creator chose: a GiST index calls a range's subtype_diff.
 ///
 /// # Safety
 /// `relation` is an open index.

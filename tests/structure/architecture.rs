@@ -4,6 +4,8 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
 
+use super::names::{Source, code, each_file, is_identifier, missing, quoted};
+
 const PAGE: &str = "ARCHITECTURE.md";
 
 /// The head of the table whose third column names tests.
@@ -12,14 +14,6 @@ const HEAD: [&str; 3] = ["race", "mechanism", "test"];
 /// Beginnings and endings of words that are paths of this checkout.
 const FOLDERS: [&str; 5] = ["src/", "tests/", "docs/", "tools/", "sql/"];
 const ENDINGS: [&str; 5] = [".rs", ".md", ".toml", ".json", ".sql"];
-
-/// This file plants wrong names. The install scripts of releases have names of the past.
-const NOT_SEARCHED: [&str; 2] = ["tests/structure/architecture.rs", "sql/archive"];
-
-/// Returns what stands between backquotes in a line.
-fn quoted(line: &str) -> impl Iterator<Item = &str> {
-    line.split('`').skip(1).step_by(2)
-}
 
 /// Returns the cells of a row of a table. `None`: the line is no row.
 fn cells(line: &str) -> Option<Vec<&str>> {
@@ -56,48 +50,9 @@ fn paths(page: &str) -> BTreeSet<&str> {
 /// Returns the names on a page that look like those of functions, types and constants.
 fn names(page: &str) -> BTreeSet<&str> {
     let is_name = |word: &&str| {
-        let is_identifier = word.chars().all(|c| c == '_' || c == ':' || c.is_ascii_alphanumeric());
-        is_identifier
-            && !word.ends_with(':')
-            && word.contains(|c: char| c == '_' || c == ':' || c.is_ascii_uppercase())
+        is_identifier(word) && word.contains(|c: char| c == '_' || c == ':' || c.is_ascii_uppercase())
     };
     prose(page).flat_map(quoted).filter(is_name).collect()
-}
-
-/// A file that may have the names of the page.
-struct Source {
-    /// Its words, and the parts of its path: a module has the name of its file.
-    words: HashSet<String>,
-    /// The words that follow `fn` and `mod`.
-    functions: HashSet<String>,
-}
-
-impl Source {
-    fn new(path: &str, text: &str) -> Self {
-        let is_word = |c: char| c == '_' || c.is_ascii_alphanumeric();
-        let all: Vec<&str> = text.split(|c| !is_word(c)).filter(|word| !word.is_empty()).collect();
-        let declared = all.windows(2).filter(|pair| ["fn", "mod"].contains(&pair[0]));
-        let of_path = path.split(|c| !is_word(c));
-        Self {
-            functions: declared.map(|pair| pair[1].to_owned()).collect(),
-            words: all.iter().copied().chain(of_path).map(str::to_owned).collect(),
-        }
-    }
-
-    /// Returns whether a name of the page is in this file. `Type::function` is there if both are, and the
-    /// function is one. The same holds for variants, which only have to be words.
-    fn has(&self, name: &str) -> bool {
-        let parts: Vec<&str> = name.split("::").collect();
-        let is_there = parts.iter().all(|part| self.words.contains(*part));
-        let calls =
-            parts.len() > 1 && name.rsplit("::").next().is_some_and(|last| last == last.to_lowercase());
-        is_there && (!calls || parts.last().is_some_and(|last| self.functions.contains(*last)))
-    }
-}
-
-/// Returns the names that no source has.
-fn missing<'a>(names: BTreeSet<&'a str>, sources: &[Source]) -> Vec<&'a str> {
-    names.into_iter().filter(|name| !sources.iter().any(|source| source.has(name))).collect()
 }
 
 /// Returns the names of the functions of a source that are tests.
@@ -114,21 +69,6 @@ fn tests(source: &str) -> Vec<&str> {
         marked = is_marked || (marked && (line.starts_with('#') || line.starts_with("//")));
     }
     found
-}
-
-/// Calls `each` with the path and the text of all files under a path.
-fn each_file(path: &Path, each: &mut impl FnMut(&str, &str)) {
-    let shown = path.to_string_lossy();
-    if NOT_SEARCHED.contains(&&*shown) {
-        return;
-    }
-    if path.is_dir() {
-        for entry in fs::read_dir(path).expect("the folder is there") {
-            each_file(&entry.expect("it can be read").path(), each);
-        }
-    } else if let Ok(text) = fs::read_to_string(path) {
-        each(&shown, &text);
-    }
 }
 
 /// Returns the tests that are named and not known.
@@ -165,13 +105,9 @@ fn each_path_of_the_page_exists() {
 #[test]
 fn each_name_of_the_page_exists() {
     let page = fs::read_to_string(PAGE).expect("it is there");
-    let mut sources = Vec::new();
-    for path in ["src", "tests", "sql", "tools", "Makefile"] {
-        each_file(Path::new(path), &mut |path, text| sources.push(Source::new(path, text)));
-    }
     let names = names(&page);
     assert!(names.len() > 150, "{} names: is the search still right?", names.len());
-    assert_eq!(missing(names, &sources), Vec::<&str>::new(), "{PAGE} names what is in no source");
+    assert_eq!(missing(names, &code()), Vec::<&str>::new(), "{PAGE} names what is in no source");
 }
 
 #[test]
@@ -216,7 +152,5 @@ fn is_planted() {}
         Source::new("src/other.rs", "struct Other; const LIMIT: u8 = a_lock + a_lock_of_another_name"),
         Source::new("src/tests.rs", source),
     ];
-    // What is called and no function, what is another type's, and what has the name as a part only.
     assert_eq!(missing(names(page), &sources), ["Other::call", "Type::planted", "not_looked_at"]);
-    assert_eq!(missing(names("`a_lock_of`"), &sources), ["a_lock_of"]);
 }
