@@ -90,6 +90,25 @@ fn links_lead_to_files_and_headings_that_are_there() {
     assert!(followed > 30, "{followed} links");
 }
 
+/// Debian's package has docs, and beside it the documents at the top to which docs link. The changelog is
+/// there under Debian's own name.
+#[test]
+fn the_package_has_the_documents_that_docs_link() {
+    let (copied, installed) = (read("tools/deb"), read("debian/rules"));
+    let mut linked = HashSet::new();
+    for path in documents().into_iter().filter(|path| path.starts_with("docs")) {
+        let text = read(path.to_str().expect("a path is text"));
+        let targets = text.match_indices("](../").map(|(at, _)| &text[at + 5..]);
+        let names = targets.filter_map(|target| target.split([')', '#']).next());
+        linked.extend(names.filter(|name| !name.contains('/')).map(str::to_owned));
+    }
+    assert!(linked.remove("CHANGELOG.md"), "the search finds nothing");
+    for name in linked {
+        let is_packed = |script: &str| script.split_whitespace().any(|word| word == name);
+        assert!(is_packed(&copied) && is_packed(&installed), "{name} is not in Debian's package");
+    }
+}
+
 /// The sentences of the running text: neither code, tables nor headings.
 fn sentences(text: &str) -> Vec<String> {
     let mut prose = String::new();
