@@ -2,8 +2,7 @@
 //! difference of two times.
 //!
 //! Deadlines count on the clock that nobody can set (`pg::clock`). Times by the wall clock are for
-//! rows, for other nodes
-//! and for people.
+//! rows, for other nodes and for people.
 
 use std::ops::{Add, Sub};
 
