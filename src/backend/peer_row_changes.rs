@@ -35,8 +35,8 @@ pub enum PeerRowChange {
     Truncated,
 }
 
-/// The most changes of one transaction that are kept. More count as a TRUNCATE: all leaders are
-/// elected anew.
+/// The most changes of one transaction that are kept. Each further change counts as a TRUNCATE of
+/// its schema's table: all leaders of that schema are elected anew.
 const MAX_CHANGES: usize = 1_000;
 
 thread_local! {
@@ -58,8 +58,8 @@ pub fn changed(electorate: Electorate, change: PeerRowChange) {
     CHANGES.with_borrow_mut(|changes| {
         let known = |(e, c, _): &(Electorate, PeerRowChange, u32)| *e == electorate && *c == change;
         if changes.iter().any(known) {
-            // It is noted at this level or an outer one. The end of an inner level lifts a change or drops
-            // it.
+            // The change is noted at this level or an outer one. The end of an inner level lifts a
+            // change or drops it.
             return;
         }
         if matches!(change, PeerRowChange::Renewed { .. }) && changes.len() >= MAX_CHANGES {

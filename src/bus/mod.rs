@@ -79,7 +79,7 @@ struct Publication {
     charges: Vec<Charge>,
     /// Whether the ring has room for the messages.
     room: bool,
-    /// Whether all messages were sent natively.
+    /// Whether nothing is left to send: each message was sent natively, or was dropped.
     sent: bool,
     /// How far this transaction has sent stranded messages, as an ordinal of the ring. `None`: it
     /// has sent no stranded message.
@@ -149,13 +149,13 @@ impl Target {
 /// is 54000 if the transaction has as many messages as allowed, and 53200 if there is no memory. A
 /// trigger's message is dropped and counted instead.
 pub fn queue(target: &Target, payload: Vec<u8>, requester: Requester) -> Result<(), Error> {
-    // This is a parallel worker. Postgres refuses the NOTIFY with its own error.
     if session::is_parallel_worker() {
+        // Postgres refuses the NOTIFY with its own error.
         notify_now(target, &payload);
         return Ok(());
     }
-    // Another PRE_COMMIT callback queues a message after this module's callback has run.
     if CLOSED.get() {
+        // Another PRE_COMMIT callback queues a message after this module's callback has run.
         notify_now(target, &payload);
         if target.delivery != Delivery::NativeOnly {
             count_late();
@@ -267,10 +267,15 @@ fn prepare(mut messages: Vec<QueuedMessage>) {
     // Messages in the ring wait while stranded messages before them wait. Messages that have no
     // room in the ring can't wait.
     let wait = stranded && stranded_sent.as_ref().is_none_or(|o| o.are_followed_by(&messages));
-    // While no session LISTENs, messages in the ring need not be sent. If a session begins to
-    // LISTEN before the commit, the relay sends them. But the relay finds only messages in the
-    // ring, so messages without room are sent now. If one message of the transaction is native, all
-    // are sent now. So a signal does not overtake the messages before it.
+    // With a relay, all messages are sent now if one of them is native. So a signal does not
+    // overtake the messages before it.
+    //
+    // Without a relay, messages in the ring need not be sent while no session LISTENs. If a session
+    // begins to LISTEN before the commit, a relay or the keeper sends them. If messages have to
+    // wait, `send` sends only those that are native. These overtake the other messages of the
+    // transaction and the stranded messages that are left.
+    //
+    // No process finds messages that have no room in the ring, so these are sent now.
     let sent = match route {
         ring::Route::Relay => messages.iter().any(QueuedMessage::is_native),
         ring::Route::RelayAndNative => listening::any() && !wait,

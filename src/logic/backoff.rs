@@ -25,7 +25,8 @@ pub const HEALTHY: i64 = 5_000 * MILLISECOND;
 /// Looks for the extension in a database. A lock on a catalog keeps a look out, perhaps for long.
 pub const LOOK: Backoff = Backoff { first: 500 * MILLISECOND, max: 30_000 * MILLISECOND };
 
-/// Elections of one prefix whose table is locked, missing or broken.
+/// Elections and sweeps that fail or meet a held row, and all those of a prefix whose table is
+/// locked or has an obstacle. A missing table has no delay: each later pass tries it again.
 pub const ELECTION: Backoff = Backoff { first: 50 * MILLISECOND, max: 5_000 * MILLISECOND };
 
 /// Announcements of leaders that wait for room in NOTIFY's queue.

@@ -1,4 +1,5 @@
-//! The counters of a database, which the view oban_stats shows. Each counts since the database has its slot.
+//! The counters of a database, which the view oban_stats shows. Each counts since the database has
+//! its slot.
 
 /// Declares the counters: a variant and its name in oban_stats, in the order of the view.
 macro_rules! counters {
@@ -40,7 +41,7 @@ counters! {
     NativeFallbacks = "native_fallbacks",
     /// Transactions whose messages found no room in the ring.
     Gaps = "gaps",
-    /// Messages of triggers that were not sent.
+    /// Messages of triggers and of calls that could not be sent.
     Dropped = "dropped",
     /// Calls of oban_poll and oban_wait.
     Polls = "polls",
@@ -66,7 +67,7 @@ counters! {
     GossipRefused = "gossip_refused",
     /// A measure, not a count: how many entries the last broadcast had.
     GossipBroadcastEntries = "gossip_broadcast_entries",
-    /// A measure, not a count: for how many microseconds a name had no leader before the last election
-    /// that followed another leadership.
+    /// A measure, not a count: for how many microseconds a name had no leader before the last
+    /// election that followed another leadership.
     LastFailover = "last_failover_us",
 }

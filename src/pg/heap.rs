@@ -56,8 +56,8 @@ pub struct Heap<'a> {
     relation: pg_sys::Relation,
     /// Whether this value closes the relation. A trigger's relation belongs to the executor.
     owned: bool,
-    /// Whether opening the table waited for the lock. If so, opening an index waits for a lock as
-    /// well.
+    /// Whether opening the table was allowed to wait for the lock. If so, opening an index may wait
+    /// for a lock as well.
     waits: bool,
     _relation: PhantomData<&'a ()>,
 }
@@ -339,7 +339,7 @@ impl<'a> Heap<'a> {
                 pg_sys::GetCurrentCommandId(true),
                 pg_sys::GetActiveSnapshot(),
                 null_mut(),
-                true, // this does not wait: this transaction has locked the row
+                true, // may wait for a locked row, but this transaction has locked the row itself
                 &raw mut failure,
                 false,
             )
@@ -416,7 +416,7 @@ impl<'a> Heap<'a> {
                 pg_sys::GetCurrentCommandId(true),
                 pg_sys::GetActiveSnapshot(),
                 null_mut(),
-                true, // this does not wait: this transaction has locked the row
+                true, // may wait for a locked row, but this transaction has locked the row itself
                 &raw mut failure,
                 &raw mut mode,
                 &raw mut indexes,

@@ -1,6 +1,5 @@
-//! The lightweight locks of this library's tranche. Code that runs under such a lock is pure code
-//! over shared memory. The code allocates little, does not wait, does not raise, and does not call
-//! Postgres, except for functions that only read a clock or a global.
+//! The lightweight locks of this library's tranche. ARCHITECTURE.md says what may run under such a
+//! lock.
 
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -43,8 +42,8 @@ pub struct Guard(*mut pg_sys::LWLock);
 /// The first lock of the tranche. Null until this process has looked the tranche up.
 static BASE: AtomicPtr<pg_sys::LWLockPadded> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Takes the lock of this number in the tranche, and waits for it if necessary. The segment has to be
-/// attached, that is, the library has to be preloaded.
+/// Takes the lock of this number in the tranche, and waits for it if necessary. The segment has to
+/// be attached, that is, the library has to be preloaded.
 pub fn acquire(lock: usize, mode: Mode) -> Guard {
     let mode = match mode {
         Mode::Shared => pg_sys::LWLockMode::LW_SHARED,

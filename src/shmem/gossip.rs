@@ -149,6 +149,7 @@ impl Gossip {
     }
 
     /// Deletes the entries of a node, whatever the queue in the key. Returns how many there were.
+    /// Callable after commit.
     pub fn delete_node(self, key: &Key<'_>) -> usize {
         self.table(|table, _| table.delete_node(key, clock::now()))
     }

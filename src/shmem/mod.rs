@@ -5,10 +5,10 @@
 //!      └── lock Registry ────────┘ └ lock Leaderships ┘└ lock Gossip ┘ └── lock Leaderships ──────┘
 //!      │ buckets[] │ GossipEntry[] │ Block[] │ process buckets[] │ GossipProcess[] │ Suspect[] │
 //!      └──────────────────────────── lock Gossip ────────────────────────────────────────┘
-//!      │ Slot[] │ RingOwner[] │ Waiter[] │ for each ring: RoleUsage[], RingHead, RingEntry[], bytes │
-//!      └ lock Registry ───────┘ └───────────── a lock Ring for each ring ─────────────────────────┘
-//!      │ for each database's slot: Counters, whether its relay polls for gossip, coverage │
-//!      └──────────────────────── atomics, no lock ────────────────────────────────────────┘
+//!      │ Slot[] │ RingOwner[] │ Waiter[] │ RoleUsage[] │ RingHead[] │
+//!      └ lock Registry ───────┘ └─── a lock Ring for each ring ─────┘
+//!      │ SlotCounters[] │ polling[] │ SharedCoverage[] │ RingEntry[] │ bytes[]                      │
+//!      └─── atomics of each database's slot, no lock ──┘ └─────── a lock Ring for each ring ───────┘
 //! ```
 //!
 //! Sizes come from settings that only a restart changes. All of the segment is plain data, for
@@ -16,9 +16,8 @@
 //! process dies by SIGKILL, the server makes a crash restart and a new segment. A process that ends
 //! otherwise clears up in its exit callbacks (`backend`, `worker`).
 //!
-//! Under a lock runs pure code of `logic` only. That code raises nothing, waits for nothing and
-//! calls Postgres for nothing but a reading of the clock or a fact about this process. No process
-//! holds two of the locks at a time.
+//! ARCHITECTURE.md says what may run under a lock, and that no process holds two of the locks at a
+//! time.
 //!
 //! | file | what is there |
 //! | --- | --- |

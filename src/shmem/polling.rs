@@ -1,8 +1,9 @@
 //! Whether a database's relay polls the gossip table for local entries to broadcast.
 //!
-//! A relay with entries to broadcast polls: it looks each second by itself, so a put need not wake
-//! it. A relay that finds no entry stops polling, and the next put has to wake it. Relay and put
-//! each store first and load then, both sequentially consistent, so that no wakeup is lost:
+//! A relay with entries to broadcast polls: it looks every `obanrs.gossip_interval` by itself, so a
+//! put need not wake it. A relay that finds no entry stops polling, and the next put has to wake
+//! it. Relay and put each store first and load then, both sequentially consistent, so that no
+//! wakeup is lost:
 //!
 //! * The relay clears the flag, then looks for an entry (`stop_polling`).
 //! * A put writes its entry, then reads the flag (`wake_relay_after_put`).

@@ -70,8 +70,8 @@ pub(super) struct SlotCounters {
 #[repr(C)]
 pub(super) struct Root {
     pub globals: Globals,
-    /// The greatest generation that a database's slot was given; 0 for none. Guarded by the lock
-    /// Registry.
+    /// The greatest generation that a database's slot, or an entry of `looks`, was given; 0 for
+    /// none. Guarded by the lock Registry.
     pub last_slot_generation: u64,
     /// The databases without a slot. Guarded by the lock Registry.
     pub looks: Looks,
@@ -108,8 +108,9 @@ pub(super) struct Globals {
     pub rescan: AtomicI32,
     /// The clock reading since which this server ingests and takes gossip.
     pub knows_since: AtomicI64,
-    /// A ring that begins gives positions above this floor: the one at which this run of the server
-    /// began (`floor.rs`), or the last position of a ring that was closed since.
+    /// A ring that begins gives positions above this floor. The floor is the one at which this run
+    /// of the server began (`floor.rs`), or the last position plus 1 of a ring that was closed
+    /// since, or what a promotion lifted it to: whichever is greatest.
     pub floor: AtomicI64,
     /// How many sessions LISTEN, by their database's oid modulo the length. Databases that share a
     /// counter have each other's listeners counted: that costs transactions of a relay, and loses

@@ -3,7 +3,10 @@
 //! of foreign nodes (`exchange`).
 //!
 //! The relay's transactions write nothing but their notifications (a commit record that no process
-//! waits for). These transactions touch no table, so that no lock of a user can hold the relay up.
+//! waits for). These transactions read `pg_namespace`, for the names of schemas, and touch no other
+//! table. So no lock on a user's table holds the relay up. A command that locks `pg_namespace`
+//! against reading does, without a limit: VACUUM FULL on that catalog, for example.
+//!
 //! What is published while one transaction runs goes into the next. After a transaction the relay
 //! lets `obanrs.relay_interval` pass. So under load many messages share a transaction, and the one
 //! lock that NOTIFY takes for the whole server. A message after a quiet time goes at once. A
@@ -14,9 +17,10 @@
 //! queue has room for.
 //!
 //! If the relay dies, the messages that it has not sent stay in the ring and are not overwritten.
-//! The next relay sends them. Messages of the dead relay's last transaction may then come twice:
-//! delivery is at least once. A relay that has to leave sends what there is before, for
-//! `LEAVE_WITHIN` at most.
+//! The next relay sends them. The relay notes in the ring what it has sent once for each batch,
+//! after the last transaction of the batch. So all messages of the dead relay's last batch may come
+//! twice: delivery is at least once. A relay that has to leave first sends what is in the ring, for
+//! `LEAVE_WITHIN` at most. A command that needs the database alone terminates the relay earlier.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -48,8 +52,10 @@ use crate::shmem::{Segment, stats};
 const MESSAGES: usize = 1024;
 const BYTES: usize = 256 * 1024;
 
-/// How long the relay goes on sending when it has to leave. A command that needs the database waits
-/// for that.
+/// How long the relay goes on sending when it has to leave: the extension was dropped, or the
+/// database takes no workers any more. A command that needs the database alone waits for a shorter
+/// time only: after `MAX_WAIT` (`ddl`) the command terminates the relay, and the next relay sends
+/// what is left.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
 #[pg_guard]

@@ -31,9 +31,9 @@
 //! waiting message came. The end of the last of many relays does not count. After that time the
 //! messages are stranded.
 //!
-//! **Waking** loses no wakeup. A reader or relay resets its latch before it looks for messages. If it
-//! finds nothing to do, it registers under the lock under which messages come in, and waits on its
-//! latch only then. So the process that brings a message sees every waiter that the message
+//! **Waking** loses no wakeup. A reader or relay resets its latch before it looks for messages. If
+//! it finds nothing to do, it registers under the lock under which messages come in, and waits on
+//! its latch only then. So the process that brings a message sees every waiter that the message
 //! concerns, and wakes each waiter once. (tests/loom.rs tries every order of the steps.)
 //!
 //! **Channels** have as key the oid of their prefix's schema and their short name. Only native
@@ -103,7 +103,8 @@ pub struct RingHead {
     waits_since: ClockTime,
     /// The position before the first message of this generation.
     start: i64,
-    /// The last position that was given in any generation; 0 before the first generation.
+    /// The last position that was given in this generation, or `start` before the first message.
+    /// 0 before the first generation. Above all positions of earlier generations.
     position: i64,
     /// The ordinal of the oldest entry. Ordinals count the entries of this generation from 0.
     first: u64,
@@ -151,7 +152,8 @@ pub struct RingEntry {
 }
 
 impl RingHead {
-    /// Returns the last position that was given; 0 before the first generation.
+    /// Returns the last position that was given, or `start` if this generation has given none; 0
+    /// before the first generation.
     pub fn position(&self) -> i64 {
         self.position
     }
@@ -408,7 +410,7 @@ pub struct View<'a> {
 }
 
 impl View<'_> {
-    /// Returns the last position that was given.
+    /// Returns the last position that was given, or `start` if this generation has given none.
     pub fn position(&self) -> i64 {
         self.head.position
     }

@@ -446,6 +446,7 @@ impl Elections {
                 let recorded = record(segment, electorate, row, changes_seen);
                 stats::count(Counter::Lapses, usize::from(recorded && lapsed));
             }
+            // `step` handles `Again` by itself, so `Again` never comes here.
             Outcome::Vacant | Outcome::Again => {
                 vacate(segment, electorate);
                 stats::count(Counter::Lapses, usize::from(lapsed));

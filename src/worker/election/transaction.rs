@@ -11,7 +11,8 @@ use crate::logic::ids::SchemaOid;
 use crate::pg::{session, xact};
 use crate::shmem::Segment;
 
-/// The longest that one step may take, in milliseconds. Nothing limits the size of a table.
+/// The longest that one step may take until its commit, in milliseconds. Nothing limits the size of
+/// a table. The commit may wait for `COMMIT_LOCK_TIMEOUT` more.
 const STEP_LIMIT: i32 = 1_000;
 
 /// Why a step failed.
