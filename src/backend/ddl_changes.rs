@@ -11,8 +11,8 @@
 //! * The same holds for a table that loses the columns or the trigger of `oban_install`. (Without
 //!   the trigger members can be elected again. Shared memory then trusts their rows for a moment
 //!   only.)
-//! * The keeper reads a table anew after the commit that was altered otherwise, or that has become
-//!   the `oban_peers` of the schema.
+//! * After the commit the keeper reads anew each table that was altered otherwise, or that has
+//!   become the `oban_peers` of the schema.
 //! * What belongs to a schema that was dropped (members, leaderships, gossip) goes after the
 //!   commit.
 //!
@@ -22,10 +22,10 @@
 //! no copy of that row then. So the records of such names are *invalidated*: what the keeper is
 //! about to record is read again.
 //!
-//! If the commit fails after all, the keeper finds the rows and elects anew. PREPARE TRANSACTION
-//! counts as a commit for what ends, and what the transaction has locked stays locked. COMMIT
-//! PREPARED and ROLLBACK PREPARED say nothing of what they change. After them the keeper looks at
-//! all tables, and finds out which schemas are left.
+//! If the commit fails after all, the keeper finds the rows and elects anew. Leaderships end at
+//! PREPARE TRANSACTION as they end at a commit. What the transaction has locked stays locked until
+//! COMMIT PREPARED or ROLLBACK PREPARED. These two commands do not tell what they change. After
+//! them the keeper looks at all tables, and finds out which schemas are left.
 //!
 //! The lists are bounded memory of the process, empty whenever no transaction is open. A process
 //! that dies with them has not committed.
@@ -129,8 +129,8 @@ pub fn relation_touched(relation: TableOid, dropped: bool) {
         schemas.add(schema);
         OF_LEADERS.set(schemas);
     }
-    // An altered relation may have taken the name. A dropped relation had the name, or is no table
-    // of leaders.
+    // An altered relation counts in any case, because it may have taken the name `oban_peers`. A
+    // dropped relation counts only if it was called `oban_peers`.
     if of_leaders || !dropped {
         let mut relations = RELATIONS.get();
         relations.add(relation);
@@ -213,7 +213,7 @@ fn look(relations: &Oids<TableOid>, schemas: &Oids<SchemaOid>) -> Option<Found> 
             altered.add(table);
         }
     }
-    // The table takes the place of another table, or had no predecessor.
+    // Tables that are called `oban_peers` now, whether or not another table had the name before.
     for relation in relations.oids() {
         if let Some(schema) = catalog::schema_of(*relation)
             && catalog::is_named(*relation, schema, TABLE)

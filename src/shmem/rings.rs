@@ -11,7 +11,8 @@
 //! relay. A relay that ends leaves the slot first and the ring second. So one of the two processes
 //! sees the other, and no ring keeps a relay that has ended.
 //!
-//! Functions return `None` where there is no ring. Those that say so are callable after commit.
+//! Functions return `None` where there is no ring. Functions marked "Callable after commit" raise
+//! no error, so that they may run after a commit.
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
@@ -152,8 +153,8 @@ fn with_own_ring<R>(takes: bool, mut body: impl FnMut(RingHandle) -> Option<R>) 
     None
 }
 
-/// Ends the generation of a slot that was freed, and closes the ring that it had. The ring's readers
-/// are woken, and look for another ring.
+/// Ends the generation of a slot that was freed, and closes the ring that it had. The ring's
+/// readers are woken, and look for another ring.
 pub fn close(segment: Segment, slot: SlotId) {
     segment.end_slot(slot);
     let Some(ring_id) = segment.ring_pool(|_, pool| pool.of(slot.generation)) else { return };

@@ -41,8 +41,8 @@ pub(super) const MAX_HOLDS: usize = 64;
 /// minute.
 pub(super) const MAX_UNANNOUNCED: usize = 256;
 
-/// The most names, of all databases, that memory knows foreign nodes to have led since the server's
-/// start.
+/// Memory keeps the names that foreign nodes have led since the server's start: at most this many,
+/// over all databases.
 pub(super) const MAX_FOREIGN: usize = 1_024;
 
 /// The counters of sessions that LISTEN (`Globals::listeners`).
@@ -106,7 +106,7 @@ pub(super) struct Globals {
     pub coordinator_starts: AtomicI32,
     /// 1: the coordinator has to read pg_database again.
     pub rescan: AtomicI32,
-    /// The clock reading since which this server ingests and takes gossip.
+    /// The clock reading since which this server accepts gossip: its start, or its promotion.
     pub knows_since: AtomicI64,
     /// A ring that begins gives positions above this floor. The floor is the one at which this run
     /// of the server began (`floor.rs`), or the last position plus 1 of a ring that was closed

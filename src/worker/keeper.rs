@@ -6,9 +6,9 @@
 //!
 //! A keeper ends when it is not wanted any more: a command needs the database alone, the database
 //! became a template, or the extension was dropped. After any other end the coordinator starts it
-//! again. While a keeper waits, it has no transaction and no lock. It waits for its latch (a member
-//! joined or left, a row was changed or freed, a prefix was installed), until half of the next
-//! lease is over, and until the next lease ends.
+//! again. While a keeper waits, it has no transaction and no lock. The keeper waits until the first
+//! of these: its latch is set (a member joined or left, a row was changed or freed, a prefix was
+//! installed), half of a lease is over, a lease ends, or a retry is due.
 
 use std::cell::Cell;
 

@@ -2,10 +2,10 @@
 //! the sessions that LISTEN. Between its transactions the relay broadcasts gossip and ingests that
 //! of foreign nodes (`exchange`).
 //!
-//! The relay's transactions write nothing but their notifications (a commit record that no process
-//! waits for). These transactions read `pg_namespace`, for the names of schemas, and touch no other
-//! table. So no lock on a user's table holds the relay up. A command that locks `pg_namespace`
-//! against reading does, without a limit: VACUUM FULL on that catalog, for example.
+//! The relay's transactions write nothing but their notifications. Each writes one commit record,
+//! without waiting for the disk. These transactions read `pg_namespace`, for the names of schemas,
+//! and touch no other table. So no lock on a user's table holds the relay up. A command that locks
+//! `pg_namespace` against reading does, without a limit: VACUUM FULL on that catalog, for example.
 //!
 //! What is published while one transaction runs goes into the next. After a transaction the relay
 //! lets `obanrs.relay_interval` pass. So under load many messages share a transaction, and the one
@@ -62,7 +62,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
     let Some(Begun { segment, database }) = process::begin(Kind::Relay, argument) else { return };
-    // What a crash loses has no listener any more.
+    // A crash ends every listening session, so losing its notifications does no harm.
     session::set(c"synchronous_commit", c"off");
     bgworker::report_name(c"obanrs relay");
     session::before_exit(detach_at_exit);

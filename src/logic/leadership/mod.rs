@@ -31,8 +31,9 @@
 //!   `join` for a member of the row's node. A backend whose transaction renews the row calls
 //!   `renewed`, and the leadership stays foreign. If no candidate is left, the keeper calls
 //!   `vacate`, and the sweep looks after the row.
-//! * (5) A backend calls `leave` or `resign`, or `join` for a member that becomes an observer. A
-//!   backend whose transaction deletes the row calls `row_changed` before its commit:
+//! * (5) A backend calls `leave` or `resign`, or `join` for a member that becomes an observer, or
+//!   `join` with `replace` for a new member that takes the leader's slot. A backend whose
+//!   transaction deletes the row calls `row_changed` before its commit:
 //!   `rows_truncated` if the table is truncated or its schema dropped, `table_gone` if the table is
 //!   dropped, renamed or moved. A member lapses when its lease or the row's deadline passes: no
 //!   function is called.
@@ -123,9 +124,9 @@ pub struct Member {
     /// When the backend `pid` began, in microseconds of the wall clock. Together with `pid` this
     /// tells the backend from all other backends of the server.
     pub session_began: WallTime,
-    /// 1: the keeper has dealt with the member since the member joined, resigned, became a candidate
-    /// or an observer, or asked the keeper to extend the row. 0: the backend `procno` waits for the
-    /// keeper.
+    /// 1: the keeper has dealt with the member since the member joined, resigned, became a
+    /// candidate or an observer, or asked the keeper to extend the row. 0: the backend `procno`
+    /// waits for the keeper.
     considered: u32,
     /// The name of the node that the member stands for.
     pub node: Node,
@@ -168,7 +169,8 @@ impl Member {
     }
 }
 
-/// What tells a row of oban_peers from another row of the name, and from the same row after a renewal.
+/// What tells a row of oban_peers from another row of the name, and from the same row after a
+/// renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RowIdentity {
     pub term: Term,
@@ -232,8 +234,10 @@ pub struct Leadership {
     pub node: Node,
     /// The lease of the row.
     pub lease: Lease,
-    /// The clock reading at which the keeper looks at the row again, even if the lease runs longer,
-    /// in microseconds. 0: at once.
+    /// The clock reading at which the keeper looks at the row again by itself, in microseconds; 0
+    /// for at once. In a guarded table this is the lease's deadline. (The keeper renews a member's
+    /// row earlier, at half of the lease.) In another table this is earlier than the deadline,
+    /// because no trigger tells of the row's end.
     look_at: ClockTime,
 }
 
@@ -540,8 +544,8 @@ impl Leaderships<'_> {
     }
 
     /// Notes that a foreign node leads a name. If the schema has too many such names, or the table
-    /// is full, the oldest name goes. Calls that name no instance, or a name that is known, change
-    /// nothing.
+    /// is full, the oldest name goes. A call with an empty name, or with a name that memory knows
+    /// already, changes nothing.
     pub fn foreign_leads(&mut self, electorate: &Electorate) {
         if electorate.name.as_str().is_empty() || self.foreign_has_led(electorate) {
             return;

@@ -66,7 +66,8 @@ pub struct Contested {
     pub electorate: Electorate,
     /// Memory has a copy of the electorate's row.
     pub has_copy: bool,
-    /// False: the electorate has had no leader, and a candidate, for more than a moment.
+    /// False: the electorate has had a candidate but no leader for longer than the `moment` of
+    /// `contested`.
     pub is_led: bool,
 }
 
@@ -150,8 +151,8 @@ impl<'a> LeadershipsView<'a> {
         })
     }
 
-    /// Returns whether the leadership that a row shows holds at `now`. `None`: memory has no copy of
-    /// this row. A foreign row that was renewed since is another row; a member's row is not.
+    /// Returns whether the leadership that a row shows holds at `now`. `None`: memory has no copy
+    /// of this row. A foreign row that was renewed since is another row; a member's row is not.
     pub fn holds(&self, electorate: &Electorate, row: RowIdentity, now: ClockTime) -> Option<bool> {
         let number = self.seat(electorate)?;
         let copy = &self.seats[number].leadership;
@@ -311,8 +312,8 @@ impl<'a> LeadershipsView<'a> {
         (is_it && member.is_live(now)).then_some(member)
     }
 
-    /// Returns whether a local leadership with this term is over, whatever time is left of the row's
-    /// lease. The row may still be in the table.
+    /// Returns whether a local leadership with this term is over, whatever time is left of the
+    /// row's lease. The row may still be in the table.
     pub fn is_over(&self, electorate: &Electorate, term: Term, now: ClockTime) -> bool {
         self.seat(electorate).is_some_and(|seat| {
             let leadership = &self.seats[seat].leadership;

@@ -49,7 +49,7 @@
 //! ends with its holder's transaction, whichever way that ends (`backend::xact_end`).
 //!
 //! A database that became a template takes no workers any more. Its workers are told to leave. That
-//! is no failure either.
+//! does not count as a failure.
 
 mod looks;
 

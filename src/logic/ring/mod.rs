@@ -28,8 +28,8 @@
 //!
 //! **Without a relay** messages wait for the next one, so that they keep their order, but not for
 //! long. The time counts from the later of two moments: a relay last sent something, or the first
-//! waiting message came. The end of the last of many relays does not count. After that time the
-//! messages are stranded.
+//! waiting message came. The time does not begin anew when a relay starts or ends. After that time
+//! the messages are stranded.
 //!
 //! **Waking** loses no wakeup. A reader or relay resets its latch before it looks for messages. If
 //! it finds nothing to do, it registers under the lock under which messages come in, and waits on
@@ -47,7 +47,8 @@
 //! again.
 //!
 //! A `Ring` exists only while its lock is held exclusively, a `View` only while the lock is held at
-//! least shared. Nothing here allocates, so nothing fails under the lock.
+//! least shared. Nothing that runs under the lock allocates, so nothing fails there. (`Batch::new`
+//! allocates, before the lock.)
 
 use std::hash::{DefaultHasher, Hasher};
 
@@ -97,9 +98,9 @@ pub struct RingHead {
     relay_waits: u32,
     /// The process number plus 1 of the first waiter in the list; 0 if no process waits.
     waiters: u32,
-    /// The clock reading from which waiting messages count as waiting, in microseconds. The relay
-    /// last sent something then, or the first waiting message came, whichever is later. Means
-    /// nothing while no message waits.
+    /// The clock reading from which `RELAY_MAY_BE_AWAY` runs, in microseconds. The relay last sent
+    /// something then, or the first waiting message came, whichever is later. Means nothing while
+    /// no message waits.
     waits_since: ClockTime,
     /// The position before the first message of this generation.
     start: i64,

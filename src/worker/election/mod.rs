@@ -16,9 +16,9 @@
 //!   wait was in vain, no other attempt of the same pass waits.
 //! * Each such state is logged once (`retries`).
 //!
-//! A pass makes at most one attempt that is not an ordinary one (at a name that failed before, or
-//! for the sweep) after something new has come in. So a tenant with a thousand broken tables costs
-//! a due election the time of one attempt.
+//! A pass makes attempts that may take long last, and one at a time (`SLOW_DUTIES`). If such an
+//! attempt fails, or something new comes in during the attempt, the pass ends with the attempt. So
+//! a tenant with a thousand broken tables costs a due election the time of one attempt.
 //!
 //! While NOTIFY's queue is full, the keeper holds elections without announcing what ended. Shared
 //! memory keeps these announcements, and the keeper sends them once there is room.

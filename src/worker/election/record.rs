@@ -10,7 +10,8 @@ use crate::logic::leadership::{Electorate, Leadership, Recorded};
 use crate::pg::{clock, latch};
 use crate::shmem::{Segment, stats};
 
-/// Records in shared memory the leader that the table has since a commit. Logs a change of leader.
+/// Records in shared memory the leader that the commit has written or found. Logs a change of
+/// leader.
 /// False: shared memory has changed since `changes_seen` was read, and nothing is recorded.
 pub fn record(segment: Segment, electorate: &Electorate, row: Leadership, changes_seen: u32) -> bool {
     let recorded = segment.leaderships(|l| l.record(electorate, row, changes_seen, clock::now()));

@@ -328,8 +328,8 @@ fn look(
         _ if held => Swept::Held,
         // More rows may follow those that were deleted.
         None if deleted > 0 && rows.len() == MAX_ROWS => Swept::Again,
-        // All rows that were read are of names with a seat. The next row may expire just after
-        // them.
+        // The elections of their names judge all rows that were read. The next row may expire just
+        // after them.
         None if rows.len() == MAX_ROWS => {
             let left = rows.last().map(|row| table::time_left(row, None, boot, known.all_at));
             Swept::Until(left.map(|left| now.saturating_add(left)))
