@@ -93,7 +93,7 @@ impl Server {
                     channel: &channel,
                     payload: b"!",
                     wakeup: false,
-                    sent: route != Route::Relay,
+                    settled: route != Route::Relay,
                     role_slot: 0,
                 },
                 WallTime(0),
@@ -123,7 +123,7 @@ impl Server {
                 let mut batch = Batch::new(4, 64);
                 let (upto, _) = ring.view().unsent(&mut batch);
                 left -= batch.len();
-                ring.relayed(upto);
+                ring.passed_by_relay(upto, ClockTime(0));
                 left > 0 && ring.relay_starts_waiting()
             };
             if !reset_first {

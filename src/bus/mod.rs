@@ -80,7 +80,7 @@ struct Publication {
     /// Whether the ring has room for the messages.
     room: bool,
     /// Whether nothing is left to send: each message was sent natively, or was dropped.
-    sent: bool,
+    settled: bool,
     /// How far this transaction has sent stranded messages, as an ordinal of the ring. `None`: it
     /// has sent no stranded message.
     relayed: Option<u64>,
@@ -91,7 +91,7 @@ struct Publication {
 impl Publication {
     fn empty(ring: RingHandle) -> Self {
         let (messages, charges) = (Vec::new(), Vec::new());
-        Self { ring, messages, charges, room: true, sent: true, relayed: None, late: 0 }
+        Self { ring, messages, charges, room: true, settled: true, relayed: None, late: 0 }
     }
 }
 
@@ -276,15 +276,15 @@ fn prepare(mut messages: Vec<QueuedMessage>) {
     // transaction and the stranded messages that are left.
     //
     // No process finds messages that have no room in the ring, so these are sent now.
-    let sent = match route {
+    let send_all = match route {
         ring::Route::Relay => messages.iter().any(QueuedMessage::is_native),
         ring::Route::RelayAndNative => listening::any() && !wait,
         ring::Route::Native => true,
     };
-    let natively = send(&messages, sent);
+    let natively = send(&messages, send_all);
     let relayed = stranded_sent.map(|o| o.upto);
     messages.retain(|m| !m.is_native_only());
-    PUBLICATION.set(Some(Publication { ring, messages, charges, room, sent, relayed, late: 0 }));
+    PUBLICATION.set(Some(Publication { ring, messages, charges, room, settled: send_all, relayed, late: 0 }));
     let fallbacks = if route == ring::Route::Relay { 0 } else { natively };
     rings::count_all(ring, &[(Counter::Native, natively), (Counter::NativeFallbacks, fallbacks)]);
 }
@@ -393,16 +393,16 @@ impl Stranded {
 /// Runs after the commit, where nothing may fail. Publishes the messages in the ring. Messages that
 /// are not in the ring become a gap, of which readers are told.
 fn publish(publication: Publication) {
-    let Publication { ring, messages, charges, room, sent, relayed, late } = publication;
+    let Publication { ring, messages, charges, room, settled, relayed, late } = publication;
     let role_slot = |role| charges.iter().find(|c| c.role == role).map_or(0, Charge::role_slot);
     relayed.into_iter().for_each(|upto| rings::relay::sent_by_others(ring, upto));
-    let nobody = !sent && !listening::any();
+    let nobody = !settled && !listening::any();
     let (in_ring, gap) = if room { (&messages[..], late) } else { (&[][..], late + messages.len()) };
     let incoming = in_ring.iter().map(|message| Incoming {
         channel: &message.channel,
         payload: &message.payload,
         wakeup: message.delivery == Delivery::Merged,
-        sent: sent || nobody || message.delivery == Delivery::Native,
+        settled: settled || nobody || message.delivery == Delivery::Native,
         role_slot: role_slot(message.role),
     });
     if !rings::publish(ring, incoming, gap) {

@@ -203,9 +203,9 @@ pub fn publish<'m>(
         let chunk = messages.len().min(CHUNK);
         let (mut keys, mut woken) = ([0; CHUNK], [0; CHUNK]);
         let published = change(handle, |ring| {
-            let was_stranded = ring.view().stranded_at().is_some();
+            let waited_alone = ring.view().stranded_at().is_some();
             messages.by_ref().take(chunk).for_each(|message| ring.append(&message, sent_at, now));
-            let strands = !was_stranded && ring.view().stranded_at().is_some();
+            let waits_alone = !waited_alone && ring.view().stranded_at().is_some();
             let last = messages.len() == 0;
             let count = ring.keys(chunk, &mut keys).map_or(0, <[u32]>::len);
             let wakes_all = last && gap > 0;
@@ -213,10 +213,10 @@ pub fn publish<'m>(
                 ring.skip(gap);
             }
             let audience = if wakes_all { Audience::All } else { Audience::Keys(&keys[..count]) };
-            (ring.wake_relay(), ring.wake(audience, &mut woken), count, wakes_all, strands)
+            (ring.wake_relay(), ring.wake(audience, &mut woken), count, wakes_all, waits_alone)
         });
-        let Some((relay, waiters, count, wakes_all, strands)) = published else { return false };
-        if strands {
+        let Some((relay, waiters, count, wakes_all, waits_alone)) = published else { return false };
+        if waits_alone {
             // The relay has ended since room was reserved. The keeper sends what waits if no other
             // relay comes.
             segment.wake_keeper(session::database());
@@ -371,13 +371,13 @@ pub mod relay {
 
     /// Notes that this process, the relay, has sent every message before `ordinal`.
     pub fn sent(handle: RingHandle, ordinal: u64) {
-        change(handle, |ring| ring.relayed_by_relay(ordinal, clock::now()));
+        change(handle, |ring| ring.passed_by_relay(ordinal, clock::now()));
     }
 
     /// Notes that another process has sent every message before `ordinal` in the relay's place.
     /// Callable after commit.
     pub fn sent_by_others(handle: RingHandle, ordinal: u64) {
-        change(handle, |ring| ring.relayed(ordinal));
+        change(handle, |ring| ring.passed_by_others(ordinal));
     }
 
     /// The clock reading at which the messages in this database's ring count as stranded. `None`:

@@ -243,7 +243,7 @@ fn a_relay_runs_where_a_keeper_found_the_extension() {
     assert_eq!(forgettable(&r, |_| true), [(5, 7)]);
     assert_eq!(oids(&reap(&mut r, |_| true).0), [5]);
     assert!(r.add(DatabaseOid(5)));
-    assert_eq!(r.slot(DatabaseOid(5)), Some((0, 2)), "another life of the slot");
+    assert_eq!(r.slot(DatabaseOid(5)), Some((0, 2)), "another generation of the slot");
 }
 
 #[test]

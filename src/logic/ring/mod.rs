@@ -146,7 +146,7 @@ pub struct RingEntry {
     wakeup: u8,
     /// 1: the relay need not send the message, because its transaction did, or no session listens.
     /// 0: the relay has to send the message.
-    sent: u8,
+    settled: u8,
     /// The role's slot in `roles` plus 1, whose usage shrinks when the relay passes the message. 0:
     /// the role has no limit.
     role_slot: u16,
@@ -257,7 +257,7 @@ pub struct Incoming<'a> {
     /// Whether the relay may merge the message with an equal one.
     pub wakeup: bool,
     /// Whether the relay need not send the message.
-    pub sent: bool,
+    pub settled: bool,
     /// The slot of the charge that the message is a part of; 0 for a role without a limit.
     pub role_slot: u16,
 }
@@ -529,7 +529,7 @@ impl View<'_> {
         let mut ordinal = self.head.relayed;
         while ordinal < self.head.next {
             let entry = self.entry(ordinal);
-            if entry.sent == 0 {
+            if entry.settled == 0 {
                 if !batch.fits(entry) && batch.len() > 0 {
                     break;
                 }
@@ -692,11 +692,11 @@ impl Ring<'_> {
             payload: message.payload.len() as u16,
             channel: name.len() as u8,
             wakeup: message.wakeup.into(),
-            sent: message.sent.into(),
+            settled: message.settled.into(),
             role_slot: message.role_slot,
         };
         if self.head.relayed == self.head.next {
-            if message.sent {
+            if message.settled {
                 self.head.relayed += 1;
                 self.release(message.role_slot, 1, len);
             } else {
@@ -722,22 +722,26 @@ impl Ring<'_> {
         self.head.position += messages as i64;
     }
 
-    /// Notes that everything before this ordinal was sent. A backend or the keeper calls this when
-    /// it has sent in the relay's place. `waits_since` stays, or messages that are still stranded
-    /// would wait again.
-    pub fn relayed(&mut self, ordinal: u64) {
+    /// Notes that a backend or the keeper has sent everything before this ordinal in the relay's
+    /// place. `waits_since` stays, or messages that are still stranded would wait again.
+    pub fn passed_by_others(&mut self, ordinal: u64) {
+        self.pass(ordinal);
+    }
+
+    /// Notes that the relay has sent everything before this ordinal. The messages behind it wait
+    /// anew.
+    pub fn passed_by_relay(&mut self, ordinal: u64, now: ClockTime) {
+        self.pass(ordinal);
+        self.head.waits_since = now;
+    }
+
+    /// Frees the room of the entries before this ordinal, which were sent.
+    fn pass(&mut self, ordinal: u64) {
         for passed in self.head.relayed..ordinal.min(self.head.next) {
             let entry = *self.view().entry(passed);
             self.release(entry.role_slot, 1, entry.len() as usize);
             self.head.relayed = passed + 1;
         }
-    }
-
-    /// Notes that the relay has sent everything before this ordinal. The messages behind it wait
-    /// anew.
-    pub fn relayed_by_relay(&mut self, ordinal: u64, now: ClockTime) {
-        self.relayed(ordinal);
-        self.head.waits_since = now;
     }
 
     /// Makes a process the relay. The relay calls this, or the process that opens the ring of a

@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(
             pool.take(2),
             Some(RingId { ring: 0, generation: 3 }),
-            "lives rise, whatever the order of the slots"
+            "generations rise, whatever the order of the slots"
         );
     }
 }

@@ -38,9 +38,9 @@ impl Memory {
             ring.skip(1);
         } else {
             let (channel, payload) = (&on(channel), payload.as_bytes());
-            let sent = route == Route::RelayAndNative;
+            let settled = route == Route::RelayAndNative;
             ring.append(
-                &Incoming { channel, payload, wakeup: false, sent, role_slot: 0 },
+                &Incoming { channel, payload, wakeup: false, settled, role_slot: 0 },
                 WallTime(7),
                 ClockTime(0),
             );
@@ -133,21 +133,21 @@ fn what_the_relay_has_not_sent_is_not_overwritten() {
         (memory.view().unsent(&mut batch), payloads(&batch)),
         ((2, true), vec!["1".into(), "2".into()])
     );
-    memory.ring().relayed(2);
+    memory.ring().passed_by_others(2);
     assert_eq!(memory.send("a", "5"), Route::Relay);
     // The relay is away for a moment: later messages do not overtake those that wait for it. After
     // that moment each transaction sends its own.
     memory.ring().detach_relay(5);
     assert_eq!(memory.send("a", "6"), Route::Relay);
     assert_eq!(memory.send("a", "7"), Route::Native);
-    memory.ring().relayed(4);
+    memory.ring().passed_by_others(4);
     assert!(!memory.view().is_stranded(|| ClockTime(RELAY_MAY_BE_AWAY - 1)));
     assert!(memory.view().is_stranded(|| ClockTime(RELAY_MAY_BE_AWAY)));
     assert_eq!(reserve(&mut memory.ring(), 1, 2, RELAY_MAY_BE_AWAY), Route::RelayAndNative);
     give_back(&mut memory.ring(), 1, 2);
     batch.clear();
     assert_eq!((memory.view().unsent(&mut batch), payloads(&batch)), ((5, false), vec!["6".into()]));
-    memory.ring().relayed(5);
+    memory.ring().passed_by_others(5);
     assert_eq!(memory.send("a", "8"), Route::RelayAndNative, "nothing waits, nobody comes");
     assert_eq!((memory.view().backlog(), memory.view().stranded_at()), (0, None));
 }
@@ -159,7 +159,7 @@ fn messages_are_stranded_when_no_relay_has_sent_for_too_long() {
         let mut ring = memory.ring();
         assert_eq!(reserve(&mut ring, 1, 2, now), Route::Relay);
         ring.append(
-            &Incoming { channel: &on("a"), payload: b"1", wakeup: false, sent: false, role_slot: 0 },
+            &Incoming { channel: &on("a"), payload: b"1", wakeup: false, settled: false, role_slot: 0 },
             WallTime(7),
             ClockTime(now),
         );
@@ -175,14 +175,14 @@ fn messages_are_stranded_when_no_relay_has_sent_for_too_long() {
         assert_eq!(memory.view().stranded_at(), Some(ClockTime(100 + RELAY_MAY_BE_AWAY)));
         memory.ring().attach_relay(5);
     }
-    memory.ring().relayed_by_relay(1, ClockTime(400));
+    memory.ring().passed_by_relay(1, ClockTime(400));
     memory.ring().detach_relay(5);
     assert_eq!(memory.view().stranded_at(), Some(ClockTime(400 + RELAY_MAY_BE_AWAY)));
     // A transaction that sends in the relay's place does not, or the messages that are left would
     // wait again.
-    memory.ring().relayed(2);
+    memory.ring().passed_by_others(2);
     assert_eq!(memory.view().stranded_at(), Some(ClockTime(400 + RELAY_MAY_BE_AWAY)));
-    memory.ring().relayed(3);
+    memory.ring().passed_by_others(3);
     assert_eq!(memory.view().stranded_at(), None, "nothing waits");
 }
 
@@ -216,7 +216,7 @@ fn a_role_has_its_quota_and_no_more() {
     // A message in the ring counts until the relay has passed it.
     let incoming = |charge: &Charge| charge.role_slot();
     let (role_slot, channel) = (incoming(&third), on("a"));
-    let message = Incoming { channel: &channel, payload: b"", wakeup: false, sent: false, role_slot };
+    let message = Incoming { channel: &channel, payload: b"", wakeup: false, settled: false, role_slot };
     memory.ring().append(&message, WallTime(7), ClockTime(0));
     memory.ring().give_back(&both[1..]);
     memory.ring().append(&message, WallTime(7), ClockTime(0));
@@ -224,7 +224,7 @@ fn a_role_has_its_quota_and_no_more() {
         memory.ring().reserve(&mut [Charge::new(RoleOid(3), 1, 1)], quota, || ClockTime(0))
     };
     assert_eq!(full(&mut memory), Route::Native);
-    memory.ring().relayed(1);
+    memory.ring().passed_by_others(1);
     assert_eq!(full(&mut memory), Route::Relay);
 }
 
@@ -253,7 +253,7 @@ fn the_relay_is_woken_once_and_only_for_something_to_send() {
     memory.send("a", "2");
     assert_eq!(memory.ring().wake_relay(), None, "it is on its way");
     assert!(!memory.ring().relay_starts_waiting(), "there is something to do");
-    memory.ring().relayed(2);
+    memory.ring().passed_by_others(2);
     assert!(memory.ring().relay_starts_waiting());
     memory.ring().detach_relay(4);
     assert_eq!(memory.head.relay, 6, "that was another one");
@@ -298,7 +298,7 @@ fn waiters_are_woken_once_and_for_their_channels_only() {
 fn generations_of_a_ring() {
     let mut memory = Memory::new(4, 100);
     memory.send("a", "1");
-    assert_eq!(memory.ring().open(1, 5000), Some(false), "the same life goes on");
+    assert_eq!(memory.ring().open(1, 5000), Some(false), "the same generation goes on");
     assert_eq!(memory.view().position(), 1001);
     memory.ring().start_waiting(2, &[on("a")]);
     assert_eq!(memory.ring().close(1), 1001);
@@ -308,7 +308,7 @@ fn generations_of_a_ring() {
     assert_eq!(memory.read(1001, &["a"], 9).0, [""; 0]);
     assert_eq!(memory.ring().open(1, 5000), None);
     memory.ring().close(1);
-    assert!(memory.view().is_of(2), "a later life is not ended");
+    assert!(memory.view().is_of(2), "a later generation is not ended");
     memory.ring().close(4);
     assert_eq!(memory.ring().open(3, 0), None, "nor begun by who comes late");
     memory.ring().stop_waiting(2);
@@ -383,17 +383,17 @@ proptest! {
                             continue;
                         }
                         let channel = &on(if b { "b" } else { "a" });
-                        let is_sent = route == Route::RelayAndNative;
+                        let settled = route == Route::RelayAndNative;
                         let role_slot = charges[0].role_slot();
                         let message = Incoming {
                             channel,
                             payload: payload.as_bytes(),
                             wakeup: b,
-                            sent: is_sent,
+                            settled,
                             role_slot,
                         };
                         memory.ring().append(&message, WallTime(7), ClockTime(0));
-                        if !is_sent {
+                        if !settled {
                             unsent.push(payload.clone());
                         }
                         sent.push((position, b, payload));
@@ -417,7 +417,7 @@ proptest! {
                     let taken = payloads(&batch);
                     prop_assert!(unsent.starts_with(&taken));
                     unsent.drain(..taken.len());
-                    memory.ring().relayed(upto);
+                    memory.ring().passed_by_others(upto);
                 }
                 Step::Relay(_) => {}
                 Step::Read(behind, most) => {
