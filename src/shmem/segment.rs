@@ -23,7 +23,7 @@ use crate::logic::gossip::{
 };
 use crate::logic::ids::DatabaseOid;
 use crate::logic::leadership::{Electorate, Member, Seat};
-use crate::logic::lifecycle::{DatabaseSlot, Hold, Looks};
+use crate::logic::lifecycle::{DatabaseSlot, Hold, UnslottedDatabases};
 use crate::logic::orphans::{MAX_SUSPECTS, Suspect};
 use crate::logic::ring::pool::RingOwner;
 use crate::logic::ring::{self, RingHead, RoleUsage, Waiter};
@@ -70,11 +70,11 @@ pub(super) struct SlotCounters {
 #[repr(C)]
 pub(super) struct Root {
     pub globals: Globals,
-    /// The greatest generation that a database's slot, or an entry of `looks`, was given; 0 for
+    /// The greatest generation that a database's slot, or an entry of `unslotted`, was given; 0 for
     /// none. Guarded by the lock Registry.
     pub last_slot_generation: u64,
     /// The databases without a slot. Guarded by the lock Registry.
-    pub looks: Looks,
+    pub unslotted: UnslottedDatabases,
     /// The greatest generation that a ring was given; 0 for none. Guarded by the lock Registry.
     pub last_ring_generation: u64,
     /// The counters and free lists of the gossip table. Guarded by the lock Gossip.

@@ -32,7 +32,7 @@ impl Segment {
             Registry {
                 databases: self.area(l.databases, l.max_databases),
                 holds: self.area(l.holds, MAX_HOLDS),
-                looks: &mut (*self.root()).looks,
+                unslotted: &mut (*self.root()).unslotted,
                 last_generation: &mut (*self.root()).last_slot_generation,
             }
         };

@@ -148,7 +148,7 @@ impl Coordinator {
     /// Reads pg_database, and forgets what is kept for databases that are gone.
     fn scan(&mut self) {
         let segment = self.segment;
-        let (last_generation, done) = segment.registry(|r| (*r.last_generation, r.looks.done != 0));
+        let (last_generation, done) = segment.registry(|r| (*r.last_generation, r.unslotted.done != 0));
         let (first, began) = (self.databases.is_empty(), clock::now());
         let known = segment.leaderships_view(|v| v.databases());
         let found = xact::run(c"obanrs: looking for databases", catalog::databases);
@@ -238,7 +238,7 @@ impl Coordinator {
                 let Some(oid) = self.to_look_into.pop() else { break };
                 r.look_into(oid);
             }
-            r.looks.done |= u32::from(self.to_look_into.is_empty());
+            r.unslotted.done |= u32::from(self.to_look_into.is_empty());
             (r.launch_looks(now, may_enter), r.failed_looks())
         });
         for oid in failed {

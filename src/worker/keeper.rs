@@ -59,11 +59,11 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
     loop {
         latch::reset();
         let reloaded = bgworker::reload_config();
-        let orders = segment.registry(|r| r.orders(Kind::Keeper, database));
+        let orders = segment.registry(|r| r.take_orders(Kind::Keeper, database));
         if orders.leave {
             return;
         }
-        if look || orders.recheck || elections.dropped {
+        if look || orders.look_for_extension || elections.dropped {
             let since = clock::now();
             let extension = xact::run(c"obanrs: looking for the extension", extension::exists);
             // The relay ends with the extension.

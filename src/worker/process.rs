@@ -74,7 +74,7 @@ pub fn begin(kind: Kind, argument: pg_sys::Datum) -> Option<Begun> {
     let name = xact::run(c"obanrs: reading the name of the database", || catalog::database_name(database));
     let _ = NAME.set(name.unwrap_or_else(|| database.to_string()));
     latch::wait_as(if kind == Kind::Relay { Event::Relay } else { Event::Keeper });
-    if segment.registry(|r| r.is_back(kind, database, latch::my_pid())) {
+    if segment.registry(|r| r.take_recovery(kind, database, latch::my_pid())) {
         log!("obanrs: the {} of {} is back after a failure", kind.name(), of_database());
     }
     Some(Begun { segment, database })

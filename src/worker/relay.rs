@@ -87,7 +87,7 @@ pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
         pgrx::check_for_interrupts!();
         latch::reset();
         bgworker::reload_config();
-        let orders = segment.registry(|r| r.orders(Kind::Relay, database));
+        let orders = segment.registry(|r| r.take_orders(Kind::Relay, database));
         if orders.leave {
             let until = Instant::now() + LEAVE_WITHIN;
             while Instant::now() < until && relay.pass() == Pass::Sent {

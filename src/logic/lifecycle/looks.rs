@@ -95,32 +95,32 @@ pub struct Unslotted {
 /// All databases without a slot. The lock Registry guards them. Zeroed memory is the state at the
 /// server's start.
 #[repr(C)]
-pub struct Looks {
-    /// 1: each database of the server's start was looked into, or is in `unslotted`. 0: the
+pub struct UnslottedDatabases {
+    /// 1: each database of the server's start was looked into, or is in `entries`. 0: the
     /// coordinator has not come that far.
     pub done: u32,
-    /// 1: there was no room for a database, so a database that is not in `unslotted` may have the
+    /// 1: there was no room for a database, so a database that is not in `entries` may have the
     /// extension. 0: there was always room.
     overflow: u32,
     /// The entries.
-    unslotted: [Unslotted; MAX_UNSLOTTED],
+    entries: [Unslotted; MAX_UNSLOTTED],
 }
 
-impl Default for Looks {
+impl Default for UnslottedDatabases {
     fn default() -> Self {
-        Self { done: 0, overflow: 0, unslotted: [Unslotted::default(); MAX_UNSLOTTED] }
+        Self { done: 0, overflow: 0, entries: [Unslotted::default(); MAX_UNSLOTTED] }
     }
 }
 
-impl Looks {
+impl UnslottedDatabases {
     /// Returns the entry of a database, to change it; `None` without an entry.
     pub(super) fn find(&mut self, oid: DatabaseOid) -> Option<&mut Unslotted> {
-        self.unslotted.iter_mut().find(|o| !oid.is_none() && o.oid == oid)
+        self.entries.iter_mut().find(|o| !oid.is_none() && o.oid == oid)
     }
 
     /// Returns all entries that are not free.
     fn used(&mut self) -> impl Iterator<Item = &mut Unslotted> {
-        self.unslotted.iter_mut().filter(|o| !o.oid.is_none())
+        self.entries.iter_mut().filter(|o| !o.oid.is_none())
     }
 
     /// Takes a database out. If a look is in the database, it takes the database out when it
@@ -154,15 +154,15 @@ impl Unslotted {
 impl Registry<'_> {
     /// Remembers a database without a slot, in this state. Returns false if there is no room.
     fn remember(&mut self, oid: DatabaseOid, state: u32) -> bool {
-        if let Some(unslotted) = self.looks.find(oid) {
+        if let Some(unslotted) = self.unslotted.find(oid) {
             // A look that is under way finds out by itself.
             if state != UNSEEN || unslotted.state == GONE {
                 unslotted.state = state;
             }
             return true;
         }
-        let used = self.looks.used().count();
-        let free = self.looks.unslotted.iter_mut().find(|o| o.oid.is_none());
+        let used = self.unslotted.used().count();
+        let free = self.unslotted.entries.iter_mut().find(|o| o.oid.is_none());
         match free.filter(|_| state == UNSEEN || used < MAX_UNSLOTTED_TO_STAY) {
             Some(free) => {
                 *self.last_generation += 1;
@@ -170,7 +170,7 @@ impl Registry<'_> {
                 true
             }
             None => {
-                self.looks.overflow = 1;
+                self.unslotted.overflow = 1;
                 false
             }
         }
@@ -206,12 +206,12 @@ impl Registry<'_> {
     /// Returns whether a database has the extension. `None`: that is not known.
     pub fn knows(&mut self, oid: DatabaseOid) -> Option<bool> {
         let slot = self.database(oid).map(|d| d.worker(super::Kind::Keeper).state != ABSENT);
-        let unslotted = self.looks.find(oid).map(|o| o.state);
+        let unslotted = self.unslotted.find(oid).map(|o| o.state);
         match (slot, unslotted) {
             (Some(true), _) | (_, Some(HAS)) => Some(true),
             (Some(false), _) | (_, Some(UNSEEN | LOOKING | FAILED)) => None,
             (None, Some(_)) => Some(false),
-            (None, None) if self.looks.done == 0 || self.looks.overflow != 0 => None,
+            (None, None) if self.unslotted.done == 0 || self.unslotted.overflow != 0 => None,
             (None, None) => Some(false),
         }
     }
@@ -223,7 +223,7 @@ impl Registry<'_> {
             UNSEEN => o.retry_at <= now && takes_connections(o.oid),
             _ => o.pid != 0,
         };
-        MAX_LOOKS.saturating_sub(self.looks.used().filter(busy).count())
+        MAX_LOOKS.saturating_sub(self.unslotted.used().filter(busy).count())
     }
 
     /// Returns the databases for which looks are to be launched at `now`. They are in the state
@@ -233,13 +233,13 @@ impl Registry<'_> {
         now: ClockTime,
         takes_connections: impl Fn(DatabaseOid) -> bool,
     ) -> Vec<DatabaseOid> {
-        let busy = self.looks.used().filter(|o| o.state == LOOKING || o.pid != 0).count();
+        let busy = self.unslotted.used().filter(|o| o.state == LOOKING || o.pid != 0).count();
         let holds = &*self.holds;
         let due = |o: &&mut Unslotted| {
             let is_held = holds.iter().any(|h| h.database == o.oid);
             o.state == UNSEEN && o.pid == 0 && o.retry_at <= now && !is_held && takes_connections(o.oid)
         };
-        let launched = self.looks.used().filter(due).take(MAX_LOOKS.saturating_sub(busy));
+        let launched = self.unslotted.used().filter(due).take(MAX_LOOKS.saturating_sub(busy));
         launched
             .map(|o| {
                 o.state = LOOKING;
@@ -257,14 +257,14 @@ impl Registry<'_> {
         takes_connections: impl Fn(DatabaseOid) -> bool,
     ) -> Option<ClockTime> {
         let later = |o: &&mut Unslotted| o.state == UNSEEN && o.retry_at > now && takes_connections(o.oid);
-        self.looks.used().filter(later).map(|o| o.retry_at).min()
+        self.unslotted.used().filter(later).map(|o| o.retry_at).min()
     }
 
     /// Claims a database for a look. This is the look's first act, before it connects. Returns
     /// false if the look has to go.
     pub fn claim_look(&mut self, oid: DatabaseOid, pid: i32) -> bool {
         let held = self.is_held(oid);
-        let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) else {
+        let Some(unslotted) = self.unslotted.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) else {
             return false;
         };
         if held {
@@ -278,7 +278,7 @@ impl Registry<'_> {
     /// Notes whether a look has found the extension. What a backend has told since the look began
     /// counts more.
     pub fn looked(&mut self, oid: DatabaseOid, pid: i32, found: bool) {
-        if let Some(unslotted) = self.looks.find(oid).filter(|o| o.pid == pid && o.state == LOOKING) {
+        if let Some(unslotted) = self.unslotted.find(oid).filter(|o| o.pid == pid && o.state == LOOKING) {
             unslotted.state = if found { HAS } else { GONE };
         }
     }
@@ -287,7 +287,7 @@ impl Registry<'_> {
     /// Returns the process numbers of the database's holders, which the look wakes.
     pub fn look_ended(&mut self, oid: DatabaseOid, pid: i32, now: ClockTime) -> Vec<i32> {
         let holders = self.holders(oid);
-        if let Some(unslotted) = self.looks.find(oid).filter(|o| o.pid == pid) {
+        if let Some(unslotted) = self.unslotted.find(oid).filter(|o| o.pid == pid) {
             unslotted.pid = 0;
             match unslotted.state {
                 LOOKING if holders.is_empty() => unslotted.failed(now),
@@ -301,7 +301,7 @@ impl Registry<'_> {
 
     /// Notes that a look that was launched ended before its claim.
     pub fn look_lost(&mut self, oid: DatabaseOid, now: ClockTime) {
-        if let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
+        if let Some(unslotted) = self.unslotted.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
             unslotted.failed(now);
         }
     }
@@ -309,21 +309,21 @@ impl Registry<'_> {
     /// Notes that a look was not launched, because no worker slot was free. That is no failure of
     /// the database.
     pub fn look_postponed(&mut self, oid: DatabaseOid, now: ClockTime) {
-        if let Some(unslotted) = self.looks.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
+        if let Some(unslotted) = self.unslotted.find(oid).filter(|o| o.state == LOOKING && o.pid == 0) {
             (unslotted.state, unslotted.retry_at) = (UNSEEN, now + LOOK.max);
         }
     }
 
     /// Returns the databases into which no look succeeded.
     pub fn failed_looks(&mut self) -> Vec<DatabaseOid> {
-        self.looks.used().filter(|o| o.state == FAILED).map(|o| o.oid).collect()
+        self.unslotted.used().filter(|o| o.state == FAILED).map(|o| o.oid).collect()
     }
 
     /// Gives slots to the databases that have the extension and take workers. Returns those for
     /// which no slot is free.
     pub fn place(&mut self, takes_workers: impl Fn(DatabaseOid) -> bool) -> Vec<DatabaseOid> {
         let waits = |o: &&mut Unslotted| o.state == HAS && takes_workers(o.oid);
-        let waiting: Vec<DatabaseOid> = self.looks.used().filter(waits).map(|o| o.oid).collect();
+        let waiting: Vec<DatabaseOid> = self.unslotted.used().filter(waits).map(|o| o.oid).collect();
         waiting.into_iter().filter(|oid| !self.add(*oid)).collect()
     }
 
@@ -331,19 +331,19 @@ impl Registry<'_> {
     /// from before the scan that found the databases that `exist`: younger entries may be of
     /// younger databases.
     pub fn forget_unslotted(&mut self, last_generation: u64, exists: impl Fn(DatabaseOid) -> bool) {
-        let gone = self.looks.used().filter(|o| o.generation <= last_generation && !exists(o.oid));
+        let gone = self.unslotted.used().filter(|o| o.generation <= last_generation && !exists(o.oid));
         gone.for_each(Unslotted::leave_out);
     }
 
     /// Has looks launched again that an earlier coordinator had launched and that have not made
     /// their claim.
     pub(super) fn adopt_looks(&mut self) {
-        let lost = self.looks.used().filter(|o| o.state == LOOKING && o.pid == 0);
+        let lost = self.unslotted.used().filter(|o| o.state == LOOKING && o.pid == 0);
         lost.for_each(|o| o.state = UNSEEN);
     }
 
     /// Returns the pid of the look into a database; 0 without one.
     pub(super) fn looker(&mut self, oid: DatabaseOid) -> i32 {
-        self.looks.find(oid).map_or(0, |o| o.pid)
+        self.unslotted.find(oid).map_or(0, |o| o.pid)
     }
 }

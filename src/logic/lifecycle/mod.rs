@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!              (1)               (2)                (3)
-//!   (none) ────────▶ Unknown ────────▶ Starting ────────▶ Running
+//!   (none) ────────▶ Waiting ────────▶ Starting ────────▶ Running
 //!     ▲               ▲  ▲              │ ▲ │ │            │ │ │
 //!     │               │  └───── (4) ────┴─┼─┼─┼────────────┘ │ │
 //!     │               │                   │ └─┼──── (5) ─────┴─┼───▶ Backoff
@@ -26,10 +26,10 @@
 //! * (6) The coordinator calls `launch` after the delay.
 //! * (7) The keeper calls `extension_looked_up` when there is no extension. A backend calls
 //!   `extension_changed` after its transaction has dropped the extension. If there is no keeper,
-//!   that call leads to Absent from Unknown and Backoff, too.
+//!   that call leads to Absent from Waiting and Backoff, too.
 //! * (8) A backend calls `extension_changed`, because the extension is there again or may be, while
-//!   there is no keeper. That call leads to Unknown from Backoff, too. The keeper calls `exited`
-//!   after a backend has told it to look again (`recheck`).
+//!   there is no keeper. That call leads to Waiting from Backoff, too. The keeper calls `exited`
+//!   after a backend has told it to look again (`look_for_extension`).
 //! * (9) The coordinator calls `reap` once both workers have gone. A database that was dropped, or
 //!   takes no workers any more, leaves from any state.
 //!
@@ -57,11 +57,11 @@ use super::backoff::{HEALTHY, RESTART, RESTART_RELAY};
 use super::ids::{DatabaseOid, Process, SchemaOid};
 use super::text::Text;
 use super::times::{ClockTime, WallTime};
-pub use looks::Looks;
+pub use looks::UnslottedDatabases;
 
 /// The keeper or relay is to be launched as soon as nothing holds the database. A zeroed slot is in
 /// this state.
-pub const UNKNOWN: u32 = 0;
+pub const WAITING: u32 = 0;
 /// The worker was launched, or has claimed its slot and is connecting.
 pub const STARTING: u32 = 1;
 /// The worker is connected. A keeper has found the extension.
@@ -75,7 +75,7 @@ pub const BACKOFF: u32 = 4;
 /// Returns how the view oban_workers shows a state.
 pub fn state_name(state: u32) -> &'static str {
     match state {
-        UNKNOWN => "waiting",
+        WAITING => "waiting",
         STARTING => "starting",
         RUNNING => "running",
         ABSENT => "stopping",
@@ -109,7 +109,7 @@ impl Kind {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WorkerSlot {
-    /// The state of the worker; 0 is `UNKNOWN`.
+    /// The state of the worker; 0 is `WAITING`.
     pub state: u32,
     /// The worker's process, from its claim until it has left the server's list of processes; else
     /// `Process::NONE`.
@@ -160,7 +160,7 @@ impl WorkerSlot {
     /// Returns whether the worker has no process and is to be launched at `now`, as far as its own
     /// state says.
     fn is_due(&self, now: ClockTime) -> bool {
-        self.process.pid == 0 && (self.state == UNKNOWN || (self.state == BACKOFF && self.retry_at <= now))
+        self.process.pid == 0 && (self.state == WAITING || (self.state == BACKOFF && self.retry_at <= now))
     }
 
     /// Returns whether the worker waits for a free slot of max_worker_processes.
@@ -183,7 +183,7 @@ pub struct DatabaseSlot {
     pub oid: DatabaseOid,
     /// 1: the extension was created or dropped here, and the keeper has to look whether it is
     /// there. 0: the keeper need not look.
-    recheck: u32,
+    look_for_extension: u32,
     /// 1: the database takes no workers any more, because it was dropped or became a template. Its
     /// workers have to leave. 0: the database takes workers.
     leave: u32,
@@ -265,8 +265,8 @@ pub struct Registry<'a> {
     /// The slots for holds.
     pub holds: &'a mut [Hold],
     /// Databases without a slot.
-    pub looks: &'a mut Looks,
-    /// The last generation that a slot or an entry of `looks` was given; 0 before the first.
+    pub unslotted: &'a mut UnslottedDatabases,
+    /// The last generation that a slot or an entry of `unslotted` was given; 0 before the first.
     pub last_generation: &'a mut u64,
 }
 
@@ -277,7 +277,7 @@ pub struct Orders {
     /// any more, or it takes none of this kind.
     pub leave: bool,
     /// The keeper has to look whether the extension is there.
-    pub recheck: bool,
+    pub look_for_extension: bool,
     /// The wakeup counter. A worker reads it again before it waits: if the number has changed, the
     /// worker has to look again instead.
     pub wakeups: u32,
@@ -375,7 +375,7 @@ impl Registry<'_> {
             Some(slot) => {
                 *self.last_generation += 1;
                 *slot = DatabaseSlot { oid, generation: *self.last_generation, ..DatabaseSlot::default() };
-                self.looks.take_out(oid);
+                self.unslotted.take_out(oid);
                 true
             }
             None => false,
@@ -466,7 +466,7 @@ impl Registry<'_> {
             // The worker is launched anew when the hold or the order ends. To have to go is no
             // failure.
             if worker.process.pid == 0 {
-                worker.state = UNKNOWN;
+                worker.state = WAITING;
             }
             return Err(if held { Refused::Held } else { Refused::Unwanted });
         }
@@ -479,9 +479,9 @@ impl Registry<'_> {
         Ok(())
     }
 
-    /// Returns whether a connected worker is back after a failure: it has failed since the last
-    /// call.
-    pub fn is_back(&mut self, kind: Kind, oid: DatabaseOid, pid: i32) -> bool {
+    /// Returns whether a connected worker is back after a failure, and forgets the failure: the
+    /// worker has failed since the last call.
+    pub fn take_recovery(&mut self, kind: Kind, oid: DatabaseOid, pid: i32) -> bool {
         let worker = self.find(oid).map(|d| &mut d.workers[kind as usize]);
         worker.filter(|w| w.process.pid == pid).is_some_and(|w| std::mem::take(&mut w.failed) != 0)
     }
@@ -525,16 +525,16 @@ impl Registry<'_> {
         let mut holders = self.holders(oid);
         let held = !holders.is_empty();
         let Some(d) = self.find(oid).filter(|d| d.worker(kind).process.pid == pid) else { return holders };
-        let told = d.is_unwanted(kind) || (kind == Kind::Keeper && d.recheck != 0);
+        let told = d.is_unwanted(kind) || (kind == Kind::Keeper && d.look_for_extension != 0);
         let worker = &mut d.workers[kind as usize];
         worker.process = Process::NONE;
-        if worker.state == ABSENT && d.recheck == 0 {
+        if worker.state == ABSENT && d.look_for_extension == 0 {
             return holders;
         }
         if held || told {
-            worker.state = UNKNOWN;
+            worker.state = WAITING;
             if kind == Kind::Keeper {
-                d.recheck = 0;
+                d.look_for_extension = 0;
             }
             if d.workers.iter().all(|w| w.process.pid == 0) {
                 d.leave = 0;
@@ -563,19 +563,19 @@ impl Registry<'_> {
         found: Option<bool>,
         now: ClockTime,
     ) -> Option<i32> {
-        let is_listed = self.looks.find(oid).is_some_and(|o| o.state == looks::HAS);
+        let is_listed = self.unslotted.find(oid).is_some_and(|o| o.state == looks::HAS);
         let Some(d) = self.find(oid) else {
             match found {
                 // A database that is listed takes no workers, as far as the coordinator knows.
                 Some(true) if is_listed || self.add(oid) => {}
                 Some(true) => _ = self.has_extension(oid),
-                Some(false) => self.looks.take_out(oid),
+                Some(false) => self.unslotted.take_out(oid),
                 None => _ = self.look_into(oid),
             }
             return None;
         };
         if d.keeper().process.pid != 0 {
-            d.recheck = 1;
+            d.look_for_extension = 1;
             return d.keeper().prepare_wakeup();
         }
         if d.keeper().state == STARTING {
@@ -586,7 +586,7 @@ impl Registry<'_> {
             (d.keeper().state, d.known, d.absent_since) = (ABSENT, 1, now);
             return d.workers[Kind::Relay as usize].prepare_wakeup();
         }
-        d.keeper().state = UNKNOWN;
+        d.keeper().state = WAITING;
         None
     }
 
@@ -646,12 +646,12 @@ impl Registry<'_> {
 
     /// Returns what a worker has to know before a pass, and forgets the requests to look. A
     /// database without a slot orders the worker to leave.
-    pub fn orders(&mut self, kind: Kind, oid: DatabaseOid) -> Orders {
+    pub fn take_orders(&mut self, kind: Kind, oid: DatabaseOid) -> Orders {
         let held = self.is_held(oid);
         match self.find(oid) {
             Some(d) => Orders {
                 leave: held || d.is_unwanted(kind),
-                recheck: kind == Kind::Keeper && std::mem::take(&mut d.recheck) != 0,
+                look_for_extension: kind == Kind::Keeper && std::mem::take(&mut d.look_for_extension) != 0,
                 wakeups: d.worker(kind).wakeups,
                 changed_rows: if kind == Kind::Keeper {
                     d.take_changed_prefixes()
@@ -662,7 +662,7 @@ impl Registry<'_> {
             },
             None => Orders {
                 leave: true,
-                recheck: false,
+                look_for_extension: false,
                 wakeups: 0,
                 changed_rows: ChangedPrefixes::Unchanged,
                 prefixes: false,
@@ -690,7 +690,7 @@ impl Registry<'_> {
     /// Returns whether a database without a slot could have one. False as well for a database that
     /// is known to take no workers.
     pub fn could_have_slot(&mut self, oid: DatabaseOid) -> bool {
-        let is_listed = self.looks.find(oid).is_some_and(|o| o.state == looks::HAS);
+        let is_listed = self.unslotted.find(oid).is_some_and(|o| o.state == looks::HAS);
         self.database(oid).is_none() && !is_listed && self.databases.iter().any(|d| d.oid.is_none())
     }
 
@@ -749,7 +749,7 @@ impl Registry<'_> {
     ) -> (Vec<FreedSlot>, Vec<i32>) {
         let (mut freed, mut leaving, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         for (slot, d) in self.databases.iter_mut().enumerate().filter(|(_, d)| !d.oid.is_none()) {
-            let absent = d.keeper().state == ABSENT && d.recheck == 0;
+            let absent = d.keeper().state == ABSENT && d.look_for_extension == 0;
             let dead = d.generation <= last_generation && !alive(d.oid);
             if d.workers.iter().any(WorkerSlot::is_up) {
                 if dead {
@@ -772,7 +772,7 @@ impl Registry<'_> {
     /// claimed their slot. (Should both come up, `claim` refuses the second.)
     pub fn adopt(&mut self) {
         let workers = self.databases.iter_mut().filter(|d| !d.oid.is_none()).flat_map(|d| &mut d.workers);
-        workers.filter(|w| w.process.pid == 0 && w.state == STARTING).for_each(|w| w.state = UNKNOWN);
+        workers.filter(|w| w.process.pid == 0 && w.state == STARTING).for_each(|w| w.state = WAITING);
         self.adopt_looks();
     }
 

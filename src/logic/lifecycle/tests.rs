@@ -8,7 +8,7 @@ use proptest::prelude::*;
 struct Memory {
     databases: Vec<DatabaseSlot>,
     holds: Vec<Hold>,
-    looks: Box<Looks>,
+    unslotted: Box<UnslottedDatabases>,
     last_generation: u64,
 }
 
@@ -18,11 +18,11 @@ impl Memory {
     }
     fn with_slots(slots: usize) -> Self {
         let databases = vec![DatabaseSlot::default(); slots];
-        Self { databases, holds: vec![Hold::default(); 2], looks: Box::default(), last_generation: 0 }
+        Self { databases, holds: vec![Hold::default(); 2], unslotted: Box::default(), last_generation: 0 }
     }
     fn registry(&mut self) -> Registry<'_> {
-        let Self { databases, holds, looks, last_generation } = self;
-        Registry { databases, holds, looks, last_generation }
+        let Self { databases, holds, unslotted, last_generation } = self;
+        Registry { databases, holds, unslotted, last_generation }
     }
 }
 
@@ -128,10 +128,14 @@ fn a_dropped_extension_is_looked_for_again() {
     r.claim(Keeper, DatabaseOid(5), process(100, 1), ClockTime(0), WallTime(0)).unwrap();
     r.extension_looked_up(DatabaseOid(5), 100, true, ClockTime(0));
     assert_eq!(r.extension_changed(DatabaseOid(5), Some(true), ClockTime(0)), Some(1));
-    let before = r.orders(Keeper, DatabaseOid(5));
-    assert!(before.recheck && !r.orders(Keeper, DatabaseOid(5)).recheck && !before.leave);
+    let before = r.take_orders(Keeper, DatabaseOid(5));
+    assert!(
+        before.look_for_extension
+            && !r.take_orders(Keeper, DatabaseOid(5)).look_for_extension
+            && !before.leave
+    );
     assert_eq!(r.prepare_wakeup(DatabaseOid(5)), Some(1));
-    assert_ne!(r.orders(Keeper, DatabaseOid(5)).wakeups, before.wakeups, "not to be slept over");
+    assert_ne!(r.take_orders(Keeper, DatabaseOid(5)).wakeups, before.wakeups, "not to be slept over");
     r.extension_looked_up(DatabaseOid(5), 100, false, ClockTime(7));
     r.exited(Keeper, DatabaseOid(5), 100, ClockTime(8));
     assert_eq!(forgettable(&r, |_| true), [(5, 7)]);
@@ -167,7 +171,7 @@ fn a_hold_keeps_keepers_off_and_brings_them_back() {
     assert_eq!(r.exited(Keeper, DatabaseOid(5), 101, ClockTime(0)), [9], "its holder is woken");
     assert_eq!(
         (keeper(&r, DatabaseOid(5)).state, keeper(&r, DatabaseOid(5)).failures),
-        (UNKNOWN, 0),
+        (WAITING, 0),
         "no failure of its own"
     );
 }
@@ -187,7 +191,7 @@ fn a_new_coordinator_takes_over() {
         (vec![], vec![1]),
         "its keeper has to go first, and is told"
     );
-    assert!(r.orders(Keeper, DatabaseOid(5)).leave);
+    assert!(r.take_orders(Keeper, DatabaseOid(5)).leave);
     r.exited(Keeper, DatabaseOid(5), 100, ClockTime(0));
     assert_eq!(forgettable(&r, |oid| oid != DatabaseOid(5)), [(5, i64::MAX)]);
     assert_eq!(keepers(&mut r, HEALTHY, |oid| oid != DatabaseOid(5)), [0u32; 0], "nor does another one come");
@@ -232,9 +236,9 @@ fn a_relay_runs_where_a_keeper_found_the_extension() {
     r.claim(Relay, DatabaseOid(5), process(102, 2), ClockTime(1), WallTime(0)).unwrap();
 
     // The extension is dropped. The relay goes first or last, and then the slot is free.
-    let wakeups = r.orders(Relay, DatabaseOid(5)).wakeups;
+    let wakeups = r.take_orders(Relay, DatabaseOid(5)).wakeups;
     assert_eq!(r.extension_looked_up(DatabaseOid(5), 100, false, ClockTime(7)), Some(2));
-    let orders = r.orders(Relay, DatabaseOid(5));
+    let orders = r.take_orders(Relay, DatabaseOid(5));
     assert!(orders.leave && orders.wakeups != wakeups);
     r.exited(Keeper, DatabaseOid(5), 100, ClockTime(8));
     assert!(reap(&mut r, |_| true).0.is_empty() && forgettable(&r, |_| true).is_empty());
@@ -257,7 +261,7 @@ fn a_hold_sends_both_away() {
     r.launch(ClockTime(0), |_| true);
     r.claim(Relay, DatabaseOid(5), process(101, 2), ClockTime(0), WallTime(0)).unwrap();
     assert!(r.hold(DatabaseOid(5), process(40, 9)));
-    assert!(r.orders(Keeper, DatabaseOid(5)).leave && r.orders(Relay, DatabaseOid(5)).leave);
+    assert!(r.take_orders(Keeper, DatabaseOid(5)).leave && r.take_orders(Relay, DatabaseOid(5)).leave);
     assert_eq!(r.exited(Relay, DatabaseOid(5), 101, ClockTime(0)), [9]);
     assert_eq!(r.exited(Keeper, DatabaseOid(5), 100, ClockTime(0)), [9]);
     assert_eq!(r.launch(ClockTime(0), |_| true), []);
@@ -282,7 +286,7 @@ fn a_dropped_extension_needs_no_keeper_to_be_noticed() {
         Some(2),
         "the relay has to go"
     );
-    assert!(r.orders(Relay, DatabaseOid(5)).leave);
+    assert!(r.take_orders(Relay, DatabaseOid(5)).leave);
     assert_eq!(r.launch(ClockTime(HEALTHY), |_| true), []);
     r.exited(Relay, DatabaseOid(5), 101, ClockTime(4));
     assert_eq!(forgettable(&r, |_| true), [(5, 3)]);
@@ -327,7 +331,7 @@ fn what_is_younger_than_the_look_is_left_alone() {
 fn copies_have_what_their_source_has() {
     let mut memory = Memory::with_slots(8);
     let mut r = memory.registry();
-    r.looks.done = 1;
+    r.unslotted.done = 1;
     r.extension_changed(DatabaseOid(5), Some(true), ClockTime(0));
     r.copied(DatabaseOid(5), DatabaseOid(6));
     assert_eq!((r.place(|_| true), keepers(&mut r, 0, |_| true)), (vec![], vec![5, 6]));
@@ -367,7 +371,7 @@ fn a_copy_of_what_nobody_knows_is_looked_into() {
     assert_eq!(r.free_looks(ClockTime(0), |_| true), 1, "it is still there");
     r.look_ended(DatabaseOid(6), 100, ClockTime(0));
     assert_eq!(r.free_looks(ClockTime(0), |_| true), 2);
-    r.looks.done = 1;
+    r.unslotted.done = 1;
     r.copied(DatabaseOid(0), DatabaseOid(7)); // the source is not known
     assert_eq!(r.launch_looks(ClockTime(0), |_| true), databases([7]));
     r.look_lost(DatabaseOid(7), ClockTime(0));
@@ -419,7 +423,7 @@ fn few_looks_at_a_time_with_growing_delays_and_an_end() {
     }
     assert_eq!(r.failed_looks(), databases([2]));
     assert_eq!(r.launch_looks(ClockTime(i64::MAX), |_| true), databases([3]));
-    r.looks.done = 1;
+    r.unslotted.done = 1;
     r.copied(DatabaseOid(2), DatabaseOid(9));
     assert_eq!(r.launch_looks(ClockTime(i64::MAX), |_| true), databases([9]), "its copies are looked into");
     r.extension_changed(DatabaseOid(2), Some(true), ClockTime(now));
@@ -473,7 +477,7 @@ fn a_hold_keeps_looks_out_too() {
 fn when_there_is_no_room_to_remember_copies_are_looked_into() {
     let mut memory = Memory::with_slots(1);
     let mut r = memory.registry();
-    r.looks.done = 1;
+    r.unslotted.done = 1;
     r.copied(DatabaseOid(5), DatabaseOid(1000));
     assert_eq!(r.launch_looks(ClockTime(0), |_| true), [DatabaseOid::NONE; 0]);
     let kept = (1..).take_while(|oid| r.has_extension(DatabaseOid(*oid))).count();
@@ -521,7 +525,7 @@ proptest! {
     ) {
         let mut memory = Memory::with_slots(2);
         let mut r = memory.registry();
-        r.looks.done = 1;
+        r.unslotted.done = 1;
         let (mut pid, mut now) = (100, 0);
         let mut has = [false, true, false, true];
         let mut templates = [false; 4];
