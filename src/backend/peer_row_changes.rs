@@ -89,7 +89,7 @@ fn record(segment: Segment, changes: &[(Electorate, PeerRowChange, u32)]) {
                 PeerRowChange::Written(term) => p.row_changed(electorate, RowChange::Written(*term), now),
                 PeerRowChange::Renewed { lease, .. } => {
                     p.foreign_leads(electorate);
-                    p.renewed(electorate, *lease);
+                    p.foreign_renewed(electorate, *lease);
                 }
                 PeerRowChange::Deleted(term) => p.row_changed(electorate, RowChange::Deleted(*term), now),
                 PeerRowChange::Truncated => p.rows_truncated(electorate.database, electorate.schema, now),

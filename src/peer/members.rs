@@ -162,7 +162,7 @@ fn join(
     // A foreign node may have committed its row meanwhile.
     let late = candidate.is_none()
         && !joined.again
-        && segment.leaderships(|p| p.yields(id, latch::my_procno(), clock::now()));
+        && segment.leaderships(|p| p.yield_if_foreign(id, latch::my_procno(), clock::now()));
     if late {
         segment.ensure_keeper(electorate.database);
     }

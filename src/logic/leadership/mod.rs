@@ -29,7 +29,7 @@
 //! * (4) The deadline in the copy passes, and the keeper holds an election. Or a backend drops the
 //!   copy: by `row_changed` when its transaction deletes, replaces or hands over the row, or by
 //!   `join` for a member of the row's node. A backend whose transaction renews the row calls
-//!   `renewed`, and the leadership stays foreign. If no candidate is left, the keeper calls
+//!   `foreign_renewed`, and the leadership stays foreign. If no candidate is left, the keeper calls
 //!   `vacate`, and the sweep looks after the row.
 //! * (5) A backend calls `leave` or `resign`, or `join` for a member that becomes an observer, or
 //!   `join` with `replace` for a new member that takes the leader's slot. A backend whose
@@ -50,7 +50,7 @@
 //!
 //! * A leadership *begins* or is *renewed* in the table first, and in memory after the commit.
 //! * A leadership *ends* in memory first, and in the table afterwards. The member leaves, or
-//!   `ended` is set, before the transaction that deletes the row commits.
+//!   `revoked` is set, before the transaction that deletes the row commits.
 //! * A leadership that ends while a keeper commits must not begin again with that commit. So the
 //!   keeper notes the seat's `changes` before its transaction, and `record` refuses the row if
 //!   `changes` differs by then.
@@ -222,7 +222,7 @@ pub struct Leadership {
     used: u32,
     /// 1: the leadership is over, although its member lives and its lease runs. The member has
     /// resigned, or a transaction deletes the row. 0: member and lease decide.
-    ended: u32,
+    revoked: u32,
     /// 1: the table may have changed, or the row may show wrong times. The keeper renews the row at
     /// once, and so finds out. 0: the keeper renews the row when that is due.
     recheck: u32,
@@ -378,7 +378,7 @@ impl Leadership {
     pub fn local(leader: &Candidate, lease: Lease, now: ClockTime) -> Self {
         let (member, slot, node) = (leader.member, leader.slot, leader.node);
         let look_at = if lease.guarded { lease.deadline } else { now + (lease.deadline - now) / 2 };
-        Self { used: 1, ended: 0, recheck: 0, member, slot, node, lease, look_at }
+        Self { used: 1, revoked: 0, recheck: 0, member, slot, node, lease, look_at }
     }
 
     /// Returns the copy of a foreign node's row. The keeper looks at the row again at `look_at` or
@@ -410,9 +410,9 @@ impl Seat {
         if !was.is_local() {
             self.leadership = Leadership::default();
         } else if over {
-            self.leadership.ended = 1;
+            self.leadership.revoked = 1;
         }
-        if over && was.ended == 0 {
+        if over && was.revoked == 0 {
             self.vacant_since = was.lease.deadline.min(now);
         }
     }
@@ -515,7 +515,7 @@ impl Leaderships<'_> {
     /// Makes a member an observer if the member did not say whether it stands for election, a
     /// foreign node has led the name by now, and the member itself does not lead. Returns whether
     /// it did so. The caller asks only for members that did not say.
-    pub fn yields(&mut self, id: MemberId, procno: i32, now: ClockTime) -> bool {
+    pub fn yield_if_foreign(&mut self, id: MemberId, procno: i32, now: ClockTime) -> bool {
         let Some((slot, member)) = self.view().member(id, now) else { return false };
         let seat = member.seat as usize;
         let leads = self.view().held(seat, now).is_some_and(|(l, _)| l.member == id);
@@ -655,7 +655,7 @@ impl Leaderships<'_> {
         (member.resigned_at, member.considered, member.procno) = (now, 0, procno);
         let seat = &mut self.seats[number];
         seat.changes = seat.changes.wrapping_add(1);
-        (seat.leadership.ended, seat.vacant_since) = (1, now);
+        (seat.leadership.revoked, seat.vacant_since) = (1, now);
         (seat.resigned, seat.resigned_at) = (id, now);
         Some(true)
     }
@@ -672,7 +672,7 @@ impl Leaderships<'_> {
 
     /// Notes the lease of a row that a foreign node has renewed. Memory knows the deadline at once,
     /// whatever the wall clock shows when the keeper looks at the row.
-    pub fn renewed(&mut self, electorate: &Electorate, lease: Lease) {
+    pub fn foreign_renewed(&mut self, electorate: &Electorate, lease: Lease) {
         let Some(seat) = self.view().seat(electorate) else { return };
         let seat = &mut self.seats[seat];
         seat.changes = seat.changes.wrapping_add(1);

@@ -253,7 +253,7 @@ impl<'a> LeadershipsView<'a> {
         }
         let believed = || {
             // The keeper has not looked at the row for too long. The row may be there all the same.
-            let unguarded = !leadership.lease.guarded && leadership.ended == 0;
+            let unguarded = !leadership.lease.guarded && leadership.revoked == 0;
             self.leader(leadership, number, now).filter(|_| unguarded)
         };
         // A member that no longer stands for election leads no more.
@@ -263,7 +263,7 @@ impl<'a> LeadershipsView<'a> {
             // slot.
             let member = self.members.get(leadership.slot as usize).filter(|m| m.id == leadership.member);
             let lapsed = now >= leadership.lease.deadline || member.is_some_and(|m| !m.is_live(now));
-            let lapsed = leadership.ended == 0 && lapsed;
+            let lapsed = leadership.revoked == 0 && lapsed;
             return elect(Some(Ended { node: leadership.node, term: leadership.lease.term, lapsed }));
         };
         let deadline = leadership.lease.deadline;
@@ -300,7 +300,7 @@ impl<'a> LeadershipsView<'a> {
     /// Returns the member that holds a leadership at `now`; `None` if the leadership is over or
     /// foreign.
     fn holder(&self, leadership: &Leadership, seat: usize, now: ClockTime) -> Option<&'a Member> {
-        let runs = leadership.used != 0 && leadership.ended == 0 && now < leadership.lease.deadline;
+        let runs = leadership.used != 0 && leadership.revoked == 0 && now < leadership.lease.deadline;
         self.leader(leadership, seat, now).filter(|_| runs)
     }
 
@@ -317,7 +317,7 @@ impl<'a> LeadershipsView<'a> {
     pub fn is_over(&self, electorate: &Electorate, term: Term, now: ClockTime) -> bool {
         self.seat(electorate).is_some_and(|seat| {
             let leadership = &self.seats[seat].leadership;
-            let over = leadership.ended != 0 || self.leader(leadership, seat, now).is_none();
+            let over = leadership.revoked != 0 || self.leader(leadership, seat, now).is_none();
             leadership.is_local() && leadership.lease.term == term && over
         })
     }

@@ -513,18 +513,18 @@ fn a_schema_takes_all_of_its_own_along() {
 fn a_foreign_renewal_is_known_at_once() {
     let (mut memory, e) = (Memory::new(2), electorate("Oban"));
     let mut peers = memory.peers();
-    peers.renewed(&e, lease(3, 0, 9)); // no member has joined
+    peers.foreign_renewed(&e, lease(3, 0, 9)); // no member has joined
     peers.joined(&bound(1, 10, "a"), None, 0).unwrap();
     tell(&mut peers, &e, foreign("elixir", 3, 0, LEASE), 0);
     let later = Lease { expires_at: WallTime(77), ..lease(3, 0, 2 * LEASE) };
-    peers.renewed(&e, Lease { term: Term(4), ..later });
+    peers.foreign_renewed(&e, Lease { term: Term(4), ..later });
     assert_eq!(
         peers.view().plan(&e, ClockTime(5), LEASE),
         Plan::Wait { until: ClockTime(LEASE) },
         "of another term"
     );
     let seen = peers.view().basis(&e).changes;
-    peers.renewed(&e, later);
+    peers.foreign_renewed(&e, later);
     assert_eq!(peers.view().plan(&e, ClockTime(LEASE), LEASE), Plan::Wait { until: ClockTime(2 * LEASE) });
     assert_eq!(peers.view().basis(&e).copy, Some(later));
     assert_eq!(peers.record(&e, foreign("elixir", 3, 0, LEASE), seen, ClockTime(6)), Recorded::Stale);
@@ -884,9 +884,9 @@ fn a_member_yields_where_a_foreign_node_has_led() {
     assert_eq!(yields(peers.join(&asked, None, ClockTime(0))), Ok(false), "as it asked for");
     // A candidate that joined earlier yields too, as long as it does not lead.
     assert!(
-        peers.yields(MemberId(4), 13, ClockTime(0))
-            && !peers.yields(MemberId(4), 13, ClockTime(0))
-            && !peers.yields(MemberId(99), 1, ClockTime(0))
+        peers.yield_if_foreign(MemberId(4), 13, ClockTime(0))
+            && !peers.yield_if_foreign(MemberId(4), 13, ClockTime(0))
+            && !peers.yield_if_foreign(MemberId(99), 1, ClockTime(0))
     );
     assert_eq!(peers.forget_schema(DatabaseOid(5), SchemaOid(2200), &mut []), 0);
     assert!(!peers.foreign_has_led(&e));

@@ -375,7 +375,7 @@ impl Elections {
                 }
             };
             match outcome {
-                // The row is no longer the member's. (A leadership that has ended stays ended until
+                // The row is no longer the member's. (A leadership that was revoked stays so until
                 // its row is gone.)
                 Outcome::Again if renewal => drop(vacate(segment, electorate)),
                 Outcome::Again => {}
