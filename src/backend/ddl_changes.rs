@@ -98,7 +98,7 @@ thread_local! {
     static TRIGGERS: Cell<bool> = const { Cell::new(false) };
     /// Whether this transaction ends a prepared one.
     static PREPARED: Cell<bool> = const { Cell::new(false) };
-    /// What `look` found before the commit.
+    /// What `end_what_goes` found before the commit.
     static FOUND: Cell<Option<Found>> = const { Cell::new(None) };
 }
 
@@ -108,7 +108,7 @@ struct Found {
     /// Schemas that are dropped.
     dropped: Oids<SchemaOid>,
     /// Whether members may have joined in one of the dropped schemas.
-    known: bool,
+    has_members: bool,
     /// Tables of leaders that were altered and are still those of their schemas.
     altered: Oids<TableOid>,
     /// Schemas whose table of leaders was altered or replaced.
@@ -166,7 +166,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     if xact::is_before_commit(event) || xact::is_before_prepare(event) {
         let (relations, schemas) = (RELATIONS.get(), SCHEMAS.get());
         if !(relations.is_empty() && schemas.is_empty() && !TRIGGERS.get()) {
-            FOUND.set(look(&relations, &schemas));
+            FOUND.set(end_what_goes(&relations, &schemas));
         }
     } else if xact::is_end(event) {
         TOUCHED.set(false);
@@ -191,7 +191,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
 
 /// Runs before the commit. Finds out what became of what the transaction has touched, and ends the
 /// leaderships whose rows go. `None`: the library is not preloaded.
-fn look(relations: &Oids<TableOid>, schemas: &Oids<SchemaOid>) -> Option<Found> {
+fn end_what_goes(relations: &Oids<TableOid>, schemas: &Oids<SchemaOid>) -> Option<Found> {
     let (segment, database) = (Segment::attached()?, session::database());
     let (tables, electorates) = segment.leaderships_view(|v| (v.tables(database), v.schemas(database)));
     xact::next_command(); // makes visible what the last statement did
@@ -221,12 +221,12 @@ fn look(relations: &Oids<TableOid>, schemas: &Oids<SchemaOid>) -> Option<Found> 
             changed.add(schema);
         }
     }
-    let mut known = schemas.all;
+    let mut has_members = schemas.all;
     let all = schemas.all.then_some(&electorates);
     for schema in all.into_iter().flatten().chain(schemas.oids()) {
         if catalog::schema_name(*schema).is_none() {
             dropped.add(*schema);
-            known |= electorates.contains(schema);
+            has_members |= electorates.contains(schema);
         }
     }
     let (now, of_leaders) = (clock::now(), OF_LEADERS.get());
@@ -238,11 +238,11 @@ fn look(relations: &Oids<TableOid>, schemas: &Oids<SchemaOid>) -> Option<Found> 
         dropped.oids().iter().for_each(|schema| p.rows_truncated(database, *schema, now));
     });
     changed.all |= relations.all;
-    Some(Found { dropped, known, altered, changed })
+    Some(Found { dropped, has_members, altered, changed })
 }
 
-/// Records what `look` found. Runs after the commit, or after the abort of a commit that was on its
-/// way: nothing here fails.
+/// Records what `end_what_goes` found. Runs after the commit, or after the abort of a commit that
+/// was on its way: nothing here fails.
 fn record(segment: Segment, found: &Found, event: pg_sys::XactEvent::Type) {
     let database = session::database();
     if xact::is_commit(event) {
@@ -255,7 +255,7 @@ fn record(segment: Segment, found: &Found, event: pg_sys::XactEvent::Type) {
     }
     // This runs after an abort, too: leaderships may have ended in shared memory just before the
     // abort.
-    let several = found.changed.all || found.changed.count > 1 || found.known;
+    let several = found.changed.all || found.changed.count > 1 || found.has_members;
     if several || found.changed.count == 1 {
         let one = found.changed.oids().first().copied().filter(|_| !several);
         segment.rows_changed(database, one);

@@ -328,7 +328,7 @@ fn send(messages: &[QueuedMessage], all: bool) -> usize {
 /// it sent. `None`: another process has sent some meanwhile, NOTIFY's queue is full, or the
 /// database has lost this ring. Another transaction may send these messages at the same time. Then
 /// they arrive twice.
-fn send_stranded(ring: RingHandle) -> Option<Stranded> {
+fn send_stranded(ring: RingHandle) -> Option<SentStranded> {
     let mut batch = Batch::new(1024, 256 * 1024);
     rings::relay::unsent(ring, &mut batch)?;
     // A message that equals an earlier one, and is no wake-up, has to be sent in another
@@ -351,20 +351,20 @@ fn send_stranded(ring: RingHandle) -> Option<Stranded> {
         stats::count(Counter::Dropped, dropped);
         stats::count(Counter::NativeFallbacks, batch.len() - dropped);
     }
-    Some(Stranded { upto, left, batch })
+    Some(SentStranded { upto, left, batch })
 }
 
 /// Sends stranded messages in a transaction that does nothing else, as many as one transaction can
 /// send. Returns true as well if no message is stranded, and false if nothing could be sent.
 pub fn send_for_relay() -> bool {
     let Some(Reserved { ring, stranded: true, .. }) = rings::reserve(&mut []) else { return true };
-    let Some(Stranded { upto, .. }) = send_stranded(ring) else { return false };
+    let Some(SentStranded { upto, .. }) = send_stranded(ring) else { return false };
     PUBLICATION.set(Some(Publication { relayed: Some(upto), ..Publication::empty(ring) }));
     true
 }
 
 /// Stranded messages that this transaction has sent.
-struct Stranded {
+struct SentStranded {
     /// How far they reach, as an ordinal of the ring.
     upto: u64,
     /// Whether more stranded messages are left.
@@ -372,7 +372,7 @@ struct Stranded {
     batch: Batch,
 }
 
-impl Stranded {
+impl SentStranded {
     /// Returns whether messages of this transaction have to wait in the ring, too. They wait if
     /// stranded messages are left that come before them. They also wait if one of them equals a
     /// stranded message that this transaction sends, because Postgres sends equal notifications of

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::Segment;
 use super::locks::Lock;
-use super::segment::{MAX_FOREIGN, MAX_UNANNOUNCED, layout};
+use super::segment::{MAX_FOREIGN_NAMES, MAX_UNANNOUNCED, layout};
 use crate::logic::ids::{DatabaseOid, MemberId, SchemaOid};
 use crate::logic::leadership::{Leaderships, LeadershipsView};
 use crate::pg::latch;
@@ -13,7 +13,7 @@ use crate::pg::lwlock::Mode;
 impl Segment {
     /// A member id that this server never gave before, over restarts too.
     pub fn new_member_id(self) -> MemberId {
-        MemberId(self.globals().next_member.fetch_add(1, Ordering::Relaxed) + 1)
+        MemberId(self.globals().last_member.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     /// Runs `body` with members and seats, under the lock Leaderships in exclusive mode.
@@ -26,7 +26,7 @@ impl Segment {
                 members: self.area(l.members, l.max_members),
                 seats: self.area(l.seats, l.max_members),
                 unannounced: self.area(l.unannounced, MAX_UNANNOUNCED),
-                foreign: self.area(l.foreign, MAX_FOREIGN),
+                foreign: self.area(l.foreign, MAX_FOREIGN_NAMES),
             }
         };
         body(&mut leaderships)

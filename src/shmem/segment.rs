@@ -43,7 +43,7 @@ pub(super) const MAX_UNANNOUNCED: usize = 256;
 
 /// Memory keeps the names that foreign nodes have led since the server's start: at most this many,
 /// over all databases.
-pub(super) const MAX_FOREIGN: usize = 1_024;
+pub(super) const MAX_FOREIGN_NAMES: usize = 1_024;
 
 /// The counters of sessions that LISTEN (`Globals::listeners`).
 pub(super) const LISTENER_COUNTERS: usize = 256;
@@ -95,7 +95,7 @@ pub(super) struct Globals {
     pub boot: i64,
     /// The member id that was given last. It begins at the floor of positions, so that no id is
     /// given twice over restarts.
-    pub next_member: AtomicI64,
+    pub last_member: AtomicI64,
     /// The coordinator's process id; 0 without a coordinator.
     pub coordinator_pid: AtomicI32,
     /// The coordinator's process number, for `pg::latch::wake`; -1 without a coordinator.
@@ -185,7 +185,7 @@ fn compute_layout() -> Layout {
         seats: area(size_of::<Seat>(), max_members),
         block_usages: area(size_of::<BlockUsage>(), MAX_BLOCK_USAGES),
         unannounced: area(size_of::<Electorate>(), MAX_UNANNOUNCED),
-        foreign: area(size_of::<Electorate>(), MAX_FOREIGN),
+        foreign: area(size_of::<Electorate>(), MAX_FOREIGN_NAMES),
         buckets: area(size_of::<u32>(), max_entries),
         entries: area(size_of::<GossipEntry>(), max_entries),
         blocks: area(size_of::<Block>(), max_entries),
@@ -249,7 +249,7 @@ impl PgSharedMemoryInitialization for Attachment {
                     globals.coordinator.store(-1, Ordering::Relaxed);
                     globals.knows_since.store(clock::now().0, Ordering::Relaxed);
                     let floor = floor::begin(globals.boot, ended);
-                    globals.next_member.store(floor, Ordering::Relaxed);
+                    globals.last_member.store(floor, Ordering::Relaxed);
                     globals.floor.store(floor, Ordering::Relaxed);
                 }
                 self.root.store(root, Ordering::Relaxed);
@@ -290,7 +290,7 @@ unsafe extern "C-unwind" fn ended(code: i32, _argument: pg_sys::Datum) {
         && let Some(segment) = Segment::attached()
     {
         let globals = segment.globals();
-        let last = [&globals.next_member, &globals.floor].map(|last| last.load(Ordering::Relaxed));
+        let last = [&globals.last_member, &globals.floor].map(|last| last.load(Ordering::Relaxed));
         floor::end(last.into_iter().fold(segment.last_position(), i64::max));
     }
 }
@@ -361,7 +361,7 @@ impl Segment {
     /// positions since.
     pub fn lift_floor(self, to: i64) {
         self.globals().floor.fetch_max(to, Ordering::SeqCst);
-        self.globals().next_member.fetch_max(to, Ordering::SeqCst);
+        self.globals().last_member.fetch_max(to, Ordering::SeqCst);
     }
 
     /// Returns the last position of all rings. The postmaster calls this when no other process is

@@ -47,7 +47,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
     let pid = latch::my_pid();
     bgworker::report_name(c"obanrs keeper");
     // The keeper's transactions are short and never wait long for a user's lock.
-    session::set(c"lock_timeout", election::LOCK_TIMEOUT);
+    session::set(c"lock_timeout", election::TABLE_LOCK_TIMEOUT);
     session::set(c"synchronous_commit", c"local");
 
     BEGAN_WITH_SETTING.set(xact::run(c"obanrs: reading a setting", prefixes::database_read_only).is_some());
@@ -55,7 +55,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
     let (mut look, mut wakeups) = (true, 0);
     // When the next pass is due by itself. The first pass is due at once.
     let mut due = Some(ClockTime::ZERO);
-    let mut stranded = Stranded::default();
+    let mut stranded = StrandedSender::default();
     loop {
         latch::reset();
         let reloaded = bgworker::reload_config();
@@ -104,13 +104,13 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
 
 /// Sends stranded messages: those in the ring that wait for a relay that does not come.
 #[derive(Default)]
-struct Stranded {
+struct StrandedSender {
     retry: Retry,
     /// Whether the last call of `send` ran a transaction.
     tried: bool,
 }
 
-impl Stranded {
+impl StrandedSender {
     /// Sends a part of the stranded messages in one transaction, by the code that commits use.
     /// Elections go between two such transactions. Returns the clock reading at which to look
     /// again. `None`: there is a relay, or no message waits. This process is woken when that
@@ -129,7 +129,7 @@ impl Stranded {
         // natively.
         session::set(c"lock_timeout", election::COMMIT_LOCK_TIMEOUT);
         let sent = xact::contain(|| xact::run(c"obanrs: relaying", bus::send_for_relay));
-        session::set(c"lock_timeout", election::LOCK_TIMEOUT);
+        session::set(c"lock_timeout", election::TABLE_LOCK_TIMEOUT);
         if matches!(sent, Ok(true)) {
             self.retry.succeeded(ClockTime::ZERO);
             return Some(at);

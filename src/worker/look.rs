@@ -17,7 +17,7 @@ use crate::shmem::Segment;
 
 /// The longest that a look waits for a lock. A look that fails is tried again
 /// (`logic::lifecycle::looks`).
-const LOCK_TIMEOUT: &CStr = c"50ms";
+const LOOK_LOCK_TIMEOUT: &CStr = c"50ms";
 
 /// The oid of this process's database, for the exit callback.
 static DATABASE: AtomicU32 = AtomicU32::new(0);
@@ -35,7 +35,7 @@ pub extern "C-unwind" fn obanrs_look_main(argument: pg_sys::Datum) {
     if !segment.registry(|r| r.claim_look(database, pid)) {
         return;
     }
-    session::set(c"lock_timeout", LOCK_TIMEOUT);
+    session::set(c"lock_timeout", LOOK_LOCK_TIMEOUT);
     bgworker::connect_to(database);
     bgworker::report_name(c"obanrs look");
     let found = xact::run(c"obanrs: looking for the extension", extension::exists);

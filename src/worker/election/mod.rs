@@ -11,7 +11,7 @@
 //!   installation start a pass.
 //! * The keeper tries a table again that is locked, or has an obstacle (`logic::shape`), after a
 //!   growing delay.
-//! * The first attempt at a table waits up to `LOCK_TIMEOUT` for the table's lock, because a
+//! * The first attempt at a table waits up to `TABLE_LOCK_TIMEOUT` for the table's lock, because a
 //!   command that has just changed the table may still hold it. Later attempts do not wait. If one
 //!   wait was in vain, no other attempt of the same pass waits.
 //! * Each such state is logged once (`retries`).
@@ -65,7 +65,7 @@ use crate::shmem::{Segment, stats};
 
 /// How long the first attempt at a table waits for its lock. Elections of other prefixes wait
 /// meanwhile.
-pub const LOCK_TIMEOUT: &CStr = c"50ms";
+pub const TABLE_LOCK_TIMEOUT: &CStr = c"50ms";
 
 /// How long the commit waits for a lock. A commit that announces the end of a leadership needs the
 /// lock that all NOTIFYs of the server share, and the holder of that lock may be waiting for its
@@ -199,7 +199,7 @@ impl Elections {
         }
         let mut plans = self.segment.leaderships_view(|v| v.plans(self.database, now, lease));
         let electorates: Vec<Electorate> = plans.iter().map(|p| p.electorate).collect();
-        self.retries.retain(&electorates, |schema| self.sweep.is_due(schema));
+        self.retries.retain(&electorates, |schema| self.sweep.has_changed_rows(schema));
         let urgency = |plan: &Plan| match plan {
             Plan::Renew { recheck: false, .. } => 0,
             Plan::Renew { recheck: true, .. } => 2,

@@ -95,7 +95,7 @@ impl Sweep {
     }
 
     /// Returns whether a prefix is due because its rows have changed.
-    pub fn is_due(&self, schema: SchemaOid) -> bool {
+    pub fn has_changed_rows(&self, schema: SchemaOid) -> bool {
         self.changed.contains(&schema)
     }
 }

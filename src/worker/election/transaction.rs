@@ -6,7 +6,7 @@ use std::ffi::CStr;
 
 use pgrx::prelude::*;
 
-use super::{COMMIT_LOCK_TIMEOUT, LOCK_TIMEOUT, Outcome, table};
+use super::{COMMIT_LOCK_TIMEOUT, Outcome, TABLE_LOCK_TIMEOUT, table};
 use crate::logic::ids::SchemaOid;
 use crate::pg::{session, xact};
 use crate::shmem::Segment;
@@ -46,7 +46,7 @@ pub fn transaction<R: Locks>(
             committing.set(true);
             outcome
         });
-        session::set(c"lock_timeout", LOCK_TIMEOUT); // an abort restores it by itself
+        session::set(c"lock_timeout", TABLE_LOCK_TIMEOUT); // an abort restores it by itself
         outcome
     });
     table::keep_unannounced(segment, result.is_ok());

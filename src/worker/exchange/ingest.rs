@@ -51,7 +51,7 @@ const MAX_BYTES_AT_A_TIME: usize = 32 << 10;
 const MAX_REFUSALS: usize = 8;
 
 /// The largest state that is ingested, in bytes as jsonb: thousands of running jobs.
-const MAX_FOREIGN: usize = 64 << 10;
+const MAX_FOREIGN_STATE: usize = 64 << 10;
 
 /// The least time between two readings of NOTIFY's queue, in microseconds. Every NOTIFY of the
 /// database wakes this process, whatever the channel.
@@ -325,7 +325,7 @@ fn put_one(
     let Ok(started_at) = check::validate_foreign(jsonb::read(state.bytes())) else {
         return Some(Counter::GossipMalformed);
     };
-    if state.bytes().len() > MAX_FOREIGN {
+    if state.bytes().len() > MAX_FOREIGN_STATE {
         return Some(Counter::GossipRefused);
     }
     let key = Key { database, schema, name, node, queue };
