@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "structure/after_commit.rs"]
+mod after_commit;
 #[path = "structure/architecture.rs"]
 mod architecture;
 #[path = "structure/lexer.rs"]
