@@ -11,7 +11,7 @@ use super::reach::{self, Function, Reach, words};
 use super::sources;
 
 /// What a comment says of a function that runs after the commit. In lower case, with single spaces.
-const SAYS_SO: &[&str] = &["callable after commit", "safe after commit", "runs after the commit"];
+const SAYS_SO: &[&str] = &["after commit", "runs after the commit"];
 
 /// What raises, or may: names of std, of pgrx and of src.
 const RAISES: &[&str] = &[
