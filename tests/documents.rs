@@ -6,6 +6,9 @@ use std::fs;
 mod changelog;
 #[path = "documents/figures.rs"]
 mod figures;
+#[path = "structure/lexer.rs"]
+#[allow(dead_code)] // the suite of structure needs more of it
+mod lexer;
 #[path = "documents/licence.rs"]
 mod licence;
 #[path = "documents/log_lines.rs"]

@@ -43,7 +43,7 @@ fn character(rest: &[char]) -> Option<usize> {
 }
 
 /// Returns each character with its kind. Newlines of comments and literals have the kind of these.
-fn kinds(source: &str) -> Vec<(char, Kind)> {
+pub fn kinds(source: &str) -> Vec<(char, Kind)> {
     let chars: Vec<char> = source.chars().collect();
     let mut out: Vec<(char, Kind)> = Vec::with_capacity(chars.len());
     while out.len() < chars.len() {
