@@ -43,7 +43,8 @@ impl Signature {
                 '<' => depth += 1,
                 '>' if before != '-' => depth -= 1,
                 '(' if depth == 0 => {
-                    return words(&self.text[at..]).find(|w| *w != "mut" && *w != "a") == Some("self");
+                    let first = self.text[at..].split([',', ')']).next().unwrap_or_default();
+                    return words(first).any(|word| word == "self");
                 }
                 _ => {}
             }
