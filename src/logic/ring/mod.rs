@@ -725,18 +725,18 @@ impl Ring<'_> {
     /// Notes that a backend or the keeper has sent everything before this ordinal in the relay's
     /// place. `waits_since` stays, or messages that are still stranded would wait again.
     pub fn passed_by_others(&mut self, ordinal: u64) {
-        self.pass(ordinal);
+        self.release_up_to(ordinal);
     }
 
     /// Notes that the relay has sent everything before this ordinal. The messages behind it wait
     /// anew.
     pub fn passed_by_relay(&mut self, ordinal: u64, now: ClockTime) {
-        self.pass(ordinal);
+        self.release_up_to(ordinal);
         self.head.waits_since = now;
     }
 
     /// Frees the room of the entries before this ordinal, which were sent.
-    fn pass(&mut self, ordinal: u64) {
+    fn release_up_to(&mut self, ordinal: u64) {
         for passed in self.head.relayed..ordinal.min(self.head.next) {
             let entry = *self.view().entry(passed);
             self.release(entry.role_slot, 1, entry.len() as usize);
