@@ -2,33 +2,35 @@
 //!
 //! All are plain data: zeroed memory is the value that names nothing.
 
-/// Declares a type for the oids of one kind of object.
-macro_rules! oid {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+use std::fmt;
+
+/// Declares types for the numbers of things, each for things of one kind.
+macro_rules! ids {
+    ($($(#[$doc:meta])* $name:ident($number:ty),)*) => {
         $(
             $(#[$doc])*
             #[repr(transparent)]
             #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-            pub struct $name(pub u32);
+            pub struct $name(pub $number);
 
             impl $name {
-                /// The oid that no object has.
+                /// The number that names nothing.
                 pub const NONE: Self = Self(0);
 
-                /// Whether this is the oid that no object has.
+                /// Returns whether this is the number that names nothing.
                 pub fn is_none(self) -> bool {
                     self == Self::NONE
                 }
             }
 
-            impl std::fmt::Debug for $name {
-                fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            impl fmt::Debug for $name {
+                fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                     self.0.fmt(f)
                 }
             }
 
-            impl std::fmt::Display for $name {
-                fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            impl fmt::Display for $name {
+                fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                     self.0.fmt(f)
                 }
             }
@@ -36,15 +38,20 @@ macro_rules! oid {
     };
 }
 
-oid! {
+ids! {
     /// The oid of a database.
-    DatabaseOid,
+    DatabaseOid(u32),
     /// The oid of a schema, which is a prefix.
-    SchemaOid,
+    SchemaOid(u32),
     /// The oid of a relation: mostly a table.
-    TableOid,
+    TableOid(u32),
     /// The oid of a role.
-    RoleOid,
+    RoleOid(u32),
+    /// The id of a member. No id is given twice, over restarts of the server either.
+    MemberId(i64),
+    /// The term of a leadership: a fencing token, which only rises. `NONE`: the row has no term,
+    /// because a foreign node wrote it before the table had its triggers.
+    Term(i64),
 }
 
 /// A process of this server.
@@ -60,42 +67,6 @@ pub struct Process {
 impl Process {
     /// No process.
     pub const NONE: Self = Self { pid: 0, procno: 0 };
-}
-
-/// Declares a type for numbers of one kind.
-macro_rules! number {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        $(
-            $(#[$doc])*
-            #[repr(transparent)]
-            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-            pub struct $name(pub i64);
-
-            impl $name {
-                /// The number that names nothing.
-                pub const NONE: Self = Self(0);
-
-                /// Whether this is the number that names nothing.
-                pub fn is_none(self) -> bool {
-                    self == Self::NONE
-                }
-            }
-
-            impl std::fmt::Display for $name {
-                fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                    self.0.fmt(f)
-                }
-            }
-        )*
-    };
-}
-
-number! {
-    /// The id of a member. No id is given twice, over restarts of the server either.
-    MemberId,
-    /// The term of a leadership: a fencing token, which only rises. `NONE`: the row has no term, because a
-    /// foreign node wrote it before the table had its triggers.
-    Term,
 }
 
 impl Term {

@@ -19,12 +19,13 @@ macro_rules! time {
                 /// The earliest time of the clock; in shared memory no time at all.
                 pub const ZERO: Self = Self(0);
 
-                /// The time `micros` microseconds later; the last time of the clock if that is out of range.
+                /// Returns the time `micros` microseconds later; the last time of the clock if that is
+                /// out of range.
                 pub fn saturating_add(self, micros: i64) -> Self {
                     Self(self.0.saturating_add(micros))
                 }
 
-                /// The microseconds since another time, which may be later.
+                /// Returns the microseconds since another time; fewer than 0 if the other is later.
                 pub fn saturating_sub(self, other: Self) -> i64 {
                     self.0.saturating_sub(other.0)
                 }
@@ -61,19 +62,22 @@ impl ClockTime {
     /// A time that never comes.
     pub const NEVER: Self = Self(i64::MAX);
 
-    /// The time `micros` microseconds earlier.
-    pub fn minus(self, micros: i64) -> Self {
+    /// Returns the time `micros` microseconds earlier; the first time of the clock if that is out of
+    /// range.
+    pub fn before(self, micros: i64) -> Self {
         Self(self.0.saturating_sub(micros))
     }
 
-    /// What the wall clock shows at this time while the wall clock is `wall_ahead` microseconds ahead.
+    /// Returns what the wall clock shows at this time, while the wall clock is `wall_ahead`
+    /// microseconds ahead.
     pub fn to_wall(self, wall_ahead: i64) -> WallTime {
         WallTime(self.0.saturating_add(wall_ahead))
     }
 }
 
 impl WallTime {
-    /// The clock reading at this time while the wall clock is `wall_ahead` microseconds ahead.
+    /// Returns the clock reading at this time, while the wall clock is `wall_ahead` microseconds
+    /// ahead.
     pub fn to_clock(self, wall_ahead: i64) -> ClockTime {
         ClockTime(self.0.saturating_sub(wall_ahead))
     }

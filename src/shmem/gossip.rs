@@ -181,7 +181,7 @@ impl Gossip {
     /// Deletes what was put `KEEP_NAMELESS` ago or earlier into a schema that has no name: the
     /// schema was dropped after the put, or the transaction that created it did not commit.
     pub fn forget_nameless(self, database: DatabaseOid, schema: SchemaOid) {
-        let before = clock::now().minus(KEEP_NAMELESS);
+        let before = clock::now().before(KEEP_NAMELESS);
         self.table(|table, _| table.forget_schema(database, schema, before));
     }
 

@@ -635,7 +635,7 @@ impl Leaderships<'_> {
         member.lease_ends = now.saturating_add(member.lease);
         let (seat, lease) = (member.seat as usize, member.lease);
         let held = self.view().held(seat, now).map(|(l, _)| l).filter(|l| l.member == id);
-        let due = held.is_some_and(|l| lease != 0 && now >= l.lease.deadline.minus(lease / 2));
+        let due = held.is_some_and(|l| lease != 0 && now >= l.lease.deadline.before(lease / 2));
         let term = held.map(|l| l.lease.term);
         if due {
             (self.members[slot].considered, self.members[slot].procno) = (0, procno);

@@ -267,7 +267,7 @@ impl<'a> LeadershipsView<'a> {
             return elect(Some(Ended { node: leadership.node, term: leadership.lease.term, lapsed }));
         };
         let deadline = leadership.lease.deadline;
-        let half = |lease: i64| deadline.minus(lease / 2);
+        let half = |lease: i64| deadline.before(lease / 2);
         let renew_at = match leader.lease_ends() {
             // A row that can't be extended further is looked at as late as a row in a guarded
             // table.
@@ -336,7 +336,7 @@ impl<'a> LeadershipsView<'a> {
                 let seat = &self.seats[number];
                 let until = seat.leadership.lease.deadline.saturating_add(moment);
                 let led = seat.leadership.used != 0 && now < until;
-                let stood = |m: &Member| m.is_candidate() && m.joined_at < now.minus(moment);
+                let stood = |m: &Member| m.is_candidate() && m.joined_at < now.before(moment);
                 let waiting = self.live(number, now).any(|(_, m)| stood(m));
                 Contested {
                     electorate: seat.electorate,
