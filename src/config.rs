@@ -58,6 +58,7 @@ static ROLE_SHARE: GucSetting<i32> = GucSetting::<i32>::new(25);
 
 /// Defines the settings. `_PG_init` calls this. The sizes of shared memory can only be defined
 /// while the library is preloaded, before shared memory is laid out.
+#[expect(clippy::too_many_lines, reason = "a table of settings")]
 pub fn register(preloading: bool) {
     GucRegistry::define_int_guc(
         c"obanrs.lease",

@@ -141,6 +141,7 @@ impl Error {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "a table of hints")]
     fn hint(&self) -> String {
         match self {
             Self::NullArgument(name) => format!("Leave \"{name}\" out for its default, if it has one."),

@@ -19,6 +19,9 @@
 //! other, except that `health` uses `peer`. tests/structure.rs (`dependencies_point_one_way`) holds
 //! the parts to this.
 
+// The limit stands in clippy.toml. Tests are stories, and some are long.
+#![cfg_attr(not(test), warn(clippy::too_many_lines))]
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgrx::pg_sys;

@@ -226,16 +226,7 @@ pub fn obstacles(shape: &Shape, table: &str) -> Vec<Obstacle> {
     }
     for index in &shape.indexes {
         if let Some(what) = index_obstacle(index) {
-            let remedy = match &index.constraint {
-                // If the constraint were dropped and added again, its index would have the column's
-                // collation again.
-                Some(_) if index.needs_collation() => {
-                    format!("ALTER TABLE {table} ALTER COLUMN \"name\" TYPE text COLLATE \"default\"")
-                }
-                Some(constraint) => format!("ALTER TABLE {table} DROP CONSTRAINT {}", quoted(constraint)),
-                None => format!("DROP INDEX {}", index.name),
-            };
-            add(format!("its index {} {what}", index.name), remedy);
+            add(format!("its index {} {what}", index.name), index_remedy(index, table));
         }
     }
     if !shape.indexes.iter().any(|index| index.is_key() || index.needs_collation()) {
@@ -256,6 +247,19 @@ pub fn obstacles(shape: &Shape, table: &str) -> Vec<Obstacle> {
     }
     found.extend(obstacles_of_owner(shape, table));
     found
+}
+
+/// Returns the statement that removes an index that is an obstacle.
+fn index_remedy(index: &Index, table: &str) -> String {
+    match &index.constraint {
+        // If the constraint were dropped and added again, its index would have the column's
+        // collation again.
+        Some(_) if index.needs_collation() => {
+            format!("ALTER TABLE {table} ALTER COLUMN \"name\" TYPE text COLLATE \"default\"")
+        }
+        Some(constraint) => format!("ALTER TABLE {table} DROP CONSTRAINT {}", quoted(constraint)),
+        None => format!("DROP INDEX {}", index.name),
+    }
 }
 
 /// Returns the obstacles that concern the owner's rights.

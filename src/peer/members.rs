@@ -15,7 +15,7 @@ use crate::config;
 use crate::error::{self, Error, given};
 use crate::logic::ids::{MemberId, SchemaOid};
 use crate::logic::leadership::plan::Membership;
-use crate::logic::leadership::{Electorate, JoinError, Joining, LeadershipsView, Member};
+use crate::logic::leadership::{Electorate, JoinError, Joined, Joining, LeadershipsView, Member};
 use crate::logic::lifecycle::Lack;
 use crate::logic::shape;
 use crate::pg::argument::{self, TextArgument};
@@ -110,21 +110,43 @@ fn join(
         leave_at_exit();
         session::notice_vanished_client();
     }
+    let joined = enter(segment, &joining, replace)?;
+    let id = joined.id;
+    segment.ensure_keeper(electorate.database);
+    wait_until(segment, |v| v.is_considered(id, clock::now()));
+    // A foreign node may have committed its row meanwhile.
+    let late = candidate.is_none()
+        && !joined.again
+        && segment.leaderships(|p| p.yield_if_foreign(id, latch::my_procno(), clock::now()));
+    if late {
+        segment.ensure_keeper(electorate.database);
+    }
+    if joined.yields || late {
+        say_member_only(&electorate, foreign.or_else(|| foreign_leader(&electorate, names.prefix())));
+    }
+    warn_without_keeper(segment, id);
+    warn_without_elections(segment, &electorate, names.prefix());
+    Ok(id.0)
+}
 
+/// Puts a member into the table of members. With `replace`, a process that may act for the role of
+/// the present member takes its node over.
+fn enter(segment: Segment, joining: &Joining, replace: bool) -> Result<Joined, Error> {
+    let Joining { electorate, node, .. } = joining;
     let mut instead_of = None;
-    let joined = loop {
+    loop {
         let (joined, replaced) = segment.leaderships(|p| {
             let now = clock::now();
             let replaced = instead_of.and_then(|id| p.view().member(id, now)).map(|(_, m)| *m);
-            (p.join(&joining, instead_of, now), replaced)
+            (p.join(joining, instead_of, now), replaced)
         });
         match joined {
             Ok(joined) => {
                 // The gossip of the replaced member's node came from the process that is replaced.
                 if let Some(old) = replaced {
-                    ended(segment, &electorate, &old);
+                    ended(segment, electorate, &old);
                 }
-                break joined;
+                return Ok(joined);
             }
             Err(JoinError::Full) => {
                 return Err(Error::TableFull {
@@ -155,23 +177,7 @@ fn join(
                 instead_of = Some(member);
             }
         }
-    };
-    let id = joined.id;
-    segment.ensure_keeper(electorate.database);
-    wait_until(segment, |v| v.is_considered(id, clock::now()));
-    // A foreign node may have committed its row meanwhile.
-    let late = candidate.is_none()
-        && !joined.again
-        && segment.leaderships(|p| p.yield_if_foreign(id, latch::my_procno(), clock::now()));
-    if late {
-        segment.ensure_keeper(electorate.database);
     }
-    if joined.yields || late {
-        say_member_only(&electorate, foreign.or_else(|| foreign_leader(&electorate, names.prefix())));
-    }
-    warn_without_keeper(segment, id);
-    warn_without_elections(segment, &electorate, names.prefix());
-    Ok(id.0)
 }
 
 /// Returns the foreign node that leads a name now, by the row of the name. `None`: no foreign node

@@ -86,7 +86,7 @@ pub struct GossipEntry {
     node: u16,
     /// The length of the queue's name, in bytes; 0 in a free entry.
     queue: u16,
-    /// The index of the holding that the entry counts for. `FOREIGN`, which is 0, marks a foreign
+    /// The index of the block usage that the entry counts for. `FOREIGN`, which is 0, marks a foreign
     /// entry.
     block_usage: u16,
     /// The wall time at which the queue started, in microseconds since 2000-01-01 UTC.
@@ -111,29 +111,29 @@ impl GossipEntry {
     }
 }
 
-/// How many blocks the entries of one role, or of several that count together, take. A holding is
-/// in shared memory, guarded by the lock Gossip. A zeroed holding is free. (The number of entries
+/// How many blocks the entries of one role, or of several that count together, take. A block usage is
+/// in shared memory, guarded by the lock Gossip. A zeroed block usage is free. (The number of entries
 /// needs no quota: each entry takes at least one block.)
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockUsage {
-    /// The oid of the role; 0 if the holding is free, or does not belong to a single role.
+    /// The oid of the role; 0 if the block usage is free, or does not belong to a single role.
     role: RoleOid,
-    /// How many blocks count for the holding.
+    /// How many blocks count for the block usage.
     blocks: u32,
 }
 
-/// The number of holdings. All but three belong to single roles. A role has its holding while it
+/// The number of block usages. All but three belong to single roles. A role has its block usage while it
 /// has entries.
 pub const MAX_BLOCK_USAGES: usize = 128;
 
-/// The index of the holding of all foreign entries.
+/// The index of the block usage of all foreign entries.
 const FOREIGN: u16 = 0;
-/// The index of the holding of all entries that roles without a limit put.
+/// The index of the block usage of all entries that roles without a limit put.
 const UNLIMITED: u16 = 1;
-/// The index of the first holding of a single role. The roles that find no free holding share the
-/// last holding of all. An entry that counts for the shared holding still counts for it when its
-/// role finds a holding for later entries.
+/// The index of the first block usage of a single role. The roles that find no free block usage share the
+/// last block usage of all. An entry that counts for the shared block usage still counts for it when its
+/// role finds a block usage for later entries.
 const FIRST_ROLE: u16 = 2;
 
 /// The counters and the heads of the free lists, in shared memory, guarded by the lock Gossip.
@@ -154,7 +154,7 @@ pub struct GossipHead {
     pub entries: u32,
     /// How many blocks are in use.
     pub blocks: u32,
-    /// How many holdings of single roles were ever used. Holdings beyond these are free.
+    /// How many block usages of single roles were ever used. Those beyond these are free.
     roles_touched: u32,
     /// A deadline that is not later than the earliest of any entry, in microseconds; 0 when the
     /// table is empty.
@@ -249,7 +249,7 @@ pub struct Table<'a> {
     pub buckets: &'a mut [u32],
     pub entries: &'a mut [GossipEntry],
     pub blocks: &'a mut [Block],
-    /// At least four holdings: foreign, unlimited, at least one for a single role, and the shared
+    /// At least four block usages: foreign, unlimited, at least one for a single role, and the shared
     /// one.
     pub block_usages: &'a mut [BlockUsage],
     pub processes: Processes<'a>,
@@ -349,16 +349,7 @@ impl Table<'_> {
         }
 
         let block_usage = self.block_usage_of(source);
-        let free = self.blocks.len() - (self.head.blocks - before.blocks) as usize;
-        let most = match source {
-            Source::Foreign => Some(self.blocks.len() / 2),
-            Source::Local(quota) => quota.map(|quota| quota.most),
-        };
-        let own = most.map_or(free, |most| {
-            // The replaced entry may count for another holding.
-            let replaced = if before.block_usage as usize == block_usage { before.blocks } else { 0 };
-            most.saturating_sub((self.block_usages[block_usage].blocks - replaced) as usize)
-        });
+        let (free, own) = self.room(source, block_usage, &before);
         let no_entry = old.is_none() && self.head.entries as usize >= self.entries.len();
         if needed > free.min(own) || no_entry {
             let missing = needed.saturating_sub(free.min(own)).max(1) * size_of::<Block>();
@@ -414,8 +405,24 @@ impl Table<'_> {
         Ok(Put { ignored: false, expired: old.is_some() && !lives })
     }
 
-    /// Returns the index of the holding that an entry of this origin counts for: the role's own,
-    /// else a free one, else the last.
+    /// Returns how many blocks are free, and how many a source may take up, once the entry `before`
+    /// is replaced.
+    fn room(&self, source: Source, block_usage: usize, before: &GossipEntry) -> (usize, usize) {
+        let free = self.blocks.len() - (self.head.blocks - before.blocks) as usize;
+        let most = match source {
+            Source::Foreign => Some(self.blocks.len() / 2),
+            Source::Local(quota) => quota.map(|quota| quota.most),
+        };
+        let own = most.map_or(free, |most| {
+            // The replaced entry may count for another role.
+            let replaced = if before.block_usage as usize == block_usage { before.blocks } else { 0 };
+            most.saturating_sub((self.block_usages[block_usage].blocks - replaced) as usize)
+        });
+        (free, own)
+    }
+
+    /// Returns the index of the `BlockUsage` that an entry of this source counts for: the role's
+    /// own, else a free one, else the last.
     fn block_usage_of(&self, source: Source) -> usize {
         let quota = match source {
             Source::Foreign => return FOREIGN as usize,
@@ -428,7 +435,7 @@ impl Table<'_> {
         found(quota.role).or_else(|| found(RoleOid::NONE)).map_or(touched.min(last), |i| first + i)
     }
 
-    /// Adds `blocks` blocks of an entry of this origin to a holding.
+    /// Adds `blocks` blocks of an entry of this origin to a block usage.
     fn hold(&mut self, index: usize, source: Source, blocks: usize) {
         self.block_usages[index].blocks += blocks as u32;
         if let Source::Local(Some(quota)) = source
@@ -631,7 +638,7 @@ impl Table<'_> {
         first
     }
 
-    /// Frees the blocks of an entry, and subtracts them from the entry's holding.
+    /// Frees the blocks of an entry, and subtracts them from the entry's block usage.
     fn release_blocks(&mut self, index: usize) {
         let GossipEntry { first, blocks, block_usage, .. } = self.entries[index];
         let mut last = first;

@@ -91,7 +91,7 @@ impl Memory {
     fn foreign_blocks(&self) -> u32 {
         self.block_usages[FOREIGN as usize].blocks
     }
-    /// Returns the blocks of each holding, counted from the entries.
+    /// Returns the blocks of each block usage, counted from the entries.
     fn recount(&self) -> Vec<u32> {
         let mut blocks = vec![0; self.block_usages.len()];
         let used = self.entries.iter().filter(|e| e.blocks != 0);
@@ -349,9 +349,9 @@ fn a_full_table_is_not_the_quota_of_a_role() {
     assert!(!memory.put(&key("b", "2"), b"{}", 0, 10, of(RoleOid(200), 1)).unwrap_err().quota);
 }
 
-/// The last holding belongs to all roles for which no other holding is free.
+/// The last block usage belongs to all roles for which no other block usage is free.
 #[test]
-fn roles_beyond_the_holdings_share_one() {
+fn roles_beyond_the_block_usages_share_one() {
     let mut memory = Memory::new(16, 16);
     for role in [100, 200, 300] {
         memory.put(&key("a", &role.to_string()), b"{}", 0, 10, of(RoleOid(role), 2)).unwrap();
@@ -359,7 +359,7 @@ fn roles_beyond_the_holdings_share_one() {
     memory.put(&key("b", "400"), b"{}", 0, 10, of(RoleOid(400), 2)).unwrap();
     assert!(memory.put(&key("b", "500"), b"{}", 0, 10, of(RoleOid(500), 2)).unwrap_err().quota);
     memory.put(&key("b", "200"), b"{}", 0, 10, of(RoleOid(200), 2)).expect("who has one keeps it");
-    // The next role takes a holding that is free.
+    // The next role takes a block usage that is free.
     assert!(memory.table().delete(&key("a", "100"), ClockTime(0)));
     memory.put(&key("b", "500"), b"{}", 0, 10, of(RoleOid(500), 2)).unwrap();
     assert_eq!(memory.recount(), [0, 0, 1, 2, 2]);
@@ -638,7 +638,7 @@ proptest! {
             let counted: Vec<u32> = memory.block_usages.iter().map(|h| h.blocks).collect();
             prop_assert_eq!(&counted, &memory.recount());
             prop_assert!(memory.foreign_blocks() as usize <= memory.blocks.len() / 2);
-            // No role holds more than its quota. The roles that share a holding hold no more than
+            // No role holds more than its quota. The roles that share a block usage hold no more than
             // one quota.
             let last = memory.block_usages.len() - 1;
             prop_assert!(counted[FIRST_ROLE as usize..].iter().all(|blocks| *blocks as usize <= MOST));
