@@ -21,8 +21,8 @@ static NOTIFIER: GucSetting<Notifier> = GucSetting::<Notifier>::new(Notifier::Bu
 static WAKEUPS: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// The size of each database's ring, in kB. 8 MB hold about 43,000 messages of 140 bytes.
 static RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
-/// How long a wake-up may wait under load, in ms. With 2 ms the relay commits at most five hundred
-/// transactions a second, which are a few percent of what a server commits.
+/// How long a wake-up may wait under load, in ms. With 2 ms the relay sends at most five hundred
+/// batches a second. Their transactions are a few percent of what a server commits.
 static RELAY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(2);
 /// How many databases have a ring at a time. Most databases with the extension are quiet, or use
 /// only its members.

@@ -22,9 +22,11 @@ use crate::shmem::Segment;
 /// A change of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerRowChange {
-    /// A foreign node has inserted a row with this term.
+    /// A foreign node has inserted a row with this term, or an UPDATE has handed a row to a foreign
+    /// node with this term.
     Inserted(Term),
-    /// The lease in the row of this term became shorter, or the row was written by hand.
+    /// An UPDATE that is no renewal has written the row of this term: it has handed the row to a
+    /// member, or made the lease shorter.
     Written(Term),
     /// A foreign node has renewed its row, which may make the lease shorter. `lease` says nothing
     /// of the table.
@@ -36,7 +38,8 @@ pub enum PeerRowChange {
 }
 
 /// The most changes of one transaction that are kept. Each further change counts as a TRUNCATE of
-/// its schema's table: all leaders of that schema are elected anew.
+/// its schema's table: all leaders of that schema are elected anew. A further renewal is not kept
+/// and counts as nothing: the keeper finds it when the old lease ends.
 const MAX_CHANGES: usize = 1_000;
 
 thread_local! {

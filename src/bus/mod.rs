@@ -17,8 +17,9 @@
 //! the rows of the message's transaction.
 //!
 //! After a relay has ended, messages wait in the ring for the next relay. If no relay comes, the
-//! messages are stranded. Then each transaction sends the stranded messages before its own
-//! messages. If no transaction commits, the keeper sends the stranded messages (`send_for_relay`).
+//! messages are stranded. Then the next commit sends stranded messages before its own messages, as
+//! many as fit into one transaction (`prepare` has the exceptions). If no transaction commits, the
+//! keeper sends the stranded messages (`send_for_relay`).
 //!
 //! A message belongs to a schema, not to the schema's name. The name is looked up when the message
 //! is sent natively (`names`). The relay sends it, or before the commit a transaction that sends

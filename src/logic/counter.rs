@@ -37,9 +37,10 @@ counters! {
     RelayTransactions = "relay_transactions",
     /// Messages that their own transactions sent by native NOTIFY: signals, leaders, and fallbacks.
     Native = "native",
-    /// Of the native messages, those for which there was no relay or no room.
+    /// Messages that were sent natively because there was no relay or no room; stranded messages
+    /// count here, too.
     NativeFallbacks = "native_fallbacks",
-    /// Transactions whose messages found no room in the ring.
+    /// Transactions with messages that found no room in the ring, or were queued too late for it.
     Gaps = "gaps",
     /// Messages of triggers and of calls that could not be sent.
     Dropped = "dropped",

@@ -17,7 +17,8 @@ pub fn request(count: usize) {
 /// Runs `body` under the lock that Postgres has for making shared memory of extensions. Called from
 /// shmem_startup_hook only.
 pub fn while_making_segment<R>(body: impl FnOnce() -> R) -> R {
-    // The index of AddinShmemInitLock, which has no name in pgrx. It is the same in 13 to 18.
+    // The index of AddinShmemInitLock, which has no name in pgrx. It is the same in Postgres 15 to
+    // 18.
     const ADDIN_SHMEM_INIT_LOCK: usize = 21;
     // SAFETY: the array exists when the hook runs, and has a lock of this index.
     let _guard = unsafe {

@@ -24,9 +24,9 @@ use crate::logic::times::{ClockTime, WallTime};
 use crate::pg::lwlock::Mode;
 use crate::pg::{clock, time};
 
-/// How long the coordinator leaves an entry in the table after its deadline, in microseconds, so
-/// that the coordinator deletes many entries that end one after the other at a time. No reader sees
-/// such an entry, and a put that needs its room takes it.
+/// How long the coordinator leaves an entry in the table after its deadline, in microseconds. So
+/// one pass deletes all entries that have ended within this time. No reader sees such an entry, and
+/// a put that needs its room takes it.
 const SWEEP_DELAY: i64 = 100_000;
 
 /// How long an entry of a schema without a name is kept, in microseconds. The transaction that
@@ -165,7 +165,8 @@ impl Gossip {
         self.table(|table, _| table.forget_databases(exists, before));
     }
 
-    /// The schemas of a database that have entries, or local entries.
+    /// Returns the schemas of a database that have entries; with `only_local`, those that have
+    /// local entries.
     pub fn schemas(self, database: DatabaseOid, only_local: bool) -> BTreeSet<SchemaOid> {
         let mut schemas = BTreeSet::new();
         self.each(database, only_local, |piece| piece.take(|entry| _ = schemas.insert(entry.schema)));

@@ -1,18 +1,18 @@
 //! The ring of this process's database: publishing, reading, waiting, and the relay's side.
 //!
-//! There are fewer rings than slots of databases (`logic::ring::pool`). A process remembers its
-//! database's ring with the ring's generation. A ring in another generation refuses the process,
-//! and the process looks for its ring again. A database has no ring while it has no slot (there are
-//! more databases than obanrs.max_databases, or the extension was just dropped), or while no ring
-//! is free. Then its transactions send by native NOTIFY.
+//! There are at most as many rings as slots of databases, by default fewer (`logic::ring::pool`). A
+//! process remembers its database's ring with the ring's generation. A ring in another generation
+//! refuses the process, and the process looks for its ring again. A database has no ring while it
+//! has no slot (there are more databases than obanrs.max_databases, or the extension was just
+//! dropped), or while no ring is free. Then its transactions send by native NOTIFY.
 //!
 //! A ring begins with its first message or reader, often while the relay runs already. The process
 //! that begins the ring attaches the relay to it, and then looks whether the slot still has this
 //! relay. A relay that ends leaves the slot first and the ring second. So one of the two processes
 //! sees the other, and no ring keeps a relay that has ended.
 //!
-//! Functions return `None` where there is no ring. Functions marked "Callable after commit" raise
-//! no error, so that they may run after a commit.
+//! Functions return `None` or false where there is no ring. Functions marked "Callable after
+//! commit" raise no error, so that they may run after a commit.
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
@@ -190,8 +190,8 @@ fn quota() -> Quota {
 
 /// Publishes messages for which room was reserved, and a gap of `gap` messages that are not in the
 /// ring. Wakes the relay and the waiters that the messages concern. Runs after the commit, where
-/// nothing may fail. False: the database has lost its ring meanwhile, because the extension was
-/// dropped, and nothing is published.
+/// nothing may fail (callable after commit). False: the database has lost its ring meanwhile,
+/// because the extension was dropped, and nothing is published.
 pub fn publish<'m>(
     handle: RingHandle,
     messages: impl ExactSizeIterator<Item = Incoming<'m>>,

@@ -30,8 +30,8 @@ pub fn set(measure: Counter, value: u64) {
 }
 
 impl Segment {
-    /// The counters of a slot. `None`: the generation is over. A slot that changes its database
-    /// right after this look has at most one count of the database before it.
+    /// The counters of a slot. `None`: the generation is over. If the slot changes its database
+    /// right after this look, the new database gets what this process adds.
     fn counters(self, id: SlotId) -> Option<&'static Counters> {
         let counters = self.slot_counters(id.slot)?;
         (counters.generation.load(Ordering::Relaxed) == id.generation).then_some(&counters.values)

@@ -39,7 +39,8 @@ impl Segment {
         body(&mut registry)
     }
 
-    /// The running coordinator, or the last one with the process id 0.
+    /// Returns the coordinator. After its end the process id is 0, and the other fields are those
+    /// of the last one.
     pub fn coordinator(self) -> Coordinator {
         let globals = self.globals();
         Coordinator {
@@ -55,7 +56,8 @@ impl Segment {
         let globals = self.globals();
         globals.coordinator_since.store(now.0, Ordering::Relaxed);
         if globals.coordinator_starts.fetch_add(1, Ordering::Relaxed) == 0 {
-            // A standby was promoted: no session could put gossip before.
+            // This is the first coordinator: the server has started, or a standby was promoted. On
+            // a standby no session could put gossip.
             globals.knows_since.store(clock::now().0, Ordering::Relaxed);
         }
         globals.coordinator_pid.store(pid, Ordering::Relaxed);

@@ -8,7 +8,8 @@
 //! became a template, or the extension was dropped. After any other end the coordinator starts it
 //! again. While a keeper waits, it has no transaction and no lock. The keeper waits until the first
 //! of these: its latch is set (a member joined or left, a row was changed or freed, a prefix was
-//! installed), half of a lease is over, a lease ends, or a retry is due.
+//! installed), half of a lease is over, a lease ends, a row expires, messages are stranded, or a
+//! retry is due.
 
 use std::cell::Cell;
 
@@ -117,7 +118,8 @@ impl StrandedSender {
     /// changes: by the end of the relay, and by a commit that leaves messages to a relay that has
     /// ended.
     fn send(&mut self) -> Option<ClockTime> {
-        /// How long a commit goes first, in microseconds: what both send is heard twice.
+        /// How long commits have before the keeper sends, in microseconds. A message that both send
+        /// is heard twice.
         const COMMITS_FIRST: i64 = 500_000;
         self.tried = false;
         let at = (rings::relay::stranded_at()? + COMMITS_FIRST).max(self.retry.not_before());
@@ -125,8 +127,8 @@ impl StrandedSender {
             return Some(at);
         }
         self.tried = true;
-        // The lock that all NOTIFYs of the server share is wanted most when every transaction sends
-        // natively.
+        // Without a relay every transaction takes the lock that all NOTIFYs of the server share. So
+        // the keeper waits longer for this lock than for a table.
         session::set(c"lock_timeout", election::COMMIT_LOCK_TIMEOUT);
         let sent = xact::contain(|| xact::run(c"obanrs: relaying", bus::send_for_relay));
         session::set(c"lock_timeout", election::TABLE_LOCK_TIMEOUT);

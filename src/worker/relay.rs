@@ -6,11 +6,14 @@
 //! without waiting for the disk. These transactions read `pg_namespace`, for the names of schemas,
 //! and touch no other table. So no lock on a user's table holds the relay up. A command that locks
 //! `pg_namespace` against reading does, without a limit: VACUUM FULL on that catalog, for example.
+//! (The search for prefixes reads other catalogs, and waits 50 ms for a lock.)
 //!
-//! What is published while one transaction runs goes into the next. After a transaction the relay
-//! lets `obanrs.relay_interval` pass. So under load many messages share a transaction, and the one
-//! lock that NOTIFY takes for the whole server. A message after a quiet time goes at once. A
-//! message goes to the channel of the name that its schema has when the message is sent.
+//! What is published while the relay sends one batch goes into the next. After a batch the relay
+//! lets `obanrs.relay_interval` pass. A batch is one transaction, unless it has equal messages that
+//! must not be merged: then it is several, without a pause. So under load many messages share a
+//! transaction, and the one lock that NOTIFY takes for the whole server. A message after a quiet
+//! time goes at once. A message goes to the channel of the name that its schema has when the
+//! message is sent.
 //!
 //! NOTIFY's queue may be full, because a session LISTENs and does not end its transaction. Then
 //! messages wait in the ring, which is the bus's backpressure, and the relay sends as many as the
@@ -62,7 +65,8 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn obanrs_relay_main(argument: pg_sys::Datum) {
     let Some(Begun { segment, database }) = process::begin(Kind::Relay, argument) else { return };
-    // A crash ends every listening session, so losing its notifications does no harm.
+    // A crash ends every listening session. So the notifications of a commit that the crash loses
+    // have no listener any more.
     session::set(c"synchronous_commit", c"off");
     bgworker::report_name(c"obanrs relay");
     session::before_exit(detach_at_exit);
@@ -127,7 +131,7 @@ unsafe extern "C-unwind" fn detach_at_exit(_code: i32, _argument: pg_sys::Datum)
 
 #[derive(Debug, PartialEq, Eq)]
 enum Pass {
-    /// The ring has nothing to send.
+    /// The ring has nothing to send, or had only messages that no session listens to.
     Nothing,
     /// A batch was sent. There may be more by now.
     Sent,
@@ -179,7 +183,8 @@ impl Relay {
                 stats::count(Counter::Merged, plan.merged);
             } else {
                 stats::count(Counter::Unheard, self.batch.len());
-                rings::relay::sent(ring, sent_up_to); // by their own transactions, or to no session
+                // Their own transactions have sent these messages, or no session listens.
+                rings::relay::sent(ring, sent_up_to);
                 return Pass::Nothing;
             }
         }

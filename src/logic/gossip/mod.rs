@@ -16,17 +16,17 @@
 //! that has not expired. All foreign entries together never take more than half of the blocks,
 //! because any role may NOTIFY.
 //!
-//! Each entry counts for one `BlockUsage`: that of the foreign entries, or that of the role that put
-//! the entry last. A put that would let a role hold more than its quota is refused. A put does not
-//! look at other entries in order to count.
+//! Each entry counts for one `BlockUsage`: that of the foreign entries, or that of the role that
+//! put the entry last. A put that would let a role hold more than its quota is refused. A put does
+//! not look at other entries in order to count.
 //!
 //! There are two clocks. Deadlines and clock readings are of `pg::clock`, which nobody can set, in
 //! microseconds. `started_at` and `updated_at` are wall time, for people and for other nodes; they
 //! decide nothing here.
 //!
-//! Readers copy entries piece by piece (`EntryBatch`), so that a put never waits for a whole reading.
-//! Each entry is consistent; all entries together are no snapshot. An entry stays at its index
-//! while it is replaced. An entry that was deleted and put again during a reading may be read
+//! Readers copy entries piece by piece (`EntryBatch`), so that a put never waits for a whole
+//! reading. Each entry is consistent; all entries together are no snapshot. An entry stays at its
+//! index while it is replaced. An entry that was deleted and put again during a reading may be read
 //! twice. `EntryBatch::into_latest` then keeps the later copy.
 
 pub mod memory;
@@ -86,8 +86,8 @@ pub struct GossipEntry {
     node: u16,
     /// The length of the queue's name, in bytes; 0 in a free entry.
     queue: u16,
-    /// The index of the block usage that the entry counts for. `FOREIGN`, which is 0, marks a foreign
-    /// entry.
+    /// The index of the block usage that the entry counts for. `FOREIGN`, which is 0, marks a
+    /// foreign entry.
     block_usage: u16,
     /// The wall time at which the queue started, in microseconds since 2000-01-01 UTC.
     started_at: WallTime,
@@ -111,9 +111,9 @@ impl GossipEntry {
     }
 }
 
-/// How many blocks the entries of one role, or of several that count together, take. A block usage is
-/// in shared memory, guarded by the lock Gossip. A zeroed block usage is free. (The number of entries
-/// needs no quota: each entry takes at least one block.)
+/// How many blocks the entries of one role, or of several that count together, take. A block usage
+/// is in shared memory, guarded by the lock Gossip. A zeroed block usage is free. (The number of
+/// entries needs no quota: each entry takes at least one block.)
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockUsage {
@@ -123,17 +123,17 @@ pub struct BlockUsage {
     blocks: u32,
 }
 
-/// The number of block usages. All but three belong to single roles. A role has its block usage while it
-/// has entries.
+/// The number of block usages. All but three belong to single roles. A role has its block usage
+/// while it has entries.
 pub const MAX_BLOCK_USAGES: usize = 128;
 
 /// The index of the block usage of all foreign entries.
 const FOREIGN: u16 = 0;
 /// The index of the block usage of all entries that roles without a limit put.
 const UNLIMITED: u16 = 1;
-/// The index of the first block usage of a single role. The roles that find no free block usage share the
-/// last block usage of all. An entry that counts for the shared block usage still counts for it when its
-/// role finds a block usage for later entries.
+/// The index of the first block usage of a single role. The roles that find no free block usage
+/// share the last block usage of all. An entry that counts for the shared block usage still counts
+/// for it when its role finds a block usage for later entries.
 const FIRST_ROLE: u16 = 2;
 
 /// The counters and the heads of the free lists, in shared memory, guarded by the lock Gossip.
@@ -200,7 +200,7 @@ pub struct Quota {
 /// Where an entry comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A member on this server put the entry. `None`: the role has no limit.
+    /// A session of this server put the entry. `None`: the role has no limit.
     Local(Option<Quota>),
     /// A foreign node gossiped the entry by NOTIFY.
     Foreign,
@@ -249,8 +249,8 @@ pub struct Table<'a> {
     pub buckets: &'a mut [u32],
     pub entries: &'a mut [GossipEntry],
     pub blocks: &'a mut [Block],
-    /// At least four block usages: foreign, unlimited, at least one for a single role, and the shared
-    /// one.
+    /// At least four block usages: foreign, unlimited, at least one for a single role, and the
+    /// shared one.
     pub block_usages: &'a mut [BlockUsage],
     pub processes: Processes<'a>,
 }
@@ -274,8 +274,8 @@ pub struct Usage {
     pub bytes: usize,
 }
 
-/// An entry that was copied out of the table, as references into a `EntryBatch` or a `EntryCopy`. The times
-/// are those of `GossipEntry`.
+/// An entry that was copied out of the table, as references into a `EntryBatch` or a `EntryCopy`.
+/// The times are those of `GossipEntry`.
 #[derive(Clone, Copy, Debug)]
 pub struct EntryRef<'a> {
     pub schema: SchemaOid,

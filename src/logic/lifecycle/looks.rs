@@ -65,8 +65,8 @@ pub const MAX_UNSLOTTED: usize = 512;
 /// looked into.
 const MAX_UNSLOTTED_TO_STAY: usize = MAX_UNSLOTTED - MAX_UNSLOTTED / 4;
 
-/// How many looks run at a time. A server with a thousand databases starts with a thousand looks,
-/// and worker slots are for databases that have the extension.
+/// How many looks run at a time. A server with a thousand databases has a thousand looks to make
+/// after its start. They must not use up max_worker_processes, which keepers and relays need.
 const MAX_LOOKS: usize = 2;
 
 /// How many looks into a database may fail in a row. Another one is not tried.
@@ -268,7 +268,9 @@ impl Registry<'_> {
             return false;
         };
         if held {
-            unslotted.state = UNSEEN; // launched anew when the hold ends; to have to go is no failure
+            // The look is launched anew when the hold ends. A look that has to leave has not
+            // failed.
+            unslotted.state = UNSEEN;
             return false;
         }
         unslotted.pid = pid;

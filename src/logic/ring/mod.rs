@@ -20,11 +20,11 @@
 //! whether or not every reader has read them.
 //!
 //! **Quotas** are backpressure for one role at a time. A role that has a limit has at most its
-//! quota of the entries and of the bytes between `relayed` and the reservations. A transaction that
-//! would exceed the quota sends natively, and readers are told of a gap. So one role alone can't
-//! take the room that others need. Quotas guarantee nothing about messages that the relay has
-//! passed: those are overwritten oldest first, whichever role writes. A role that may write can
-//! turn the ring over. Readers are told how many messages they missed.
+//! quota of the entries and bytes that wait for the relay or are reserved. A transaction that would
+//! exceed the quota sends natively, and readers are told of a gap. So one role alone can't take the
+//! room that others need. Quotas guarantee nothing about messages that the relay has passed: those
+//! are overwritten oldest first, whichever role writes. A role that may write can turn the ring
+//! over. Readers are told how many messages they missed.
 //!
 //! **Without a relay** messages wait for the next one, so that they keep their order, but not for
 //! long. The time counts from the later of two moments: a relay last sent something, or the first
@@ -59,9 +59,9 @@ use super::times::{ClockTime, WallTime};
 pub mod pool;
 
 /// How long messages wait for a relay when no relay sends any, so that they keep their order, in
-/// microseconds. A new relay usually comes within a second. After this time each transaction sends
-/// the waiting messages, and its own, natively. The keeper sends the waiting messages if no
-/// transaction does.
+/// microseconds. A new relay usually comes within a second. After this time, while no relay is
+/// attached, the next commit sends the waiting messages natively (`bus::prepare`), or the keeper
+/// does. A relay that is attached and stands still strands no message.
 pub const RELAY_MAY_BE_AWAY: i64 = 10_000 * MILLISECOND;
 
 /// The most roles with a limit that can have room or waiting messages in one ring at a time.
@@ -144,8 +144,8 @@ pub struct RingEntry {
     channel: u8,
     /// 1: the relay may merge the message with an equal one. 0: the message is sent for itself.
     wakeup: u8,
-    /// 1: the relay need not send the message, because its transaction did, or no session listens.
-    /// 0: the relay has to send the message.
+    /// 1: the relay need not send the message, because its transaction has sent or dropped it, or
+    /// no session listens. 0: the relay has to send the message.
     settled: u8,
     /// The role's slot in `roles` plus 1, whose usage shrinks when the relay passes the message. 0:
     /// the role has no limit.

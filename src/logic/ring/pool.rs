@@ -1,8 +1,8 @@
 //! Which database has which ring.
 //!
-//! There are fewer rings than databases that may have the extension, because most databases are
-//! quiet. A database takes a ring when something is first published or read there. The database
-//! keeps the ring until its slot is freed.
+//! By default there are fewer rings than databases that may have the extension, because most
+//! databases are quiet. A database takes a ring when something is first published or read there.
+//! The database keeps the ring until its slot is freed.
 //!
 //! A `Pool` exists only while the lock Registry is held exclusively.
 

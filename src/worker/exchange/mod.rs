@@ -1,10 +1,10 @@
 //! The exchange of gossip with foreign nodes: telling Oban's nodes and Oban Web of the local queues
 //! (`broadcast`), and ingesting what those nodes tell (`ingest`).
 //!
-//! Both run in the relay. The relay touches no table, so that no lock of a user can keep it from
-//! reading NOTIFY's queue, which keeps what a listener has not read. (A relay that is stopped by a
-//! signal stops with all that it does. As any session that LISTENs, it then keeps NOTIFY's queue
-//! from being cut short until it goes on or ends.)
+//! Both run in the relay. The relay touches no user's table, so that no lock on one can keep it
+//! from reading NOTIFY's queue, which keeps what a listener has not read. (A relay that is stopped
+//! by a signal stops with all that it does. As any session that LISTENs, it then keeps NOTIFY's
+//! queue from being cut short until it goes on or ends.)
 
 mod broadcast;
 mod ingest;
