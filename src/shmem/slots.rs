@@ -3,7 +3,7 @@
 //!
 //! A process remembers its database's slot with the slot's generation. When the slot is freed, its
 //! generation is over. A later use of the slot has another generation. So a process finds out that
-//! what it remembers is over, and looks for the slot of its database again.
+//! what it remembers is over, and looks for its database's slot again.
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering;

@@ -210,7 +210,11 @@ fn a_foreign_entry_does_not_replace_a_live_local_one() {
     assert_eq!((usage.entries, usage.foreign, memory.foreign_blocks()), (1, 1, 1));
     memory.put(&key("a", "q"), b"ours", 12, 30, LOCAL).unwrap();
     assert_eq!((memory.read(DatabaseOid(1), true, 12).len(), memory.foreign_blocks()), (1, 0));
-    assert_eq!(memory.all(DatabaseOid(1), 12)[0].started_at, WallTime(12), "theirs says nothing of ours");
+    assert_eq!(
+        memory.all(DatabaseOid(1), 12)[0].started_at,
+        WallTime(12),
+        "a foreign entry says nothing of a local one"
+    );
     assert!(
         memory.view().has_local(DatabaseOid(1), ClockTime(12))
             && !memory.view().has_local(DatabaseOid(2), ClockTime(12))
@@ -358,7 +362,7 @@ fn roles_beyond_the_block_usages_share_one() {
     }
     memory.put(&key("b", "400"), b"{}", 0, 10, of(RoleOid(400), 2)).unwrap();
     assert!(memory.put(&key("b", "500"), b"{}", 0, 10, of(RoleOid(500), 2)).unwrap_err().quota);
-    memory.put(&key("b", "200"), b"{}", 0, 10, of(RoleOid(200), 2)).expect("who has one keeps it");
+    memory.put(&key("b", "200"), b"{}", 0, 10, of(RoleOid(200), 2)).expect("a role that has one keeps it");
     // The next role takes a block usage that is free.
     assert!(memory.table().delete(&key("a", "100"), ClockTime(0)));
     memory.put(&key("b", "500"), b"{}", 0, 10, of(RoleOid(500), 2)).unwrap();

@@ -162,7 +162,7 @@ mod tests {
             let answers = [true, false].map(|local| {
                 update(Update { local, changes, expires_at, proposed: None }, WallTime(100), LEASE)
             });
-            assert_eq!(answers[0], answers[1], "whoever held it");
+            assert_eq!(answers[0], answers[1], "by any holder");
             answers[0]
         };
         let until = |expires_at| Ruling::HandOver { expires_at };

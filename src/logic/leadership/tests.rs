@@ -290,7 +290,7 @@ fn a_foreign_leader_is_respected_until_its_row_changes() {
     assert_eq!(
         peers.view().plan(&e, ClockTime(5), LEASE),
         Plan::Wait { until: ClockTime(7) },
-        "nobody tells of its end"
+        "no process tells that it ended"
     );
     tell(&mut peers, &e, leader, 0);
     assert_eq!(held(&peers, &e, 5), None);
@@ -637,7 +637,7 @@ fn a_role_has_its_quota_of_members() {
     assert_eq!(peers.joined(&of(3, "c", RoleOid(7), 0), None, 0), Err(JoinError::QuotaUsed));
     assert_eq!(peers.joined(&of(3, "a", RoleOid(7), 0), None, 0), Ok(1), "the same member again");
     let later = Joining { session_began: WallTime(1), ..of(4, "a", RoleOid(7), 0) };
-    assert_eq!(peers.joined(&later, Some(MemberId(1)), 0), Ok(4), "in place of one of its own");
+    assert_eq!(peers.joined(&later, Some(MemberId(1)), 0), Ok(4), "in place of a member that is its own");
     assert_eq!(peers.joined(&of(5, "c", RoleOid(8), 0), None, 0), Ok(5), "another role");
     assert_eq!(peers.joined(&of(6, "d", RoleOid(7), 0), None, 50), Ok(6), "one has lapsed");
     assert_eq!(peers.joined(&Joining { quota: None, ..of(7, "e", RoleOid(7), 0) }, None, 50), Ok(7));

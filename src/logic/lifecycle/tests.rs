@@ -96,7 +96,7 @@ fn a_database_without_the_extension_frees_its_slot() {
     assert!(reap(&mut r, |_| true).0.is_empty(), "its keeper has not gone yet");
     assert!(forgettable(&r, |_| true).is_empty());
     r.exited(Keeper, DatabaseOid(5), 100, ClockTime(0));
-    assert!(forgettable(&r, |_| true).is_empty(), "it never had any: whoever joins may be creating it");
+    assert!(forgettable(&r, |_| true).is_empty(), "it never had any: a member that joins may be creating it");
     assert_eq!(oids(&reap(&mut r, |_| true).0), [5]);
     assert!(r.add(DatabaseOid(7)));
     assert_eq!(
@@ -172,7 +172,7 @@ fn a_hold_keeps_keepers_off_and_brings_them_back() {
     assert_eq!(
         (keeper(&r, DatabaseOid(5)).state, keeper(&r, DatabaseOid(5)).failures),
         (WAITING, 0),
-        "no failure of its own"
+        "not its own failure"
     );
 }
 
@@ -445,7 +445,7 @@ fn a_commit_during_a_look_counts_more() {
             assert_eq!(
                 r.processes(DatabaseOid(5))[2],
                 process(100, -1),
-                "who holds the database waits for it"
+                "the holder of the database waits for it"
             );
             r.look_ended(DatabaseOid(5), 100, ClockTime(0));
             let waiting = r.place(|_| true);

@@ -302,7 +302,7 @@ fn generations_of_a_ring() {
     assert_eq!(memory.view().position(), 1001);
     memory.ring().start_waiting(2, &[on("a")]);
     assert_eq!(memory.ring().close(1), 1001);
-    assert!(memory.ring().open(1, 5000).is_none() && !memory.view().is_of(1), "who comes late is told");
+    assert!(memory.ring().open(1, 5000).is_none() && !memory.view().is_of(1), "a late reader is told");
     assert_eq!(memory.ring().open(2, 500), Some(true));
     assert!(memory.view().position() > 1001, "positions never go back");
     assert_eq!(memory.read(1001, &["a"], 9).0, [""; 0]);
@@ -310,7 +310,7 @@ fn generations_of_a_ring() {
     memory.ring().close(1);
     assert!(memory.view().is_of(2), "a later generation is not ended");
     memory.ring().close(4);
-    assert_eq!(memory.ring().open(3, 0), None, "nor begun by who comes late");
+    assert_eq!(memory.ring().open(3, 0), None, "nor begun by a late process");
     memory.ring().stop_waiting(2);
     assert_eq!(memory.head.waiters, 0);
 }

@@ -286,7 +286,7 @@ fn look(
     for row in &rows {
         let electorate = electorate(schema, row);
         if electorate.as_ref().is_some_and(|e| elects(segment, e)) {
-            continue; // the elections of its name judge the row
+            continue; // elections judge the row
         }
         let print = fingerprint_of(row);
         let deadline = known
