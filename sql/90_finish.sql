@@ -22,7 +22,7 @@ GRANT SELECT ON SEQUENCE @extschema@.obanrs_term TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.oban_version() IS
 'Returns the version of the obanrs library that this session runs.
 
-Result: the version, such as 0.8.0.
+Result: the version, such as 0.9.0.
 
 pg_extension has the version of the extension in this database. It differs until ALTER EXTENSION obanrs UPDATE.
 Rights: none.';

@@ -1,0 +1,738 @@
+\echo Use "ALTER EXTENSION obanrs UPDATE TO '0.9.0'" to load this file. \quit
+
+-- The comments, word for word those of 90_finish.sql: tools/comments writes them. Nothing comes after them.
+
+COMMENT ON FUNCTION @extschema@.oban_version() IS
+'Returns the version of the obanrs library that this session runs.
+
+Result: the version, such as 0.9.0.
+
+pg_extension has the version of the extension in this database. It differs until ALTER EXTENSION obanrs UPDATE.
+Rights: none.';
+
+COMMENT ON FUNCTION @extschema@.oban_check() IS
+'Lists what keeps obanrs from working in this database, and what to do about it.
+
+Result: one row for each thing that was looked at.
+item: what was looked at, such as preload, keeper or ring.
+ok: false when it keeps something from working.
+detail: what was found. Where ok is false, it says what to do.
+
+It looks at the preload, versions, workers and settings.
+It looks at each prefix on which the calling role has any right.
+There it looks at tables, columns, triggers, rights, publications, and what elections need.
+It finds what elections need also before the first member joins.
+A schema with Oban''s tables and nothing of obanrs is ok.
+It is not ok when no schema that the calling role may use is installed.
+It changes nothing, and it works without preload and in recovery.
+Rights: none. Only superusers and members of pg_read_all_stats see a worker''s last error.';
+
+COMMENT ON FUNCTION @extschema@.oban_install(text, boolean) IS
+'Installs a prefix: creates or adopts Oban''s tables in a schema, adds triggers.
+
+Arguments:
+prefix: schema of the job tables, at most 51 bytes and without a dot. A schema that does not exist is created.
+stage: leave it out. Staging of scheduled jobs is not supported yet: true is refused, false and NULL do nothing.
+
+Result: nothing.
+
+It creates what is missing: oban_jobs, as Oban''s migration 14 makes it, and oban_peers, as a logged table.
+It adds the insert trigger to oban_jobs and its partitions.
+It adds the columns term and boot and three triggers to oban_peers.
+It runs no code of a table''s owner, and evaluates none of the table''s expressions.
+When nothing is missing, it changes nothing and takes no lock.
+It waits at most 2 s for a lock.
+Run it again after adding a partition to oban_jobs, and after an update of the extension.
+A WARNING names what keeps the prefix from holding elections or sending wake-ups.
+A rollback takes everything back.
+Rights: ownership of the tables that exist. To create: CREATE on the schema, or on the database for a new schema.
+
+Errors:
+42501: the role does not own a table that exists, or may not create what is missing.
+22023: prefix is empty, is too long or has a dot; or a table or the type oban_job_state is of another kind than Oban''s, and the message names the columns; or the table is of an Oban migration before 11; or a name that it needs is taken.
+55P03: another transaction held a lock on a table for more than 2 s.
+22004: prefix is NULL.
+42939: prefix is a schema of Postgres'' own.
+0A000: stage is true.
+40001: the schema or a table was renamed, dropped or replaced meanwhile. Run it again.
+25006: the transaction is read-only, even if nothing is missing.
+55000: the server is in recovery, even if nothing is missing; or the extension was dropped.
+42P07: another session created a relation of that name meanwhile. Run it again.
+23505: another session created a type of that name meanwhile. Run it again.';
+
+COMMENT ON FUNCTION @extschema@.oban_uninstall(text) IS
+'Removes what oban_install added to the tables of a prefix, never a table.
+
+Arguments:
+prefix: schema of the job tables.
+
+Result: nothing.
+
+It removes the triggers, and the columns term and boot of oban_peers.
+When nothing of it is there, it changes nothing.
+It waits at most 2 s for a lock.
+A rollback takes everything back.
+Rights: ownership of the tables.
+
+Errors:
+42501: the role does not own one of the tables.
+3F000: prefix does not exist.
+55P03: another transaction held a lock on a table for more than 2 s.
+22004: prefix is NULL.
+22023: prefix is empty or over 63 bytes, or oban_peers has inherited the columns or passed them on.
+40001: the schema or a table was renamed, dropped or replaced meanwhile. Run it again.
+25006: the transaction is read-only.
+55000: the server is in recovery, or the extension was dropped.';
+
+COMMENT ON FUNCTION @extschema@.oban_notify(text, jsonb, text) IS
+'Sends a JSON object on a channel of a prefix when this transaction commits.
+
+Arguments:
+channel: name of lower-case letters, digits and underscores, such as insert. The full name has at most 63 bytes.
+payload: JSON object. On the wire it has at most 7,999 bytes (oban_encode).
+prefix: schema of the job tables. The full name of the channel is <prefix>.oban_<channel>. With '''' channel is the full name.
+
+Result: nothing.
+
+A transaction or savepoint that is rolled back sends nothing.
+Equal messages of a transaction are sent once.
+obanrs.notifier says whether messages go through shared memory or by native NOTIFY.
+Messages on signal and leader go natively in any case.
+What the transaction sends by NOTIFY itself comes before them.
+A message belongs to the schema. It goes to the channel of the name that the schema has when it is sent.
+With prefix '''', a role that may write to no prefix of this database sends natively only. oban_poll does not see such messages.
+Rights: INSERT on the prefix''s oban_jobs. For signal: UPDATE. For leader and leadership: ownership. With prefix '''': none.
+
+Errors:
+22023: channel is no channel name or is too long; or prefix has a dot; or payload is no JSON object.
+42501: the role lacks that right.
+3F000: prefix does not exist.
+54000: payload has over 7,999 bytes after compression, or over 16 MB as text, or is nested over 500 levels deep; or the transaction has obanrs.max_transaction_messages messages or 64 MB of them.
+22004: an argument is NULL.
+42939: prefix is a schema of Postgres'' own.
+0A000: PREPARE TRANSACTION raises it in a transaction that has called this function.
+55000: the server is in recovery.
+22P05: payload has a character that UTF-8 lacks, in a database of another encoding.
+22021: payload is not UTF-8, in a database of encoding SQL_ASCII.';
+
+COMMENT ON FUNCTION @extschema@.oban_notify_many(text, jsonb[], text) IS
+'Sends several JSON objects on one channel: all of them, or none.
+
+Arguments:
+channel: as for oban_notify.
+payloads: array of JSON objects, one message each. At most 1,048,576 elements and 128 MB. An empty array sends nothing.
+prefix: as for oban_notify.
+
+Result: nothing.
+
+If one element is refused, no message is sent.
+All else is as for oban_notify: they go when the transaction commits, and equal messages once.
+Rights: INSERT on the prefix''s oban_jobs. For signal: UPDATE. For leader and leadership: ownership. With prefix '''': none.
+
+Errors:
+22023: channel is no channel name or is too long; or prefix has a dot; or an element is no JSON object.
+42501: the role lacks that right.
+3F000: prefix does not exist.
+54000: payloads has over 1,048,576 elements or 128 MB; or an element or the transaction is too large, as for oban_notify.
+22004: an argument, or an element of payloads, is NULL.
+42939: prefix is a schema of Postgres'' own.
+0A000: PREPARE TRANSACTION raises it in a transaction that has called this function.
+55000: the server is in recovery.
+22P05: an element has a character that UTF-8 lacks, in a database of another encoding.
+22021: an element is not UTF-8, in a database of encoding SQL_ASCII.';
+
+COMMENT ON FUNCTION @extschema@.oban_listen_channels(text[], text) IS
+'LISTENs in this session to channels of a prefix and returns their full names.
+
+Arguments:
+channels: names of channels, at most 64. Default: the four channels that Oban''s nodes use.
+prefix: schema of the job tables. With '''' the names are full names, as LISTEN takes them.
+
+Result: one row for each channel, with its full name <prefix>.oban_<channel>.
+
+It takes effect at the end of this transaction. A rollback takes it back.
+Call it again after ALTER SCHEMA ... RENAME: messages go to the channels of the name that the schema has when they are sent.
+Behind a transaction pooler nothing is heard. Use oban_poll or oban_wait there.
+It sets tcp_keepalives_* and tcp_user_timeout of this session, where they are unset, as oban_join does.
+Rights: SELECT on the prefix''s oban_jobs or on a column of it. With prefix '''': none.
+
+Errors:
+22023: channels has over 64 elements, or one that is no channel name or is too long; or prefix has a dot.
+42501: the role lacks that right; or a security-restricted operation, such as REINDEX, has called it.
+3F000: prefix does not exist.
+22004: an argument, or an element of channels, is NULL.
+42939: prefix is a schema of Postgres'' own.
+55000: the server is in recovery.
+0A000: the process is no client''s session but a background process.';
+
+COMMENT ON FUNCTION @extschema@.oban_unlisten_channels(text[], text) IS
+'Ends what oban_listen_channels began, and returns the full names.
+
+Arguments:
+channels: names of channels, at most 64. Default: the four channels that Oban''s nodes use.
+prefix: schema of the job tables, which need not exist. With '''' the names are full names.
+
+Result: one row for each channel, with its full name, whether or not the session listened to it.
+
+It takes effect at the end of this transaction. A rollback takes it back.
+Rights: none.
+
+Errors:
+22023: channels has over 64 elements, or one that is no channel name or is too long; or prefix has a dot.
+22004: an argument, or an element of channels, is NULL.
+42501: a security-restricted operation, such as REINDEX, has called it.';
+
+COMMENT ON FUNCTION @extschema@.oban_poll(text[], bigint, integer, text, text[]) IS
+'Reads the messages that were sent on channels of a prefix after a position.
+
+Arguments:
+channels: names of channels, at most 64. Default: the four channels that Oban''s nodes use.
+after: position from which to read on, as the last answer or oban_position gave it. NULL: from now on, so no messages.
+max_messages: how many messages to return at most, 1 or more. An answer also ends at 16 MB. The next call goes on there.
+prefix: schema of the job tables. With '''' the names are full names.
+queues: names of queues, at most 1,024 of 255 bytes. Other queues'' messages are left out. NULL: all messages.
+
+Result: always one row.
+position: where to go on, the argument after of the next call.
+missed: how many of the database''s messages were passed over unread. 0: none. After a gap it is an upper bound, as it counts all channels. NULL: unknown, as after a restart.
+messages: array of {"seq", "channel", "payload", "sent_at"}, the oldest first. channel is the short name. No messages: [].
+
+It does not wait, and it works through any pooler.
+With queues, messages without a "queue" are returned, too, and those for the queue "*", which means every queue.
+It reads what obanrs sends, not what programs send by NOTIFY themselves.
+A character that client_encoding lacks comes as a JSON escape: a backslash, u and four digits. So no message keeps a reader from the next.
+Rights: SELECT on the prefix''s oban_jobs or on a column of it. With prefix '''': none.
+
+Errors:
+55000: obanrs is not preloaded, the server is in recovery, or the extension was dropped.
+53400: the database has no place in obanrs.max_databases, or no ring is free (obanrs.max_rings).
+42501: the role lacks that right.
+3F000: prefix does not exist.
+22023: after is negative, or max_messages is below 1; channels has over 64 elements or one that is no channel name or is too long; prefix has a dot; queues has over 1,024 elements or one that is empty or over 255 bytes.
+22004: channels, max_messages or prefix, or an element of an array, is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON PROCEDURE @extschema@.oban_wait(text[], bigint, interval, integer, text, bigint, bigint, jsonb, text[]) IS
+'Waits for messages on channels of a prefix. CALL it with autocommit.
+
+Arguments:
+channels: names of channels, at most 64. Default: the four channels that Oban''s nodes use.
+after: position from which to read on, as the last answer or oban_position gave it. NULL: from now on.
+timeout: how long to wait, from 0 to a day.
+max_messages: how many messages to return at most, 1 or more.
+prefix: schema of the job tables. With '''' the names are full names.
+position: leave it out or give NULL. It returns where to go on.
+missed: leave it out or give NULL. It returns how many messages were passed over, as in oban_poll.
+messages: leave it out or give NULL. It returns the messages, as in oban_poll.
+queues: names of queues, at most 1,024 of 255 bytes. Other queues'' messages are left out. NULL: all messages.
+
+Result: one row with position, missed and messages, as oban_poll returns them. After the timeout messages is [].
+
+It returns with the first message (with queues: the first of these), or when messages were missed.
+It commits before it waits. So it holds no snapshot and no lock meanwhile.
+It occupies its connection while it waits. Behind a pooler that is one of the server''s connections.
+Rights are tested again after the wait.
+It sets tcp_keepalives_* and tcp_user_timeout of this session, where they are unset, as oban_join does.
+Rights: SELECT on the prefix''s oban_jobs or on a column of it. With prefix '''': none.
+
+Errors:
+25001: it was called in a transaction block, a function, an exception block, or a procedure with SET or SECURITY DEFINER.
+55000: obanrs is not preloaded, the server is in recovery, or the extension was dropped.
+53400: the database has no place in obanrs.max_databases, or no ring is free (obanrs.max_rings).
+42501: the role lacks that right, or lost it during the wait.
+3F000: prefix does not exist, or was dropped during the wait.
+22023: timeout is negative or over a day; or another argument is wrong, as for oban_poll.
+22004: channels, timeout, max_messages or prefix, or an element of an array, is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_position() IS
+'Returns the position of this database''s last message.
+
+Result: a position for the argument after of oban_poll and oban_wait. It never goes back.
+
+Call it before looking at the table, then poll from there. So no message in between is lost.
+Rights: none.
+
+Errors:
+55000: obanrs is not preloaded, the server is in recovery, or the extension was dropped.
+53400: the database has no place in obanrs.max_databases, or no ring is free (obanrs.max_rings).';
+
+COMMENT ON FUNCTION @extschema@.oban_encode(jsonb) IS
+'Returns the wire form of a JSON object, as Oban''s nodes send it.
+
+Arguments:
+payload: JSON object.
+
+Result: the object itself up to 7,999 bytes, else base64 of gzip (H4sI...).
+
+Rights: none.
+
+Errors:
+22023: payload is no JSON object.
+54000: payload has over 7,999 bytes even when compressed, or over 16 MB as text, or is nested over 500 levels deep.
+22004: payload is NULL.
+22P05: payload has a character that UTF-8 lacks, in a database of another encoding.
+22021: payload is not UTF-8, in a database of encoding SQL_ASCII.';
+
+COMMENT ON FUNCTION @extschema@.oban_decode(text) IS
+'Returns the JSON of a wire form that Oban''s nodes send.
+
+Arguments:
+wire: JSON, or base64 of gzip (H4sI...), also with Z: before it. At most 7,999 bytes, as a notification has.
+
+Result: the JSON value.
+
+Rights: none.
+
+Errors:
+22023: wire is none of these; or jsonb cannot hold the value: a NUL, half a surrogate pair, a number out of range, or a character that the database''s encoding lacks.
+54000: wire has over 7,999 bytes, unpacks to over 16 MB, or is nested over 500 levels deep.
+22004: wire is NULL.';
+
+COMMENT ON FUNCTION @extschema@.oban_join(text, text, interval, boolean, text, boolean) IS
+'Makes this process a member of a name, whose members elect a leader.
+
+Arguments:
+node: name of this process, at most 255 bytes. Of each name and prefix one live member has it.
+name: name of the instance, whose members have one leader, at most 127 bytes.
+lease: how long the member lives without oban_renew, from 100 ms to a day. NULL binds the member to this session.
+replace: true takes the place of a live member of the same node. The caller has to be the role that joined it, or a member of that role.
+prefix: schema of the job tables.
+candidate: false makes a member that is seen and never leads. Left out, it is true, but false where a foreign node leads.
+
+Result: the member id, for oban_renew, oban_resign and oban_leave.
+
+It takes effect at once, and a rollback does not take it back.
+Without a lease the membership ends with oban_leave, the session or its DISCARD ALL.
+With a lease it ends with oban_leave or the lease. oban_renew begins the lease anew, from any session.
+With candidate left out, a member is no candidate where a foreign node leads the name or has led it since the server started. A NOTICE says so.
+A foreign node is one of Oban''s own, which did not join.
+Called again by the same session and role, again with a lease or again without, it returns the same id. The lease begins anew.
+Then the member stays a candidate or not if candidate is left out.
+It waits up to 1 s for the election. A sole candidate leads when it returns.
+A WARNING says why no election can be held, if that is so.
+Without a lease it sets tcp_keepalives_* and tcp_user_timeout of this session, where they are unset. So the server notices in about 8 s that the client''s host vanished.
+Behind a transaction pooler join with a lease: there a session is not a process.
+Rights: INSERT on the prefix''s oban_jobs.
+
+Errors:
+23505: another live member of the name has this node, and replace is false. The hint names its pid.
+55000: obanrs is not preloaded, or the server is in recovery; or obanrs.require_lease is on and lease is NULL; or this session is another node of the name without a lease.
+53400: obanrs.max_members have joined, or the role has its share of them (obanrs.role_share), or the database has no place in obanrs.max_databases.
+42501: the role lacks that right, or replace is true and the member is another role''s; or a security-restricted operation has called it.
+3F000: prefix does not exist.
+22023: node, name or prefix is empty or too long; or lease is below 100 ms or over a day.
+22004: an argument other than lease is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_renew(bigint) IS
+'Begins a member''s lease anew, and returns the term if the member leads.
+
+Arguments:
+member: member id, as oban_join returned it.
+
+Result: the term of the member''s leadership. NULL: it does not lead.
+
+It takes effect at once, and a rollback does not take it back.
+After half of the leadership''s lease it waits, up to 1 s, until the row in oban_peers is extended.
+For a member without a lease it only returns the term.
+Rights: the role that joined the member, or a member of that role, from any session.
+
+Errors:
+55000: it is no member any more, because its lease ended, it left, it was replaced, its session ended, or the schema was dropped; or the server is in recovery; or obanrs is not preloaded.
+42501: another role joined the member.
+22004: member is NULL.';
+
+COMMENT ON FUNCTION @extschema@.oban_resign(bigint) IS
+'Ends a member''s leadership, but not its membership.
+
+Arguments:
+member: member id, as oban_join returned it.
+
+Result: true when it led, else false.
+
+It takes effect at once, and a rollback does not take it back.
+Another member leads at once, if there is one that is a candidate.
+If there is no other, it stands for election again after obanrs.lease, or when another node has led. So Oban''s own nodes can take over.
+Rights: the role that joined the member, or a member of that role, from any session.
+
+Errors:
+55000: it is no member any more; or the server is in recovery; or obanrs is not preloaded.
+42501: another role joined the member.
+22004: member is NULL.';
+
+COMMENT ON FUNCTION @extschema@.oban_leave(bigint) IS
+'Ends a membership, with its leadership.
+
+Arguments:
+member: member id, as oban_join returned it.
+
+Result: true when it was a member. False: there is no such member.
+
+It takes effect at once, and a rollback does not take it back.
+If the member has no lease, the gossip of its node ends, too.
+Rights: the role that joined the member, or a member of that role, from any session.
+
+Errors:
+42501: another role joined the member.
+55000: obanrs is not preloaded.
+22004: member is NULL.';
+
+COMMENT ON FUNCTION @extschema@.oban_is_leader(text, text, text) IS
+'Says whether this session''s member, or a named node, leads now.
+
+Arguments:
+name: name of the instance.
+node: name of a node. NULL means the member that this session joined.
+prefix: schema of the job tables.
+
+Result: true when it leads and its lease has not ended. False: it does not, or there is no such member.
+
+It reads shared memory only. Oban''s own nodes, which do not join, do not count. oban_leader shows these.
+Behind a transaction pooler give the node.
+Without a node, a prefix that does not exist gives false.
+Rights: with a node, SELECT on the prefix''s oban_jobs or on a column of it. Without: none.
+
+Errors:
+55000: obanrs is not preloaded.
+42501: the role lacks that right, with a node.
+3F000: prefix does not exist, with a node.
+22023: name, node or prefix is empty or too long.
+22004: name or prefix is NULL.
+42939: prefix is a schema of Postgres'' own, with a node.';
+
+COMMENT ON FUNCTION @extschema@.oban_term(text, text, text) IS
+'Returns the term of this session''s leadership, or of a named node''s.
+
+Arguments:
+name: name of the instance.
+node: name of a node. NULL means the member that this session joined.
+prefix: schema of the job tables.
+
+Result: the term (a fencing token). NULL: it does not lead now.
+
+A later leadership of any name in this database has a greater term.
+Behind a transaction pooler give the node.
+Without a node, a prefix that does not exist gives NULL.
+Rights: with a node, SELECT on the prefix''s oban_jobs or on a column of it. Without: none.
+
+Errors:
+55000: obanrs is not preloaded.
+42501: the role lacks that right, with a node.
+3F000: prefix does not exist, with a node.
+22023: name, node or prefix is empty or too long.
+22004: name or prefix is NULL.
+42939: prefix is a schema of Postgres'' own, with a node.';
+
+COMMENT ON FUNCTION @extschema@.oban_leader(text, text) IS
+'Returns the leader of a name, for people and dashboards.
+
+Arguments:
+name: name of the instance.
+prefix: schema of the job tables.
+
+Result: one row. No row: there is no leader.
+node: name of the node that leads.
+term: term of its leadership. NULL for a leadership that began before oban_install, until it is renewed.
+started_at: when its leadership began.
+expires_at: when its lease ends without a renewal.
+
+It reads the unexpired row of oban_peers. So Oban''s own nodes are included, if they are of Oban for Elixir.
+Oban for Python elects in a table of its own, and is not included.
+Do not fence with this term: it may be another process''s. oban_renew and oban_term return one''s own.
+On a standby it answers from the replicated row.
+Rights: SELECT on the prefix''s oban_jobs or on a column of it. None on oban_peers.
+
+Errors:
+42501: the role lacks that right.
+3F000: prefix does not exist.
+22023: name or prefix is empty or too long.
+22004: an argument is NULL.
+42939: prefix is a schema of Postgres'' own.
+55000: oban_peers is unlogged and the server is in recovery.';
+
+COMMENT ON FUNCTION @extschema@.oban_fence(bigint, text, text) IS
+'Fails unless a term is held, and keeps other leaders out until commit.
+
+Arguments:
+term: one''s own term, as oban_renew or oban_term returned it. NULL, which these return without leadership, is refused.
+name: name of the instance.
+prefix: schema of the job tables.
+
+Result: nothing. It returns only if the term is held and its lease has not ended.
+
+Call it at the beginning of each transaction that only a leader may commit.
+Until the transaction ends, no other node becomes leader.
+It locks the leader''s row in oban_peers against deletion. A renewal does not wait for that.
+Rights: INSERT on the prefix''s oban_jobs. None on oban_peers.
+
+Errors:
+40001: the term is not held any more, is NULL, or its lease has ended; or this transaction''s snapshot (REPEATABLE READ, SERIALIZABLE) is older than the leadership. Roll back.
+42501: the role lacks that right.
+3F000: prefix does not exist.
+25006: the transaction is read-only.
+55000: obanrs is not preloaded, the server is in recovery, or prefix is not installed; or oban_peers has something that elections would have to ignore, which the hint names.
+22023: name or prefix is empty or too long.
+22004: name or prefix is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_gossip_put(text, text, jsonb, text, interval, text) IS
+'Tells what one queue of a node does now: puts its entry in shared memory.
+
+Arguments:
+node: name of the node, at most 255 bytes.
+queue: name of the queue, at most 508 bytes.
+state: JSON object with the keys of Oban''s checks, at most 64 kB.
+name: name of the instance, at most 127 bytes.
+ttl: how long the entry lasts without another put, up to a year. NULL means obanrs.gossip_ttl.
+prefix: schema of the job tables.
+
+Result: nothing.
+
+It takes effect at once, and a rollback does not take it back.
+Known keys are uuid, limit or local_limit, paused, running, started_at, updated_at, shutdown_started_at, global_limit and rate_limit. Others are kept.
+running is an array of job ids: integers, or strings such as uuids.
+Known keys have to be of the right types, because readers of gossip would crash on others.
+The server''s time counts for when an entry was updated, and for when it started unless the state says so.
+An entry ends after ttl, by oban_gossip_delete, or with its node''s member that has no lease.
+Every obanrs.gossip_interval the entries are sent to the sessions that LISTEN to the prefix''s gossip.
+An entry belongs to the schema that prefix names at the call, also after a rename.
+Where there is no room, the entry that would be replaced stays as it was.
+Rights: INSERT on the prefix''s oban_jobs.
+
+Errors:
+22023: a known key of state has a wrong type; or state is no object, is over 64 kB, is nested over 100 levels deep, or has a number of over 300 digits; or a name is empty or too long; or ttl is not positive or over a year.
+53400: obanrs.gossip_memory is full; or what the current role put last takes its share of it (obanrs.role_share). Superusers and the owner of the database have no limit.
+42501: the role lacks that right.
+3F000: prefix does not exist.
+55000: obanrs is not preloaded, or the server is in recovery.
+22004: an argument other than ttl is NULL.
+42939: prefix is a schema of Postgres'' own.
+22P05: state has a character that UTF-8 lacks, in a database of another encoding.
+22021: state is not UTF-8, in a database of encoding SQL_ASCII.';
+
+COMMENT ON FUNCTION @extschema@.oban_gossip_delete(text, text, text, text) IS
+'Deletes the gossip entry of one queue, or of all queues, of a node.
+
+Arguments:
+node: name of the node.
+queue: name of the queue. NULL deletes the entries of all queues of the node.
+name: name of the instance.
+prefix: schema of the job tables.
+
+Result: how many entries were deleted.
+
+It takes effect at once, and a rollback does not take it back.
+Rights: INSERT on the prefix''s oban_jobs.
+
+Errors:
+42501: the role lacks that right.
+3F000: prefix does not exist.
+55000: obanrs is not preloaded.
+22023: node, queue, name or prefix is empty or too long.
+22004: an argument other than queue is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_orphans(text, interval) IS
+'Lists jobs in state executing that no live process runs, and why.
+
+Arguments:
+prefix: schema of the job tables.
+grace: how long a process must be silent before its jobs count, from 0 to a year. Under some seconds is for tests, as nodes gossip once a second.
+
+Result: one row for each such job. No row: every executing job may still run.
+id: id of the job.
+queue: queue of the job.
+worker: worker of the job.
+node: node that took the job, the first element of attempted_by.
+reason: gone, restarted, not running or unknown, as described below.
+since: when the evidence begins, which is never before the attempt.
+
+A process is a node and its uuid, the two elements of attempted_by.
+gone: the process gossiped, its last entry has ended, and it was not heard again for grace.
+restarted: the same, and another process gossips this queue of the node now.
+not running: the process gossips running for the queue, and two of its puts do not list the job. The first was made a grace or more after the attempt began, and a call of this function noted it. The second was made a grace or more after that call.
+So a job whose fetch lost its answer is named by the second call at the earliest.
+unknown: this server has not heard the process since it started or was promoted, or forgot it for lack of room in obanrs.gossip_memory. A node without gossip is always unknown.
+A process that gossips by NOTIFY is also unknown if the relay did not listen all the time.
+Never take unknown jobs by this alone: their processes may live.
+It reads gossip first, then the rows that are committed by then.
+It reads oban_jobs with the rights of the caller, so row level security applies.
+Rights: SELECT on id, queue, worker, state, attempted_by and attempted_at of the prefix''s oban_jobs.
+
+Errors:
+55000: obanrs is not preloaded, or the server is in recovery.
+42501: the role lacks that right.
+3F000: prefix does not exist.
+22023: grace is negative or over a year; or prefix is empty or too long.
+22004: an argument is NULL.
+42939: prefix is a schema of Postgres'' own.
+40001: the schema was renamed meanwhile. Run it again.
+42P01: prefix has no oban_jobs.
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.';
+
+COMMENT ON VIEW @extschema@.oban_members IS
+'Shows the members that have joined in this database.
+
+Columns:
+prefix: schema of the job tables.
+name: name of the instance.
+node: name of the node.
+member: member id, as oban_join returned it.
+kind: session (ends with the session of pid) or lease (ends at expires_at).
+pid: backend of a member of kind session, else NULL.
+leader: whether it leads now.
+joined_at: when it joined.
+expires_at: end of its lease if it does not renew. NULL for kind session.
+
+obanrs_memberships() shows these, and whether a member stands for election (candidate).
+Rights: none. It shows the prefixes on whose oban_jobs the role has SELECT, or SELECT on a column.
+Empty without preload.';
+
+COMMENT ON VIEW @extschema@.oban_leadership IS
+'Shows the current leaders of all prefixes in this database.
+
+Columns:
+prefix: schema of the job tables.
+name: name of the instance.
+node: name of the node that leads.
+term: term of the leadership. NULL for a leadership that began before oban_install, until it is renewed.
+started_at: when the leadership began.
+expires_at: when its lease ends without a renewal.
+
+It reads the unexpired rows of each oban_peers, so Oban''s own nodes are included, if they are of Oban for Elixir.
+A table that is locked, or unlogged on a standby, is left out.
+In a database of another encoding than UTF8, prefixes whose names are not ASCII are left out.
+Rights: none. It shows the prefixes on whose oban_jobs the role has SELECT, or SELECT on a column.';
+
+COMMENT ON VIEW @extschema@.oban_gossip IS
+'Shows the queues that run in this database, by node.
+
+Columns:
+prefix: schema of the job tables.
+name: name of the instance.
+node: name of the node.
+queue: name of the queue.
+paused: whether the queue is paused, as state has it.
+local_limit: how many jobs the queue runs at most: local_limit, or else limit, of state.
+running: number of jobs that the queue runs, by running of state.
+uuid: uuid of the process, as state has it.
+started_at: when the queue started.
+updated_at: when the entry was last put or heard.
+expires_at: when the entry ends if it is not put or heard again.
+state: what oban_gossip_put was given, or what the node gossiped.
+
+It shows what was put here, and what Oban''s own nodes gossip (obanrs.gossip_ingest).
+Each row is a consistent copy. All rows together are no snapshot.
+Rights: none. It shows the prefixes on whose oban_jobs the role has SELECT, or SELECT on a column.
+Empty without preload.';
+
+COMMENT ON VIEW @extschema@.oban_workers IS
+'Shows the background workers of obanrs in this server.
+
+Columns:
+kind: coordinator, keeper or relay.
+database: name of the database that it serves. NULL for the coordinator.
+pid: process id, NULL when it does not run.
+state: running, starting, waiting, backoff or stopping.
+started_at: when the running process started.
+restarts: how often it was started again.
+last_error: what went wrong last, also with the elections of one prefix. It stays until something else goes wrong.
+
+The coordinator is there once for the server.
+Each database with the extension has a keeper, which holds elections.
+It also has a relay, which sends notifications, and sends and hears gossip.
+waiting means that it is to be started, or that a DDL command keeps it away. backoff means a pause after a failure.
+Rights: none. Only superusers and members of pg_read_all_stats see last_error.
+Empty without preload.';
+
+COMMENT ON VIEW @extschema@.oban_stats IS
+'Shows what obanrs has done in this database, as counters.
+
+Columns:
+counter: name of the counter.
+value: its value.
+
+Counters:
+published: messages that were given a position.
+relayed: messages that the relay sent.
+merged: wake-ups that the relay left out, because an equal one in the same transaction stood for them.
+unheard: messages that were not sent, because no session LISTENs.
+relay_transactions: transactions in which the relay sent.
+native: messages that transactions sent natively themselves. Those of transactions that then failed to commit are counted, too.
+native_fallbacks: messages that were sent natively for lack of a relay or of room, also for other transactions.
+gaps: transactions without room in the ring, or in their role''s share of it (obanrs.role_share). Readers are told that they missed something.
+dropped: messages that could not be sent.
+polls: calls of oban_poll and oban_wait.
+elections: leaderships given to members.
+lapses: leaderships of members that ended by their lease.
+fences_refused: calls of oban_fence with a term that was not held.
+gossip_puts: calls of oban_gossip_put that put something.
+gossip_expired: entries of gossip that ended by their ttl.
+gossip_broadcasts: how often entries were sent to other nodes.
+gossip_shortened: checks that lost their oldest running jobs, or more, because even compressed they were too long for a notification.
+gossip_taken_in: checks of other nodes that were taken in.
+gossip_malformed: messages on a gossip channel that were no checks.
+gossip_refused: checks of other nodes for which there was no room.
+gossip_broadcast_entries: how many entries were sent the last time.
+last_failover_us: microseconds without a leader before the last election that followed another leadership.
+ring_waiting: messages in the ring that the relay has still to send.
+ring_bytes_used: bytes of the ring in use.
+ring_bytes: bytes of the ring.
+gossip_entries: rows of oban_gossip, of all prefixes.
+gossip_entries_taken_in: those of them that other nodes gossiped.
+gossip_bytes: memory of all these entries.
+
+It counts since the server started, or the extension was created.
+dropped counts wake-ups of triggers that are over the transaction''s limit, before a PREPARE TRANSACTION, or while the queue of NOTIFY is full.
+dropped counts statements on tables whose column queue or state is missing or cannot be read, and on temporary tables.
+dropped counts messages to a schema that was dropped before they were sent, or renamed so that it has no channels.
+dropped counts what was on its way when the extension was dropped.
+Rights: none.
+Empty without preload.';
+
+COMMENT ON FUNCTION @extschema@.obanrs_memberships() IS
+'Internal: the view oban_members calls it for its rows.
+
+Result: the rows of oban_members, each with candidate: whether the member stands for election.';
+
+COMMENT ON FUNCTION @extschema@.obanrs_leadership() IS
+'Internal: the view oban_leadership calls it for its rows.';
+
+COMMENT ON FUNCTION @extschema@.obanrs_gossip() IS
+'Internal: the view oban_gossip calls it for its rows.';
+
+COMMENT ON FUNCTION @extschema@.obanrs_workers() IS
+'Internal: the view oban_workers calls it for its rows.';
+
+COMMENT ON FUNCTION @extschema@.obanrs_stats() IS
+'Internal: the view oban_stats calls it for its rows.';
+
+COMMENT ON FUNCTION @extschema@.obanrs_jobs_insert() IS
+'Internal: the trigger on oban_jobs calls it, to wake each queue with new jobs.
+
+oban_install puts the trigger on oban_jobs.
+It wakes each queue for which the statement inserted jobs in state available.
+It never fails the INSERT. It drops a wake-up over obanrs.max_transaction_messages, or before a PREPARE TRANSACTION.
+
+Errors:
+39P01: it was not called by such a trigger.';
+
+COMMENT ON FUNCTION @extschema@.obanrs_peers() IS
+'Internal: the triggers on oban_peers call it, for rows that Oban''s nodes write.
+
+oban_install puts the triggers on oban_peers. They hold Oban''s own nodes to the rules of elections.
+A node that is no member renews its own row only. It gets a term and the server''s times.
+An UPDATE of node hands the leadership over, as a DELETE and an INSERT would. The row gets a new term and no boot, and the UPDATE waits for fences.
+Name, term and boot do not change, nor does started_at unless node does.
+What is done to rows is told to shared memory when it commits.
+
+Errors:
+22023: an UPDATE changes name, term, boot, or started_at without node.
+39P01: it was not called by such a trigger.';
+
+COMMENT ON SEQUENCE @extschema@.obanrs_term IS
+'Internal: elections and the triggers on oban_peers draw terms from it.
+
+Its value is the last term given to a leadership in this database.';
