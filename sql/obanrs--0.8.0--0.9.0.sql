@@ -1,5 +1,49 @@
 \echo Use "ALTER EXTENSION obanrs UPDATE TO '0.9.0'" to load this file. \quit
 
+-- A new argument makes another function of the same name, and two of a name could not be called without it. So the
+-- old function goes. What depends on it, such as a view, is an error that names it.
+
+CREATE FUNCTION @extschema@.oban_install(
+    prefix pg_catalog.text DEFAULT 'public',
+    stage pg_catalog.bool DEFAULT NULL,
+    on_replica pg_catalog.bool DEFAULT NULL
+) RETURNS void
+VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'oban_install_with_wrapper';
+
+-- The new functions take over owners, rights and settings. These are copied in the catalogs. A GRANT in an extension's
+-- script would count as the extension's own, and pg_dump would leave the user's GRANTs and REVOKEs out.
+
+CREATE TEMPORARY TABLE pg_temp.obanrs_replaced AS
+    SELECT old::pg_catalog.oid AS old, new::pg_catalog.oid AS new
+    FROM (VALUES
+        (
+            '@extschema@.oban_install(text, boolean)'::pg_catalog.regprocedure,
+            '@extschema@.oban_install(text, boolean, boolean)'::pg_catalog.regprocedure
+        )
+    ) AS replaced (old, new);
+
+UPDATE pg_catalog.pg_proc AS new
+    SET proowner = old.proowner, proacl = old.proacl, proconfig = old.proconfig
+    FROM pg_temp.obanrs_replaced AS r, pg_catalog.pg_proc AS old
+    WHERE new.oid OPERATOR(pg_catalog.=) r.new AND old.oid OPERATOR(pg_catalog.=) r.old;
+
+-- Which roles a function depends on: its owner, and those in its rights.
+DELETE FROM pg_catalog.pg_shdepend AS d
+    USING pg_temp.obanrs_replaced AS r, pg_catalog.pg_database AS own
+    WHERE d.dbid OPERATOR(pg_catalog.=) own.oid AND own.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+        AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+        AND d.objid OPERATOR(pg_catalog.=) r.new;
+UPDATE pg_catalog.pg_shdepend AS d
+    SET objid = r.new
+    FROM pg_temp.obanrs_replaced AS r, pg_catalog.pg_database AS own
+    WHERE d.dbid OPERATOR(pg_catalog.=) own.oid AND own.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+        AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+        AND d.objid OPERATOR(pg_catalog.=) r.old;
+
+DROP TABLE pg_temp.obanrs_replaced;
+
+DROP FUNCTION @extschema@.oban_install(text, boolean);
+
 -- The comments, word for word those of 90_finish.sql: tools/comments writes them. Nothing comes after them.
 
 COMMENT ON FUNCTION @extschema@.oban_version() IS
@@ -27,22 +71,25 @@ It is not ok when no schema that the calling role may use is installed.
 It changes nothing, and it works without preload and in recovery.
 Rights: none. Only superusers and members of pg_read_all_stats see a worker''s last error.';
 
-COMMENT ON FUNCTION @extschema@.oban_install(text, boolean) IS
+COMMENT ON FUNCTION @extschema@.oban_install(text, boolean, boolean) IS
 'Installs a prefix: creates or adopts Oban''s tables in a schema, adds triggers.
 
 Arguments:
 prefix: schema of the job tables, at most 51 bytes and without a dot. A schema that does not exist is created.
 stage: leave it out. Staging of scheduled jobs is not supported yet: true is refused, false and NULL do nothing.
+on_replica: true: also rows that logical replication brings wake their queues on this server. NULL: as it is.
 
 Result: nothing.
 
 It creates what is missing: oban_jobs, as Oban''s migration 14 makes it, and oban_peers, as a logged table.
-It adds the insert trigger to oban_jobs and its partitions.
+It adds two triggers to oban_jobs, for INSERT and UPDATE of each row. Postgres gives them to each partition.
+It replaces the trigger of a version before 0.9.0. Until then that trigger works as it did.
 It adds the columns term and boot and three triggers to oban_peers.
 It runs no code of a table''s owner, and evaluates none of the table''s expressions.
 When nothing is missing, it changes nothing and takes no lock.
 It waits at most 2 s for a lock.
-Run it again after adding a partition to oban_jobs, and after an update of the extension.
+Run it again after an update of the extension. A new partition of oban_jobs has the triggers by itself.
+ALTER TABLE ... ATTACH PARTITION of a table that has the triggers already is 42710: DROP them on that table first.
 A WARNING names what keeps the prefix from holding elections or sending wake-ups.
 A rollback takes everything back.
 Rights: ownership of the tables that exist. To create: CREATE on the schema, or on the database for a new schema.
@@ -710,11 +757,13 @@ COMMENT ON FUNCTION @extschema@.obanrs_stats() IS
 'Internal: the view oban_stats calls it for its rows.';
 
 COMMENT ON FUNCTION @extschema@.obanrs_jobs_insert() IS
-'Internal: the trigger on oban_jobs calls it, to wake each queue with new jobs.
+'Internal: the triggers on oban_jobs call it, to wake queues with new jobs.
 
-oban_install puts the trigger on oban_jobs.
-It wakes each queue for which the statement inserted jobs in state available.
-It never fails the INSERT. It drops a wake-up over obanrs.max_transaction_messages, or before a PREPARE TRANSACTION.
+oban_install puts the triggers on oban_jobs, for each row of an INSERT and of an UPDATE.
+It wakes the queue of a row whose state is available, if before the UPDATE the state or the queue was another.
+A transaction sends one wake-up for each queue.
+It also serves the trigger of versions before 0.9.0, which fires once for each INSERT.
+It never fails the statement. It drops a wake-up over obanrs.max_transaction_messages, or before a PREPARE TRANSACTION.
 
 Errors:
 39P01: it was not called by such a trigger.';

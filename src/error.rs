@@ -80,7 +80,7 @@ pub enum Error {
     Restricted(&'static str),
     #[error("{0}")]
     NotSupported(&'static str),
-    #[error("obanrs_jobs_insert() is a trigger AFTER INSERT FOR EACH STATEMENT with REFERENCING NEW TABLE")]
+    #[error("obanrs_jobs_insert() is for the triggers that oban_install() puts on oban_jobs")]
     WrongTrigger,
     #[error("obanrs_peers() is for the triggers that oban_install() puts on oban_peers")]
     WrongPeersTrigger,

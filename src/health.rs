@@ -31,6 +31,7 @@ use crate::shmem::Segment;
 use crate::shmem::rings::{self, RingAvailability};
 
 const PREFIXES: &str = include_str!("../sql/health/prefixes.sql");
+const DETACHED: &str = include_str!("../sql/health/detached.sql");
 
 type Finding = (String, bool, String);
 
@@ -65,6 +66,7 @@ fn oban_check() -> TableIterator<'static, (name!(item, Shown), name!(ok, bool), 
         findings.push(found("prefix", Err(none.into())));
     }
     findings.extend(prefixes.iter().flat_map(|prefix| prefix.findings(&used)));
+    findings.extend(detached());
     TableIterator::new(findings.into_iter().map(|(item, ok, detail)| (Shown(item), ok, Shown(detail))))
 }
 
@@ -313,6 +315,9 @@ struct Prefix {
     /// Whether the prefix's tables have a trigger or a column that obanrs has added.
     touched: bool,
     without_trigger: Vec<String>,
+    /// The tables with the trigger of a version before 0.9.0, or with one of the two triggers.
+    old_trigger: Vec<String>,
+    /// The tables with a trigger that is off. Each stands before the names of its triggers.
     disabled: Vec<String>,
     peers: Option<String>,
     peers_triggers_are_there: bool,
@@ -341,6 +346,7 @@ fn prefixes() -> Vec<Prefix> {
             jobs_oid: row.get_by_name::<pg_sys::Oid, _>("jobs_oid")?.map(TableOid::from),
             touched: row.get_by_name("touched")?.unwrap_or(false),
             without_trigger: texts("without_trigger")?,
+            old_trigger: texts("old_trigger")?,
             disabled: texts("disabled")?,
             peers: text("peers")?,
             peers_triggers_are_there: row.get_by_name("peers_triggers_are_there")?.unwrap_or(false),
@@ -357,6 +363,27 @@ fn prefixes() -> Vec<Prefix> {
         rows.map(read).collect::<SpiResult<Vec<_>>>()
     })
     .unwrap_or_else(|e| pgrx::error!("{e}"))
+}
+
+/// Returns a row for each table that is no table of jobs any more and has its triggers still. Such a
+/// table wakes queues of its schema, and can't be attached to a partitioned table of jobs (42710).
+fn detached() -> Vec<Finding> {
+    let read = |row: SpiHeapTupleData<'_>| {
+        let text =
+            |column: &str| row.get_by_name(column).map(|text| text.map_or(String::new(), |Shown(t)| t));
+        Ok((text("relation")?, text("remedy")?))
+    };
+    let tables = Spi::connect(|client| {
+        client.select(DETACHED, None, &[])?.map(read).collect::<SpiResult<Vec<(String, String)>>>()
+    });
+    let finding = |(table, remedy): (String, String)| {
+        let detail = format!(
+            "the table is no oban_jobs, and has its triggers: if it is to become a partition of one, they \
+             have to go before ALTER TABLE ... ATTACH PARTITION: {remedy}"
+        );
+        found(format!("trigger on {table}"), Err(detail))
+    };
+    tables.unwrap_or_else(|e| pgrx::error!("{e}")).into_iter().map(finding).collect()
 }
 
 impl Prefix {
@@ -436,7 +463,9 @@ impl Prefix {
         if self.jobs.is_none() {
             missing.push("table oban_jobs".to_owned());
         }
-        missing.extend(self.without_trigger.iter().map(|t| format!("trigger on {t}")));
+        missing.extend(self.without_trigger.iter().map(|t| format!("triggers on {t}")));
+        let newer = |t: &String| format!("triggers of this version on {t} (those that it has still work)");
+        missing.extend(self.old_trigger.iter().map(newer));
         match peers {
             None => missing.push("table oban_peers".into()),
             Some(peers) if !peers.installed => missing.push("columns term and boot of oban_peers".into()),
@@ -528,16 +557,19 @@ impl Prefix {
     /// Returns one row for each table whose trigger is off, or one row that says that no trigger is
     /// off. Returns no row if a table has no trigger.
     fn triggers(&self) -> Vec<Finding> {
-        let off = |table: &String| {
+        let off = |table_and_triggers: &String| {
+            let (table, triggers) = table_and_triggers.rsplit_once(' ').unwrap_or_default();
+            let enable: Vec<_> = triggers.split(',').map(|t| format!("ENABLE TRIGGER {t}")).collect();
             let detail = format!(
-                "disabled, so that an INSERT into it wakes nobody: ALTER TABLE {table} ENABLE TRIGGER obanrs_jobs_insert"
+                "disabled, so that what is written there wakes nobody: ALTER TABLE {table} {}",
+                enable.join(", ")
             );
             found(format!("trigger on {table}"), Err(detail))
         };
         if !self.disabled.is_empty() {
             return self.disabled.iter().map(off).collect();
         }
-        if !self.without_trigger.is_empty() {
+        if !self.without_trigger.is_empty() || !self.old_trigger.is_empty() {
             return Vec::new(); // the row of the prefix says so
         }
         vec![found(format!("trigger on {}.oban_jobs", self.name), Ok("enabled".into()))]

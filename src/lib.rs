@@ -86,6 +86,8 @@ pub extern "C-unwind" fn _PG_init() {
     let preloading = pg::session::is_preloading();
     config::register(preloading);
     bus::register();
+    trigger::repeats::register();
+    trigger::jobs::register();
     trigger::peers::register();
     if preloading {
         shmem::request();

@@ -190,7 +190,7 @@ fn server(environment: &[(&str, &str)]) -> Cluster {
         client.batch_execute(&format!("SELECT oban_install('{prefix}')")).expect("it can be installed");
         if arm != Arm::Bus {
             client
-                .batch_execute(&format!("DROP TRIGGER obanrs_jobs_insert ON {prefix}.oban_jobs"))
+                .batch_execute(&format!("DROP TRIGGER obanrs_jobs_insert ON {prefix}.oban_jobs; DROP TRIGGER obanrs_jobs_update ON {prefix}.oban_jobs"))
                 .expect("it is there");
         }
     }

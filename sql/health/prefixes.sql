@@ -22,22 +22,30 @@ WITH RECURSIVE prefixes AS (
     FROM job_tables t
     JOIN pg_class c ON c.oid = t.oid AND c.relkind = 'p'
     JOIN pg_inherits i ON i.inhparent = t.oid
+), ours AS (
+    SELECT f.oid FROM pg_proc f JOIN pg_extension e ON e.extnamespace = f.pronamespace
+    WHERE e.extname = 'obanrs' AND f.proname = 'obanrs_jobs_insert' AND f.pronargs = 0
 ), tables AS (
-    SELECT t.prefix, t.oid, g.tgenabled AS enabled
+    -- Their triggers. Versions before 0.9.0 have made one for each INSERT statement, on each table.
+    SELECT t.prefix, t.oid,
+        count(g.oid) AS triggers,
+        count(g.oid) FILTER (WHERE g.tgtype & 1 = 1) AS row_triggers,
+        COALESCE(
+            array_agg(g.tgname::text ORDER BY g.tgname) FILTER (WHERE g.tgenabled IN ('D', 'R')), '{}'
+        ) AS off
     FROM job_tables t
     JOIN pg_class c ON c.oid = t.oid AND c.relkind IN ('r', 'p')
     LEFT JOIN pg_trigger g
-        ON g.tgrelid = t.oid AND g.tgname = 'obanrs_jobs_insert' AND g.tgfoid = (
-            SELECT f.oid FROM pg_proc f JOIN pg_extension e ON e.extnamespace = f.pronamespace
-            WHERE e.extname = 'obanrs' AND f.proname = 'obanrs_jobs_insert' AND f.pronargs = 0
-        )
+        ON g.tgrelid = t.oid AND g.tgname IN ('obanrs_jobs_insert', 'obanrs_jobs_update')
+        AND g.tgfoid IN (SELECT oid FROM ours)
+    GROUP BY t.prefix, t.oid
 )
 SELECT
     p.nspname::text AS prefix,
     p.jobs::regclass::text AS jobs,
     p.jobs_kind IN ('r', 'p') AS jobs_is_table,
     -- Whether anything of obanrs' is on the tables.
-    EXISTS (SELECT FROM tables t WHERE t.prefix = p.oid AND t.enabled IS NOT NULL)
+    EXISTS (SELECT FROM tables t WHERE t.prefix = p.oid AND t.triggers > 0)
         OR peers_triggers.there > 0
         OR EXISTS (
             SELECT FROM pg_attribute a
@@ -46,11 +54,17 @@ SELECT
     p.jobs AS jobs_oid,
     ARRAY(
         SELECT t.oid::regclass::text FROM tables t
-        WHERE t.prefix = p.oid AND t.enabled IS NULL ORDER BY t.oid
+        WHERE t.prefix = p.oid AND t.triggers = 0 ORDER BY t.oid
     ) AS without_trigger,
+    -- Those with a trigger of a version before 0.9.0, and those with one trigger of the two.
     ARRAY(
         SELECT t.oid::regclass::text FROM tables t
-        WHERE t.prefix = p.oid AND t.enabled IN ('D', 'R') ORDER BY t.oid
+        WHERE t.prefix = p.oid AND t.triggers > 0 AND t.row_triggers < 2 ORDER BY t.oid
+    ) AS old_trigger,
+    ARRAY(
+        SELECT format('%s %s', t.oid::regclass, array_to_string(t.off, ','))
+        FROM tables t
+        WHERE t.prefix = p.oid AND t.off <> '{}' ORDER BY t.oid
     ) AS disabled,
     p.peers::regclass::text AS peers,
     -- The publications that take the table along, each with what ends that. An unlogged table is never published.

@@ -22,6 +22,7 @@ pub mod lifecycle;
 pub mod orphans;
 pub mod outbox;
 pub mod relay;
+pub mod repeats;
 pub mod retry;
 pub mod ring;
 pub mod shape;

@@ -24,15 +24,58 @@ pub enum Event {
     Truncate,
 }
 
-/// A trigger without a condition, columns or arguments.
-pub struct Trigger {
-    pub name: &'static CStr,
+/// In which sessions a trigger fires, as `pg_trigger.tgenabled` has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fires {
+    /// Not where changes are replicated (session_replication_role = replica).
+    Origin,
+    /// In all sessions.
+    Always,
+    /// Only where changes are replicated.
+    Replica,
+    /// In no session: the trigger is disabled.
+    Never,
+}
+
+impl Fires {
+    /// Returns the value of a `tgenabled`.
+    pub fn of(enabled: u8) -> Self {
+        match enabled {
+            pg_sys::TRIGGER_FIRES_ALWAYS => Self::Always,
+            pg_sys::TRIGGER_FIRES_ON_REPLICA => Self::Replica,
+            pg_sys::TRIGGER_DISABLED => Self::Never,
+            _ => Self::Origin,
+        }
+    }
+
+    fn enabled(self) -> u8 {
+        match self {
+            Self::Origin => pg_sys::TRIGGER_FIRES_ON_ORIGIN,
+            Self::Always => pg_sys::TRIGGER_FIRES_ALWAYS,
+            Self::Replica => pg_sys::TRIGGER_FIRES_ON_REPLICA,
+            Self::Never => pg_sys::TRIGGER_DISABLED,
+        }
+    }
+}
+
+/// A trigger without a list of columns.
+pub struct Trigger<'a> {
+    pub name: &'a CStr,
     pub timing: Timing,
-    pub events: &'static [Event],
+    pub events: &'a [Event],
     pub for_each_row: bool,
-    /// The name of the transition table in which the trigger's function finds the inserted rows.
-    /// `None`: the trigger has no transition table.
-    pub new_rows: Option<&'static CStr>,
+}
+
+/// What may differ between two triggers that are otherwise the same.
+pub struct Options<'a> {
+    pub fires: Fires,
+    /// The arguments that the trigger's function finds in each call.
+    pub arguments: &'a [&'a CStr],
+}
+
+impl Options<'_> {
+    /// A trigger without arguments that fires where changes are made.
+    pub const ORDINARY: Options<'static> = Options { fires: Fires::Origin, arguments: &[] };
 }
 
 /// Adds columns of type bigint that may be NULL and have no default, so that ALTER TABLE reads and
@@ -91,8 +134,10 @@ fn alter(table: TableOid, columns: &[&CStr], fill: impl Fn(*mut pg_sys::AlterTab
 }
 
 /// Runs CREATE OR REPLACE TRIGGER. The current role needs the rights TRIGGER on the table and
-/// EXECUTE on the function. The caller has locked and tested the table.
-pub fn create_trigger(table: TableOid, function: u32, trigger: &Trigger) {
+/// EXECUTE on the function. The caller has locked and tested the table. On a partitioned table a
+/// row trigger goes to each partition as well, in place of a partition's own trigger of that name.
+/// For that, the function locks the partitions one after the other (SHARE ROW EXCLUSIVE).
+pub fn create_trigger(table: TableOid, function: u32, trigger: &Trigger<'_>, options: &Options<'_>) {
     let (table, function) = (pg_sys::Oid::from(table), pg_sys::Oid::from(function));
     let none = pg_sys::InvalidOid;
     // SAFETY: the nodes are of Postgres' own kinds, and live in the current memory context as long
@@ -104,19 +149,18 @@ pub fn create_trigger(table: TableOid, function: u32, trigger: &Trigger) {
         (*statement).row = trigger.for_each_row;
         (*statement).timing = trigger.timing.bits();
         (*statement).events = trigger.events.iter().fold(0, |all, event| all | event.bits());
-        if let Some(name) = trigger.new_rows {
-            let rows = node::<pg_sys::TriggerTransition>(pg_sys::NodeTag::T_TriggerTransition);
-            (*rows).name = pg_sys::pstrdup(name.as_ptr());
-            ((*rows).isNew, (*rows).isTable) = (true, true);
-            (*statement).transitionRels = pg_sys::lappend(std::ptr::null_mut(), rows.cast());
+        for argument in options.arguments {
+            let copy = pg_sys::makeString(pg_sys::pstrdup(argument.as_ptr()));
+            (*statement).args = pg_sys::lappend((*statement).args, copy.cast());
         }
         let relation = pg_sys::relation_open(table, pg_sys::ShareRowExclusiveLock as i32);
         (*statement).relation = name_of(relation);
         pg_sys::relation_close(relation, pg_sys::NoLock as i32);
         let text = c"".as_ptr();
         let condition = std::ptr::null_mut();
-        let made = pg_sys::CreateTrigger(
-            statement, text, table, none, none, none, function, none, condition, false, false,
+        let fires = options.fires.enabled() as std::ffi::c_char;
+        let made = pg_sys::CreateTriggerFiringOn(
+            statement, text, table, none, none, none, function, none, condition, false, false, fires,
         );
         pg_sys::EventTriggerCollectSimpleCommand(made, pg_sys::InvalidObjectAddress, statement.cast());
         pg_sys::CommandCounterIncrement();

@@ -18,6 +18,7 @@ pub mod index;
 pub mod latch;
 pub mod lwlock;
 pub mod notify;
+mod partition;
 pub mod procedure;
 pub mod result_set;
 pub mod row_trigger;

@@ -1,11 +1,14 @@
 //! A trigger's row: how to read it, and how to return another row in its place.
 
+use std::ffi::CStr;
+
 use pgrx::AllocatedByPostgres;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::tupdesc::PgTupleDesc;
 
 use super::heap::{Heap, RowLock};
+use super::partition;
 use super::tuple::{self, Column, Tuple};
 use crate::logic::ids::{SchemaOid, TableOid};
 
@@ -67,7 +70,7 @@ impl<'a> RowTrigger<'a> {
             let form = (*self.data.tg_relation).rd_rel;
             (*form).relkind as u8 == pg_sys::RELKIND_RELATION
                 && (*form).relpersistence as u8 != pg_sys::RELPERSISTENCE_TEMP
-                && std::ffi::CStr::from_ptr((*form).relname.data.as_ptr()).to_bytes() == name.as_bytes()
+                && CStr::from_ptr((*form).relname.data.as_ptr()).to_bytes() == name.as_bytes()
         }
     }
 
@@ -81,6 +84,41 @@ impl<'a> RowTrigger<'a> {
     pub fn schema(&self) -> SchemaOid {
         // SAFETY: the relation that fired the trigger is open.
         unsafe { (*(*self.data.tg_relation).rd_rel).relnamespace.into() }
+    }
+
+    /// Returns the schema that is the prefix of the table. For a partition this is the schema of
+    /// the topmost partitioned table, otherwise the table's own schema.
+    pub fn schema_of_root(&self) -> SchemaOid {
+        // SAFETY: the relation that fired the trigger is open.
+        unsafe { partition::schema_of_root(self.data.tg_relation) }
+    }
+
+    /// Returns whether the table is temporary.
+    pub fn is_of_temporary_table(&self) -> bool {
+        // SAFETY: the relation that fired the trigger is open.
+        unsafe { (*(*self.data.tg_relation).rd_rel).relpersistence as u8 == pg_sys::RELPERSISTENCE_TEMP }
+    }
+
+    /// Returns the oid of the trigger.
+    pub fn oid(&self) -> u32 {
+        // SAFETY: the trigger's description lasts as long as the call.
+        unsafe { (*self.data.tg_trigger).tgoid.to_u32() }
+    }
+
+    /// Returns the argument of the trigger in this place, counted from 0. `None`: the trigger has
+    /// no such argument.
+    pub fn argument(&self, place: usize) -> Option<&'a CStr> {
+        // SAFETY: the trigger's description lasts as long as the call, and has `tgnargs` texts.
+        unsafe {
+            let trigger = &*self.data.tg_trigger;
+            (place < trigger.tgnargs as usize).then(|| CStr::from_ptr(*trigger.tgargs.add(place)))
+        }
+    }
+
+    /// Returns the column of this name, if rows store it. `None`: the table has no such column, or
+    /// the column is a virtual generated one, which is NULL in stored rows.
+    pub fn stored_column(&self, name: &str) -> Option<Column> {
+        self.column(name).filter(|column| !column.is_virtual())
     }
 
     /// Returns the column of this name. `None`: the table has no such column.

@@ -1,16 +1,12 @@
 //! The rows that a statement inserted, read directly from the trigger's tuplestore. SPI over the
-//! transition table costs several times as much.
+//! transition table costs several times as much. Only triggers of versions before 0.9.0 have such
+//! rows.
 
 use pgrx::pg_sys;
-use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
+use super::partition;
 use super::tuple::{self, Column, Tuple};
 use crate::logic::ids::SchemaOid;
-
-// pgrx does not bind this function. It may raise, so each call goes through the guard.
-unsafe extern "C-unwind" {
-    fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
-}
 
 /// The inserted rows of a statement trigger with REFERENCING NEW TABLE.
 pub struct TransitionTable<'a> {
@@ -27,18 +23,7 @@ impl<'a> TransitionTable<'a> {
     /// the topmost partitioned table, otherwise the table's own schema.
     pub fn schema(&self) -> SchemaOid {
         // SAFETY: the relation that fired the trigger is open.
-        unsafe {
-            let relation = self.data.tg_relation;
-            let mut namespace = (*(*relation).rd_rel).relnamespace;
-            if (*(*relation).rd_rel).relispartition {
-                let ancestors = pg_guard_ffi_boundary(|| get_partition_ancestors((*relation).rd_id));
-                if !ancestors.is_null() && (*ancestors).length > 0 {
-                    let root = (*(*ancestors).elements.add((*ancestors).length as usize - 1)).oid_value;
-                    namespace = pg_sys::get_rel_namespace(root);
-                }
-            }
-            namespace.into()
-        }
+        unsafe { partition::schema_of_root(self.data.tg_relation) }
     }
 
     /// Returns whether the table is temporary.

@@ -190,6 +190,13 @@ pub fn level() -> u32 {
     unsafe { pg_sys::GetCurrentTransactionNestLevel() as u32 }
 }
 
+/// Returns the number of the running command. It rises in a transaction with each command that
+/// writes, and with each change of a table's definition.
+pub fn command_id() -> u32 {
+    // SAFETY: every caller runs in a transaction.
+    unsafe { pg_sys::GetCurrentCommandId(false) }
+}
+
 /// Makes what this transaction has written visible to what the transaction does next.
 pub fn next_command() {
     // SAFETY: every caller runs in a transaction.

@@ -4,40 +4,46 @@
 use super::extension;
 use crate::error::Error;
 use crate::logic::ids::TableOid;
-use crate::pg::ddl::{Event, Timing, Trigger};
+use crate::pg::ddl::{Event, Fires, Timing, Trigger};
 use crate::pg::spi;
 
-/// The trigger on oban_jobs and on each partition.
-pub const ON_JOBS: Trigger = Trigger {
-    name: c"obanrs_jobs_insert",
-    timing: Timing::After,
-    events: &[Event::Insert],
-    for_each_row: false,
-    new_rows: Some(c"obanrs_inserted"),
-};
+/// The triggers on oban_jobs. Postgres gives them to each partition, also to later ones.
+pub const ON_JOBS: [Trigger<'static>; 2] = [
+    Trigger {
+        name: c"obanrs_jobs_insert",
+        timing: Timing::After,
+        events: &[Event::Insert],
+        for_each_row: true,
+    },
+    // Of any UPDATE: with UPDATE OF state, the trigger would not fire if a BEFORE trigger of the
+    // table sets the state.
+    Trigger {
+        name: c"obanrs_jobs_update",
+        timing: Timing::After,
+        events: &[Event::Update],
+        for_each_row: true,
+    },
+];
 
 /// The triggers on oban_peers.
-pub const ON_PEERS: [Trigger; 3] = [
+pub const ON_PEERS: [Trigger<'static>; 3] = [
     Trigger {
         name: c"obanrs_peers_guard",
         timing: Timing::Before,
         events: &[Event::Insert, Event::Update],
         for_each_row: true,
-        new_rows: None,
     },
     Trigger {
         name: c"obanrs_peers_rows",
         timing: Timing::After,
         events: &[Event::Insert, Event::Update, Event::Delete],
         for_each_row: true,
-        new_rows: None,
     },
     Trigger {
         name: c"obanrs_peers_end",
         timing: Timing::After,
         events: &[Event::Insert, Event::Truncate],
         for_each_row: false,
-        new_rows: None,
     },
 ];
 
@@ -50,6 +56,49 @@ pub struct Functions {
     pub peers: Option<u32>,
 }
 
+/// A trigger of the extension on a table of jobs, as pg_trigger has it.
+pub struct JobsTrigger {
+    pub oid: u32,
+    name: String,
+    pub fires: Fires,
+    /// False: a trigger of a version before 0.9.0, which fires for each statement.
+    for_each_row: bool,
+}
+
+impl JobsTrigger {
+    /// Returns the trigger that a row of `Functions::on_jobs` describes.
+    fn of(row: &str) -> Option<Self> {
+        let mut fields = row.split(' ');
+        Some(Self {
+            oid: fields.next()?.parse().ok()?,
+            name: fields.next()?.to_owned(),
+            fires: Fires::of(*fields.next()?.as_bytes().first()?),
+            for_each_row: fields.next()? == "1",
+        })
+    }
+
+    /// Returns whether this is the trigger of that name.
+    pub fn is(&self, trigger: &Trigger<'_>) -> bool {
+        self.name.as_bytes() == trigger.name.to_bytes()
+    }
+
+    /// Returns whether the trigger fires in the sessions in which `oban_install` is asked to have
+    /// it fire.
+    fn fires_as(&self, on_replica: Option<bool>) -> bool {
+        self.fires == wanted(on_replica, Some(self.fires))
+    }
+}
+
+/// Returns in which sessions a trigger is to fire that fires in the sessions `now`, or is missing.
+/// A trigger that an administrator has disabled stays disabled unless `on_replica` is true.
+pub fn wanted(on_replica: Option<bool>, now: Option<Fires>) -> Fires {
+    match (on_replica, now) {
+        (Some(true), _) => Fires::Always,
+        (Some(false), Some(Fires::Always | Fires::Replica)) | (_, None) => Fires::Origin,
+        (_, Some(now)) => now,
+    }
+}
+
 impl Functions {
     /// Returns the functions. `Err`: this database does not have the extension.
     pub fn find() -> Result<Self, Error> {
@@ -57,26 +106,46 @@ impl Functions {
         Ok(Self { jobs, peers: extension::trigger_function("obanrs_peers") })
     }
 
-    /// Returns the tables among oban_jobs and its partitions that lack the trigger. Partitions
-    /// count, because an INSERT into a partition fires only the partition's own triggers. Foreign
-    /// tables do not count, because they can't have such a trigger.
-    pub fn job_tables_without_trigger(&self, jobs: TableOid) -> Vec<TableOid> {
-        self.of_job_tables("t.oid", "g.oid IS NULL", jobs).into_iter().map(TableOid).collect()
+    /// Returns the extension's triggers on one table of jobs, apart from those that a partition has
+    /// from its partitioned table.
+    pub fn on_jobs(&self, table: TableOid) -> Vec<JobsTrigger> {
+        let sql = format!(
+            "SELECT concat_ws(' ', g.oid, g.tgname, g.tgenabled, (g.tgtype & 1)::text)
+             FROM pg_trigger g
+             WHERE g.tgrelid = $1::oid AND {} AND g.tgparentid = 0",
+            self.is_on_jobs()
+        );
+        spi::look(&sql, &table.to_string()).iter().filter_map(|row| JobsTrigger::of(row)).collect()
     }
 
-    /// Returns the tables among oban_jobs and its partitions that have the trigger.
+    /// Returns whether a table of jobs has all the triggers that this version of the extension has.
+    /// `on_replica`: whether they have to fire where changes are replicated, too; `None`: either is
+    /// fine.
+    pub fn are_on_jobs(&self, table: TableOid, on_replica: Option<bool>) -> bool {
+        let there = self.on_jobs(table);
+        ON_JOBS.iter().all(|trigger| {
+            let fits = |t: &&JobsTrigger| t.is(trigger) && t.for_each_row && t.fires_as(on_replica);
+            there.iter().any(|t| fits(&t))
+        })
+    }
+
+    /// Returns oban_jobs and its partitions. Foreign tables do not count. (pg_partition_tree would
+    /// lock the tables.)
+    pub fn job_tables(jobs: TableOid) -> Vec<TableOid> {
+        Self::selected_job_tables("true", jobs)
+    }
+
+    /// Returns the tables among oban_jobs and its partitions that have such a trigger of their own.
+    /// Versions before 0.9.0 made one on each partition.
     pub fn job_tables_with_trigger(&self, jobs: TableOid) -> Vec<TableOid> {
-        self.of_job_tables("t.oid", "g.oid IS NOT NULL", jobs).into_iter().map(TableOid).collect()
+        let has_own = format!(
+            "EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.oid AND {} AND g.tgparentid = 0)",
+            self.is_on_jobs()
+        );
+        Self::selected_job_tables(&has_own, jobs)
     }
 
-    /// Returns the oid of the trigger on one table of jobs. `None`: the table has no such trigger.
-    pub fn on_jobs(&self, table: TableOid) -> Option<u32> {
-        self.of_job_tables("g.oid", &format!("g.tgrelid = {table}"), table).pop()
-    }
-
-    /// Returns the column `what` for each table among oban_jobs and its partitions for which
-    /// `condition` holds. (pg_partition_tree would lock the tables.)
-    fn of_job_tables(&self, what: &str, condition: &str, jobs: TableOid) -> Vec<u32> {
+    fn selected_job_tables(condition: &str, jobs: TableOid) -> Vec<TableOid> {
         let sql = format!(
             "WITH RECURSIVE tables AS (
                 SELECT c.oid, c.relkind FROM pg_class c WHERE c.oid = $1::oid
@@ -85,14 +154,15 @@ impl Functions {
                 JOIN pg_inherits i ON i.inhparent = t.oid AND t.relkind = 'p'
                 JOIN pg_class c ON c.oid = i.inhrelid
             )
-            SELECT {what}::text FROM tables t
-            LEFT JOIN pg_trigger g
-                ON g.tgrelid = t.oid AND g.tgname = 'obanrs_jobs_insert' AND g.tgfoid = {}
-            WHERE t.relkind IN ('r', 'p') AND {condition}
-            ORDER BY t.oid",
-            self.jobs
+            SELECT t.oid::text FROM tables t WHERE t.relkind IN ('r', 'p') AND {condition} ORDER BY t.oid"
         );
-        selected_oids(&sql, jobs)
+        selected_oids(&sql, jobs).into_iter().map(TableOid).collect()
+    }
+
+    /// Returns the SQL condition that the row g of pg_trigger is one of `ON_JOBS`.
+    fn is_on_jobs(&self) -> String {
+        let names = ON_JOBS.map(|trigger| format!("'{}'", trigger.name.to_string_lossy()));
+        format!("g.tgfoid = {} AND g.tgname IN ({})", self.jobs, names.join(", "))
     }
 
     /// Returns the oids of the extension's triggers on a table of leaders.

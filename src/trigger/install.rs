@@ -24,7 +24,8 @@ use crate::logic::shape;
 use crate::logic::text::Text;
 use crate::pg::argument::TextArgument;
 use crate::pg::catalog;
-use crate::pg::{acl, ddl, scan, session, spi, xact};
+use crate::pg::ddl::{self, Fires, Options};
+use crate::pg::{acl, scan, session, spi, xact};
 use crate::prefix::peers::{self, Unusable};
 use crate::prefix::peers_catalog::{self, Added};
 use crate::prefix::triggers::{self, Functions};
@@ -39,10 +40,32 @@ const ATTEMPTS: usize = 5;
 const LOCK_HINT: &str = "Another transaction holds a lock on the table for long. Find it in pg_locks or \
                          pg_stat_activity, and install again when it has ended.";
 
-#[pg_extern(volatile, parallel_unsafe)]
-fn oban_install(
+/// What a call of `oban_install` asks for. `None`: what is there stays as it is.
+#[derive(Clone, Copy)]
+struct Wishes {
+    /// Whether the triggers on jobs fire for rows that logical replication brings.
+    on_replica: Option<bool>,
+}
+
+#[pg_extern(name = "oban_install", volatile, parallel_unsafe)]
+fn oban_install_with(
     prefix: default!(Option<TextArgument>, "'public'"),
     stage: default!(Option<bool>, "NULL"),
+    on_replica: default!(Option<bool>, "NULL"),
+) -> Result<(), ErrorReport> {
+    call_install(prefix, stage, Wishes { on_replica })
+}
+
+/// The symbol of oban_install in the SQL of versions before 0.9.0.
+#[pg_extern(sql = false)]
+fn oban_install(prefix: Option<TextArgument>, stage: Option<bool>) -> Result<(), ErrorReport> {
+    call_install(prefix, stage, Wishes { on_replica: None })
+}
+
+fn call_install(
+    prefix: Option<TextArgument>,
+    stage: Option<bool>,
+    wishes: Wishes,
 ) -> Result<(), ErrorReport> {
     let prefix = given("prefix", prefix)?.name("prefix", MAX_CHANNEL)?;
     let prefix: &str = &prefix;
@@ -58,7 +81,7 @@ fn oban_install(
     if stage == Some(true) {
         return Err(Error::NotSupported("staging of scheduled jobs is not supported yet").into());
     }
-    xact::with_hint(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, LOCK_HINT, || install(prefix))?;
+    xact::with_hint(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, LOCK_HINT, || install(prefix, wishes))?;
     Ok(())
 }
 
@@ -149,14 +172,14 @@ fn require_owner(table: TableOid) -> Result<(), Error> {
     if acl::owns(table) { Ok(()) } else { Err(Error::NotOwner { table: catalog::shown_name(table) }) }
 }
 
-fn install(name: &str) -> Result<(), Error> {
+fn install(name: &str, wishes: Wishes) -> Result<(), Error> {
     session::require_writable("install")?; // raise even if nothing is missing
     let schema = existing_or_new(name)?;
-    if !is_installed(&Functions::find()?, schema) {
+    if !is_installed(&Functions::find()?, schema, wishes) {
         extension::lock().ok_or(Error::NoExtension)?; // the trigger functions must not be dropped
         // Another session may have installed the prefix during the wait of this session. So from
         // here on everything is looked up again.
-        complete(&Prefix::locked(name, || existing_or_new(name))?)?;
+        complete(&Prefix::locked(name, || existing_or_new(name))?, wishes)?;
     }
     warn_of_obstacles(name, schema);
     warn_of_jobs(name, schema);
@@ -190,16 +213,16 @@ fn warn_of_jobs(prefix: &str, schema: SchemaOid) {
 }
 
 /// Returns whether nothing is missing. Reads catalogs only.
-fn is_installed(functions: &Functions, schema: SchemaOid) -> bool {
-    catalog::relation(schema, JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs))
+fn is_installed(functions: &Functions, schema: SchemaOid, wishes: Wishes) -> bool {
+    catalog::relation(schema, JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs, wishes))
         && catalog::relation(schema, PEERS).is_some_and(|peers| are_peers_complete(functions, peers))
 }
 
-/// Returns whether a table of jobs and its partitions have the trigger. Returns true also for a
-/// table that an earlier version has installed and that this version would refuse: `warn_of_jobs`
-/// names what is wrong with the table.
-fn are_jobs_complete(functions: &Functions, jobs: TableOid) -> bool {
-    catalog::is_jobs_table(jobs) && functions.job_tables_without_trigger(jobs).is_empty()
+/// Returns whether a table of jobs has the triggers, as the call asks for. (Then its partitions
+/// have them, too.) Returns true also for a table that this version would refuse, because it was
+/// altered since: `warn_of_jobs` names what is wrong with the table.
+fn are_jobs_complete(functions: &Functions, jobs: TableOid, wishes: Wishes) -> bool {
+    catalog::is_jobs_table(jobs) && functions.are_on_jobs(jobs, wishes.on_replica)
 }
 
 /// Returns whether a table of leaders has all columns and triggers. Returns true also for a table
@@ -216,7 +239,7 @@ fn has_columns(peers: TableOid) -> bool {
 
 /// Creates what is missing. The caller has locked the schema. `Err`: a table is not the caller's
 /// (42501), is of another kind (22023), or was changed by another session meanwhile (40001).
-fn complete(prefix: &Prefix<'_>) -> Result<(), Error> {
+fn complete(prefix: &Prefix<'_>, wishes: Wishes) -> Result<(), Error> {
     let functions = Functions::find()?;
     if prefix.table(JOBS).is_none() {
         tables::create_jobs(prefix)?;
@@ -228,12 +251,12 @@ fn complete(prefix: &Prefix<'_>) -> Result<(), Error> {
         require_owner(prefix.table(table).ok_or_else(|| prefix.changed())?)?;
     }
     let jobs = prefix.table(JOBS).ok_or_else(|| prefix.changed())?;
-    if !are_jobs_complete(&functions, jobs) {
-        require_obans_jobs(prefix, jobs)?; // refuse before any lock
+    if !are_jobs_complete(&functions, jobs, wishes) {
+        require_obans_jobs(&functions, prefix, jobs)?; // refuse before any lock
     }
     complete_peers(prefix, &functions)?;
-    complete_jobs(prefix, &functions)?;
-    if is_installed(&functions, prefix.schema) { Ok(()) } else { Err(prefix.changed()) }
+    complete_jobs(prefix, &functions, wishes)?;
+    if is_installed(&functions, prefix.schema, wishes) { Ok(()) } else { Err(prefix.changed()) }
 }
 
 /// Adds the missing columns and triggers to the table of leaders.
@@ -257,7 +280,9 @@ fn complete_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Erro
     }
     if let Some(function) = functions.peers.filter(|_| !functions.guard(peers)) {
         lift_terms(peers);
-        triggers::ON_PEERS.iter().for_each(|trigger| ddl::create_trigger(peers, function, trigger));
+        triggers::ON_PEERS.iter().for_each(|trigger| {
+            ddl::create_trigger(peers, function, trigger, &Options::ORDINARY);
+        });
     }
     Ok(())
 }
@@ -272,29 +297,37 @@ fn lift_terms(peers: TableOid) {
     }
 }
 
-/// Adds the missing triggers to the table of jobs and its partitions.
-fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
-    if prefix.table(JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs)) {
+/// Adds the missing triggers to the table of jobs. Replaces those of versions before 0.9.0, in this
+/// one transaction: a session that writes jobs waits for its end, so each of its rows is seen by
+/// exactly one of the two.
+fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions, wishes: Wishes) -> Result<(), Error> {
+    if prefix.table(JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs, wishes)) {
         return Ok(());
     }
-    let jobs = prefix.lock(JOBS, catalog::lock_name)?;
-    require_obans_jobs(prefix, jobs)?;
-    each_locked(
-        prefix,
-        || functions.job_tables_without_trigger(jobs),
-        catalog::lock_for_triggers,
-        |table| ddl::create_trigger(table, functions.jobs, &triggers::ON_JOBS),
-    )
+    let jobs = prefix.lock(JOBS, catalog::lock_for_triggers)?;
+    require_obans_jobs(functions, prefix, jobs)?;
+    Functions::job_tables(jobs).into_iter().try_for_each(require_owner)?;
+    let there = functions.on_jobs(jobs);
+    for trigger in &triggers::ON_JOBS {
+        let now = there.iter().find(|t| t.is(trigger)).map(|t| t.fires);
+        // A trigger that is new beside one that fires always is to fire always, too.
+        let now = now.or_else(|| there.iter().map(|t| t.fires).find(|fires| *fires == Fires::Always));
+        let options = Options { fires: triggers::wanted(wishes.on_replica, now), arguments: &[] };
+        ddl::create_trigger(jobs, functions.jobs, trigger, &options);
+    }
+    Ok(())
 }
 
 /// Refuses (22023) a table of jobs that is not Oban's, or that a migration of Oban before 11 made.
-fn require_obans_jobs(prefix: &Prefix<'_>, jobs: TableOid) -> Result<(), Error> {
+/// A table that has a trigger already is not refused: an earlier version has installed it, and its
+/// wake-ups go on as far as they can (`warn_of_jobs`).
+fn require_obans_jobs(functions: &Functions, prefix: &Prefix<'_>, jobs: TableOid) -> Result<(), Error> {
     if !catalog::is_jobs_table(jobs) {
         return Err(prefix.another_kind());
     }
     match fault_of_jobs(prefix.name, jobs) {
-        Some((error, false)) => Err(error),
-        Some((_, true)) | None => Ok(()),
+        Some((error, false)) if functions.on_jobs(jobs).is_empty() => Err(error),
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -371,11 +404,12 @@ fn clear_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
         return Ok(());
     }
     let jobs = prefix.lock(JOBS, catalog::lock_for_alteration)?;
+    Functions::job_tables(jobs).into_iter().try_for_each(require_owner)?;
     each_locked(
         prefix,
         || functions.job_tables_with_trigger(jobs),
         catalog::lock_for_alteration,
-        |table| functions.on_jobs(table).into_iter().for_each(ddl::drop_trigger),
+        |table| functions.on_jobs(table).into_iter().for_each(|trigger| ddl::drop_trigger(trigger.oid)),
     )
 }
 

@@ -1,7 +1,8 @@
 //! `oban_install`, `oban_uninstall`, and the triggers that they add to the tables of a prefix and
 //! remove.
 
-pub mod insert;
 mod install;
+pub mod jobs;
 pub mod peers;
+pub mod repeats;
 mod tables;

@@ -107,7 +107,7 @@ fn rights_on_a_prefix_are_rights_on_its_jobs() {
 
     for (sql, allowed) in ACTIONS {
         for (role, _) in ROLES {
-            client.batch_execute("DROP TRIGGER IF EXISTS obanrs_jobs_insert ON app.oban_jobs").unwrap();
+            client.batch_execute("DROP TRIGGER IF EXISTS obanrs_jobs_update ON app.oban_jobs").unwrap();
             let mut session = cluster.client_as("postgres", role);
             // The changes of tables are rolled back. The memberships end with the session.
             let outcome = if sql.starts_with("CALL") {

@@ -46,11 +46,15 @@ fn heard(client: &mut Client) -> Option<postgres::Notification> {
     crate::support::heard(client).pop()
 }
 
-fn trigger(prefix: &str) -> String {
-    format!(
-        "CREATE TRIGGER obanrs_jobs_insert AFTER INSERT ON {prefix}.oban_jobs REFERENCING NEW TABLE AS \
-         obanrs_inserted FOR EACH STATEMENT EXECUTE FUNCTION public.obanrs_jobs_insert();"
-    )
+fn jobs_triggers(prefix: &str) -> Vec<String> {
+    let trigger = |event: &str| {
+        format!(
+            "CREATE TRIGGER obanrs_jobs_{} AFTER {event} ON {prefix}.oban_jobs FOR EACH ROW EXECUTE FUNCTION \
+             public.obanrs_jobs_insert();",
+            event.to_lowercase()
+        )
+    };
+    vec![trigger("INSERT"), trigger("UPDATE")]
 }
 
 /// The triggers on oban_peers, in the order of a dump.
@@ -81,12 +85,9 @@ fn what_is_made_is_what_migration_14_makes() {
         database(&cluster, &ours).execute("SELECT oban_install($1)", &[&prefix]).unwrap();
         let (removed, added) = difference(&dump(&cluster, &theirs, prefix), &dump(&cluster, &ours, prefix));
         assert_eq!(removed, [format!("CREATE UNLOGGED TABLE {quoted}.oban_peers (")]);
-        let mut expected = vec![
-            format!("CREATE TABLE {quoted}.oban_peers ("),
-            trigger(quoted),
-            "boot bigint".into(),
-            "term bigint".into(),
-        ];
+        let mut expected =
+            vec![format!("CREATE TABLE {quoted}.oban_peers ("), "boot bigint".into(), "term bigint".into()];
+        expected.extend(jobs_triggers(quoted));
         expected.extend(peers_triggers(quoted));
         expected.sort();
         assert_eq!(added, expected);
@@ -115,12 +116,13 @@ fn what_real_obans_made_is_adopted_as_it_is() {
         assert_eq!(removed, Vec::<String>::new(), "{real}");
         let new = |line: &str| added.iter().any(|l| l == line);
         let quoted = if prefix == "public" { "public" } else { "\"my-jobs\"" };
-        assert!(new(&trigger(quoted)) && new("term bigint") && new("boot bigint"), "{real}: {added:?}");
+        assert!(new("term bigint") && new("boot bigint"), "{real}: {added:?}");
+        assert!(jobs_triggers(quoted).iter().all(|t| new(t)), "{real}: {added:?}");
         assert!(peers_triggers(quoted).iter().all(|t| new(t)), "{real}: {added:?}");
         // Oban for Python has a table of another name for its leaders.
         let peers_is_new = new("CREATE TABLE public.oban_peers (");
         assert_eq!(peers_is_new, real == "python-0.7.0", "{added:?}");
-        assert!(peers_is_new || added.len() == 6, "{real}: {added:?}");
+        assert!(peers_is_new || added.len() == 7, "{real}: {added:?}");
 
         // The extension works with these types of columns.
         client.batch_execute(&format!("SET search_path = public, {quoted}")).unwrap();

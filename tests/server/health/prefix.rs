@@ -244,7 +244,7 @@ fn it_is_green_if_and_only_if_a_member_can_lead() {
 }
 
 #[test]
-fn a_partition_without_its_trigger_is_named() {
+fn a_partition_whose_triggers_are_off_is_named() {
     let cluster = Cluster::with_extension();
     let mut client = cluster.client();
     client
@@ -255,11 +255,55 @@ fn a_partition_without_its_trigger_is_named() {
         ))
         .unwrap();
     wait_until("the keeper runs", || client.one("SELECT ok FROM oban_check() WHERE item = 'keeper'"));
-    let detail = only_wrong(&mut client, "prefix public");
-    assert!(detail.contains("jobs_a"), "{detail}");
-    follow(&mut client, &detail);
+    assert_eq!(wrong(&mut client), [], "a later partition has the triggers by itself");
     client.batch_execute("ALTER TABLE jobs_a DISABLE TRIGGER obanrs_jobs_insert").unwrap();
     let detail = only_wrong(&mut client, "trigger on public.jobs_a");
+    follow(&mut client, &detail);
+    assert_eq!(wrong(&mut client), []);
+    client.batch_execute("ALTER TABLE jobs_a DISABLE TRIGGER USER").unwrap();
+    let detail = only_wrong(&mut client, "trigger on public.jobs_a");
+    assert!(detail.contains("obanrs_jobs_insert, ENABLE TRIGGER obanrs_jobs_update"), "{detail}");
+    follow(&mut client, &detail);
+    assert_eq!(wrong(&mut client), []);
+}
+
+/// A table that was renamed, or a partition that was detached under an earlier version, has the triggers
+/// still. Postgres refuses to attach it.
+#[test]
+fn a_table_that_can_not_be_attached_is_named() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    client
+        .batch_execute(&format!(
+            "CREATE TABLE oban_jobs {JOBS}; SELECT oban_install(); ALTER TABLE oban_jobs RENAME TO jobs_old;
+             CREATE TABLE oban_jobs (LIKE jobs_old) PARTITION BY LIST (queue); SELECT oban_install()"
+        ))
+        .unwrap();
+    wait_until("the keeper runs", || client.one("SELECT ok FROM oban_check() WHERE item = 'keeper'"));
+    let attach = "ALTER TABLE oban_jobs ATTACH PARTITION jobs_old DEFAULT";
+    assert_eq!(code(&mut client, attach), "42710");
+    let detail = only_wrong(&mut client, "trigger on public.jobs_old");
+    follow(&mut client, &detail);
+    assert_eq!(wrong(&mut client), []);
+    client.batch_execute(attach).unwrap();
+    assert_eq!(wrong(&mut client), []);
+    let triggers = "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'jobs_old'::regclass";
+    assert_eq!(client.one::<i64>(triggers), 2);
+}
+
+#[test]
+fn the_trigger_of_an_earlier_version_is_named_until_it_is_replaced() {
+    let cluster = Cluster::installed();
+    let mut client = healthy(&cluster);
+    client
+        .batch_execute(
+            "DROP TRIGGER obanrs_jobs_update ON oban_jobs;
+             CREATE OR REPLACE TRIGGER obanrs_jobs_insert AFTER INSERT ON oban_jobs
+                 REFERENCING NEW TABLE AS obanrs_inserted FOR EACH STATEMENT EXECUTE FUNCTION obanrs_jobs_insert()",
+        )
+        .unwrap();
+    let detail = only_wrong(&mut client, "prefix public");
+    assert!(detail.contains("on public.oban_jobs") && detail.contains("still work"), "{detail}");
     follow(&mut client, &detail);
     assert_eq!(wrong(&mut client), []);
 }

@@ -154,7 +154,7 @@ fn code_on_a_tenants_tables_does_not_run_as_the_installer() {
     let ours =
         "SELECT count(*) FROM pg_trigger WHERE tgrelid IN ('t.oban_jobs'::regclass, 't.oban_peers'::regclass)
                 AND tgfoid IN ('public.obanrs_jobs_insert'::regproc, 'public.obanrs_peers'::regproc)";
-    assert_eq!(root.one::<i64>(ours), 4);
+    assert_eq!(root.one::<i64>(ours), 5);
     root.batch_execute("SELECT oban_uninstall('t')").unwrap();
     assert_eq!(root.one::<i64>(ours), 0);
     assert_eq!(root.one::<u32>(file), before, "no row was written");

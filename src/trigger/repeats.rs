@@ -1,0 +1,35 @@
+//! The wake-ups that this transaction's triggers have queued already (`logic::repeats`).
+
+use std::cell::RefCell;
+
+use pgrx::pg_sys;
+
+use crate::logic::repeats::{Repeats, Source};
+use crate::pg::xact;
+
+thread_local! {
+    static REPEATS: RefCell<Repeats> = RefCell::default();
+}
+
+/// Registers the callbacks that forget wake-ups. `_PG_init` calls this.
+pub fn register() {
+    xact::on_event(transaction_event);
+    xact::on_subtransaction_event(subtransaction_event);
+}
+
+fn transaction_event(event: pg_sys::XactEvent::Type) {
+    if xact::is_end(event) {
+        REPEATS.with_borrow_mut(Repeats::clear);
+    }
+}
+
+fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {
+    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        REPEATS.with_borrow_mut(Repeats::clear);
+    }
+}
+
+/// Returns whether this transaction has queued this wake-up before, and remembers it.
+pub fn is_repeat(source: Source, text: &[u8]) -> bool {
+    REPEATS.with_borrow_mut(|repeats| repeats.is_repeat(source, text))
+}
