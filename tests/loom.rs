@@ -6,7 +6,7 @@
 #[allow(dead_code)]
 mod logic;
 
-use logic::ids::{RoleOid, SchemaOid};
+use logic::ids::{RoleOid, SchemaOid, TableOid};
 use logic::ring::{
     Audience, Batch, Channel, Charge, Incoming, Quota, Ring, RingEntry, RingHead, RoleUsage, Route, Waiter,
 };
@@ -91,7 +91,9 @@ impl Server {
             ring.append(
                 &Incoming {
                     channel: &channel,
+                    table: TableOid::NONE,
                     payload: b"!",
+                    text: false,
                     wakeup: false,
                     settled: route != Route::Relay,
                     role_slot: 0,

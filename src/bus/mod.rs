@@ -42,7 +42,7 @@ use crate::backend::listening;
 use crate::config::{self, Notifier};
 use crate::error::Error;
 use crate::logic::counter::Counter;
-use crate::logic::ids::{RoleOid, SchemaOid};
+use crate::logic::ids::{RoleOid, SchemaOid, TableOid};
 use crate::logic::outbox::{Delivery, Outbox, Queued, QueuedMessage, Requester};
 use crate::logic::ring::{self, Batch, Charge, Incoming};
 use crate::logic::{channel, relay};
@@ -102,11 +102,15 @@ pub fn register() {
     xact::on_subtransaction_event(subtransaction_event);
 }
 
-/// The channel and the delivery of a message.
+/// The channel and the delivery of a message, and what its readers have to know of it.
 #[derive(Clone)]
 pub struct Target {
     channel: Rc<ring::Channel>,
     delivery: Delivery,
+    /// The table from which the message comes. `NONE`: the message comes from no table.
+    table: TableOid,
+    /// Whether the payload is any text, and not the wire form of a JSON object.
+    text: bool,
 }
 
 impl Target {
@@ -126,13 +130,26 @@ impl Target {
             _ => Delivery::Single,
         };
         let name = encoding::to_server(channel).into_owned();
-        Ok(Self { channel: Rc::new(ring::Channel::new(schema.unwrap_or(SchemaOid::NONE), name)), delivery })
+        Ok(Self::of(ring::Channel::new(schema.unwrap_or(SchemaOid::NONE), name), delivery))
+    }
+
+    fn of(channel: ring::Channel, delivery: Delivery) -> Self {
+        Self { channel: Rc::new(channel), delivery, table: TableOid::NONE, text: false }
     }
 
     /// Returns the target of a schema's wake-ups. Whether the schema's name can have a channel
     /// shows when the messages are sent.
     pub fn wakeups(schema: SchemaOid) -> Self {
-        Self { channel: Rc::new(ring::Channel::new(schema, b"insert".to_vec())), delivery: Delivery::Merged }
+        Self::of(ring::Channel::new(schema, b"insert".to_vec()), Delivery::Merged)
+    }
+
+    /// Returns the target of a watched table's wake-ups, on a verbatim channel in the server's
+    /// encoding. The payloads are any texts of at most `wire::MAX_PAYLOAD` bytes. `None`: no
+    /// channel can have the name.
+    pub fn watched(table: TableOid, channel: Vec<u8>) -> Option<Self> {
+        let target = Self::of(ring::Channel::new(SchemaOid::NONE, channel), Delivery::Merged);
+        let has_name = (1..=channel::MAX_CHANNEL).contains(&target.channel.name.len());
+        has_name.then_some(Self { table, text: true, ..target })
     }
 
     /// Returns the target that sends by native NOTIFY only, past the ring.
@@ -169,8 +186,15 @@ pub fn queue(target: &Target, payload: Vec<u8>, requester: Requester) -> Result<
         delivery => delivery,
     };
     let (most, level) = (config::max_transaction_messages(), xact::level());
-    let message =
-        QueuedMessage { channel: target.channel.clone(), payload, requester, delivery, role: charged_role() };
+    let message = QueuedMessage {
+        channel: target.channel.clone(),
+        table: target.table,
+        payload,
+        text: target.text,
+        requester,
+        delivery,
+        role: charged_role(),
+    };
     let queued = OUTBOX.with_borrow_mut(|outbox| outbox.queue(message, level, most));
     match (queued, requester) {
         (Queued::Full, Requester::Call) => return Err(Error::TooManyMessages(most)),
@@ -401,7 +425,9 @@ fn publish(publication: Publication) {
     let (in_ring, gap) = if room { (&messages[..], late) } else { (&[][..], late + messages.len()) };
     let incoming = in_ring.iter().map(|message| Incoming {
         channel: &message.channel,
+        table: message.table,
         payload: &message.payload,
+        text: message.text,
         wakeup: message.delivery == Delivery::Merged,
         settled: settled || nobody || message.delivery == Delivery::Native,
         role_slot: role_slot(message.role),

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use super::ids::RoleOid;
+use super::ids::{RoleOid, TableOid};
 use super::ring::Channel;
 
 /// Why a message is sent. The origin decides what becomes of the message if the transaction can't
@@ -47,8 +47,13 @@ pub enum Delivery {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueuedMessage {
     pub channel: Rc<Channel>,
-    /// The wire form, in the server's encoding, which need not be UTF-8.
+    /// The table from which the message comes: only roles that may SELECT the table read the
+    /// message in the ring. `NONE`: the message comes from no table.
+    pub table: TableOid,
+    /// The text that is sent, in the server's encoding, which need not be UTF-8.
     pub payload: Vec<u8>,
+    /// Whether the payload is any text, and not the wire form of a JSON object.
+    pub text: bool,
     pub requester: Requester,
     pub delivery: Delivery,
     /// The role whose quota of the ring the message counts for; 0 for a role without a limit.
@@ -66,6 +71,7 @@ impl QueuedMessage {
     fn is_equal(&self, other: &Self) -> bool {
         self.channel == other.channel
             && self.payload == other.payload
+            && (self.table, self.text) == (other.table, other.text)
             && self.is_native_only() == other.is_native_only()
     }
 
@@ -82,7 +88,8 @@ impl QueuedMessage {
     /// Returns a hash that is equal for equal messages.
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (self.channel.schema, &self.channel.name, &self.payload, self.is_native_only()).hash(&mut hasher);
+        (self.channel.schema, &self.channel.name, &self.payload).hash(&mut hasher);
+        (self.table, self.text, self.is_native_only()).hash(&mut hasher);
         hasher.finish()
     }
 }
@@ -219,14 +226,23 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Returns one of many messages. The payload is the last digit of `n`, the table is the rest.
     fn message(n: u8) -> QueuedMessage {
         let requester = if n.is_multiple_of(2) { Requester::Call } else { Requester::Trigger };
         let channel = Rc::new(Channel::new(SchemaOid(6), b"insert".to_vec()));
-        QueuedMessage { channel, payload: vec![n], requester, delivery: Delivery::Merged, role: RoleOid(0) }
+        QueuedMessage {
+            channel,
+            table: TableOid(u32::from(n / 10)),
+            payload: vec![n % 10],
+            text: false,
+            requester,
+            delivery: Delivery::Merged,
+            role: RoleOid(0),
+        }
     }
 
     fn sent(outbox: &mut Outbox) -> Vec<u8> {
-        outbox.take().iter().map(|m| m.payload[0]).collect()
+        outbox.take().iter().map(|m| 10 * m.table.0 as u8 + m.payload[0]).collect()
     }
 
     #[test]
@@ -271,6 +287,20 @@ mod tests {
             "verbatim"
         );
         assert_eq!(outbox.take()[0], with(Requester::Call, Delivery::Native));
+
+        for message in [message(1), message(2)] {
+            let other_table = QueuedMessage { table: TableOid(7), ..message.clone() };
+            let as_text = QueuedMessage { text: true, ..message.clone() };
+            for message in [message, other_table, as_text] {
+                assert_eq!(
+                    outbox.queue(message.clone(), 1, 10),
+                    Queued::New,
+                    "other readers, or another JSON"
+                );
+                assert_eq!(outbox.queue(message, 1, 10), Queued::Merged);
+            }
+        }
+        outbox.take();
 
         outbox.queue(with(Requester::Call, Delivery::Single), 1, 10);
         assert_eq!(

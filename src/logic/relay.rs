@@ -5,9 +5,12 @@
 //! message has a meaning each time (pause, resume, pause), so a message that equals an earlier one
 //! begins a new transaction. Messages keep their order.
 //!
-//! Two messages of one schema and channel are equal on the wire if their payloads are equal. A
-//! verbatim channel may have the same name as the full name of a schema's channel, and the schema's
-//! name is not known yet. Such messages count as equal if the rest of both names is the same.
+//! Two messages of one schema and channel are equal on the wire if their payloads are equal,
+//! whichever tables they come from. A verbatim channel may have the same name as the full name of a
+//! schema's channel, and the schema's name is not known yet. Such messages may be equal if the rest
+//! of both names is the same. A wake-up that may equal an earlier message is sent in the same
+//! transaction: if they are equal, Postgres sends one of them. Any other such message begins a new
+//! transaction.
 
 use std::collections::HashSet;
 
@@ -35,18 +38,27 @@ struct Seen<'m> {
     on_the_wire: HashSet<(&'m [u8], &'m [u8], bool)>,
 }
 
+/// Whether a message is equal on the wire to an earlier one of its transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Equal {
+    No,
+    /// The message is equal if the schema of one of the two messages has a certain name.
+    Perhaps,
+    Yes,
+}
+
 impl<'m> Seen<'m> {
-    /// Adds a message. Returns false if the message is equal to an earlier one, or may be.
-    fn insert(&mut self, message: &RingMessage<'m>) -> bool {
+    /// Adds a message. Returns whether it is equal to an earlier one.
+    fn insert(&mut self, message: &RingMessage<'m>) -> Equal {
+        if !self.messages.insert((message.schema, message.channel, message.payload)) {
+            return Equal::Yes;
+        }
         let is_verbatim = message.schema.is_none();
         let short = if is_verbatim { short_of(message.channel) } else { Some(message.channel) };
-        if let Some(short) = short {
-            if self.on_the_wire.contains(&(short, message.payload, !is_verbatim)) {
-                return false;
-            }
-            self.on_the_wire.insert((short, message.payload, is_verbatim));
-        }
-        self.messages.insert((message.schema, message.channel, message.payload))
+        let Some(short) = short else { return Equal::No };
+        self.on_the_wire.insert((short, message.payload, is_verbatim));
+        let others = self.on_the_wire.contains(&(short, message.payload, !is_verbatim));
+        if others { Equal::Perhaps } else { Equal::No }
     }
 
     fn clear(&mut self) {
@@ -71,17 +83,21 @@ pub fn plan<'m>(messages: impl Iterator<Item = RingMessage<'m>>) -> Plan {
         if plan.transactions.is_empty() {
             plan.transactions.push(Vec::new());
         }
-        if !seen.insert(&message) {
-            if message.wakeup {
+        match seen.insert(&message) {
+            Equal::Yes if message.wakeup => {
                 plan.merged += 1;
                 continue;
             }
-            if plan.transactions.len() == 1 {
-                plan.first_messages = number;
+            Equal::No => {}
+            Equal::Perhaps if message.wakeup => {}
+            Equal::Perhaps | Equal::Yes => {
+                if plan.transactions.len() == 1 {
+                    plan.first_messages = number;
+                }
+                seen.clear();
+                seen.insert(&message);
+                plan.transactions.push(Vec::new());
             }
-            seen.clear();
-            seen.insert(&message);
-            plan.transactions.push(Vec::new());
         }
         if let Some(last) = plan.transactions.last_mut() {
             last.push(number);
@@ -95,6 +111,7 @@ pub fn plan<'m>(messages: impl Iterator<Item = RingMessage<'m>>) -> Plan {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ids::TableOid;
     use super::*;
     use proptest::prelude::*;
 
@@ -104,7 +121,9 @@ mod tests {
             sent_at: super::super::times::WallTime(0),
             schema: SchemaOid(6),
             channel: if n.0 { b"insert" } else { b"gossip" },
+            table: TableOid::NONE,
             payload: std::slice::from_ref(&n.1),
+            text: false,
             wakeup: n.0,
             missed: 0,
         }
@@ -141,6 +160,33 @@ mod tests {
             [[0, 1, 2, 3]]
         );
         assert_eq!(sent(&[on(SchemaOid(0), b"a.b.oban_gossip"), own]), [[0, 1]], "no prefix has a dot");
+    }
+
+    #[test]
+    fn wake_ups_of_tables_are_merged_on_the_wire() {
+        let on = |schema, channel: &'static [u8], table| RingMessage {
+            schema,
+            channel,
+            table: TableOid(table),
+            wakeup: true,
+            ..message(&(false, 1))
+        };
+        let planned = |messages: &[RingMessage<'_>]| {
+            let plan = plan(messages.iter().copied());
+            (plan.transactions, plan.merged)
+        };
+        let [one, other] = [8, 9].map(|table| on(SchemaOid(0), b"orders", table));
+        assert_eq!(planned(&[one, other, one]), (vec![vec![0]], 2));
+        let call = RingMessage { wakeup: false, table: TableOid::NONE, ..one };
+        assert_eq!(planned(&[one, call, other, call]), (vec![vec![0], vec![1], vec![3]], 1), "calls are not");
+
+        // Which schema has the name "public" is not known here, so none of these is left out.
+        let verbatim = on(SchemaOid(0), b"public.oban_insert", 8);
+        let (public, tenant) = (on(SchemaOid(6), b"insert", 0), on(SchemaOid(7), b"insert", 0));
+        assert_eq!(planned(&[verbatim, public, tenant]), (vec![vec![0, 1, 2]], 0));
+        assert_eq!(planned(&[tenant, verbatim, verbatim, tenant]), (vec![vec![0, 1]], 2));
+        let call = RingMessage { wakeup: false, ..verbatim };
+        assert_eq!(planned(&[tenant, call, public]), (vec![vec![0], vec![1, 2]], 0));
     }
 
     proptest! {

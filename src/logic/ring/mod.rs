@@ -40,6 +40,10 @@
 //! NOTIFY needs the name of the schema, which is looked up when NOTIFY sends. So a message outlives
 //! a new name of the schema, and a new schema with an old name has no messages of the old schema.
 //!
+//! **Source tables**: a message on a verbatim channel may tell of a watched table. The ring keeps
+//! the table's oid beside the message. A reader tests whether its role may select from the table
+//! after it has copied the message, because nothing under the lock reads a catalog.
+//!
 //! **Generations** tell one use of a ring from all others. A session, the relay or the keeper
 //! begins a generation (`open`) when it first needs the database's ring. The coordinator ends the
 //! generation (`close`) after it has freed the database's slot, and wakes all waiters. A process
@@ -53,7 +57,7 @@
 use std::hash::{DefaultHasher, Hasher};
 
 use super::backoff::MILLISECOND;
-use super::ids::{RoleOid, SchemaOid};
+use super::ids::{RoleOid, SchemaOid, TableOid};
 use super::times::{ClockTime, WallTime};
 
 pub mod pool;
@@ -71,8 +75,8 @@ pub const MAX_ROLES: usize = 64;
 /// The most entries that a reader looks at while it holds the lock once.
 const MAX_SCANNED: u64 = 1024;
 
-/// The bytes of a ring's memory for each entry, its message included. With messages of about 140
-/// bytes the entries and the bytes fill up at the same rate.
+/// The bytes of a ring's memory for each entry, its message included. With messages of 144 bytes
+/// the entries and the bytes fill up at the same rate.
 const BYTES_PER_ENTRY: usize = 192;
 
 /// Returns how many entries, and how many bytes of messages, fit into so much memory.
@@ -138,10 +142,14 @@ pub struct RingEntry {
     key: u32,
     /// The oid of the channel's schema; 0 for a verbatim channel.
     schema: SchemaOid,
+    /// The oid of the source table; 0 without one.
+    table: TableOid,
     /// The length of the payload, in bytes.
     payload: u16,
     /// The length of the channel's name, in bytes.
     channel: u8,
+    /// 1: the payload is any text. 0: the payload is the wire form of a JSON object.
+    text: u8,
     /// 1: the relay may merge the message with an equal one. 0: the message is sent for itself.
     wakeup: u8,
     /// 1: the relay need not send the message, because its transaction has sent or dropped it, or
@@ -252,8 +260,12 @@ fn key(schema: SchemaOid, name: &[u8]) -> u32 {
 pub struct Incoming<'a> {
     /// The channel of the message.
     pub channel: &'a Channel,
+    /// The source table of the message. `NONE`: the message has no source table.
+    pub table: TableOid,
     /// The payload of the message.
     pub payload: &'a [u8],
+    /// Whether the payload is any text, and not the wire form of a JSON object.
+    pub text: bool,
     /// Whether the relay may merge the message with an equal one.
     pub wakeup: bool,
     /// Whether the relay need not send the message.
@@ -344,8 +356,12 @@ pub struct RingMessage<'a> {
     pub schema: SchemaOid,
     /// The short name of the channel. A verbatim channel has its full name.
     pub channel: &'a [u8],
+    /// The source table of the message. `NONE`: the message has no source table.
+    pub table: TableOid,
     /// The payload of the message.
     pub payload: &'a [u8],
+    /// Whether the payload is any text, and not the wire form of a JSON object.
+    pub text: bool,
     /// Whether the relay may merge the message with an equal one.
     pub wakeup: bool,
     /// The number of messages that the reader has passed over and not found, in this read and
@@ -385,7 +401,9 @@ impl Batch {
                 sent_at: entry.sent_at,
                 schema: entry.schema,
                 channel: &self.bytes[*at..at + channel],
+                table: entry.table,
                 payload: &self.bytes[at + channel..at + channel + payload],
+                text: entry.text != 0,
                 wakeup: entry.wakeup != 0,
                 missed: *missed,
             }
@@ -689,8 +707,10 @@ impl Ring<'_> {
             at,
             key: message.channel.key,
             schema: message.channel.schema,
+            table: message.table,
             payload: message.payload.len() as u16,
             channel: name.len() as u8,
+            text: message.text.into(),
             wakeup: message.wakeup.into(),
             settled: message.settled.into(),
             role_slot: message.role_slot,

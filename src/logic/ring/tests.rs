@@ -1,4 +1,4 @@
-use super::super::ids::{RoleOid, SchemaOid};
+use super::super::ids::{RoleOid, SchemaOid, TableOid};
 use super::super::times::{ClockTime, WallTime};
 use super::*;
 use proptest::prelude::*;
@@ -39,11 +39,7 @@ impl Memory {
         } else {
             let (channel, payload) = (&on(channel), payload.as_bytes());
             let settled = route == Route::RelayAndNative;
-            ring.append(
-                &Incoming { channel, payload, wakeup: false, settled, role_slot: 0 },
-                WallTime(7),
-                ClockTime(0),
-            );
+            ring.append(&Incoming { settled, ..incoming(channel, payload) }, WallTime(7), ClockTime(0));
         }
         route
     }
@@ -70,8 +66,24 @@ fn on(channel: &str) -> Channel {
     Channel::new(SchemaOid(1), channel.into())
 }
 
+/// Returns a message that the relay has to send. Its payload's length decides what else it has, so
+/// that `payloads` can test it.
+fn incoming<'a>(channel: &'a Channel, payload: &'a [u8]) -> Incoming<'a> {
+    let table = TableOid(payload.len() as u32 / 2);
+    let text = payload.len().is_multiple_of(2);
+    Incoming { channel, table, payload, text, wakeup: false, settled: false, role_slot: 0 }
+}
+
+/// Returns the payloads of a batch. Each message has to have the table and the text that it was
+/// sent with.
 fn payloads(batch: &Batch) -> Vec<String> {
-    batch.messages().map(|m| String::from_utf8(m.payload.to_vec()).unwrap()).collect()
+    let payload = |m: RingMessage<'_>| {
+        let channel = on("");
+        let Incoming { table, text, .. } = incoming(&channel, m.payload);
+        assert_eq!((m.table, m.text), (table, text));
+        String::from_utf8(m.payload.to_vec()).unwrap()
+    };
+    batch.messages().map(payload).collect()
 }
 
 fn at(position: i64) -> Progress {
@@ -158,11 +170,7 @@ fn messages_are_stranded_when_no_relay_has_sent_for_too_long() {
     let send = |memory: &mut Memory, now: i64| {
         let mut ring = memory.ring();
         assert_eq!(reserve(&mut ring, 1, 2, now), Route::Relay);
-        ring.append(
-            &Incoming { channel: &on("a"), payload: b"1", wakeup: false, settled: false, role_slot: 0 },
-            WallTime(7),
-            ClockTime(now),
-        );
+        ring.append(&incoming(&on("a"), b"1"), WallTime(7), ClockTime(now));
     };
     memory.ring().attach_relay(5);
     send(&mut memory, 100);
@@ -214,9 +222,8 @@ fn a_role_has_its_quota_and_no_more() {
     memory.ring().give_back(&[first, second]);
     assert_eq!(memory.ring().reserve(&mut both, quota, || ClockTime(0)), Route::Relay);
     // A message in the ring counts until the relay has passed it.
-    let incoming = |charge: &Charge| charge.role_slot();
-    let (role_slot, channel) = (incoming(&third), on("a"));
-    let message = Incoming { channel: &channel, payload: b"", wakeup: false, settled: false, role_slot };
+    let (role_slot, channel) = (third.role_slot(), on("a"));
+    let message = Incoming { role_slot, ..incoming(&channel, b"") };
     memory.ring().append(&message, WallTime(7), ClockTime(0));
     memory.ring().give_back(&both[1..]);
     memory.ring().append(&message, WallTime(7), ClockTime(0));
@@ -385,13 +392,8 @@ proptest! {
                         let channel = &on(if b { "b" } else { "a" });
                         let settled = route == Route::RelayAndNative;
                         let role_slot = charges[0].role_slot();
-                        let message = Incoming {
-                            channel,
-                            payload: payload.as_bytes(),
-                            wakeup: b,
-                            settled,
-                            role_slot,
-                        };
+                        let message = incoming(channel, payload.as_bytes());
+                        let message = Incoming { wakeup: b, settled, role_slot, ..message };
                         memory.ring().append(&message, WallTime(7), ClockTime(0));
                         if !settled {
                             unsent.push(payload.clone());
