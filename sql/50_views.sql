@@ -33,6 +33,18 @@ CREATE VIEW @extschema@.oban_gossip AS
         g.started_at, g.updated_at, g.expires_at, g.state
     FROM @extschema@.obanrs_gossip() g;
 
+CREATE VIEW @extschema@.oban_watches AS
+    SELECT
+        w.queue_table::pg_catalog.regclass AS queue_table,
+        w.channel,
+        CASE w.content WHEN 'queue' THEN w.column_name END::pg_catalog.name AS queue_column,
+        pg_catalog.array_agg(w.event ORDER BY w.ordinality) AS events,
+        CASE w.content WHEN 'payload' THEN w.column_name END::pg_catalog.name AS payload_column,
+        NULLIF(w.condition, '') AS condition,
+        pg_catalog.bool_and(w.ok) AS ok
+    FROM @extschema@.obanrs_watches() WITH ORDINALITY w
+    GROUP BY w.queue_table, w.channel, w.content, w.column_name, w.condition;
+
 CREATE VIEW @extschema@.oban_workers AS
     SELECT w.kind, d.datname AS database, w.pid, w.state, w.started_at, w.restarts, w.last_error
     FROM @extschema@.obanrs_workers() w

@@ -5,11 +5,14 @@ ALTER FUNCTION @extschema@.oban_install(text, boolean, boolean) SET search_path 
 ALTER FUNCTION @extschema@.oban_install(text, boolean, boolean) SET lock_timeout = '2s';
 ALTER FUNCTION @extschema@.oban_uninstall(text) SET search_path = pg_catalog, pg_temp;
 ALTER FUNCTION @extschema@.oban_uninstall(text) SET lock_timeout = '2s';
+-- Not search_path: names in a condition mean what the caller's search_path says.
+ALTER FUNCTION @extschema@.oban_watch(regclass, text, name, text[], name, text) SET lock_timeout = '2s';
+ALTER FUNCTION @extschema@.oban_unwatch(regclass) SET lock_timeout = '2s';
 ALTER FUNCTION @extschema@.oban_check() SET search_path = pg_catalog, pg_temp;
 
 -- Functions test rights on the prefix themselves, views filter by them.
 GRANT SELECT ON @extschema@.oban_members, @extschema@.oban_leadership, @extschema@.oban_gossip,
-    @extschema@.oban_workers, @extschema@.oban_stats TO PUBLIC;
+    @extschema@.oban_watches, @extschema@.oban_workers, @extschema@.oban_stats TO PUBLIC;
 -- Or pg_dump by another role than a superuser would fail on the whole database. Terms are no secret.
 GRANT SELECT ON SEQUENCE @extschema@.obanrs_term TO PUBLIC;
 
@@ -104,6 +107,62 @@ Errors:
 25006: the transaction is read-only.
 55000: the server is in recovery, or the extension was dropped.';
 
+COMMENT ON FUNCTION @extschema@.oban_watch(regclass, text, name, text[], name, text) IS
+'Sends a wake-up on a channel whenever rows of a table of any kind change.
+
+Arguments:
+queue_table: a table or a partitioned table of the caller, of any job system.
+channel: name of the channel as LISTEN has it, 1 to 63 bytes. It is sent as it is, without a prefix.
+queue_column: column whose value is sent as {"queue": "value"}, as a JSON string. A row with NULL sends {"queue":null}.
+events: some of insert, update and delete. For delete the old row counts, otherwise the new one.
+payload_column: column whose value is sent as plain text, as value::text has it. A row with NULL sends the empty text.
+condition: expression over NEW and OLD, as in WHEN of CREATE TRIGGER. Rows for which it is not true send nothing.
+
+Result: nothing.
+
+Without queue_column and payload_column the payload is the empty text.
+A transaction sends one wake-up for each distinct payload, when it commits.
+Sessions that LISTEN to the channel hear it. oban_poll and oban_wait read it with prefix ''''.
+There it is read by roles that may SELECT the table, or a column of it. LISTEN knows no rights.
+A table has one watch for a channel. Another call for the channel replaces its options.
+The same call again changes nothing and takes no lock.
+Partitions of the table have the watch as well, also those that are created or attached later.
+A watch is a trigger for each event. A dump has it, and DROP TABLE takes it along.
+Names in condition are looked up once, by the search_path of the caller.
+A wake-up never fails the statement. One that is too long is dropped, and counted in oban_stats.
+A column that is renamed later is not found any more: oban_check and oban_watches show that.
+Rights: ownership of the table.
+
+Errors:
+22004: an argument without the default NULL is NULL, or an element of events is.
+22023: channel is empty or too long; events is empty or names something else; both columns are given; the table stores no such column; condition is not exactly one expression, or Postgres refuses it for the table and the events.
+42501: the role does not own the table.
+42809: it is a view, a foreign table, a temporary table, or no table at all.
+42P01: there is no such table any more.
+55P03: another transaction held a lock on the table for more than 2 s.
+25006: the transaction is read-only.
+55000: the server is in recovery, or the extension was dropped.';
+
+COMMENT ON FUNCTION @extschema@.oban_unwatch(regclass) IS
+'Ends all watches of a table.
+
+Arguments:
+queue_table: the table. Watches that a partition has from its partitioned table stay.
+
+Result: nothing.
+
+It drops the triggers that oban_watch has put on the table. Without such triggers it changes nothing, and takes no lock.
+Rights: ownership of the table.
+
+Errors:
+22004: queue_table is NULL.
+42501: the role does not own the table.
+42809: it is a view, a foreign table, a temporary table, or no table at all.
+42P01: there is no such table any more.
+55P03: another transaction held a lock on the table for more than 2 s.
+25006: the transaction is read-only.
+55000: the server is in recovery, or the extension was dropped.';
+
 COMMENT ON FUNCTION @extschema@.oban_notify(text, jsonb, text) IS
 'Sends a JSON object on a channel of a prefix when this transaction commits.
 
@@ -160,6 +219,28 @@ Errors:
 55000: the server is in recovery.
 22P05: an element has a character that UTF-8 lacks, in a database of another encoding.
 22021: an element is not UTF-8, in a database of encoding SQL_ASCII.';
+
+COMMENT ON FUNCTION @extschema@.oban_notify_text(text, text) IS
+'Sends any text on a verbatim channel when this transaction commits.
+
+Arguments:
+channel: full name of the channel, as LISTEN takes it, at most 63 bytes.
+payload: any text of at most 7,999 bytes in the server''s encoding.
+
+Result: nothing.
+
+A session that LISTENs to the channel hears the text as it is.
+oban_poll and oban_wait read it with prefix ''''. There payload is the object if the text is a JSON object, else a JSON string.
+A text that jsonb refuses comes as a string. So does one that is nested over 500 levels deep, or whose numbers are over 16 MB in print.
+When it is sent, what is sent once, and who gets room in shared memory is as for oban_notify with prefix ''''.
+Rights: none.
+
+Errors:
+22023: channel is empty, is over 63 bytes or has no UTF-8.
+54000: payload has over 7,999 bytes; or the transaction has obanrs.max_transaction_messages messages or 64 MB of them.
+22004: an argument is NULL.
+0A000: PREPARE TRANSACTION raises it in a transaction that has called this function.
+55000: the server is in recovery.';
 
 COMMENT ON FUNCTION @extschema@.oban_listen_channels(text[], text) IS
 'LISTENs in this session to channels of a prefix and returns their full names.
@@ -220,8 +301,10 @@ messages: array of {"seq", "channel", "payload", "sent_at"}, the oldest first. c
 It does not wait, and it works through any pooler.
 With queues, messages without a "queue" are returned, too, and those for the queue "*", which means every queue.
 It reads what obanrs sends, not what programs send by NOTIFY themselves.
+With prefix '''', payload is the object of a JSON object, and a JSON string of any other text (oban_notify_text).
+With prefix '''', messages of a watched table come only to roles with SELECT on the table or on a column of it. Row policies do not count. If the table was dropped, they come to no role.
 A character that client_encoding lacks comes as a JSON escape: a backslash, u and four digits. So no message keeps a reader from the next.
-Rights: SELECT on the prefix''s oban_jobs or on a column of it. With prefix '''': none.
+Rights: SELECT on the prefix''s oban_jobs or on a column of it. With prefix '''': none, but on watched tables.
 
 Errors:
 55000: obanrs is not preloaded, the server is in recovery, or the extension was dropped.
@@ -249,11 +332,12 @@ queues: names of queues, at most 1,024 of 255 bytes. Other queues'' messages are
 Result: one row with position, missed and messages, as oban_poll returns them. After the timeout messages is [].
 
 It returns with the first message (with queues: the first of these), or when messages were missed.
+With prefix '''', messages of watched tables that the role may not read do not end the wait (oban_poll).
 It commits before it waits. So it holds no snapshot and no lock meanwhile.
 It occupies its connection while it waits. Behind a pooler that is one of the server''s connections.
 Rights are tested again after the wait.
 It sets tcp_keepalives_* and tcp_user_timeout of this session, where they are unset, as oban_join does.
-Rights: SELECT on the prefix''s oban_jobs or on a column of it. With prefix '''': none.
+Rights: SELECT on the prefix''s oban_jobs or on a column of it. With prefix '''': none, but on watched tables.
 
 Errors:
 25001: it was called in a transaction block, a function, an exception block, or a procedure with SET or SECURITY DEFINER.
@@ -648,6 +732,20 @@ Each row is a consistent copy. All rows together are no snapshot.
 Rights: none. It shows the prefixes on whose oban_jobs the role has SELECT, or SELECT on a column.
 Empty without preload.';
 
+COMMENT ON VIEW @extschema@.oban_watches IS
+'The watches of tables in this database (oban_watch).
+
+Columns:
+queue_table: the table.
+channel: the channel, as LISTEN has it.
+queue_column: the column that is sent as {"queue": "value"}, if any.
+events: what is watched: insert, update, delete.
+payload_column: the column that is sent as plain text, if any.
+condition: the condition as it was given; NULL if every row counts.
+ok: false if the column is missing or virtual, or a trigger of the watch is disabled. Then nothing is sent.
+
+Rights: none. Postgres shows every role the triggers of all tables.';
+
 COMMENT ON VIEW @extschema@.oban_workers IS
 'Shows the background workers of obanrs in this server.
 
@@ -736,6 +834,17 @@ oban_install puts the triggers on oban_jobs, for each row of an INSERT and of an
 It wakes the queue of a row whose state is available, if before the UPDATE the state or the queue was another.
 A transaction sends one wake-up for each queue.
 It also serves the trigger of versions before 0.9.0, which fires once for each INSERT.
+It never fails the statement. It drops a wake-up over obanrs.max_transaction_messages, or before a PREPARE TRANSACTION.
+
+Errors:
+39P01: it was not called by such a trigger.';
+
+COMMENT ON FUNCTION @extschema@.obanrs_watches() IS
+'Internal: the view oban_watches calls it for its rows.';
+
+COMMENT ON FUNCTION @extschema@.obanrs_watched() IS
+'Internal: the triggers of oban_watch call it, for rows of a watched table.
+
 It never fails the statement. It drops a wake-up over obanrs.max_transaction_messages, or before a PREPARE TRANSACTION.
 
 Errors:

@@ -17,7 +17,7 @@ pub enum Notifier {
 
 /// How messages reach the sessions that LISTEN.
 static NOTIFIER: GucSetting<Notifier> = GucSetting::<Notifier>::new(Notifier::Bus);
-/// Whether the insert trigger sends wake-ups.
+/// Whether triggers send wake-ups.
 static WAKEUPS: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// The size of each database's ring, in kB. 8 MB hold about 43,000 messages of 140 bytes.
 static RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
@@ -136,8 +136,8 @@ pub fn register(preloading: bool) {
     );
     GucRegistry::define_bool_guc(
         c"obanrs.wakeups",
-        c"Whether the insert trigger sends wake-ups for the jobs that a statement inserts.",
-        c"off: it sends nothing, as for a bulk load. oban_notify sends as always. The value when the INSERT ends counts.",
+        c"Whether triggers send wake-ups for the rows that a statement writes.",
+        c"off: they send nothing, as for a bulk load. oban_notify sends as always. The value when the statement ends counts.",
         &WAKEUPS,
         GucContext::Userset,
         GucFlags::default(),
@@ -254,7 +254,7 @@ pub fn notifier() -> Notifier {
     NOTIFIER.get()
 }
 
-/// Returns whether the insert trigger sends wake-ups.
+/// Returns whether triggers send wake-ups.
 pub fn wakeups() -> bool {
     WAKEUPS.get()
 }

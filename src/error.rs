@@ -82,6 +82,12 @@ pub enum Error {
     NotSupported(&'static str),
     #[error("obanrs_jobs_insert() is for the triggers that oban_install() puts on oban_jobs")]
     WrongTrigger,
+    #[error("obanrs_watched() is for the triggers that oban_watch() puts on tables")]
+    WrongWatchTrigger,
+    #[error("{table} is {kind}, which cannot be watched")]
+    NotWatchable { table: String, kind: &'static str },
+    #[error("there is no table with the oid {0}")]
+    NoSuchTable(u32),
     #[error("obanrs_peers() is for the triggers that oban_install() puts on oban_peers")]
     WrongPeersTrigger,
 }
@@ -137,7 +143,11 @@ impl Error {
             | Self::UnloggedInRecovery { .. } => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::OutOfMemory => ERRCODE_OUT_OF_MEMORY,
             Self::NotSupported(_) | Self::Prepared => ERRCODE_FEATURE_NOT_SUPPORTED,
-            Self::WrongTrigger | Self::WrongPeersTrigger => ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+            Self::WrongTrigger | Self::WrongPeersTrigger | Self::WrongWatchTrigger => {
+                ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED
+            }
+            Self::NotWatchable { .. } => ERRCODE_WRONG_OBJECT_TYPE,
+            Self::NoSuchTable(_) => ERRCODE_UNDEFINED_TABLE,
         }
     }
 
@@ -248,6 +258,13 @@ impl Error {
             }
             Self::NotSupported(_) => "README says what this version does not do yet.".into(),
             Self::WrongTrigger | Self::WrongPeersTrigger => "Let oban_install() create it.".into(),
+            Self::WrongWatchTrigger => "Let oban_watch() create it.".into(),
+            Self::NotWatchable { .. } => {
+                "Tables and partitioned tables can be watched, if they are not temporary. In place of a \
+                 view, watch the tables that it reads."
+                    .into()
+            }
+            Self::NoSuchTable(_) => "It may have been dropped meanwhile: give the name of a table.".into(),
         }
     }
 }
@@ -287,6 +304,9 @@ impl From<Error> for ErrorReport {
 impl From<ChannelError> for Error {
     fn from(error: ChannelError) -> Self {
         match error {
+            ChannelError::Empty => {
+                Error::bad("channel is empty", "Give its name as LISTEN has it, such as object_queue.")
+            }
             ChannelError::Name(channel) => Error::bad(
                 format!("channel \"{channel}\" is not a channel name"),
                 "A channel is lower-case letters, digits and underscores, and does not begin with a digit.",

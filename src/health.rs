@@ -26,7 +26,7 @@ use crate::pg::scan::Locked;
 use crate::pg::{catalog, clock, encoding, session};
 use crate::prefix::peers::{self, Unusable};
 use crate::prefix::rights::{self, Right};
-use crate::prefix::{jobs, peers_catalog, prefixes};
+use crate::prefix::{jobs, peers_catalog, prefixes, watches};
 use crate::shmem::Segment;
 use crate::shmem::rings::{self, RingAvailability};
 
@@ -67,6 +67,7 @@ fn oban_check() -> TableIterator<'static, (name!(item, Shown), name!(ok, bool), 
     }
     findings.extend(prefixes.iter().flat_map(|prefix| prefix.findings(&used)));
     findings.extend(detached());
+    findings.extend(watched());
     TableIterator::new(findings.into_iter().map(|(item, ok, detail)| (Shown(item), ok, Shown(detail))))
 }
 
@@ -386,6 +387,39 @@ fn detached() -> Vec<Finding> {
     tables.unwrap_or_else(|e| pgrx::error!("{e}")).into_iter().map(finding).collect()
 }
 
+/// Returns a row for each trigger of a watched table that can't do its work, or one row that says
+/// that all can. Returns no row if no table is watched.
+fn watched() -> Vec<Finding> {
+    let watches = watches::all();
+    if watches.is_empty() {
+        return Vec::new();
+    }
+    let wrong = |w: &watches::Found| {
+        let table = catalog::shown_name(w.table);
+        let outcome = if !w.stored {
+            Err(format!(
+                "the watch of channel \"{}\" sends the column \"{}\", which rows of the table do not store, \
+                 so that nothing is sent: SELECT oban_watch with the column's new name, or oban_unwatch",
+                w.watch.channel, w.watch.column
+            ))
+        } else if !w.enabled {
+            Err(format!(
+                "the watch of channel \"{}\" is disabled, so that nothing is sent: ALTER TABLE {table} \
+                 ENABLE TRIGGER {}",
+                w.watch.channel, w.trigger
+            ))
+        } else {
+            return None;
+        };
+        Some(found(format!("watch of {table}"), outcome))
+    };
+    let wrong: Vec<_> = watches.iter().filter_map(wrong).collect();
+    if wrong.is_empty() {
+        return vec![found("watches", Ok(format!("triggers of watches, all enabled: {}", watches.len())))];
+    }
+    wrong
+}
+
 impl Prefix {
     /// Returns whether the schema is meant to be a prefix: it is installed at least in part, or in
     /// use.
@@ -532,7 +566,7 @@ impl Prefix {
         let Some(table) = self.jobs_oid else { return Ok(String::new()) };
         if let Some(wrong) = jobs::unreadable(table) {
             return Err(format!(
-                "the trigger can't tell what to wake, so that an INSERT wakes nobody: the table {}; name it \
+                "the triggers can't tell what to wake, so that new jobs wake nobody: the table {}; name it \
                  as Oban does, and store it",
                 wrong.described()
             ));

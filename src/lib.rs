@@ -20,7 +20,7 @@
 //! the parts to this.
 
 // The limit stands in clippy.toml. Tests are stories, and some are long.
-#![cfg_attr(not(test), warn(clippy::too_many_lines))]
+#![cfg_attr(not(any(test, feature = "pg_test")), warn(clippy::too_many_lines))]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -61,7 +61,8 @@ extension_sql_file!(
         peer::leaders::obanrs_leadership,
         gossip::obanrs_gossip,
         worker::view::obanrs_workers,
-        notifier::stats::obanrs_stats
+        notifier::stats::obanrs_stats,
+        trigger::watch::obanrs_watches
     ]
 );
 extension_sql_file!("../sql/55_orphans.sql", name = "orphans", requires = [gossip::orphans::oban_orphans]);
@@ -88,6 +89,7 @@ pub extern "C-unwind" fn _PG_init() {
     bus::register();
     trigger::repeats::register();
     trigger::jobs::register();
+    trigger::watched::register();
     trigger::peers::register();
     if preloading {
         shmem::request();

@@ -76,8 +76,9 @@ pub mod pg_test {
 mod tests {
     use pgrx::prelude::*;
 
-    use crate::logic::{jsonb, wire};
+    use crate::logic::{jsonb, object_text, wire};
     use crate::pg::datum::RawJsonb;
+    use crate::pg::encoding;
 
     /// Returns the first column of all rows.
     fn texts(sql: &str) -> Vec<String> {
@@ -112,10 +113,24 @@ mod tests {
         let name = "name text DEFAULT 'Oban'::text";
         for (function, expected) in [
             ("oban_version", " -> text".to_owned()),
-            ("oban_install", format!("{prefix}, stage boolean DEFAULT NULL::boolean -> void")),
+            (
+                "oban_install",
+                format!(
+                    "{prefix}, stage boolean DEFAULT NULL::boolean, on_replica boolean DEFAULT NULL::boolean -> void"
+                ),
+            ),
+            (
+                "oban_watch",
+                "queue_table regclass, channel text, queue_column name DEFAULT NULL::name, \
+                 events text[] DEFAULT '{insert}'::text[], payload_column name DEFAULT NULL::name, \
+                 condition text DEFAULT NULL::text -> void"
+                    .to_owned(),
+            ),
+            ("oban_unwatch", "queue_table regclass -> void".to_owned()),
             ("oban_uninstall", format!("{prefix} -> void")),
             ("oban_notify", format!("channel text, payload jsonb, {prefix} -> void")),
             ("oban_notify_many", format!("channel text, payloads jsonb[], {prefix} -> void")),
+            ("oban_notify_text", "channel text, payload text DEFAULT ''::text -> void".to_owned()),
             ("oban_listen_channels", format!("channels text[] DEFAULT {four}, {prefix} -> SETOF text")),
             ("oban_unlisten_channels", format!("channels text[] DEFAULT {four}, {prefix} -> SETOF text")),
             (
@@ -192,6 +207,7 @@ mod tests {
                 "prefix,name,node,queue,paused,local_limit,running,uuid,started_at,updated_at,expires_at,state",
             ),
             ("oban_stats", "counter,value"),
+            ("oban_watches", "queue_table,channel,queue_column,events,payload_column,condition,ok"),
             ("oban_workers", "kind,database,pid,state,started_at,restarts,last_error"),
         ] {
             let columns = text(&format!(
@@ -283,8 +299,8 @@ mod tests {
             "name,node,started_at,expires_at,term,boot"
         );
         assert_eq!(
-            of("SELECT string_agg(tgname, ',') FROM pg_trigger WHERE tgrelid = {t}"),
-            "obanrs_jobs_insert"
+            of("SELECT string_agg(tgname, ',' ORDER BY tgname) FROM pg_trigger WHERE tgrelid = {t}"),
+            "obanrs_jobs_insert,obanrs_jobs_update"
         );
         assert_eq!(
             text(
@@ -344,5 +360,102 @@ mod tests {
             }
         });
         assert_eq!(read, 2000);
+    }
+
+    /// Whether a text is an object is decided without `jsonb_in`, and has to be what `jsonb_in`
+    /// decides. The texts are pieces of JSON in every order.
+    #[pg_test]
+    fn a_text_is_an_object_if_jsonb_takes_it_as_one() {
+        Spi::run(
+            "CREATE FUNCTION pg_temp.printed(t text) RETURNS text LANGUAGE plpgsql AS $$
+             DECLARE object jsonb;
+             BEGIN
+                 object := t::jsonb;
+                 RETURN CASE jsonb_typeof(object) WHEN 'object' THEN object::text ELSE '' END;
+             EXCEPTION WHEN others THEN RETURN '';
+             END $$",
+        )
+        .expect("it is created");
+        let pieces = [
+            "",
+            " ",
+            "\n",
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            "\"a\"",
+            "\"",
+            "\\",
+            "\\u0000",
+            "\\u00e9",
+            "\\ud83d",
+            "\\ude00",
+            "\\u0041",
+            "\\u20AC",
+            "\\n",
+            "\\x",
+            "é",
+            "\u{1}",
+            "1",
+            "-",
+            "0",
+            ".",
+            "5",
+            "e",
+            "E+",
+            "e-16383",
+            "e131071",
+            "e131072",
+            "e-16384",
+            "e400000",
+            "e99999999999",
+            "null",
+            "tru",
+            "true",
+            "nan",
+            "//",
+            "'",
+            "H4sI",
+        ];
+        // A linear congruential generator: the texts are the same each time.
+        let mut random = 1u64;
+        let mut next = |most: usize| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 33) as usize % most
+        };
+        let mut texts: Vec<String> =
+            ["{}", "", "{", "[]", "{\"a\":1}x", " {\"\":{}} "].map(Into::into).into();
+        for _ in 0..6_000 {
+            let mut some = |most: usize| -> String {
+                let count = next(most);
+                (0..count).map(|_| pieces[next(pieces.len())]).collect()
+            };
+            texts.push(format!("{{\"a\":{}}}", some(4)));
+            texts.push(format!("{{\"a\":\"{}\"}}", some(4)));
+            texts.push(format!("{{\"{}\":[{},\"{}\"]}}", some(3), some(4), some(2)));
+            texts.push(some(8));
+        }
+        let mut objects = 0;
+        for text in &texts {
+            let printed =
+                Spi::get_one_with_args::<String>("SELECT pg_temp.printed($1)", &[text.as_str().into()]);
+            let printed = printed.expect("it runs").expect("not null");
+            let Some(object) = object_text::object_of(text.as_bytes(), encoding::character) else {
+                assert_eq!(printed, "", "{text}");
+                continue;
+            };
+            let json = std::str::from_utf8(&object.json).expect("UTF-8");
+            let again = Spi::get_one_with_args::<String>("SELECT pg_temp.printed($1)", &[json.into()]);
+            assert_eq!(again, Ok(Some(printed.clone())), "{text}");
+            assert!(!printed.is_empty(), "{text}");
+            // Postgres prints a space behind each comma and colon.
+            let separators = json.matches([',', ':']).count();
+            assert!(printed.len() <= json.len() + object.printed_more + separators, "{text}");
+            objects += 1;
+        }
+        assert!((1_000..texts.len() - 1_000).contains(&objects), "{objects} of {}", texts.len());
     }
 }

@@ -17,10 +17,16 @@ mod pooler;
 mod renames;
 #[path = "server/rings.rs"]
 mod rings;
+#[path = "server/row_triggers.rs"]
+mod row_triggers;
 #[path = "server/transactions.rs"]
 mod transactions;
+#[path = "server/verbatim.rs"]
+mod verbatim;
 #[path = "server/wakeups.rs"]
 mod wakeups;
+#[path = "server/watch.rs"]
+mod watch;
 
 // Members and leaders.
 #[path = "server/candidates.rs"]

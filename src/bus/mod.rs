@@ -152,6 +152,11 @@ impl Target {
         has_name.then_some(Self { table, text: true, ..target })
     }
 
+    /// Returns the target for payloads that are any texts, in the server's encoding.
+    pub fn any_text(self) -> Self {
+        Self { text: true, ..self }
+    }
+
     /// Returns the target that sends by native NOTIFY only, past the ring.
     pub fn native_only(self) -> Self {
         Self { delivery: Delivery::NativeOnly, ..self }

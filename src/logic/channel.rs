@@ -14,6 +14,8 @@ pub const STANDARD: [&str; 4] = ["gossip", "insert", "leader", "signal"];
 /// name may be of any length.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChannelError {
+    /// The prefix is `""`, and the channel has no name.
+    Empty,
     /// The channel is not of the form [a-z_][a-z0-9_]*.
     Name(String),
     /// The prefix has a dot. Oban splits a full name at its first dot, so a prefix can't have one.
@@ -37,7 +39,7 @@ pub fn full_name(prefix: &str, channel: &str) -> Result<String, ChannelError> {
 pub fn test(prefix: &str, channel: &str) -> Result<(), ChannelError> {
     let length = if prefix.is_empty() {
         if channel.is_empty() {
-            return Err(ChannelError::Name(String::new()));
+            return Err(ChannelError::Empty);
         }
         channel.len()
     } else {
@@ -78,7 +80,7 @@ mod tests {
         assert_eq!(full_name("public", "insert").as_deref(), Ok("public.oban_insert"));
         assert_eq!(full_name("Größe", "signal").as_deref(), Ok("Größe.oban_signal"));
         assert_eq!(full_name("", "orders").as_deref(), Ok("orders"));
-        assert_eq!(full_name("", ""), Err(ChannelError::Name("".into())));
+        assert_eq!(full_name("", ""), Err(ChannelError::Empty));
         assert_eq!(full_name("a.b", "insert"), Err(ChannelError::DottedPrefix("a.b".into())));
         for bad in ["", "Insert", "1st", "a-b", "a b", "é"] {
             assert_eq!(full_name("public", bad), Err(ChannelError::Name(bad.into())));

@@ -1,6 +1,6 @@
 //! What a table of jobs has to be for `oban_install`: a table with the columns of Oban's own. Oban
 //! for Elixir makes these columns since its migration 11, and Oban for Python in all versions. The
-//! insert trigger reads `queue` and `state`; queries read the other columns. Types that differ
+//! triggers read `queue` and `state`; queries read the other columns. Types that differ
 //! between Oban's versions are not tested.
 
 use std::fmt::Write;
@@ -61,7 +61,7 @@ const OF_FIRST_MIGRATION: [&str; 12] = [
     "completed_at",
 ];
 
-/// The columns that the insert trigger reads.
+/// The columns that the triggers read.
 const READ_BY_TRIGGER: [&str; 2] = ["queue", "state"];
 
 /// A column's type.
@@ -116,7 +116,7 @@ pub enum Fault {
     TooOld { version: i64 },
     /// The table lacks columns, or has wrong ones.
     Columns(WrongColumns),
-    /// The table was not made by Oban, and has what the insert trigger reads. Queries of Oban's
+    /// The table was not made by Oban, and has what the triggers read. Queries of Oban's
     /// jobs need more.
     Partial(WrongColumns),
 }
@@ -164,7 +164,7 @@ pub fn fault(comment: Option<&str>, columns: &[Column]) -> Option<Fault> {
     Some(if partial { Fault::Partial(wrong) } else { Fault::Columns(wrong) })
 }
 
-/// Returns the columns that keep the insert trigger from telling what to wake. `None`: the trigger
+/// Returns the columns that keep the triggers from telling what to wake. `None`: the trigger
 /// can read the rows.
 pub fn unreadable(columns: &[Column]) -> Option<WrongColumns> {
     let wrong = wrong(columns, |name| READ_BY_TRIGGER.contains(&name));

@@ -3,11 +3,14 @@
 //! node since 2.15 reads `H4sI…`, and only new Elixir nodes read `Z:`. So obanrs writes the first
 //! two forms and reads all three.
 
+use std::fmt;
 use std::io::Read;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flate2::{Compression, GzBuilder, read::GzDecoder, read::GzEncoder};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 /// The longest payload in bytes: NOTIFY_PAYLOAD_MAX_LENGTH - 1. Postgres refuses a payload of 8,000
 /// bytes.
@@ -213,14 +216,41 @@ pub fn change_of_leader(change: &str, node: &[u8], name: &[u8], term: Option<i64
 /// value is no string.
 pub fn queue_of(payload: &str) -> Option<String> {
     #[derive(serde::Deserialize)]
-    struct OfQueue {
-        queue: String,
+    #[serde(field_identifier, rename_all = "lowercase")]
+    enum Key {
+        Queue,
+        #[serde(other)]
+        Other,
+    }
+    /// The last value of the key, as `jsonb` takes the last of equal keys.
+    struct OfQueue(Option<String>);
+    impl<'de> serde::Deserialize<'de> for OfQueue {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_map(Keys)
+        }
+    }
+    struct Keys;
+    impl<'de> Visitor<'de> for Keys {
+        type Value = OfQueue;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<OfQueue, M::Error> {
+            let mut queue = None;
+            while let Some(key) = map.next_key()? {
+                match key {
+                    Key::Queue => queue = serde_json::from_str(map.next_value::<&RawValue>()?.get()).ok(),
+                    Key::Other => drop(map.next_value::<IgnoredAny>()?),
+                }
+            }
+            Ok(OfQueue(queue))
+        }
     }
     // This test finds most payloads without a queue, and is cheaper than parsing them.
     if !payload.contains("\"queue\"") && !payload.contains("\\u") {
         return None;
     }
-    serde_json::from_str::<OfQueue>(payload).ok().map(|payload| payload.queue)
+    serde_json::from_str::<OfQueue>(payload).ok()?.0
 }
 
 /// Appends a text as a JSON string, in the server's encoding as in `object_of_one`.
@@ -258,6 +288,8 @@ mod tests {
             Some("a\"b\u{e9}")
         );
         assert_eq!(queue(r#"{"q\u0075eue":"default"}"#).as_deref(), Some("default"));
+        assert_eq!(queue(r#" {"queue":"a","queue":1,"queue":"b","x":[]} "#).as_deref(), Some("b"));
+        assert_eq!(queue(r#"{"queue":"a","queue":{"queue":"b"}}"#), None);
         for other in [
             r#"{}"#,
             r#"{"queue":1}"#,

@@ -66,6 +66,31 @@ fn oban_notify_many(
     Ok(queue_all(channel, "payloads", payloads.iter(), prefix)?)
 }
 
+#[pg_extern(volatile, parallel_unsafe)]
+fn oban_notify_text(
+    channel: Option<TextArgument>,
+    payload: default!(Option<TextArgument>, "''"),
+) -> Result<(), ErrorReport> {
+    let (channel, payload) = (given("channel", channel)?, given("payload", payload)?);
+    let target = verbatim(&channel.text("channel", MAX_CHANNEL)?)?.any_text();
+    if session::in_recovery() {
+        return Err(Error::InRecovery("notify").into());
+    }
+    let payload = payload.in_server_encoding(wire::MAX_PAYLOAD).map_err(|bytes| {
+        let most = wire::MAX_PAYLOAD;
+        Error::PayloadTooLarge(format!("{bytes} bytes; a notification has at most {most}"))
+    })?;
+    Ok(bus::queue(&target, payload, Requester::Call)?)
+}
+
+/// Returns the target of a verbatim channel. It belongs to no prefix: any role may NOTIFY it
+/// natively. But only a role that may write to a prefix gets room in the ring. `Err` is 22023: no
+/// channel can have the name.
+fn verbatim(channel: &str) -> Result<Target, Error> {
+    let target = Target::new(None, "", channel)?;
+    Ok(if rights::writes_somewhere() { target } else { target.native_only() })
+}
+
 /// Queues every payload or none: all are tested before the first is queued. `Err` is 22004 or 22023
 /// for an argument that can't be sent, 54000 for too long or too many messages, 3F000 or 42501
 /// without the prefix or the right, 55000 in recovery, and 53200 without memory.
@@ -78,12 +103,11 @@ fn queue_all(
     let (channel, prefix) = (given("channel", channel)?, given("prefix", prefix)?);
     let (channel, prefix) = (channel.text("channel", MAX_CHANNEL)?, prefix.text("prefix", MAX_CHANNEL)?);
     channel::test(&prefix, &channel)?;
-    // A verbatim channel belongs to no prefix: any role may NOTIFY it natively.
-    let schema =
-        if prefix.is_empty() { None } else { Some(rights::require(&prefix, right_to_publish(&channel))?) };
-    let target = Target::new(schema, &prefix, &channel)?;
-    // But only a role that may write to a prefix gets room in the ring.
-    let target = if schema.is_some() || rights::writes_somewhere() { target } else { target.native_only() };
+    let target = if prefix.is_empty() {
+        verbatim(&channel)?
+    } else {
+        Target::new(Some(rights::require(&prefix, right_to_publish(&channel))?), &prefix, &channel)?
+    };
     if session::in_recovery() {
         return Err(Error::InRecovery("notify"));
     }

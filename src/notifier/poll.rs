@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use pgrx::datum::Interval;
@@ -13,11 +14,11 @@ use pgrx::prelude::*;
 use crate::bus::Target;
 use crate::error::{Error, given};
 use crate::logic::counter::Counter;
-use crate::logic::ids::SchemaOid;
+use crate::logic::ids::{SchemaOid, TableOid};
 use crate::logic::lifecycle::Lack;
 use crate::logic::ring::{Batch, Channel, Progress, RingMessage};
 use crate::logic::wire::WireError;
-use crate::logic::{channel, wire};
+use crate::logic::{channel, object_text, wire};
 use crate::pg::argument::{TextArgument, TextArray};
 use crate::pg::datum::{ServerJson, Text};
 use crate::pg::procedure::{Call, InoutRecord};
@@ -40,7 +41,8 @@ const MAX_TIMEOUT: i128 = 86_400_000_000;
 struct Question {
     prefix: Text,
     /// The prefix's schema. `None`: the channels are verbatim, and belong to no prefix. Any role
-    /// may LISTEN to such channels natively.
+    /// may LISTEN to such channels natively. But the messages of a watched table are only for roles
+    /// that may read the table (`Readable`).
     schema: Option<SchemaOid>,
     /// The names of the channels, which are tested. `channels` is made of them when there is
     /// something to read.
@@ -150,6 +152,25 @@ fn no_ring() -> Error {
     }
 }
 
+/// Which source tables the current role may read. A value serves one reading, as rights may change
+/// before the next.
+#[derive(Default)]
+struct Readable(HashMap<TableOid, bool>);
+
+impl Readable {
+    /// Returns whether the current role may read the messages of a table. Looks each table up once.
+    /// Returns true for messages without a source table.
+    fn includes(&mut self, table: TableOid) -> bool {
+        if table.is_none() {
+            return true;
+        }
+        if self.0.is_empty() {
+            session::see_changes();
+        }
+        *self.0.entry(table).or_insert_with(|| rights::reads_table(table))
+    }
+}
+
 #[derive(Debug)]
 /// What a reader gets: its new position, how many messages it has missed, and messages as JSON. For
 /// `missed` see `Progress::missed`.
@@ -159,11 +180,13 @@ struct Answer {
     count: usize,
     /// The elements of the array, each after a comma.
     json: Vec<u8>,
+    /// How many bytes the numbers take up in addition in print (`Object::printed_more`).
+    printed_more: usize,
 }
 
 impl Answer {
     fn new(position: i64) -> Self {
-        Self { position, missed: Some(0), count: 0, json: Vec::new() }
+        Self { position, missed: Some(0), count: 0, json: Vec::new(), printed_more: 0 }
     }
 
     fn pass(&mut self, progress: Progress) {
@@ -178,20 +201,25 @@ impl Answer {
     /// Adds the messages that the reader wants, until the answer has as many as the reader asked
     /// for, or as many bytes as an answer may have. A first message is added whatever its length.
     /// Returns how many messages of the batch were looked at. `Err` is 53200: there is no memory.
-    fn add(&mut self, batch: &Batch, question: &Question) -> Result<usize, Error> {
+    fn add(&mut self, batch: &Batch, question: &Question, readable: &mut Readable) -> Result<usize, Error> {
         let client = encoding::Client::of_session();
         for (added, message) in batch.messages().enumerate() {
             if self.count == question.most {
                 return Ok(added);
             }
-            let Some(json) = shown(&message, question)? else { continue };
+            if !readable.includes(message.table) {
+                continue;
+            }
+            let Some((json, printed_more)) = shown(&message, question)? else { continue };
             let json = client.json(json);
-            if self.count > 0 && self.json.len() + json.len() > MAX_ANSWER_BYTES {
+            let bytes = self.json.len() + self.printed_more + json.len() + printed_more;
+            if self.count > 0 && bytes > MAX_ANSWER_BYTES {
                 return Ok(added);
             }
             self.json.try_reserve(json.len() + 2).map_err(|_| Error::OutOfMemory)?;
             self.json.push(b',');
             self.json.extend_from_slice(&json);
+            self.printed_more += printed_more;
             self.count += 1;
         }
         Ok(batch.len())
@@ -207,18 +235,12 @@ impl Answer {
     }
 }
 
-/// Returns a message as JSON, in the server's encoding. A packed message may become megabytes.
-/// `None`: the message is not for the reader. `Err` is 53200: there is no memory.
-fn shown(message: &RingMessage<'_>, question: &Question) -> Result<Option<Vec<u8>>, Error> {
-    // A packed payload is ASCII, and unpacks to UTF-8. Any other payload is in the server's
-    // encoding.
-    let unpacked = std::str::from_utf8(message.payload).ok().and_then(|text| match wire::decode(text) {
-        Ok(unpacked) if text != unpacked => Some(Ok(unpacked)),
-        Err(WireError::OutOfMemory) => Some(Err(Error::OutOfMemory)),
-        _ => None,
-    });
-    let unpacked = unpacked.transpose()?;
-    let payload = unpacked.as_deref().map_or(Cow::Borrowed(message.payload), encoding::to_server);
+/// Returns a message as JSON, in the server's encoding, and how many more bytes its numbers take up
+/// in print. A packed message may become megabytes. `None`: the message is not for the reader. `Err`
+/// is 53200: there is no memory.
+fn shown(message: &RingMessage<'_>, question: &Question) -> Result<Option<(Vec<u8>, usize)>, Error> {
+    let (payload, printed_more) =
+        if message.text { text_payload(message.payload) } else { (object_payload(message.payload)?, 0) };
     if !question.wants(&payload) {
         return Ok(None);
     }
@@ -228,7 +250,34 @@ fn shown(message: &RingMessage<'_>, question: &Question) -> Result<Option<Vec<u8
     let rest = [b",\"payload\":", &*payload, sent_at.as_bytes()];
     json.try_reserve(rest.iter().map(|part| part.len()).sum()).map_err(|_| Error::OutOfMemory)?;
     rest.iter().for_each(|part| json.extend_from_slice(part));
-    Ok(Some(json))
+    Ok(Some((json, printed_more)))
+}
+
+/// Returns the object of a wire form, in the server's encoding. `Err` is 53200: there is no memory.
+fn object_payload(payload: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
+    // A packed payload is ASCII, and unpacks to UTF-8. Any other payload is in the server's
+    // encoding.
+    let unpacked = std::str::from_utf8(payload).ok().and_then(|text| match wire::decode(text) {
+        Ok(unpacked) if text != unpacked => Some(Ok(unpacked)),
+        Err(WireError::OutOfMemory) => Some(Err(Error::OutOfMemory)),
+        _ => None,
+    });
+    let Some(unpacked) = unpacked.transpose()? else { return Ok(Cow::Borrowed(payload)) };
+    Ok(Cow::Owned(match encoding::to_server(&unpacked) {
+        Cow::Owned(converted) => converted,
+        Cow::Borrowed(_) => unpacked.into_bytes(),
+    }))
+}
+
+/// Returns a text as JSON, in the server's encoding, and how many more bytes its numbers take up in
+/// print. A text that is no object becomes a string.
+fn text_payload(text: &[u8]) -> (Cow<'_, [u8]>, usize) {
+    if let Some(object) = object_text::object_of(text, encoding::character) {
+        return (object.json, object.printed_more);
+    }
+    let mut string = Vec::with_capacity(text.len() + 2);
+    wire::push_string(&mut string, text);
+    (Cow::Owned(string), 0)
 }
 
 /// Reads what there is now. Without a ring, `Err` is the error of `no_ring`.
@@ -241,8 +290,9 @@ fn read(question: &Question) -> Result<Answer, Error> {
         return Ok(answer); // most polls find nothing, and need no batch
     }
     // With a filter, a batch may hold more messages than the answer has room for, because most may
-    // be for other readers.
-    let filtered = question.queues.is_some();
+    // be for other readers. Messages on verbatim channels may be of tables that the role can't read.
+    let filtered = question.queues.is_some() || question.schema.is_none();
+    let mut readable = Readable::default();
     let mut batch = Batch::new(if filtered { MESSAGES } else { MESSAGES.min(question.most) }, BYTES);
     loop {
         let left = question.most - answer.count;
@@ -251,7 +301,7 @@ fn read(question: &Question) -> Result<Answer, Error> {
         }
         batch.clear();
         let progress = rings::read(answer.position, question.channels()?, &mut batch).ok_or_else(no_ring)?;
-        let added = answer.add(&batch, question)?;
+        let added = answer.add(&batch, question, &mut readable)?;
         if added < batch.len() {
             // The answer reaches up to the last message that was added, and no further.
             if let Some(last) = added.checked_sub(1).and_then(|last| batch.messages().nth(last)) {
@@ -419,6 +469,7 @@ fn wait(question: &mut Question, answer: &mut Answer, timeout: Duration) -> Resu
             }
             // The messages were for other readers. This process is not a waiter any more, so it
             // reads again before it sleeps.
+            session::drop_catalog_snapshot();
             pgrx::check_for_interrupts!();
             continue;
         }

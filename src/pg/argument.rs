@@ -63,6 +63,25 @@ pub fn at<T: FromDatum>(fcinfo: pg_sys::FunctionCallInfo, place: usize) -> Optio
     unsafe { pgrx::fcinfo::pg_getarg(fcinfo, place) }
 }
 
+/// An argument of type `name`, as UTF-8. Bytes that are not valid text are replaced.
+#[derive(Clone, Debug)]
+pub struct NameArgument(pub String);
+
+impl FromDatum for NameArgument {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _type: pg_sys::Oid,
+    ) -> Option<Self> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: the caller promises a name, which ends with a zero within its 64 bytes.
+        let name = unsafe { std::ffi::CStr::from_ptr(datum.cast_mut_ptr()) };
+        Some(Self(encoding::to_utf8_lossy(name.to_bytes()).into_owned()))
+    }
+}
+
 impl TextArgument {
     /// Raises 22023 if the text has more than `most` bytes.
     fn measure(&self, argument: &'static str, most: usize) -> Result<(), Error> {
@@ -81,6 +100,13 @@ impl TextArgument {
     /// hold. Raises 22023 as `with_text` does.
     pub fn name(&self, argument: &'static str, most: usize) -> Result<Text, Error> {
         self.with_text(argument, most, |text| Text(text.to_owned()))
+    }
+
+    /// Returns a copy of the text in the server's encoding, which need not be UTF-8. `Err` is the
+    /// length of a text of more than `most` bytes.
+    pub fn in_server_encoding(&self, most: usize) -> Result<Vec<u8>, usize> {
+        let bytes = self.bytes();
+        if bytes > most { Err(bytes) } else { Ok(self.content().to_vec()) }
     }
 
     /// Returns the bytes of the text, uncompressed, in the server's encoding. The caller has

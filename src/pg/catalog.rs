@@ -6,6 +6,7 @@ use pgrx::pg_sys;
 
 use super::c_name;
 use super::catalog_scan::{self as scan, Key};
+use super::tuple;
 use crate::logic::ids::{DatabaseOid, RoleOid, SchemaOid, TableOid};
 
 /// Returns the oid of a schema, as this transaction's caches have it. `None`: there is no such
@@ -216,6 +217,87 @@ pub fn is_jobs_table(relation: TableOid) -> bool {
     class(relation).is_some_and(|c| matches!(c.kind, b'r' | b'p') && c.persistence != b't')
 }
 
+/// Returns what a relation is, in the words of an error message, unless it is a table that triggers
+/// for each row can be on: an ordinary or a partitioned table that is not temporary. `None`: it is
+/// such a table. `Some("")`: there is no such relation.
+pub fn not_a_table(relation: TableOid) -> Option<&'static str> {
+    let Some(class) = class(relation) else { return Some("") };
+    match class.kind {
+        b'r' | b'p' if class.persistence != b't' => None,
+        b'r' | b'p' => Some("a temporary table"),
+        b'v' => Some("a view"),
+        b'm' => Some("a materialized view"),
+        b'f' => Some("a foreign table"),
+        b'S' => Some("a sequence"),
+        b'i' | b'I' => Some("an index"),
+        _ => Some("no table"),
+    }
+}
+
+/// A trigger of a table, as committed now or written by this transaction.
+pub struct TriggerRow {
+    pub oid: u32,
+    pub name: String,
+    pub function: u32,
+    /// Whether the table has the trigger itself, and not from its partitioned table.
+    pub is_own: bool,
+    /// `pg_trigger.tgargs`: the arguments in the server's encoding, with a zero behind each.
+    pub arguments: Vec<u8>,
+}
+
+/// Returns the triggers of a table.
+pub fn triggers_of(table: TableOid) -> Vec<TriggerRow> {
+    scan::rows(scan::TRIGGERS, &[("tgrelid", Key::Oid(table.into()))], |row| {
+        Some(TriggerRow {
+            oid: row.oid("oid").to_u32(),
+            name: row.name("tgname"),
+            function: row.oid("tgfoid").to_u32(),
+            is_own: row.oid("tgparentid") == pg_sys::InvalidOid,
+            arguments: row.bytes("tgargs"),
+        })
+    })
+}
+
+/// Returns the table on which a trigger was created, of which a partition has a copy of that
+/// trigger. `None`: there is no such trigger.
+pub fn table_of_root_trigger(trigger: u32) -> Option<TableOid> {
+    let mut trigger = pg_sys::Oid::from(trigger);
+    loop {
+        let read = |row: &scan::CatalogRow| Some((row.oid("tgparentid"), row.oid("tgrelid")));
+        let (parent, table) = scan::rows(scan::TRIGGER_OIDS, &[("oid", Key::Oid(trigger))], read).pop()?;
+        if parent == pg_sys::InvalidOid {
+            return Some(table.into());
+        }
+        trigger = parent;
+    }
+}
+
+/// Returns a table, its partitions, and their partitions.
+pub fn with_partitions(table: TableOid) -> Vec<TableOid> {
+    let mut found = vec![table];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        next += 1;
+        if class(parent).is_some_and(|c| c.kind == b'p') {
+            let keys = [("inhparent", Key::Oid(parent.into()))];
+            found.extend(scan::rows(scan::CHILDREN, &keys, |row| Some(TableOid::from(row.oid("inhrelid")))));
+        }
+    }
+    found
+}
+
+/// Returns whether a relation has a column of this name that its rows store: not a system column,
+/// and not a virtual generated one.
+pub fn stores_column(relation: TableOid, name: &str) -> bool {
+    let keys = [("attrelid", Key::Oid(relation.into()))];
+    let is_it = |row: &scan::CatalogRow| {
+        let stored =
+            !row.bool("attisdropped") && row.i16("attnum") > 0 && row.char("attgenerated") != tuple::VIRTUAL;
+        (stored && row.name("attname") == name).then_some(())
+    };
+    !scan::rows(scan::COLUMNS, &keys, is_it).is_empty()
+}
+
 /// Returns whether a relation has a column of this name and type.
 pub fn has_column(relation: TableOid, name: &str, kind: u32) -> bool {
     column_type(relation, name) == Some(pg_sys::Oid::from(kind))
@@ -243,7 +325,7 @@ pub fn is_enum_of<'a>(kind: u32, mut labels: impl Iterator<Item = &'a str>) -> b
     let kind = pg_sys::Oid::from(kind);
     // SAFETY: the function looks up a type by its oid, and checks the oid itself.
     let is_enum = unsafe { pg_sys::get_typtype(kind) as u8 } == pg_sys::TYPTYPE_ENUM;
-    is_enum && labels.all(|label| super::tuple::enum_label(kind, &c_name(label)).is_some())
+    is_enum && labels.all(|label| tuple::enum_label(kind, &c_name(label)).is_some())
 }
 
 /// Returns whether this transaction created a relation, or was the last to change it.

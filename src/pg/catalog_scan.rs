@@ -23,6 +23,7 @@ pub(super) const CONSTRAINTS: (u32, u32) = (2606, 2665); // pg_constraint by con
 pub(super) const PARENTS: (u32, u32) = (2611, 2680); // pg_inherits by inhrelid, inhseqno
 pub(super) const CHILDREN: (u32, u32) = (2611, 2187); // pg_inherits by inhparent
 pub(super) const TRIGGERS: (u32, u32) = (2620, 2701); // pg_trigger by tgrelid, tgname
+pub(super) const TRIGGER_OIDS: (u32, u32) = (2620, 2702); // pg_trigger by oid
 pub(super) const RULES: (u32, u32) = (2618, 2692); // pg_rewrite by oid
 pub(super) const SETTINGS: (u32, u32) = (2964, 2965); // pg_db_role_setting by setdatabase, setrole
 pub(super) const RELATIONS: (u32, u32) = (1259, 2663); // pg_class by relname, relnamespace
@@ -81,6 +82,13 @@ impl CatalogRow {
         let Some(datum) = self.datum(name) else { return Vec::new() };
         // SAFETY: the column is of type name, so the value ends with a zero within its 64 bytes.
         unsafe { CStr::from_ptr(datum.cast_mut_ptr::<std::ffi::c_char>()) }.to_bytes().to_vec()
+    }
+
+    /// Returns the bytes of a column of type bytea. Returns no bytes for NULL.
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        let Some(datum) = self.datum(name) else { return Vec::new() };
+        // SAFETY: the column is of type bytea, and its bytes are copied.
+        unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr())).to_vec() }
     }
 
     /// Returns the elements of a column of type text[] that are not NULL, in the server's encoding.

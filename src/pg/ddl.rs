@@ -8,6 +8,7 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
+use super::expression::Expression;
 use crate::logic::ids::TableOid;
 
 /// When a trigger fires, relative to the event.
@@ -71,11 +72,14 @@ pub struct Options<'a> {
     pub fires: Fires,
     /// The arguments that the trigger's function finds in each call.
     pub arguments: &'a [&'a CStr],
+    /// The condition under which the trigger fires for a row (WHEN). `None`: it always fires. Names
+    /// in the condition mean what the current search_path says.
+    pub condition: Option<Expression>,
 }
 
 impl Options<'_> {
     /// A trigger without arguments that fires where changes are made.
-    pub const ORDINARY: Options<'static> = Options { fires: Fires::Origin, arguments: &[] };
+    pub const ORDINARY: Options<'static> = Options { fires: Fires::Origin, arguments: &[], condition: None };
 }
 
 /// Adds columns of type bigint that may be NULL and have no default, so that ALTER TABLE reads and
@@ -157,6 +161,10 @@ pub fn create_trigger(table: TableOid, function: u32, trigger: &Trigger<'_>, opt
         (*statement).relation = name_of(relation);
         pg_sys::relation_close(relation, pg_sys::NoLock as i32);
         let text = c"".as_ptr();
+        // Postgres alters the tree while it analyzes the condition.
+        (*statement).whenClause = options.condition.map_or(std::ptr::null_mut(), |condition| {
+            pg_sys::copyObjectImpl(condition.node().cast_const().cast()).cast()
+        });
         let condition = std::ptr::null_mut();
         let fires = options.fires.enabled() as std::ffi::c_char;
         let made = pg_sys::CreateTriggerFiringOn(

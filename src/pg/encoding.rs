@@ -48,6 +48,23 @@ pub fn to_server(text: &str) -> Cow<'_, [u8]> {
     })
 }
 
+/// Returns a character in the server's encoding. `None`: the encoding lacks the character, or the
+/// database has no encoding (SQL_ASCII) and the character is not ASCII. Needs a transaction.
+pub fn character(c: char) -> Option<Vec<u8>> {
+    let utf8 = c.to_string().into_bytes();
+    if c.is_ascii() || is_utf8() {
+        return Some(utf8);
+    }
+    let (mut converted, mut is_lacking) = (Vec::new(), false);
+    Conversion::between(UTF8, of_server())?.each(
+        &utf8,
+        &mut (&mut converted, &mut is_lacking),
+        |(converted, _), _, bytes| extend(converted, bytes),
+        |(_, is_lacking), _| **is_lacking = true,
+    );
+    (!is_lacking).then_some(converted)
+}
+
 /// Raises 22021: a database without an encoding (SQL_ASCII) holds a text that is not UTF-8.
 fn not_utf8() -> ! {
     pgrx::ereport!(

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod datum;
 pub mod ddl;
 pub mod encoding;
+pub mod expression;
 pub mod heap;
 pub mod hooks;
 pub mod index;
@@ -31,6 +32,7 @@ pub mod time;
 pub mod transition_table;
 pub mod trigger;
 pub mod tuple;
+pub mod value_text;
 pub mod xact;
 
 use crate::logic::ids::{DatabaseOid, RoleOid, SchemaOid, TableOid};

@@ -105,6 +105,12 @@ impl<'a> RowTrigger<'a> {
         unsafe { (*self.data.tg_trigger).tgoid.to_u32() }
     }
 
+    /// Returns whether the table has the trigger from its partitioned table.
+    pub fn is_clone(&self) -> bool {
+        // SAFETY: the trigger's description lasts as long as the call.
+        unsafe { (*self.data.tg_trigger).tgisclone }
+    }
+
     /// Returns the argument of the trigger in this place, counted from 0. `None`: the trigger has
     /// no such argument.
     pub fn argument(&self, place: usize) -> Option<&'a CStr> {

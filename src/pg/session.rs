@@ -134,6 +134,14 @@ pub fn see_changes() {
     unsafe { pg_sys::AcceptInvalidationMessages() }
 }
 
+/// Gives up the snapshot that reading a catalog has left, so that this process holds back no VACUUM
+/// while it waits.
+pub fn drop_catalog_snapshot() {
+    // SAFETY: the function drops only the snapshot that Postgres keeps for itself between two
+    // readings of catalogs.
+    unsafe { pg_sys::InvalidateCatalogSnapshot() }
+}
+
 /// Returns whether the code of another role runs in this session, such as an index function during
 /// a superuser's REINDEX. Such code must not change to what the session listens, or which
 /// memberships it has.

@@ -13,7 +13,7 @@ pub fn fault(table: TableOid) -> Option<Fault> {
     jobs::fault(comment.first().map(String::as_str), &shape::columns_of_jobs(table))
 }
 
-/// Returns the columns that keep the insert trigger from finding out which queues to wake. `None`:
+/// Returns the columns that keep the triggers from finding out which queues to wake. `None`:
 /// there are no such columns.
 pub fn unreadable(table: TableOid) -> Option<WrongColumns> {
     jobs::unreadable(&shape::columns_of_jobs(table))

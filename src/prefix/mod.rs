@@ -7,6 +7,7 @@
 //! | `peers_catalog` | the table of leaders, as the caches of the catalogs have it |
 //! | `jobs` | the table of jobs, as the catalogs have it |
 //! | `triggers` | the triggers on both tables |
+//! | `watches` | the watches of tables of any kind |
 //! | `prefixes` | which schemas are prefixes, and which are installed |
 //! | `rights` | rights on a prefix |
 //! | `terms` | the sequence of terms |
@@ -20,3 +21,4 @@ pub mod prefixes;
 pub mod rights;
 pub mod terms;
 pub mod triggers;
+pub mod watches;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use crate::config;
 use crate::error::Error;
-use crate::logic::ids::SchemaOid;
+use crate::logic::ids::{SchemaOid, TableOid};
 use crate::pg::{acl, catalog, session};
 
 /// A right on a prefix. In a prefix without a table `oban_jobs`, `Read` is USAGE of the schema, and
@@ -84,6 +84,13 @@ pub fn allows_in(schema: SchemaOid, right: Right) -> bool {
         Right::Signal => acl::may_update(table),
         Right::Own => acl::owns(table),
     }
+}
+
+/// Returns whether the current role may read the messages of a watched table: it needs SELECT on
+/// the table or on any column, as for the messages of a prefix. USAGE of the schema is not needed
+/// for either. Returns false to every role if the table does not exist.
+pub fn reads_table(table: TableOid) -> bool {
+    acl::exists_and_may_select_any(table)
 }
 
 /// Returns how much of `total` the current role may hold: the percentage that obanrs.role_share

@@ -312,7 +312,7 @@ fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions, wishes: Wishes) -> 
         let now = there.iter().find(|t| t.is(trigger)).map(|t| t.fires);
         // A trigger that is new beside one that fires always is to fire always, too.
         let now = now.or_else(|| there.iter().map(|t| t.fires).find(|fires| *fires == Fires::Always));
-        let options = Options { fires: triggers::wanted(wishes.on_replica, now), arguments: &[] };
+        let options = Options { fires: triggers::wanted(wishes.on_replica, now), ..Options::ORDINARY };
         ddl::create_trigger(jobs, functions.jobs, trigger, &options);
     }
     Ok(())

@@ -6,3 +6,5 @@ pub mod jobs;
 pub mod peers;
 pub mod repeats;
 mod tables;
+pub mod watch;
+pub mod watched;

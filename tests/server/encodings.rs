@@ -67,11 +67,18 @@ fn names_that_are_not_ascii_are_refused_with_a_hint() {
                     assert!(codes.is_none_or(|code| code == "3F000"), "{encoding}: {call}");
                     continue;
                 }
+                let of_watch = function.name == "oban_watch";
+                let any = function.name == "oban_notify_text" || (of_watch && name == "channel");
+                if any && (name == "payload" || ["LATIN1", "EUC_JP"].contains(&encoding)) {
+                    assert_eq!(failed, None, "{encoding}: {call}");
+                    continue;
+                }
                 let (code, message, hint) = failed.unwrap_or_else(|| panic!("{encoding}: {call} succeeded"));
                 assert_eq!(code, "22023", "{encoding}: {call}: {message}");
                 assert!(message.is_ascii() || encoding == "SQL_ASCII", "{encoding}: {call}: {message}");
                 assert!(!hint.is_empty(), "{encoding}: {call}: {message}");
-                if !of_bus && name != "wire" {
+                // Events and conditions are refused for what they say.
+                if !of_bus && !of_watch && name != "wire" {
                     assert!(message.contains(&format!("\"{name}\"")), "{encoding}: {call}: {message}");
                     assert!(hint.contains(encoding), "{encoding}: {call}: {hint}");
                 }

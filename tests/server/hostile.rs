@@ -331,7 +331,7 @@ fn judge(tally: &Tally, world: &World) {
     assert!(tally.slowest.0 < Duration::from_secs(20), "{:?}", tally.slowest);
 }
 
-const TRIGGERS: [&str; 2] = ["obanrs_jobs_insert", "obanrs_peers"];
+const TRIGGERS: [&str; 3] = ["obanrs_jobs_insert", "obanrs_peers", "obanrs_watched"];
 
 /// Asserts that a member of a new prefix leads soon after all of it.
 fn all_is_well(cluster: &Cluster, watch: &mut Watch) {

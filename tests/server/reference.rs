@@ -18,13 +18,14 @@ use crate::support::comments::{self, Comment, Item};
 const PAGE: &str = "docs/reference.md";
 
 /// The chapters, each with its functions and views.
-const CHAPTERS: [(&str, &[&str]); 5] = [
+const CHAPTERS: [(&str, &[&str]); 6] = [
     ("Tables of a prefix", &["oban_install", "oban_uninstall"]),
     (
         "Notifications",
         &[
             "oban_notify",
             "oban_notify_many",
+            "oban_notify_text",
             "oban_listen_channels",
             "oban_unlisten_channels",
             "oban_poll",
@@ -34,6 +35,7 @@ const CHAPTERS: [(&str, &[&str]); 5] = [
             "oban_decode",
         ],
     ),
+    ("Watched tables", &["oban_watch", "oban_unwatch", "oban_watches"]),
     (
         "Members and leaders",
         &[

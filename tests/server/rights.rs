@@ -19,7 +19,7 @@ const WRITERS: &str = "owner writer";
 
 /// Statements, and the roles that may run them. With `1 / count(*)`, a view without rows is a division by
 /// zero.
-const ACTIONS: [(&str, &str); 55] = [
+const ACTIONS: [(&str, &str); 60] = [
     ("SELECT oban_version()", EVERYBODY),
     ("SELECT oban_check()", EVERYBODY),
     ("SELECT oban_encode('{}')", EVERYBODY),
@@ -33,6 +33,7 @@ const ACTIONS: [(&str, &str); 55] = [
     ("SELECT oban_notify('signal', '{}', 'app')", "owner steerer"),
     ("SELECT oban_notify('leader', '{}', 'app')", "owner"),
     ("SELECT oban_notify('own', '{}', '')", EVERYBODY),
+    ("SELECT oban_notify_text('own', 'x')", EVERYBODY),
     ("SELECT oban_poll(after => 0, prefix => 'app')", READERS),
     ("SELECT oban_poll('{own}', 0, prefix => '')", EVERYBODY),
     ("CALL oban_wait(timeout => '0s', prefix => 'app')", READERS),
@@ -71,6 +72,10 @@ const ACTIONS: [(&str, &str); 55] = [
     ("SELECT last_value FROM obanrs_term", EVERYBODY), // pg_dump reads it
     ("SELECT oban_install('app')", "owner"),           // the trigger is missing before
     ("SELECT oban_uninstall('app')", "owner"),
+    ("SELECT oban_watch('app.oban_jobs', 'c')", "owner"),
+    ("SELECT oban_unwatch('app.oban_jobs')", "owner"),
+    ("SELECT count(*) FROM oban_watches", EVERYBODY), // Postgres shows everybody the triggers
+    ("SELECT count(*) FROM obanrs_watches()", EVERYBODY),
     ("SELECT oban_listen_channels(prefix => 'bare')", "reader"), // no table: USAGE on the schema reads
     ("SELECT oban_poll(prefix => 'bare')", "reader"),
     ("CALL oban_wait(timeout => '0s', prefix => 'bare')", "reader"),

@@ -82,7 +82,8 @@ fn installable() -> &'static [(String, String)] {
 }
 
 /// Creates a database with the extension in the version of this name, and with its tables.
-fn installed(cluster: &Cluster, name: &str) -> Client {
+pub fn installed(cluster: &Cluster, name: &str) -> Client {
+    installable(); // the script is where Postgres looks for it
     cluster.client().batch_execute(&format!("CREATE DATABASE \"from {name}\"")).unwrap();
     let mut client = cluster.client_of(&format!("from {name}"));
     client.batch_execute(&format!("CREATE EXTENSION obanrs VERSION '{name}'")).unwrap();

@@ -55,7 +55,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
     client
         .batch_execute(
             "CREATE EXTENSION obanrs; SELECT oban_install(); CREATE ROLE nobody LOGIN; CREATE SCHEMA bare;
-             REVOKE CREATE ON SCHEMA public FROM PUBLIC; CREATE TABLE bare.oban_peers (name text);
+             REVOKE CREATE ON SCHEMA public FROM PUBLIC; CREATE TABLE bare.oban_peers (name text); CREATE VIEW a_view AS SELECT 1 AS id;
              CREATE SCHEMA odd; CREATE TABLE odd.oban_jobs (id int); CREATE SCHEMA kind; CREATE TYPE kind.oban_jobs AS (id int); CREATE ROLE other; GRANT INSERT ON oban_jobs TO other",
         )
         .unwrap();
@@ -71,6 +71,8 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
                 "jsonb" => values.extend(["'[]'"]),
                 "jsonb[]" => values.extend(["ARRAY[NULL]::jsonb[]", "ARRAY['1']::jsonb[]"]),
                 "bigint" | "integer" => values.extend(["-1"]),
+                "regclass" => values.extend(["99999999", "'a_view'"]),
+                "name" => values.extend(["'nowhere'"]),
                 _ => {}
             }
             values.iter().for_each(|value| raised.run(&mut client, &function.call(&[(name, value)])));
@@ -110,11 +112,15 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
     other.batch_execute("RESET ROLE; BEGIN; LOCK TABLE bare.oban_peers").unwrap();
     client.batch_execute("CREATE ROLE owner; CREATE SCHEMA locked; SELECT oban_install('locked')").unwrap();
     client.batch_execute("DROP TRIGGER obanrs_jobs_insert ON locked.oban_jobs").unwrap();
+    client.batch_execute("SELECT oban_watch('locked.oban_jobs', 'c')").unwrap();
     other.batch_execute("LOCK TABLE locked.oban_jobs, locked.oban_peers").unwrap();
+    raised.run(&mut client, "SELECT oban_watch('locked.oban_jobs', 'd')");
+    raised.run(&mut client, "SELECT oban_unwatch('locked.oban_jobs')");
     raised.run(&mut client, "SELECT oban_install('locked')");
     raised.run(&mut client, "SELECT oban_uninstall('locked')");
     other.batch_execute("ROLLBACK").unwrap();
-    for call in ["notify('news', '{}')", "notify_many('news', ARRAY['{}']::jsonb[])"] {
+    let calls = ["notify('news', '{}')", "notify_many('news', ARRAY['{}']::jsonb[])", "notify_text('news')"];
+    for call in calls {
         client.batch_execute(&format!("BEGIN; SELECT oban_{call}")).unwrap();
         let error = client.batch_execute("PREPARE TRANSACTION 'x'").unwrap_err();
         raised.0.insert((

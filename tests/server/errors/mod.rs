@@ -53,6 +53,8 @@ fn valid(argument: &str) -> &'static str {
     match argument {
         "after" | "position" | "missed" | "messages" => "NULL",
         "channel" => "'insert'",
+        "condition" | "on_replica" | "payload_column" | "queue_column" => "NULL",
+        "events" => "'{insert}'",
         "grace" => "'1 minute'",
         "channels" => "'{insert}'",
         "candidate" => "true",
@@ -65,6 +67,7 @@ fn valid(argument: &str) -> &'static str {
         "payloads" => "ARRAY['{}']::jsonb[]",
         "prefix" => "'public'",
         "queue" => "'default'",
+        "queue_table" => "'oban_jobs'",
         "replace" => "false",
         "state" => "'{}'",
         "term" => "1",

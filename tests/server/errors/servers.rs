@@ -13,6 +13,7 @@ fn a_trigger_function_that_is_called_says_so() {
     for function in ["obanrs_jobs_insert", "obanrs_peers"] {
         refused(&mut client, &format!("SELECT {function}()"), "39P01", function, "oban_install");
     }
+    refused(&mut client, "SELECT obanrs_watched()", "39P01", "obanrs_watched", "oban_watch");
 }
 
 /// Asserts that the functions in `works` work, and that every other one raises 55000 with this message and
@@ -53,8 +54,11 @@ fn without_preload_functions_work_or_say_why_not() {
         "oban_check",
         "oban_install",
         "oban_uninstall",
+        "oban_watch",
+        "oban_unwatch",
         "oban_notify",
         "oban_notify_many",
+        "oban_notify_text",
         "oban_listen_channels",
         "oban_unlisten_channels",
         "oban_encode",
@@ -63,7 +67,8 @@ fn without_preload_functions_work_or_say_why_not() {
     ];
     works_or_says_why_not(&mut client, &works, "not loaded", "shared_preload_libraries");
     // A query of a monitoring program gets rows, or none, and no error.
-    for view in ["oban_members", "oban_gossip", "oban_workers", "oban_stats"] {
+    client.batch_execute("SELECT oban_unwatch('oban_jobs')").unwrap();
+    for view in ["oban_members", "oban_gossip", "oban_workers", "oban_stats", "oban_watches"] {
         assert_eq!(client.one::<i64>(&format!("SELECT count(*) FROM {view}")), 0, "{view}");
     }
     let why = "SELECT detail FROM oban_check() WHERE item = 'preload' AND NOT ok";
@@ -102,7 +107,9 @@ fn in_recovery_functions_work_or_name_the_primary() {
     refused(&mut client, "SELECT oban_install()", "55000", "recovery", "primary");
     refused(&mut client, "SELECT oban_uninstall()", "55000", "recovery", "primary");
     refused(&mut client, "SELECT oban_install('new')", "55000", "recovery", "primary");
-    for view in ["oban_members", "oban_leadership", "oban_gossip", "oban_workers", "oban_stats"] {
+    for view in
+        ["oban_members", "oban_leadership", "oban_gossip", "oban_workers", "oban_stats", "oban_watches"]
+    {
         outcome(&mut client, &format!("SELECT * FROM {view}")).unwrap();
     }
     assert_eq!(client.one::<String>("SELECT node FROM oban_leader()"), "web.1");

@@ -41,6 +41,9 @@ fn empty_and_endless_texts_are_refused() {
                 "text[]" => ("ARRAY['']", "ARRAY[repeat('x', 3000)]"),
                 _ => continue,
             };
+            if function.name == "oban_notify_text" && name == "payload" {
+                continue; // it is any text
+            }
             // With an empty prefix, a channel is verbatim.
             let verbatim = name == "prefix" && (function.has("channel") || function.has("channels"));
             if !verbatim {
@@ -88,6 +91,9 @@ fn wrong_values_are_shown_with_what_helps() {
         ("oban_notify('Insert', '{}')", "22023", "\"Insert\"", "lower-case"),
         ("oban_notify('insert', '{}', 'a.b')", "22023", "\"a.b\"", "rename"),
         ("oban_notify(repeat('x', 60), '{}')", "22023", "72 bytes", "63 bytes"),
+        ("oban_notify('', '{}', '')", "22023", "channel is empty", "as LISTEN has it"),
+        ("oban_notify_text('', 'x')", "22023", "channel is empty", "as LISTEN has it"),
+        ("oban_notify_text('x', repeat('é', 4000))", "54000", "8000 bytes", "send its key"),
         ("oban_listen_channels('{Insert}')", "22023", "\"Insert\"", "lower-case"),
         ("oban_unlisten_channels('{a b}')", "22023", "\"a b\"", "lower-case"),
         ("oban_install('a.b')", "22023", "\"a.b\"", "rename"),
@@ -95,6 +101,20 @@ fn wrong_values_are_shown_with_what_helps() {
         ("oban_install('pg_toast')", "42939", "\"pg_toast\"", "another schema"),
         ("oban_install('information_schema')", "42939", "\"information_schema\"", "another schema"),
         ("oban_install(stage => true)", "0A000", "staging", "README"),
+        ("oban_watch('oban_jobs', '')", "22023", "channel is empty", "object_queue"),
+        ("oban_watch('oban_jobs', 'c', 'lane')", "22023", "\"lane\"", "system column"),
+        ("oban_watch('oban_jobs', 'c', 'queue', payload_column => 'id')", "22023", "both", "queue_column"),
+        ("oban_watch('oban_jobs', 'c', events => '{insert,upsert}')", "22023", "\"upsert\"", "delete"),
+        ("oban_watch('oban_jobs', 'c', events => '{}')", "22023", "events is empty", "delete"),
+        ("oban_watch('oban_jobs', 'c', condition => 'OLD.id > 1')", "22023", "OLD", "INSERT"),
+        ("oban_watch('oban_jobs', 'c', condition => 'true; DROP')", "22023", "\";\"", "one expression"),
+        (
+            "oban_watch('oban_members', 'c')",
+            "42809",
+            "public.oban_members is a view",
+            "the tables that it reads",
+        ),
+        ("oban_watch(7, 'c')", "42P01", "7", "dropped"),
         ("oban_encode('[1]')", "22023", "[1]", "wrap it"),
         ("oban_decode('Z:nonsense')", "22023", "", "H4sI"),
         ("oban_decode('{')", "22023", "\"{\"", "H4sI"),

@@ -203,10 +203,12 @@ const NUMBERS: &str = "NULL | 0 | -1 | 1 | 2 | 7 | 30 | 2147483648 | 10995116277
     | -9223372036854775808 | 9223372036854775808 | 'x'";
 
 /// Useful values, by the name of the argument.
-const OF_USE: [(&str, &str); 18] = [
+const OF_USE: [(&str, &str); 22] = [
     ("after", "NULL | 0 | ext.oban_position()"),
     ("channel", "'insert' | 'gossip' | 'signal' | 'leader' | 'sonar'"),
     ("channels", "'{insert}' | '{gossip,insert,leader,signal}' | '{sonar}'"),
+    ("condition", "NULL | 'true' | 'NEW IS NOT NULL' | 'OLD IS DISTINCT FROM NEW'"),
+    ("events", "'{insert}' | '{insert,update}' | '{insert,update,delete}'"),
     ("lease", "NULL | '100 ms' | '1 s' | '1 min'"),
     ("max_messages", "1 | 10 | 1000"),
     ("name", "'Oban' | 'Oban' | 'Other'"),
@@ -215,6 +217,11 @@ const OF_USE: [(&str, &str); 18] = [
     ("payloads", "ARRAY['{}']::jsonb[] | ARRAY['{\"a\": 1}', '{\"b\": 2}']::jsonb[]"),
     ("prefix", "'public' | 'public' | 'app' | 'r1' | 'r2' | 'R 3' | 'p\"q'"),
     ("queue", "'default' | 'mail'"),
+    ("queue_column", "NULL | 'queue' | 'name'"),
+    (
+        "queue_table",
+        "pg_catalog.to_regclass('public.oban_jobs') | pg_catalog.to_regclass('app.oban_jobs') | pg_catalog.to_regclass('r1.oban_peers')",
+    ),
     ("replace", "true | false"),
     (
         "state",
@@ -244,6 +251,11 @@ pub fn value(dice: &mut Dice, name: &str, kind: &str, hostile: bool) -> String {
             0 => format!("ARRAY['{{}}', {}]::jsonb[]", odd_json(dice)),
             _ => line(dice, ARRAYS_OF_JSON).into(),
         },
+        "name" => odd_text(dice),
+        "regclass" => one_of(
+            dice,
+            "NULL | 0 | 99999999 | 'pg_catalog.pg_class' | 'ext.oban_members' | 'ext.obanrs_term' | 'public.oban_jobs'",
+        ),
         "bigint" => one_of(dice, NUMBERS),
         "integer" => one_of(dice, "NULL | 0 | -1 | 1 | 2147483647 | -2147483648 | 2147483648 | 1e300"),
         "boolean" => one_of(dice, "NULL | true | false"),

@@ -1,0 +1,115 @@
+//! A condition that a user gives as text, parsed by Postgres' own parser.
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::prelude::*;
+
+use super::c_name;
+
+/// A parsed expression, which is not analyzed yet: its names mean nothing so far. The tree is in
+/// Postgres' memory until the function's call ends.
+#[derive(Clone, Copy)]
+pub struct Expression(*mut pg_sys::Node);
+
+impl Expression {
+    /// Parses a text that is exactly one expression. `Err` says why the text is none. The text can
+    /// end no statement and begin none, because the parser reads nothing but expressions.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let text = c_name(text);
+        let parse = std::panic::AssertUnwindSafe(|| {
+            // SAFETY: the text lives as long as the call. In this mode, the parser returns one
+            // statement, a SELECT without the word.
+            unsafe {
+                let mode = pg_sys::RawParseMode::RAW_PARSE_PLPGSQL_EXPR;
+                let statements =
+                    pgrx::PgList::<pg_sys::RawStmt>::from_pg(pg_sys::raw_parser(text.as_ptr(), mode));
+                statements.get_ptr(0).map(|statement| (*statement).stmt.cast::<pg_sys::SelectStmt>())
+            }
+        });
+        let select = refusals(move || { parse }.0())?;
+        // SAFETY: the statement is a node that the parser has made.
+        let expression = select.and_then(|select| unsafe { only_expression(&*select) });
+        expression.map(Self).ok_or_else(|| "it is not exactly one expression".to_owned())
+    }
+
+    pub(super) fn node(self) -> *mut pg_sys::Node {
+        self.0
+    }
+}
+
+/// Returns the expression of a SELECT that has nothing else. `None`: the SELECT has several
+/// expressions, a name for its expression, or any clause.
+///
+/// # Safety
+/// `select` is a tree that the parser has made.
+unsafe fn only_expression(select: &pg_sys::SelectStmt) -> Option<*mut pg_sys::Node> {
+    let has_list = [
+        select.distinctClause,
+        select.fromClause,
+        select.groupClause,
+        select.windowClause,
+        select.valuesLists,
+        select.sortClause,
+        select.lockingClause,
+    ]
+    .iter()
+    .any(|list| !list.is_null());
+    let has_node = [select.whereClause, select.havingClause, select.limitOffset, select.limitCount]
+        .iter()
+        .any(|n| !n.is_null());
+    if has_list || has_node || !select.intoClause.is_null() || !select.withClause.is_null() {
+        return None;
+    }
+    // SAFETY: the caller promises a tree of the parser, whose targets are of type ResTarget.
+    unsafe {
+        let targets = pgrx::PgList::<pg_sys::ResTarget>::from_pg(select.targetList);
+        let target = targets.get_ptr(0).filter(|_| targets.len() == 1)?;
+        let is_plain = (*target).name.is_null() && (*target).indirection.is_null();
+        // A lone "*" is no expression. The analysis of an expression would crash on it.
+        (is_plain && !is_star((*target).val)).then_some((*target).val)
+    }
+}
+
+/// Returns whether a target of a SELECT is a "*" without a name before it.
+///
+/// # Safety
+/// `target` is a tree that the parser has made.
+unsafe fn is_star(target: *mut pg_sys::Node) -> bool {
+    // SAFETY: the caller promises a tree of the parser. The tag of a node says what the node is.
+    unsafe {
+        if (*target).type_ != pg_sys::NodeTag::T_ColumnRef {
+            return false;
+        }
+        let fields = pgrx::PgList::<pg_sys::Node>::from_pg((*target.cast::<pg_sys::ColumnRef>()).fields);
+        fields.get_ptr(0).is_some_and(|first| (*first).type_ == pg_sys::NodeTag::T_A_Star)
+    }
+}
+
+/// Runs `body`, in which Postgres analyzes an expression. `Err`: Postgres refuses the expression,
+/// and why. After an `Err` the transaction must be aborted.
+pub fn refusals<R>(body: impl FnOnce() -> R + std::panic::UnwindSafe) -> Result<R, String> {
+    PgTryBuilder::new(move || Ok(body()))
+        .catch_others(|error| match error {
+            CaughtError::PostgresError(e) if is_about_the_text(e.sql_error_code()) => {
+                Err(e.message().to_owned())
+            }
+            other => other.rethrow(),
+        })
+        .execute()
+}
+
+/// Returns whether an ERROR of the parser or of the analysis is about the text: it is of one of the
+/// classes 0A, 22, 42 and 54, and is not about rights.
+fn is_about_the_text(code: PgSqlErrorCode) -> bool {
+    let class = code as i32 & 0xfff;
+    let is_class = |of: PgSqlErrorCode| of as i32 & 0xfff == class;
+    code != PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE
+        && [
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+            PgSqlErrorCode::ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION,
+            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+        ]
+        .into_iter()
+        .any(is_class)
+}

@@ -1,0 +1,262 @@
+//! `oban_watch`, `oban_unwatch` and the rows of the view oban_watches.
+//!
+//! A watch is one trigger for each event, and nothing else: its options are the arguments of the
+//! trigger, so a dump has them, and DROP TABLE takes them along. A table has at most one watch for
+//! a channel. A second call for the channel replaces the options.
+//!
+//! The table belongs to a user, and may be renamed, replaced or dropped at any moment. So it is
+//! locked by its oid, tested again, and only then altered, by its oid. Nothing of the table is
+//! evaluated. The condition is analyzed once, with the caller's search_path, and so the functions
+//! here read catalogs in ways that need no search_path.
+
+use std::ffi::CString;
+use std::panic::AssertUnwindSafe;
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::bus::Target;
+use crate::error::{Error, given};
+use crate::logic::channel::MAX_CHANNEL;
+use crate::logic::ids::TableOid;
+use crate::logic::text::excerpt;
+use crate::logic::watch::{self, Content, EVENTS, Watch};
+use crate::pg::argument::{self, NameArgument, TextArgument, TextArray};
+use crate::pg::catalog;
+use crate::pg::datum::{Shown, Text};
+use crate::pg::ddl::{self, Event, Fires, Options, Timing, Trigger};
+use crate::pg::expression::{self, Expression};
+use crate::pg::{acl, encoding, session, xact};
+use crate::prefix::extension;
+use crate::prefix::watches::{self, WatchTrigger};
+
+/// The longest condition in bytes. A condition that is longer is a mistake: it is evaluated for
+/// each row.
+const MAX_CONDITION: usize = 10_000;
+
+/// The most elements of `events`, which may repeat an event.
+const MAX_EVENTS: usize = 16;
+
+const LOCK_HINT: &str = "Another transaction holds a lock on the table for long. Find it in pg_locks or \
+                         pg_stat_activity, and call again when it has ended.";
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION "oban_watch"(
+	"queue_table" regclass,
+	"channel" TEXT,
+	"queue_column" name DEFAULT NULL,
+	"events" TEXT[] DEFAULT '{insert}',
+	"payload_column" name DEFAULT NULL,
+	"condition" TEXT DEFAULT NULL
+) RETURNS void
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn oban_watch(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
+    let table: pg_sys::Oid = given("queue_table", argument::at(fcinfo, 0))?;
+    let channel: TextArgument = given("channel", argument::at(fcinfo, 1))?;
+    let Text(channel) = channel.text("channel", MAX_CHANNEL)?;
+    Target::new(None, "", &channel)?;
+    let events: TextArray = given("events", argument::at(fcinfo, 3))?;
+    let columns = [argument::at(fcinfo, 2), argument::at(fcinfo, 4)];
+    let (content, column) = match columns.map(|column| column.map(|NameArgument(name)| name)) {
+        [None, None] => (Content::Empty, String::new()),
+        [Some(queue), None] => (Content::Queue, queue),
+        [None, Some(payload)] => (Content::Payload, payload),
+        [Some(_), Some(_)] => {
+            return Err(Error::bad(
+                "both queue_column and payload_column are given",
+                "Give queue_column to send {\"queue\": its value}, or payload_column to send its value.",
+            )
+            .into());
+        }
+    };
+    let condition: Option<TextArgument> = argument::at(fcinfo, 5);
+    let condition = condition.map(|text| text.text("condition", MAX_CONDITION)).transpose()?;
+    let expression = condition.as_ref().map(|Text(text)| Expression::parse(text)).transpose();
+    let expression = expression.map_err(|why| refused_condition(&why))?;
+    let condition = condition.map(|Text(text)| text).unwrap_or_default();
+    let wanted = Wanted {
+        watch: Watch { channel, content, column, condition },
+        events: events_of(&events)?,
+        expression,
+    };
+    let wanted = AssertUnwindSafe(&wanted);
+    xact::with_hint(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, LOCK_HINT, || wanted.put(table.into()))?;
+    Ok(())
+}
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION "oban_unwatch"(
+	"queue_table" regclass
+) RETURNS void
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn oban_unwatch(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
+    let table: pg_sys::Oid = given("queue_table", argument::at(fcinfo, 0))?;
+    xact::with_hint(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, LOCK_HINT, || unwatch(table.into()))?;
+    Ok(())
+}
+
+/// Returns the error 22023 for a condition that Postgres refuses.
+fn refused_condition(why: &str) -> Error {
+    Error::bad(
+        format!("condition can't be used: {}", excerpt(why)),
+        "It is one expression as in WHEN of CREATE TRIGGER, such as NEW.state = 'ready'. An INSERT has no \
+         OLD, and a DELETE has no NEW. Columns are named by NEW and OLD only.",
+    )
+}
+
+/// Returns the events by their places in `EVENTS`, each once and in order. `Err` is 22023 or 22004.
+fn events_of(events: &TextArray) -> Result<Vec<usize>, Error> {
+    let names = events.texts("events", MAX_EVENTS, MAX_CHANNEL)?;
+    let unknown = |name: &str| {
+        Error::bad(format!("events has \"{name}\""), format!("The events are {}.", watches::events()))
+    };
+    let mut found = Vec::new();
+    for Text(name) in &names {
+        found.push(EVENTS.iter().position(|event| event == name).ok_or_else(|| unknown(name))?);
+    }
+    found.sort_unstable();
+    found.dedup();
+    if found.is_empty() {
+        return Err(Error::bad("events is empty", format!("Give some of {}.", watches::events())));
+    }
+    Ok(found)
+}
+
+/// Returns `Err` unless the current role may watch the table: 42P01 if there is no such relation,
+/// 42809 if it is no table that can be watched, 42501 if the role does not own it.
+fn require_watchable(table: TableOid) -> Result<(), Error> {
+    match catalog::not_a_table(table) {
+        Some("") => return Err(Error::NoSuchTable(table.0)),
+        Some(kind) => return Err(Error::NotWatchable { table: catalog::shown_name(table), kind }),
+        None => {}
+    }
+    if acl::owns(table) { Ok(()) } else { Err(Error::NotOwner { table: catalog::shown_name(table) }) }
+}
+
+/// What a call of `oban_watch` asks for.
+struct Wanted {
+    watch: Watch,
+    events: Vec<usize>,
+    expression: Option<Expression>,
+}
+
+impl Wanted {
+    fn put(&self, table: TableOid) -> Result<(), Error> {
+        session::require_writable("watch a table")?;
+        let function = extension::trigger_function("obanrs_watched").ok_or(Error::NoExtension)?;
+        require_watchable(table)?;
+        self.require_column(table)?;
+        let there = self.triggers(table, function);
+        if self.is_there(&there) {
+            return Ok(()); // takes no lock
+        }
+        extension::lock().ok_or(Error::NoExtension)?; // the trigger function must not be dropped
+        // A trigger can be dropped only while no other session reads the table.
+        if there.iter().all(|t| self.events.contains(&t.event)) {
+            catalog::lock_for_triggers(table);
+        } else {
+            catalog::lock_for_alteration(table);
+        }
+        require_watchable(table)?;
+        self.require_column(table)?;
+        let there = self.triggers(table, function);
+        there.iter().filter(|t| !self.events.contains(&t.event)).for_each(|t| ddl::drop_trigger(t.oid));
+        let number = there.first().map_or_else(|| watches::free_number(table), |t| t.number);
+        for event in &self.events {
+            self.create(table, function, number, *event)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the triggers of the table's watch of this channel.
+    fn triggers(&self, table: TableOid, function: u32) -> Vec<WatchTrigger> {
+        let mut all = WatchTrigger::all(table, function);
+        all.retain(|trigger| trigger.watch.channel == self.watch.channel);
+        all
+    }
+
+    /// Returns whether the table has exactly this watch.
+    fn is_there(&self, there: &[WatchTrigger]) -> bool {
+        there.len() == self.events.len()
+            && there.iter().all(|t| t.watch == self.watch && self.events.contains(&t.event))
+    }
+
+    fn require_column(&self, table: TableOid) -> Result<(), Error> {
+        if self.watch.content == Content::Empty || catalog::stores_column(table, &self.watch.column) {
+            return Ok(());
+        }
+        Err(Error::bad(
+            format!("{} stores no column \"{}\"", catalog::shown_name(table), self.watch.column),
+            "Give the name of a column of the table that is neither a system column nor virtual.",
+        ))
+    }
+
+    fn create(&self, table: TableOid, function: u32, number: u32, event: usize) -> Result<(), Error> {
+        let c_string = |text: &str| CString::new(encoding::to_server(text).into_owned()).unwrap_or_default();
+        let name = c_string(&watch::trigger_name(number, event));
+        let arguments = self.watch.arguments().map(c_string);
+        let arguments = arguments.each_ref().map(CString::as_c_str);
+        let events = [match EVENTS[event] {
+            "insert" => Event::Insert,
+            "update" => Event::Update,
+            _ => Event::Delete,
+        }];
+        let trigger = Trigger { name: &name, timing: Timing::After, events: &events, for_each_row: true };
+        let options = Options { fires: Fires::Origin, arguments: &arguments, condition: self.expression };
+        let create = || ddl::create_trigger(table, function, &trigger, &options);
+        if self.expression.is_none() {
+            create();
+            return Ok(());
+        }
+        expression::refusals(AssertUnwindSafe(create)).map_err(|why| refused_condition(&why))
+    }
+}
+
+fn unwatch(table: TableOid) -> Result<(), Error> {
+    session::require_writable("unwatch a table")?;
+    let function = extension::trigger_function("obanrs_watched").ok_or(Error::NoExtension)?;
+    require_watchable(table)?;
+    if WatchTrigger::all(table, function).is_empty() {
+        return Ok(()); // takes no lock
+    }
+    catalog::lock_for_alteration(table);
+    require_watchable(table)?;
+    WatchTrigger::all(table, function).iter().for_each(|trigger| ddl::drop_trigger(trigger.oid));
+    Ok(())
+}
+
+// It reads catalogs by SQL with a new snapshot, which Postgres refuses in parallel mode.
+#[pg_extern(volatile, parallel_unsafe)]
+#[allow(clippy::type_complexity)] // it is the view's
+pub fn obanrs_watches() -> TableIterator<
+    'static,
+    (
+        name!(queue_table, pg_sys::Oid),
+        name!(channel, Shown),
+        name!(content, Shown),
+        name!(column_name, Shown),
+        name!(condition, Shown),
+        name!(event, Shown),
+        name!(ok, bool),
+    ),
+> {
+    TableIterator::new(watches::all().into_iter().map(|w| {
+        let Watch { channel, content, column, condition } = w.watch;
+        (
+            w.table.into(),
+            Shown(channel),
+            Shown(content.word().to_owned()),
+            Shown(column),
+            Shown(condition),
+            Shown(EVENTS[w.event].to_owned()),
+            w.enabled && w.stored,
+        )
+    }))
+}
