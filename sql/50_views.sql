@@ -53,3 +53,7 @@ CREATE VIEW @extschema@.oban_workers AS
 CREATE VIEW @extschema@.oban_stats AS
     SELECT counter, value
     FROM @extschema@.obanrs_stats();
+
+CREATE VIEW @extschema@.oban_queue_signals AS
+    SELECT prefix, name, queue, node, paused, queue_limit, since
+    FROM @extschema@.obanrs_queue_signals();

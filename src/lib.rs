@@ -10,7 +10,7 @@
 //! | `shmem` | the segment of shared memory and its locks |
 //! | `backend` | what a process remembers of a transaction or a session, and tells at the end |
 //! | `bus` | how a message leaves its transaction |
-//! | `notifier`, `peer`, `gossip`, `trigger` | SQL functions, one concern each |
+//! | `notifier`, `peer`, `gossip`, `signal`, `trigger` | SQL functions, one concern each |
 //! | `health` | the SQL function `oban_check`, which looks at the others |
 //! | `worker` | the background workers, the hooks that make them leave, and the view oban_workers |
 //!
@@ -39,6 +39,7 @@ mod peer;
 mod pg;
 mod prefix;
 mod shmem;
+mod signal;
 #[cfg(any(test, feature = "pg_test"))]
 mod tests;
 mod trigger;
@@ -62,7 +63,8 @@ extension_sql_file!(
         gossip::obanrs_gossip,
         worker::view::obanrs_workers,
         notifier::stats::obanrs_stats,
-        trigger::watch::obanrs_watches
+        trigger::watch::obanrs_watches,
+        signal::view::obanrs_queue_signals
     ]
 );
 extension_sql_file!("../sql/55_orphans.sql", name = "orphans", requires = [gossip::orphans::oban_orphans]);
@@ -91,6 +93,7 @@ pub extern "C-unwind" fn _PG_init() {
     trigger::jobs::register();
     trigger::watched::register();
     trigger::peers::register();
+    signal::register();
     if preloading {
         shmem::request();
         backend::register();

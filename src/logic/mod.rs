@@ -27,6 +27,7 @@ pub mod repeats;
 pub mod retry;
 pub mod ring;
 pub mod shape;
+pub mod signals;
 pub mod text;
 pub mod times;
 pub mod watch;

@@ -118,7 +118,7 @@ impl Index {
     }
 
     /// Returns whether this is an index on columns only, of all rows, by Postgres' own means.
-    fn is_plain(&self) -> bool {
+    pub fn is_plain(&self) -> bool {
         !self.exclusion && !self.has_expressions && !self.has_predicate && self.built_in
     }
 }

@@ -187,6 +187,18 @@ pub fn drop_trigger(trigger: u32) {
     unsafe { pg_sys::performDeletion(&raw const address, pg_sys::DropBehavior::DROP_RESTRICT, 0) }
 }
 
+/// Runs DROP TABLE for a table by its oid. Raises 2BP01 if another object depends on the table. The
+/// caller has locked and tested the table.
+pub fn drop_table(table: TableOid) {
+    let address = pg_sys::ObjectAddress {
+        classId: pg_sys::RelationRelationId,
+        objectId: pg_sys::Oid::from(table),
+        objectSubId: 0,
+    };
+    // SAFETY: the address lives as long as the call.
+    unsafe { pg_sys::performDeletion(&raw const address, pg_sys::DropBehavior::DROP_RESTRICT, 0) }
+}
+
 impl Timing {
     fn bits(&self) -> i16 {
         match self {

@@ -28,6 +28,8 @@ pub enum TableLock {
     RowShare,
     /// ROW EXCLUSIVE, for a transaction that writes rows.
     RowExclusive,
+    /// SHARE ROW EXCLUSIVE, for a transaction that is the only one to write rows.
+    ShareRowExclusive,
     /// ACCESS SHARE, for a transaction that only reads.
     AccessShare,
 }
@@ -37,6 +39,7 @@ impl TableLock {
         (match self {
             Self::RowShare => pg_sys::RowShareLock,
             Self::RowExclusive => pg_sys::RowExclusiveLock,
+            Self::ShareRowExclusive => pg_sys::ShareRowExclusiveLock,
             Self::AccessShare => pg_sys::AccessShareLock,
         }) as i32
     }
@@ -269,6 +272,27 @@ impl<'a> Heap<'a> {
         }
     }
 
+    /// Returns the first row, in no particular order, for which `is_it` returns true. Sees what is
+    /// committed now and what this transaction has written. `None`: there is no such row.
+    pub fn find_any(&self, mut is_it: impl FnMut(&Tuple) -> bool) -> Option<Stored> {
+        let _snapshot = ActiveSnapshot::latest();
+        let stored = Stored::empty(self);
+        // SAFETY: the scan reads the whole table under the active snapshot. The slot keeps a pin on
+        // the page of the row that was found.
+        let found = unsafe {
+            let scan = pg_sys::table_beginscan(self.relation, pg_sys::GetActiveSnapshot(), 0, null_mut());
+            let mut found = false;
+            let forward = pg_sys::ScanDirection::ForwardScanDirection;
+            while !found && pg_sys::table_scan_getnextslot(scan, forward, stored.slot) {
+                pgrx::check_for_interrupts!();
+                found = is_it(&stored.row());
+            }
+            pg_sys::table_endscan(scan);
+            found
+        };
+        found.then_some(stored)
+    }
+
     /// Locks the newest version of a row. FOR KEY SHARE needs `wait`. Once the row is locked,
     /// `stored` holds that version. The caller has to read the version again, because columns may
     /// have changed.
@@ -453,9 +477,10 @@ impl<'a> Heap<'a> {
                 *(*slot).tts_values.add(i) = pg_sys::Datum::null();
             }
             for (column, value) in values {
+                let Some(datum) = value.datum() else { continue };
                 let at = column.number() as usize - 1;
                 *(*slot).tts_isnull.add(at) = false;
-                *(*slot).tts_values.add(at) = value.datum();
+                *(*slot).tts_values.add(at) = datum;
             }
             pg_sys::ExecStoreVirtualTuple(slot);
             (*slot).tts_tableOid = (*self.relation).rd_id;
@@ -628,18 +653,21 @@ impl Drop for Stored {
 pub enum Value<'a> {
     /// The value of a text or varchar, in the server's encoding.
     Text(&'a [u8]),
-    /// The value of a bigint, or of a timestamp in microseconds since 2000.
+    /// The value of a bigint, an integer or a boolean, or of a timestamp in microseconds since 2000.
     Int(i64),
+    Null,
 }
 
 impl Value<'_> {
-    fn datum(self) -> pg_sys::Datum {
+    /// Returns the value as Postgres has it. `None`: the value is NULL.
+    fn datum(self) -> Option<pg_sys::Datum> {
         match self {
             // SAFETY: the bytes are copied.
             Self::Text(bytes) => unsafe {
-                pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32).into()
+                Some(pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32).into())
             },
-            Self::Int(value) => pg_sys::Datum::from(value),
+            Self::Int(value) => Some(pg_sys::Datum::from(value)),
+            Self::Null => None,
         }
     }
 }

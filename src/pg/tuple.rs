@@ -138,6 +138,11 @@ impl Tuple {
         self.datum(column).map(|d| d.value() as i64)
     }
 
+    /// Returns an integer of 32 bits. `None`: the value is NULL.
+    pub fn i32(&self, column: Column) -> Option<i32> {
+        self.datum(column).map(|d| d.value() as i32)
+    }
+
     /// Calls `read` with the bytes of a text, varchar or the like, and returns the result. `None`:
     /// the value is NULL.
     pub fn with_text<R>(&self, column: Column, read: impl FnOnce(&[u8]) -> R) -> Option<R> {

@@ -56,6 +56,8 @@ unsafe fn idle() {
 unsafe extern "C-unwind" {
     fn enable_timeout_after(id: c_int, delay_ms: c_int);
     fn disable_timeout(id: c_int, keep_indicator: bool);
+    /// The setting lock_timeout, in milliseconds; 0 is no limit. Postgres reads it at each wait.
+    static mut LockTimeout: c_int;
 }
 
 /// The number of this timeout in Postgres' enum of timeouts, which is the same in 15 to 18.
@@ -75,6 +77,26 @@ pub fn limit<R>(milliseconds: i32, body: impl FnOnce() -> R) -> R {
         pg_sys::QueryCancelPending = 0;
     }
     result
+}
+
+/// Runs `body`, in which a wait for a lock ends after `milliseconds` with an ERROR (55P03), or earlier
+/// if the session's lock_timeout says so.
+pub fn limit_lock_waits<R>(milliseconds: i32, body: impl FnOnce() -> R) -> R {
+    /// The value before, which comes back at the end, also after an ERROR.
+    struct Before(c_int);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            // SAFETY: this is a plain global of this process, which has one thread.
+            unsafe { LockTimeout = self.0 }
+        }
+    }
+    // SAFETY: as above.
+    let before = Before(unsafe { LockTimeout });
+    if before.0 == 0 || before.0 > milliseconds {
+        // SAFETY: as above.
+        unsafe { LockTimeout = milliseconds }
+    }
+    body()
 }
 
 /// An ERROR that was contained.

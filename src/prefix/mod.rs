@@ -6,6 +6,7 @@
 //! | `peers` | the table of leaders, open and locked, through its access methods |
 //! | `peers_catalog` | the table of leaders, as the caches of the catalogs have it |
 //! | `jobs` | the table of jobs, as the catalogs have it |
+//! | `signals` | the table of remembered signals |
 //! | `triggers` | the triggers on both tables |
 //! | `watches` | the watches of tables of any kind |
 //! | `prefixes` | which schemas are prefixes, and which are installed |
@@ -19,6 +20,7 @@ pub mod peers;
 pub mod peers_catalog;
 pub mod prefixes;
 pub mod rights;
+pub mod signals;
 pub mod terms;
 pub mod triggers;
 pub mod watches;

@@ -4,6 +4,7 @@
 use pgrx::pg_sys;
 
 use super::peers::TABLE;
+use super::signals;
 use crate::logic::ids::SchemaOid;
 use crate::pg::catalog::{self, NamedTable};
 use crate::pg::{encoding, session};
@@ -18,8 +19,18 @@ pub fn schemas() -> Vec<SchemaOid> {
 /// names. A schema is left out if a prefix in this database can't have its name: the database may
 /// not be able to convert the name.
 pub fn named_schemas() -> Vec<(String, SchemaOid)> {
+    named(schemas())
+}
+
+/// Returns the schemas that have a table of remembered signals with their names, as `named_schemas`
+/// does.
+pub fn named_schemas_of_signals() -> Vec<(String, SchemaOid)> {
+    named(catalog::tables_named(signals::TABLE).into_iter().map(|table| table.schema).collect())
+}
+
+fn named(schemas: Vec<SchemaOid>) -> Vec<(String, SchemaOid)> {
     let named = |schema| Some((prefix_name(schema)?, schema));
-    let mut named: Vec<_> = schemas().into_iter().filter_map(named).collect();
+    let mut named: Vec<_> = schemas.into_iter().filter_map(named).collect();
     named.sort();
     named
 }

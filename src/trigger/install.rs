@@ -29,7 +29,7 @@ use crate::pg::{acl, scan, session, spi, xact};
 use crate::prefix::peers::{self, Unusable};
 use crate::prefix::peers_catalog::{self, Added};
 use crate::prefix::triggers::{self, Functions};
-use crate::prefix::{extension, jobs, rights, terms};
+use crate::prefix::{extension, jobs, rights, signals, terms};
 
 const JOBS: &str = "oban_jobs";
 const PEERS: &str = "oban_peers";
@@ -183,6 +183,7 @@ fn install(name: &str, wishes: Wishes) -> Result<(), Error> {
     }
     warn_of_obstacles(name, schema);
     warn_of_jobs(name, schema);
+    warn_of_signals(name, schema);
     xact_end::warn_without_place();
     note(Note::Prefix); // even if nothing was missing: the keeper may not know the tables yet
     Ok(())
@@ -212,10 +213,24 @@ fn warn_of_jobs(prefix: &str, schema: SchemaOid) {
     }
 }
 
+/// Raises a WARNING if the prefix's table of remembered signals can't be written: signals are sent and
+/// not remembered.
+fn warn_of_signals(prefix: &str, schema: SchemaOid) {
+    if let Some(what) = signals::odd(schema) {
+        error::log(
+            PgLogLevel::WARNING,
+            PgSqlErrorCode::ERRCODE_WARNING,
+            format!("queue signals of prefix \"{prefix}\" are not remembered: {}: {what}", signals::TABLE),
+            "Drop or rename that table, and install again.",
+        );
+    }
+}
+
 /// Returns whether nothing is missing. Reads catalogs only.
 fn is_installed(functions: &Functions, schema: SchemaOid, wishes: Wishes) -> bool {
     catalog::relation(schema, JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs, wishes))
         && catalog::relation(schema, PEERS).is_some_and(|peers| are_peers_complete(functions, peers))
+        && catalog::relation(schema, signals::TABLE).is_some()
 }
 
 /// Returns whether a table of jobs has the triggers, as the call asks for. (Then its partitions
@@ -253,6 +268,9 @@ fn complete(prefix: &Prefix<'_>, wishes: Wishes) -> Result<(), Error> {
     let jobs = prefix.table(JOBS).ok_or_else(|| prefix.changed())?;
     if !are_jobs_complete(&functions, jobs, wishes) {
         require_obans_jobs(&functions, prefix, jobs)?; // refuse before any lock
+    }
+    if prefix.table(signals::TABLE).is_none() {
+        tables::create_signals(prefix)?;
     }
     complete_peers(prefix, &functions)?;
     complete_jobs(prefix, &functions, wishes)?;
@@ -388,11 +406,12 @@ fn uninstall(name: &str) -> Result<(), Error> {
     session::require_writable("uninstall")?;
     let prefix = Prefix::locked(name, || existing(name))?;
     let functions = Functions::find()?;
-    for table in [JOBS, PEERS].into_iter().filter_map(|name| prefix.table(name)) {
+    for table in [JOBS, PEERS].into_iter().filter_map(|name| prefix.table(name)).chain(own_signals(&prefix)) {
         require_owner(table)?;
     }
     clear_jobs(&prefix, &functions)?;
     clear_peers(&prefix, &functions)?;
+    drop_signals(&prefix)?;
     note(Note::Prefix);
     Ok(())
 }
@@ -427,5 +446,24 @@ fn clear_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> 
         }
         ddl::drop_columns(peers, &[c"term", c"boot"]);
     }
+    Ok(())
+}
+
+/// Returns the table of remembered signals. `None`: the prefix has no such table, or has another table
+/// of that name.
+fn own_signals(prefix: &Prefix<'_>) -> Option<TableOid> {
+    prefix.table(signals::TABLE).filter(|table| signals::is_own(*table))
+}
+
+/// Drops the table of remembered signals.
+fn drop_signals(prefix: &Prefix<'_>) -> Result<(), Error> {
+    if own_signals(prefix).is_none() {
+        return Ok(());
+    }
+    let table = prefix.lock(signals::TABLE, catalog::lock_for_alteration)?;
+    if !signals::is_own(table) {
+        return Err(prefix.changed());
+    }
+    ddl::drop_table(table);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Oban's tables, which are created in a prefix that lacks them, as Oban's migration 14 creates
-//! them.
+//! The tables that are created in a prefix that lacks them: Oban's, as Oban's migration 14 creates
+//! them, and the table of remembered signals.
 //!
 //! SQL creates the tables by the name of the schema, and the schema's owner can give that name to
 //! another schema at any moment. So afterwards the tables in the locked schema have to be complete
@@ -10,10 +10,12 @@ use super::install::Prefix;
 use crate::error::Error;
 use crate::logic::ids::TableOid;
 use crate::pg::{catalog, spi};
+use crate::prefix::signals;
 
 const JOBS: &str = include_str!("../../sql/prefix/oban_jobs.sql");
 const STATES: &str = include_str!("../../sql/prefix/oban_job_state.sql");
 const PEERS: &str = include_str!("../../sql/prefix/oban_peers.sql");
+const SIGNALS: &str = include_str!("../../sql/prefix/obanrs_queue_signals.sql");
 
 /// Creates oban_jobs. `Err`: a name is taken (22023), or the prefix was changed meanwhile (40001).
 pub fn create_jobs(prefix: &Prefix<'_>) -> Result<(), Error> {
@@ -33,6 +35,15 @@ pub fn create_peers(prefix: &Prefix<'_>) -> Result<(), Error> {
     spi::run(&fill(PEERS, prefix));
     let peers = created(prefix, "oban_peers")?;
     if has_primary_key(peers) { Ok(()) } else { Err(prefix.changed()) }
+}
+
+/// Creates the table of remembered signals. `Err`: a name is taken (22023), or the prefix was changed
+/// meanwhile (40001).
+pub fn create_signals(prefix: &Prefix<'_>) -> Result<(), Error> {
+    require_free(prefix, signals::TABLE, signals::TABLE)?;
+    spi::run(&fill(SIGNALS, prefix));
+    let table = created(prefix, signals::TABLE)?;
+    if has_primary_key(table) && signals::is_own(table) { Ok(()) } else { Err(prefix.changed()) }
 }
 
 /// Returns the type of a job's state, and creates it if necessary. A type that exists already is
@@ -76,7 +87,7 @@ fn require_free(prefix: &Prefix<'_>, name: &str, table: &str) -> Result<(), Erro
     }
     Err(Error::bad(
         format!("prefix \"{}\" has no {table}, but already something named {name}", prefix.name),
-        format!("Rename or drop it, so that {table} can be created as Oban has it."),
+        format!("Rename or drop it, so that {table} can be created."),
     ))
 }
 

@@ -1,0 +1,424 @@
+//! Queue signals: what goes over the wire, and what is remembered of it.
+//!
+//! A signal concerns one queue or all (`*`), and one node or all. The wire form names the node by
+//! its `ident`, `<name>.<node>`. Without a node the ident is `any`: the signal then concerns the
+//! nodes of every instance name.
+//!
+//! The last pause or resume, and the last scaling, of each key are remembered with their times. No
+//! two times in a table are equal, and later signals have later times. So a node finds its state by
+//! the newest row that concerns it, for `paused` and for the limit each by itself.
+
+use std::collections::HashMap;
+
+use super::shape::{ConstraintKind, Shape};
+use super::times::WallTime;
+
+/// The longest name of a queue, in characters. Oban's tables refuse a longer one.
+pub const MAX_QUEUE_CHARS: usize = 127;
+
+/// The name that stands for all queues, in a pause and a resume.
+pub const EVERY_QUEUE: &str = "*";
+
+/// The most rows that a prefix's table keeps.
+pub const MAX_ROWS: usize = 2_000;
+
+/// What a signal asks of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Pause,
+    Resume,
+    Scale(i32),
+    Start(i32),
+    Stop,
+}
+
+impl Action {
+    /// Returns the value of the key `action`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Scale(_) => "scale",
+            Self::Start(_) => "start",
+            Self::Stop => "stop",
+        }
+    }
+
+    /// Returns the limit that the signal gives the queue. `None`: the signal gives none.
+    pub fn limit(self) -> Option<i32> {
+        match self {
+            Self::Scale(limit) | Self::Start(limit) => Some(limit),
+            Self::Pause | Self::Resume | Self::Stop => None,
+        }
+    }
+
+    /// Returns whether Oban's nodes know this action for all queues, by the name `*`.
+    pub fn knows_every_queue(self) -> bool {
+        matches!(self, Self::Pause | Self::Resume)
+    }
+
+    /// Returns what is remembered of the signal. `None`: nothing is.
+    pub fn change(self) -> Option<Change> {
+        match self {
+            Self::Pause => Some(Change::Paused(true)),
+            Self::Resume => Some(Change::Paused(false)),
+            Self::Scale(limit) => Some(Change::Limit(limit)),
+            Self::Start(_) | Self::Stop => None,
+        }
+    }
+}
+
+/// Which queue of which nodes a signal concerns.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// The instance name that the call gave. Without a node the signal concerns every name.
+    pub name: String,
+    /// A queue, or `EVERY_QUEUE`.
+    pub queue: String,
+    /// `None`: all nodes.
+    pub node: Option<String>,
+}
+
+impl Key {
+    /// Returns the value of the key `ident` by which nodes find out whether they are meant.
+    fn ident(&self) -> String {
+        self.node.as_ref().map_or("any".to_owned(), |node| format!("{}.{node}", self.name))
+    }
+
+    /// Returns whether a signal with this key concerns a queue of a node. `node` is `None` for what
+    /// concerns the nodes of which no signal names one.
+    fn concerns(&self, name: &str, queue: &str, node: Option<&str>) -> bool {
+        let queue = self.queue == EVERY_QUEUE || self.queue == queue;
+        let node = self.node.as_ref().is_none_or(|own| node == Some(own) && self.name == name);
+        queue && node
+    }
+}
+
+/// Returns the payload of a signal, as Oban's nodes read it. A key that they do not expect would
+/// crash some of them, and so would a limit that is no positive integer.
+pub fn payload(action: Action, key: &Key) -> String {
+    let (queue, ident) = (quoted(&key.queue), quoted(&key.ident()));
+    let limit = action.limit().map_or(String::new(), |limit| format!(",\"limit\":{limit}"));
+    format!("{{\"action\":\"{}\",\"queue\":{queue},\"ident\":{ident}{limit}}}", action.name())
+}
+
+/// Returns the payload of the signal that ends a running job.
+pub fn pkill_payload(job: i64) -> String {
+    format!("{{\"action\":\"pkill\",\"job_id\":{job}}}")
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// Makes the payload of the transaction's signal number `nth`, counted from 0, differ from the
+/// payloads of its other signals. NOTIFY drops a notification that equals an earlier one of the
+/// transaction, and the last of pause, resume and pause must count. What is added is white space,
+/// which no reader of JSON sees.
+pub fn set_apart(payload: &mut String, nth: u32) {
+    let mut rest = nth;
+    while rest > 0 {
+        rest -= 1;
+        payload.push(if rest.is_multiple_of(2) { ' ' } else { '\t' });
+        rest /= 2;
+    }
+}
+
+/// A part of a remembered row that a signal sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Paused(bool),
+    Limit(i32),
+}
+
+/// What is remembered of the signals with one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    pub key: Key,
+    /// Whether the queue is paused, and since when. `None`: it was neither paused nor resumed.
+    pub paused: Option<(bool, WallTime)>,
+    /// The limit, and since when. `None`: the queue was not scaled.
+    pub limit: Option<(i32, WallTime)>,
+}
+
+impl Remembered {
+    /// Returns the time of the last signal. `None`: the row has no signal.
+    pub fn since(&self) -> Option<WallTime> {
+        self.paused.map(|(_, at)| at).max(self.limit.map(|(_, at)| at))
+    }
+}
+
+/// What a commit writes into the table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Writes {
+    /// The rows that are new or change, as they are then.
+    pub put: Vec<Remembered>,
+    /// The rows that are deleted to make room.
+    pub delete: Vec<Key>,
+}
+
+/// Returns what `changes`, in their order, make of the table's `rows`. The times of the changes are
+/// `now` or later, and later than all times of the rows, whatever clock has written these.
+///
+/// The table keeps `most` rows. Beyond that the oldest rows go: first those of single nodes,
+/// because nodes come and go, and a role that may signal may send any number of names.
+pub fn writes(rows: &[Remembered], changes: &[(Key, Change)], now: WallTime, most: usize) -> Writes {
+    let greatest = rows.iter().filter_map(Remembered::since).max().unwrap_or(WallTime::ZERO);
+    let first = now.max(greatest.saturating_add(1));
+    let mut all: Vec<Remembered> = rows.to_vec();
+    let mut places: HashMap<Key, usize> = rows.iter().map(|row| row.key.clone()).zip(0..).collect();
+    let mut changed = vec![false; all.len()];
+    for ((key, change), nth) in changes.iter().zip(0..) {
+        let place = *places.entry(key.clone()).or_insert_with(|| {
+            all.push(Remembered { key: key.clone(), paused: None, limit: None });
+            changed.push(true);
+            all.len() - 1
+        });
+        let (row, at) = (&mut all[place], first.saturating_add(nth));
+        match change {
+            Change::Paused(paused) => row.paused = Some((*paused, at)),
+            Change::Limit(limit) => row.limit = Some((*limit, at)),
+        }
+        changed[place] = true;
+    }
+    let mut order: Vec<usize> = (0..all.len()).collect();
+    order.sort_by_key(|place| (all[*place].key.node.is_none(), all[*place].since()));
+    let mut gone = vec![false; all.len()];
+    order[..all.len().saturating_sub(most)].iter().for_each(|place| gone[*place] = true);
+    let mut writes = Writes::default();
+    for (row, place) in all.into_iter().zip(0..) {
+        if gone[place] {
+            if place < rows.len() {
+                writes.delete.push(row.key);
+            }
+        } else if changed[place] {
+            writes.put.push(row);
+        }
+    }
+    writes
+}
+
+/// What a node that starts has to do with a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    pub paused: Option<bool>,
+    pub limit: Option<i32>,
+    /// The time of the later of the two signals.
+    pub since: Option<WallTime>,
+}
+
+/// Returns the state of a queue on a node: of the rows that concern it, the newest pause or resume
+/// and the newest scaling.
+pub fn state(rows: &[Remembered], name: &str, queue: &str, node: Option<&str>) -> State {
+    let ours = || rows.iter().filter(|row| row.key.concerns(name, queue, node));
+    let paused = ours().filter_map(|row| row.paused).max_by_key(|(_, at)| *at);
+    let limit = ours().filter_map(|row| row.limit).max_by_key(|(_, at)| *at);
+    State {
+        paused: paused.map(|(paused, _)| paused),
+        limit: limit.map(|(limit, _)| limit),
+        since: paused.map(|(_, at)| at).max(limit.map(|(_, at)| at)),
+    }
+}
+
+/// The columns of the table, in the table's order. The last four may be NULL.
+pub const COLUMNS: [&str; 7] = ["name", "queue", "node", "paused", "queue_limit", "paused_at", "limit_at"];
+
+const NULLABLE: [&str; 4] = ["paused", "queue_limit", "paused_at", "limit_at"];
+
+/// Returns what distinguishes a table from the one that `oban_install` makes, so that its rows are
+/// not written. They are written through access methods, which ignore what the executor applies.
+/// `None`: nothing does. The types of the columns are not tested here.
+pub fn fault(shape: &Shape) -> Option<String> {
+    if !shape.is_table || shape.is_temporary || !shape.is_heap {
+        return Some("it is no ordinary table".into());
+    }
+    if shape.is_partition || shape.inherits {
+        return Some("it inherits, is inherited from or is a partition".into());
+    }
+    if let Some(rule) = shape.rules.first() {
+        return Some(format!("it has a rule {rule}"));
+    }
+    if shape.policies_bind_owner {
+        return Some("its row level security binds its owner".into());
+    }
+    if !shape.owner_lacks.is_empty() {
+        return Some(format!("its owner lacks {}", shape.owner_lacks.join(", ")));
+    }
+    for column in &shape.columns {
+        let is_odd = !COLUMNS.contains(&column.name.as_str())
+            || column.generated
+            || column.not_null && NULLABLE.contains(&column.name.as_str());
+        if is_odd {
+            return Some(format!("its column {} is not as oban_install makes it", column.name));
+        }
+    }
+    let is_obstacle = |kind| kind != ConstraintKind::Other;
+    if let Some(constraint) = shape.constraints.iter().find(|constraint| is_obstacle(constraint.kind)) {
+        return Some(format!("it has a constraint {}", constraint.name));
+    }
+    if let Some((other, constraint)) = shape.referenced_by.first() {
+        return Some(format!("a foreign key {constraint} of {other} refers to it"));
+    }
+    let is_odd = |index: &&super::shape::Index| !index.is_plain() || !index.valid || index.deferrable;
+    if let Some(index) = shape.indexes.iter().find(is_odd) {
+        return Some(format!("it has an index {} that oban_install does not make", index.name));
+    }
+    if shape.publication.lacks_identity || shape.publication.misfit {
+        return Some("it is published without a fitting replica identity".into());
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(name: &str, queue: &str, node: &str) -> Key {
+        let node = (!node.is_empty()).then(|| node.to_owned());
+        Key { name: name.into(), queue: queue.into(), node }
+    }
+
+    #[test]
+    fn payloads_are_obans() {
+        let every = key("Oban", "*", "");
+        let one = key("MyApp.Oban", "media", "worker@10.0.0.3");
+        for (action, key, expected) in [
+            (Action::Pause, &every, r#"{"action":"pause","queue":"*","ident":"any"}"#),
+            (
+                Action::Resume,
+                &one,
+                r#"{"action":"resume","queue":"media","ident":"MyApp.Oban.worker@10.0.0.3"}"#,
+            ),
+            (
+                Action::Scale(5),
+                &one,
+                r#"{"action":"scale","queue":"media","ident":"MyApp.Oban.worker@10.0.0.3","limit":5}"#,
+            ),
+            (
+                Action::Start(1),
+                &key("Oban", "a\"b", ""),
+                r#"{"action":"start","queue":"a\"b","ident":"any","limit":1}"#,
+            ),
+            (Action::Stop, &every, r#"{"action":"stop","queue":"*","ident":"any"}"#),
+        ] {
+            assert_eq!(payload(action, key), expected);
+        }
+        assert_eq!(pkill_payload(-7), r#"{"action":"pkill","job_id":-7}"#);
+    }
+
+    /// A long queue, name and node of characters that JSON escapes still make a notification.
+    #[test]
+    fn payloads_fit_into_a_notification() {
+        let key = Key {
+            name: "\u{1}".repeat(super::super::leadership::MAX_NAME),
+            queue: "\u{1}".repeat(MAX_QUEUE_CHARS),
+            node: Some("\u{1}".repeat(super::super::leadership::MAX_NODE)),
+        };
+        let mut payload = payload(Action::Scale(i32::MAX), &key);
+        set_apart(&mut payload, u32::MAX);
+        assert!(payload.len() <= super::super::wire::MAX_PAYLOAD, "{}", payload.len());
+    }
+
+    #[test]
+    fn the_first_signal_of_a_transaction_is_as_it_is() {
+        let mut payload = "{}".to_owned();
+        set_apart(&mut payload, 0);
+        assert_eq!(payload, "{}");
+    }
+
+    #[test]
+    fn what_is_scaled_after_a_pause_of_all_stays_paused() {
+        let (all, one) = (key("Oban", "*", ""), key("Oban", "media", ""));
+        let changes =
+            [(one.clone(), Change::Paused(false)), (all, Change::Paused(true)), (one, Change::Limit(5))];
+        let rows = writes(&[], &changes, WallTime(10), MAX_ROWS).put;
+        let state = state(&rows, "Oban", "media", Some("web.1"));
+        assert_eq!(state, State { paused: Some(true), limit: Some(5), since: Some(WallTime(12)) });
+    }
+
+    #[test]
+    fn the_rows_of_nodes_go_first_and_the_oldest_of_them() {
+        let changes = [
+            (key("Oban", "old", ""), Change::Paused(true)),
+            (key("Oban", "a", "n1"), Change::Paused(true)),
+            (key("Oban", "b", "n1"), Change::Paused(true)),
+        ];
+        let rows = writes(&[], &changes, WallTime(1), 3).put;
+        let new = [(key("Oban", "new", ""), Change::Limit(1))];
+        let made = writes(&rows, &new, WallTime(9), 3);
+        assert_eq!(made.delete, [key("Oban", "a", "n1")]);
+        assert_eq!(made.put.len(), 1);
+        let none = writes(&rows, &new, WallTime(9), 0);
+        assert_eq!((none.delete.len(), none.put.len()), (3, 0));
+    }
+
+    fn keys() -> impl Strategy<Value = Key> {
+        let text = |values: &'static [&'static str]| proptest::sample::select(values);
+        (text(&["A", "B"]), text(&["*", "a", "b"]), text(&["", "n1", "n2"]))
+            .prop_map(|(name, queue, node)| key(name, queue, node))
+    }
+
+    fn changes() -> impl Strategy<Value = Vec<(Key, Change)>> {
+        let change = prop_oneof![any::<bool>().prop_map(Change::Paused), (1..9).prop_map(Change::Limit)];
+        proptest::collection::vec((keys(), change), 0..30)
+    }
+
+    /// What live nodes have in memory after these signals: the model of `state`.
+    fn live(changes: &[(Key, Change)], name: &str, queue: &str, node: &str) -> (Option<bool>, Option<i32>) {
+        let (mut paused, mut limit) = (None, None);
+        for (key, change) in changes.iter().filter(|(key, _)| key.concerns(name, queue, Some(node))) {
+            match (change, key) {
+                (Change::Paused(to), _) => paused = Some(*to),
+                (Change::Limit(to), _) => limit = Some(*to),
+            }
+        }
+        (paused, limit)
+    }
+
+    proptest! {
+        /// A node that starts and asks has the state of a node that was there for all signals,
+        /// however these were spread over transactions and clocks.
+        #[test]
+        fn a_node_that_asks_has_the_state_of_one_that_heard(
+            transactions in proptest::collection::vec((changes(), 0_i64..100), 0..6)
+        ) {
+            let (mut rows, mut all): (Vec<Remembered>, Vec<_>) = (Vec::new(), Vec::new());
+            for (changes, now) in &transactions {
+                let made = writes(&rows, changes, WallTime(*now), MAX_ROWS);
+                prop_assert!(made.delete.is_empty());
+                for row in made.put {
+                    rows.retain(|old| old.key != row.key);
+                    rows.push(row);
+                }
+                all.extend(changes.iter().cloned());
+            }
+            for (name, queue, node) in [("A", "a", "n1"), ("A", "b", "n2"), ("B", "a", "n1"), ("B", "c", "n3")] {
+                let state = state(&rows, name, queue, Some(node));
+                prop_assert_eq!((state.paused, state.limit), live(&all, name, queue, node));
+            }
+        }
+
+        #[test]
+        fn the_table_is_bounded(changes in changes(), most in 0_usize..6) {
+            let rows = writes(&[], &changes, WallTime(0), MAX_ROWS).put;
+            let made = writes(&rows, &changes, WallTime(50), most);
+            let kept = rows.iter().filter(|row| !made.delete.contains(&row.key));
+            let new = made.put.iter().filter(|row| !rows.iter().any(|old| old.key == row.key));
+            prop_assert!(kept.count() + new.count() <= most);
+        }
+
+        #[test]
+        fn signals_of_a_transaction_are_set_apart(first in 0_u32..100_000, second in 0_u32..100_000) {
+            let made = |nth| {
+                let mut payload = pkill_payload(1);
+                set_apart(&mut payload, nth);
+                payload
+            };
+            prop_assert_eq!(first == second, made(first) == made(second));
+            let first = made(first);
+            prop_assert_eq!(first.trim_end(), pkill_payload(1));
+        }
+    }
+}
