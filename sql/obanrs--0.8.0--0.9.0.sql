@@ -93,6 +93,87 @@ CREATE FUNCTION @extschema@.oban_notify_text(
     payload pg_catalog.text DEFAULT ''
 ) RETURNS void VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'oban_notify_text_wrapper';
 
+-- Queue signals.
+
+CREATE FUNCTION @extschema@.oban_pause_queue(
+    queue pg_catalog.text,
+    node pg_catalog.text DEFAULT NULL,
+    name pg_catalog.text DEFAULT 'Oban',
+    prefix pg_catalog.text DEFAULT 'public'
+) RETURNS void VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'oban_pause_queue_wrapper';
+
+CREATE FUNCTION @extschema@.oban_resume_queue(
+    queue pg_catalog.text,
+    node pg_catalog.text DEFAULT NULL,
+    name pg_catalog.text DEFAULT 'Oban',
+    prefix pg_catalog.text DEFAULT 'public'
+) RETURNS void VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'oban_resume_queue_wrapper';
+
+CREATE FUNCTION @extschema@.oban_stop_queue(
+    queue pg_catalog.text,
+    node pg_catalog.text DEFAULT NULL,
+    name pg_catalog.text DEFAULT 'Oban',
+    prefix pg_catalog.text DEFAULT 'public'
+) RETURNS void VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'oban_stop_queue_wrapper';
+
+CREATE FUNCTION @extschema@.oban_scale_queue(
+    queue pg_catalog.text,
+    queue_limit pg_catalog.int4,
+    node pg_catalog.text DEFAULT NULL,
+    name pg_catalog.text DEFAULT 'Oban',
+    prefix pg_catalog.text DEFAULT 'public'
+) RETURNS void VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'oban_scale_queue_wrapper';
+
+CREATE FUNCTION @extschema@.oban_start_queue(
+    queue pg_catalog.text,
+    queue_limit pg_catalog.int4,
+    node pg_catalog.text DEFAULT NULL,
+    name pg_catalog.text DEFAULT 'Oban',
+    prefix pg_catalog.text DEFAULT 'public'
+) RETURNS void VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'oban_start_queue_wrapper';
+
+CREATE FUNCTION @extschema@.oban_pkill_job(
+    job_id pg_catalog.int8,
+    prefix pg_catalog.text DEFAULT 'public'
+) RETURNS void VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'oban_pkill_job_wrapper';
+
+CREATE FUNCTION @extschema@.oban_queue_state(
+    queue pg_catalog.text,
+    node pg_catalog.text DEFAULT NULL,
+    name pg_catalog.text DEFAULT 'Oban',
+    prefix pg_catalog.text DEFAULT 'public'
+) RETURNS TABLE (
+    paused pg_catalog.bool,
+    queue_limit pg_catalog.int4,
+    since pg_catalog.timestamptz
+) VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'oban_queue_state_wrapper';
+
+CREATE FUNCTION @extschema@.obanrs_queue_signals() RETURNS TABLE (
+    prefix pg_catalog.text,
+    name pg_catalog.text,
+    queue pg_catalog.text,
+    node pg_catalog.text,
+    paused pg_catalog.bool,
+    queue_limit pg_catalog.int4,
+    since pg_catalog.timestamptz
+) STRICT VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'obanrs_queue_signals_wrapper';
+
+CREATE VIEW @extschema@.oban_queue_signals AS
+    SELECT prefix, name, queue, node, paused, queue_limit, since
+    FROM @extschema@.obanrs_queue_signals();
+GRANT SELECT ON @extschema@.oban_queue_signals TO PUBLIC;
+
+CREATE FUNCTION @extschema@.oban_rescue(
+    prefix pg_catalog.text DEFAULT 'public',
+    grace pg_catalog.interval DEFAULT '60s',
+    term pg_catalog.int8 DEFAULT NULL,
+    name pg_catalog.text DEFAULT 'Oban',
+    include_unknown pg_catalog.bool DEFAULT false
+) RETURNS TABLE (
+    id pg_catalog.int8,
+    state pg_catalog.text
+) VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'oban_rescue_wrapper';
+
 -- The comments, word for word those of 90_finish.sql: tools/comments writes them. Nothing comes after them.
 
 COMMENT ON FUNCTION @extschema@.oban_version() IS
@@ -134,6 +215,7 @@ It creates what is missing: oban_jobs, as Oban''s migration 14 makes it, and oba
 It adds two triggers to oban_jobs, for INSERT and UPDATE of each row. Postgres gives them to each partition.
 It replaces the trigger of a version before 0.9.0. Until then that trigger works as it did.
 It adds the columns term and boot and three triggers to oban_peers.
+It creates obanrs_queue_signals, in which queue signals are remembered.
 It runs no code of a table''s owner, and evaluates none of the table''s expressions.
 When nothing is missing, it changes nothing and takes no lock.
 It waits at most 2 s for a lock.
@@ -157,14 +239,14 @@ Errors:
 23505: another session created a type of that name meanwhile. Run it again.';
 
 COMMENT ON FUNCTION @extschema@.oban_uninstall(text) IS
-'Removes what oban_install added to the tables of a prefix, never a table.
+'Removes what oban_install added to a prefix, never a table of Oban''s.
 
 Arguments:
 prefix: schema of the job tables.
 
 Result: nothing.
 
-It removes the triggers, and the columns term and boot of oban_peers.
+It removes the triggers, the columns term and boot of oban_peers, and the table obanrs_queue_signals.
 When nothing of it is there, it changes nothing.
 It waits at most 2 s for a lock.
 A rollback takes everything back.
@@ -176,6 +258,7 @@ Errors:
 55P03: another transaction held a lock on a table for more than 2 s.
 22004: prefix is NULL.
 22023: prefix is empty or over 63 bytes, or oban_peers has inherited the columns or passed them on.
+2BP01: another object, such as a view, depends on obanrs_queue_signals or on a column that it would drop.
 40001: the schema or a table was renamed, dropped or replaced meanwhile. Run it again.
 25006: the transaction is read-only.
 55000: the server is in recovery, or the extension was dropped.';
@@ -749,6 +832,239 @@ Errors:
 42703: oban_jobs lacks a column of Oban''s.
 42809: oban_jobs is no table or view.';
 
+COMMENT ON FUNCTION @extschema@.oban_pause_queue(text, text, text, text) IS
+'Pauses a queue: its nodes begin no more jobs.
+
+Arguments:
+queue: name of the queue, at most 127 characters. * stands for all queues.
+node: name of the node, at most 255 bytes. NULL: all nodes, of every instance name.
+name: name of the instance to which node belongs, at most 127 bytes.
+prefix: schema of the job tables.
+
+Result: nothing.
+
+The signal goes to the prefix''s channel signal when this transaction commits, natively, after those that it sent before.
+Each call sends a signal, also if an equal one was sent before.
+Jobs that run go on.
+When the transaction commits, it is remembered in the prefix''s obanrs_queue_signals (oban_queue_signals, oban_queue_state).
+Without that table a NOTICE says that it is not remembered, and it is sent all the same.
+Rights: UPDATE on the prefix''s oban_jobs.
+
+Errors:
+22023: queue is empty or over 127 characters; or node, name or prefix is empty or too long; or prefix has a dot.
+42501: the role lacks that right.
+3F000: prefix does not exist.
+25006: the transaction is read-only.
+55000: the server is in recovery.
+55P03: at the commit, another transaction has held a lock on obanrs_queue_signals for more than 2 s. Nothing is sent.
+40001: at the commit, obanrs_queue_signals was replaced, or another transaction has written to it. Nothing is sent. Run it again.
+54000: the transaction has obanrs.max_transaction_messages messages or 64 MB of them.
+0A000: PREPARE TRANSACTION raises it in a transaction that has called this function.
+22004: an argument other than node is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_resume_queue(text, text, text, text) IS
+'Resumes a queue: its nodes begin jobs again.
+
+Arguments:
+queue: name of the queue, at most 127 characters. * stands for all queues.
+node: name of the node, at most 255 bytes. NULL: all nodes, of every instance name.
+name: name of the instance to which node belongs, at most 127 bytes.
+prefix: schema of the job tables.
+
+Result: nothing.
+
+The signal goes to the prefix''s channel signal when this transaction commits, natively, after those that it sent before.
+Each call sends a signal, also if an equal one was sent before.
+When the transaction commits, it is remembered in the prefix''s obanrs_queue_signals (oban_queue_signals, oban_queue_state).
+Without that table a NOTICE says that it is not remembered, and it is sent all the same.
+Rights: UPDATE on the prefix''s oban_jobs.
+
+Errors:
+22023: queue is empty or over 127 characters; or node, name or prefix is empty or too long; or prefix has a dot.
+42501: the role lacks that right.
+3F000: prefix does not exist.
+25006: the transaction is read-only.
+55000: the server is in recovery.
+55P03: at the commit, another transaction has held a lock on obanrs_queue_signals for more than 2 s. Nothing is sent.
+40001: at the commit, obanrs_queue_signals was replaced, or another transaction has written to it. Nothing is sent. Run it again.
+54000: the transaction has obanrs.max_transaction_messages messages or 64 MB of them.
+0A000: PREPARE TRANSACTION raises it in a transaction that has called this function.
+22004: an argument other than node is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_scale_queue(text, integer, text, text, text) IS
+'Sets how many jobs of a queue each of its nodes runs at a time.
+
+Arguments:
+queue: name of the queue, at most 127 characters.
+queue_limit: how many jobs each node runs at most, 1 or more.
+node: name of the node, at most 255 bytes. NULL: all nodes, of every instance name.
+name: name of the instance to which node belongs, at most 127 bytes.
+prefix: schema of the job tables.
+
+Result: nothing.
+
+The signal goes to the prefix''s channel signal when this transaction commits, natively, after those that it sent before.
+Each call sends a signal, also if an equal one was sent before.
+Jobs that run go on, also if they are more.
+When the transaction commits, it is remembered in the prefix''s obanrs_queue_signals (oban_queue_signals, oban_queue_state).
+Without that table a NOTICE says that it is not remembered, and it is sent all the same.
+Rights: UPDATE on the prefix''s oban_jobs.
+
+Errors:
+22023: queue is empty or over 127 characters, or is *; or queue_limit is below 1; or node, name or prefix is empty or too long; or prefix has a dot.
+42501: the role lacks that right.
+3F000: prefix does not exist.
+25006: the transaction is read-only.
+55000: the server is in recovery.
+55P03: at the commit, another transaction has held a lock on obanrs_queue_signals for more than 2 s. Nothing is sent.
+40001: at the commit, obanrs_queue_signals was replaced, or another transaction has written to it. Nothing is sent. Run it again.
+54000: the transaction has obanrs.max_transaction_messages messages or 64 MB of them.
+0A000: PREPARE TRANSACTION raises it in a transaction that has called this function.
+22004: an argument other than node is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_start_queue(text, integer, text, text, text) IS
+'Starts a queue on nodes that do not run it.
+
+Arguments:
+queue: name of the queue, at most 127 characters.
+queue_limit: how many jobs each node runs at most, 1 or more.
+node: name of the node, at most 255 bytes. NULL: all nodes, of every instance name.
+name: name of the instance to which node belongs, at most 127 bytes.
+prefix: schema of the job tables.
+
+Result: nothing.
+
+The signal goes to the prefix''s channel signal when this transaction commits, natively, after those that it sent before.
+Each call sends a signal, also if an equal one was sent before.
+The nodes begin jobs at once, also if the queue is remembered as paused. It is not remembered.
+Rights: UPDATE on the prefix''s oban_jobs.
+
+Errors:
+22023: queue is empty or over 127 characters, or is *; or queue_limit is below 1; or node, name or prefix is empty or too long; or prefix has a dot.
+42501: the role lacks that right.
+3F000: prefix does not exist.
+55000: the server is in recovery.
+54000: the transaction has obanrs.max_transaction_messages messages or 64 MB of them.
+0A000: PREPARE TRANSACTION raises it in a transaction that has called this function.
+22004: an argument other than node is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_stop_queue(text, text, text, text) IS
+'Stops a queue: its nodes let its jobs end, and run it no more.
+
+Arguments:
+queue: name of the queue, at most 127 characters.
+node: name of the node, at most 255 bytes. NULL: all nodes, of every instance name.
+name: name of the instance to which node belongs, at most 127 bytes.
+prefix: schema of the job tables.
+
+Result: nothing.
+
+The signal goes to the prefix''s channel signal when this transaction commits, natively, after those that it sent before.
+Each call sends a signal, also if an equal one was sent before.
+A node that starts later runs the queue. It is not remembered.
+Rights: UPDATE on the prefix''s oban_jobs.
+
+Errors:
+22023: queue is empty or over 127 characters, or is *; or node, name or prefix is empty or too long; or prefix has a dot.
+42501: the role lacks that right.
+3F000: prefix does not exist.
+55000: the server is in recovery.
+54000: the transaction has obanrs.max_transaction_messages messages or 64 MB of them.
+0A000: PREPARE TRANSACTION raises it in a transaction that has called this function.
+22004: an argument other than node is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_pkill_job(bigint, text) IS
+'Ends the process of a running job, on the node that runs it.
+
+Arguments:
+job_id: id of the job.
+prefix: schema of the job tables.
+
+Result: nothing.
+
+The signal goes to the prefix''s channel signal when this transaction commits, natively, after those that it sent before.
+Each call sends a signal, also if an equal one was sent before.
+It changes no row. Set the job''s state to cancelled first: what a node does to the row depends on its version.
+Rights: UPDATE on the prefix''s oban_jobs.
+
+Errors:
+42501: the role lacks that right.
+3F000: prefix does not exist.
+22023: prefix is empty, is too long or has a dot.
+55000: the server is in recovery.
+54000: the transaction has obanrs.max_transaction_messages messages or 64 MB of them.
+0A000: PREPARE TRANSACTION raises it in a transaction that has called this function.
+22004: an argument is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_queue_state(text, text, text, text) IS
+'Returns whether a node that starts has to begin a queue paused, and its limit.
+
+Arguments:
+queue: name of the queue, at most 127 characters.
+node: name of the node. NULL: what concerns all nodes only.
+name: name of the instance to which node belongs, at most 127 bytes.
+prefix: schema of the job tables.
+
+Result: always one row.
+paused: whether the queue is paused by the last signal that concerns it. NULL: no such signal is remembered.
+queue_limit: limit of the last scaling that concerns it. NULL: no such signal is remembered.
+since: when the later of the two was sent. NULL: none is remembered.
+
+A signal concerns the node if it was sent for the queue or for *, and for this node and name or for all nodes.
+Of these signals the newest one counts, for paused and for queue_limit each by itself.
+So the answer is what a node has that was there for all signals.
+What this transaction has sent counts.
+Without obanrs_queue_signals nothing is remembered: the columns are NULL.
+Rights: SELECT on the prefix''s oban_jobs or on a column of it. None on obanrs_queue_signals.
+
+Errors:
+22023: queue is empty or over 127 characters; or node, name or prefix is empty or too long.
+42501: the role lacks that right.
+3F000: prefix does not exist.
+22004: an argument other than node is NULL.
+42939: prefix is a schema of Postgres'' own.
+55000: obanrs_queue_signals is unlogged and the server is in recovery.';
+
+COMMENT ON FUNCTION @extschema@.oban_rescue(text, interval, bigint, text, boolean) IS
+'Gives jobs that no live process runs back to their queues, or discards them.
+
+Arguments:
+prefix: schema of the job tables.
+grace: as for oban_orphans.
+term: one''s own term, as oban_renew or oban_term returned it. Jobs are then rescued only if it is held, as by oban_fence. NULL: whoever leads.
+name: name of the instance to which term belongs.
+include_unknown: whether to take jobs that oban_orphans calls unknown, too. Their processes may live.
+
+Result: one row for each job that was rescued.
+id: id of the job.
+state: available, or discarded if the job has no attempt left.
+
+It takes what oban_orphans finds at this call, so a job that is not running is taken by the second call at the earliest.
+It takes a job only if its attempt is still the one that was found. Rows that another transaction has locked stay for the next call.
+It sets state, and of a discarded job discarded_at, and adds an error to errors. attempt stays as it is.
+In a table of Oban for Python it also counts the rescues of a job in meta, as that does.
+It is an UPDATE with the rights of the caller, so triggers and row level security apply.
+Rights: UPDATE on the prefix''s oban_jobs, and SELECT on it. With term: INSERT as well.
+
+Errors:
+40001: term is not held any more; or this transaction''s snapshot is older than the leadership, or than a change of a job (REPEATABLE READ, SERIALIZABLE); or the schema was renamed meanwhile. Roll back.
+42501: the role lacks one of these rights.
+3F000: prefix does not exist.
+25006: the transaction is read-only.
+55000: obanrs is not preloaded, or the server is in recovery; or with term, oban_peers is not installed or has an obstacle, as for oban_fence.
+22023: grace is negative or over a year; or name or prefix is empty or too long.
+22004: an argument other than term is NULL.
+42939: prefix is a schema of Postgres'' own.
+42P01: prefix has no oban_jobs.
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.';
+
 COMMENT ON VIEW @extschema@.oban_members IS
 'Shows the members that have joined in this database.
 
@@ -818,6 +1134,25 @@ condition: the condition as it was given; NULL if every row counts.
 ok: false if the column is missing or virtual, or a trigger of the watch is disabled. Then nothing is sent.
 
 Rights: none. Postgres shows every role the triggers of all tables.';
+
+COMMENT ON VIEW @extschema@.oban_queue_signals IS
+'Shows the last signals to queues that are remembered, of all prefixes in this database.
+
+Columns:
+prefix: schema of the job tables.
+name: name of the instance that the call gave. Without a node, the signal concerned every name.
+queue: name of the queue. * stands for all queues.
+node: name of the node. NULL stands for all nodes.
+paused: whether the last pause or resume was a pause. NULL: there was none.
+queue_limit: limit of the last scaling. NULL: there was none.
+since: when the last of these signals was sent.
+
+It has one row for each name, queue and node of the calls oban_pause_queue, oban_resume_queue and oban_scale_queue.
+Which of these rows counts for a queue of a node, oban_queue_state says.
+A prefix keeps 2,000 rows. Beyond that the oldest ones go, those of single nodes first.
+It reads each obanrs_queue_signals. A table that is locked, or unlogged on a standby, is left out.
+In a database of another encoding than UTF8, prefixes whose names are not ASCII are left out.
+Rights: none. It shows the prefixes on whose oban_jobs the role has SELECT, or SELECT on a column.';
 
 COMMENT ON VIEW @extschema@.oban_workers IS
 'Shows the background workers of obanrs in this server.
@@ -890,6 +1225,9 @@ Result: the rows of oban_members, each with candidate: whether the member stands
 
 COMMENT ON FUNCTION @extschema@.obanrs_leadership() IS
 'Internal: the view oban_leadership calls it for its rows.';
+
+COMMENT ON FUNCTION @extschema@.obanrs_queue_signals() IS
+'Internal: the view oban_queue_signals calls it for its rows.';
 
 COMMENT ON FUNCTION @extschema@.obanrs_gossip() IS
 'Internal: the view oban_gossip calls it for its rows.';

@@ -12,11 +12,12 @@
 //! | `bus` | how a message leaves its transaction |
 //! | `notifier`, `peer`, `gossip`, `signal`, `trigger` | SQL functions, one concern each |
 //! | `health` | the SQL function `oban_check`, which looks at the others |
+//! | `rescue` | the SQL function `oban_rescue`, which gives the jobs of dead processes back |
 //! | `worker` | the background workers, the hooks that make them leave, and the view oban_workers |
 //!
 //! The lowest layers come first: a part uses only parts of earlier rows. `error` and `pg` do not
 //! use `config`, and `shmem` does not use `prefix`. Parts of the last three rows do not use each
-//! other, except that `health` uses `peer`. tests/structure.rs (`dependencies_point_one_way`) holds
+//! other, except that `health` uses `peer`, and `rescue` uses `gossip` and `peer`. tests/structure.rs (`dependencies_point_one_way`) holds
 //! the parts to this.
 
 // The limit stands in clippy.toml. Tests are stories, and some are long.
@@ -38,6 +39,7 @@ mod notifier;
 mod peer;
 mod pg;
 mod prefix;
+mod rescue;
 mod shmem;
 mod signal;
 #[cfg(any(test, feature = "pg_test"))]
@@ -67,7 +69,11 @@ extension_sql_file!(
         signal::view::obanrs_queue_signals
     ]
 );
-extension_sql_file!("../sql/55_orphans.sql", name = "orphans", requires = [gossip::orphans::oban_orphans]);
+extension_sql_file!(
+    "../sql/55_orphans.sql",
+    name = "orphans",
+    requires = [gossip::orphans::oban_orphans, rescue::oban_rescue]
+);
 extension_sql_file!(
     "../sql/60_procedures.sql",
     name = "procedures",

@@ -59,6 +59,10 @@ fn dependencies_point_one_way() {
             "bus" => &["backend", "shmem", "prefix", "logic", "pg", "config", "error"],
             // It tells the state of all others.
             "health" => &["peer", "bus", "backend", "shmem", "prefix", "logic", "pg", "config", "error"],
+            // It takes what gossip has found, within a fence.
+            "rescue" => {
+                &["gossip", "peer", "bus", "backend", "shmem", "prefix", "logic", "pg", "config", "error"]
+            }
             _ => &["bus", "backend", "shmem", "prefix", "logic", "pg", "config", "error"],
         }
     };
@@ -75,7 +79,7 @@ fn dependencies_point_one_way() {
                 assert!(!used.is_empty(), "{path:?} imports several parts in one `use`: {line}");
                 let known = [
                     "logic", "pg", "prefix", "shmem", "config", "error", "notifier", "peer", "gossip",
-                    "trigger", "worker", "health", "bus", "backend",
+                    "trigger", "worker", "health", "bus", "backend", "signal", "rescue",
                 ];
                 if known.contains(&used.as_str()) {
                     looked_at += 1;

@@ -16,7 +16,7 @@ use crate::logic::ids::{DatabaseOid, SchemaOid};
 use crate::logic::leadership::{MAX_NODE, MAX_PREFIX};
 use crate::logic::orphans::{Attempt, Evidence, Job, Reason, Suspects, Times, Verdict};
 use crate::logic::text::Text;
-use crate::logic::times::ClockTime;
+use crate::logic::times::{ClockTime, WallTime};
 use crate::pg::argument::{self, TextArgument};
 use crate::pg::result_set::ResultSet;
 use crate::pg::spi::{self, SqlRow};
@@ -45,49 +45,102 @@ enum Columns {
 #[pg_extern(sql = false)]
 pub fn oban_orphans(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
     let (prefix, grace) = (argument::at::<TextArgument>(fcinfo, 0), argument::at::<Interval>(fcinfo, 1));
-    let prefix: Text<MAX_PREFIX> = error::name("prefix", prefix)?;
-    let grace = microseconds(given("grace", grace)?)?;
-    let segment = Segment::require()?;
-    // In recovery there is no gossip.
-    if session::in_recovery() {
-        return Err(Error::InRecovery("look for orphans").into());
-    }
-    let schema = rights::require(prefix.as_str(), Right::Read)?;
+    let search = Search::of(prefix, grace)?.allowed(Right::Read, "look for orphans")?;
     let mut rows = ResultSet::of(fcinfo);
-
-    // Another transaction may hold the table's lock for long. Gossip and the rows are read after
-    // the wait for that lock.
-    if let Some(table) = catalog::relation(schema, "oban_jobs") {
-        catalog::lock_name(table);
-    }
-    let (database, wall_ahead) = (session::database(), clock::wall_ahead());
-    let times = Times { now: clock::now(), wall_ahead, knows_since: segment.gossip().knows_since(), grace };
-    let evidence = gather(segment, database, schema, times);
-    let suspected = segment.gossip().suspects(|suspects| suspects.any(database, schema));
-
-    let table = spi::qualified(prefix.as_str(), "oban_jobs");
-    let sql = format!("SELECT {COLUMNS} FROM {table} j WHERE j.state OPERATOR(pg_catalog.=) 'executing'");
-    spi::each(&sql, |row| {
-        pgrx::check_for_interrupts!();
-        let Some((reason, since)) = judge(segment, row, &evidence, (database, schema), suspected) else {
-            return;
-        };
+    search.each("", |row, reason, since| {
         rows.push([
             row.datum(Columns::Id as usize),
             row.datum(Columns::Queue as usize),
             row.datum(Columns::Worker as usize),
             row.datum(Columns::Node as usize),
-            datum::text(reason),
-            time::timestamptz(since.to_wall(wall_ahead)).into_datum(),
+            datum::text(reason.name()),
+            time::timestamptz(since).into_datum(),
         ]);
-    });
-    // SQL looked the table up by the schema's name, which another schema may have taken over.
-    session::see_changes();
-    if catalog::namespace(prefix.as_str()) != Some(schema) {
-        return Err(Error::PrefixChanged(prefix.as_str().to_owned()).into());
-    }
+    })?;
     Ok(())
 }
+
+/// What a search for orphans is told.
+pub struct Search {
+    prefix: Text<MAX_PREFIX>,
+    grace: i64,
+}
+
+/// A search that the current role may make, on a server where it can be made.
+pub struct AllowedSearch {
+    prefix: Text<MAX_PREFIX>,
+    pub schema: SchemaOid,
+    grace: i64,
+    segment: Segment,
+}
+
+impl Search {
+    /// `Err` is 22004 or 22023: an argument is NULL, or out of range.
+    pub fn of(prefix: Option<TextArgument>, grace: Option<Interval>) -> Result<Self, Error> {
+        let prefix: Text<MAX_PREFIX> = error::name("prefix", prefix)?;
+        Ok(Self { prefix, grace: microseconds(given("grace", grace)?)? })
+    }
+
+    /// `Err` is 55000 without preload or in recovery, and 3F000, 42501 or 42939 without the prefix
+    /// or the right on it. `doing` is what the call does, for messages.
+    pub fn allowed(self, right: Right, doing: &'static str) -> Result<AllowedSearch, Error> {
+        let segment = Segment::require()?;
+        // In recovery there is no gossip.
+        if session::in_recovery() {
+            return Err(Error::InRecovery(doing));
+        }
+        let schema = rights::require(self.prefix.as_str(), right)?;
+        Ok(AllowedSearch { prefix: self.prefix, schema, grace: self.grace, segment })
+    }
+}
+
+impl AllowedSearch {
+    /// Calls `body` for each orphan with its row, why the job is an orphan, and since when. The row
+    /// has the columns of `Columns`, and after these what `more` adds to the list (as in ", j.a").
+    /// `Err` is 40001: the schema was renamed meanwhile.
+    pub fn each(&self, more: &str, mut body: impl FnMut(&SqlRow, Reason, WallTime)) -> Result<(), Error> {
+        let (segment, schema) = (self.segment, self.schema);
+        // Another transaction may hold the table's lock for long. Gossip and the rows are read after
+        // the wait for that lock.
+        if let Some(table) = catalog::relation(schema, "oban_jobs") {
+            catalog::lock_name(table);
+        }
+        let (database, wall_ahead) = (session::database(), clock::wall_ahead());
+        let knows_since = segment.gossip().knows_since();
+        let times = Times { now: clock::now(), wall_ahead, knows_since, grace: self.grace };
+        let evidence = gather(segment, database, schema, times);
+        let suspected = segment.gossip().suspects(|suspects| suspects.any(database, schema));
+
+        let table = self.table();
+        let sql =
+            format!("SELECT {COLUMNS}{more} FROM {table} j WHERE j.state OPERATOR(pg_catalog.=) 'executing'");
+        spi::each(&sql, |row| {
+            pgrx::check_for_interrupts!();
+            if let Some((reason, since)) = judge(segment, row, &evidence, (database, schema), suspected) {
+                body(row, reason, since.to_wall(wall_ahead));
+            }
+        });
+        self.confirm_schema()
+    }
+
+    /// Returns the name of the table of jobs, as SQL has it.
+    pub fn table(&self) -> String {
+        spi::qualified(self.prefix.as_str(), "oban_jobs")
+    }
+
+    /// Returns an error (40001) if another schema has the prefix's name by now. SQL looks the table
+    /// up by that name, and may have met a table of the other schema.
+    pub fn confirm_schema(&self) -> Result<(), Error> {
+        session::see_changes();
+        if catalog::namespace(self.prefix.as_str()) != Some(self.schema) {
+            return Err(Error::PrefixChanged(self.prefix.as_str().to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// How many columns the row of an orphan has before those that the caller adds.
+pub const OWN_COLUMNS: usize = Columns::AttemptedAt as usize + 1;
 
 /// Returns a grace in microseconds. `Err` is 22023: the grace is negative, or longer than a year.
 fn microseconds(grace: Interval) -> Result<i64, Error> {
@@ -129,7 +182,7 @@ fn judge(
     evidence: &Evidence,
     (database, schema): (DatabaseOid, SchemaOid),
     suspected: bool,
-) -> Option<(&'static str, ClockTime)> {
+) -> Option<(Reason, ClockTime)> {
     let text = |column: Columns| row.datum(column as usize).map(|text| row.bytes(text));
     let short = |bytes: &&[u8]| bytes.len() <= 4 * MAX_NODE.max(MAX_QUEUE);
     let queue = text(Columns::Queue).filter(short).map(encoding::to_utf8_lossy);
@@ -147,11 +200,11 @@ fn judge(
         segment.gossip().suspects(|suspects| body(suspects, &attempt))
     };
     match verdict {
-        Verdict::Orphan { reason, since } => Some((reason.name(), since)),
+        Verdict::Orphan { reason, since } => Some((reason, since)),
         Verdict::NotListed { put_at, began } => {
             let now = clock::now();
             let since = of_suspect(&|s, attempt| s.sight(attempt, (put_at, began), now, evidence.grace()))?;
-            Some((Reason::NotRunning.name(), since))
+            Some((Reason::NotRunning, since))
         }
         Verdict::Listed if suspected => {
             of_suspect(&|suspects, attempt| {

@@ -33,6 +33,16 @@ fn oban_fence(
     name: default!(Option<TextArgument>, "'Oban'"),
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
+    Ok(fence(term, name, prefix)?)
+}
+
+/// Does what `oban_fence` does, for another function of the extension as well. `Err` is 40001 if the
+/// term is not held, and otherwise as the comment on oban_fence says.
+pub fn fence(
+    term: Option<i64>,
+    name: Option<TextArgument>,
+    prefix: Option<TextArgument>,
+) -> Result<(), Error> {
     let names = Names::of(name, prefix)?;
     let electorate = names.electorate(Right::Write)?;
     let name = electorate.name.as_str();
@@ -43,7 +53,7 @@ fn oban_fence(
     // term.
     let Some(term) = term else {
         stats::count(Counter::FencesRefused, 1);
-        return Err(Error::TermOver { name: name.to_owned(), term: None }.into());
+        return Err(Error::TermOver { name: name.to_owned(), term: None });
     };
     let term = Term(term);
     let table = open(electorate.schema, names.prefix())?;
@@ -64,7 +74,7 @@ fn oban_fence(
     });
     if !held || over {
         stats::count(Counter::FencesRefused, 1);
-        return Err(Error::TermOver { name: name.to_owned(), term: Some(term.0) }.into());
+        return Err(Error::TermOver { name: name.to_owned(), term: Some(term.0) });
     }
     Ok(())
 }

@@ -101,6 +101,30 @@ pub fn each(sql: &str, mut body: impl FnMut(&SqlRow)) {
     }
 }
 
+/// Runs an UPDATE ... RETURNING with the rights of the current role, and calls `body` with each row
+/// that it returns. The statement's arguments are an array of bigints and an array of texts, which
+/// have to be ASCII. The statement sees what any statement of the transaction would see.
+pub fn update(sql: &str, numbers: Vec<i64>, texts: Vec<String>, mut body: impl FnMut(&SqlRow)) {
+    let sql = super::c_name(sql);
+    let (Some(numbers), Some(texts)) = (numbers.into_datum(), texts.into_datum()) else { return };
+    let (mut types, mut values) = ([pg_sys::INT8ARRAYOID, pg_sys::TEXTARRAYOID], [numbers, texts]);
+    // SAFETY: the calls of SPI are in the prescribed order, as in `look`. The rows are in Postgres'
+    // memory until SPI_finish.
+    unsafe {
+        pg_sys::SPI_connect();
+        let (types, values) = (types.as_mut_ptr(), values.as_mut_ptr());
+        let code = pg_sys::SPI_execute_with_args(sql.as_ptr(), 2, types, values, std::ptr::null(), false, 0);
+        if code != pg_sys::SPI_OK_UPDATE_RETURNING as i32 {
+            pgrx::error!("a statement of obanrs' own failed: {code}");
+        }
+        let table = pg_sys::SPI_tuptable;
+        for i in 0..pg_sys::SPI_processed as usize {
+            body(&SqlRow { tuple: *(*table).vals.add(i), descriptor: (*table).tupdesc });
+        }
+        pg_sys::SPI_finish();
+    }
+}
+
 /// Runs DDL as the current role.
 pub fn run(sql: &str) {
     if let Err(e) = Spi::run(sql) {

@@ -1,0 +1,130 @@
+//! `oban_rescue`: the orphans that `oban_orphans` finds go back to their queues.
+//!
+//! The statements are SQL with the caller's rights, so triggers and policies of the table apply as
+//! they do to the caller's own UPDATE. A job is taken only as it was when it was found to be an
+//! orphan: the attempt, its time and its process are compared again once the row is locked. So two
+//! rescues at a time take each job once, and a job that was fetched again meanwhile stays.
+
+use pgrx::datum::Interval;
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::error::{self, given};
+use crate::gossip::orphans::{OWN_COLUMNS, Search};
+use crate::logic::leadership::MAX_NAME;
+use crate::logic::orphans::Reason;
+use crate::logic::text::Text;
+use crate::peer::fence;
+use crate::pg::argument::{self, TextArgument};
+use crate::pg::result_set::ResultSet;
+use crate::pg::{catalog, session, spi};
+use crate::prefix::rights::Right;
+
+/// The attempt of a job, as a text that no other attempt of the job has. The text is ASCII in every
+/// encoding.
+const ATTEMPT: &str = "pg_catalog.encode(pg_catalog.convert_to(pg_catalog.jsonb_build_array(\
+    j.attempt, j.attempted_at, j.attempted_by)::pg_catalog.text, pg_catalog.getdatabaseencoding()), 'hex')";
+
+/// The declaration of oban_rescue is in sql/55_orphans.sql.
+#[pg_extern(sql = false)]
+pub fn oban_rescue(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
+    let text = |place| argument::at::<TextArgument>(fcinfo, place);
+    let search = Search::of(text(0), argument::at::<Interval>(fcinfo, 1))?;
+    let include_unknown = given("include_unknown", argument::at::<bool>(fcinfo, 4))?;
+    let term = argument::at::<i64>(fcinfo, 2);
+    let _: Text<MAX_NAME> = error::name("name", text(3))?;
+    let search = search.allowed(Right::Signal, "rescue jobs")?;
+    session::require_writable("rescue jobs")?;
+    // The fence comes before what the leader looks at, so that no later leader has acted on it.
+    if term.is_some() {
+        fence::fence(term, text(3), text(0))?;
+    }
+    let mut rows = ResultSet::of(fcinfo);
+    let (mut ids, mut attempts) = (Vec::new(), Vec::new());
+    search.each(&format!(", {ATTEMPT}"), |row, reason, _| {
+        if reason == Reason::Unknown && !include_unknown {
+            return;
+        }
+        if let (Some(id), Some(attempt)) = (row.datum(0), row.datum(OWN_COLUMNS)) {
+            ids.push(id.value() as i64);
+            attempts.push(String::from_utf8_lossy(row.bytes(attempt)).into_owned());
+        }
+    })?;
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let errors = catalog::relation(search.schema, "oban_jobs")
+        .and_then(|jobs| catalog::column_type(jobs, "errors"))
+        .map_or(Errors::Other, Errors::of);
+    let (rescue, discard) = statements(&search.table(), errors);
+    for statement in [rescue, discard] {
+        spi::update(&statement, ids.clone(), attempts.clone(), |row| rows.push([row.datum(0), row.datum(1)]));
+    }
+    Ok(search.confirm_schema()?)
+}
+
+/// The type of the column `errors`, by which a table is known as of Oban for Elixir or for Python.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Errors {
+    /// An array of jsonb: Elixir.
+    Array,
+    /// A jsonb: Python.
+    Jsonb,
+    Other,
+}
+
+impl Errors {
+    fn of(kind: pg_sys::Oid) -> Self {
+        match kind {
+            pg_sys::JSONBARRAYOID => Self::Array,
+            pg_sys::JSONBOID => Self::Jsonb,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Returns the statements that make jobs available again, and that discard those without an attempt
+/// left. Both do what Oban's own rescue does: Oban for Python also counts the rescues in `meta`. A
+/// job that is discarded also gets an error, in the form in which Oban records errors.
+fn statements(table: &str, errors: Errors) -> (String, String) {
+    let changed = |condition: &str, set: &str| {
+        format!(
+            "WITH rescued AS MATERIALIZED (
+                SELECT j.id FROM {table} j
+                JOIN ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS orphan (id, attempt)
+                    ON j.id OPERATOR(pg_catalog.=) orphan.id
+                WHERE j.state OPERATOR(pg_catalog.=) 'executing'
+                    AND {ATTEMPT} OPERATOR(pg_catalog.=) orphan.attempt
+                    AND j.attempt OPERATOR(pg_catalog.{condition}) j.max_attempts
+                FOR UPDATE OF j SKIP LOCKED
+            )
+            UPDATE {table} j SET {set} FROM rescued
+            WHERE j.id OPERATOR(pg_catalog.=) rescued.id
+            RETURNING j.id::pg_catalog.int8, j.state::pg_catalog.text"
+        )
+    };
+    let counted = "meta = CASE WHEN pg_catalog.jsonb_typeof(j.meta) OPERATOR(pg_catalog.=) 'object'
+        THEN j.meta OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('rescued', 1 OPERATOR(pg_catalog.+)
+            CASE WHEN pg_catalog.jsonb_typeof(j.meta OPERATOR(pg_catalog.->) 'rescued') OPERATOR(pg_catalog.=) 'number'
+            THEN (j.meta OPERATOR(pg_catalog.->) 'rescued')::pg_catalog.numeric ELSE 0 END)
+        ELSE j.meta END";
+    let error = "pg_catalog.jsonb_build_object(
+        'at', pg_catalog.to_char(pg_catalog.timezone('UTC', pg_catalog.clock_timestamp()), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
+        'attempt', j.attempt,
+        'error', pg_catalog.concat('oban_rescue: no process runs attempt ', j.attempt, ' any more, the last one (node ',
+            j.attempted_by[1], ')'))";
+    let (rescued, recorded) = match errors {
+        Errors::Array => (String::new(), format!(", errors = pg_catalog.array_append(j.errors, {error})")),
+        Errors::Jsonb => (
+            format!(", {counted}"),
+            format!(", errors = j.errors OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_array({error})"),
+        ),
+        Errors::Other => (String::new(), String::new()),
+    };
+    let at = "pg_catalog.timezone('UTC', pg_catalog.clock_timestamp())";
+    (
+        changed("<", &format!("state = 'available'{rescued}")),
+        changed(">=", &format!("state = 'discarded', discarded_at = {at}{recorded}")),
+    )
+}
