@@ -983,7 +983,7 @@ ok: false if the column is missing or virtual, or a trigger of the watch is disa
 Rights: none. Postgres shows every role the triggers of all tables.';
 
 COMMENT ON VIEW @extschema@.oban_queue_signals IS
-'Shows the last signals to queues that are remembered, of all prefixes in this database.
+'Shows the last queue signals that are remembered, of all prefixes.
 
 Columns:
 prefix: schema of the job tables.

@@ -62,7 +62,7 @@ pub enum Error {
     TooManyMessages(usize),
     #[error("out of memory")]
     OutOfMemory,
-    #[error("cannot PREPARE a transaction that has executed oban_notify")]
+    #[error("cannot PREPARE a transaction that has executed oban_notify or sent a queue signal")]
     Prepared,
     #[error("obanrs is not loaded at server start")]
     NotPreloaded,
@@ -182,7 +182,7 @@ impl Error {
                  oban_leader."
                     .into()
             }
-            Self::NotInstalled(prefix) => format!("Run SELECT oban_install({}).", quote(prefix)),
+            Self::NotInstalled(prefix) => install_hint(prefix),
             Self::NoElections { what, .. } => format!("Remove what elections would have to ignore: {what}."),
             Self::HolderChanged => {
                 "Delete the row, and insert another; or update its node, which hands the leadership over with a new term."
@@ -274,6 +274,11 @@ fn not_held(name: &str, term: Option<i64>) -> String {
         Some(term) => format!("term {term} of \"{name}\" is not held"),
         None => format!("no term of \"{name}\" is held here"),
     }
+}
+
+/// Returns the hint to install a prefix.
+pub fn install_hint(prefix: &str) -> String {
+    format!("Run SELECT oban_install({}).", quote(prefix))
 }
 
 fn quote(value: &str) -> String {

@@ -12,13 +12,13 @@
 //! | `bus` | how a message leaves its transaction |
 //! | `notifier`, `peer`, `gossip`, `signal`, `trigger` | SQL functions, one concern each |
 //! | `health` | the SQL function `oban_check`, which looks at the others |
-//! | `rescue` | the SQL function `oban_rescue`, which gives the jobs of dead processes back |
+//! | `rescue` | the SQL function `oban_rescue`, which gives jobs of dead processes back |
 //! | `worker` | the background workers, the hooks that make them leave, and the view oban_workers |
 //!
 //! The lowest layers come first: a part uses only parts of earlier rows. `error` and `pg` do not
-//! use `config`, and `shmem` does not use `prefix`. Parts of the last three rows do not use each
-//! other, except that `health` uses `peer`, and `rescue` uses `gossip` and `peer`. tests/structure.rs (`dependencies_point_one_way`) holds
-//! the parts to this.
+//! use `config`, and `shmem` does not use `prefix`. Parts of the last four rows do not use each
+//! other, except that `health` uses `peer`, and `rescue` uses `gossip` and `peer`. tests/structure.rs
+//! (`dependencies_point_one_way`) holds the parts to this.
 
 // The limit stands in clippy.toml. Tests are stories, and some are long.
 #![cfg_attr(not(any(test, feature = "pg_test")), warn(clippy::too_many_lines))]

@@ -42,7 +42,7 @@ pub fn oban_rescue(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> 
     }
     let mut rows = ResultSet::of(fcinfo);
     let (mut ids, mut attempts) = (Vec::new(), Vec::new());
-    search.each(&format!(", {ATTEMPT}"), |row, reason, _| {
+    search.each_orphan(&format!(", {ATTEMPT}"), |row, reason, _| {
         if reason == Reason::Unknown && !include_unknown {
             return;
         }
@@ -57,7 +57,7 @@ pub fn oban_rescue(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> 
     let errors = catalog::relation(search.schema, "oban_jobs")
         .and_then(|jobs| catalog::column_type(jobs, "errors"))
         .map_or(Errors::Other, Errors::of);
-    let (rescue, discard) = statements(&search.table(), errors);
+    let (rescue, discard) = statements(&search.jobs_table(), errors);
     for statement in [rescue, discard] {
         spi::update(&statement, ids.clone(), attempts.clone(), |row| rows.push([row.datum(0), row.datum(1)]));
     }

@@ -111,6 +111,7 @@ mod tests {
         let four = "'{gossip,insert,leader,signal}'::text[]";
         let prefix = "prefix text DEFAULT 'public'::text";
         let name = "name text DEFAULT 'Oban'::text";
+        let (node, limit) = ("node text DEFAULT NULL::text", "queue_limit integer");
         for (function, expected) in [
             ("oban_version", " -> text".to_owned()),
             (
@@ -175,6 +176,24 @@ mod tests {
                 "oban_orphans",
                 format!(
                     "{prefix}, grace interval DEFAULT '00:01:00'::interval -> TABLE(id bigint, queue text, worker text, node text, reason text, since timestamp with time zone)"
+                ),
+            ),
+            (
+                "oban_rescue",
+                format!(
+                    "{prefix}, grace interval DEFAULT '00:01:00'::interval, term bigint DEFAULT NULL::bigint, {name}, include_unknown boolean DEFAULT false -> TABLE(id bigint, state text)"
+                ),
+            ),
+            ("oban_pause_queue", format!("queue text, {node}, {name}, {prefix} -> void")),
+            ("oban_resume_queue", format!("queue text, {node}, {name}, {prefix} -> void")),
+            ("oban_stop_queue", format!("queue text, {node}, {name}, {prefix} -> void")),
+            ("oban_scale_queue", format!("queue text, {limit}, {node}, {name}, {prefix} -> void")),
+            ("oban_start_queue", format!("queue text, {limit}, {node}, {name}, {prefix} -> void")),
+            ("oban_pkill_job", format!("job_id bigint, {prefix} -> void")),
+            (
+                "oban_queue_state",
+                format!(
+                    "queue text, {node}, {name}, {prefix} -> TABLE(paused boolean, queue_limit integer, since timestamp with time zone)"
                 ),
             ),
         ] {

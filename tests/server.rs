@@ -60,6 +60,10 @@ mod ingest;
 #[path = "server/orphans/mod.rs"]
 mod orphans;
 
+// Queue signals.
+#[path = "server/signals/mod.rs"]
+mod signals;
+
 // The workers, and the one that users copy.
 #[path = "server/lifecycle.rs"]
 mod lifecycle;

@@ -47,7 +47,7 @@ pub fn oban_orphans(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport>
     let (prefix, grace) = (argument::at::<TextArgument>(fcinfo, 0), argument::at::<Interval>(fcinfo, 1));
     let search = Search::of(prefix, grace)?.allowed(Right::Read, "look for orphans")?;
     let mut rows = ResultSet::of(fcinfo);
-    search.each("", |row, reason, since| {
+    search.each_orphan("", |row, reason, since| {
         rows.push([
             row.datum(Columns::Id as usize),
             row.datum(Columns::Queue as usize),
@@ -98,7 +98,11 @@ impl AllowedSearch {
     /// Calls `body` for each orphan with its row, why the job is an orphan, and since when. The row
     /// has the columns of `Columns`, and after these what `more` adds to the list (as in ", j.a").
     /// `Err` is 40001: the schema was renamed meanwhile.
-    pub fn each(&self, more: &str, mut body: impl FnMut(&SqlRow, Reason, WallTime)) -> Result<(), Error> {
+    pub fn each_orphan(
+        &self,
+        more: &str,
+        mut body: impl FnMut(&SqlRow, Reason, WallTime),
+    ) -> Result<(), Error> {
         let (segment, schema) = (self.segment, self.schema);
         // Another transaction may hold the table's lock for long. Gossip and the rows are read after
         // the wait for that lock.
@@ -111,7 +115,7 @@ impl AllowedSearch {
         let evidence = gather(segment, database, schema, times);
         let suspected = segment.gossip().suspects(|suspects| suspects.any(database, schema));
 
-        let table = self.table();
+        let table = self.jobs_table();
         let sql =
             format!("SELECT {COLUMNS}{more} FROM {table} j WHERE j.state OPERATOR(pg_catalog.=) 'executing'");
         spi::each(&sql, |row| {
@@ -124,7 +128,7 @@ impl AllowedSearch {
     }
 
     /// Returns the name of the table of jobs, as SQL has it.
-    pub fn table(&self) -> String {
+    pub fn jobs_table(&self) -> String {
         spi::qualified(self.prefix.as_str(), "oban_jobs")
     }
 

@@ -356,7 +356,8 @@ mod tests {
 
     fn keys() -> impl Strategy<Value = Key> {
         let text = |values: &'static [&'static str]| proptest::sample::select(values);
-        (text(&["A", "B"]), text(&["*", "a", "b"]), text(&["", "n1", "n2"]))
+        let queues = text(&["*", "a", "b"]);
+        (text(&["A", "B"]), queues, text(&["", "n1", "n2"]))
             .prop_map(|(name, queue, node)| key(name, queue, node))
     }
 
@@ -394,7 +395,8 @@ mod tests {
                 }
                 all.extend(changes.iter().cloned());
             }
-            for (name, queue, node) in [("A", "a", "n1"), ("A", "b", "n2"), ("B", "a", "n1"), ("B", "c", "n3")] {
+            let asked = [("A", "a", "n1"), ("A", "b", "n2"), ("B", "a", "n1"), ("B", "c", "n3")];
+            for (name, queue, node) in asked {
                 let state = state(&rows, name, queue, Some(node));
                 prop_assert_eq!((state.paused, state.limit), live(&all, name, queue, node));
             }

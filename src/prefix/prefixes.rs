@@ -19,16 +19,17 @@ pub fn schemas() -> Vec<SchemaOid> {
 /// names. A schema is left out if a prefix in this database can't have its name: the database may
 /// not be able to convert the name.
 pub fn named_schemas() -> Vec<(String, SchemaOid)> {
-    named(schemas())
+    with_names(schemas())
 }
 
 /// Returns the schemas that have a table of remembered signals with their names, as `named_schemas`
 /// does.
 pub fn named_schemas_of_signals() -> Vec<(String, SchemaOid)> {
-    named(catalog::tables_named(signals::TABLE).into_iter().map(|table| table.schema).collect())
+    with_names(catalog::tables_named(signals::TABLE).into_iter().map(|table| table.schema).collect())
 }
 
-fn named(schemas: Vec<SchemaOid>) -> Vec<(String, SchemaOid)> {
+/// Returns these schemas with their names, as `named_schemas` does.
+fn with_names(schemas: Vec<SchemaOid>) -> Vec<(String, SchemaOid)> {
     let named = |schema| Some((prefix_name(schema)?, schema));
     let mut named: Vec<_> = schemas.into_iter().filter_map(named).collect();
     named.sort();

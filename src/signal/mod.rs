@@ -73,7 +73,7 @@ impl Names {
 /// Sends a signal to a queue when this transaction commits, and remembers it. `Err` is 22023 for
 /// what no node of Oban's understands, 25006 or 55000 where nothing can be written, and 3F000,
 /// 42501 or 42939 without the prefix or the right.
-fn signal(names: &Names, action: Action) -> Result<(), Error> {
+fn send_to_queue(names: &Names, action: Action) -> Result<(), Error> {
     let Names { key, prefix } = names;
     if key.queue == EVERY_QUEUE && !action.knows_every_queue() {
         return Err(Error::bad(
@@ -117,7 +117,7 @@ fn oban_pause_queue(
     name: default!(Option<TextArgument>, "'Oban'"),
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
-    Ok(signal(&Names::of(queue, node, name, prefix)?, Action::Pause)?)
+    Ok(send_to_queue(&Names::of(queue, node, name, prefix)?, Action::Pause)?)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -127,7 +127,7 @@ fn oban_resume_queue(
     name: default!(Option<TextArgument>, "'Oban'"),
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
-    Ok(signal(&Names::of(queue, node, name, prefix)?, Action::Resume)?)
+    Ok(send_to_queue(&Names::of(queue, node, name, prefix)?, Action::Resume)?)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -137,7 +137,7 @@ fn oban_stop_queue(
     name: default!(Option<TextArgument>, "'Oban'"),
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
-    Ok(signal(&Names::of(queue, node, name, prefix)?, Action::Stop)?)
+    Ok(send_to_queue(&Names::of(queue, node, name, prefix)?, Action::Stop)?)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -149,7 +149,7 @@ fn oban_scale_queue(
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let limit = given("queue_limit", queue_limit)?;
-    Ok(signal(&Names::of(queue, node, name, prefix)?, Action::Scale(limit))?)
+    Ok(send_to_queue(&Names::of(queue, node, name, prefix)?, Action::Scale(limit))?)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -161,7 +161,7 @@ fn oban_start_queue(
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let limit = given("queue_limit", queue_limit)?;
-    Ok(signal(&Names::of(queue, node, name, prefix)?, Action::Start(limit))?)
+    Ok(send_to_queue(&Names::of(queue, node, name, prefix)?, Action::Start(limit))?)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]

@@ -25,8 +25,9 @@ const LOCK_TIMEOUT: i32 = 2_000;
 /// How often to look again for a table that was replaced during the wait for its lock.
 const ATTEMPTS: usize = 5;
 
-const LOCK_HINT: &str = "Another transaction holds a lock on obanrs_queue_signals for long, and the signal is \
-                         not sent. Find it in pg_locks, and send the signal again when it has ended.";
+const LOCK_HINT: &str = "Another transaction holds a lock on obanrs_queue_signals for long, and the \
+                         signal is not sent. Find it in pg_locks, and send the signal again when it \
+                         has ended.";
 
 /// A signal that is remembered when the transaction commits.
 struct Noted {
@@ -55,7 +56,7 @@ pub(super) fn note(schema: SchemaOid, prefix: &str, key: Key, change: Change) {
             PgLogLevel::NOTICE,
             PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
             format!("the signal is sent and not remembered: prefix \"{prefix}\" has no {TABLE}"),
-            format!("Run SELECT oban_install({}).", spi::quote_literal(prefix)),
+            error::install_hint(prefix),
         );
         return;
     }
@@ -137,10 +138,7 @@ fn write_in(schema: SchemaOid, changes: &[(Key, Change)]) -> Result<(), Error> {
                         "the signal is sent and not remembered: {TABLE} of prefix \"{}\": {what}",
                         prefix()
                     ),
-                    format!(
-                        "Drop or rename it, and run SELECT oban_install({}).",
-                        spi::quote_literal(prefix())
-                    ),
+                    format!("Drop or rename it. {}", error::install_hint(&prefix())),
                 );
                 return Ok(());
             }

@@ -51,7 +51,20 @@ const CHAPTERS: [(&str, &[&str]); 6] = [
             "oban_leadership",
         ],
     ),
-    ("Gossip", &["oban_gossip_put", "oban_gossip_delete", "oban_gossip", "oban_orphans"]),
+    ("Gossip", &["oban_gossip_put", "oban_gossip_delete", "oban_gossip", "oban_orphans", "oban_rescue"]),
+    (
+        "Queue signals",
+        &[
+            "oban_pause_queue",
+            "oban_resume_queue",
+            "oban_scale_queue",
+            "oban_start_queue",
+            "oban_stop_queue",
+            "oban_pkill_job",
+            "oban_queue_state",
+            "oban_queue_signals",
+        ],
+    ),
     ("Health", &["oban_version", "oban_check", "oban_workers", "oban_stats"]),
 ];
 

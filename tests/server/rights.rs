@@ -19,7 +19,7 @@ const WRITERS: &str = "owner writer";
 
 /// Statements, and the roles that may run them. With `1 / count(*)`, a view without rows is a division by
 /// zero.
-const ACTIONS: [(&str, &str); 60] = [
+const ACTIONS: [(&str, &str); 72] = [
     ("SELECT oban_version()", EVERYBODY),
     ("SELECT oban_check()", EVERYBODY),
     ("SELECT oban_encode('{}')", EVERYBODY),
@@ -60,6 +60,18 @@ const ACTIONS: [(&str, &str); 60] = [
     ("SELECT oban_gossip_put('a', 'q', prefix => 'app')", WRITERS),
     ("SELECT oban_gossip_delete('a', prefix => 'app')", WRITERS),
     ("SELECT * FROM oban_orphans('app')", "owner reader"),
+    ("SELECT * FROM oban_rescue('app')", "owner"),
+    ("SELECT oban_pause_queue('a', prefix => 'app')", "owner steerer"),
+    ("SELECT oban_resume_queue('a', prefix => 'app')", "owner steerer"),
+    ("SELECT oban_scale_queue('a', 1, prefix => 'app')", "owner steerer"),
+    ("SELECT oban_start_queue('a', 1, prefix => 'app')", "owner steerer"),
+    ("SELECT oban_stop_queue('a', prefix => 'app')", "owner steerer"),
+    ("SELECT oban_pkill_job(1, 'app')", "owner steerer"),
+    ("SELECT oban_queue_state('a', prefix => 'app')", READERS),
+    ("SELECT 1 / count(*) FROM oban_queue_signals WHERE prefix = 'app'", READERS),
+    ("SELECT 1 / count(*) FROM obanrs_queue_signals() WHERE prefix = 'app'", READERS),
+    ("SELECT * FROM app.obanrs_queue_signals", "owner"),
+    ("SELECT oban_pause_queue('a', prefix => 'bare')", "writer"), // no table: CREATE on the schema writes
     ("SELECT 1 / count(*) FROM oban_members WHERE prefix = 'app'", READERS),
     ("SELECT 1 / count(*) FROM oban_leadership WHERE prefix = 'app'", READERS),
     ("SELECT 1 / count(*) FROM oban_gossip WHERE prefix = 'app'", READERS),
@@ -102,7 +114,9 @@ fn rights_on_a_prefix_are_rights_on_its_jobs() {
     run(
         "CREATE TABLE roots_member AS SELECT oban_join('root', prefix => 'app') AS member; GRANT SELECT ON roots_member TO PUBLIC",
     );
-    run("SELECT oban_gossip_put('root', 'default', ttl => '1 hour', prefix => 'app')");
+    run(
+        "SELECT oban_gossip_put('root', 'default', ttl => '1 hour', prefix => 'app'), oban_pause_queue('default', prefix => 'app')",
+    );
     wait_until("it leads", || client.one("SELECT oban_is_leader(prefix => 'app')"));
     client
         .batch_execute(

@@ -15,6 +15,9 @@ const NOT_PROVOKED: &[(&str, &str, &str)] = &[
     ("oban_install", "23505", "a race with DDL: soak_hostile_calls meets it"),
     ("oban_uninstall", "40001", "a race with DDL: soak_hostile_calls meets it"),
     ("oban_orphans", "40001", "a race with DDL: soak_hostile_calls meets it"),
+    ("oban_pause_queue", "40001", "a race with DDL: the comment says how it ends"),
+    ("oban_resume_queue", "40001", "a race with DDL, as for oban_pause_queue"),
+    ("oban_scale_queue", "40001", "a race with DDL, as for oban_pause_queue"),
     ("oban_listen_channels", "0A000", "a background worker that runs SQL, of another extension"),
 ];
 
@@ -119,8 +122,17 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
     raised.run(&mut client, "SELECT oban_install('locked')");
     raised.run(&mut client, "SELECT oban_uninstall('locked')");
     other.batch_execute("ROLLBACK").unwrap();
-    let calls = ["notify('news', '{}')", "notify_many('news', ARRAY['{}']::jsonb[])", "notify_text('news')"];
-    for call in calls {
+    for call in [
+        "notify('news', '{}')",
+        "notify_many('news', ARRAY['{}']::jsonb[])",
+        "notify_text('news')",
+        "pause_queue('a')",
+        "resume_queue('a')",
+        "scale_queue('a', 1)",
+        "start_queue('a', 1)",
+        "stop_queue('a')",
+        "pkill_job(1)",
+    ] {
         client.batch_execute(&format!("BEGIN; SELECT oban_{call}")).unwrap();
         let error = client.batch_execute("PREPARE TRANSACTION 'x'").unwrap_err();
         raised.0.insert((
@@ -128,6 +140,23 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
             error.code().unwrap().code().to_owned(),
         ));
     }
+    // These are signals that can't be queued, or not be remembered.
+    let signals = ["pause_queue('a')", "resume_queue('a')", "scale_queue('a', 1)", "start_queue('a', 1)"];
+    for call in signals.into_iter().chain(["stop_queue('a')", "pkill_job(1)"]) {
+        client
+            .batch_execute("SET obanrs.max_transaction_messages = 1; BEGIN; SELECT oban_pkill_job(2)")
+            .unwrap();
+        raised.run(&mut client, &format!("SELECT oban_{call}"));
+        client.batch_execute("ROLLBACK; RESET obanrs.max_transaction_messages").unwrap();
+    }
+    other.batch_execute("BEGIN; LOCK TABLE obanrs_queue_signals").unwrap();
+    for call in &signals[..3] {
+        raised.run(&mut client, &format!("SELECT oban_{call}"));
+    }
+    other.batch_execute("ROLLBACK").unwrap();
+    client.batch_execute("CREATE VIEW depends AS SELECT * FROM obanrs_queue_signals").unwrap();
+    raised.run(&mut client, "SELECT oban_uninstall()");
+    client.batch_execute("DROP VIEW depends").unwrap();
     // These calls are made in a security-restricted operation.
     for call in ["listen_channels", "unlisten_channels", "join"] {
         let argument = if call == "join" { "'x'" } else { "" };

@@ -58,6 +58,8 @@ fn valid(argument: &str) -> &'static str {
         "grace" => "'1 minute'",
         "channels" => "'{insert}'",
         "candidate" => "true",
+        "include_unknown" => "false",
+        "job_id" | "queue_limit" => "1",
         "lease" | "queues" | "stage" | "ttl" => "NULL",
         "max_messages" => "10",
         "member" => "1",

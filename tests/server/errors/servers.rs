@@ -64,6 +64,13 @@ fn without_preload_functions_work_or_say_why_not() {
         "oban_encode",
         "oban_decode",
         "oban_leader",
+        "oban_pause_queue",
+        "oban_resume_queue",
+        "oban_scale_queue",
+        "oban_start_queue",
+        "oban_stop_queue",
+        "oban_pkill_job",
+        "oban_queue_state",
     ];
     works_or_says_why_not(&mut client, &works, "not loaded", "shared_preload_libraries");
     // A query of a monitoring program gets rows, or none, and no error.
@@ -75,6 +82,7 @@ fn without_preload_functions_work_or_say_why_not() {
     let why: String = client.one(why);
     assert!(why.contains("views are empty") && why.contains("shared_preload_libraries"), "{why}");
     outcome(&mut client, "SELECT * FROM oban_leadership").unwrap();
+    outcome(&mut client, "SELECT * FROM oban_queue_signals").unwrap();
 }
 
 /// On a standby, functions that read work. Functions that would write name the primary.
@@ -83,7 +91,10 @@ fn in_recovery_functions_work_or_name_the_primary() {
     let primary = Cluster::installed();
     let mut client = primary.client();
     client
-        .batch_execute("SELECT oban_install('unlogged'); ALTER TABLE unlogged.oban_peers SET UNLOGGED")
+        .batch_execute(
+            "SELECT oban_install('unlogged'); ALTER TABLE unlogged.oban_peers SET UNLOGGED;
+             ALTER TABLE unlogged.obanrs_queue_signals SET UNLOGGED; SELECT oban_pause_queue('media')",
+        )
         .unwrap();
     client.batch_execute("CREATE SCHEMA bare; SELECT oban_join('web.1')").unwrap();
     crate::support::wait_until("it leads", || client.one("SELECT oban_is_leader()"));
@@ -97,6 +108,7 @@ fn in_recovery_functions_work_or_name_the_primary() {
         "oban_encode",
         "oban_decode",
         "oban_leader",
+        "oban_queue_state",
         "oban_is_leader",
         "oban_term",
         "oban_leave",
@@ -107,9 +119,16 @@ fn in_recovery_functions_work_or_name_the_primary() {
     refused(&mut client, "SELECT oban_install()", "55000", "recovery", "primary");
     refused(&mut client, "SELECT oban_uninstall()", "55000", "recovery", "primary");
     refused(&mut client, "SELECT oban_install('new')", "55000", "recovery", "primary");
-    for view in
-        ["oban_members", "oban_leadership", "oban_gossip", "oban_workers", "oban_stats", "oban_watches"]
-    {
+    let views = [
+        "oban_members",
+        "oban_leadership",
+        "oban_gossip",
+        "oban_queue_signals",
+        "oban_workers",
+        "oban_stats",
+        "oban_watches",
+    ];
+    for view in views {
         outcome(&mut client, &format!("SELECT * FROM {view}")).unwrap();
     }
     assert_eq!(client.one::<String>("SELECT node FROM oban_leader()"), "web.1");
@@ -120,6 +139,9 @@ fn in_recovery_functions_work_or_name_the_primary() {
     );
     let unlogged = "SELECT * FROM oban_leader(prefix => 'unlogged')";
     refused(&mut client, unlogged, "55000", "unlogged.oban_peers", "SET LOGGED");
+    let unlogged = "SELECT * FROM oban_queue_state('media', prefix => 'unlogged')";
+    refused(&mut client, unlogged, "55000", "unlogged.obanrs_queue_signals", "SET LOGGED");
+    assert!(client.one::<bool>("SELECT paused FROM oban_queue_state('media')"), "a standby remembers, too");
     let workers =
         "SELECT bool_and(ok) FROM oban_check() WHERE item IN ('preload', 'coordinator', 'keeper', 'relay')";
     assert!(client.one::<bool>(workers), "a standby needs no workers");

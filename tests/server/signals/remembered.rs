@@ -1,0 +1,271 @@
+//! What is remembered of signals: is it what the nodes have heard last?
+
+use std::collections::HashMap;
+use std::thread;
+
+use super::signals;
+use crate::splitbrain::Dice;
+use crate::support::{Ask, Cluster, code, wait_until};
+
+/// The rows of the view, as text.
+const ROWS: &str = "SELECT coalesce(string_agg(concat_ws(' ', prefix, name, queue, coalesce(node, '-'),
+    coalesce(paused::text, '-'), coalesce(queue_limit::text, '-')), ', ' ORDER BY prefix, name, queue, node), '')
+    FROM oban_queue_signals";
+
+#[test]
+fn the_last_pause_resume_and_scaling_of_each_key_are_remembered() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    let told = [
+        ("oban_pause_queue('media')", "public Oban media - true -"),
+        ("oban_scale_queue('media', 5)", "public Oban media - true 5"),
+        ("oban_resume_queue('media')", "public Oban media - false 5"),
+        ("oban_scale_queue('media', 6)", "public Oban media - false 6"),
+        ("oban_start_queue('media', 1)", "public Oban media - false 6"),
+        ("oban_stop_queue('media')", "public Oban media - false 6"),
+        ("oban_pkill_job(1)", "public Oban media - false 6"),
+        ("oban_pause_queue('media', 'a')", "public Oban media a true -, public Oban media - false 6"),
+    ];
+    for (call, rows) in told {
+        client.batch_execute(&format!("SELECT {call}")).unwrap();
+        assert_eq!(client.one::<String>(ROWS), rows, "{call}");
+    }
+    client.batch_execute("SELECT oban_pause_queue('*', 'a', 'B')").unwrap();
+    assert_eq!(
+        client.one::<String>(ROWS),
+        "public B * a true -, public Oban media a true -, public Oban media - false 6"
+    );
+    // The own transaction sees what it has sent, until it rolls back.
+    client.batch_execute("BEGIN; SELECT oban_resume_queue('media', 'a')").unwrap();
+    assert!(client.one::<String>(ROWS).contains("media a false"));
+    assert!(cluster.client().one::<String>(ROWS).contains("media a true"));
+    client.batch_execute("ROLLBACK").unwrap();
+    assert!(client.one::<String>(ROWS).contains("media a true"));
+}
+
+/// A node that starts asks for its state. Of all rows that concern it, the newest one counts.
+#[test]
+fn a_node_that_starts_learns_its_state() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    let mut state = |call: &str, asked: &str| -> String {
+        if !call.is_empty() {
+            client.batch_execute(&format!("SELECT {call}")).unwrap();
+        }
+        client.one(&format!(
+            "SELECT concat_ws(' ', coalesce(paused::text, '-'), coalesce(queue_limit::text, '-'), since IS NOT NULL)
+             FROM oban_queue_state({asked})"
+        ))
+    };
+    assert_eq!(state("", "'media'"), "- - f");
+    assert_eq!(state("oban_pause_queue('*')", "'media', 'a'"), "true - t");
+    assert_eq!(state("oban_resume_queue('media')", "'media', 'a'"), "false - t");
+    assert_eq!(state("", "'other', 'a'"), "true - t");
+    assert_eq!(state("oban_pause_queue('media', 'a')", "'media', 'a'"), "true - t");
+    assert_eq!(state("", "'media', 'b'"), "false - t");
+    assert_eq!(state("", "'media'"), "false - t");
+    assert_eq!(state("", "'media', 'a', 'Other'"), "false - t", "another instance's node of that name");
+    // A scaling says nothing of the pause, which is newer than the queue's last resume.
+    assert_eq!(state("oban_pause_queue('*')", "'media', 'b'"), "true - t");
+    assert_eq!(state("oban_scale_queue('media', 3)", "'media', 'b'"), "true 3 t");
+    assert_eq!(state("oban_resume_queue('*')", "'media', 'a'"), "false 3 t");
+    // Without a node, a signal concerns the nodes of every name.
+    assert_eq!(state("oban_pause_queue('media', name => 'Other')", "'media', 'a'"), "true 3 t");
+}
+
+/// Sessions send signals at the same time, some in long transactions. What is remembered at the end is what
+/// a node has that heard everything in the order in which NOTIFY delivered it.
+#[test]
+fn what_is_remembered_is_what_was_heard_last() {
+    let cluster = Cluster::installed();
+    let mut listener = cluster.client();
+    listener.batch_execute("LISTEN \"public.oban_signal\"").unwrap();
+    thread::scope(|scope| {
+        for seed in 0..6 {
+            let cluster = &cluster;
+            scope.spawn(move || {
+                let (mut client, mut dice) = (cluster.client(), Dice(seed));
+                for _ in 0..60 {
+                    let calls: Vec<_> = (0..1 + dice.below(4)).map(|_| call(&mut dice)).collect();
+                    let end = if dice.below(6) == 0 { "ROLLBACK" } else { "COMMIT" };
+                    client.batch_execute(&format!("BEGIN; {}; {end}", calls.join("; "))).unwrap();
+                }
+            });
+        }
+    });
+    let mut paused: HashMap<(String, String), bool> = HashMap::new();
+    let mut limits: HashMap<(String, String), i64> = HashMap::new();
+    let all = signals(&mut listener);
+    assert!(all.len() > 300, "{}", all.len());
+    for signal in all {
+        let signal: serde_json::Value = serde_json::from_str(signal.split_once(' ').unwrap().1).unwrap();
+        for queue in ["a", "b"] {
+            for node in ["n1", "n2"] {
+                let ident = signal["ident"].as_str().unwrap();
+                let meant = signal["queue"] == "*" || signal["queue"] == queue;
+                if !meant || ident != "any" && ident != format!("Oban.{node}") {
+                    continue;
+                }
+                let key = (queue.to_owned(), node.to_owned());
+                match signal["action"].as_str().unwrap() {
+                    "scale" => drop(limits.insert(key, signal["limit"].as_i64().unwrap())),
+                    action => drop(paused.insert(key, action == "pause")),
+                }
+            }
+        }
+    }
+    let mut client = cluster.client();
+    for ((queue, node), paused) in paused {
+        let sql = "SELECT paused FROM oban_queue_state($1, $2)";
+        assert_eq!(client.query_one(sql, &[&queue, &node]).unwrap().get::<_, Option<bool>>(0), Some(paused));
+    }
+    for ((queue, node), limit) in limits {
+        let sql = "SELECT queue_limit::bigint FROM oban_queue_state($1, $2)";
+        assert_eq!(client.query_one(sql, &[&queue, &node]).unwrap().get::<_, Option<i64>>(0), Some(limit));
+    }
+}
+
+fn call(dice: &mut Dice) -> String {
+    let queue = ["*", "a", "b"][dice.below(3) as usize];
+    let node = ["", ", 'n1'", ", 'n2'"][dice.below(3) as usize];
+    match dice.below(3) {
+        0 => format!("SELECT oban_pause_queue('{queue}'{node})"),
+        1 => format!("SELECT oban_resume_queue('{queue}'{node})"),
+        _ => format!("SELECT oban_scale_queue('a', {}{node})", 1 + dice.below(100)),
+    }
+}
+
+/// A transaction that has signalled and goes on holds up no other one, whatever queues both signal.
+#[test]
+fn an_open_transaction_holds_up_no_signal() {
+    let cluster = Cluster::installed();
+    let (mut first, mut second) = (cluster.client(), cluster.client());
+    second.batch_execute("SET lock_timeout = '10s'").unwrap();
+    first.batch_execute("BEGIN; SELECT oban_pause_queue('a'), oban_pause_queue('b')").unwrap();
+    second.batch_execute("BEGIN; SELECT oban_resume_queue('b'), oban_resume_queue('a'); COMMIT").unwrap();
+    first.batch_execute("COMMIT").unwrap();
+    assert_eq!(first.one::<String>(ROWS), "public Oban a - true -, public Oban b - true -");
+}
+
+/// While another transaction holds the table's lock, a signal fails at its commit, after 2 s or the
+/// session's own lock_timeout. It is not sent.
+#[test]
+fn a_lock_on_the_table_is_waited_for_and_not_for_ever() {
+    let cluster = Cluster::installed();
+    let (mut listener, mut holder, mut client) = (cluster.client(), cluster.client(), cluster.client());
+    listener.batch_execute("LISTEN \"public.oban_signal\"").unwrap();
+    holder.batch_execute("BEGIN; LOCK TABLE obanrs_queue_signals IN ROW EXCLUSIVE MODE").unwrap();
+    let error = client.batch_execute("SELECT oban_pause_queue('a')").unwrap_err();
+    let error = error.as_db_error().unwrap();
+    assert_eq!(error.code().code(), "55P03");
+    assert!(error.hint().unwrap().contains("pg_locks"), "{error:?}");
+    client.batch_execute("SET lock_timeout = '50ms'").unwrap();
+    assert_eq!(code(&mut client, "SELECT oban_pause_queue('a')"), "55P03");
+    client.batch_execute("SET lock_timeout = 0; SELECT oban_stop_queue('a')").unwrap();
+    assert_eq!(client.one::<String>("SHOW lock_timeout"), "0");
+    assert_eq!(signals(&mut listener).len(), 1, "only the one that is not remembered");
+    // A view of all prefixes does not wait for a table that nobody can read.
+    holder.batch_execute("LOCK TABLE obanrs_queue_signals").unwrap();
+    assert_eq!(client.one::<String>(ROWS), "");
+    let waiter = thread::spawn({
+        let mut client = cluster.client();
+        move || client.batch_execute("SELECT oban_pause_queue('a')")
+    });
+    wait_until("it waits for the lock", || {
+        client.one("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+    });
+    holder.batch_execute("ROLLBACK").unwrap();
+    waiter.join().unwrap().unwrap();
+    assert_eq!(client.one::<String>(ROWS), "public Oban a - true -");
+    client.batch_execute("SELECT oban_resume_queue('a')").unwrap();
+}
+
+#[test]
+fn what_is_remembered_outlives_a_crash_and_is_dumped() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_pause_queue('media'), oban_scale_queue('*x', 2, 'a')").unwrap();
+    let rows: String = client.one(ROWS);
+    cluster.stop("immediate");
+    cluster.start_again();
+    let mut client = cluster.client();
+    assert_eq!(client.one::<String>(ROWS), rows);
+    let file = format!("{}/dump", cluster.socket_folder());
+    let dumped = cluster.program("pg_dump").args(["-Fc", "-f", &file, "postgres"]).status().unwrap();
+    assert!(dumped.success());
+    client.batch_execute("CREATE DATABASE restored").unwrap();
+    let restored = cluster.program("pg_restore").args(["-e", "-d", "restored", &file]).status().unwrap();
+    assert!(restored.success());
+    let mut restored = cluster.client_of("restored");
+    assert_eq!(restored.one::<String>(ROWS), rows);
+    restored.batch_execute("SELECT oban_install(), oban_resume_queue('media')").unwrap();
+    assert!(restored.one::<String>(ROWS).contains("media - false"));
+}
+
+/// The wall clock may be set back. A later signal counts all the same.
+#[test]
+fn a_later_signal_counts_when_the_clock_was_set_back() {
+    let cluster = Cluster::start_with_clock(&["shared_preload_libraries = 'obanrs'"]);
+    let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
+    client.batch_execute("SELECT oban_pause_queue('*')").unwrap();
+    cluster.step_clock(-3_600);
+    client.batch_execute("SELECT oban_resume_queue('media')").unwrap();
+    assert!(!client.one::<bool>("SELECT paused FROM oban_queue_state('media')"));
+}
+
+/// A prefix that an earlier version has installed has no table: the signal is sent, and a NOTICE says what
+/// helps. That is `oban_install`.
+#[test]
+fn a_prefix_without_the_table_sends_and_says_so() {
+    let cluster = Cluster::installed();
+    let mut listener = cluster.client();
+    listener.batch_execute("LISTEN \"public.oban_signal\"").unwrap();
+    let (mut client, told) = cluster.client_with_notices();
+    let before: String = client.one(
+        "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class WHERE relnamespace = 'public'::regnamespace",
+    );
+    client.batch_execute("DROP TABLE obanrs_queue_signals; SELECT oban_pause_queue('a')").unwrap();
+    client.batch_execute("SELECT oban_stop_queue('a')").unwrap();
+    assert_eq!(signals(&mut listener).len(), 2);
+    {
+        let told = told.lock().unwrap();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!((told[0].code().code(), told[0].severity()), ("00000", "NOTICE"));
+        assert!(told[0].hint().unwrap().contains("oban_install('public')"), "{told:?}");
+    }
+    assert_eq!(client.one::<String>(ROWS), "");
+    assert!(client.one::<Option<bool>>("SELECT paused FROM oban_queue_state('a')").is_none());
+    client.batch_execute("SELECT oban_install(), oban_pause_queue('a')").unwrap();
+    assert_eq!(told.lock().unwrap().len(), 1);
+    assert_eq!(client.one::<String>(ROWS), "public Oban a - true -");
+    let after: String = client.one(
+        "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class WHERE relnamespace = 'public'::regnamespace",
+    );
+    assert_eq!(after, before);
+    // A second run takes no lock on the table.
+    let mut holder = cluster.client();
+    holder.batch_execute("BEGIN; LOCK TABLE obanrs_queue_signals").unwrap();
+    client.batch_execute("SELECT oban_install()").unwrap();
+    holder.batch_execute("ROLLBACK").unwrap();
+    client.batch_execute("SELECT oban_uninstall()").unwrap();
+    assert!(client.one::<bool>("SELECT to_regclass('obanrs_queue_signals') IS NULL"));
+}
+
+/// A role that may signal may send any number of names. The table keeps 2,000 rows: those of single nodes
+/// go first, and the oldest.
+#[test]
+fn the_table_is_bounded() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_pause_queue('kept')").unwrap();
+    client.batch_execute("SELECT oban_resume_queue('q', 'n' || i) FROM generate_series(1, 2100) i").unwrap();
+    let count = "SELECT count(*) FROM obanrs_queue_signals";
+    assert_eq!(client.one::<i64>(count), 2_000);
+    client.batch_execute("SELECT oban_pause_queue('new')").unwrap();
+    assert_eq!(client.one::<i64>(count), 2_000);
+    assert!(client.one::<bool>("SELECT paused FROM oban_queue_state('kept')"));
+    assert!(client.one::<bool>("SELECT paused FROM oban_queue_state('new')"));
+    let oldest = "SELECT count(*) FROM oban_queue_signals WHERE node IN ('n101', 'n102', 'n103')";
+    assert_eq!(client.one::<i64>(oldest), 1, "n103 stays");
+}
