@@ -895,6 +895,7 @@ state: available, or discarded if the job has no attempt left.
 It takes what oban_orphans finds at this call, so a job that is not running is taken by the second call at the earliest.
 It takes a job only if its attempt is still the one that was found. Rows that another transaction has locked stay for the next call.
 It sets state, and of a discarded job discarded_at, and adds an error to errors. attempt stays as it is.
+It wakes the queues of the jobs that are available again.
 In a table of Oban for Python it also counts the rescues of a job in meta, as that does.
 It is an UPDATE with the rights of the caller, so triggers and row level security apply.
 Rights: UPDATE on the prefix''s oban_jobs, and SELECT on it. With term: INSERT as well.

@@ -26,7 +26,7 @@ use crate::pg::scan::Locked;
 use crate::pg::{catalog, clock, encoding, session};
 use crate::prefix::peers::{self, Unusable};
 use crate::prefix::rights::{self, Right};
-use crate::prefix::{jobs, peers_catalog, prefixes, watches};
+use crate::prefix::{jobs, peers_catalog, prefixes, signals, watches};
 use crate::shmem::Segment;
 use crate::shmem::rings::{self, RingAvailability};
 
@@ -464,6 +464,7 @@ impl Prefix {
             findings.push(found(format!("{name}.oban_peers"), self.persistence()));
             findings.push(found(format!("publication of {name}.oban_peers"), self.publication()));
         }
+        findings.extend(self.signals());
         // A table with a column of another type is no table of Oban's. The findings name the column
         // all the same.
         let schema = catalog::namespace(name);
@@ -506,6 +507,10 @@ impl Prefix {
             Some(_) if !self.peers_triggers_are_there => missing.push("triggers on oban_peers".into()),
             Some(_) => {}
         }
+        let schema = catalog::namespace(&self.name);
+        if schema.is_some_and(|schema| catalog::relation(schema, signals::TABLE).is_none()) {
+            missing.push(format!("table {}", signals::TABLE));
+        }
         if missing.is_empty() {
             return Ok("installed".into());
         }
@@ -514,6 +519,21 @@ impl Prefix {
             missing.join(", "),
             spi::quote_literal(&*self.name)
         ))
+    }
+
+    /// Finds out whether queue signals can be remembered. `None`: the prefix has no table for that.
+    fn signals(&self) -> Option<Finding> {
+        let schema = catalog::namespace(&self.name)?;
+        catalog::relation(schema, signals::TABLE)?;
+        let judged = match signals::odd(schema) {
+            None => Ok("remembers queue signals".to_owned()),
+            Some(what) => Err(format!(
+                "queue signals are sent and not remembered, as {what}: drop or rename it, and SELECT \
+                 oban_install({})",
+                spi::quote_literal(&*self.name)
+            )),
+        };
+        Some(found(format!("{}.{}", self.name, signals::TABLE), judged))
     }
 
     /// Finds out whether each name that has members has a leader. `None`: no name has members, or

@@ -5,16 +5,23 @@
 //! orphan: the attempt, its time and its process are compared again once the row is locked. So two
 //! rescues at a time take each job once, and a job that was fetched again meanwhile stays.
 
+use std::collections::BTreeSet;
+
 use pgrx::datum::Interval;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::bus::{self, Target};
+use crate::config;
 use crate::error::{self, given};
 use crate::gossip::orphans::{OWN_COLUMNS, Search};
+use crate::logic::ids::SchemaOid;
 use crate::logic::leadership::MAX_NAME;
 use crate::logic::orphans::Reason;
+use crate::logic::outbox::Requester;
 use crate::logic::text::Text;
+use crate::logic::wire;
 use crate::peer::fence;
 use crate::pg::argument::{self, TextArgument};
 use crate::pg::result_set::ResultSet;
@@ -58,10 +65,28 @@ pub fn oban_rescue(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> 
         .and_then(|jobs| catalog::column_type(jobs, "errors"))
         .map_or(Errors::Other, Errors::of);
     let (rescue, discard) = statements(&search.jobs_table(), errors);
-    for statement in [rescue, discard] {
-        spi::update(&statement, ids.clone(), attempts.clone(), |row| rows.push([row.datum(0), row.datum(1)]));
+    spi::update(&discard, ids.clone(), attempts.clone(), |row| rows.push([row.datum(0), row.datum(1)]));
+    let mut queues = BTreeSet::new();
+    spi::update(&rescue, ids, attempts, |row| {
+        rows.push([row.datum(0), row.datum(1)]);
+        let queue = row.datum(2).map(|queue| row.bytes(queue));
+        queues.extend(queue.filter(|queue| queue.len() <= wire::MAX_PAYLOAD).map(<[u8]>::to_vec));
+    });
+    search.confirm_schema()?;
+    wake(search.schema, queues);
+    Ok(())
+}
+
+/// Wakes queues, also those of a table without the triggers of the extension. A wake-up of a trigger
+/// is equal, and is merged with this one. What can't be sent is dropped, as of a trigger.
+fn wake(schema: SchemaOid, queues: BTreeSet<Vec<u8>>) {
+    let target = Target::wakeups(schema);
+    for queue in queues.into_iter().filter(|_| config::wakeups()) {
+        let payload = wire::object_of_one("queue", &queue);
+        if payload.len() > wire::MAX_PAYLOAD || bus::queue(&target, payload, Requester::Trigger).is_err() {
+            bus::count_dropped();
+        }
     }
-    Ok(search.confirm_schema()?)
 }
 
 /// The type of the column `errors`, by which a table is known as of Oban for Elixir or for Python.
@@ -101,7 +126,7 @@ fn statements(table: &str, errors: Errors) -> (String, String) {
             )
             UPDATE {table} j SET {set} FROM rescued
             WHERE j.id OPERATOR(pg_catalog.=) rescued.id
-            RETURNING j.id::pg_catalog.int8, j.state::pg_catalog.text"
+            RETURNING j.id::pg_catalog.int8, j.state::pg_catalog.text, j.queue::pg_catalog.text"
         )
     };
     let counted = "meta = CASE WHEN pg_catalog.jsonb_typeof(j.meta) OPERATOR(pg_catalog.=) 'object'
@@ -112,7 +137,7 @@ fn statements(table: &str, errors: Errors) -> (String, String) {
     let error = "pg_catalog.jsonb_build_object(
         'at', pg_catalog.to_char(pg_catalog.timezone('UTC', pg_catalog.clock_timestamp()), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
         'attempt', j.attempt,
-        'error', pg_catalog.concat('oban_rescue: no process runs attempt ', j.attempt, ' any more, the last one (node ',
+        'error', pg_catalog.concat('oban_rescue: attempt ', j.attempt, ', the last one, has lost its process (node ',
             j.attempted_by[1], ')'))";
     let (rescued, recorded) = match errors {
         Errors::Array => (String::new(), format!(", errors = pg_catalog.array_append(j.errors, {error})")),

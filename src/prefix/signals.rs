@@ -98,10 +98,10 @@ impl SignalsTable<'_> {
             return Err(Unusable::Replaced);
         }
         match judge(&heap) {
-            Ok(columns) => Ok(Self { heap, columns }),
-            Err(odd) => {
+            Some(Ok(columns)) => Ok(Self { heap, columns }),
+            judged => {
                 heap.close_and_unlock(lock); // nothing was written, so other sessions need not wait
-                Err(Unusable::Odd(odd))
+                Err(judged.and_then(Result::err).map_or(Unusable::Replaced, Unusable::Odd))
             }
         }
     }
@@ -184,12 +184,14 @@ impl SignalsTable<'_> {
 }
 
 /// Returns the columns of a table that is as `oban_install` makes it. `Err` says what distinguishes
-/// the table.
-fn judge(heap: &Heap<'_>) -> Result<Columns, String> {
-    let columns = Columns::of(|name| heap.column(name));
-    let columns = columns.ok_or_else(|| "it lacks a column, or has one of another type".to_owned())?;
-    let (shape, _) = crate::pg::shape::of(heap).ok_or_else(|| "one of its indexes is locked".to_owned())?;
-    signals::fault(&shape).map_or(Ok(columns), Err)
+/// the table. `None`: another transaction holds a lock on an index, and the table was opened without
+/// waiting.
+fn judge(heap: &Heap<'_>) -> Option<Result<Columns, String>> {
+    let Some(columns) = Columns::of(|name| heap.column(name)) else {
+        return Some(Err("it lacks a column, or has one of another type".into()));
+    };
+    let (shape, _) = crate::pg::shape::of(heap)?;
+    Some(signals::fault(&shape).map_or(Ok(columns), Err))
 }
 
 /// Returns what distinguishes a schema's table from the one that `oban_install` makes, in words.
@@ -201,7 +203,7 @@ pub fn odd(schema: SchemaOid) -> Option<String> {
     };
     let judged = judge(&heap);
     heap.close_and_unlock(lock);
-    judged.err()
+    judged?.err()
 }
 
 /// Returns whether a relation is a table with the columns that `oban_install` makes.

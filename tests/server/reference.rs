@@ -18,7 +18,7 @@ use crate::support::comments::{self, Comment, Item};
 const PAGE: &str = "docs/reference.md";
 
 /// The chapters, each with its functions and views.
-const CHAPTERS: [(&str, &[&str]); 6] = [
+const CHAPTERS: [(&str, &[&str]); 7] = [
     ("Tables of a prefix", &["oban_install", "oban_uninstall"]),
     (
         "Notifications",

@@ -73,6 +73,22 @@ fn peers_triggers(prefix: &str) -> Vec<String> {
     events.into_iter().map(trigger).collect()
 }
 
+/// Whether a line of a dump is of the table of remembered signals.
+fn is_of_signals(line: &str) -> bool {
+    let columns =
+        ["name text", "queue text", "node text"].map(|c| format!("{c} NOT NULL COLLATE pg_catalog.\"C\""));
+    let nullable = [
+        "paused boolean",
+        "queue_limit integer",
+        "paused_at timestamp with time zone",
+        "limit_at timestamp with time zone",
+    ];
+    line.contains("obanrs_queue_signals")
+        || line == ");"
+        || columns.iter().any(|c| c == line)
+        || nullable.contains(&line)
+}
+
 /// A real Oban finds nothing to migrate. Only `oban_peers` differs, in the ways that the documents say.
 #[test]
 fn what_is_made_is_what_migration_14_makes() {
@@ -90,6 +106,7 @@ fn what_is_made_is_what_migration_14_makes() {
         expected.extend(jobs_triggers(quoted));
         expected.extend(peers_triggers(quoted));
         expected.sort();
+        let added: Vec<_> = added.into_iter().filter(|line| !is_of_signals(line)).collect();
         assert_eq!(added, expected);
     }
 }
@@ -114,6 +131,7 @@ fn what_real_obans_made_is_adopted_as_it_is() {
         let installed = dump(&cluster, real, prefix);
         let (removed, added) = difference(&before, &installed);
         assert_eq!(removed, Vec::<String>::new(), "{real}");
+        let added: Vec<_> = added.into_iter().filter(|line| !is_of_signals(line)).collect();
         let new = |line: &str| added.iter().any(|l| l == line);
         let quoted = if prefix == "public" { "public" } else { "\"my-jobs\"" };
         assert!(new("term bigint") && new("boot bigint"), "{real}: {added:?}");

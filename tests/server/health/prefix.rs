@@ -30,6 +30,7 @@ fn a_healthy_prefix_has_a_row_a_thing_and_all_are_ok() {
             "triggers on public.oban_peers",
             "public.oban_peers",
             "publication of public.oban_peers",
+            "public.obanrs_queue_signals",
             "elections in public",
             "owner of public.oban_peers",
         ]

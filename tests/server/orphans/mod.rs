@@ -4,6 +4,7 @@
 //! share.
 
 mod lost;
+mod rescue;
 mod tables;
 mod unknown;
 
@@ -140,9 +141,9 @@ fn orphans_after(client: &mut Client, grace: &str) -> String {
 
 /// Runs the rescue that the page on living nodes teaches, with this grace. Returns the jobs that it took.
 fn rescue(client: &mut Client, grace: &str) -> Vec<i64> {
-    let taught = readme::blocks_with("WITH rescued");
+    let taught = readme::blocks_with("oban_rescue()");
     assert_eq!(taught.len(), 1);
-    let sql = taught[0].replace("oban_orphans()", &format!("oban_orphans(grace => '{grace}')"));
+    let sql = taught[0].replace("oban_rescue()", &format!("oban_rescue(grace => '{grace}')"));
     assert_ne!(sql, taught[0]);
     let executing = "SELECT coalesce(array_agg(id), '{}') FROM oban_jobs WHERE state = 'executing'";
     let before: Vec<i64> = client.one(executing);
