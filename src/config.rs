@@ -45,6 +45,9 @@ static GOSSIP_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static REQUIRE_LEASE: GucSetting<bool> = GucSetting::<bool>::new(false);
 /// Whether the relay ingests the gossip of foreign nodes.
 static GOSSIP_INGEST: GucSetting<bool> = GucSetting::<bool>::new(true);
+/// Whether the keeper remembers the queue signals that others send by NOTIFY. Any role may NOTIFY, so
+/// this is off.
+static SIGNAL_INGEST: GucSetting<bool> = GucSetting::<bool>::new(false);
 /// How long a leadership is valid without a renewal, in ms. Oban's own lease is as long.
 static LEASE: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 
@@ -95,6 +98,14 @@ pub fn register(preloading: bool) {
         c"Whether oban_gossip shows what Oban's own nodes gossip.",
         c"The relay listens to the gossip channel of each installed prefix. Any role may send there, so what comes takes at most half of obanrs.gossip_memory.",
         &GOSSIP_INGEST,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"obanrs.signal_ingest",
+        c"Whether queue signals that others send by NOTIFY are remembered.",
+        c"The keeper listens to the signal channel of each prefix with obanrs_queue_signals, and remembers what Oban's nodes and Oban Web send there. Any role may send there, without a right on the prefix.",
+        &SIGNAL_INGEST,
         GucContext::Sighup,
         GucFlags::default(),
     );
@@ -282,6 +293,11 @@ pub fn gossip_interval() -> i64 {
 /// Returns whether the relay ingests the gossip of foreign nodes.
 pub fn gossip_ingest() -> bool {
     GOSSIP_INGEST.get()
+}
+
+/// Returns whether the keeper remembers the queue signals that others send by NOTIFY.
+pub fn signal_ingest() -> bool {
+    SIGNAL_INGEST.get()
 }
 
 /// Returns how many different messages one transaction may queue.

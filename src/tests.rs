@@ -352,6 +352,7 @@ mod tests {
                 "obanrs.require_lease off user",
                 "obanrs.ring_size 8192kB postmaster",
                 "obanrs.role_share 25 sighup",
+                "obanrs.signal_ingest off sighup",
                 "obanrs.wakeups on user",
             ]
         );

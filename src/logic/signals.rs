@@ -10,8 +10,10 @@
 
 use std::collections::HashMap;
 
+use super::leadership::{MAX_NAME, MAX_NODE};
 use super::shape::{ConstraintKind, Shape};
 use super::times::WallTime;
+use super::wire;
 
 /// The longest name of a queue, in characters. Oban's tables refuse a longer one.
 pub const MAX_QUEUE_CHARS: usize = 127;
@@ -86,12 +88,103 @@ impl Key {
     }
 
     /// Returns whether a signal with this key concerns a queue of a node. `node` is `None` for what
-    /// concerns the nodes of which no signal names one.
+    /// concerns the nodes of which no signal names one. As nodes do, it compares whole idents: a name
+    /// and a node may have dots.
     fn concerns(&self, name: &str, queue: &str, node: Option<&str>) -> bool {
         let queue = self.queue == EVERY_QUEUE || self.queue == queue;
-        let node = self.node.as_ref().is_none_or(|own| node == Some(own) && self.name == name);
-        queue && node
+        let ident = || node.map(|node| format!("{name}.{node}"));
+        queue && (self.node.is_none() || ident().is_some_and(|ident| ident == self.ident()))
     }
+}
+
+/// Returns name and node of an ident. `None`: it has no dot with something before and after it, or a
+/// part is too long. Where more than one dot may be the one between, the name is the longest that
+/// looks like a module of Elixir's (`MyApp.Oban`), or else ends at the first dot.
+fn split(ident: &str) -> Option<(&str, &str)> {
+    let is_of_module = |part: &str| part.starts_with(|c: char| c.is_ascii_uppercase());
+    let mut dots = ident.match_indices('.').map(|(at, _)| at);
+    let first = dots.next()?;
+    let mut end = first;
+    if is_of_module(ident) {
+        for dot in dots {
+            if !is_of_module(&ident[end + 1..]) {
+                break;
+            }
+            end = dot;
+        }
+    }
+    let (name, node) = (&ident[..end], &ident[end + 1..]);
+    let fits = !name.is_empty() && !node.is_empty() && name.len() <= MAX_NAME && node.len() <= MAX_NODE;
+    fits.then_some((name, node))
+}
+
+/// The most bytes to which a packed signal may unpack. A real one is far shorter.
+const MAX_UNPACKED: usize = 8_192;
+
+/// Reads a signal that another program has sent. `None`: such a signal is not remembered, or no node
+/// of Oban's would act on it.
+pub fn read(wire: &str) -> Option<(Key, Change)> {
+    let json = wire::decode_up_to(wire, MAX_UNPACKED).ok()?;
+    wire::require_flat(&json).ok()?;
+    let signal: serde_json::Value = serde_json::from_str(&json).ok()?;
+    let text = |key: &str| {
+        let text = signal.get(key)?.as_str()?;
+        (!text.is_empty() && !text.contains(['\0', '\u{fffd}'])).then_some(text)
+    };
+    let queue = text("queue").filter(|queue| queue.chars().count() <= MAX_QUEUE_CHARS)?;
+    let change = match text("action")? {
+        "pause" => Change::Paused(true),
+        "resume" => Change::Paused(false),
+        "scale" if queue != EVERY_QUEUE => {
+            let limit = signal.get("limit")?.as_i64()?;
+            Change::Limit(i32::try_from(limit).ok().filter(|limit| *limit > 0)?)
+        }
+        _ => return None,
+    };
+    let (name, node) = match signal.get("ident") {
+        None => (DEFAULT_NAME, None),
+        Some(ident) if ident == "any" => (DEFAULT_NAME, None),
+        Some(_) => {
+            let (name, node) = split(text("ident")?)?;
+            (name, Some(node.to_owned()))
+        }
+    };
+    Some((Key { name: name.to_owned(), queue: queue.to_owned(), node }, change))
+}
+
+/// The name in the rows of signals that others have sent to all nodes.
+const DEFAULT_NAME: &str = "Oban";
+
+/// Returns those of the signals that a listener has heard that are not remembered yet, in their
+/// order. What the extension's functions send is remembered when it is heard. So a signal is left out
+/// if it says what the newest row says. It is not left out after another one that is new: then it was
+/// sent later than that one.
+pub fn unknown(rows: &[Remembered], heard: Vec<(Key, Change)>) -> Vec<(Key, Change)> {
+    let newest = |at: fn(&Remembered) -> Option<WallTime>| {
+        rows.iter().filter(|row| at(row).is_some()).max_by_key(|row| at(row))
+    };
+    let paused = newest(|row| row.paused.map(|(_, at)| at));
+    let limit = newest(|row| row.limit.map(|(_, at)| at));
+    let (mut new_pause, mut new_limit) = (false, false);
+    let known = |row: Option<&Remembered>, key: &Key| {
+        row.filter(|row| row.key.queue == key.queue && row.key.ident() == key.ident()).cloned()
+    };
+    let mut unknown = Vec::new();
+    for (key, change) in heard {
+        let (row, new) = match change {
+            Change::Paused(_) => (known(paused, &key), &mut new_pause),
+            Change::Limit(_) => (known(limit, &key), &mut new_limit),
+        };
+        let says_so = row.is_some_and(|row| match change {
+            Change::Paused(to) => row.paused.is_some_and(|(paused, _)| paused == to),
+            Change::Limit(to) => row.limit.is_some_and(|(limit, _)| limit == to),
+        });
+        if *new || !says_so {
+            *new = true;
+            unknown.push((key, change));
+        }
+    }
+    unknown
 }
 
 /// Returns the payload of a signal, as Oban's nodes read it. A key that they do not expect would
@@ -312,13 +405,65 @@ mod tests {
     #[test]
     fn payloads_fit_into_a_notification() {
         let key = Key {
-            name: "\u{1}".repeat(super::super::leadership::MAX_NAME),
+            name: "\u{1}".repeat(MAX_NAME),
             queue: "\u{1}".repeat(MAX_QUEUE_CHARS),
-            node: Some("\u{1}".repeat(super::super::leadership::MAX_NODE)),
+            node: Some("\u{1}".repeat(MAX_NODE)),
         };
         let mut payload = payload(Action::Scale(i32::MAX), &key);
         set_apart(&mut payload, u32::MAX);
-        assert!(payload.len() <= super::super::wire::MAX_PAYLOAD, "{}", payload.len());
+        assert!(payload.len() <= wire::MAX_PAYLOAD, "{}", payload.len());
+    }
+
+    #[test]
+    fn idents_are_split_between_name_and_node() {
+        for (ident, parts) in [
+            ("Oban.web.1", Some(("Oban", "web.1"))),
+            ("MyApp.Oban.worker@10.0.0.3", Some(("MyApp.Oban", "worker@10.0.0.3"))),
+            ("oban.web.1", Some(("oban", "web.1"))),
+            ("Oban.Web", Some(("Oban", "Web"))),
+            ("{:oban, 1}.web", Some(("{:oban, 1}", "web"))),
+            ("Oban", None),
+            ("Oban.", None),
+            (".web", None),
+            ("", None),
+        ] {
+            assert_eq!(split(ident), parts, "{ident}");
+        }
+        assert_eq!(split(&format!("Oban.{}", "x".repeat(MAX_NODE + 1))), None);
+    }
+
+    #[test]
+    fn what_others_send_is_read_if_a_node_would_act_on_it() {
+        // As Oban for Python sends it.
+        let packed = "H4sIAAhhDWsC/6tWSkwuyczPU7JSKkgsLU5V0lEqLE0tTQXyc1NTMhOB/MyU1LwSIN8/KTFPrzw1Sc9QqRYAfBOR8jcAAAA=";
+        assert_eq!(read(packed), Some((key("Oban", "media", "web.1"), Change::Paused(true))));
+        for (wire, expected) in [
+            (
+                r#"{"action":"pause","queue":"*","ident":"any"}"#,
+                Some((key("Oban", "*", ""), Change::Paused(true))),
+            ),
+            (r#"{"queue":"a","action":"resume"}"#, Some((key("Oban", "a", ""), Change::Paused(false)))),
+            (
+                r#"{"action":"scale","queue":"a","limit":5,"ident":"B.n","node":"n"}"#,
+                Some((key("B", "a", "n"), Change::Limit(5))),
+            ),
+            (r#"{"action":"scale","queue":"a","limit":"5","ident":"any"}"#, None),
+            (r#"{"action":"scale","queue":"a","limit":0,"ident":"any"}"#, None),
+            (r#"{"action":"scale","queue":"*","limit":5,"ident":"any"}"#, None),
+            (r#"{"action":"start","queue":"a","limit":5,"ident":"any"}"#, None),
+            (r#"{"action":"pkill","job_id":5}"#, None),
+            (r#"{"action":"pause","queue":"","ident":"any"}"#, None),
+            (r#"{"action":"pause","queue":7,"ident":"any"}"#, None),
+            (r#"{"action":"pause","queue":"a\u0000","ident":"any"}"#, None),
+            (r#"{"action":"pause","queue":"a","ident":null}"#, None),
+            (r#"{"action":"pause","queue":"a","ident":"nodots"}"#, None),
+            ("[1]", None),
+            ("", None),
+        ] {
+            assert_eq!(read(wire), expected, "{wire}");
+        }
+        let long = format!(r#"{{"action":"pause","queue":"{}","ident":"any"}}"#, "ü".repeat(128));
+        assert_eq!(read(&long), None);
     }
 
     #[test]
@@ -399,6 +544,46 @@ mod tests {
             for (name, queue, node) in asked {
                 let state = state(&rows, name, queue, Some(node));
                 prop_assert_eq!((state.paused, state.limit), live(&all, name, queue, node));
+            }
+        }
+
+        /// A listener hears what the functions have sent, some of which is remembered, and what others
+        /// have sent. When all is remembered, the last one of all counts, as it does for a node.
+        #[test]
+        fn what_was_heard_counts_in_its_order(
+            all in changes(),
+            own in proptest::collection::vec(any::<bool>(), 30)
+        ) {
+            let mut rows: Vec<Remembered> = Vec::new();
+            let put = |rows: &mut Vec<Remembered>, changes: &[(Key, Change)]| {
+                for row in writes(rows, changes, WallTime(0), MAX_ROWS).put {
+                    rows.retain(|old| old.key != row.key);
+                    rows.push(row);
+                }
+            };
+            for (change, _) in all.iter().zip(&own).filter(|(_, own)| **own) {
+                put(&mut rows, std::slice::from_ref(change));
+            }
+            let unknown = unknown(&rows, all.clone());
+            put(&mut rows, &unknown);
+            for (name, queue, node) in [("A", "a", "n1"), ("A", "b", "n2"), ("B", "a", "n1")] {
+                let state = state(&rows, name, queue, Some(node));
+                prop_assert_eq!((state.paused, state.limit), live(&all, name, queue, node));
+            }
+        }
+
+        /// What a listener reads of a signal is what is remembered of it.
+        #[test]
+        fn what_is_sent_is_read(key in keys(), limit in 1..9_i32, nth in 0_u32..9) {
+            for action in [Action::Pause, Action::Resume, Action::Scale(limit), Action::Stop] {
+                let mut payload = payload(action, &key);
+                set_apart(&mut payload, nth);
+                let read = read(&payload);
+                let expected = action.change().filter(|_| action.knows_every_queue() || key.queue != "*");
+                prop_assert_eq!(read.as_ref().map(|(_, change)| *change), expected);
+                if let Some((read, _)) = read {
+                    prop_assert_eq!((read.queue == key.queue, read.ident()), (true, key.ident()));
+                }
             }
         }
 

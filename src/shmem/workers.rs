@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Segment;
 use super::locks::Lock;
 use super::segment::{MAX_HOLDS, layout};
+use crate::config;
 use crate::logic::ids::{DatabaseOid, SchemaOid};
 use crate::logic::lifecycle::{Lack, Registry};
 use crate::logic::times::WallTime;
@@ -128,10 +129,14 @@ impl Segment {
         self.registry(|r| r.lack(session::database(), max, soon))
     }
 
-    /// Has the relay of a database, if there is one, find out which prefixes are installed. A relay
-    /// that starts finds out anyway. Callable after commit.
+    /// Has the relay of a database, if there is one, find out which prefixes are installed, and the
+    /// keeper as well if it listens to their channels. A worker that starts finds out anyway.
+    /// Callable after commit.
     pub fn prefixes_changed(self, database: DatabaseOid) {
         latch::wake_if(self.registry(|r| r.prefixes_changed(database)));
+        if config::signal_ingest() {
+            self.wake_keeper(database);
+        }
     }
 
     /// Has the keeper of a database, if there is one, read the rows of oban_peers again, of one

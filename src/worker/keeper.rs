@@ -4,6 +4,8 @@
 //! If the relay does not come back, the keeper sends stranded messages in its place, so that they
 //! do not depend on another commit.
 //!
+//! While obanrs.signal_ingest is on, the keeper also remembers queue signals of others (`signals`).
+//!
 //! A keeper ends when it is not wanted any more: a command needs the database alone, the database
 //! became a template, or the extension was dropped. After any other end the coordinator starts it
 //! again. While a keeper waits, it has no transaction and no lock. The keeper waits until the first
@@ -18,6 +20,7 @@ use pgrx::prelude::*;
 
 use super::election::{self, Elections};
 use super::process::{self, Begun};
+use super::signals::SignalIngest;
 use crate::bus;
 use crate::logic::backoff::STRANDED;
 use crate::logic::lifecycle::Kind;
@@ -57,6 +60,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
     // When the next pass is due by itself. The first pass is due at once.
     let mut due = Some(ClockTime::ZERO);
     let mut stranded = StrandedSender::default();
+    let mut signals = SignalIngest::new(segment);
     loop {
         latch::reset();
         let reloaded = bgworker::reload_config();
@@ -99,7 +103,13 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
         if stranded.tried && segment.registry(|r| r.wakeups(Kind::Keeper, database) != wakeups) {
             continue;
         }
-        latch::wait_until(election::earliest(due, stranded_due));
+        let signals_due = signals.pass(woken);
+        if signals.has_news()
+            || signals.tried && segment.registry(|r| r.wakeups(Kind::Keeper, database) != wakeups)
+        {
+            continue;
+        }
+        latch::wait_until(election::earliest(election::earliest(due, stranded_due), signals_due));
     }
 }
 

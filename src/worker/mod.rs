@@ -13,6 +13,7 @@
 //! | `election` | what a keeper does: elections, and the sweep of expired rows |
 //! | `relay` | the worker of a database that sends the messages in its ring |
 //! | `exchange` | the exchange of gossip with foreign nodes, which runs in the relay |
+//! | `signals` | remembering the queue signals that others send, which runs in the keeper |
 //! | `process` | how a keeper or a relay begins and ends |
 //! | `trouble` | reports of what goes wrong in a worker |
 //! | `ddl` | the hooks: commands that need a database alone, and commands that change what workers use |
@@ -27,6 +28,7 @@ mod keeper;
 mod look;
 mod process;
 mod relay;
+mod signals;
 mod trouble;
 pub mod view;
 

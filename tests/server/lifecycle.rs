@@ -286,8 +286,9 @@ fn shutdown_is_fast() {
 
 #[test]
 fn idle_means_idle() {
-    let cluster = Cluster::installed();
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.signal_ingest = on"]);
     let mut client = cluster.client();
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
     running_keeper(&mut client, "postgres");
     client.query_one("SELECT oban_gossip_put('a', 'default', ttl => '1 hour')", &[]).unwrap();
     client.batch_execute("CHECKPOINT").unwrap();

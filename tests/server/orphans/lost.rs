@@ -112,7 +112,8 @@ fn a_node_that_was_started_anew_has_another_uuid() {
     drop(second);
 }
 
-/// A row that another transaction has locked may be fetched anew, or completed. A rescue does not wait for it.
+/// A row that another transaction has locked may be fetched anew, or completed. A rescue does not wait for
+/// it.
 #[test]
 fn a_rescue_takes_no_attempt_that_began_since() {
     let (cluster, mut client) = server(&[]);

@@ -1,6 +1,7 @@
 //! Queue signals: what nodes hear, what is remembered of it, and what a hostile owner of the table that
 //! remembers can do.
 
+mod ingest;
 mod owners;
 mod remembered;
 

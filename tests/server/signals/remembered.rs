@@ -8,7 +8,7 @@ use crate::splitbrain::Dice;
 use crate::support::{Ask, Cluster, code, wait_until};
 
 /// The rows of the view, as text.
-const ROWS: &str = "SELECT coalesce(string_agg(concat_ws(' ', prefix, name, queue, coalesce(node, '-'),
+pub const ROWS: &str = "SELECT coalesce(string_agg(concat_ws(' ', prefix, name, queue, coalesce(node, '-'),
     coalesce(paused::text, '-'), coalesce(queue_limit::text, '-')), ', ' ORDER BY prefix, name, queue, node), '')
     FROM oban_queue_signals";
 
@@ -93,10 +93,27 @@ fn what_is_remembered_is_what_was_heard_last() {
             });
         }
     });
-    let mut paused: HashMap<(String, String), bool> = HashMap::new();
-    let mut limits: HashMap<(String, String), i64> = HashMap::new();
     let all = signals(&mut listener);
     assert!(all.len() > 300, "{}", all.len());
+    let (paused, limits) = of_a_listener(&all);
+    let mut client = cluster.client();
+    for ((queue, node), paused) in paused {
+        let sql = "SELECT paused FROM oban_queue_state($1, $2)";
+        assert_eq!(client.query_one(sql, &[&queue, &node]).unwrap().get::<_, Option<bool>>(0), Some(paused));
+    }
+    for ((queue, node), limit) in limits {
+        let sql = "SELECT queue_limit::bigint FROM oban_queue_state($1, $2)";
+        assert_eq!(client.query_one(sql, &[&queue, &node]).unwrap().get::<_, Option<i64>>(0), Some(limit));
+    }
+}
+
+/// By queue and node, for some of both.
+type Of<T> = HashMap<(String, String), T>;
+
+/// Which queues of which nodes are paused, and what their limits are, after they have heard these signals.
+pub fn of_a_listener(all: &[String]) -> (Of<bool>, Of<i64>) {
+    let mut paused: Of<bool> = HashMap::new();
+    let mut limits: Of<i64> = HashMap::new();
     for signal in all {
         let signal: serde_json::Value = serde_json::from_str(signal.split_once(' ').unwrap().1).unwrap();
         for queue in ["a", "b"] {
@@ -114,18 +131,10 @@ fn what_is_remembered_is_what_was_heard_last() {
             }
         }
     }
-    let mut client = cluster.client();
-    for ((queue, node), paused) in paused {
-        let sql = "SELECT paused FROM oban_queue_state($1, $2)";
-        assert_eq!(client.query_one(sql, &[&queue, &node]).unwrap().get::<_, Option<bool>>(0), Some(paused));
-    }
-    for ((queue, node), limit) in limits {
-        let sql = "SELECT queue_limit::bigint FROM oban_queue_state($1, $2)";
-        assert_eq!(client.query_one(sql, &[&queue, &node]).unwrap().get::<_, Option<i64>>(0), Some(limit));
-    }
+    (paused, limits)
 }
 
-fn call(dice: &mut Dice) -> String {
+pub fn call(dice: &mut Dice) -> String {
     let queue = ["*", "a", "b"][dice.below(3) as usize];
     let node = ["", ", 'n1'", ", 'n2'"][dice.below(3) as usize];
     match dice.below(3) {
