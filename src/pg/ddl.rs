@@ -199,6 +199,22 @@ pub fn drop_table(table: TableOid) {
     unsafe { pg_sys::performDeletion(&raw const address, pg_sys::DropBehavior::DROP_RESTRICT, 0) }
 }
 
+/// Gives a table to the owner of another table, if the current role is a superuser. The caller has
+/// made the table in this transaction.
+pub fn give_to_owner_of(table: TableOid, other: TableOid) {
+    let owners = (super::catalog::owner(table), super::catalog::owner(other));
+    let (Some(own), Some(wanted)) = owners else { return };
+    if own == wanted || !super::acl::is_superuser() {
+        return;
+    }
+    let lock = pg_sys::AccessExclusiveLock as i32;
+    // SAFETY: both oids were looked up, and the function raises for one that is gone.
+    unsafe {
+        pg_sys::ATExecChangeOwner(table.into(), wanted.into(), false, lock);
+        pg_sys::CommandCounterIncrement();
+    }
+}
+
 impl Timing {
     fn bits(&self) -> i16 {
         match self {

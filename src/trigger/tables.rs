@@ -9,7 +9,7 @@
 use super::install::Prefix;
 use crate::error::Error;
 use crate::logic::ids::TableOid;
-use crate::pg::{catalog, spi};
+use crate::pg::{catalog, ddl, spi};
 use crate::prefix::signals;
 
 const JOBS: &str = include_str!("../../sql/prefix/oban_jobs.sql");
@@ -43,6 +43,11 @@ pub fn create_signals(prefix: &Prefix<'_>) -> Result<(), Error> {
     require_free(prefix, signals::TABLE, signals::TABLE)?;
     spi::run(&fill(SIGNALS, prefix));
     let table = created(prefix, signals::TABLE)?;
+    // A superuser may install the prefix of another role. That role has to be able to dump the
+    // table, and to uninstall.
+    if let Some(jobs) = prefix.table("oban_jobs") {
+        ddl::give_to_owner_of(table, jobs);
+    }
     if has_primary_key(table) && signals::is_own(table) { Ok(()) } else { Err(prefix.changed()) }
 }
 

@@ -59,8 +59,8 @@ fn names_that_are_not_ascii_are_refused_with_a_hint() {
                     "oban_unlisten_channels",
                 ];
                 let of_bus = channels.iter().any(|c| function.name.starts_with(c));
-                if of_bus
-                    && (name == "prefix" || name == "queues")
+                let of_signals = function.name.ends_with("_queue") || function.name == "oban_queue_state";
+                if (of_bus && (name == "prefix" || name == "queues") || of_signals && name == "queue")
                     && ["LATIN1", "EUC_JP"].contains(&encoding)
                 {
                     let codes = failed.map(|(code, ..)| code);
@@ -85,6 +85,29 @@ fn names_that_are_not_ascii_are_refused_with_a_hint() {
             }
         }
         assert!(tried > 20, "only {tried} texts were tried");
+    }
+}
+
+/// A queue may have any name that the database can hold. A signal to it is heard and remembered.
+#[test]
+fn signals_go_to_queues_of_any_name() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "obanrs.signal_ingest = on"]);
+    for (encoding, queue) in [("LATIN1", "é"), ("EUC_JP", "日本"), ("SQL_ASCII", "é")] {
+        let mut client = database(&cluster, encoding);
+        client.batch_execute("LISTEN \"public.oban_signal\"").unwrap();
+        client
+            .batch_execute(&format!("SELECT oban_pause_queue('{queue}'), oban_scale_queue('{queue}', 3)"))
+            .unwrap();
+        let heard: Vec<String> =
+            crate::support::heard(&mut client).iter().map(|n| n.payload().trim_end().to_owned()).collect();
+        let wanted = [
+            format!(r#"{{"action":"pause","queue":"{queue}","ident":"any"}}"#),
+            format!(r#"{{"action":"scale","queue":"{queue}","ident":"any","limit":3}}"#),
+        ];
+        assert_eq!(heard, wanted, "{encoding}");
+        let state = format!("SELECT paused AND queue_limit = 3 FROM oban_queue_state('{queue}')");
+        assert!(client.one::<bool>(&state), "{encoding}");
+        assert_eq!(client.one::<String>("SELECT string_agg(queue, ' ') FROM oban_queue_signals"), queue);
     }
 }
 

@@ -114,6 +114,23 @@ fn the_right_to_signal_is_update_on_the_jobs() {
     assert_eq!(code(&mut other, "SELECT oban_pause_queue('a')"), "42501");
 }
 
+/// A superuser may install the prefix of another role, which can then dump and uninstall it.
+#[test]
+fn the_table_belongs_to_the_owner_of_the_jobs() {
+    let cluster = Cluster::with_extension();
+    let mut root = cluster.client();
+    root.batch_execute("CREATE ROLE tenant LOGIN; CREATE SCHEMA t AUTHORIZATION tenant").unwrap();
+    let mut tenant = cluster.client_as("postgres", "tenant");
+    tenant.batch_execute("SELECT oban_install('t'); DROP TABLE t.obanrs_queue_signals").unwrap();
+    root.batch_execute("SELECT oban_install('t'), oban_pause_queue('a', prefix => 't')").unwrap();
+    assert!(tenant.one::<bool>("SELECT paused FROM t.obanrs_queue_signals"));
+    let mut dump = cluster.program("pg_dump");
+    let dumped = dump.args(["-U", "tenant", "-n", "t", "-f", "/dev/null", "postgres"]).status().unwrap();
+    assert!(dumped.success());
+    tenant.batch_execute("SELECT oban_uninstall('t')").unwrap();
+    assert!(root.one::<bool>("SELECT to_regclass('t.obanrs_queue_signals') IS NULL"));
+}
+
 /// A table of that name which is not the extension's stays, and signals are not remembered in it.
 #[test]
 fn a_table_of_somebody_elses_stays() {
