@@ -126,20 +126,21 @@ Result: nothing.
 Without queue_column and payload_column the payload is the empty text.
 A transaction sends one wake-up for each distinct payload, when it commits.
 Sessions that LISTEN to the channel hear it. oban_poll and oban_wait read it with prefix ''''.
-There it is read by roles that may SELECT the table, or a column of it. LISTEN knows no rights.
+There it is read by roles that may SELECT the table. LISTEN knows no rights.
 A table has one watch for a channel. Another call for the channel replaces its options.
 The same call again changes nothing and takes no lock.
 Partitions of the table have the watch as well, also those that are created or attached later.
 A watch is a trigger for each event. A dump has it, and DROP TABLE takes it along.
-Names in condition are looked up once, by the search_path of the caller.
-A wake-up never fails the statement. One that is too long is dropped, and counted in oban_stats.
+Names in condition are looked up once, by the search_path of the caller and with the rights of the table''s owner.
+A wake-up never fails the statement. One that is too long is dropped, and counted in oban_stats. An error in condition fails it.
+An UPDATE that moves a row to another partition counts as a delete and an insert.
 A column that is renamed later is not found any more: oban_check and oban_watches show that.
 Rights: ownership of the table.
 
 Errors:
 22004: an argument without the default NULL is NULL, or an element of events is.
 22023: channel is empty or too long; events is empty or names something else; both columns are given; the table stores no such column; condition is not exactly one expression, or Postgres refuses it for the table and the events.
-42501: the role does not own the table.
+42501: the role does not own the table; or a condition is for a superuser''s table, and the role is no superuser.
 42809: it is a view, a foreign table, a temporary table, or no table at all.
 42P01: there is no such table any more.
 55P03: another transaction held a lock on the table for more than 2 s.
@@ -305,7 +306,7 @@ It does not wait, and it works through any pooler.
 With queues, messages without a "queue" are returned, too, and those for the queue "*", which means every queue.
 It reads what obanrs sends, not what programs send by NOTIFY themselves.
 With prefix '''', payload is the object of a JSON object, and a JSON string of any other text (oban_notify_text).
-With prefix '''', messages of a watched table come only to roles with SELECT on the table or on a column of it. Row policies do not count. If the table was dropped, they come to no role.
+With prefix '''', messages of a watched table come only to roles with SELECT on the table. Row policies do not count. If the table was dropped, they come to no role.
 A character that client_encoding lacks comes as a JSON escape: a backslash, u and four digits. So no message keeps a reader from the next.
 Rights: SELECT on the prefix''s oban_jobs or on a column of it. With prefix '''': none, but on watched tables.
 

@@ -318,7 +318,7 @@ struct Prefix {
     without_trigger: Vec<String>,
     /// The tables with the trigger of a version before 0.9.0, or with one of the two triggers.
     old_trigger: Vec<String>,
-    /// The tables with a trigger that is off. Each stands before the names of its triggers.
+    /// The tables with a trigger that is off. Behind each stand the names of the triggers.
     disabled: Vec<String>,
     peers: Option<String>,
     peers_triggers_are_there: bool,
@@ -366,8 +366,8 @@ fn prefixes() -> Vec<Prefix> {
     .unwrap_or_else(|e| pgrx::error!("{e}"))
 }
 
-/// Returns a row for each table that is no table of jobs any more and has its triggers still. Such a
-/// table wakes queues of its schema, and can't be attached to a partitioned table of jobs (42710).
+/// Returns a row for each table that has the triggers and is no table of jobs any more. Such a table
+/// still wakes queues in the schema, and can't be attached to a partitioned table of jobs (42710).
 fn detached() -> Vec<Finding> {
     let read = |row: SpiHeapTupleData<'_>| {
         let text =

@@ -22,6 +22,7 @@ mod support;
 mod common;
 
 mod latency;
+#[path = "../common/listener.rs"]
 mod listener;
 mod report;
 mod throughput;

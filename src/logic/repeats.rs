@@ -15,8 +15,9 @@ use super::ids::SchemaOid;
 pub enum Source {
     /// The jobs of a prefix. The text is the queue.
     Prefix(SchemaOid),
-    /// A trigger on a watched table, by the trigger's oid. The text is the payload.
-    Watch(u32),
+    /// A trigger on a watched table, by the trigger's oid and a hash of the arguments: a trigger
+    /// that is replaced keeps the oid. The text is the value that is sent.
+    Watch { trigger: u32, arguments: u64 },
 }
 
 /// The most bytes of the texts that are remembered.
@@ -98,7 +99,9 @@ mod tests {
                     model.clear();
                     continue;
                 }
-                let of = if what < 10 { Source::Prefix(SchemaOid(source)) } else { Source::Watch(source) };
+                let of = if what < 10 { Source::Prefix(SchemaOid(source)) } else {
+                    Source::Watch { trigger: source, arguments: 7 }
+                };
                 prop_assert_eq!(repeats.is_repeat(of, &[text]), !model.insert((of, text)));
             }
         }

@@ -73,18 +73,15 @@ pub fn trigger_name(number: u32, event: usize) -> String {
     format!("obanrs_watch_{number}_{}", EVENTS[event])
 }
 
-/// Returns the number and the event (by its place in `EVENTS`) in the name of a watch's trigger.
-/// `None`: it is the name of another trigger.
-pub fn number_and_event(name: &str) -> Option<(u32, usize)> {
+/// Returns the number in the name of a watch's trigger. `None`: it is the name of another trigger.
+pub fn number_of(name: &str) -> Option<u32> {
     let (number, event) = name.strip_prefix("obanrs_watch_")?.split_once('_')?;
-    let event = EVENTS.iter().position(|known| *known == event)?;
-    Some((number.parse().ok()?, event))
+    if EVENTS.contains(&event) { number.parse().ok() } else { None }
 }
 
 /// Returns the least number that no trigger of these names has.
 pub fn free_number<'n>(names: impl Iterator<Item = &'n str>) -> u32 {
-    let taken: std::collections::BTreeSet<u32> =
-        names.filter_map(number_and_event).map(|(number, _)| number).collect();
+    let taken: std::collections::BTreeSet<u32> = names.filter_map(number_of).collect();
     (1..).find(|number| !taken.contains(number)).unwrap_or(u32::MAX)
 }
 
@@ -97,13 +94,13 @@ mod tests {
     fn names_have_numbers_and_the_least_free_one_is_taken() {
         for number in [1, 2, 30, u32::MAX] {
             for event in 0..EVENTS.len() {
-                assert_eq!(number_and_event(&trigger_name(number, event)), Some((number, event)));
+                assert_eq!(number_of(&trigger_name(number, event)), Some(number));
             }
         }
         for other in
             ["", "obanrs_watch_", "obanrs_watch_1", "obanrs_watch_x_insert", "obanrs_watch_1_truncate", "own"]
         {
-            assert_eq!(number_and_event(other), None, "{other}");
+            assert_eq!(number_of(other), None, "{other}");
         }
         let names = ["obanrs_watch_1_insert", "obanrs_watch_1_update", "obanrs_watch_3_delete", "own"];
         assert_eq!(free_number(names.into_iter()), 2);

@@ -23,26 +23,17 @@ pub fn may_select_any(table: TableOid) -> bool {
     }
 }
 
-/// Returns whether a table exists, and the current role may select from it or from any column of
-/// it. Raises no error for a table that another session drops meanwhile.
-pub fn exists_and_may_select_any(table: TableOid) -> bool {
+/// Returns whether the table exists and the current role may select from all of it. Returns false
+/// to a superuser as well if there is no such table.
+pub fn exists_and_may_select(table: TableOid) -> bool {
     let (oid, role) = (pg_sys::Oid::from(table), pg_sys::Oid::from(session::role()));
-    let select = pg_sys::ACL_SELECT as pg_sys::AclMode;
     let mut is_missing = false;
     // SAFETY: the function looks up privileges by oids, and checks the oids itself. It writes the
     // flag.
-    let result = unsafe { pg_sys::pg_class_aclcheck_ext(oid, role, select, &mut is_missing) };
-    if is_missing || result == pg_sys::AclResult::ACLCHECK_OK {
-        return !is_missing;
-    }
-    let any = pg_sys::AclMaskHow::ACLMASK_ANY;
-    #[cfg(any(feature = "pg15", feature = "pg16"))]
-    // SAFETY: as above. The function finds no privilege on a table that does not exist.
-    let result = unsafe { pg_sys::pg_attribute_aclcheck_all(oid, role, select, any) };
-    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
-    // SAFETY: as above.
-    let result = unsafe { pg_sys::pg_attribute_aclcheck_all_ext(oid, role, select, any, &mut is_missing) };
-    result == pg_sys::AclResult::ACLCHECK_OK
+    let result = unsafe {
+        pg_sys::pg_class_aclcheck_ext(oid, role, pg_sys::ACL_SELECT as pg_sys::AclMode, &mut is_missing)
+    };
+    !is_missing && result == pg_sys::AclResult::ACLCHECK_OK
 }
 
 /// Returns whether the current role may insert into the table.
@@ -77,6 +68,13 @@ pub fn may_create_in(schema: SchemaOid) -> bool {
 /// Returns whether the current role owns the relation.
 pub fn owns(relation: TableOid) -> bool {
     owns_relation(pg_sys::Oid::from(relation), pg_sys::Oid::from(session::role()))
+}
+
+/// Returns whether a superuser owns the relation.
+pub fn is_owned_by_superuser(relation: TableOid) -> bool {
+    let owner = super::catalog::owner(relation).map_or(pg_sys::InvalidOid, pg_sys::Oid::from);
+    // SAFETY: the function reads the caches of roles. An oid that is no role's is no superuser's.
+    unsafe { pg_sys::superuser_arg(owner) }
 }
 
 /// Returns whether the current role owns the database.

@@ -148,7 +148,7 @@ pub(super) fn lock(relation: TableOid, mode: u32) {
 }
 
 /// Returns the owner of a relation. `None`: there is no such relation.
-pub(super) fn owner(relation: TableOid) -> Option<RoleOid> {
+pub fn owner(relation: TableOid) -> Option<RoleOid> {
     class(relation).map(|c| c.owner)
 }
 
@@ -239,6 +239,10 @@ pub struct TriggerRow {
     pub oid: u32,
     pub name: String,
     pub function: u32,
+    /// `pg_trigger.tgtype`: the events and the timing, as bits.
+    pub kind: i16,
+    /// `pg_trigger.tgenabled`: in which sessions the trigger fires.
+    pub enabled: u8,
     /// Whether the table has the trigger itself, and not from its partitioned table.
     pub is_own: bool,
     /// `pg_trigger.tgargs`: the arguments in the server's encoding, with a zero behind each.
@@ -252,6 +256,8 @@ pub fn triggers_of(table: TableOid) -> Vec<TriggerRow> {
             oid: row.oid("oid").to_u32(),
             name: row.name("tgname"),
             function: row.oid("tgfoid").to_u32(),
+            kind: row.i16("tgtype"),
+            enabled: row.char("tgenabled"),
             is_own: row.oid("tgparentid") == pg_sys::InvalidOid,
             arguments: row.bytes("tgargs"),
         })
@@ -290,10 +296,11 @@ pub fn with_partitions(table: TableOid) -> Vec<TableOid> {
 /// and not a virtual generated one.
 pub fn stores_column(relation: TableOid, name: &str) -> bool {
     let keys = [("attrelid", Key::Oid(relation.into()))];
+    let name = super::encoding::to_server(name);
     let is_it = |row: &scan::CatalogRow| {
         let stored =
             !row.bool("attisdropped") && row.i16("attnum") > 0 && row.char("attgenerated") != tuple::VIRTUAL;
-        (stored && row.name("attname") == name).then_some(())
+        (stored && row.name_bytes("attname") == *name).then_some(())
     };
     !scan::rows(scan::COLUMNS, &keys, is_it).is_empty()
 }

@@ -18,6 +18,7 @@ pub enum Timing {
 }
 
 /// A command that fires a trigger.
+#[derive(Clone, Copy)]
 pub enum Event {
     Insert,
     Update,
@@ -75,11 +76,15 @@ pub struct Options<'a> {
     /// The condition under which the trigger fires for a row (WHEN). `None`: it always fires. Names
     /// in the condition mean what the current search_path says.
     pub condition: Option<Expression>,
+    /// Whether a trigger of the same name on the table, or on a partition, is replaced. False: it
+    /// is an ERROR (42710).
+    pub replaces: bool,
 }
 
 impl Options<'_> {
     /// A trigger without arguments that fires where changes are made.
-    pub const ORDINARY: Options<'static> = Options { fires: Fires::Origin, arguments: &[], condition: None };
+    pub const ORDINARY: Options<'static> =
+        Options { fires: Fires::Origin, arguments: &[], condition: None, replaces: true };
 }
 
 /// Adds columns of type bigint that may be NULL and have no default, so that ALTER TABLE reads and
@@ -148,7 +153,7 @@ pub fn create_trigger(table: TableOid, function: u32, trigger: &Trigger<'_>, opt
     // as the call. After an ERROR the abort of the (sub)transaction cleans up.
     unsafe {
         let statement = node::<pg_sys::CreateTrigStmt>(pg_sys::NodeTag::T_CreateTrigStmt);
-        (*statement).replace = true;
+        (*statement).replace = options.replaces;
         (*statement).trigname = pg_sys::pstrdup(trigger.name.as_ptr());
         (*statement).row = trigger.for_each_row;
         (*statement).timing = trigger.timing.bits();
@@ -213,6 +218,11 @@ pub fn give_to_owner_of(table: TableOid, other: TableOid) {
         pg_sys::ATExecChangeOwner(table.into(), wanted.into(), false, lock);
         pg_sys::CommandCounterIncrement();
     }
+}
+
+/// Returns the `pg_trigger.tgtype` of a trigger AFTER an event, for each row.
+pub fn kind_after_row(event: &Event) -> i16 {
+    pg_sys::TRIGGER_TYPE_ROW as i16 | Timing::After.bits() | event.bits()
 }
 
 impl Timing {

@@ -14,7 +14,17 @@ pub struct Expression(*mut pg_sys::Node);
 impl Expression {
     /// Parses a text that is exactly one expression. `Err` says why the text is none. The text can
     /// end no statement and begin none, because the parser reads nothing but expressions.
+    ///
+    /// The parser also takes clauses of a SELECT around the expression, and drops some without a
+    /// trace (ALL, FOR READ ONLY). In parentheses it takes an expression alone.
     pub fn parse(text: &str) -> Result<Self, String> {
+        let expression = Self::parse_target(text)?;
+        Self::parse_target(&format!("({text}\n)"))?;
+        Ok(expression)
+    }
+
+    /// Parses a text that is the one target of a SELECT without the word. `Err` says why it is not.
+    fn parse_target(text: &str) -> Result<Self, String> {
         let text = c_name(text);
         let parse = std::panic::AssertUnwindSafe(|| {
             // SAFETY: the text lives as long as the call. In this mode, the parser returns one
@@ -99,7 +109,7 @@ pub fn refusals<R>(body: impl FnOnce() -> R + std::panic::UnwindSafe) -> Result<
 }
 
 /// Returns whether an ERROR of the parser or of the analysis is about the text: it is of one of the
-/// classes 0A, 22, 42 and 54, and is not about rights.
+/// classes 0A, 22, 3F, 42 and 54, and is not about rights.
 fn is_about_the_text(code: PgSqlErrorCode) -> bool {
     let class = code as i32 & 0xfff;
     let is_class = |of: PgSqlErrorCode| of as i32 & 0xfff == class;
@@ -107,6 +117,7 @@ fn is_about_the_text(code: PgSqlErrorCode) -> bool {
         && [
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             PgSqlErrorCode::ERRCODE_DATA_EXCEPTION,
+            PgSqlErrorCode::ERRCODE_INVALID_SCHEMA_NAME,
             PgSqlErrorCode::ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION,
             PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
         ]

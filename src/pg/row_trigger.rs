@@ -86,11 +86,11 @@ impl<'a> RowTrigger<'a> {
         unsafe { (*(*self.data.tg_relation).rd_rel).relnamespace.into() }
     }
 
-    /// Returns the schema that is the prefix of the table. For a partition this is the schema of
-    /// the topmost partitioned table, otherwise the table's own schema.
-    pub fn schema_of_root(&self) -> SchemaOid {
+    /// Returns the topmost partitioned table that the table is a partition of, or the table itself,
+    /// and its schema.
+    pub fn root(&self) -> (TableOid, SchemaOid) {
         // SAFETY: the relation that fired the trigger is open.
-        unsafe { partition::schema_of_root(self.data.tg_relation) }
+        unsafe { partition::root(self.data.tg_relation) }
     }
 
     /// Returns whether the table is temporary.
@@ -125,6 +125,13 @@ impl<'a> RowTrigger<'a> {
     /// the column is a virtual generated one, which is NULL in stored rows.
     pub fn stored_column(&self, name: &str) -> Option<Column> {
         self.column(name).filter(|column| !column.is_virtual())
+    }
+
+    /// Returns the column of this name, which is in the server's encoding, as `stored_column` does.
+    pub fn stored_column_named(&self, name: &CStr) -> Option<Column> {
+        // SAFETY: the relation that fired the trigger is open.
+        let column = unsafe { tuple::column_named(self.data.tg_relation, name.to_bytes()) };
+        column.filter(|column| !column.is_virtual())
     }
 
     /// Returns the column of this name. `None`: the table has no such column.

@@ -97,6 +97,27 @@ pub(super) fn as_role<R>(role: RoleOid, body: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Runs `body` as a role, in a security-restricted operation: what code of that role runs can
+/// neither change the session nor keep a setting. After an ERROR the abort of the (sub)transaction
+/// restores all of it.
+pub fn restricted_as<R>(role: RoleOid, body: impl FnOnce() -> R) -> R {
+    let (mut before, mut context) = (pg_sys::InvalidOid, 0);
+    // SAFETY: the role, the security context and the settings are saved here, and restored below.
+    let level = unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut before, &mut context);
+        let restricted = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
+        pg_sys::SetUserIdAndSecContext(pg_sys::Oid::from(role), context | restricted as i32);
+        pg_sys::NewGUCNestLevel()
+    };
+    let result = body();
+    // SAFETY: the values are the ones that were saved above.
+    unsafe {
+        pg_sys::AtEOXact_GUC(false, level);
+        pg_sys::SetUserIdAndSecContext(before, context);
+    }
+    result
+}
+
 /// Returns when this process began, in microseconds since 2000-01-01 UTC. This time and the pid
 /// together identify a process of this server for ever.
 pub fn began_at() -> WallTime {

@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 
 use super::partition;
 use super::tuple::{self, Column, Tuple};
-use crate::logic::ids::SchemaOid;
+use crate::logic::ids::{SchemaOid, TableOid};
 
 /// The inserted rows of a statement trigger with REFERENCING NEW TABLE.
 pub struct TransitionTable<'a> {
@@ -19,11 +19,11 @@ impl<'a> TransitionTable<'a> {
         (!data.tg_newtable.is_null()).then_some(Self { data })
     }
 
-    /// Returns the schema that is the prefix of the table. For a partition this is the schema of
-    /// the topmost partitioned table, otherwise the table's own schema.
-    pub fn schema(&self) -> SchemaOid {
+    /// Returns the topmost partitioned table that the table is a partition of, or the table itself,
+    /// and its schema.
+    pub fn root(&self) -> (TableOid, SchemaOid) {
         // SAFETY: the relation that fired the trigger is open.
-        unsafe { partition::schema_of_root(self.data.tg_relation) }
+        unsafe { partition::root(self.data.tg_relation) }
     }
 
     /// Returns whether the table is temporary.

@@ -34,13 +34,22 @@ impl Column {
 /// # Safety
 /// `relation` is open.
 pub(super) unsafe fn column(relation: pg_sys::Relation, name: &str) -> Option<Column> {
+    // SAFETY: the caller promises an open relation.
+    unsafe { column_named(relation, name.as_bytes()) }
+}
+
+/// Returns the column of this name, which is in the server's encoding, as `column` does.
+///
+/// # Safety
+/// `relation` is open.
+pub(super) unsafe fn column_named(relation: pg_sys::Relation, name: &[u8]) -> Option<Column> {
     // SAFETY: the caller promises an open relation, whose descriptor has natts attributes.
     unsafe {
         let descriptor = (*relation).rd_att;
         (0..(*descriptor).natts).find_map(|i| {
             let attribute = super::catalog_attribute(descriptor, i);
             let found = !(*attribute).attisdropped
-                && std::ffi::CStr::from_ptr((*attribute).attname.data.as_ptr()).to_bytes() == name.as_bytes();
+                && std::ffi::CStr::from_ptr((*attribute).attname.data.as_ptr()).to_bytes() == name;
             found.then(|| Column {
                 number: i + 1,
                 type_oid: (*attribute).atttypid,

@@ -18,7 +18,7 @@ enum Way {
     /// The value is stored as a text is.
     Stored,
     /// By one of Postgres' own functions, from the value to a text.
-    Cast(pg_sys::Oid),
+    Cast { function: pg_sys::Oid, is_varlena: bool },
     /// By the type's output function.
     Output { function: pg_sys::Oid, is_varlena: bool },
 }
@@ -41,15 +41,16 @@ impl ValueText {
                 pg_sys::CoercionContext::COERCION_EXPLICIT,
                 &raw mut function,
             );
-            let is_own = function.to_u32() < pg_sys::FirstNormalObjectId;
+            let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
+            pg_sys::getTypeOutputInfo(base, &raw mut output, &raw mut is_varlena);
+            // The owner of a type may have made a cast of it, by a function that does not expect to
+            // be called so. Only a superuser can make a cast of one of Postgres' types, or one
+            // without a function.
+            let is_own = [base, function].iter().all(|oid| oid.to_u32() < pg_sys::FirstNormalObjectId);
             let way = match pathway {
                 pg_sys::CoercionPathType::COERCION_PATH_RELABELTYPE => Way::Stored,
-                pg_sys::CoercionPathType::COERCION_PATH_FUNC if is_own => Way::Cast(function),
-                _ => {
-                    let (mut function, mut is_varlena) = (pg_sys::InvalidOid, false);
-                    pg_sys::getTypeOutputInfo(base, &raw mut function, &raw mut is_varlena);
-                    Way::Output { function, is_varlena }
-                }
+                pg_sys::CoercionPathType::COERCION_PATH_FUNC if is_own => Way::Cast { function, is_varlena },
+                _ => Way::Output { function: output, is_varlena },
             };
             Self { column, way }
         }
@@ -59,9 +60,16 @@ impl ValueText {
     /// result. `None`: the text has more than `most` bytes, or the value is NULL.
     pub fn with<R>(self, row: &Tuple, most: usize, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
         let Self { column, way } = self;
+        if let Way::Cast { is_varlena: true, .. } | Way::Output { is_varlena: true, .. } = way {
+            // SAFETY: a value of variable length has a header with its length.
+            let size = unsafe { super::datum::size(row.datum(column)?) };
+            if size > most * MAX_RATIO {
+                return None;
+            }
+        }
         match way {
             Way::Stored => row.with_short_text(column, most, read),
-            Way::Cast(function) => {
+            Way::Cast { function, .. } => {
                 let datum = row.datum(column)?;
                 // SAFETY: the function is a cast of Postgres' own from the column's type to text.
                 unsafe {
@@ -74,14 +82,10 @@ impl ValueText {
                     result
                 }
             }
-            Way::Output { function, is_varlena } => {
+            Way::Output { function, .. } => {
                 let datum = row.datum(column)?;
-                // SAFETY: the function is the output function of the column's type. A value of
-                // variable length has a header with its length.
+                // SAFETY: the function is the output function of the column's type.
                 unsafe {
-                    if is_varlena && super::datum::size(datum) > most * MAX_RATIO {
-                        return None;
-                    }
                     let text = pg_sys::OidOutputFunctionCall(function, datum);
                     let bytes = std::ffi::CStr::from_ptr(text).to_bytes();
                     let result = (bytes.len() <= most).then(|| read(bytes));

@@ -87,10 +87,11 @@ pub fn allows_in(schema: SchemaOid, right: Right) -> bool {
 }
 
 /// Returns whether the current role may read the messages of a watched table: it needs SELECT on
-/// the table or on any column, as for the messages of a prefix. USAGE of the schema is not needed
-/// for either. Returns false to every role if the table does not exist.
+/// the table. SELECT on a column is not enough, because a message may have the value of another
+/// column. USAGE of the schema is not needed. Returns false to every role if the table does not
+/// exist.
 pub fn reads_table(table: TableOid) -> bool {
-    acl::exists_and_may_select_any(table)
+    acl::exists_and_may_select(table)
 }
 
 /// Returns how much of `total` the current role may hold: the percentage that obanrs.role_share

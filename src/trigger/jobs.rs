@@ -34,7 +34,8 @@ use crate::pg::row_trigger::{Call, RowTrigger};
 use crate::pg::transition_table::TransitionTable;
 use crate::pg::trigger::{self, Answer};
 use crate::pg::tuple::{self, Column, Tuple};
-use crate::pg::xact;
+use crate::pg::{catalog, xact};
+use crate::prefix::rights::{self, Right};
 
 /// How to see that a row's state is `available`.
 #[derive(Clone, Copy)]
@@ -53,8 +54,9 @@ struct JobsTable {
     available: Available,
 }
 
-/// What the running command has looked up. No command changes a table while a statement uses it, so
-/// this holds for the rest of the command.
+/// What the running command has looked up. A change of a table in this transaction raises the number
+/// of the command, and other transactions can't change a table that a statement uses. So this holds
+/// as long as the number is the same.
 #[derive(Default)]
 struct Known {
     /// The number of the command.
@@ -148,7 +150,7 @@ fn row_fired(row: &RowTrigger<'_>, call: Call) {
 }
 
 /// Returns what there is to know of the table that fired the trigger. Looks it up once in a
-/// command. `None`: the table's rows can't be read, which this function counts as dropped when it
+/// command. `None`: nothing can be sent for the table's rows, which this function counts as dropped when it
 /// looks the table up.
 fn known(row: &RowTrigger<'_>) -> Option<JobsTable> {
     let (table, command) = (row.table(), xact::command_id());
@@ -160,7 +162,7 @@ fn known(row: &RowTrigger<'_>) -> Option<JobsTable> {
     let found = if row.is_of_temporary_table() {
         None
     } else {
-        JobsTable::of(|name| row.stored_column(name), || row.schema_of_root())
+        JobsTable::of(|name| row.stored_column(name), || row.root())
     };
     if found.is_none() {
         bus::count_dropped();
@@ -176,7 +178,7 @@ fn statement_fired(rows: &TransitionTable<'_>) {
     if rows.is_of_temporary_table() {
         return bus::count_dropped();
     }
-    match JobsTable::of(|name| rows.column(name), || rows.schema()) {
+    match JobsTable::of(|name| rows.column(name), || rows.root()) {
         Some(table) => rows.for_each(|row| {
             if table.is_available(row) {
                 table.wake(row);
@@ -189,10 +191,20 @@ fn statement_fired(rows: &TransitionTable<'_>) {
 impl JobsTable {
     /// Returns what there is to know of a table. `None`: a column is missing, virtual, or of
     /// another type.
-    fn of(column: impl Fn(&str) -> Option<Column>, schema: impl FnOnce() -> SchemaOid) -> Option<Self> {
+    ///
+    /// `root` returns the topmost partitioned table, or the table itself, and its schema. Another
+    /// table than oban_jobs may have the trigger, too: it was renamed, or a user has put the trigger
+    /// there. The trigger wakes queues for a role that may publish in the schema, and for no other. `None`:
+    /// the role may not.
+    fn of(
+        column: impl Fn(&str) -> Option<Column>,
+        root: impl FnOnce() -> (TableOid, SchemaOid),
+    ) -> Option<Self> {
         let queue = column("queue").filter(|column| tuple::is_text(column.type_oid))?;
         let available = column("state").and_then(available)?;
-        Some(Self { schema: schema(), queue, available })
+        let (root, schema) = root();
+        let may_wake = catalog::is_called(root, "oban_jobs") || rights::allows_in(schema, Right::Write);
+        may_wake.then_some(Self { schema, queue, available })
     }
 
     fn is_available(&self, row: &Tuple) -> bool {

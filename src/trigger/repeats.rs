@@ -1,14 +1,18 @@
 //! The wake-ups that this transaction's triggers have queued already (`logic::repeats`).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use pgrx::pg_sys;
 
+use crate::config::{self, Notifier};
 use crate::logic::repeats::{Repeats, Source};
 use crate::pg::xact;
 
 thread_local! {
     static REPEATS: RefCell<Repeats> = RefCell::default();
+    /// The value of obanrs.notifier for which `REPEATS` holds. With another value, an equal message
+    /// may have to go another way, which the outbox decides.
+    static NOTIFIER: Cell<Option<Notifier>> = const { Cell::new(None) };
 }
 
 /// Registers the callbacks that forget wake-ups. `_PG_init` calls this.
@@ -31,5 +35,11 @@ fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {
 
 /// Returns whether this transaction has queued this wake-up before, and remembers it.
 pub fn is_repeat(source: Source, text: &[u8]) -> bool {
-    REPEATS.with_borrow_mut(|repeats| repeats.is_repeat(source, text))
+    let notifier = Some(config::notifier());
+    REPEATS.with_borrow_mut(|repeats| {
+        if NOTIFIER.replace(notifier) != notifier {
+            repeats.clear();
+        }
+        repeats.is_repeat(source, text)
+    })
 }

@@ -5,9 +5,9 @@
 //! a channel. A second call for the channel replaces the options.
 //!
 //! The table belongs to a user, and may be renamed, replaced or dropped at any moment. So it is
-//! locked by its oid, tested again, and only then altered, by its oid. Nothing of the table is
-//! evaluated. The condition is analyzed once, with the caller's search_path, and so the functions
-//! here read catalogs in ways that need no search_path.
+//! locked by its oid, tested again, and only then altered, by its oid. No code of the table's owner
+//! runs with the caller's rights. The condition is analyzed once, with the caller's search_path, and
+//! so the functions here read catalogs in ways that need no search_path.
 
 use std::ffi::CString;
 use std::panic::AssertUnwindSafe;
@@ -25,7 +25,7 @@ use crate::logic::watch::{self, Content, EVENTS, Watch};
 use crate::pg::argument::{self, NameArgument, TextArgument, TextArray};
 use crate::pg::catalog;
 use crate::pg::datum::{Shown, Text};
-use crate::pg::ddl::{self, Event, Fires, Options, Timing, Trigger};
+use crate::pg::ddl::{self, Fires, Options, Timing, Trigger};
 use crate::pg::expression::{self, Expression};
 use crate::pg::{acl, encoding, session, xact};
 use crate::prefix::extension;
@@ -158,21 +158,31 @@ impl Wanted {
             return Ok(()); // takes no lock
         }
         extension::lock().ok_or(Error::NoExtension)?; // the trigger function must not be dropped
-        // A trigger can be dropped only while no other session reads the table.
-        if there.iter().all(|t| self.events.contains(&t.event)) {
-            catalog::lock_for_triggers(table);
-        } else {
-            catalog::lock_for_alteration(table);
-        }
+        // A trigger can be dropped only while no other session reads the table. The partitions are
+        // locked before their triggers are looked at, so that no session gives them more.
+        let lock = if there.is_empty() { catalog::lock_for_triggers } else { catalog::lock_for_alteration };
+        lock(table);
+        catalog::with_partitions(table).into_iter().skip(1).for_each(lock);
         require_watchable(table)?;
         self.require_column(table)?;
         let there = self.triggers(table, function);
-        there.iter().filter(|t| !self.events.contains(&t.event)).for_each(|t| ddl::drop_trigger(t.oid));
-        let number = there.first().map_or_else(|| watches::free_number(table), |t| t.number);
-        for event in &self.events {
-            self.create(table, function, number, *event)?;
+        self.require_rights_for_condition(table)?;
+        there.iter().for_each(|trigger| ddl::drop_trigger(trigger.oid));
+        let number = there.first().and_then(|trigger| trigger.number);
+        let number = number.filter(|number| !watches::is_taken_in_partitions(table, *number));
+        let number = number.unwrap_or_else(|| watches::free_number(table));
+        // A watch that was turned off, or that fires for replicated rows, stays so.
+        let fires = there.first().map_or(Fires::Origin, |trigger| trigger.fires);
+        self.events.iter().try_for_each(|event| self.create(table, function, number, *event, fires))
+    }
+
+    /// Refuses (42501) a condition on a superuser's table, unless a superuser gives it. The analysis
+    /// of a condition may run code, with the rights of the table's owner (`create`).
+    fn require_rights_for_condition(&self, table: TableOid) -> Result<(), Error> {
+        if self.expression.is_none() || acl::is_superuser() || !acl::is_owned_by_superuser(table) {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::NotOwner { table: catalog::shown_name(table) })
     }
 
     /// Returns the triggers of the table's watch of this channel.
@@ -198,24 +208,33 @@ impl Wanted {
         ))
     }
 
-    fn create(&self, table: TableOid, function: u32, number: u32, event: usize) -> Result<(), Error> {
+    /// Creates the trigger of one event. `Err` is 22023: Postgres refuses the condition.
+    ///
+    /// The analysis of a condition reads literals, and may run code for that: '{1}' as an array of a
+    /// domain runs the domain's CHECK. So the analysis runs with the rights of the table's
+    /// owner, and can change nothing of the session.
+    fn create(
+        &self,
+        table: TableOid,
+        function: u32,
+        number: u32,
+        event: usize,
+        fires: Fires,
+    ) -> Result<(), Error> {
         let c_string = |text: &str| CString::new(encoding::to_server(text).into_owned()).unwrap_or_default();
         let name = c_string(&watch::trigger_name(number, event));
         let arguments = self.watch.arguments().map(c_string);
         let arguments = arguments.each_ref().map(CString::as_c_str);
-        let events = [match EVENTS[event] {
-            "insert" => Event::Insert,
-            "update" => Event::Update,
-            _ => Event::Delete,
-        }];
+        let events = [watches::EVENTS_OF_ROWS[event]];
         let trigger = Trigger { name: &name, timing: Timing::After, events: &events, for_each_row: true };
-        let options = Options { fires: Fires::Origin, arguments: &arguments, condition: self.expression };
+        let options = Options { fires, arguments: &arguments, condition: self.expression, replaces: false };
         let create = || ddl::create_trigger(table, function, &trigger, &options);
-        if self.expression.is_none() {
+        let Some(owner) = catalog::owner(table).filter(|_| self.expression.is_some()) else {
             create();
             return Ok(());
-        }
-        expression::refusals(AssertUnwindSafe(create)).map_err(|why| refused_condition(&why))
+        };
+        let create = AssertUnwindSafe(|| session::restricted_as(owner, create));
+        expression::refusals(create).map_err(|why| refused_condition(&why))
     }
 }
 

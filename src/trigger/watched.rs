@@ -9,6 +9,8 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
 
 use pgrx::AllocatedByRust;
 use pgrx::pg_sys;
@@ -27,11 +29,13 @@ use crate::pg::row_trigger::{Call, RowTrigger};
 use crate::pg::trigger::{self, Answer};
 use crate::pg::tuple::Tuple;
 use crate::pg::value_text::ValueText;
-use crate::pg::{catalog, encoding, xact};
+use crate::pg::{catalog, xact};
 
 /// What a trigger has to know to do its work.
 #[derive(Clone)]
 struct Watch {
+    /// The trigger and its arguments, as `repeats` has them.
+    source: Source,
     target: Target,
     text: WatchText,
 }
@@ -44,9 +48,10 @@ enum WatchText {
     Value(ValueText),
 }
 
-/// What the running command has looked up, by the oid of the trigger. No command changes a table or
-/// its triggers while a statement uses the table, so this holds for the rest of the command.
-/// `None`: the trigger can't do its work.
+/// What the running command has looked up, by the oid of the trigger. A change of a table or its
+/// triggers in this transaction raises the number of the command, and other transactions can't change
+/// a table that a statement uses. So this holds as long as the number is the same. `None`: the
+/// trigger can't do its work.
 #[derive(Default)]
 struct Watches {
     /// The number of the command.
@@ -104,7 +109,7 @@ fn fired(trigger: &RowTrigger<'_>, row: &Tuple) {
     }
     let Some(watch) = known(trigger) else { return };
     let send = |text: &[u8]| {
-        if repeats::is_repeat(Source::Watch(trigger.oid()), text) {
+        if repeats::is_repeat(watch.source, text) {
             return;
         }
         let payload = match watch.text {
@@ -159,8 +164,8 @@ fn look_up(trigger: &RowTrigger<'_>) -> Option<Watch> {
         return None;
     }
     let argument = |place| trigger.argument(place).map(std::ffi::CStr::to_bytes);
-    let column = encoding::to_utf8_lossy(argument(2)?);
-    let value = || trigger.stored_column(&column).map(ValueText::of);
+    let column = trigger.argument(2)?;
+    let value = || trigger.stored_column_named(column).map(ValueText::of);
     let text = match Content::of(argument(1)?)? {
         Content::Empty => WatchText::Empty,
         Content::Queue => WatchText::Queue(value()?),
@@ -169,5 +174,8 @@ fn look_up(trigger: &RowTrigger<'_>) -> Option<Watch> {
     // A partition has the trigger from the table that is watched, and roles read that table.
     let table =
         if trigger.is_clone() { catalog::table_of_root_trigger(trigger.oid())? } else { trigger.table() };
-    Some(Watch { target: Target::watched(table, argument(0)?.to_vec())?, text })
+    let mut arguments = DefaultHasher::new();
+    [argument(0)?, argument(1)?, column.to_bytes()].hash(&mut arguments);
+    let source = Source::Watch { trigger: trigger.oid(), arguments: arguments.finish() };
+    Some(Watch { source, target: Target::watched(table, argument(0)?.to_vec())?, text })
 }

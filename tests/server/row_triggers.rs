@@ -420,3 +420,30 @@ fn a_dump_of_an_earlier_version_is_restored() {
     let wrong = "SELECT COALESCE(string_agg(item || ': ' || detail, '; '), '') FROM oban_check() WHERE NOT ok AND item LIKE '%public%'";
     assert_eq!(restored.one::<String>(wrong), "");
 }
+
+/// A table of another name may have the trigger, too. For a role that may not publish in the schema, it
+/// wakes nobody.
+#[test]
+fn a_trigger_on_another_table_is_no_way_around_rights() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client
+        .batch_execute("CREATE ROLE stranger LOGIN; GRANT CREATE ON SCHEMA public TO stranger; CREATE ROLE app LOGIN; GRANT INSERT ON oban_jobs TO app")
+        .unwrap();
+    let mut listener = Listener::new(&cluster);
+    let mut stranger = cluster.client_as("postgres", "stranger");
+    assert_eq!(code(&mut stranger, "SELECT oban_notify('insert', '{}')"), "42501");
+    for each in ["FOR EACH ROW", "REFERENCING NEW TABLE AS n FOR EACH STATEMENT"] {
+        stranger
+            .batch_execute(&format!(
+                "DROP TABLE IF EXISTS mine; CREATE TABLE mine (queue text, state text); GRANT INSERT ON mine TO app;
+                 CREATE TRIGGER t AFTER INSERT ON mine {each} EXECUTE FUNCTION obanrs_jobs_insert();
+                 INSERT INTO mine VALUES ('spoof', 'available')"
+            ))
+            .unwrap();
+        assert_eq!(listener.woken(), Vec::<String>::new(), "{each}");
+        let mut app = cluster.client_as("postgres", "app");
+        app.batch_execute("INSERT INTO mine VALUES ('q', 'available')").unwrap();
+        assert_eq!(listener.woken(), ["q"], "{each}");
+    }
+}
