@@ -46,8 +46,14 @@ CREATE VIEW @extschema@.oban_watches AS
     GROUP BY w.queue_table, w.channel, w.content, w.column_name, w.condition;
 
 CREATE VIEW @extschema@.oban_workers AS
-    SELECT w.kind, d.datname AS database, w.pid, w.state, w.started_at, w.restarts, w.last_error
-    FROM @extschema@.obanrs_workers() w
+    SELECT w.kind, d.datname AS database, w.pid, w.state, w.started_at, w.restarts, w.last_error, w.prefix
+    FROM (
+        SELECT kind, database, pid, state, started_at, restarts, last_error, NULL::pg_catalog.text AS prefix
+        FROM @extschema@.obanrs_workers()
+        UNION ALL
+        SELECT 'stager', database, pid, state, started_at, restarts, last_error, prefix
+        FROM @extschema@.obanrs_stagers()
+    ) w
     LEFT JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) w.database;
 
 CREATE VIEW @extschema@.oban_stats AS

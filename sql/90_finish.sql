@@ -41,19 +41,20 @@ detail: what was found. Where ok is false, it says what to do.
 
 It looks at the preload, versions, workers and settings.
 It looks at each prefix on which the calling role has any right.
-There it looks at tables, columns, triggers, rights, publications, and what elections need.
+There it looks at tables, columns, triggers, rights, staging, publications, and what elections need.
 It finds what elections need also before the first member joins.
 A schema with Oban''s tables and nothing of obanrs is ok.
 It is not ok when no schema that the calling role may use is installed.
 It changes nothing, and it works without preload and in recovery.
-Rights: none. Only superusers and members of pg_read_all_stats see a worker''s last error.';
+The owner of oban_jobs sees why its stager failed.
+Rights: none. Only superusers and members of pg_read_all_stats see another worker''s last error.';
 
 COMMENT ON FUNCTION @extschema@.oban_install(text, boolean, boolean) IS
 'Installs a prefix: creates or adopts Oban''s tables in a schema, adds triggers.
 
 Arguments:
 prefix: schema of the job tables, at most 51 bytes and without a dot. A schema that does not exist is created.
-stage: leave it out. Staging of scheduled jobs is not supported yet: true is refused, false and NULL do nothing.
+stage: true: jobs become available when they are due. NULL: true where it creates oban_jobs, else as it is.
 on_replica: true: also rows that logical replication brings wake their queues on this server. NULL: as it is.
 
 Result: nothing.
@@ -63,7 +64,9 @@ It adds two triggers to oban_jobs, for INSERT and UPDATE of each row. Postgres g
 It replaces the trigger of a version before 0.9.0. Until then that trigger works as it did.
 It adds the columns term and boot and three triggers to oban_peers.
 It creates obanrs_queue_signals, in which queue signals are remembered.
-It runs no code of a table''s owner, and evaluates none of the table''s expressions.
+With stage, it adds the index obanrs_jobs_due to oban_jobs. stage => false drops that index.
+A stager, which is a background worker, then makes due jobs available, as the owner of oban_jobs.
+It runs no code of a table''s owner, and evaluates none of the table''s expressions. A stager does.
 When nothing is missing, it changes nothing and takes no lock.
 It waits at most 2 s for a lock.
 Run it again after an update of the extension. A new partition of oban_jobs has the triggers by itself.
@@ -78,10 +81,9 @@ Errors:
 55P03: another transaction held a lock on a table for more than 2 s.
 22004: prefix is NULL.
 42939: prefix is a schema of Postgres'' own.
-0A000: stage is true.
 40001: the schema or a table was renamed, dropped or replaced meanwhile. Run it again.
 25006: the transaction is read-only, even if nothing is missing.
-55000: the server is in recovery, even if nothing is missing; or the extension was dropped.
+55000: the server is in recovery, even if nothing is missing; or the extension was dropped. For stage => true also: the owner of oban_jobs has NOLOGIN, before Postgres 17. Or the table is too large to build the index at once: the hint has the command to run first.
 42P07: another session created a relation of that name meanwhile. Run it again.
 23505: another session created a type of that name meanwhile. Run it again.';
 
@@ -1007,19 +1009,21 @@ COMMENT ON VIEW @extschema@.oban_workers IS
 'Shows the background workers of obanrs in this server.
 
 Columns:
-kind: coordinator, keeper or relay.
+kind: coordinator, keeper, relay or stager.
 database: name of the database that it serves. NULL for the coordinator.
 pid: process id, NULL when it does not run.
 state: running, starting, waiting, backoff or stopping.
 started_at: when the running process started.
 restarts: how often it was started again.
 last_error: what went wrong last, also with the elections of one prefix. It stays until something else goes wrong.
+prefix: schema that a stager serves, NULL for other workers.
 
 The coordinator is there once for the server.
 Each database with the extension has a keeper, which holds elections.
 It also has a relay, which sends notifications, and sends and hears gossip.
+Each prefix that stages has a stager, which makes due jobs available.
 waiting means that it is to be started, or that a DDL command keeps it away. backoff means a pause after a failure.
-Rights: none. Only superusers and members of pg_read_all_stats see last_error.
+Rights: none. Only superusers and members of pg_read_all_stats see last_error, and the prefixes of other databases.
 Empty without preload.';
 
 COMMENT ON VIEW @extschema@.oban_stats IS
@@ -1084,6 +1088,9 @@ COMMENT ON FUNCTION @extschema@.obanrs_gossip() IS
 COMMENT ON FUNCTION @extschema@.obanrs_workers() IS
 'Internal: the view oban_workers calls it for its rows.';
 
+COMMENT ON FUNCTION @extschema@.obanrs_stagers() IS
+'Internal: the view oban_workers calls it for the rows of stagers.';
+
 COMMENT ON FUNCTION @extschema@.obanrs_stats() IS
 'Internal: the view oban_stats calls it for its rows.';
 
@@ -1093,6 +1100,8 @@ COMMENT ON FUNCTION @extschema@.obanrs_jobs_insert() IS
 oban_install puts the triggers on oban_jobs, for each row of an INSERT and of an UPDATE.
 It wakes the queue of a row whose state is available, if before the UPDATE the state or the queue was another.
 A transaction sends one wake-up for each queue.
+With the argument stage it also tells the stager of the prefix when jobs are due.
+A job that is available before it is due then wakes its queue when it is due.
 It also serves the trigger of versions before 0.9.0, which fires once for each INSERT.
 It never fails the statement. It drops a wake-up over obanrs.max_transaction_messages, or before a PREPARE TRANSACTION.
 

@@ -46,6 +46,10 @@ pub enum Error {
     PrefixChanged(String),
     #[error("permission denied for prefix \"{prefix}\"")]
     NotAllowed { prefix: String, needs: &'static str },
+    #[error("jobs of prefix \"{prefix}\" can't be staged: their table's owner {owner} has NOLOGIN")]
+    StagingNeedsLogin { prefix: String, owner: String },
+    #[error("{table} is too large to build the index of due jobs on it at once")]
+    TooLargeForIndex { table: String, definition: String },
     #[error("must be owner of table {table}")]
     NotOwner { table: String },
     #[error("permission denied: {0}")]
@@ -140,6 +144,8 @@ impl Error {
             | Self::NoElections { .. }
             | Self::NoExtension
             | Self::InRecovery(_)
+            | Self::StagingNeedsLogin { .. }
+            | Self::TooLargeForIndex { .. }
             | Self::UnloggedInRecovery { .. } => ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::OutOfMemory => ERRCODE_OUT_OF_MEMORY,
             Self::NotSupported(_) | Self::Prepared => ERRCODE_FEATURE_NOT_SUPPORTED,
@@ -208,6 +214,15 @@ impl Error {
                 // installation.
                 format!("It needs {needs} {}.", pgrx::spi::quote_qualified_identifier(&**prefix, "oban_jobs"))
             }
+            Self::StagingNeedsLogin { owner, .. } => format!(
+                "Before Postgres 17 no worker can connect as that role. ALTER ROLE {owner} LOGIN, have \
+                 another role own the table, or install with stage => false."
+            ),
+            Self::TooLargeForIndex { definition, .. } => format!(
+                "Nobody could write to the table meanwhile. Run CREATE INDEX CONCURRENTLY {definition}; \
+                 and install again. (If the table is partitioned, build such an index on each partition, \
+                 and then this one without CONCURRENTLY.)"
+            ),
             Self::NotOwner { .. } => "Its owner, or a member of that role, has to do this.".into(),
             Self::NotYours(_) => "Ask as that role, or as a member of it.".into(),
             Self::TableFull { setting: setting @ "obanrs.max_rings", .. } => {

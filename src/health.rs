@@ -17,13 +17,14 @@ use crate::logic::channel;
 use crate::logic::ids::{Process, SchemaOid, TableOid};
 use crate::logic::jobs::Fault;
 use crate::logic::leadership::plan::Contested;
-use crate::logic::lifecycle::{Kind, Lack, RUNNING, STARTING, WorkerSlot, state_name};
+use crate::logic::lifecycle::{BACKOFF, Kind, Lack, RUNNING, STARTING, WorkerSlot, state_name};
 use crate::logic::shape;
+use crate::logic::staging::slots::StagerSlot;
 use crate::logic::text::Text;
 use crate::peer::leaders::leaders;
 use crate::pg::datum::Shown;
 use crate::pg::scan::Locked;
-use crate::pg::{catalog, clock, encoding, session};
+use crate::pg::{acl, catalog, clock, encoding, session, time};
 use crate::prefix::peers::{self, Unusable};
 use crate::prefix::rights::{self, Right};
 use crate::prefix::{jobs, peers_catalog, prefixes, signals, watches};
@@ -185,9 +186,14 @@ fn worker_slots(segment: Segment) -> Result<String, String> {
         let all = 1 + Kind::ALL.len() * config::max_databases();
         let more =
             if all <= most { String::new() } else { format!(" (obanrs.max_databases allows for {all})") };
+        let stagers = segment.stagers_view(|s| s.count());
+        let stagers = match stagers {
+            0 => String::new(),
+            n => format!(", and {n} for prefixes that stage"),
+        };
         Ok(format!(
             "{needed} of {most} slots are for obanrs: the coordinator's and two for each database with the \
-             extension{more}"
+             extension{more}{stagers}"
         ))
     } else {
         Err(format!(
@@ -301,6 +307,23 @@ fn used(segment: Segment) -> BTreeSet<SchemaOid> {
     used
 }
 
+/// Says why a prefix that stages has no slot of a stager. `None`: there is no keeper, which would
+/// give it one, and the keeper's row says so.
+fn without_stager(segment: Segment) -> Option<String> {
+    let most = session::max_worker_processes();
+    let (room, keeper) = segment.registry(|r| {
+        let keeper = r.database(session::database()).map(|d| d.worker(Kind::Keeper).state);
+        (r.room_for_stagers(most), keeper)
+    });
+    (keeper == Some(RUNNING)).then(|| {
+        format!(
+            "due jobs stay as they are, as there is no place for its stager: all databases together have \
+             {room} of {most} max_worker_processes for stagers, and a role that does not own the database \
+             has obanrs.role_share of all; raise max_worker_processes and restart the server"
+        )
+    })
+}
+
 /// Returns the text of a query with one row and one column.
 fn setting(sql: &str) -> String {
     let value = Spi::connect(|client| client.select(sql, Some(1), &[])?.first().get_one::<String>());
@@ -313,6 +336,9 @@ struct Prefix {
     jobs: Option<String>,
     jobs_is_table: bool,
     jobs_oid: Option<TableOid>,
+    /// Whether due jobs are made available, as the triggers say.
+    stages: bool,
+    has_due_index: bool,
     /// Whether the prefix's tables have a trigger or a column that obanrs has added.
     touched: bool,
     without_trigger: Vec<String>,
@@ -345,6 +371,8 @@ fn prefixes() -> Vec<Prefix> {
             jobs: text("jobs")?,
             jobs_is_table: row.get_by_name("jobs_is_table")?.unwrap_or(false),
             jobs_oid: row.get_by_name::<pg_sys::Oid, _>("jobs_oid")?.map(TableOid::from),
+            stages: row.get_by_name("stages")?.unwrap_or(false),
+            has_due_index: row.get_by_name("has_due_index")?.unwrap_or(false),
             touched: row.get_by_name("touched")?.unwrap_or(false),
             without_trigger: texts("without_trigger")?,
             old_trigger: texts("old_trigger")?,
@@ -453,6 +481,7 @@ impl Prefix {
             findings.push(found(format!("columns of {name}.oban_jobs"), self.columns()));
             findings.extend(self.triggers());
             findings.push(found(format!("rights on {name}"), self.rights()));
+            findings.extend(self.staging().map(|outcome| found(format!("staging of {name}"), outcome)));
         }
         if let Some(leaders) = self.leaders() {
             findings.push(found(format!("leaders of {name}"), leaders));
@@ -627,6 +656,62 @@ impl Prefix {
             return Vec::new(); // the row of the prefix says so
         }
         vec![found(format!("trigger on {}.oban_jobs", self.name), Ok("enabled".into()))]
+    }
+
+    /// Finds out whether the prefix's stager makes due jobs available. `None`: the prefix does not
+    /// stage, or the row of the preload, the keeper or the triggers says why it can't.
+    fn staging(&self) -> Option<Result<String, String>> {
+        let segment = Segment::attached().filter(|_| self.stages && self.disabled.is_empty())?;
+        if session::in_recovery() {
+            return Some(Ok("none during recovery: it starts with the promotion".into()));
+        }
+        let (own, schema) = (session::database(), catalog::namespace(&self.name));
+        let slot = schema.and_then(|schema| {
+            segment
+                .stagers_view(|s| s.slot_of_prefix(own, schema).and_then(|at| Some((at, *s.slots.get(at)?))))
+        });
+        match slot {
+            Some((at, slot)) => Some(self.stager(segment, at, &slot)),
+            None => without_stager(segment).map(Err),
+        }
+    }
+
+    /// Describes the stager in the slot of number `at`.
+    fn stager(&self, segment: Segment, at: usize, slot: &StagerSlot) -> Result<String, String> {
+        // The text may quote what the table's owner wrote. The owner may see it.
+        let may_see = session::sees_all() || self.jobs_oid.is_some_and(acl::owns);
+        let error = Some(slot.last_error.as_str()).filter(|error| may_see && !error.is_empty());
+        if slot.shown_state() == BACKOFF {
+            let wait = (slot.retry_at.saturating_sub(clock::now()).max(0) + 999_999) / 1_000_000;
+            let why = error.unwrap_or("the server's log says why (or oban_workers, to pg_monitor)");
+            return Err(format!(
+                "due jobs stay as they are, until its stager starts again in {wait} s: {why}"
+            ));
+        }
+        if !self.has_due_index {
+            return Err(format!(
+                "each look for due jobs reads the whole table, as the index obanrs_jobs_due is missing: \
+                 SELECT oban_install({}, stage => true)",
+                spi::quote_literal(&*self.name)
+            ));
+        }
+        if !slot.announces() {
+            return Err(format!(
+                "due jobs are made available, but queues are not woken for jobs that were inserted as \
+                 available and have become due since: to look for them took longer than 10 s. If there are \
+                 fewer by now, SELECT oban_install({name}, stage => false), \
+                 oban_install({name}, stage => true)",
+                name = spi::quote_literal(&*self.name)
+            ));
+        }
+        let wait = segment.alarms(at).and_then(|alarms| alarms.due.shown());
+        Ok(match (slot.process.pid, wait.filter(|at| time::timestamptz(*at).is_some()).map(time::iso)) {
+            (0, _) => format!("its stager is {}", state_name(slot.shown_state())),
+            (pid, None) => format!("its stager runs with PID {pid}"),
+            (pid, Some(due)) => {
+                format!("its stager runs with PID {pid}, and waits for a job that is due at {due}")
+            }
+        })
     }
 
     fn guards(&self) -> Result<String, String> {

@@ -64,6 +64,7 @@ extension_sql_file!(
         peer::leaders::obanrs_leadership,
         gossip::obanrs_gossip,
         worker::view::obanrs_workers,
+        worker::view::obanrs_stagers,
         notifier::stats::obanrs_stats,
         trigger::watch::obanrs_watches,
         signal::view::obanrs_queue_signals

@@ -227,7 +227,7 @@ mod tests {
             ),
             ("oban_stats", "counter,value"),
             ("oban_watches", "queue_table,channel,queue_column,events,payload_column,condition,ok"),
-            ("oban_workers", "kind,database,pid,state,started_at,restarts,last_error"),
+            ("oban_workers", "kind,database,pid,state,started_at,restarts,last_error,prefix"),
         ] {
             let columns = text(&format!(
                 "SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute
@@ -281,7 +281,7 @@ mod tests {
     /// The names are those that Oban's migration 14 leaves. A real Oban looks for them.
     #[pg_test]
     fn install_makes_the_tables_of_migration_14() {
-        Spi::run("SELECT oban_install('jobs here')").expect("it installs");
+        Spi::run("SELECT oban_install('jobs here', stage => false)").expect("it installs");
         let of = |what: &str| text(&what.replace("{t}", "'\"jobs here\".oban_jobs'::regclass"));
         assert_eq!(of("SELECT obj_description({t})"), "14");
         assert_eq!(

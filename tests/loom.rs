@@ -1,6 +1,6 @@
 //! Wakeups, in every order of the steps. The rules of `logic::ring` run under a lock, with a latch
-//! for each waiter. loom tries all interleavings, and fails on one with a lost wakeup: a process
-//! waits for ever.
+//! for each waiter. A stager's alarm runs without a lock. loom tries all interleavings, and fails on
+//! one with a lost wakeup: a process waits for ever.
 
 #[path = "../src/logic/mod.rs"]
 #[allow(dead_code)]
@@ -10,7 +10,9 @@ use logic::ids::{RoleOid, SchemaOid, TableOid};
 use logic::ring::{
     Audience, Batch, Channel, Charge, Incoming, Quota, Ring, RingEntry, RingHead, RoleUsage, Route, Waiter,
 };
+use logic::staging::alarm::{Alarm, Word};
 use logic::times::{ClockTime, WallTime};
+use loom::sync::atomic::{AtomicI64, Ordering, fence};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
@@ -241,4 +243,119 @@ fn a_relay_that_leaves_loses_nothing() {
         publishers.into_iter().for_each(|p| p.join().unwrap());
         assert_eq!(server.memory.lock().unwrap().ring().view().backlog(), 0);
     });
+}
+
+/// A word of an alarm. loom treats its sequentially consistent operations as weaker ones, but not its
+/// fences.
+struct Fenced(AtomicI64);
+
+impl Word for Fenced {
+    fn load(&self) -> i64 {
+        fence(Ordering::SeqCst);
+        self.0.load(Ordering::SeqCst)
+    }
+
+    fn store(&self, value: i64) {
+        self.0.store(value, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    fn swap(&self, value: i64) -> i64 {
+        let before = self.0.swap(value, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        before
+    }
+
+    fn lower(&self, value: i64) {
+        self.0.fetch_min(value, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// A table of jobs, as the due times of its rows, with the alarm and the latch of its stager.
+struct Staged {
+    rows: Mutex<Vec<i64>>,
+    alarm: Alarm<Fenced>,
+    latch: Latch,
+}
+
+/// The wall time in these models. Rows up to this time are due.
+const NOW: i64 = 10;
+
+impl Staged {
+    fn new(rows: &[i64]) -> Arc<Self> {
+        let word = || Fenced(AtomicI64::new(0));
+        let latch = Latch { set: Mutex::new(false), changed: Condvar::new() };
+        Arc::new(Self { rows: Mutex::new(rows.to_vec()), alarm: Alarm::of(word(), word()), latch })
+    }
+
+    /// Commits a row, and tells the stager.
+    fn commit(&self, due: i64) {
+        self.rows.lock().unwrap().push(due);
+        if self.alarm.tell(WallTime(due)) {
+            self.latch.set();
+        }
+    }
+
+    /// Runs the stager's loop until it has staged `left` rows.
+    fn stage(&self, mut left: usize, reset_first: bool) {
+        let mut next = WallTime(i64::MIN);
+        while left > 0 {
+            if reset_first {
+                self.latch.reset();
+            }
+            let until = self.alarm.sleep_until(next);
+            if !reset_first {
+                self.latch.reset();
+            }
+            if until.0 > NOW {
+                self.latch.wait();
+                continue;
+            }
+            self.alarm.begin_look();
+            let mut rows = self.rows.lock().unwrap();
+            left -= rows.iter().filter(|due| **due <= NOW).count();
+            rows.retain(|due| *due > NOW);
+            next = WallTime(rows.iter().copied().min().unwrap_or(i64::MAX));
+        }
+    }
+}
+
+/// Stages one row of several that are committed meanwhile. Without the bound the orders are too many to
+/// try.
+fn stage_what_is_committed(reset_first: bool) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(move || {
+        let staged = Staged::new(&[20]);
+        let commits = [15, 5].map(|due| {
+            let staged = staged.clone();
+            thread::spawn(move || staged.commit(due))
+        });
+        staged.stage(1, reset_first);
+        commits.into_iter().for_each(|commit| commit.join().unwrap());
+    });
+}
+
+#[test]
+fn a_stager_that_goes_to_sleep_misses_no_earlier_job() {
+    stage_what_is_committed(true);
+}
+
+/// Shows that the model can fail, as `a_latch_that_is_reset_too_late_is_found_out` does for the relay.
+#[test]
+fn a_stagers_latch_that_is_reset_too_late_is_found_out() {
+    let own = std::env::current_exe().unwrap();
+    let run = std::process::Command::new(own)
+        .args(["--exact", "stagers_reset_too_late", "--ignored", "--nocapture"])
+        .output();
+    let run = run.unwrap();
+    assert!(!run.status.success());
+    assert!(String::from_utf8_lossy(&run.stderr).contains("deadlock"), "{run:?}");
+}
+
+#[test]
+#[ignore = "it fails, as it should: see above"]
+fn stagers_reset_too_late() {
+    stage_what_is_committed(false);
 }

@@ -71,6 +71,8 @@ mod lifecycle;
 mod looks;
 #[path = "server/quiet.rs"]
 mod quiet;
+#[path = "server/staging/mod.rs"]
+mod staging;
 #[path = "server/worker.rs"]
 mod worker;
 

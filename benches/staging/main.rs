@@ -202,8 +202,8 @@ fn main() {
     let mut client = cluster.client();
     client
         .batch_execute(
-            "CREATE EXTENSION obanrs; SELECT oban_install('due', stage => true), oban_install('updated'),
-                 oban_install('probes');
+            "CREATE EXTENSION obanrs; SELECT oban_install('due', stage => true), oban_install('updated', stage => false),
+                 oban_install('probes', stage => false);
              CREATE INDEX ON updated.oban_jobs (scheduled_at, id) WHERE state IN ('scheduled', 'retryable')",
         )
         .expect("they can be made");

@@ -52,6 +52,16 @@ SELECT
             WHERE a.attrelid = p.peers AND a.attname IN ('term', 'boot') AND NOT a.attisdropped
         ) AS touched,
     p.jobs AS jobs_oid,
+    -- Whether its jobs are staged: the trigger has the argument.
+    EXISTS (
+        SELECT FROM pg_trigger g
+        WHERE g.tgrelid = p.jobs AND g.tgname = 'obanrs_jobs_insert' AND g.tgfoid IN (SELECT oid FROM ours)
+          AND g.tgargs = convert_to('stage', 'SQL_ASCII') || decode('00', 'hex')
+    ) AS stages,
+    EXISTS (
+        SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+        WHERE i.indrelid = p.jobs AND x.relname = 'obanrs_jobs_due' AND i.indisvalid
+    ) AS has_due_index,
     ARRAY(
         SELECT t.oid::regclass::text FROM tables t
         WHERE t.prefix = p.oid AND t.triggers = 0 ORDER BY t.oid

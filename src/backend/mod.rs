@@ -14,9 +14,11 @@
 //! | `ddl_changes` | which tables and schemas its transaction has altered |
 //! | `peer_row_changes` | which rows of oban_peers its transaction has changed |
 //! | `memberships` | which members are bound to its session |
+//! | `due_jobs` | when the jobs that its transaction has written become due |
 //! | `listening` | whether its session is counted as one that LISTENs |
 
 pub mod ddl_changes;
+pub mod due_jobs;
 pub mod listening;
 pub mod memberships;
 pub mod peer_row_changes;
@@ -29,4 +31,5 @@ pub fn register() {
     listening::register();
     peer_row_changes::register();
     ddl_changes::register();
+    due_jobs::register();
 }

@@ -57,6 +57,8 @@ pub enum Note {
     Discard = 32,
     /// Triggers, schemas or tables changed, so that prefixes may have come or gone.
     Shapes = 64,
+    /// A prepared transaction ends, which may have written jobs.
+    Prepared = 128,
 }
 
 pub(super) fn register() {
@@ -179,6 +181,9 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     }
     if noted(Note::Prefix) || noted(Note::Shapes) {
         segment.prefixes_changed(database);
+    }
+    if noted(Note::Prepared) && xact::is_commit(event) {
+        segment.tell_all_stagers(database);
     }
     // The transaction's locks on rows are gone by now: they last as long as the transaction counts
     // as running.

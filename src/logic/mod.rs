@@ -28,6 +28,7 @@ pub mod retry;
 pub mod ring;
 pub mod shape;
 pub mod signals;
+pub mod staging;
 pub mod text;
 pub mod times;
 pub mod watch;

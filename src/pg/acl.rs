@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 
 use super::session;
-use crate::logic::ids::{DatabaseOid, SchemaOid, TableOid};
+use crate::logic::ids::{DatabaseOid, RoleOid, SchemaOid, TableOid};
 
 /// Returns whether the current role is a superuser.
 pub fn is_superuser() -> bool {
@@ -79,7 +79,47 @@ pub fn is_owned_by_superuser(relation: TableOid) -> bool {
 
 /// Returns whether the current role owns the database.
 pub fn owns_database(database: DatabaseOid) -> bool {
-    let (database, role) = (pg_sys::Oid::from(database), pg_sys::Oid::from(session::role()));
+    role_owns_database(session::role(), database)
+}
+
+/// Returns whether a role is a superuser. Returns false if there is no such role.
+pub fn is_superuser_role(role: RoleOid) -> bool {
+    // SAFETY: the function reads the caches of roles.
+    unsafe { pg_sys::superuser_arg(pg_sys::Oid::from(role)) }
+}
+
+/// Returns whether a role has LOGIN. Returns false if there is no such role.
+pub fn may_log_in(role: RoleOid) -> bool {
+    // SAFETY: AUTHOID is a cache of pg_authid by oid. The field is read before the tuple is
+    // released.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::AUTHOID as i32;
+        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(pg_sys::Oid::from(role)));
+        if tuple.is_null() {
+            return false;
+        }
+        let may = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_authid>()).rolcanlogin;
+        pg_sys::ReleaseSysCache(tuple);
+        may
+    }
+}
+
+/// Returns whether a role may connect to a database.
+pub fn may_connect(role: RoleOid, database: DatabaseOid) -> bool {
+    let (database, role) = (pg_sys::Oid::from(database), pg_sys::Oid::from(role));
+    let connect = pg_sys::ACL_CONNECT as pg_sys::AclMode;
+    #[cfg(feature = "pg15")]
+    // SAFETY: the function looks up a privilege by oids, and checks the oids itself.
+    let result = unsafe { pg_sys::pg_database_aclcheck(database, role, connect) };
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: the function looks up a privilege by oids, and checks the oids itself.
+    let result = unsafe { pg_sys::object_aclcheck(pg_sys::DatabaseRelationId, database, role, connect) };
+    result == pg_sys::AclResult::ACLCHECK_OK
+}
+
+/// Returns whether a role owns a database.
+pub fn role_owns_database(role: RoleOid, database: DatabaseOid) -> bool {
+    let (database, role) = (pg_sys::Oid::from(database), pg_sys::Oid::from(role));
     #[cfg(feature = "pg15")]
     // SAFETY: the function looks up a privilege by oids, and checks the oids itself.
     unsafe {

@@ -25,7 +25,7 @@ use pg_sys::pqsignal;
 #[cfg(feature = "pg18")]
 use pg_sys::pqsignal_be as pqsignal;
 
-use crate::logic::ids::DatabaseOid;
+use crate::logic::ids::{DatabaseOid, RoleOid};
 
 /// A background worker as this library describes it to Postgres.
 pub struct WorkerSpec<'a> {
@@ -134,6 +134,38 @@ pub fn take_signals(restarted: Restarted) {
     }
 }
 
+/// Whether `xact::limit` has ended this process.
+static TIMED_OUT: AtomicBool = AtomicBool::new(false);
+
+/// Has the timer of `xact::limit` end this process by a FATAL, instead of cancelling the statement.
+/// Code that runs in the statement may catch a cancel and go on. Comes after `take_signals`.
+pub fn end_at_limit() {
+    // SAFETY: the handler is async-signal-safe.
+    unsafe {
+        pqsignal(pg_sys::SIGINT as c_int, Some(end_at_timeout));
+    }
+}
+
+/// Returns whether this process ends because of `end_at_limit`.
+pub fn has_timed_out() -> bool {
+    TIMED_OUT.load(Ordering::Relaxed)
+}
+
+/// Handles SIGINT in a process that called `end_at_limit`, otherwise as `cancel_at_timeout` does.
+unsafe extern "C-unwind" fn end_at_timeout(signal: c_int) {
+    const STATEMENT_TIMEOUT: c_int = 3;
+    // SAFETY: the timer sets the flag before it sends the signal, and `die` is a signal handler
+    // itself.
+    unsafe {
+        if get_timeout_indicator(STATEMENT_TIMEOUT, false) {
+            TIMED_OUT.store(true, Ordering::Relaxed);
+            die(signal);
+        } else {
+            cancel_at_timeout(signal);
+        }
+    }
+}
+
 /// Handles SIGINT. Postgres' timers for locks and for steps (`xact::limit`) end a wait by a SIGINT
 /// to their own process. This handler ignores a SIGINT from elsewhere: outside of a transaction it
 /// would be an ERROR, which ends the worker.
@@ -224,6 +256,27 @@ pub fn connect_to(database: DatabaseOid) {
     // SAFETY: a worker connects once, after `take_signals`.
     unsafe {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(pg_sys::Oid::from(database), pg_sys::InvalidOid, 0);
+    }
+}
+
+/// Whether a worker can connect as a role that has NOLOGIN: since Postgres 17.
+pub const CONNECTS_WITHOUT_LOGIN: bool = cfg!(any(feature = "pg17", feature = "pg18"));
+
+#[cfg(any(feature = "pg17", feature = "pg18"))]
+const ANY_ROLE: u32 = pg_sys::BGWORKER_BYPASS_ROLELOGINCHECK;
+#[cfg(not(any(feature = "pg17", feature = "pg18")))]
+const ANY_ROLE: u32 = 0;
+
+/// Connects to a database as a role, with the settings of that role in that database. Raises a
+/// FATAL if the database takes no connections or does not exist, or if the role may not connect.
+pub fn connect_as(database: DatabaseOid, role: RoleOid) {
+    // SAFETY: a worker connects once, after `take_signals`.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(
+            pg_sys::Oid::from(database),
+            pg_sys::Oid::from(role),
+            ANY_ROLE,
+        );
     }
 }
 

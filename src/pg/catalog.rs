@@ -510,6 +510,42 @@ pub fn tables_named(name: &str) -> Vec<NamedTable> {
     })
 }
 
+/// A table of jobs that was looked up by its name.
+#[derive(Clone, Copy)]
+pub struct NamedJobs {
+    pub oid: TableOid,
+    pub schema: SchemaOid,
+    pub owner: RoleOid,
+}
+
+/// Returns the relations of this name that may be tables of jobs (`is_jobs_table`), as committed
+/// now.
+pub fn jobs_tables_named(name: &str) -> Vec<NamedJobs> {
+    scan::rows(scan::RELATIONS, &[("relname", Key::Name(&c_name(name)))], |row| {
+        let is_table = matches!(row.char("relkind"), b'r' | b'p')
+            && row.char("relpersistence") != pg_sys::RELPERSISTENCE_TEMP;
+        is_table.then(|| NamedJobs {
+            oid: row.oid("oid").into(),
+            schema: row.oid("relnamespace").into(),
+            owner: row.oid("relowner").into(),
+        })
+    })
+}
+
+/// Returns whether a table has an enabled row trigger of this name that calls this function with
+/// this one argument. Sees what is committed now and what this transaction has done.
+pub fn has_trigger_with_argument(table: TableOid, name: &str, function: u32, argument: &str) -> bool {
+    let keys = [("tgrelid", Key::Oid(table.into())), ("tgname", Key::Name(&c_name(name)))];
+    let stored = [argument.as_bytes(), b"\0"].concat();
+    let is_it = |row: &scan::CatalogRow| {
+        let fires = row.oid("tgfoid").to_u32() == function
+            && [b'O', b'A'].contains(&row.char("tgenabled"))
+            && row.i16("tgtype") & pg_sys::TRIGGER_TYPE_ROW as i16 != 0;
+        (fires && row.i16("tgnargs") == 1 && row.bytes("tgargs") == stored).then_some(())
+    };
+    !scan::rows(scan::TRIGGERS, &keys, is_it).is_empty()
+}
+
 /// Returns the schemas that have a relation of this name which is not temporary, as committed now.
 pub fn schemas_of(name: &str) -> Vec<SchemaOid> {
     scan::rows(scan::RELATIONS, &[("relname", Key::Name(&c_name(name)))], |row| {

@@ -204,6 +204,18 @@ pub fn drop_table(table: TableOid) {
     unsafe { pg_sys::performDeletion(&raw const address, pg_sys::DropBehavior::DROP_RESTRICT, 0) }
 }
 
+/// Runs DROP INDEX for an index by its oid. The caller has locked and tested the index's table. The
+/// function takes the table's ACCESS EXCLUSIVE lock.
+pub fn drop_index(index: u32) {
+    let address = pg_sys::ObjectAddress {
+        classId: pg_sys::RelationRelationId,
+        objectId: pg_sys::Oid::from(index),
+        objectSubId: 0,
+    };
+    // SAFETY: the address lives as long as the call.
+    unsafe { pg_sys::performDeletion(&raw const address, pg_sys::DropBehavior::DROP_RESTRICT, 0) }
+}
+
 /// Gives a table to the owner of another table, if the current role is a superuser. The caller has
 /// made the table in this transaction.
 pub fn give_to_owner_of(table: TableOid, other: TableOid) {

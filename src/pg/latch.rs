@@ -63,11 +63,12 @@ pub enum Event {
     Coordinator,
     Keeper,
     Relay,
+    Stager,
 }
 
 /// The numbers that Postgres gave to the events. A number is 0 without preload, and before Postgres
 /// 17.
-static NUMBERS: [AtomicU32; 5] = [const { AtomicU32::new(0) }; 5];
+static NUMBERS: [AtomicU32; 6] = [const { AtomicU32::new(0) }; 6];
 
 impl Event {
     fn number(self) -> u32 {
@@ -90,6 +91,7 @@ pub fn name_events() {
         (Event::Coordinator, c"ObanrsCoordinator"),
         (Event::Keeper, c"ObanrsKeeper"),
         (Event::Relay, c"ObanrsRelay"),
+        (Event::Stager, c"ObanrsStager"),
     ] {
         // SAFETY: the name is copied into shared memory.
         let number = unsafe { pg_sys::WaitEventExtensionNew(name.as_ptr()) };

@@ -22,6 +22,11 @@ impl Column {
         self.number
     }
 
+    /// Returns a column of a query's result, counted from 1, whose values have this type.
+    pub fn of_result(number: i32, type_oid: pg_sys::Oid) -> Self {
+        Self { number, type_oid, is_virtual: false }
+    }
+
     pub(super) fn is_virtual(self) -> bool {
         self.is_virtual
     }

@@ -27,6 +27,12 @@ pub fn peers_function() -> Option<u32> {
     catalog::function_without_arguments(schema, "obanrs_peers")
 }
 
+/// Returns the function of the triggers on tables of jobs. `None`: there is no extension.
+pub fn jobs_function() -> Option<u32> {
+    let schema = catalog::extension("obanrs")?.schema;
+    catalog::function_without_arguments(schema, "obanrs_jobs_insert")
+}
+
 /// Returns the extension, locked until the end of the transaction so that no session can drop it
 /// meanwhile. `None`: there is no extension, or it was dropped before this transaction held the
 /// lock.

@@ -9,6 +9,7 @@
 //! | `signals` | the table of remembered signals |
 //! | `triggers` | the triggers on both tables |
 //! | `watches` | the watches of tables of any kind |
+//! | `staged`, `staging` | which prefixes stage; the statements of a stager |
 //! | `prefixes` | which schemas are prefixes, and which are installed |
 //! | `rights` | rights on a prefix |
 //! | `terms` | the sequence of terms |
@@ -21,6 +22,8 @@ pub mod peers_catalog;
 pub mod prefixes;
 pub mod rights;
 pub mod signals;
+pub mod staged;
+pub mod staging;
 pub mod terms;
 pub mod triggers;
 pub mod watches;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use crate::config;
 use crate::error::Error;
-use crate::logic::ids::{SchemaOid, TableOid};
+use crate::logic::ids::{RoleOid, SchemaOid, TableOid};
 use crate::pg::{acl, catalog, session};
 
 /// A right on a prefix. In a prefix without a table `oban_jobs`, `Read` is USAGE of the schema, and
@@ -100,6 +100,17 @@ pub fn reads_table(table: TableOid) -> bool {
 pub fn quota_of(total: usize) -> Option<usize> {
     let limited = !acl::is_superuser() && !acl::owns_database(session::database());
     (limited && config::role_share() < 100).then(|| (total * config::role_share() / 100).max(1))
+}
+
+/// Returns how much of `total` a role may hold, as `quota_of` does for the current role. Returns
+/// `usize::MAX` for a role without a limit.
+pub fn quota_of_role(role: RoleOid, total: usize) -> usize {
+    let limited = !acl::is_superuser_role(role) && !acl::role_owns_database(role, session::database());
+    if limited && config::role_share() < 100 {
+        (total * config::role_share() / 100).max(1)
+    } else {
+        usize::MAX
+    }
 }
 
 /// Returns whether the current role may write to a prefix of this database. A superuser and the

@@ -4,6 +4,7 @@
 use super::extension;
 use crate::error::Error;
 use crate::logic::ids::TableOid;
+use crate::logic::staging::STAGE;
 use crate::pg::ddl::{Event, Fires, Timing, Trigger};
 use crate::pg::spi;
 
@@ -63,6 +64,8 @@ pub struct JobsTrigger {
     pub fires: Fires,
     /// False: a trigger of a version before 0.9.0, which fires for each statement.
     for_each_row: bool,
+    /// Whether the trigger has the argument `STAGE`.
+    pub stages: bool,
 }
 
 impl JobsTrigger {
@@ -74,6 +77,7 @@ impl JobsTrigger {
             name: fields.next()?.to_owned(),
             fires: Fires::of(*fields.next()?.as_bytes().first()?),
             for_each_row: fields.next()? == "1",
+            stages: fields.next()? == "1",
         })
     }
 
@@ -110,7 +114,8 @@ impl Functions {
     /// from its partitioned table.
     pub fn on_jobs(&self, table: TableOid) -> Vec<JobsTrigger> {
         let sql = format!(
-            "SELECT concat_ws(' ', g.oid, g.tgname, g.tgenabled, (g.tgtype & 1)::text)
+            "SELECT concat_ws(' ', g.oid, g.tgname, g.tgenabled, (g.tgtype & 1)::text,
+                (g.tgargs = convert_to('{STAGE}', 'SQL_ASCII') || decode('00', 'hex'))::int::text)
              FROM pg_trigger g
              WHERE g.tgrelid = $1::oid AND {} AND g.tgparentid = 0",
             self.is_on_jobs()
@@ -119,12 +124,14 @@ impl Functions {
     }
 
     /// Returns whether a table of jobs has all the triggers that this version of the extension has.
-    /// `on_replica`: whether they have to fire where changes are replicated, too; `None`: either is
-    /// fine.
-    pub fn are_on_jobs(&self, table: TableOid, on_replica: Option<bool>) -> bool {
+    /// `on_replica`: whether they have to fire where changes are replicated, too. `stage`: whether
+    /// they have to have the argument `STAGE`. `None`: either is fine.
+    pub fn are_on_jobs(&self, table: TableOid, on_replica: Option<bool>, stage: Option<bool>) -> bool {
         let there = self.on_jobs(table);
+        let stage = stage.unwrap_or_else(|| there.iter().any(|t| t.stages)); // both, or neither
         ON_JOBS.iter().all(|trigger| {
-            let fits = |t: &&JobsTrigger| t.is(trigger) && t.for_each_row && t.fires_as(on_replica);
+            let is_it = |t: &&JobsTrigger| t.is(trigger) && t.for_each_row && t.stages == stage;
+            let fits = |t: &&JobsTrigger| is_it(t) && t.fires_as(on_replica);
             there.iter().any(|t| fits(&t))
         })
     }

@@ -14,6 +14,8 @@ pub(super) enum Lock {
     Leaderships,
     /// Guards the gossip table, the processes that gossip, and suspects.
     Gossip,
+    /// Guards the slots of stagers.
+    Stagers,
     /// Guards the ring of this number: its head, entries, bytes, role usages, and the waiters that
     /// are linked in it.
     Ring(usize),
@@ -26,7 +28,8 @@ impl Lock {
             Lock::Registry => 0,
             Lock::Leaderships => 1,
             Lock::Gossip => 2,
-            Lock::Ring(ring) => 3 + ring,
+            Lock::Stagers => 3,
+            Lock::Ring(ring) => 4 + ring,
         }
     }
 

@@ -7,8 +7,8 @@
 //!      └──────────────────────────── lock Gossip ────────────────────────────────────────┘
 //!      │ Slot[] │ RingOwner[] │ Waiter[] │ RoleUsage[] │ RingHead[] │
 //!      └ lock Registry ───────┘ └─── a lock Ring for each ring ─────┘
-//!      │ SlotCounters[] │ polling[] │ SharedCoverage[] │ RingEntry[] │ bytes[]                      │
-//!      └─── atomics of each database's slot, no lock ──┘ └─────── a lock Ring for each ring ───────┘
+//!      │ SlotCounters[] │ polling[] │ SharedCoverage[] │ StagerSlot[] │ Alarms[] │ RingEntry[] │ bytes[] │
+//!      └─── atomics of each database's slot, no lock ──┘ └ Stagers ───┘ └ atomics ┘ └ a lock Ring each ┘
 //! ```
 //!
 //! Sizes come from settings that only a restart changes. All of the segment is plain data, for
@@ -29,6 +29,7 @@
 //! | `gossip`, `polling`, `coverage` | the gossip table (lock Gossip), and what relays say of it (atomics) |
 //! | `slots` | the slot of this process's database (lock Registry) |
 //! | `rings` | this database's ring: publish, read, wait; the relay's side (lock Ring) |
+//! | `stagers` | the stagers of all databases (lock Stagers), and their alarms (atomics) |
 //! | `stats` | the counters of oban_stats (atomics) |
 #![allow(unsafe_code)]
 
@@ -41,6 +42,7 @@ mod polling;
 pub mod rings;
 mod segment;
 pub mod slots;
+pub mod stagers;
 pub mod stats;
 mod workers;
 

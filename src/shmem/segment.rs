@@ -13,6 +13,7 @@ use super::coverage::SharedCoverage;
 use super::floor;
 use super::locks::Lock;
 use super::slots::Slot;
+use super::stagers::Alarms;
 use crate::config;
 use crate::error::{self, Error};
 use crate::logic::counter::Counter;
@@ -27,6 +28,7 @@ use crate::logic::lifecycle::{DatabaseSlot, Hold, UnslottedDatabases};
 use crate::logic::orphans::{MAX_SUSPECTS, Suspect};
 use crate::logic::ring::pool::RingOwner;
 use crate::logic::ring::{self, RingHead, RoleUsage, Waiter};
+use crate::logic::staging::slots::StagerSlot;
 use crate::logic::times::ClockTime;
 use crate::pg::{clock, latch, lwlock, session};
 
@@ -141,6 +143,8 @@ pub(super) struct Layout {
     pub counters: usize,
     pub polling: usize,
     pub coverages: usize,
+    pub stagers: usize,
+    pub alarms: usize,
     /// The areas from here on need not be zeroed.
     pub ring_entries: usize,
     pub ring_bytes: usize,
@@ -151,6 +155,7 @@ pub(super) struct Layout {
     pub max_rings: usize,
     pub max_members: usize,
     pub max_entries: usize,
+    pub max_stagers: usize,
 }
 
 /// The layout that the settings give. These settings don't change while the server runs, so the
@@ -171,6 +176,7 @@ fn compute_layout() -> Layout {
     let max_members = config::max_members();
     let max_entries = gossip_capacity(config::gossip_memory());
     let max_processes = session::max_processes();
+    let max_stagers = session::max_worker_processes();
     let ring_capacity = ring::capacity(config::ring_size());
     let mut end = size_of::<Root>();
     let mut area = |element: usize, count: usize| {
@@ -200,6 +206,8 @@ fn compute_layout() -> Layout {
         counters: area(size_of::<Padded<SlotCounters>>(), max_databases),
         polling: area(size_of::<AtomicU64>(), max_databases),
         coverages: area(size_of::<SharedCoverage>(), max_databases),
+        stagers: area(size_of::<StagerSlot>(), max_stagers),
+        alarms: area(size_of::<Padded<Alarms>>(), max_stagers),
         ring_entries: area(size_of::<ring::RingEntry>(), ring_capacity.0 * max_rings),
         ring_bytes: area(1, ring_capacity.1 * max_rings),
         total: area(0, 0),
@@ -209,6 +217,7 @@ fn compute_layout() -> Layout {
         max_rings,
         max_members,
         max_entries,
+        max_stagers,
     }
 }
 

@@ -129,14 +129,21 @@ impl Segment {
         self.registry(|r| r.lack(session::database(), max, soon))
     }
 
-    /// Has the relay of a database, if there is one, find out which prefixes are installed, and the
-    /// keeper as well if it listens to their channels. A worker that starts finds out anyway.
-    /// Callable after commit.
+    /// Has the relay of a database find out which prefixes are installed, and the keeper which of
+    /// them stage. If the keeper listens to the channels of prefixes, it finds out which there are as
+    /// well. A worker that starts finds out anyway. Callable after commit.
     pub fn prefixes_changed(self, database: DatabaseOid) {
-        latch::wake_if(self.registry(|r| r.prefixes_changed(database)));
+        let [relay, keeper] = self.registry(|r| r.prefixes_changed(database));
+        latch::wake_if(relay);
+        latch::wake_if(keeper);
         if config::signal_ingest() {
             self.wake_keeper(database);
         }
+    }
+
+    /// Has the keeper of a database look at its stagers again.
+    pub fn staging_changed(self, database: DatabaseOid) {
+        latch::wake_if(self.registry(|r| r.staging_changed(database)));
     }
 
     /// Has the keeper of a database, if there is one, read the rows of oban_peers again, of one

@@ -10,10 +10,12 @@
 //! found by its name once, locked by its oid, tested again, and only then altered, by its oid. No
 //! code of a table's owner runs.
 
+use std::ffi::CStr;
+
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::tables;
+use super::{due_index, tables};
 use crate::backend::xact_end::{self, Note, note};
 use crate::error::{self, Error, given};
 use crate::logic::channel::{self, MAX_CHANNEL};
@@ -25,13 +27,15 @@ use crate::logic::text::Text;
 use crate::pg::argument::TextArgument;
 use crate::pg::catalog;
 use crate::pg::ddl::{self, Fires, Options};
-use crate::pg::{acl, scan, session, spi, xact};
+use crate::pg::{acl, bgworker, scan, session, spi, xact};
 use crate::prefix::peers::{self, Unusable};
 use crate::prefix::peers_catalog::{self, Added};
 use crate::prefix::triggers::{self, Functions};
-use crate::prefix::{extension, jobs, rights, signals, terms};
+use crate::prefix::{extension, jobs, rights, signals, staging, terms};
 
 const JOBS: &str = "oban_jobs";
+/// `STAGE`, as the argument of a trigger.
+const STAGE_ARGUMENT: &CStr = c"stage";
 const PEERS: &str = "oban_peers";
 
 /// How often to look again for a schema or table that was replaced during the wait for its lock.
@@ -43,6 +47,8 @@ const LOCK_HINT: &str = "Another transaction holds a lock on the table for long.
 /// What a call of `oban_install` asks for. `None`: what is there stays as it is.
 #[derive(Clone, Copy)]
 struct Wishes {
+    /// Whether due jobs become available by themselves.
+    stage: Option<bool>,
     /// Whether the triggers on jobs fire for rows that logical replication brings.
     on_replica: Option<bool>,
 }
@@ -53,20 +59,16 @@ fn oban_install_with(
     stage: default!(Option<bool>, "NULL"),
     on_replica: default!(Option<bool>, "NULL"),
 ) -> Result<(), ErrorReport> {
-    call_install(prefix, stage, Wishes { on_replica })
+    call_install(prefix, Wishes { stage, on_replica })
 }
 
 /// The symbol of oban_install in the SQL of versions before 0.9.0.
 #[pg_extern(sql = false)]
 fn oban_install(prefix: Option<TextArgument>, stage: Option<bool>) -> Result<(), ErrorReport> {
-    call_install(prefix, stage, Wishes { on_replica: None })
+    call_install(prefix, Wishes { stage, on_replica: None })
 }
 
-fn call_install(
-    prefix: Option<TextArgument>,
-    stage: Option<bool>,
-    wishes: Wishes,
-) -> Result<(), ErrorReport> {
+fn call_install(prefix: Option<TextArgument>, wishes: Wishes) -> Result<(), ErrorReport> {
     let prefix = given("prefix", prefix)?.name("prefix", MAX_CHANNEL)?;
     let prefix: &str = &prefix;
     if prefix.is_empty() {
@@ -77,9 +79,6 @@ fn call_install(
     }
     if rights::is_reserved(prefix) {
         return Err(Error::ReservedPrefix(prefix.to_owned()).into());
-    }
-    if stage == Some(true) {
-        return Err(Error::NotSupported("staging of scheduled jobs is not supported yet").into());
     }
     xact::with_hint(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, LOCK_HINT, || install(prefix, wishes))?;
     Ok(())
@@ -237,7 +236,9 @@ fn is_installed(functions: &Functions, schema: SchemaOid, wishes: Wishes) -> boo
 /// have them, too.) Returns true also for a table that this version would refuse, because it was
 /// altered since: `warn_of_jobs` names what is wrong with the table.
 fn are_jobs_complete(functions: &Functions, jobs: TableOid, wishes: Wishes) -> bool {
-    catalog::is_jobs_table(jobs) && functions.are_on_jobs(jobs, wishes.on_replica)
+    catalog::is_jobs_table(jobs)
+        && functions.are_on_jobs(jobs, wishes.on_replica, wishes.stage)
+        && wishes.stage.is_none_or(|stage| due_index::find(jobs).is_some() == stage)
 }
 
 /// Returns whether a table of leaders has all columns and triggers. Returns true also for a table
@@ -254,10 +255,11 @@ fn has_columns(peers: TableOid) -> bool {
 
 /// Creates what is missing. The caller has locked the schema. `Err`: a table is not the caller's
 /// (42501), is of another kind (22023), or was changed by another session meanwhile (40001).
-fn complete(prefix: &Prefix<'_>, wishes: Wishes) -> Result<(), Error> {
+fn complete(prefix: &Prefix<'_>, mut wishes: Wishes) -> Result<(), Error> {
     let functions = Functions::find()?;
     if prefix.table(JOBS).is_none() {
         tables::create_jobs(prefix)?;
+        wishes.stage = wishes.stage.or_else(|| Some(staging_of_new_table(prefix)));
     }
     if prefix.table(PEERS).is_none() {
         tables::create_peers(prefix)?;
@@ -268,6 +270,9 @@ fn complete(prefix: &Prefix<'_>, wishes: Wishes) -> Result<(), Error> {
     let jobs = prefix.table(JOBS).ok_or_else(|| prefix.changed())?;
     if !are_jobs_complete(&functions, jobs, wishes) {
         require_obans_jobs(&functions, prefix, jobs)?; // refuse before any lock
+        if wishes.stage == Some(true) {
+            require_stageable(prefix, jobs)?;
+        }
     }
     if prefix.table(signals::TABLE).is_none() {
         tables::create_signals(prefix)?;
@@ -322,18 +327,63 @@ fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions, wishes: Wishes) -> 
     if prefix.table(JOBS).is_some_and(|jobs| are_jobs_complete(functions, jobs, wishes)) {
         return Ok(());
     }
-    let jobs = prefix.lock(JOBS, catalog::lock_for_triggers)?;
+    let drops_index = |jobs: TableOid| wishes.stage == Some(false) && due_index::find(jobs).is_some();
+    let jobs = prefix.lock(JOBS, |jobs| {
+        if drops_index(jobs) { catalog::lock_for_alteration(jobs) } else { catalog::lock_for_triggers(jobs) }
+    })?;
     require_obans_jobs(functions, prefix, jobs)?;
     Functions::job_tables(jobs).into_iter().try_for_each(require_owner)?;
     let there = functions.on_jobs(jobs);
+    let stages = wishes.stage.unwrap_or_else(|| there.iter().any(|t| t.stages));
+    if wishes.stage == Some(true) {
+        require_stageable(prefix, jobs)?;
+        due_index::create(prefix, jobs)?;
+    } else if drops_index(jobs) {
+        due_index::drop(jobs);
+    }
     for trigger in &triggers::ON_JOBS {
         let now = there.iter().find(|t| t.is(trigger)).map(|t| t.fires);
         // A trigger that is new beside one that fires always is to fire always, too.
         let now = now.or_else(|| there.iter().map(|t| t.fires).find(|fires| *fires == Fires::Always));
-        let options = Options { fires: triggers::wanted(wishes.on_replica, now), ..Options::ORDINARY };
+        let arguments: &[&CStr] = if stages { &[STAGE_ARGUMENT] } else { &[] };
+        let options =
+            Options { fires: triggers::wanted(wishes.on_replica, now), arguments, ..Options::ORDINARY };
         ddl::create_trigger(jobs, functions.jobs, trigger, &options);
     }
     Ok(())
+}
+
+/// Returns whether a table of jobs that this call has created is to be staged, if the call leaves
+/// that open. A NOTICE says why it is not.
+fn staging_of_new_table(prefix: &Prefix<'_>) -> bool {
+    let Some(jobs) = prefix.table(JOBS) else { return false };
+    match require_stageable(prefix, jobs) {
+        Ok(()) => true,
+        Err(error) => {
+            ErrorReport::from(error).report(PgLogLevel::NOTICE);
+            false
+        }
+    }
+}
+
+/// Refuses a table of jobs that no stager can serve: its owner has NOLOGIN before Postgres 17
+/// (55000), or it lacks a column of Oban's (22023).
+fn require_stageable(prefix: &Prefix<'_>, jobs: TableOid) -> Result<(), Error> {
+    let owner = catalog::owner(jobs).ok_or_else(|| prefix.changed())?;
+    if !bgworker::CONNECTS_WITHOUT_LOGIN && !acl::may_log_in(owner) {
+        return Err(Error::StagingNeedsLogin {
+            prefix: prefix.name.to_owned(),
+            owner: catalog::quoted_role(owner),
+        });
+    }
+    match staging::misfit(jobs) {
+        Some(misfit) => Err(Error::bad(
+            format!("jobs of prefix \"{}\" can't be staged: {misfit}", prefix.name),
+            "A table of Oban's has these columns. Install it without staging, or have Oban migrate a \
+             table of its own.",
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Refuses (22023) a table of jobs that is not Oban's, or that a migration of Oban before 11 made.
@@ -418,12 +468,15 @@ fn uninstall(name: &str) -> Result<(), Error> {
 
 /// Drops the triggers of the table of jobs and its partitions.
 fn clear_jobs(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Error> {
-    let has_trigger = |jobs: TableOid| !functions.job_tables_with_trigger(jobs).is_empty();
-    if !prefix.table(JOBS).is_some_and(has_trigger) {
+    let has_any = |jobs: TableOid| {
+        !functions.job_tables_with_trigger(jobs).is_empty() || due_index::find(jobs).is_some()
+    };
+    if !prefix.table(JOBS).is_some_and(has_any) {
         return Ok(());
     }
     let jobs = prefix.lock(JOBS, catalog::lock_for_alteration)?;
     Functions::job_tables(jobs).into_iter().try_for_each(require_owner)?;
+    due_index::drop(jobs);
     each_locked(
         prefix,
         || functions.job_tables_with_trigger(jobs),

@@ -13,6 +13,11 @@
 //!
 //! Versions before 0.9.0 made a trigger AFTER INSERT for each statement, with a transition table.
 //! This function serves such a trigger until `oban_install` replaces it.
+//!
+//! If a trigger has the argument `STAGE`, the prefix stages (`logic::staging`), whatever
+//! obanrs.wakeups is. Then the trigger also tells the prefix's stager when rows become due. A row
+//! that is available with a due time in the future wakes its queue when it is due: the stager does
+//! that.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -23,19 +28,23 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::repeats;
+use crate::backend::due_jobs;
 use crate::bus::{self, Target};
 use crate::config;
 use crate::error::Error;
 use crate::logic::ids::{SchemaOid, TableOid};
 use crate::logic::outbox::Requester;
 use crate::logic::repeats::Source;
+use crate::logic::staging::STAGE;
+use crate::logic::times::WallTime;
 use crate::logic::wire;
 use crate::pg::row_trigger::{Call, RowTrigger};
 use crate::pg::transition_table::TransitionTable;
 use crate::pg::trigger::{self, Answer};
 use crate::pg::tuple::{self, Column, Tuple};
-use crate::pg::{catalog, xact};
+use crate::pg::{catalog, time, xact};
 use crate::prefix::rights::{self, Right};
+use crate::shmem::Segment;
 
 /// How to see that a row's state is `available`.
 #[derive(Clone, Copy)]
@@ -52,6 +61,51 @@ struct JobsTable {
     schema: SchemaOid,
     queue: Column,
     available: Available,
+    /// `None`: the prefix does not stage.
+    staging: Option<Staging>,
+}
+
+/// What the trigger has to know of a table of jobs that is staged.
+#[derive(Clone, Copy)]
+struct Staging {
+    state: Column,
+    /// The labels of the states from which jobs become available. `None`: the column is a text.
+    labels: Option<[pg_sys::Oid; 2]>,
+    scheduled_at: Column,
+}
+
+/// The states from which jobs become available when they are due.
+const STAGEABLE: [&std::ffi::CStr; 2] = [c"scheduled", c"retryable"];
+
+impl Staging {
+    /// Returns what there is to know of a table. `None`: it can't be staged. `oban_check` says why.
+    fn of(column: impl Fn(&str) -> Option<Column>) -> Option<Self> {
+        let state = column("state")?;
+        let scheduled_at = column("scheduled_at").filter(|c| c.type_oid == pg_sys::TIMESTAMPOID)?;
+        let labels = if tuple::is_text(state.type_oid) {
+            None
+        } else {
+            let label = |name| tuple::enum_label(state.type_oid, name);
+            Some([label(STAGEABLE[0])?, label(STAGEABLE[1])?])
+        };
+        Some(Self { state, labels, scheduled_at })
+    }
+
+    /// Returns whether a row becomes available when it is due.
+    fn is_stageable(&self, row: &Tuple) -> bool {
+        match self.labels {
+            Some(labels) => row.oid(self.state).is_some_and(|label| labels.contains(&label)),
+            None => {
+                let is = |state: &[u8]| STAGEABLE.iter().any(|wanted| wanted.to_bytes() == state);
+                row.with_short_text(self.state, STAGEABLE[0].count_bytes(), is) == Some(true)
+            }
+        }
+    }
+
+    /// Returns when a row is due. `None`: never.
+    fn due_at(&self, row: &Tuple) -> Option<WallTime> {
+        row.i64(self.scheduled_at).filter(|at| *at < i64::MAX).map(WallTime)
+    }
 }
 
 /// What the running command has looked up. A change of a table in this transaction raises the number
@@ -132,27 +186,24 @@ fn obanrs_jobs_insert(fcinfo: pg_sys::FunctionCallInfo) -> Result<Answer, ErrorR
 }
 
 fn row_fired(row: &RowTrigger<'_>, call: Call) {
-    if !config::wakeups() {
+    let stages = row.argument(0).is_some_and(|argument| argument.to_bytes() == STAGE.as_bytes());
+    if !config::wakeups() && !stages {
         return;
     }
-    let Some(table) = known(row) else { return };
+    let Some(table) = known(row, stages) else { return };
     let before = row.row();
     if call == Call::AfterInsert {
-        if table.is_available(&before) {
-            table.wake(&before);
-        }
+        table.written(&before, || true);
         return;
     }
     let after = row.new_row();
-    if table.is_available(&after) && !(table.is_available(&before) && table.has_queue_of(&before, &after)) {
-        table.wake(&after);
-    }
+    table.written(&after, || !(table.is_available(&before) && table.has_queue_of(&before, &after)));
 }
 
 /// Returns what there is to know of the table that fired the trigger. Looks it up once in a
-/// command. `None`: nothing can be sent for the table's rows, which this function counts as dropped when it
+/// command. `None`: nothing can be sent for the rows, which this function counts as dropped when it
 /// looks the table up.
-fn known(row: &RowTrigger<'_>) -> Option<JobsTable> {
+fn known(row: &RowTrigger<'_>, stages: bool) -> Option<JobsTable> {
     let (table, command) = (row.table(), xact::command_id());
     if let Some(found) = KNOWN.with_borrow_mut(|known| known.of(table, command)) {
         return found;
@@ -162,7 +213,11 @@ fn known(row: &RowTrigger<'_>) -> Option<JobsTable> {
     let found = if row.is_of_temporary_table() {
         None
     } else {
-        JobsTable::of(|name| row.stored_column(name), || row.root())
+        let found = JobsTable::of(|name| row.stored_column(name), || row.root());
+        // Without shared memory there is no stager, which would have to wake queues later.
+        let stages = stages && Segment::attached().is_some();
+        let staging = || Staging::of(|name| row.stored_column(name));
+        found.map(|table| JobsTable { staging: stages.then(staging).flatten(), ..table })
     };
     if found.is_none() {
         bus::count_dropped();
@@ -194,8 +249,8 @@ impl JobsTable {
     ///
     /// `root` returns the topmost partitioned table, or the table itself, and its schema. Another
     /// table than oban_jobs may have the trigger, too: it was renamed, or a user has put the trigger
-    /// there. The trigger wakes queues for a role that may publish in the schema, and for no other. `None`:
-    /// the role may not.
+    /// there. The trigger wakes queues for a role that may publish in the schema, and for no other.
+    /// `None`: the role may not.
     fn of(
         column: impl Fn(&str) -> Option<Column>,
         root: impl FnOnce() -> (TableOid, SchemaOid),
@@ -204,7 +259,24 @@ impl JobsTable {
         let available = column("state").and_then(available)?;
         let (root, schema) = root();
         let may_wake = catalog::is_called(root, "oban_jobs") || rights::allows_in(schema, Right::Write);
-        may_wake.then_some(Self { schema, queue, available })
+        may_wake.then_some(Self { schema, queue, available, staging: None })
+    }
+
+    /// Does what a row asks for that was inserted or updated. `is_news` says whether a row that is
+    /// available was not available before, or was in another queue.
+    fn written(&self, row: &Tuple, is_news: impl FnOnce() -> bool) {
+        let due = self.staging.and_then(|staging| staging.due_at(row));
+        if self.is_available(row) {
+            if let Some(due) = due.filter(|due| *due > time::now()) {
+                due_jobs::is_due_later(self.schema, due);
+            } else if config::wakeups() && is_news() {
+                self.wake(row);
+            }
+        } else if let (Some(due), Some(staging)) = (due, self.staging)
+            && staging.is_stageable(row)
+        {
+            due_jobs::becomes_due(self.schema, due);
+        }
     }
 
     fn is_available(&self, row: &Tuple) -> bool {

@@ -205,8 +205,9 @@ impl Coordinator {
             r.forget_unslotted(last_generation, exists);
             r.reap(last_generation, alive, exists)
         });
-        for FreedSlot { slot, generation, .. } in freed {
+        for FreedSlot { oid, slot, generation } in freed {
             rings::close(segment, SlotId { slot, generation });
+            super::stagers::dismiss_all(segment, oid); // a keeper that was killed could not
         }
         leaving.into_iter().for_each(latch::wake);
     }

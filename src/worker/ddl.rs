@@ -49,6 +49,7 @@ pub fn install() {
         CatalogChange::Prepared => {
             note(Note::Extension);
             note(Note::Shapes);
+            note(Note::Prepared);
             ddl_changes::prepared_ends();
         }
     };
@@ -83,7 +84,9 @@ fn hold(database: DatabaseOid) {
             }
             r.processes(database)
         });
-        processes.into_iter().filter(|process| process.pid != 0)
+        // After the hold is set: a stager claims its slot, and then looks for holds.
+        let stagers = segment.stagers_view(|s| s.processes(database));
+        processes.into_iter().filter(|process| process.pid != 0).chain(stagers)
     };
     let since = clock::now();
     // A worker that starts from here on sees the hold, and leaves by itself.

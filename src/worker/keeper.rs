@@ -12,6 +12,8 @@
 //! of these: its latch is set (a member joined or left, a row was changed or freed, a prefix was
 //! installed), half of a lease is over, a lease ends, a row expires, messages are stranded, or a
 //! retry is due.
+//!
+//! The keeper also starts and ends the database's stagers (`stagers`), and stages nothing itself.
 
 use std::cell::Cell;
 
@@ -21,6 +23,7 @@ use pgrx::prelude::*;
 use super::election::{self, Elections};
 use super::process::{self, Begun};
 use super::signals::SignalIngest;
+use super::stagers::Supervisor;
 use crate::bus;
 use crate::logic::backoff::STRANDED;
 use crate::logic::lifecycle::Kind;
@@ -61,11 +64,13 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
     let mut due = Some(ClockTime::ZERO);
     let mut stranded = StrandedSender::default();
     let mut signals = SignalIngest::new(segment);
+    let mut stagers = Supervisor::new(segment, database);
     loop {
         latch::reset();
         let reloaded = bgworker::reload_config();
         let orders = segment.registry(|r| r.take_orders(Kind::Keeper, database));
         if orders.leave {
+            stagers.dismiss();
             return;
         }
         if look || orders.look_for_extension || elections.dropped {
@@ -75,6 +80,7 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
             latch::wake_if(segment.registry(|r| r.extension_looked_up(database, pid, extension, since)));
             segment.wake_coordinator();
             if !extension {
+                stagers.dismiss();
                 return;
             }
             (look, elections.dropped, due) = (false, false, Some(ClockTime::ZERO));
@@ -104,12 +110,16 @@ pub extern "C-unwind" fn obanrs_keeper_main(argument: pg_sys::Datum) {
             continue;
         }
         let signals_due = signals.pass(woken);
-        if signals.has_news()
+        // The last that may run a transaction: nothing resets the latch after it has looked.
+        let looked_at_stagers = stagers.pass();
+        if looked_at_stagers
+            || signals.has_news()
             || signals.tried && segment.registry(|r| r.wakeups(Kind::Keeper, database) != wakeups)
         {
             continue;
         }
-        latch::wait_until(election::earliest(election::earliest(due, stranded_due), signals_due));
+        let due = [due, stranded_due, signals_due, stagers.due()];
+        latch::wait_until(due.into_iter().reduce(election::earliest).flatten());
     }
 }
 

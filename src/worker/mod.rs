@@ -14,6 +14,8 @@
 //! | `relay` | the worker of a database that sends the messages in its ring |
 //! | `exchange` | the exchange of gossip with foreign nodes, which runs in the relay |
 //! | `signals` | remembering the queue signals that others send, which runs in the keeper |
+//! | `stager` | the worker of a prefix that makes its due jobs available |
+//! | `stagers` | what a keeper does for stagers: which there are, when they start and leave |
 //! | `process` | how a keeper or a relay begins and ends |
 //! | `trouble` | reports of what goes wrong in a worker |
 //! | `ddl` | the hooks: commands that need a database alone, and commands that change what workers use |
@@ -29,6 +31,8 @@ mod look;
 mod process;
 mod relay;
 mod signals;
+mod stager;
+mod stagers;
 mod trouble;
 pub mod view;
 

@@ -5,6 +5,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::logic::lifecycle::{DatabaseSlot, Kind, state_name};
+use crate::logic::staging::slots::StagerSlot;
 use crate::logic::times::WallTime;
 use crate::pg::datum::Shown;
 use crate::pg::{session, time};
@@ -59,4 +60,42 @@ fn obanrs_workers() -> Result<
         )
     });
     Ok(TableIterator::new(std::iter::once(first).chain(others)))
+}
+
+/// The rows of the view oban_workers for stagers.
+#[pg_extern(volatile, parallel_restricted)]
+fn obanrs_stagers() -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(database, Option<pg_sys::Oid>),
+            name!(pid, Option<i32>),
+            name!(state, &'static str),
+            name!(started_at, Option<TimestampWithTimeZone>),
+            name!(restarts, i32),
+            name!(last_error, Option<Shown>),
+            name!(prefix, Option<Shown>),
+        ),
+    >,
+    ErrorReport,
+> {
+    let Some(segment) = Segment::attached() else { return Ok(TableIterator::empty()) };
+    let (sees_all, own) = (session::sees_all(), session::database());
+    let slots: Vec<StagerSlot> =
+        segment.stagers_view(|s| s.slots.iter().filter(|s| !s.is_free()).copied().collect());
+    Ok(TableIterator::new(slots.into_iter().map(move |s| {
+        let shown = |text: &str, may: bool| (may && !text.is_empty()).then(|| Shown(text.to_owned()));
+        let runs = s.process.pid != 0;
+        (
+            Some(pg_sys::Oid::from(s.database)),
+            runs.then_some(s.process.pid),
+            state_name(s.shown_state()),
+            time::timestamptz(s.started_at).filter(|_| runs),
+            s.restarts as i32,
+            // The last error may quote what a prefix's owner wrote.
+            shown(s.last_error.as_str(), sees_all),
+            // The schemas of another database are not everybody's to see.
+            shown(s.prefix.as_str(), sees_all || s.database == own),
+        )
+    })))
 }

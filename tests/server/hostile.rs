@@ -339,7 +339,7 @@ fn all_is_well(cluster: &Cluster, watch: &mut Watch) {
     let idle = "SELECT count(*) = 0 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
         WHERE a.backend_type LIKE 'obanrs%' AND l.locktype <> 'virtualxid'";
     let run = "SELECT count(*) = 3 FROM ext.oban_workers w JOIN pg_stat_activity a USING (pid)
-        WHERE w.state = 'running' AND (w.database = 'postgres' OR w.kind = 'coordinator')";
+        WHERE w.state = 'running' AND (w.kind IN ('keeper', 'relay') AND w.database = 'postgres' OR w.kind = 'coordinator')";
     wait_until("the workers run", || client.one(run));
     client.batch_execute("SELECT ext.oban_leave(member) FROM ext.oban_members").unwrap();
     client.batch_execute("SELECT ext.oban_install('afterwards')").unwrap();

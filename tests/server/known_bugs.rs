@@ -19,7 +19,7 @@ fn a_server_in_recovery_fills_no_log() {
     let during = standby.log();
     assert!(during.contains("client backend ERROR:  cannot join during recovery"), "{during}");
     standby.promote();
-    let running = "SELECT count(*) = 3 FROM oban_workers WHERE state = 'running'";
+    let running = "SELECT count(*) = 4 FROM oban_workers WHERE state = 'running'";
     wait_until("the workers start with the promotion", || client.one(running));
     assert_eq!(client.one::<i64>("SELECT sum(restarts) FROM oban_workers"), 0, "they had not tried before");
     client.batch_execute("SELECT oban_join('a')").unwrap();

@@ -29,7 +29,7 @@ fn busy() -> Cluster {
         client.batch_execute("SELECT oban_join('leased', lease => '1 h')").unwrap();
         wait_until("it leads", || client.one("SELECT oban_is_leader(node => 'leased')"));
     }
-    wait_until("all run", || workers(&mut cluster.client()).len() == 5);
+    wait_until("all run", || workers(&mut cluster.client()).len() == 7);
     cluster
 }
 
@@ -56,7 +56,7 @@ fn workers_leave_without_a_word() {
         drop(client);
         cluster.stop(mode);
         cluster.start_again();
-        wait_until("all are back", || workers(&mut cluster.client()).len() == 5);
+        wait_until("all are back", || workers(&mut cluster.client()).len() == 7);
     }
     let alarms: Vec<String> = alarms(&cluster);
     assert_eq!(alarms, Vec::<String>::new());
@@ -78,7 +78,7 @@ fn terminated_workers_come_back_without_an_alarm() {
         }
         wait_until("others run", || {
             let now = workers(&mut admin);
-            now.len() == 5 && now.iter().zip(&before).all(|(now, before)| now.2 != before.2)
+            now.len() == 7 && now.iter().zip(&before).all(|(now, before)| now.2 != before.2)
         });
     }
     assert!(
@@ -190,6 +190,7 @@ fn waits_have_names() {
     for (who, event) in [
         ("backend_type = 'obanrs keeper'".to_owned(), name("ObanrsKeeper")),
         ("backend_type = 'obanrs relay'".to_owned(), name("ObanrsRelay")),
+        ("backend_type = 'obanrs stager'".to_owned(), name("ObanrsStager")),
         ("backend_type = 'obanrs coordinator'".to_owned(), name("ObanrsCoordinator")),
         (format!("pid = {pid}"), name("ObanrsWait")),
     ] {

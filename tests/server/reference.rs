@@ -90,6 +90,7 @@ Every function, view and setting of obanrs. psql shows the same texts: `\\x`, th
 | gossip | what each node tells of its queues. A *check* is one entry of it, as Oban's nodes send it |
 | ring | shared memory with the last messages of a database |
 | keeper, relay | background workers: one holds elections, one sends notifications (`oban_workers`) |
+| to stage, stager | to make due jobs available; the background worker that does it for a prefix |
 | preload | obanrs is in `shared_preload_libraries`. Without it there are no members, gossip and workers |
 
 What holds for all functions:

@@ -19,7 +19,7 @@ const WRITERS: &str = "owner writer";
 
 /// Statements, and the roles that may run them. With `1 / count(*)`, a view without rows is a division by
 /// zero.
-const ACTIONS: [(&str, &str); 72] = [
+const ACTIONS: [(&str, &str); 73] = [
     ("SELECT oban_version()", EVERYBODY),
     ("SELECT oban_check()", EVERYBODY),
     ("SELECT oban_encode('{}')", EVERYBODY),
@@ -80,6 +80,7 @@ const ACTIONS: [(&str, &str); 72] = [
     ("SELECT 1 / count(*) FROM obanrs_leadership() WHERE prefix = 'app'", READERS),
     ("SELECT 1 / count(*) FROM obanrs_gossip() WHERE prefix = 'app'", READERS),
     ("SELECT 1 / count(*) FROM obanrs_workers()", EVERYBODY),
+    ("SELECT count(*) FROM obanrs_stagers()", EVERYBODY),
     ("SELECT nextval('obanrs_term')", ""),
     ("SELECT last_value FROM obanrs_term", EVERYBODY), // pg_dump reads it
     ("SELECT oban_install('app')", "owner"),           // the trigger is missing before

@@ -347,7 +347,7 @@ fn databases_take_rings_as_they_need_them() {
         let mut client = cluster.client_of(name);
         client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").unwrap();
         let running =
-            "SELECT count(*) = 2 FROM oban_workers WHERE state = 'running' AND database = current_database()";
+            "SELECT count(*) = 3 FROM oban_workers WHERE state = 'running' AND database = current_database()";
         wait_until("its workers run", || client.one(running));
         clients.push(client);
     }

@@ -207,6 +207,8 @@ pub struct DatabaseSlot {
     expects_fences: u32,
     /// 1: the relay has to look which prefixes are installed. 0: the relay need not look.
     prefixes: u32,
+    /// 1: the keeper has to look which prefixes stage. 0: the keeper need not look.
+    staging: u32,
     /// The workers, by `Kind`.
     workers: [WorkerSlot; 2],
 }
@@ -515,7 +517,7 @@ impl Registry<'_> {
 
     /// Returns the process numbers of the backends that hold a database. A worker that has gone
     /// wakes them.
-    fn holders(&self, oid: DatabaseOid) -> Vec<i32> {
+    pub fn holders(&self, oid: DatabaseOid) -> Vec<i32> {
         self.holds.iter().filter(|h| h.database == oid && !oid.is_none()).map(|h| h.holder.procno).collect()
     }
 
@@ -637,11 +639,34 @@ impl Registry<'_> {
         self.find(oid)?.workers[Kind::Relay as usize].prepare_wakeup()
     }
 
-    /// Notes that a prefix may have been installed, renamed or dropped. Returns the process number
-    /// of the relay to wake; `None` if there is no relay.
-    pub fn prefixes_changed(&mut self, oid: DatabaseOid) -> Option<i32> {
-        self.find(oid)?.prefixes = 1;
-        self.prepare_relay_wakeup(oid)
+    /// Notes that a prefix may have been installed, renamed or dropped. Returns the process numbers
+    /// of the relay and of the keeper to wake; `None` for one that there is not.
+    pub fn prefixes_changed(&mut self, oid: DatabaseOid) -> [Option<i32>; 2] {
+        let Some(d) = self.find(oid) else { return [None; 2] };
+        d.prefixes = 1;
+        [self.prepare_relay_wakeup(oid), self.staging_changed(oid)]
+    }
+
+    /// Notes that the keeper has to look which prefixes stage, and at their stagers. Returns the
+    /// process number of the keeper to wake; `None` if there is no keeper. The wakeup counter stays:
+    /// elections need not be planned anew.
+    pub fn staging_changed(&mut self, oid: DatabaseOid) -> Option<i32> {
+        let d = self.find(oid)?;
+        d.staging = 1;
+        let keeper = d.worker(Kind::Keeper).process;
+        (keeper.pid != 0).then_some(keeper.procno)
+    }
+
+    /// Returns whether the keeper has to look which prefixes stage, and forgets that.
+    pub fn take_staging(&mut self, oid: DatabaseOid) -> bool {
+        self.find(oid).is_some_and(|d| std::mem::take(&mut d.staging) != 0)
+    }
+
+    /// Returns how many of `most` worker processes are left for stagers, when each database with a
+    /// slot has its keeper and its relay.
+    pub fn room_for_stagers(&self, most: usize) -> usize {
+        let databases = self.databases.iter().filter(|d| !d.oid.is_none()).count();
+        most.saturating_sub(1 + Kind::ALL.len() * databases)
     }
 
     /// Returns what a worker has to know before a pass, and forgets the requests to look. A

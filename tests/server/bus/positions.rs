@@ -130,7 +130,7 @@ fn a_position_of_the_primary_goes_on_after_a_promotion() {
     primary.stop("immediate");
     standby.promote();
     let mut client = standby.client();
-    let workers = "SELECT count(*) = 3 FROM oban_workers WHERE state = 'running'";
+    let workers = "SELECT count(*) = 4 FROM oban_workers WHERE state = 'running'";
     wait_until("the workers start with the promotion", || client.one(workers));
     let first = poll(&mut client, &format!("'{{sonar}}', {}", there.position));
     assert_eq!((first.missed, first.payloads.len()), (None, 0), "nobody knows what it missed");

@@ -100,7 +100,6 @@ fn wrong_values_are_shown_with_what_helps() {
         ("oban_install('pg_temp_3')", "42939", "\"pg_temp_3\"", "another schema"),
         ("oban_install('pg_toast')", "42939", "\"pg_toast\"", "another schema"),
         ("oban_install('information_schema')", "42939", "\"information_schema\"", "another schema"),
-        ("oban_install(stage => true)", "0A000", "staging", "README"),
         ("oban_watch('oban_jobs', '')", "22023", "channel is empty", "object_queue"),
         ("oban_watch('oban_jobs', 'c', 'lane')", "22023", "\"lane\"", "system column"),
         ("oban_watch('oban_jobs', 'c', 'queue', payload_column => 'id')", "22023", "both", "queue_column"),

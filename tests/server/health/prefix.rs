@@ -27,6 +27,7 @@ fn a_healthy_prefix_has_a_row_a_thing_and_all_are_ok() {
             "columns of public.oban_jobs",
             "trigger on public.oban_jobs",
             "rights on public",
+            "staging of public",
             "triggers on public.oban_peers",
             "public.oban_peers",
             "publication of public.oban_peers",

@@ -1,0 +1,27 @@
+//! Which prefixes stage, as committed now. The keeper asks this: the functions read catalogs by
+//! themselves, without SQL, and take no lock on a table.
+
+use super::extension;
+use crate::logic::ids::TableOid;
+use crate::logic::staging::STAGE;
+use crate::pg::catalog::{self, NamedJobs};
+
+/// The name of a table of jobs.
+pub const TABLE: &str = "oban_jobs";
+
+/// The name of the trigger whose argument says whether the prefix stages.
+const TRIGGER: &str = "obanrs_jobs_insert";
+
+/// Returns the tables of jobs that are staged.
+pub fn staged_tables() -> Vec<NamedJobs> {
+    let Some(function) = extension::jobs_function() else { return Vec::new() };
+    let mut tables = catalog::jobs_tables_named(TABLE);
+    tables.retain(|table| catalog::has_trigger_with_argument(table.oid, TRIGGER, function, STAGE));
+    tables
+}
+
+/// Returns whether a table of jobs is staged.
+pub fn is_staged(table: TableOid) -> bool {
+    extension::jobs_function()
+        .is_some_and(|function| catalog::has_trigger_with_argument(table, TRIGGER, function, STAGE))
+}

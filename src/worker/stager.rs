@@ -1,0 +1,267 @@
+//! A stager: the worker of one prefix that makes its jobs available when they are due.
+//!
+//! A stager is connected as the owner of the prefix's oban_jobs, and as no other role. Its UPDATE
+//! fires the table's triggers, as an UPDATE of the owner's does. That code may do anything that the
+//! owner may do: wait, loop, raise, or catch what would end it. So no two prefixes share a process,
+//! and a transaction that takes too long ends the process by a FATAL, which no code catches.
+//! The keeper starts another one, after a delay that grows (`stagers`).
+//!
+//! A stager sleeps until the earliest due time that its last look has found, by the wall clock, or
+//! until a commit tells of an earlier one (`logic::staging::alarm`). Without a due time it sleeps
+//! without a timer. While it waits, it has no transaction and no lock.
+//!
+//! If a stager dies in a transaction, the transaction is aborted, and the next stager finds the rows
+//! again. If it dies between its commit and the wait, the next one begins with a look.
+
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::bus::{self, Target};
+use crate::logic::ids::DatabaseOid;
+use crate::logic::outbox::Requester;
+use crate::logic::staging::alarm::NEVER;
+use crate::logic::staging::slots::{Claimed, LaunchedStager};
+use crate::logic::staging::{Agenda, Announcements, BATCH, STATEMENT_LIMIT, Seen};
+use crate::logic::times::WallTime;
+use crate::logic::wire;
+use crate::pg::bgworker::{self, Restarted};
+use crate::pg::latch::Event;
+use crate::pg::statement::NotRun;
+use crate::pg::{clock, encoding, latch, session, time, xact};
+use crate::prefix::staging::StagedJobs;
+use crate::shmem::Segment;
+use crate::shmem::stagers::Alarms;
+
+/// The longest wait for a lock on the table. After that the stager gives way, and tries again soon.
+const LOCK_TIMEOUT: &CStr = c"1s";
+
+/// What the exit callback has to know: the slot, its generation (0 before the claim), and the
+/// database.
+static SLOT: AtomicUsize = AtomicUsize::new(0);
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+static DATABASE: AtomicU32 = AtomicU32::new(0);
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn obanrs_stager_main(argument: pg_sys::Datum) {
+    let Some(segment) = Segment::attached() else { return };
+    bgworker::take_signals(Restarted::ByLauncher);
+    bgworker::end_at_limit();
+    // This comes before the claim and before the process connects, as in `process::begin`.
+    session::after_disconnect(exited);
+    let (process, now) = (latch::my_process(), time::now());
+    let Some(claimed) = segment.stagers(|s| s.claim(argument.value(), process, now)) else { return };
+    SLOT.store(claimed.id.slot, Ordering::Relaxed);
+    DATABASE.store(claimed.database.0, Ordering::Relaxed);
+    GENERATION.store(claimed.id.generation, Ordering::Relaxed);
+    // A command that needs the database alone sets its hold, and then looks for stagers. This
+    // process has claimed its slot, and now looks for holds. One of them sees the other.
+    if segment.registry(|r| r.is_held(claimed.database)) {
+        return;
+    }
+    let Some(alarms) = segment.alarms(claimed.id.slot) else { return };
+    bgworker::connect_as(claimed.database, claimed.owner);
+    begin_session();
+    segment.stagers(|s| s.connected(claimed.id, process.pid));
+    let mut stager = Stager {
+        segment,
+        claimed,
+        alarms,
+        agenda: Agenda::default(),
+        announcements: Announcements::default(),
+        has_succeeded: false,
+    };
+    if let Err(why) = stager.run() {
+        segment.stagers(|s| s.note_error(claimed.id, process.pid, &why));
+    }
+}
+
+/// Overrides those settings of the role and of the database that a stager can't do with. All others
+/// stay: the owner's triggers find what they would find in a session of the owner.
+fn begin_session() {
+    for (name, value) in [
+        (c"role", c"none"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"session_replication_role", c"origin"),
+        (c"lock_timeout", LOCK_TIMEOUT),
+        (c"application_name", c"obanrs stager"),
+    ] {
+        session::set(name, value);
+    }
+    session::set(c"client_encoding", encoding::of_database());
+    // transaction_timeout is not known before Postgres 17.
+    session::set_if_known(c"transaction_timeout", c"0");
+    bgworker::report_name(c"obanrs stager");
+    latch::wait_as(Event::Stager);
+}
+
+/// Records the end of this process, and wakes those that wait for it: commands that hold the
+/// database, and the keeper.
+#[pg_guard]
+unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
+    let Some(segment) = Segment::attached() else { return };
+    let id =
+        LaunchedStager { slot: SLOT.load(Ordering::Relaxed), generation: GENERATION.load(Ordering::Relaxed) };
+    let database = DatabaseOid(DATABASE.load(Ordering::Relaxed));
+    if id.generation == 0 {
+        return; // the claim was refused, or did not come
+    }
+    let pid = latch::my_pid();
+    if bgworker::has_timed_out() {
+        let why = format!("a transaction took longer than {} s, and was ended", STATEMENT_LIMIT / 1_000);
+        segment.stagers(|s| s.timed_out(id, pid, &why));
+    }
+    let holders = segment.registry(|r| r.holders(database));
+    segment.stagers(|s| s.exited(id, pid, clock::now(), !holders.is_empty()));
+    holders.into_iter().for_each(latch::wake);
+    segment.staging_changed(database);
+}
+
+/// The result of one transaction of a stager.
+enum Looked {
+    /// A whole batch was made available, and more may be due.
+    More,
+    /// What is left.
+    Seen(Seen),
+}
+
+struct Stager {
+    segment: Segment,
+    claimed: Claimed,
+    alarms: &'static Alarms,
+    agenda: Agenda,
+    announcements: Announcements,
+    /// Whether a look has succeeded.
+    has_succeeded: bool,
+}
+
+impl Stager {
+    /// Runs until the stager has to leave. `Err`: it fails, for this reason.
+    fn run(&mut self) -> Result<(), String> {
+        loop {
+            latch::reset();
+            bgworker::reload_config();
+            if self.has_to_leave() {
+                return Ok(());
+            }
+            let due = self.alarms.due.sleep_until(self.agenda.next());
+            let later = if self.claimed.announces {
+                self.alarms.later.sleep_until(self.announcements.next())
+            } else {
+                NEVER
+            };
+            let now = clock::now();
+            match self.agenda.look_at(due.min(later), now, time::now()) {
+                Some(at) if at <= now => self.look()?,
+                at => latch::wait_until(at),
+            }
+        }
+    }
+
+    /// Returns whether the stager has to leave: a command needs the database alone, or the keeper
+    /// has dismissed the stager.
+    fn has_to_leave(&self) -> bool {
+        self.segment.stagers_view(|s| s.has_to_end(self.claimed.id))
+            || self.segment.registry(|r| r.is_held(self.claimed.database))
+    }
+
+    /// Looks at the table until nothing is left that is due. `Err`: a transaction has failed.
+    fn look(&mut self) -> Result<(), String> {
+        // Before the snapshots of the transactions.
+        let told = self.alarms.later.begin_look();
+        self.alarms.due.begin_look();
+        loop {
+            let now = time::now();
+            match self.transaction(|jobs| stage(jobs, now))? {
+                Some(Looked::More) if self.has_to_leave() => return Ok(()),
+                Some(Looked::More) => {}
+                Some(Looked::Seen(seen)) => {
+                    self.agenda.looked(seen, clock::now());
+                    break;
+                }
+                None => {
+                    // What was told is told again, so that the next look knows of it.
+                    if told < NEVER {
+                        self.alarms.later.tell(told);
+                    }
+                    self.agenda.put_off(clock::now());
+                    return Ok(());
+                }
+            }
+        }
+        if !self.has_succeeded {
+            self.has_succeeded = true;
+            let pid = latch::my_pid();
+            self.segment.stagers(|s| s.succeeded(self.claimed.id, pid));
+        }
+        self.look_for_later(told)
+    }
+
+    /// Wakes the queues of jobs that were inserted as available and have become due since, and finds
+    /// out when the next one is due. `told` is the earliest due time that was told since the last
+    /// look. This reads all jobs that are available. If that takes too long, which ends this process,
+    /// the stagers of this slot do without (`Stagers::begin_announcing`).
+    fn look_for_later(&mut self, told: WallTime) -> Result<(), String> {
+        if !self.claimed.announces || !self.announcements.has_to_look(told, time::now()) {
+            return Ok(());
+        }
+        let (id, pid, schema) = (self.claimed.id, latch::my_pid(), self.claimed.schema);
+        self.segment.stagers(|s| s.begin_announcing(id, pid));
+        // A row that is inserted from here on is woken by its own transaction, or told.
+        let (now, before) = (time::now(), self.announcements);
+        let next = self.transaction(|jobs| {
+            if let Some((after, upto)) = before.due(told, now) {
+                let target = Target::wakeups(schema);
+                jobs.queues_due(after, upto, |queue| {
+                    let payload = wire::object_of_one("queue", queue);
+                    if payload.len() > wire::MAX_PAYLOAD {
+                        return bus::count_dropped();
+                    }
+                    let _ = bus::queue(&target, payload, Requester::Trigger);
+                })?;
+            }
+            jobs.next_later(now)
+        })?;
+        self.segment.stagers(|s| s.announced(id, pid));
+        match next {
+            Some(next) => self.announcements.announced(next),
+            None => {
+                if told < NEVER {
+                    self.alarms.later.tell(told);
+                }
+                self.agenda.put_off(clock::now());
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs one transaction of this process, in which `body` has the table locked. `None`: nothing
+    /// was done, because another transaction has the table, or a name was changed meanwhile. `Err`
+    /// says why the transaction failed.
+    fn transaction<R>(
+        &self,
+        body: impl FnOnce(&StagedJobs) -> Result<R, NotRun>,
+    ) -> Result<Option<R>, String> {
+        let Claimed { table, schema, owner, .. } = self.claimed;
+        let in_transaction = || match body(&StagedJobs::open(table, schema, owner)?) {
+            Ok(result) => Ok(Some(result)),
+            Err(NotRun::AnotherTable) => Ok(None),
+            Err(NotRun::Rule) => Err("its table has a rule for UPDATE".into()),
+        };
+        let limited = || xact::limit(STATEMENT_LIMIT, || xact::run(c"obanrs: staging", in_transaction));
+        // The time limit includes the commit, at which deferred triggers run.
+        match xact::contain(limited) {
+            Ok(outcome) => outcome,
+            Err(caught) if caught.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => Ok(None),
+            Err(caught) => Err(caught.message),
+        }
+    }
+}
+
+/// Makes a batch available that is due at `now`, and finds out what is left.
+fn stage(jobs: &StagedJobs, now: WallTime) -> Result<Looked, NotRun> {
+    if jobs.stage(now)? >= BATCH { Ok(Looked::More) } else { Ok(Looked::Seen(jobs.seen(now)?)) }
+}

@@ -1,0 +1,328 @@
+//! A table's owner writes code that the stager runs. It runs with the owner's rights and no more, and it
+//! costs that prefix only.
+
+use postgres::Client;
+
+use super::{becomes_available, running, schedule, sleeps, stager};
+use crate::support::{Ask, Cluster, heard, wait_until};
+
+/// Starts a server with two roles that own a prefix each of their own name, and with the prefix public.
+fn tenants() -> (Cluster, Client) {
+    let cluster = Cluster::installed();
+    let mut root = cluster.client();
+    root.batch_execute(
+        "CREATE ROLE eve LOGIN; CREATE ROLE bob LOGIN; GRANT CREATE ON DATABASE postgres TO eve, bob",
+    )
+    .unwrap();
+    for tenant in ["eve", "bob"] {
+        let mut client = cluster.client_as("postgres", tenant);
+        client.batch_execute(&format!("SELECT oban_install('{tenant}')")).unwrap();
+    }
+    for prefix in ["public", "eve", "bob"] {
+        sleeps(&mut root, prefix);
+    }
+    (cluster, root)
+}
+
+/// Creates a trigger on eve's table with this body.
+fn code(eve: &mut Client, timing: &str, body: &str) {
+    eve.batch_execute(&format!(
+        "CREATE OR REPLACE FUNCTION eve.act() RETURNS trigger LANGUAGE plpgsql AS $act$ {body} $act$;
+         DROP TRIGGER IF EXISTS act ON eve.oban_jobs;
+         CREATE TRIGGER act {timing} UPDATE ON eve.oban_jobs FOR EACH ROW EXECUTE FUNCTION eve.act()"
+    ))
+    .unwrap();
+}
+
+#[test]
+fn owners_code_runs_as_the_owner() {
+    let (cluster, mut root) = tenants();
+    let mut eve = cluster.client_as("postgres", "eve");
+    eve.batch_execute("CREATE TABLE eve.seen (who text)").unwrap();
+    code(
+        &mut eve,
+        "BEFORE",
+        "BEGIN
+            INSERT INTO eve.seen VALUES (current_user || ' ' || session_user || ' ' || current_setting('is_superuser'));
+            BEGIN RESET ROLE; SET SESSION AUTHORIZATION DEFAULT; EXCEPTION WHEN OTHERS THEN NULL; END;
+            INSERT INTO eve.seen VALUES (current_user || ' ' || session_user || ' ' || current_setting('is_superuser'));
+            RETURN NEW;
+         END",
+    );
+    let id = schedule(&mut root, "eve", "q", 50);
+    becomes_available(&mut root, "eve", id);
+    let seen: String = root.one("SELECT string_agg(DISTINCT who, ', ') FROM eve.seen");
+    assert_eq!(seen, "eve eve off");
+}
+
+/// Code that waits or loops ends its stager, whatever it catches, and nothing else waits for it.
+#[test]
+fn code_that_does_not_end_costs_only_its_own_prefix() {
+    let (cluster, mut root) = tenants();
+    let mut eve = cluster.client_as("postgres", "eve");
+    let before = sleeps(&mut root, "eve");
+    code(
+        &mut eve,
+        "BEFORE",
+        "BEGIN LOOP BEGIN PERFORM pg_sleep(0.1); EXCEPTION WHEN OTHERS OR query_canceled THEN NULL; END; END LOOP; END",
+    );
+    schedule(&mut root, "eve", "q", 0);
+    let busy = format!("SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = {before} AND state = 'active'");
+    wait_until("it runs the code", || root.one(&busy));
+    // Meanwhile others are staged, elected and sent.
+    let mut listener = cluster.client();
+    listener.batch_execute("SELECT oban_listen_channels('{insert}', 'bob')").unwrap();
+    for prefix in ["bob", "public"] {
+        let id = schedule(&mut root, prefix, "q", 100);
+        becomes_available(&mut root, prefix, id);
+    }
+    wait_until("its queue is woken", || !heard(&mut listener).is_empty());
+    root.batch_execute("SELECT oban_join('n', 'Oban', '1 hour', prefix => 'eve')").unwrap();
+    wait_until("eve's prefix has a leader", || {
+        root.one("SELECT oban_is_leader(node => 'n', prefix => 'eve')")
+    });
+    root.query_one("SELECT pg_cancel_backend($1)", &[&before]).unwrap();
+    assert!(root.one::<bool>(&busy), "a cancel does not end it");
+
+    wait_until("its stager has ended", || stager(&mut root, "eve").is_some_and(|s| s.pid != Some(before)));
+    wait_until("and again", || stager(&mut root, "eve").is_some_and(|s| s.restarts >= 2));
+    let seen = stager(&mut root, "eve").unwrap();
+    assert!(seen.last_error.contains("took longer than 10 s"), "{seen:?}");
+    let log = cluster.log();
+    assert!(
+        log.contains(
+            "can't stage jobs of prefix \"eve\" in database \"postgres\": a transaction took longer"
+        ),
+        "{log}"
+    );
+    assert!(!log.contains("FATAL"), "{log}");
+}
+
+/// Code that raises: the delay grows, and the prefix recovers when the code is gone.
+#[test]
+fn code_that_raises_is_tried_again_after_growing_delays() {
+    let (cluster, mut root) = tenants();
+    let mut eve = cluster.client_as("postgres", "eve");
+    code(&mut eve, "AFTER", "BEGIN RAISE 'not today'; END");
+    let id = schedule(&mut root, "eve", "q", 0);
+    wait_until("it has failed", || stager(&mut root, "eve").is_some_and(|s| s.restarts >= 3));
+    let seen = stager(&mut root, "eve").unwrap();
+    assert_eq!((seen.last_error.as_str(), seen.restarts <= 5), ("not today", true), "{seen:?}");
+    assert!(cluster.log().contains("Its stager is started again in "), "{}", cluster.log());
+    let (ok, detail) = super::check(&mut root, "eve").unwrap();
+    assert!(!ok && detail.contains("not today"), "{detail}");
+    let (ok, detail) = super::check(&mut eve, "eve").unwrap();
+    assert!(!ok && detail.contains("not today"), "the owner sees it: {detail}");
+    eve.batch_execute("DROP TRIGGER act ON eve.oban_jobs").unwrap();
+    becomes_available(&mut root, "eve", id);
+    sleeps(&mut root, "eve");
+    assert!(super::check(&mut root, "eve").unwrap().0);
+}
+
+/// At the commit, deferred code of the owner's runs, too.
+#[test]
+fn code_that_is_deferred_is_ended_as_well() {
+    let (cluster, mut root) = tenants();
+    let mut eve = cluster.client_as("postgres", "eve");
+    eve.batch_execute(
+        "CREATE FUNCTION eve.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(3600); RETURN NULL; END $$;
+         CREATE CONSTRAINT TRIGGER slow AFTER UPDATE ON eve.oban_jobs DEFERRABLE INITIALLY DEFERRED
+         FOR EACH ROW EXECUTE FUNCTION eve.slow()",
+    )
+    .unwrap();
+    let before = running(&mut root, "eve");
+    schedule(&mut root, "eve", "q", 0);
+    wait_until("its stager has ended", || stager(&mut root, "eve").is_some_and(|s| s.pid != Some(before)));
+    let seen = stager(&mut root, "eve").unwrap();
+    assert!(seen.last_error.contains("took longer than 10 s"), "{seen:?}");
+}
+
+/// A table of a superuser's whose code belongs to somebody else is left out, as the code would run with a
+/// superuser's rights.
+#[test]
+fn a_superusers_table_with_foreign_code_is_left_out() {
+    let (cluster, mut root) = tenants();
+    root.batch_execute(
+        "CREATE TABLE public.proof (who text); GRANT ALL ON public.proof TO PUBLIC; GRANT CREATE ON SCHEMA public TO eve;
+         GRANT TRIGGER ON oban_jobs TO eve",
+    )
+    .unwrap();
+    let mut eve = cluster.client_as("postgres", "eve");
+    eve.batch_execute(
+        "CREATE FUNCTION eve.act() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN INSERT INTO public.proof VALUES (current_user); RETURN NEW; END $$;
+         CREATE FUNCTION eve.fine(text) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true';
+         CREATE FUNCTION eve.same(text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
+         BEGIN INSERT INTO public.proof VALUES (current_user); RETURN $1; END $$;
+         CREATE DOMAIN eve.word AS text; GRANT USAGE ON SCHEMA eve TO PUBLIC",
+    )
+    .unwrap();
+    let alone = |root: &mut Client, what: &str, undo: &str| {
+        let id = schedule(root, "public", "q", 100);
+        wait_until(what, || {
+            stager(root, "public").is_some_and(|s| s.state == "backoff" && s.last_error.contains("eve"))
+        });
+        let seen = stager(root, "public").unwrap();
+        assert!(seen.last_error.contains("its owner is a superuser"), "{seen:?}");
+        assert_eq!(root.one::<i64>("SELECT count(*) FROM public.proof"), 0, "{what}");
+        root.batch_execute(undo).unwrap();
+        // It recovers by itself, after a delay, or at once if it is installed anew.
+        root.batch_execute("SELECT oban_install(stage => false); SELECT oban_install(stage => true)")
+            .unwrap();
+        becomes_available(root, "public", id);
+        sleeps(root, "public");
+        root.batch_execute("TRUNCATE public.proof, oban_jobs").unwrap();
+    };
+    eve.batch_execute(
+        "CREATE TRIGGER act BEFORE UPDATE ON public.oban_jobs FOR EACH ROW EXECUTE FUNCTION eve.act()",
+    )
+    .unwrap();
+    alone(&mut root, "a trigger", "DROP TRIGGER act ON oban_jobs");
+    root.batch_execute("ALTER TABLE oban_jobs ADD CONSTRAINT foreign_code CHECK (eve.fine(queue)) NOT VALID")
+        .unwrap();
+    alone(&mut root, "a constraint", "ALTER TABLE oban_jobs DROP CONSTRAINT foreign_code");
+    root.batch_execute("CREATE INDEX foreign_code ON oban_jobs (eve.same(queue)) WHERE state = 'available'")
+        .unwrap();
+    alone(&mut root, "an index", "DROP INDEX foreign_code");
+    root.batch_execute("ALTER TABLE oban_jobs ADD word eve.word").unwrap();
+    eve.batch_execute("ALTER DOMAIN eve.word ADD CHECK (eve.fine(VALUE)) NOT VALID").unwrap();
+    alone(&mut root, "a domain", "ALTER TABLE oban_jobs DROP word");
+    // What others build on the table does not keep it from being staged.
+    root.batch_execute("GRANT SELECT ON oban_jobs TO eve").unwrap();
+    eve.batch_execute("CREATE VIEW eve.jobs AS SELECT eve.same(queue) FROM public.oban_jobs").unwrap();
+    let pid = sleeps(&mut root, "public");
+    let id = schedule(&mut root, "public", "q", 50);
+    becomes_available(&mut root, "public", id);
+    assert_eq!(sleeps(&mut root, "public"), pid);
+}
+
+/// The owner of a schema gives its name to another one, again and again, while a table in it is staged. No
+/// code of the table in its place runs as the owner of the first.
+#[test]
+fn a_schema_that_takes_anothers_place_gets_no_code_run() {
+    let cluster = Cluster::with_extension();
+    let mut root = cluster.client();
+    root.batch_execute(
+        "CREATE ROLE dbo LOGIN; CREATE ROLE vic LOGIN; ALTER DATABASE postgres OWNER TO dbo;
+         CREATE SCHEMA place AUTHORIZATION dbo; CREATE SCHEMA decoy AUTHORIZATION dbo;
+         GRANT ALL ON SCHEMA place, decoy TO PUBLIC; CREATE TABLE proof (who text); GRANT ALL ON proof TO PUBLIC",
+    )
+    .unwrap();
+    cluster.client_as("postgres", "vic").batch_execute("SELECT oban_install('place')").unwrap();
+    let mut dbo = cluster.client_as("postgres", "dbo");
+    dbo.batch_execute(
+        "SELECT oban_install('decoy', stage => false); GRANT ALL ON decoy.oban_jobs TO PUBLIC;
+         CREATE FUNCTION decoy.act() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN INSERT INTO public.proof VALUES (current_user); RETURN NULL; END $$;
+         CREATE TRIGGER act BEFORE UPDATE ON decoy.oban_jobs FOR EACH STATEMENT EXECUTE FUNCTION decoy.act()",
+    )
+    .unwrap();
+    let vics: u32 = root.one("SELECT 'place.oban_jobs'::regclass::oid");
+    sleeps(&mut root, "place");
+    let swap = "BEGIN; ALTER SCHEMA place RENAME TO nowhere; ALTER SCHEMA decoy RENAME TO place;
+                ALTER SCHEMA nowhere RENAME TO decoy; COMMIT";
+    for _ in 0..150 {
+        dbo.batch_execute(swap).unwrap();
+        let vics: String = root.one(&format!("SELECT {vics}::regclass::text"));
+        root.batch_execute(&format!(
+            "INSERT INTO {vics} (worker, state, scheduled_at) VALUES ('w', 'scheduled', '-infinity')"
+        ))
+        .unwrap();
+    }
+    let name: String = root.one(&format!("SELECT {vics}::regclass::text"));
+    let left = format!("SELECT count(*) = 0 FROM {name} WHERE state = 'scheduled'");
+    wait_until("all are staged", || root.one(&left));
+    assert_eq!(root.one::<i64>("SELECT count(*) FROM proof WHERE who = 'vic'"), 0);
+}
+
+/// A rule would do something else in place of the UPDATE.
+#[test]
+fn a_table_with_a_rule_is_left_out() {
+    let (cluster, mut root) = tenants();
+    let mut eve = cluster.client_as("postgres", "eve");
+    for rule in [
+        "ON UPDATE TO eve.oban_jobs DO INSTEAD NOTHING",
+        "ON UPDATE TO eve.oban_jobs DO INSTEAD UPDATE eve.oban_peers SET node = node",
+        "ON UPDATE TO eve.oban_jobs DO ALSO NOTIFY ruled",
+    ] {
+        eve.batch_execute(&format!("CREATE RULE r AS {rule}")).unwrap();
+        let id = schedule(&mut root, "eve", "q", 0);
+        wait_until(rule, || stager(&mut root, "eve").is_some_and(|s| s.last_error.contains("rule")));
+        eve.batch_execute("DROP RULE r ON eve.oban_jobs").unwrap();
+        becomes_available(&mut root, "eve", id);
+        eve.batch_execute("SELECT oban_install('eve', stage => false)").unwrap();
+        wait_until("its stager has gone", || stager(&mut root, "eve").is_none());
+        eve.batch_execute("SELECT oban_install('eve', stage => true)").unwrap();
+        sleeps(&mut root, "eve");
+    }
+}
+
+/// A database that is read-only by default is left alone.
+#[test]
+fn a_read_only_database_is_left_alone() {
+    let (_cluster, mut root) = tenants();
+    root.batch_execute("ALTER DATABASE postgres SET default_transaction_read_only = on").unwrap();
+    let id = schedule(&mut root, "public", "q", 100);
+    wait_until("it says so", || {
+        super::check(&mut root, "public").is_some_and(|(ok, detail)| !ok && detail.contains("read-only"))
+    });
+    assert!(root.one::<bool>(&format!("SELECT state = 'scheduled' FROM oban_jobs WHERE id = {id}")));
+    root.batch_execute("ALTER DATABASE postgres RESET default_transaction_read_only").unwrap();
+    becomes_available(&mut root, "public", id);
+}
+
+/// Settings of the owner and of the database's owner do not change as whom a stager acts, and what its
+/// statements mean.
+#[test]
+fn settings_do_not_change_what_a_stager_does() {
+    let (cluster, mut root) = tenants();
+    root.batch_execute(
+        "GRANT bob TO eve; CREATE SCHEMA trap; GRANT ALL ON SCHEMA trap TO PUBLIC;
+         ALTER DATABASE postgres SET search_path = trap, pg_catalog; SET search_path = public",
+    )
+    .unwrap();
+    let mut eve = cluster.client_as("postgres", "eve");
+    eve.batch_execute(
+        "CREATE FUNCTION trap.never(timestamp, timestamp) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$;
+         CREATE OPERATOR trap.<= (FUNCTION = trap.never, LEFTARG = timestamp, RIGHTARG = timestamp);
+         CREATE OPERATOR trap.= (FUNCTION = trap.never, LEFTARG = timestamp, RIGHTARG = timestamp);
+         CREATE FUNCTION trap.is(oid, oid) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$;
+         CREATE OPERATOR trap.= (FUNCTION = trap.is, LEFTARG = oid, RIGHTARG = oid);
+         ALTER ROLE eve SET role = 'bob'; ALTER ROLE eve SET default_transaction_isolation = 'serializable';
+         ALTER ROLE eve SET lock_timeout = '1ms'; ALTER ROLE eve SET statement_timeout = '1ms';
+         ALTER ROLE eve SET row_security = off; ALTER ROLE eve SET standard_conforming_strings = off;
+         ALTER ROLE eve SET array_nulls = off; ALTER ROLE eve SET client_encoding = 'LATIN1'",
+    )
+    .unwrap();
+    for prefix in ["eve", "public"] {
+        let before = sleeps(&mut root, prefix);
+        root.query_one("SELECT pg_terminate_backend($1)", &[&before]).unwrap();
+        wait_until("another sleeps", || sleeps(&mut root, prefix) != before);
+        let id = schedule(&mut root, prefix, "q", 100);
+        becomes_available(&mut root, prefix, id);
+    }
+    let log = cluster.log();
+    assert!(!log.contains("trapped") && !log.contains("can't stage"), "{log}");
+}
+
+/// One role's prefixes do not take all of max_worker_processes.
+#[test]
+fn a_role_has_its_share_of_the_workers() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_worker_processes = 16"]);
+    let mut root = cluster.client();
+    root.batch_execute(
+        "CREATE EXTENSION obanrs; CREATE ROLE eve LOGIN; GRANT CREATE ON DATABASE postgres TO eve",
+    )
+    .unwrap();
+    let mut eve = cluster.client_as("postgres", "eve");
+    for n in 0..8 {
+        eve.batch_execute(&format!("SELECT oban_install('eve{n}')")).unwrap();
+    }
+    let stagers = "SELECT count(*) FROM oban_workers WHERE kind = 'stager' AND state = 'running'";
+    wait_until("eve has her share", || root.one::<i64>(stagers) == 4);
+    root.batch_execute("SELECT oban_install()").unwrap();
+    sleeps(&mut root, "public");
+    assert_eq!(root.one::<i64>(stagers), 5);
+    let without = "SELECT count(*) FROM oban_check() WHERE item LIKE 'staging of eve%' AND NOT ok AND detail LIKE '%obanrs.role_share%'";
+    assert_eq!(root.one::<i64>(without), 4);
+}
