@@ -82,11 +82,7 @@ fn what_is_sent_while_a_listener_is_away_is_received_on_resume() {
 #[test]
 fn after_a_server_crash_the_bus_works_without_enabling_anything() {
     let cluster = installed_with(&[]);
-    let pid: i32 = cluster.client().one("SELECT pg_backend_pid()");
-    let mut victim = cluster.client();
-    let victims: i32 = victim.one("SELECT pg_backend_pid()");
-    assert_ne!(pid, victims);
-    cluster.signal("KILL", victims);
+    cluster.crash(cluster.client().one("SELECT pg_backend_pid()"));
     let mut client = wait_for("the server is back", || {
         let mut client = cluster.try_client("postgres", "postgres").ok()?;
         client.query_one("SELECT oban_position()", &[]).ok()?;

@@ -203,8 +203,7 @@ fn waits_have_names() {
     assert!(waiting.join().unwrap().is_err());
     // A crash of another process makes shared memory anew, and the names with it.
     let mut victim = cluster.client();
-    let pid: i32 = victim.one("SELECT pg_backend_pid()");
-    cluster.signal("KILL", pid);
+    cluster.crash(victim.one("SELECT pg_backend_pid()"));
     wait_until("the server is back", || {
         cluster.try_client("postgres", "postgres").is_ok_and(|mut client| {
             let sql = format!(

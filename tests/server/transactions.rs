@@ -77,7 +77,7 @@ fn a_session_that_ends_in_the_middle_sends_nothing() {
     // A session that is killed makes the server restart. No message of before comes after it.
     let mut client = cluster.client();
     client.batch_execute(&begin).unwrap();
-    cluster.signal("KILL", client.one("SELECT pg_backend_pid()"));
+    cluster.crash(client.one("SELECT pg_backend_pid()"));
     let mut again = crate::support::wait_for("the server is back", || {
         let mut client = cluster.try_client("postgres", "postgres").ok()?;
         client.batch_execute("SELECT oban_listen_channels()").ok().map(|()| client)

@@ -288,6 +288,14 @@ impl Cluster {
     }
 
     /// Sends a signal to a process of this server.
+    /// Kills a backend, so that the server restarts all of its processes. Returns when the server before has
+    /// ended its sessions: until then it takes connections as if nothing had happened.
+    pub fn crash(&self, pid: i32) {
+        let mut witness = self.client();
+        self.signal("KILL", pid);
+        super::wait_until("the server has noticed the crash", || witness.batch_execute("SELECT").is_err());
+    }
+
     pub fn signal(&self, signal: &str, pid: i32) {
         // The shell has a kill of its own. A bare machine may have no other.
         output(Command::new("sh").arg("-c").arg(format!("kill -s {signal} {pid}")));

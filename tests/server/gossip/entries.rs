@@ -85,7 +85,7 @@ fn a_crash_leaves_an_empty_working_table() {
     for queue in ["1", "2"] {
         client.query_one("SELECT oban_gossip_put('a', $1)", &[&queue]).unwrap();
     }
-    cluster.signal("KILL", client.one("SELECT pg_backend_pid()"));
+    cluster.crash(client.one("SELECT pg_backend_pid()"));
     let mut client = wait_for_server(&cluster);
     assert!(queues(&mut client).is_empty());
     client.batch_execute("SELECT oban_gossip_put('a', '3'), oban_listen_channels('{gossip}')").unwrap();

@@ -236,7 +236,7 @@ fn whatever_is_terminated_comes_back() {
     assert!(!log.contains("can't stage") && !log.contains("FATAL") && !log.contains("ERROR"), "{log}");
     // A crash makes shared memory anew.
     let pid = sleeps(&mut client, "public");
-    cluster.signal("KILL", pid);
+    cluster.crash(pid);
     wait_until("the server is back", || {
         cluster.try_client("postgres", "postgres").is_ok_and(|mut client| {
             client
