@@ -38,12 +38,14 @@ use alarm::NEVER;
 /// The argument of the triggers on a table of jobs that is staged.
 pub const STAGE: &str = "stage";
 
-/// The most rows that one transaction makes available. Oban's own leader takes as many. A burst of
+/// The most rows that one transaction makes available, as many as Oban for Python takes. A burst of
 /// due jobs is many short transactions, and a command that has to wait for one waits for that.
-pub const BATCH: u64 = 5_000;
+/// Measured for 100,000 rows, as a multiple of the time of one UPDATE: 1.5 in batches of 5,000, and
+/// 1.2 in batches of 20,000.
+pub const BATCH: u64 = 20_000;
 
 /// How long one transaction of a stager may take, in milliseconds. It runs the code of the table's
-/// owner. 5,000 rows take a fraction of a second.
+/// owner. A batch takes a fraction of a second.
 pub const STATEMENT_LIMIT: i32 = 10_000;
 
 /// Restarts of a stager that failed.
