@@ -19,6 +19,7 @@ use crate::logic::jobs::Fault;
 use crate::logic::leadership::plan::Contested;
 use crate::logic::lifecycle::{BACKOFF, Kind, Lack, RUNNING, STARTING, WorkerSlot, state_name};
 use crate::logic::shape;
+use crate::logic::staging::alarm::NEVER;
 use crate::logic::staging::slots::StagerSlot;
 use crate::logic::text::Text;
 use crate::peer::leaders::leaders;
@@ -705,13 +706,18 @@ impl Prefix {
             ));
         }
         let wait = segment.alarms(at).and_then(|alarms| alarms.due.shown());
-        Ok(match (slot.process.pid, wait.filter(|at| time::timestamptz(*at).is_some()).map(time::iso)) {
-            (0, _) => format!("its stager is {}", state_name(slot.shown_state())),
-            (pid, None) => format!("its stager runs with PID {pid}"),
-            (pid, Some(due)) => {
-                format!("its stager runs with PID {pid}, and waits for a job that is due at {due}")
-            }
-        })
+        Ok(
+            match (
+                slot.process.pid,
+                wait.filter(|at| *at < NEVER && time::timestamptz(*at).is_some()).map(time::iso),
+            ) {
+                (0, _) => format!("its stager is {}", state_name(slot.shown_state())),
+                (pid, None) => format!("its stager runs with PID {pid}"),
+                (pid, Some(due)) => {
+                    format!("its stager runs with PID {pid}, and waits for a job that is due at {due}")
+                }
+            },
+        )
     }
 
     fn guards(&self) -> Result<String, String> {

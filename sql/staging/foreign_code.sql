@@ -1,7 +1,20 @@
--- What an UPDATE of these tables would run of a role that is no superuser. A stager asks this, in a session whose
--- search_path somebody else may have set: everything is qualified.
+-- What an UPDATE of these tables would run of a role that is no superuser, or may run. A stager asks this, in a session
+-- whose search_path somebody else may have set: everything is qualified.
+--
+-- Of an expression the catalogs do not say who wrote it: whoever has the right TRIGGER writes the WHEN of a trigger, and
+-- a former owner wrote what is there. Nothing depends on a function that Postgres has itself, such as one that runs a
+-- query, writes a file, or reads a value of any type. So an expression counts if it has a function that is not
+-- immutable, a subquery, or a type of such a role. A foreign key counts if it refers to the state: its cascade runs the
+-- triggers of the other table.
 WITH RECURSIVE tables AS (
     SELECT pg_catalog.unnest($1::pg_catalog.oid[]) AS oid
+), others AS (
+    -- All roles but superusers and the owner of the first table, as which the stager is connected.
+    SELECT r.oid, r.rolname FROM pg_catalog.pg_roles r
+    WHERE NOT r.rolsuper AND r.oid OPERATOR(pg_catalog.<>) (
+        SELECT c.relowner FROM pg_catalog.pg_class c
+        WHERE c.oid OPERATOR(pg_catalog.=) ($1::pg_catalog.oid[])[1]
+    )
 ), used AS (
     (
         SELECT 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid AS class, t.oid FROM tables t
@@ -56,11 +69,50 @@ WITH RECURSIVE tables AS (
 SELECT pg_catalog.format('function %s of role %I', p.oid::pg_catalog.regprocedure, r.rolname)
 FROM used u
 JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) u.oid
-JOIN pg_catalog.pg_authid r ON r.oid OPERATOR(pg_catalog.=) p.proowner AND NOT r.rolsuper
+JOIN others r ON r.oid OPERATOR(pg_catalog.=) p.proowner
 WHERE u.class OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid
+UNION ALL
+SELECT pg_catalog.format('the tables that refer to the column state by the foreign key %I', k.conname)
+FROM tables t
+JOIN pg_catalog.pg_constraint k
+    ON k.confrelid OPERATOR(pg_catalog.=) t.oid AND k.contype OPERATOR(pg_catalog.=) 'f'
+JOIN pg_catalog.pg_attribute a
+    ON a.attrelid OPERATOR(pg_catalog.=) t.oid AND a.attname OPERATOR(pg_catalog.=) 'state'
+    AND a.attnum OPERATOR(pg_catalog.=) ANY (k.confkey)
+UNION ALL
+SELECT pg_catalog.format('a function, type or subquery in %s', e.place)
+FROM tables t
+CROSS JOIN LATERAL (
+    SELECT 'the constraint ' OPERATOR(pg_catalog.||) k.conname::pg_catalog.text, k.conbin::pg_catalog.text
+    FROM pg_catalog.pg_constraint k WHERE k.conrelid OPERATOR(pg_catalog.=) t.oid AND k.conbin IS NOT NULL
+    UNION ALL
+    SELECT 'the WHEN of the trigger ' OPERATOR(pg_catalog.||) g.tgname::pg_catalog.text, g.tgqual::pg_catalog.text
+    FROM pg_catalog.pg_trigger g WHERE g.tgrelid OPERATOR(pg_catalog.=) t.oid AND g.tgqual IS NOT NULL
+    UNION ALL
+    SELECT 'a generated column', d.adbin::pg_catalog.text
+    FROM pg_catalog.pg_attrdef d
+    JOIN pg_catalog.pg_attribute a
+        ON a.attrelid OPERATOR(pg_catalog.=) d.adrelid AND a.attnum OPERATOR(pg_catalog.=) d.adnum
+    WHERE d.adrelid OPERATOR(pg_catalog.=) t.oid AND a.attgenerated OPERATOR(pg_catalog.<>) ''
+    UNION ALL
+    SELECT 'the policy ' OPERATOR(pg_catalog.||) l.polname::pg_catalog.text,
+        pg_catalog.concat(l.polqual::pg_catalog.text, l.polwithcheck::pg_catalog.text)
+    FROM pg_catalog.pg_policy l WHERE l.polrelid OPERATOR(pg_catalog.=) t.oid
+) e (place, tree)
+WHERE pg_catalog.strpos(e.tree, '{SUBLINK ') OPERATOR(pg_catalog.>) 0
+   OR EXISTS (
+        SELECT FROM pg_catalog.regexp_matches(e.tree, ':(?:funcid|opfuncid) ([0-9]+)', 'g') f (id)
+        JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) f.id[1]::pg_catalog.oid
+        WHERE p.provolatile OPERATOR(pg_catalog.<>) 'i'
+   )
+   OR EXISTS (
+        SELECT FROM pg_catalog.regexp_matches(e.tree, ':(?:[a-z]*resulttype|consttype|vartype) ([0-9]+)', 'g') f (id)
+        JOIN pg_catalog.pg_type y ON y.oid OPERATOR(pg_catalog.=) f.id[1]::pg_catalog.oid
+        JOIN others r ON r.oid OPERATOR(pg_catalog.=) y.typowner
+   )
 UNION ALL
 SELECT pg_catalog.format('table %s of role %I', c.oid::pg_catalog.regclass, r.rolname)
 FROM tables t
 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.oid
-JOIN pg_catalog.pg_authid r ON r.oid OPERATOR(pg_catalog.=) c.relowner AND NOT r.rolsuper
+JOIN others r ON r.oid OPERATOR(pg_catalog.=) c.relowner
 LIMIT 1

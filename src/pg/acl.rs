@@ -88,6 +88,19 @@ pub fn is_superuser_role(role: RoleOid) -> bool {
     unsafe { pg_sys::superuser_arg(pg_sys::Oid::from(role)) }
 }
 
+/// Returns whether a role is a superuser or can become one: it is a member of a superuser, or of a
+/// role of Postgres that may run programs or read and write files on the server. Returns false if
+/// there is no such role.
+pub fn is_powerful_role(role: RoleOid) -> bool {
+    const SQL: &str = "
+        SELECT 'it is' FROM pg_catalog.pg_roles r
+        WHERE (r.rolsuper OR r.rolname OPERATOR(pg_catalog.=) ANY (
+                '{pg_execute_server_program,pg_read_server_files,pg_write_server_files}'::pg_catalog.name[]
+            )) AND pg_catalog.pg_has_role($1::pg_catalog.oid, r.oid, 'MEMBER')
+        LIMIT 1";
+    is_superuser_role(role) || !super::spi::look(SQL, &role.to_string()).is_empty()
+}
+
 /// Returns whether a role has LOGIN. Returns false if there is no such role.
 pub fn may_log_in(role: RoleOid) -> bool {
     // SAFETY: AUTHOID is a cache of pg_authid by oid. The field is read before the tuple is

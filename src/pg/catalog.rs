@@ -546,6 +546,17 @@ pub fn has_trigger_with_argument(table: TableOid, name: &str, function: u32, arg
     !scan::rows(scan::TRIGGERS, &keys, is_it).is_empty()
 }
 
+/// Returns whether a table has a valid index of this name, in the table's schema. Sees what is
+/// committed now and what this transaction has done.
+pub fn has_index(table: TableOid, name: &str) -> bool {
+    let Some(schema) = schema_of(table) else { return false };
+    let Some(index) = relation_now(schema, name) else { return false };
+    let is_it = |row: &scan::CatalogRow| {
+        (TableOid::from(row.oid("indrelid")) == table && row.bool("indisvalid")).then_some(())
+    };
+    !scan::rows(scan::INDEXES, &[("indexrelid", Key::Oid(index.into()))], is_it).is_empty()
+}
+
 /// Returns the schemas that have a relation of this name which is not temporary, as committed now.
 pub fn schemas_of(name: &str) -> Vec<SchemaOid> {
     scan::rows(scan::RELATIONS, &[("relname", Key::Name(&c_name(name)))], |row| {

@@ -24,6 +24,7 @@ pub(super) const PARENTS: (u32, u32) = (2611, 2680); // pg_inherits by inhrelid,
 pub(super) const CHILDREN: (u32, u32) = (2611, 2187); // pg_inherits by inhparent
 pub(super) const TRIGGERS: (u32, u32) = (2620, 2701); // pg_trigger by tgrelid, tgname
 pub(super) const TRIGGER_OIDS: (u32, u32) = (2620, 2702); // pg_trigger by oid
+pub(super) const INDEXES: (u32, u32) = (2610, 2679); // pg_index by indexrelid
 pub(super) const RULES: (u32, u32) = (2618, 2692); // pg_rewrite by oid
 pub(super) const SETTINGS: (u32, u32) = (2964, 2965); // pg_db_role_setting by setdatabase, setrole
 pub(super) const RELATIONS: (u32, u32) = (1259, 2663); // pg_class by relname, relnamespace

@@ -22,12 +22,12 @@ thread_local! {
 /// and finds out what it has to know after this call.
 pub fn watch(relations: &[TableOid]) {
     if !REGISTERED.replace(true) {
-        use pg_sys::SysCacheIdentifier::{AUTHOID, OPEROID, PROCOID, TYPEOID};
+        use pg_sys::SysCacheIdentifier::{AUTHMEMMEMROLE, AUTHOID, OPEROID, PROCOID, TYPEOID};
         // SAFETY: the callbacks live as long as the library. A process has room for 64 callbacks,
         // and registers these once.
         unsafe {
             pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::null());
-            for cache in [AUTHOID, OPEROID, PROCOID, TYPEOID] {
+            for cache in [AUTHMEMMEMROLE, AUTHOID, OPEROID, PROCOID, TYPEOID] {
                 pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(row_changed), pg_sys::Datum::null());
             }
         }

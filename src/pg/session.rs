@@ -3,10 +3,16 @@
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 use crate::error::Error;
 use crate::logic::ids::{DatabaseOid, RoleOid};
 use crate::logic::times::WallTime;
+
+// pgrx does not bind this function. It may raise, so each call goes through the guard.
+unsafe extern "C-unwind" {
+    fn DiscardCommand(statement: *mut pg_sys::DiscardStmt, is_top_level: bool);
+}
 
 /// Returns the oid of this session's database. Returns 0 without a database.
 pub fn database() -> DatabaseOid {
@@ -97,6 +103,19 @@ pub(super) fn as_role<R>(role: RoleOid, body: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Runs DISCARD ALL in a transaction of a worker: what code has left in the session is gone. What
+/// `set` has set stays.
+pub fn discard() {
+    // SAFETY: the statement is a node that lives as long as the call. The worker runs the
+    // transaction as a client's single statement runs in one.
+    unsafe {
+        let statement = pg_sys::palloc0(size_of::<pg_sys::DiscardStmt>()).cast::<pg_sys::DiscardStmt>();
+        (*statement).type_ = pg_sys::NodeTag::T_DiscardStmt;
+        (*statement).target = pg_sys::DiscardMode::DISCARD_ALL;
+        pg_guard_ffi_boundary(|| DiscardCommand(statement, true));
+    }
+}
+
 /// Runs `body` as a role, in a security-restricted operation: what code of that role runs can
 /// neither change the session nor keep a setting. After an ERROR the abort of the (sub)transaction
 /// restores all of it.
@@ -184,6 +203,16 @@ pub fn socket() -> Option<i32> {
     unsafe {
         let port = (&raw const pg_sys::MyProcPort).read().cast::<i32>();
         (!port.is_null()).then(|| *port)
+    }
+}
+
+/// Returns whether this session has the rights of a superuser, which it keeps in part after ALTER
+/// ROLE ... NOSUPERUSER. Needs no transaction.
+pub fn is_superusers() -> bool {
+    // SAFETY: the function looks up a setting by name, and the result is read before another call.
+    unsafe {
+        let value = pg_sys::GetConfigOption(c"is_superuser".as_ptr(), true, false);
+        !value.is_null() && CStr::from_ptr(value) == c"on"
     }
 }
 

@@ -15,10 +15,7 @@ use crate::pg::statement::{self, NotRun};
 use crate::pg::tuple::{self, Column, Tuple};
 use crate::pg::{acl, catalog, catalog_watch, session, spi};
 
-/// The index that finds what is due, on oban_jobs.
-pub const INDEX: &str = "obanrs_jobs_due";
-
-/// The condition of that index: the states from which jobs become available. The statements use the
+/// The condition of the index that finds what is due: the states from which jobs become available. The statements use the
 /// same words, so that Postgres finds the index.
 pub const STAGEABLE: &str = "state OPERATOR(pg_catalog.=) ANY ('{scheduled,retryable}')";
 
@@ -35,10 +32,18 @@ pub struct StagedJobs {
 impl StagedJobs {
     /// Locks the table of jobs of a schema by its oid, until the transaction ends. Waits up to
     /// lock_timeout, and then raises 55P03. `Err` says why the table is not staged.
-    pub fn open(table: TableOid, schema: SchemaOid, owner: RoleOid) -> Result<Self, String> {
+    pub fn open(
+        table: TableOid,
+        schema: SchemaOid,
+        owner: RoleOid,
+        was_superuser: bool,
+    ) -> Result<Self, String> {
         statement::lock_to_write(table);
-        let is_superusers = acl::is_superuser_role(owner);
-        let tables = if is_superusers { statement::lock_all_to_write(table) } else { vec![table] };
+        // A session keeps the rights of a superuser in part after ALTER ROLE ... NOSUPERUSER.
+        if acl::is_superuser_role(owner) != was_superuser {
+            return Err("its owner has become a superuser, or is none any more".into());
+        }
+        let tables = statement::lock_all_to_write(table);
         // Of a change that was committed before it took the locks, this process knows by now.
         if catalog_watch::has_changed(&tables) {
             catalog_watch::watch(&tables);
@@ -46,10 +51,10 @@ impl StagedJobs {
                 return Err(REPLACED.into());
             }
             misfit(table).map_or(Ok(()), Err)?;
-            if let Some(code) = is_superusers.then(|| foreign_code(&tables)).flatten() {
+            if let Some(code) = acl::is_powerful_role(owner).then(|| foreign_code(&tables)).flatten() {
                 return Err(format!(
-                    "its owner is a superuser, and an UPDATE of the table would run code of another \
-                     role's: {code}"
+                    "its owner is a superuser or can become one, and an UPDATE of the table may run code \
+                     of another role's: {code}"
                 ));
             }
         }

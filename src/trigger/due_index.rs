@@ -7,19 +7,22 @@
 use super::install::Prefix;
 use crate::error::Error;
 use crate::logic::ids::TableOid;
+use crate::logic::staging::INDEX;
 use crate::pg::{ddl, spi};
-use crate::prefix::staging::{INDEX, STAGEABLE};
+use crate::prefix::staging::STAGEABLE;
 
 /// The largest table on which `oban_install` builds the index, in bytes. Nobody can write to the
 /// table meanwhile: with 64 MB for a fraction of a second.
 const LARGE: i64 = 64 << 20;
 
-/// Returns the oid of the index of a table of jobs. `None`: there is no such index, or it is not
-/// valid.
+/// Returns the oid of the index of a table of jobs. `None`: there is no such index, it is not valid,
+/// or it is an index of that name on something else.
 pub fn find(jobs: TableOid) -> Option<u32> {
     let sql = format!(
         "SELECT i.indexrelid::text FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
-         WHERE i.indrelid = $1::oid AND x.relname = '{INDEX}' AND i.indisvalid"
+         JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = 'scheduled_at'
+         WHERE i.indrelid = $1::oid AND x.relname = '{INDEX}' AND i.indisvalid AND i.indkey[0] = a.attnum
+           AND pg_get_expr(i.indpred, i.indrelid) LIKE '%state%scheduled,retryable%'"
     );
     spi::look(&sql, &jobs.to_string()).pop()?.parse().ok()
 }

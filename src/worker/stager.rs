@@ -13,8 +13,9 @@
 //! If a stager dies in a transaction, the transaction is aborted, and the next stager finds the rows
 //! again. If it dies between its commit and the wait, the next one begins with a look.
 
+use std::cell::Cell;
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -25,7 +26,7 @@ use crate::logic::outbox::Requester;
 use crate::logic::staging::alarm::NEVER;
 use crate::logic::staging::slots::{Claimed, LaunchedStager};
 use crate::logic::staging::{Agenda, Announcements, BATCH, STATEMENT_LIMIT, Seen};
-use crate::logic::times::WallTime;
+use crate::logic::times::{ClockTime, WallTime};
 use crate::logic::wire;
 use crate::pg::bgworker::{self, Restarted};
 use crate::pg::latch::Event;
@@ -43,6 +44,12 @@ const LOCK_TIMEOUT: &CStr = c"1s";
 static SLOT: AtomicUsize = AtomicUsize::new(0);
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 static DATABASE: AtomicU32 = AtomicU32::new(0);
+/// The clock reading of the claim, in microseconds.
+static CONNECTED_AT: AtomicI64 = AtomicI64::new(0);
+
+/// For how long a stager has to run, in microseconds, before its failure counts as the first in a
+/// row. The code of a table's owner can fail at any moment, for example each time after a success.
+const LASTING: i64 = 60_000_000;
 
 #[pg_guard]
 #[unsafe(no_mangle)]
@@ -56,6 +63,7 @@ pub extern "C-unwind" fn obanrs_stager_main(argument: pg_sys::Datum) {
     let Some(claimed) = segment.stagers(|s| s.claim(argument.value(), process, now)) else { return };
     SLOT.store(claimed.id.slot, Ordering::Relaxed);
     DATABASE.store(claimed.database.0, Ordering::Relaxed);
+    CONNECTED_AT.store(clock::now().0, Ordering::Relaxed);
     GENERATION.store(claimed.id.generation, Ordering::Relaxed);
     // A command that needs the database alone sets its hold, and then looks for stagers. This
     // process has claimed its slot, and now looks for holds. One of them sees the other.
@@ -72,7 +80,7 @@ pub extern "C-unwind" fn obanrs_stager_main(argument: pg_sys::Datum) {
         alarms,
         agenda: Agenda::default(),
         announcements: Announcements::default(),
-        has_succeeded: false,
+        was_superuser: session::is_superusers(),
     };
     if let Err(why) = stager.run() {
         segment.stagers(|s| s.note_error(claimed.id, process.pid, &why));
@@ -86,6 +94,7 @@ fn begin_session() {
         (c"role", c"none"),
         (c"default_transaction_isolation", c"read committed"),
         (c"session_replication_role", c"origin"),
+        (c"obanrs.wakeups", c"on"),
         (c"lock_timeout", LOCK_TIMEOUT),
         (c"application_name", c"obanrs stager"),
     ] {
@@ -110,6 +119,10 @@ unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
         return; // the claim was refused, or did not come
     }
     let pid = latch::my_pid();
+    // What a process has survived for a while is not the reason why the last one failed.
+    if clock::now() - ClockTime(CONNECTED_AT.load(Ordering::Relaxed)) >= LASTING {
+        segment.stagers(|s| s.succeeded(id, pid));
+    }
     if bgworker::has_timed_out() {
         let why = format!("a transaction took longer than {} s, and was ended", STATEMENT_LIMIT / 1_000);
         segment.stagers(|s| s.timed_out(id, pid, &why));
@@ -134,8 +147,8 @@ struct Stager {
     alarms: &'static Alarms,
     agenda: Agenda,
     announcements: Announcements,
-    /// Whether a look has succeeded.
-    has_succeeded: bool,
+    /// Whether the owner was a superuser when this process connected.
+    was_superuser: bool,
 }
 
 impl Stager {
@@ -192,11 +205,6 @@ impl Stager {
                 }
             }
         }
-        if !self.has_succeeded {
-            self.has_succeeded = true;
-            let pid = latch::my_pid();
-            self.segment.stagers(|s| s.succeeded(self.claimed.id, pid));
-        }
         self.look_for_later(told)
     }
 
@@ -246,18 +254,31 @@ impl Stager {
         body: impl FnOnce(&StagedJobs) -> Result<R, NotRun>,
     ) -> Result<Option<R>, String> {
         let Claimed { table, schema, owner, .. } = self.claimed;
-        let in_transaction = || match body(&StagedJobs::open(table, schema, owner)?) {
-            Ok(result) => Ok(Some(result)),
-            Err(NotRun::AnotherTable) => Ok(None),
-            Err(NotRun::Rule) => Err("its table has a rule for UPDATE".into()),
+        let is_open = Cell::new(false);
+        let in_transaction = || {
+            let jobs = StagedJobs::open(table, schema, owner, self.was_superuser)?;
+            is_open.set(true);
+            match body(&jobs) {
+                Ok(result) => Ok(Some(result)),
+                Err(NotRun::AnotherTable) => Ok(None),
+                Err(NotRun::Rule) => Err("its table has a rule for UPDATE".into()),
+            }
         };
         let limited = || xact::limit(STATEMENT_LIMIT, || xact::run(c"obanrs: staging", in_transaction));
         // The time limit includes the commit, at which deferred triggers run.
-        match xact::contain(limited) {
+        let outcome = match xact::contain(limited) {
             Ok(outcome) => outcome,
-            Err(caught) if caught.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => Ok(None),
+            // Once the table is locked, this is an error of the table's own code.
+            Err(caught) if caught.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE && !is_open.get() => {
+                Ok(None)
+            }
             Err(caught) => Err(caught.message),
+        };
+        // The table's code may have left a role, settings, advisory locks or temporary tables.
+        if is_open.get() {
+            xact::contain(|| xact::run(c"obanrs: staging", session::discard)).map_err(|e| e.message)?;
         }
+        outcome
     }
 }
 

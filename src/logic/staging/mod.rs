@@ -38,6 +38,9 @@ use alarm::NEVER;
 /// The argument of the triggers on a table of jobs that is staged.
 pub const STAGE: &str = "stage";
 
+/// The name of the index on oban_jobs that finds what is due.
+pub const INDEX: &str = "obanrs_jobs_due";
+
 /// The most rows that one transaction makes available, as many as Oban for Python takes. A burst of
 /// due jobs is many short transactions, and a command that has to wait for one waits for that.
 /// Measured for 100,000 rows, as a multiple of the time of one UPDATE: 1.5 in batches of 5,000, and
@@ -141,10 +144,10 @@ impl Announcements {
 
     /// Returns the span of due times to announce at the wall time `now`: after the first, up to the
     /// second. No row became due before what was told and what the last look has found, except rows
-    /// that were due when they were inserted. Rows from before the first look are not announced,
-    /// because they were there to be fetched.
+    /// that were due when they were inserted. The first look announces all rows that are due: some
+    /// may have become due while no stager ran.
     pub fn due(&self, told: WallTime, now: WallTime) -> Option<(WallTime, WallTime)> {
-        let from = told.min(self.next?);
+        let from = told.min(self.next());
         (from <= now).then_some((from.saturating_add(-1), now))
     }
 
@@ -212,8 +215,7 @@ mod tests {
     fn each_due_time_is_announced_once_whatever_the_clock_does() {
         let mut a = Announcements::default();
         assert!(a.has_to_look(NEVER, WallTime(100)), "once at the start");
-        assert_eq!(a.due(NEVER, WallTime(100)), None);
-        assert_eq!(a.due(WallTime(90), WallTime(100)), None, "it was there to be fetched");
+        assert_eq!(a.due(NEVER, WallTime(100)), Some((WallTime(i64::MIN), WallTime(100))), "whatever is due");
         a.announced(NEVER);
         assert!(!a.has_to_look(NEVER, WallTime(1_000)), "nobody has told of such rows");
         assert!(a.has_to_look(WallTime(150), WallTime(120)));

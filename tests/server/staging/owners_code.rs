@@ -326,3 +326,155 @@ fn a_role_has_its_share_of_the_workers() {
     let without = "SELECT count(*) FROM oban_check() WHERE item LIKE 'staging of eve%' AND NOT ok AND detail LIKE '%obanrs.role_share%'";
     assert_eq!(root.one::<i64>(without), 4);
 }
+
+/// Waits until the stager of a prefix is left out, with this in its last error.
+fn left_out(root: &mut Client, prefix: &str, why: &str) {
+    wait_until("it is left out", || {
+        stager(root, prefix).is_some_and(|s| s.state == "backoff" && s.last_error.contains(why))
+    });
+}
+
+/// A role with the right TRIGGER or REFERENCES on a superuser's table brings code along that no function of
+/// its own shows: Postgres' own functions run queries, write files and read values of any type.
+#[test]
+fn a_superusers_table_is_left_out_however_foreign_code_is_hidden() {
+    let (cluster, mut root) = tenants();
+    let mut eve = cluster.client_as("postgres", "eve");
+    eve.batch_execute(
+        "CREATE FUNCTION eve.evil(int) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+             IF current_setting('is_superuser') = 'on' THEN ALTER ROLE eve SUPERUSER; END IF; RETURN true; END $$;
+         CREATE DOMAIN eve.d AS int CHECK (eve.evil(VALUE)); CREATE TYPE eve.two AS (d eve.d)",
+    )
+    .unwrap();
+    root.batch_execute("GRANT ALL ON oban_jobs TO eve; ALTER TABLE oban_jobs ADD UNIQUE (id, state)")
+        .unwrap();
+    let array: u32 = root.one("SELECT 'eve.d[]'::regtype::oid");
+    let when = |condition: &str| {
+        (
+            format!(
+                "CREATE TRIGGER z BEFORE UPDATE ON public.oban_jobs FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION suppress_redundant_updates_trigger()"
+            ),
+            "DROP TRIGGER z ON public.oban_jobs".to_owned(),
+        )
+    };
+    for (attack, end) in [
+        when("query_to_xml('select eve.evil(1)', true, true, '') IS NOT NULL"),
+        when(&format!("array_in('{{1}}', {array}, -1)::text IS NOT NULL")),
+        when("('{' || NEW.attempt || '}')::eve.d[] IS NOT NULL"),
+        when("NEW.attempt::eve.d IS NOT NULL"),
+        when("jsonb_populate_record(NULL::eve.two, '{\"d\": 1}') IS NOT NULL"),
+        when("pg_read_file('PG_VERSION') IS NOT NULL"),
+        (
+            "CREATE TABLE eve.ref (id bigint, state public.oban_job_state,
+                 FOREIGN KEY (id, state) REFERENCES public.oban_jobs (id, state) ON UPDATE CASCADE)"
+                .to_owned(),
+            "DROP TABLE eve.ref".to_owned(),
+        ),
+    ] {
+        eve.batch_execute(&attack).unwrap();
+        schedule(&mut root, "public", "q", 0);
+        left_out(&mut root, "public", "may run code of another role's");
+        assert!(!root.one::<bool>("SELECT rolsuper FROM pg_roles WHERE rolname = 'eve'"), "{attack}");
+        root.batch_execute(&end.replace("ON public", "ON public")).unwrap();
+        root.batch_execute("SELECT oban_install(stage => false)").unwrap();
+        wait_until("its place is free", || stager(&mut root, "public").is_none());
+        root.batch_execute("SELECT oban_install(stage => true)").unwrap();
+        sleeps(&mut root, "public");
+    }
+    // What the owner has there that can run no other code does not matter.
+    root.batch_execute(
+        "ALTER TABLE oban_jobs ADD CHECK (char_length(worker) < 100 AND attempt + 1 > 0);
+         CREATE TRIGGER own BEFORE UPDATE ON oban_jobs FOR EACH ROW WHEN (NEW.state = 'available' AND OLD.queue <> 'x')
+             EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    )
+    .unwrap();
+    let id = schedule(&mut root, "public", "q", 50);
+    becomes_available(&mut root, "public", id);
+}
+
+/// Who may create triggers on a table does not decide whether it is staged.
+#[test]
+fn only_the_owner_turns_staging_on() {
+    let (cluster, mut root) = tenants();
+    let mut bob = cluster.client_as("postgres", "bob");
+    bob.batch_execute(
+        "SELECT oban_install('bob', stage => false); GRANT USAGE ON SCHEMA bob TO eve; GRANT TRIGGER ON bob.oban_jobs TO eve;
+         CREATE TABLE bob.secret (t text)",
+    )
+    .unwrap();
+    wait_until("bob has no stager", || stager(&mut root, "bob").is_none());
+    let mut eve = cluster.client_as("postgres", "eve");
+    eve.batch_execute(
+        "CREATE OR REPLACE TRIGGER obanrs_jobs_insert AFTER INSERT ON bob.oban_jobs FOR EACH ROW
+             EXECUTE FUNCTION obanrs_jobs_insert('stage')",
+    )
+    .unwrap();
+    schedule(&mut root, "bob", "q", 0);
+    // The keeper has read the catalogs once this other prefix is staged.
+    root.batch_execute("SELECT oban_install('other')").unwrap();
+    sleeps(&mut root, "other");
+    assert!(stager(&mut root, "bob").is_none());
+    assert_eq!(root.one::<i64>("SELECT count(*) FROM bob.oban_jobs WHERE state = 'scheduled'"), 1);
+}
+
+/// A role that can become a superuser counts as one. A role that was one and is none any more gets a new
+/// session.
+#[test]
+fn roles_that_can_be_superusers_count_as_such() {
+    let (cluster, mut root) = tenants();
+    root.batch_execute(
+        "CREATE ROLE dba LOGIN IN ROLE postgres; CREATE SCHEMA dba AUTHORIZATION dba; CREATE ROLE was LOGIN SUPERUSER;
+         CREATE SCHEMA was AUTHORIZATION was; GRANT USAGE ON SCHEMA dba TO eve",
+    )
+    .unwrap();
+    cluster
+        .client_as("postgres", "dba")
+        .batch_execute("SELECT oban_install('dba'); GRANT ALL ON dba.oban_jobs TO eve")
+        .unwrap();
+    cluster.client_as("postgres", "was").batch_execute("SELECT oban_install('was')").unwrap();
+    let before = sleeps(&mut root, "was");
+    sleeps(&mut root, "dba");
+    cluster
+        .client_as("postgres", "eve")
+        .batch_execute(
+            "CREATE FUNCTION eve.act() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 SET ROLE postgres; ALTER ROLE eve SUPERUSER; RETURN NEW; END $$;
+             CREATE TRIGGER act BEFORE UPDATE ON dba.oban_jobs FOR EACH ROW EXECUTE FUNCTION eve.act()",
+        )
+        .unwrap();
+    schedule(&mut root, "dba", "q", 0);
+    left_out(&mut root, "dba", "eve.act");
+    assert!(!root.one::<bool>("SELECT rolsuper FROM pg_roles WHERE rolname = 'eve'"));
+    root.batch_execute("ALTER ROLE was NOSUPERUSER").unwrap();
+    let id = schedule(&mut root, "was", "q", 0);
+    becomes_available(&mut root, "was", id);
+    assert_ne!(running(&mut root, "was"), before);
+}
+
+/// Nothing of what the table's code does to the session is there the next time, or while the stager waits.
+#[test]
+fn the_session_is_new_for_each_transaction() {
+    let (cluster, mut root) = tenants();
+    root.batch_execute("GRANT bob TO eve; CREATE TABLE seen (what text); GRANT INSERT ON seen TO PUBLIC")
+        .unwrap();
+    let mut eve = cluster.client_as("postgres", "eve");
+    eve.batch_execute("GRANT USAGE ON SCHEMA eve TO bob; GRANT SELECT ON eve.oban_jobs TO bob").unwrap();
+    code(
+        &mut eve,
+        "BEFORE",
+        "BEGIN
+            INSERT INTO public.seen VALUES (concat_ws(' ', current_user, current_setting('work_mem'), current_setting('obanrs.wakeups')));
+            PERFORM set_config('role', 'bob', false), set_config('work_mem', '1MB', false), set_config('obanrs.wakeups', 'off', false);
+            PERFORM pg_advisory_lock(7);
+            RETURN NEW;
+         END",
+    );
+    for _ in 0..3 {
+        let id = schedule(&mut root, "eve", "q", 30);
+        becomes_available(&mut root, "eve", id);
+        let locks = "SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory'";
+        wait_until("no lock is left", || root.one(locks));
+    }
+    let seen: String = root.one("SELECT string_agg(DISTINCT what, ', ') FROM seen");
+    assert_eq!(seen, "eve 4MB on");
+}
