@@ -254,13 +254,14 @@ pub struct Writes {
 /// `now` or later, and later than all times of the rows, whatever clock has written these.
 ///
 /// The table keeps `most` rows. Beyond that the oldest rows go: first those of single nodes,
-/// because nodes come and go, and a role that may signal may send any number of names.
+/// because nodes come and go, and a role that may signal may send any number of names. The row of the
+/// last change goes last, so the table has the last signal even if it is full of other queues.
 pub fn writes(rows: &[Remembered], changes: &[(Key, Change)], now: WallTime, most: usize) -> Writes {
     let greatest = rows.iter().filter_map(Remembered::since).max().unwrap_or(WallTime::ZERO);
     let first = now.max(greatest.saturating_add(1));
     let mut all: Vec<Remembered> = rows.to_vec();
     let mut places: HashMap<Key, usize> = rows.iter().map(|row| row.key.clone()).zip(0..).collect();
-    let mut changed = vec![false; all.len()];
+    let (mut changed, mut last) = (vec![false; all.len()], None);
     for ((key, change), nth) in changes.iter().zip(0..) {
         let place = *places.entry(key.clone()).or_insert_with(|| {
             all.push(Remembered { key: key.clone(), paused: None, limit: None });
@@ -273,9 +274,10 @@ pub fn writes(rows: &[Remembered], changes: &[(Key, Change)], now: WallTime, mos
             Change::Limit(limit) => row.limit = Some((*limit, at)),
         }
         changed[place] = true;
+        last = Some(place);
     }
     let mut order: Vec<usize> = (0..all.len()).collect();
-    order.sort_by_key(|place| (all[*place].key.node.is_none(), all[*place].since()));
+    order.sort_by_key(|place| (last == Some(*place), all[*place].key.node.is_none(), all[*place].since()));
     let mut gone = vec![false; all.len()];
     order[..all.len().saturating_sub(most)].iter().for_each(|place| gone[*place] = true);
     let mut writes = Writes::default();
@@ -352,7 +354,12 @@ pub fn fault(shape: &Shape) -> Option<String> {
     if let Some((other, constraint)) = shape.referenced_by.first() {
         return Some(format!("a foreign key {constraint} of {other} refers to it"));
     }
-    let is_odd = |index: &&super::shape::Index| !index.is_plain() || !index.valid || index.deferrable;
+    // Another unique index, or one that treats different texts as equal, would refuse rows.
+    let is_odd = |index: &&super::shape::Index| {
+        let is_key = index.constraint.as_deref() == Some("obanrs_queue_signals_pkey");
+        let refuses = index.unique && !is_key || !index.deterministic;
+        !index.is_plain() || !index.valid || index.deferrable || refuses
+    };
     if let Some(index) = shape.indexes.iter().find(is_odd) {
         return Some(format!("it has an index {} that oban_install does not make", index.name));
     }
@@ -594,6 +601,10 @@ mod tests {
             let kept = rows.iter().filter(|row| !made.delete.contains(&row.key));
             let new = made.put.iter().filter(|row| !rows.iter().any(|old| old.key == row.key));
             prop_assert!(kept.count() + new.count() <= most);
+            // The last signal is remembered, whatever fills the table.
+            if let (Some((key, _)), true) = (changes.last(), most > 0) {
+                prop_assert!(made.put.iter().any(|row| row.key == *key));
+            }
         }
 
         #[test]

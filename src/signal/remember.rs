@@ -3,8 +3,10 @@
 //! The rows are written before the commit and not at the call. So the lock on the table, under which
 //! rows are written in the order of commits, is held as shortly as NOTIFY's own lock, and the table
 //! ends with the state that the nodes hear last. Nor can two transactions that signal several queues
-//! deadlock: a transaction locks the tables in the order of the schemas' oids, and waits
-//! for no other lock between. A process that dies here takes its notes along, and writes nothing.
+//! deadlock, as a transaction locks the tables of its prefixes in the order of their oids. Only a
+//! session that locks rows or indexes of such a table by hand can deadlock with one (40P01).
+//!
+//! A process that dies here takes its notes along, and writes nothing.
 
 use std::cell::RefCell;
 

@@ -8,7 +8,8 @@
 //! (`logic::signals::unknown`). So for some milliseconds the table may have the state of an earlier
 //! signal. When the keeper has remembered all that it has heard, the last signal of all counts.
 //!
-//! NOTIFY needs no right, so messages take a bounded part of this process's memory, and each step
+//! NOTIFY needs no right, so messages take a bounded part of this process's memory. Beyond that they
+//! are lost, and with them all that waits: what is left of a sequence could be wrong. Each step
 //! writes a bounded number. A step is one short transaction, which runs no user's code. A table that
 //! is locked costs one wait of 50 ms, then it is tried again after a growing delay. If the keeper
 //! dies, what it had heard and not written is lost.
@@ -162,7 +163,13 @@ impl SignalIngest {
         let held: usize = self.waiting.values().flat_map(|w| &w.messages).map(size).sum();
         // Beyond the room, messages are lost. Only a flood takes that much.
         match xact::contain(|| notify::hear(BACKLOG.saturating_sub(held), |_| true)) {
-            Ok((heard, _)) => {
+            Ok((heard, missed)) => {
+                // Without the messages that were lost, an earlier signal would count as the last one, and
+                // would replace what its sender has remembered. So nothing of this is written.
+                let heard = if missed == 0 { heard } else { Vec::new() };
+                if missed > 0 {
+                    self.waiting.clear();
+                }
                 for Notification { channel, payload } in heard {
                     let channel = encoding::to_utf8_lossy(&channel).into_owned();
                     let Some((prefix, _)) = channel.rsplit_once('.') else { continue };
@@ -182,7 +189,8 @@ impl SignalIngest {
 
     /// Writes some messages of each prefix whose turn it is, in a transaction for each prefix.
     fn write_some(&mut self) {
-        let (now, mut failed) = (clock::now(), None);
+        // If one wait was in vain, no other attempt of this pass waits: elections come after it.
+        let (now, mut failed, mut may_wait) = (clock::now(), None, true);
         for (prefix, waiting) in &mut self.waiting {
             if !waiting.retry.is_due(now) {
                 continue;
@@ -190,7 +198,7 @@ impl SignalIngest {
             self.tried = true;
             let some = waiting.messages.len().min(MAX_AT_A_TIME);
             // Only the first attempt waits for a lock.
-            let wait = if waiting.retry.failures() == 0 { TABLE_LOCK_TIMEOUT } else { c"1ms" };
+            let wait = if waiting.retry.failures() == 0 && may_wait { TABLE_LOCK_TIMEOUT } else { c"1ms" };
             session::set(c"lock_timeout", wait);
             let step = || xact::limit(STEP_LIMIT, || remember_heard(prefix, &waiting.messages[..some]));
             match xact::contain(|| xact::run(REMEMBERING, step)) {
@@ -202,6 +210,7 @@ impl SignalIngest {
                 Err(caught) => {
                     waiting.retry.failed(now, ELECTION);
                     let locked = caught.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE;
+                    may_wait &= !locked;
                     if !locked && waiting.retry.reports(&caught.message) {
                         failed = Some(caught.message);
                     }

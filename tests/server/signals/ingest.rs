@@ -171,12 +171,6 @@ fn a_locked_table_and_a_flood_hold_up_no_election() {
     notify(&mut client, "other", r#"{"action":"pause","queue":"b","ident":"any"}"#);
     let other = "SELECT coalesce(paused, false) FROM oban_queue_state('b', prefix => 'other')";
     wait_until("the other prefix goes on", || client.one(other));
-    client
-        .batch_execute(
-            r#"SELECT pg_notify('public.oban_signal', '{"action":"pause","ident":"any","queue":"' || repeat('x', 100) || i || '"}')
-               FROM generate_series(1, 5000) i"#,
-        )
-        .unwrap();
     let mut member = cluster.client();
     member.batch_execute("SELECT oban_join('a')").unwrap();
     assert!(member.one::<bool>("SELECT oban_is_leader()"), "it has waited for the election");
@@ -184,14 +178,38 @@ fn a_locked_table_and_a_flood_hold_up_no_election() {
     wait_until("what waited is remembered", || {
         client.one("SELECT coalesce(paused, false) FROM oban_queue_state('a')")
     });
-    notify(&mut client, "public", r#"{"action":"resume","queue":"a","ident":"any"}"#);
-    wait_until("and what comes after it", || {
-        client
-            .batch_execute(
-                r#"SELECT pg_notify('public.oban_signal', '{"action":"resume","queue":"a","ident":"any"}')"#,
-            )
-            .unwrap();
+
+    holder.batch_execute("BEGIN; LOCK TABLE obanrs_queue_signals").unwrap();
+    client.batch_execute(FLOOD).unwrap();
+    member.batch_execute("SELECT oban_leave(member) FROM oban_members").unwrap();
+    member.batch_execute("SELECT oban_join('b')").unwrap();
+    assert!(member.one::<bool>("SELECT oban_is_leader()"), "it has waited for the election");
+    holder.batch_execute("ROLLBACK").unwrap();
+    wait_until("what comes after the flood is remembered", || {
+        notify(&mut client, "public", r#"{"action":"resume","queue":"a","ident":"any"}"#);
         client.one("SELECT NOT coalesce(paused, true) FROM oban_queue_state('a')")
     });
     assert!(client.one::<i64>("SELECT count(*) FROM obanrs_queue_signals") <= 2_000);
+}
+
+/// More signals than the keeper keeps, in one statement.
+const FLOOD: &str = r#"SELECT pg_notify('public.oban_signal', '{"action":"pause","ident":"any","queue":"' || repeat('x', 100) || i || '"}')
+    FROM generate_series(1, 5000) i"#;
+
+/// The keeper loses the end of a flood. The pause at its beginning does not replace the resume at its end,
+/// which the function has remembered.
+#[test]
+fn a_signal_whose_successor_was_lost_replaces_nothing() {
+    let (_cluster, mut client) = server();
+    client
+        .batch_execute(&format!(
+            r#"BEGIN; SELECT pg_notify('public.oban_signal', '{{"action":"pause","queue":"a","ident":"any"}}');
+               {FLOOD}; SELECT oban_resume_queue('a'); COMMIT"#
+        ))
+        .unwrap();
+    wait_until("what comes after the flood is remembered", || {
+        notify(&mut client, "public", r#"{"action":"pause","queue":"after","ident":"any"}"#);
+        client.one("SELECT coalesce(paused, false) FROM oban_queue_state('after')")
+    });
+    assert!(client.one::<bool>("SELECT NOT paused FROM oban_queue_state('a')"));
 }

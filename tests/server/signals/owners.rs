@@ -20,6 +20,8 @@ const TRAPS: &[(&str, bool)] = &[
     ("CREATE INDEX ON t.obanrs_queue_signals (t.check_it(queue))", false),
     ("CREATE INDEX ON t.obanrs_queue_signals (queue) WHERE t.check_it(queue)", false),
     ("CREATE INDEX ON t.obanrs_queue_signals (queue)", true),
+    ("CREATE UNIQUE INDEX ON t.obanrs_queue_signals (node)", false),
+    ("ALTER TABLE t.obanrs_queue_signals ADD UNIQUE (queue, paused)", false),
     (
         "ALTER TABLE t.obanrs_queue_signals ENABLE ROW LEVEL SECURITY;
          ALTER TABLE t.obanrs_queue_signals FORCE ROW LEVEL SECURITY;
