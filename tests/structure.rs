@@ -201,6 +201,12 @@ const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[
         "relation_now",
         "in the extension's own schema, a member of it",
     ),
+    (
+        "pg/catalog.rs",
+        "has_index",
+        "relation_now",
+        "what has the name counts only as an index of that table's oid",
+    ),
     ("pg/catalog.rs", "namespace", "get_namespace_oid", "rights on a prefix are asked by its name"),
     ("pg/catalog.rs", "relation", "get_relname_relid", "rights on a prefix are those on its oban_jobs"),
     ("worker/election/table.rs", "open", "spi::", "quotes a name for a hint"),

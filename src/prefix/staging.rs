@@ -15,8 +15,8 @@ use crate::pg::statement::{self, NotRun};
 use crate::pg::tuple::{self, Column, Tuple};
 use crate::pg::{acl, catalog, catalog_watch, session, spi};
 
-/// The condition of the index that finds what is due: the states from which jobs become available. The statements use the
-/// same words, so that Postgres finds the index.
+/// The condition of the index that finds what is due: the states from which jobs become available.
+/// The statements use the same words, so that Postgres finds the index.
 pub const STAGEABLE: &str = "state OPERATOR(pg_catalog.=) ANY ('{scheduled,retryable}')";
 
 /// Why a table is not staged that the keeper has taken for one.

@@ -114,8 +114,8 @@ fn jobs_that_are_available_before_they_are_due_are_announced_when_they_are() {
         all.len() >= 3
     });
     assert_eq!(all[1..], [r#"{"queue":"sooner"}"#, r#"{"queue":"soon"}"#]);
-    // A stager that starts knows of them, too. It wakes each queue that has a job which is due: it may have become
-    // due while no stager ran.
+    // A stager that starts knows of them, too. It wakes each queue that has a job which is due: it may have
+    // become due while no stager ran.
     let before = sleeps(&mut client, "public");
     insert(&mut client, "restart", 1_500);
     client.query_one("SELECT pg_terminate_backend($1)", &[&before]).unwrap();
