@@ -78,10 +78,10 @@ CREATE VIEW @extschema@.oban_watches AS
     SELECT
         w.queue_table::pg_catalog.regclass AS queue_table,
         w.channel,
-        CASE w.content WHEN 'queue' THEN w.column_name END::pg_catalog.name AS queue_column,
+        CASE WHEN w.content OPERATOR(pg_catalog.=) 'queue' THEN w.column_name END::pg_catalog.name AS queue_column,
         pg_catalog.array_agg(w.event ORDER BY w.ordinality) AS events,
-        CASE w.content WHEN 'payload' THEN w.column_name END::pg_catalog.name AS payload_column,
-        NULLIF(w.condition, '') AS condition,
+        CASE WHEN w.content OPERATOR(pg_catalog.=) 'payload' THEN w.column_name END::pg_catalog.name AS payload_column,
+        CASE WHEN w.condition OPERATOR(pg_catalog.<>) '' THEN w.condition END AS condition,
         pg_catalog.bool_and(w.ok) AS ok
     FROM @extschema@.obanrs_watches() WITH ORDINALITY w
     GROUP BY w.queue_table, w.channel, w.content, w.column_name, w.condition;
