@@ -79,7 +79,7 @@ pub extern "C-unwind" fn obanrs_stager_main(argument: pg_sys::Datum) {
         claimed,
         alarms,
         agenda: Agenda::default(),
-        announcements: Announcements::default(),
+        announcements: Announcements::new(claimed.succeeds_another),
         was_superuser: session::is_superusers(),
     };
     if let Err(why) = stager.run() {

@@ -123,14 +123,21 @@ impl Agenda {
 
 /// The jobs that were inserted as available with a due time in the future: when their queues are
 /// woken.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Announcements {
     /// The next due time of such a row, as far as the last look knows; `NEVER` for none. `None`: the
     /// stager has not looked yet.
     next: Option<WallTime>,
+    /// Whether another stager served the prefix before.
+    succeeds_another: bool,
 }
 
 impl Announcements {
+    /// Returns the state of a stager that has not looked yet.
+    pub fn new(succeeds_another: bool) -> Self {
+        Self { next: None, succeeds_another }
+    }
+
     /// Returns the next due time of such a row. The earliest time: the stager has not looked yet.
     pub fn next(&self) -> WallTime {
         self.next.unwrap_or(WallTime(i64::MIN))
@@ -144,10 +151,11 @@ impl Announcements {
 
     /// Returns the span of due times to announce at the wall time `now`: after the first, up to the
     /// second. No row became due before what was told and what the last look has found, except rows
-    /// that were due when they were inserted. The first look announces all rows that are due: some
-    /// may have become due while no stager ran.
+    /// that were due when they were inserted. The first look of a stager that succeeds another
+    /// announces all rows that are due: some may have become due while no stager ran. Before the
+    /// prefix's first stager, triggers have told of all such rows.
     pub fn due(&self, told: WallTime, now: WallTime) -> Option<(WallTime, WallTime)> {
-        let from = told.min(self.next());
+        let from = if self.next.is_none() && !self.succeeds_another { told } else { told.min(self.next()) };
         (from <= now).then_some((from.saturating_add(-1), now))
     }
 
@@ -213,7 +221,11 @@ mod tests {
 
     #[test]
     fn each_due_time_is_announced_once_whatever_the_clock_does() {
-        let mut a = Announcements::default();
+        let first = Announcements::new(false);
+        assert!(first.has_to_look(NEVER, WallTime(100)), "once at the start");
+        assert_eq!(first.due(NEVER, WallTime(100)), None, "it was there to be fetched, or woken");
+        assert_eq!(first.due(WallTime(90), WallTime(100)), Some((WallTime(89), WallTime(100))));
+        let mut a = Announcements::new(true);
         assert!(a.has_to_look(NEVER, WallTime(100)), "once at the start");
         assert_eq!(a.due(NEVER, WallTime(100)), Some((WallTime(i64::MIN), WallTime(100))), "whatever is due");
         a.announced(NEVER);

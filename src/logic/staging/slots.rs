@@ -138,6 +138,8 @@ pub struct Claimed {
     /// Whether the stager wakes the queues of jobs that were inserted as available and have become
     /// due since.
     pub announces: bool,
+    /// Whether another stager had the slot before, since the prefix was kept.
+    pub succeeds_another: bool,
 }
 
 /// What `Stagers::keep` did.
@@ -297,6 +299,7 @@ impl Stagers<'_> {
             .slots
             .get_mut(slot)
             .filter(|s| !s.is_free() && s.state == STARTING && s.process.pid == 0 && !s.is_leaving())?;
+        let succeeds_another = s.started_at != WallTime::ZERO;
         (s.process, s.started_at) = (process, wall);
         Some(Claimed {
             id: LaunchedStager { slot, generation: s.generation },
@@ -306,6 +309,7 @@ impl Stagers<'_> {
             owner: s.owner,
             prefix: s.prefix,
             announces: s.announces(),
+            succeeds_another,
         })
     }
 
