@@ -1,8 +1,8 @@
 -- What an UPDATE of these tables would run of a role that is no superuser, or may run. A stager asks this, in a session
 -- whose search_path somebody else may have set: everything is qualified.
 --
--- Of an expression the catalogs do not say who wrote it: whoever has the right TRIGGER writes the WHEN of a trigger, and
--- a former owner wrote what is there. Nothing depends on a function that Postgres has itself, such as one that runs a
+-- The catalogs do not say which role wrote an expression. A role with the right TRIGGER writes the WHEN of a trigger, and
+-- a former owner may have written the rest. Nothing depends on a function that Postgres has itself, such as one that runs a
 -- query, writes a file, or reads a value of any type. So an expression counts if it has a function that is not
 -- immutable, a subquery, or a type of such a role. A foreign key counts if it refers to the state: its cascade runs the
 -- triggers of the other table.
