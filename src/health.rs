@@ -319,8 +319,8 @@ fn without_stager(segment: Segment) -> Option<String> {
     (keeper == Some(RUNNING)).then(|| {
         format!(
             "due jobs stay as they are, as there is no place for its stager: all databases together have \
-             {room} of {most} max_worker_processes for stagers, and a role that does not own the database \
-             has obanrs.role_share of all; raise max_worker_processes and restart the server"
+             {room} of {most} max_worker_processes for stagers; the owner of the database has half of all, \
+             and any other role obanrs.role_share; raise max_worker_processes and restart the server"
         )
     })
 }
@@ -682,9 +682,9 @@ impl Prefix {
         // The text may quote what the table's owner wrote. The owner may see it.
         let may_see = session::sees_all() || self.jobs_oid.is_some_and(acl::owns);
         let error = Some(slot.last_error.as_str()).filter(|error| may_see && !error.is_empty());
+        let why = error.unwrap_or("the server's log says why (or oban_workers, to pg_monitor)");
         if slot.shown_state() == BACKOFF {
             let wait = (slot.retry_at.saturating_sub(clock::now()).max(0) + 999_999) / 1_000_000;
-            let why = error.unwrap_or("the server's log says why (or oban_workers, to pg_monitor)");
             return Err(format!(
                 "due jobs stay as they are, until its stager starts again in {wait} s: {why}"
             ));
@@ -694,6 +694,13 @@ impl Prefix {
                 "each look for due jobs reads the whole table, as the index obanrs_jobs_due is missing: \
                  SELECT oban_install({}, stage => true)",
                 spi::quote_literal(&*self.name)
+            ));
+        }
+        let aside = slot.batching.aside().len();
+        if aside > 0 {
+            return Err(format!(
+                "{aside} due jobs are set aside and tried again from time to time, as the UPDATE that makes \
+                 them available fails: {why}"
             ));
         }
         if !slot.announces() {

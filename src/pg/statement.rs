@@ -8,6 +8,7 @@
 //! The statement runs as a statement of a user does: with triggers, constraints, policies and
 //! rights of the current role.
 
+use std::ffi::{CStr, CString};
 use std::ptr::null_mut;
 
 use pgrx::pg_sys;
@@ -33,7 +34,7 @@ unsafe extern "C-unwind" {
 pub enum NotRun {
     /// The name in the statement means another table than the one that is locked.
     AnotherTable,
-    /// The table has a rule that replaces the statement.
+    /// The table has a rule for UPDATE, which would do something else.
     Rule,
 }
 
@@ -81,24 +82,38 @@ unsafe extern "C-unwind" fn start(
 
 unsafe extern "C-unwind" fn end(_receiver: *mut pg_sys::DestReceiver) {}
 
-/// Runs a SELECT or an UPDATE about `table`. `parameters` are timestamps in UTC: $1, $2 and so on.
-/// Calls `each` with each row of a SELECT, and returns the number of rows. The statement sees what
-/// is committed now and what this transaction has written. `Err`: nothing was run.
-pub fn run(
-    sql: &str,
-    table: TableOid,
-    parameters: &[WallTime],
-    mut each: impl FnMut(&Tuple),
-) -> Result<u64, NotRun> {
-    let sql = c_name(sql);
-    let types = vec![pg_sys::TIMESTAMPOID; parameters.len()];
-    // SAFETY: the calls are those of SPI in their prescribed order, on nodes that Postgres made in
-    // the memory of the transaction. The receiver and the statement's text outlive the execution.
-    // After an ERROR the transaction's abort cleans up.
-    unsafe {
-        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        let planned = plan(&sql, table, &types);
-        let result = planned.map(|plan| {
+/// A statement that is planned. It lives as long as the transaction.
+pub struct Planned {
+    plan: *mut pg_sys::PlannedStmt,
+    sql: CString,
+}
+
+impl Planned {
+    /// Plans a SELECT about `table`, which may update the table in its WITH. It has this number of
+    /// parameters: $1, $2 and so on, which are timestamps in UTC. `Err`: nothing can be run. Raises
+    /// 42P01 or 3F000 if the name in the statement means no table.
+    pub fn of(sql: &str, table: TableOid, parameters: usize) -> Result<Self, NotRun> {
+        let sql = c_name(sql);
+        let types = vec![pg_sys::TIMESTAMPOID; parameters];
+        // SAFETY: a transaction is open. The snapshot is popped after the plan is made. After an
+        // ERROR the transaction's abort cleans up.
+        let plan = unsafe {
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            let plan = plan(&sql, table, &types);
+            pg_sys::PopActiveSnapshot();
+            plan
+        };
+        plan.map(|plan| Self { plan, sql })
+    }
+
+    /// Runs the statement, and calls `each` with each row. The statement sees what is committed now
+    /// and what this transaction has written.
+    pub fn run(&self, parameters: &[WallTime], mut each: impl FnMut(&Tuple)) {
+        // SAFETY: the calls are those of SPI in their prescribed order, on nodes that Postgres made in
+        // the memory of the transaction. The receiver and the statement's text outlive the execution.
+        // After an ERROR the transaction's abort cleans up.
+        unsafe {
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             let mut receiver = Receiver {
                 receiver: pg_sys::DestReceiver {
                     receiveSlot: Some(receive),
@@ -110,8 +125,8 @@ pub fn run(
                 each: &mut each,
             };
             let description = pg_sys::CreateQueryDesc(
-                plan,
-                sql.as_ptr(),
+                self.plan,
+                self.sql.as_ptr(),
                 pg_sys::GetActiveSnapshot(),
                 null_mut(),
                 (&raw mut receiver).cast(),
@@ -121,15 +136,12 @@ pub fn run(
             );
             pg_sys::ExecutorStart(description, 0);
             execute(description);
-            let rows = (*(*description).estate).es_processed;
             pg_sys::ExecutorFinish(description);
             pg_sys::ExecutorEnd(description);
             pg_sys::FreeQueryDesc(description);
-            rows
-        });
-        pg_sys::PopActiveSnapshot();
+            pg_sys::PopActiveSnapshot();
+        }
         xact::next_command();
-        result
     }
 }
 
@@ -154,7 +166,7 @@ unsafe fn execute(description: *mut pg_sys::QueryDesc) {
 /// # Safety
 /// A transaction with an active snapshot is open.
 unsafe fn plan(
-    sql: &std::ffi::CStr,
+    sql: &CStr,
     table: TableOid,
     types: &[pg_sys::Oid],
 ) -> Result<*mut pg_sys::PlannedStmt, NotRun> {
@@ -172,24 +184,35 @@ unsafe fn plan(
         if !is_about(query, pg_sys::Oid::from(table)) {
             return Err(NotRun::AnotherTable);
         }
-        let command = (*query).commandType;
+        if has_rule_for_update(table) {
+            return Err(NotRun::Rule);
+        }
         let rewritten = pg_sys::pg_rewrite_query(query);
         if length(rewritten) != 1 {
             return Err(NotRun::Rule);
         }
         let query = first(rewritten).cast::<pg_sys::Query>();
-        let is_same = (*query).commandType == command && {
-            let result = (*query).resultRelation;
-            result == 0 || {
-                let relations = (*query).rtable;
-                let relation = (*(*relations).elements.add(result as usize - 1)).ptr_value;
-                (*relation.cast::<pg_sys::RangeTblEntry>()).relid == pg_sys::Oid::from(table)
-            }
-        };
-        if !is_same {
-            return Err(NotRun::Rule);
-        }
         Ok(pg_sys::pg_plan_query(query, sql.as_ptr(), 0, null_mut()))
+    }
+}
+
+/// Returns whether a table has a rule that says what an UPDATE does in an ordinary session.
+///
+/// # Safety
+/// The caller has the table locked.
+unsafe fn has_rule_for_update(table: TableOid) -> bool {
+    // SAFETY: the caller promises the lock. The rules live as long as the relation is open.
+    unsafe {
+        let relation = pg_sys::table_open(pg_sys::Oid::from(table), pg_sys::NoLock as i32);
+        let rules = (*relation).rd_rules;
+        let found = !rules.is_null()
+            && (0..(*rules).numLocks as usize).any(|i| {
+                let rule = *(*rules).rules.add(i);
+                let fires = matches!((*rule).enabled as u8, b'O' | b'A');
+                fires && (*rule).event == pg_sys::CmdType::CMD_UPDATE
+            });
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+        found
     }
 }
 

@@ -102,15 +102,15 @@ pub fn quota_of(total: usize) -> Option<usize> {
     (limited && config::role_share() < 100).then(|| (total * config::role_share() / 100).max(1))
 }
 
-/// Returns how much of `total` a role may hold, as `quota_of` does for the current role. Returns
-/// `usize::MAX` for a role without a limit.
-pub fn quota_of_role(role: RoleOid, total: usize) -> usize {
-    let limited = !acl::is_superuser_role(role) && !acl::role_owns_database(role, session::database());
-    if limited && config::role_share() < 100 {
-        (total * config::role_share() / 100).max(1)
-    } else {
-        usize::MAX
+/// Returns how many of `total` worker processes the stagers of a role may be. `usize::MAX`: the role
+/// has no limit, as in `quota_of`. The owner of the database has a limit here, which is half of them:
+/// the workers are the server's, and other databases need some.
+pub fn quota_of_stagers(role: RoleOid, total: usize) -> usize {
+    if acl::is_superuser_role(role) || config::role_share() >= 100 {
+        return usize::MAX;
     }
+    let share = (total * config::role_share() / 100).max(1);
+    if acl::role_owns_database(role, session::database()) { share.max(total / 2) } else { share }
 }
 
 /// Returns whether the current role may write to a prefix of this database. A superuser and the

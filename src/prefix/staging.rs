@@ -4,14 +4,19 @@
 //! Every name and every operator in the statements is qualified. The owner of the database or the
 //! owner of the table sets the session's search_path.
 
+use std::cell::Cell;
+use std::fmt::Write;
+
 use pgrx::pg_sys;
 
 use super::{prefixes, staged};
 use crate::logic::ids::{RoleOid, SchemaOid, TableOid};
+use crate::logic::staging::Seen;
 use crate::logic::staging::alarm::NEVER;
-use crate::logic::staging::{BATCH, Seen};
+use crate::logic::staging::batching::RowVersion;
+use crate::logic::staging::pass::{Batch, Pass};
 use crate::logic::times::WallTime;
-use crate::pg::statement::{self, NotRun};
+use crate::pg::statement::{self, NotRun, Planned};
 use crate::pg::tuple::{self, Column, Tuple};
 use crate::pg::{acl, catalog, catalog_watch, session, spi};
 
@@ -22,14 +27,26 @@ pub const STAGEABLE: &str = "state OPERATOR(pg_catalog.=) ANY ('{scheduled,retry
 /// Why a table is not staged that the keeper has taken for one.
 const REPLACED: &str = "its table was replaced or altered, or does not stage any more";
 
-/// A table of jobs that is locked for this transaction, and fit to be staged.
-pub struct StagedJobs {
-    table: TableOid,
-    /// The qualified name. `statement::run` tests that it means this table.
-    name: String,
+/// How far a transaction of a stager has come. If it raises, this says whose code did that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The table is not locked yet.
+    Opening,
+    /// The name of the table is looked up.
+    Naming,
+    /// The table's code may run.
+    Running,
 }
 
-impl StagedJobs {
+/// A table of jobs that is locked for this transaction, and fit to be staged.
+pub struct StagedJobs<'a> {
+    table: TableOid,
+    /// The qualified name. `Planned::of` tests that it means this table.
+    name: String,
+    step: &'a Cell<Step>,
+}
+
+impl<'a> StagedJobs<'a> {
     /// Locks the table of jobs of a schema by its oid, until the transaction ends. Waits up to
     /// lock_timeout, and then raises 55P03. `Err` says why the table is not staged.
     pub fn open(
@@ -37,6 +54,7 @@ impl StagedJobs {
         schema: SchemaOid,
         owner: RoleOid,
         was_superuser: bool,
+        step: &'a Cell<Step>,
     ) -> Result<Self, String> {
         statement::lock_to_write(table);
         // A session keeps the rights of a superuser in part after ALTER ROLE ... NOSUPERUSER.
@@ -68,33 +86,76 @@ impl StagedJobs {
                         (default_transaction_read_only)"
                 .into());
         }
-        Ok(Self { table, name: spi::qualified(&name, staged::TABLE) })
+        Ok(Self { table, name: spi::qualified(&name, staged::TABLE), step })
     }
 
-    /// Makes up to `BATCH` rows available that are due at `now`. Rows that another transaction has
-    /// locked are passed over. Returns how many were made available.
-    pub fn stage(&self, now: WallTime) -> Result<u64, NotRun> {
-        // ctid and tableoid find a row without its key, whose type may be any. The rows are locked,
-        // so they do not move before they are updated.
+    /// Makes up to `limit` rows available that are due, from the position of the pass on. Passes over
+    /// rows that another transaction has locked, and over those that are set aside.
+    pub fn stage(&self, pass: &Pass, limit: u64, aside: &[RowVersion]) -> Result<Batch, NotRun> {
+        self.update(&due(pass, limit, aside), &[pass.now, pass.from])
+    }
+
+    /// Locks the row that a batch of one row makes available. Returns its version; `None` if no row is
+    /// due.
+    pub fn first(&self, pass: &Pass, aside: &[RowVersion]) -> Result<Option<RowVersion>, NotRun> {
+        let sql = format!(
+            "SELECT {VERSION} FROM {} j WHERE {} FOR NO KEY UPDATE SKIP LOCKED",
+            self.name,
+            due(pass, 1, aside)
+        );
+        let mut found = None;
+        self.run(&sql, &[pass.now, pass.from], |row| {
+            found = row.short_text(Column::of_result(1, pg_sys::TEXTOID), 100);
+        })?;
+        Ok(found.as_deref().and_then(RowVersion::new))
+    }
+
+    /// Makes one row available, if it is due at `now`, has this version still, and is not locked.
+    pub fn stage_row(&self, row: &RowVersion, now: WallTime) -> Result<Batch, NotRun> {
+        let Some(place) = row.as_str().split(' ').nth(1) else { return Ok(Batch::NOTHING) };
+        let which = format!(
+            "j.ctid OPERATOR(pg_catalog.=) '{place}' AND {VERSION} OPERATOR(pg_catalog.=) '{}'
+             AND j.{STAGEABLE} AND j.scheduled_at OPERATOR(pg_catalog.<=) $1",
+            row.as_str()
+        );
+        self.update(&which, &[now])
+    }
+
+    /// Makes those rows available of which `which` holds. ctid and tableoid find a row without its
+    /// key, whose type may be any. The rows are locked, so they do not move before they are updated.
+    fn update(&self, which: &str, parameters: &[WallTime]) -> Result<Batch, NotRun> {
         let sql = format!(
             "WITH due AS MATERIALIZED (
-                SELECT j.ctid AS place, j.tableoid AS of FROM {table} j
-                WHERE j.{STAGEABLE} AND j.scheduled_at OPERATOR(pg_catalog.<=) $1
-                ORDER BY j.scheduled_at LIMIT {BATCH} FOR NO KEY UPDATE SKIP LOCKED
+                SELECT j.ctid AS place, j.tableoid AS of, j.scheduled_at AS at FROM {table} j
+                WHERE {which} FOR NO KEY UPDATE SKIP LOCKED
+             ), staged AS (
+                UPDATE {table} AS j SET state = 'available' FROM due
+                WHERE j.ctid OPERATOR(pg_catalog.=) due.place AND j.tableoid OPERATOR(pg_catalog.=) due.of
+                RETURNING true
              )
-             UPDATE {table} AS j SET state = 'available' FROM due
-             WHERE j.ctid OPERATOR(pg_catalog.=) due.place AND j.tableoid OPERATOR(pg_catalog.=) due.of",
+             SELECT pg_catalog.count(*), (SELECT pg_catalog.count(*) FROM staged), pg_catalog.max(due.at)
+             FROM due",
             table = self.name
         );
-        statement::run(&sql, self.table, &[now], |_| ())
+        let mut batch = Batch::NOTHING;
+        self.run(&sql, parameters, |row| {
+            let count = |column| row.i64(Column::of_result(column, pg_sys::INT8OID)).unwrap_or(0) as u64;
+            let last = row.i64(Column::of_result(3, pg_sys::TIMESTAMPOID)).map_or(NEVER, WallTime);
+            batch = Batch { chosen: count(1), staged: count(2), last };
+        })?;
+        Ok(batch)
     }
 
-    /// Returns what is left to stage, after `stage`.
-    pub fn seen(&self, now: WallTime) -> Result<Seen, NotRun> {
-        let from = |at| format!("{STAGEABLE} AND j.scheduled_at OPERATOR(pg_catalog.{at}) $1");
-        let first = self.earliest(&from(">="), WallTime(i64::MIN))?;
+    /// Returns what is left to stage after a pass, from the due time `from` on. Rows that are set aside
+    /// do not count.
+    pub fn seen(&self, from: WallTime, now: WallTime, aside: &[RowVersion]) -> Result<Seen, NotRun> {
+        let rows = |at| {
+            let but = but_for(aside);
+            format!("{STAGEABLE} AND j.scheduled_at OPERATOR(pg_catalog.{at}) $1{but}")
+        };
+        let first = self.earliest(&rows(">="), from)?;
         let left = first.is_some_and(|first| first <= now);
-        let next = if left { self.earliest(&from(">"), now)? } else { first };
+        let next = if left { self.earliest(&rows(">"), now)? } else { first };
         Ok(Seen { next: next.unwrap_or(NEVER), left })
     }
 
@@ -113,10 +174,19 @@ impl StagedJobs {
             self.name
         );
         let mut found = None;
-        statement::run(&sql, self.table, &[now], |row| {
+        self.run(&sql, &[now], |row| {
             found = row.i64(Column::of_result(1, pg_sys::TIMESTAMPOID)).map(WallTime);
         })?;
         Ok(found)
+    }
+
+    /// Plans a statement about the table and runs it.
+    fn run(&self, sql: &str, parameters: &[WallTime], each: impl FnMut(&Tuple)) -> Result<(), NotRun> {
+        self.step.set(Step::Naming);
+        let planned = Planned::of(sql, self.table, parameters.len())?;
+        self.step.set(Step::Running);
+        planned.run(parameters, each);
+        Ok(())
     }
 
     /// Calls `each` with the queue of each row that is available and has become due after `after`,
@@ -132,12 +202,42 @@ impl StagedJobs {
                 AND j.scheduled_at OPERATOR(pg_catalog.>) $1 AND j.scheduled_at OPERATOR(pg_catalog.<=) $2",
             self.name
         );
-        statement::run(&sql, self.table, &[after, upto], |row: &Tuple| {
+        self.run(&sql, &[after, upto], |row| {
             let queue = Column::of_result(1, pg_sys::TEXTOID);
             row.with_short_text(queue, crate::logic::wire::MAX_PAYLOAD, &mut each);
         })?;
         Ok(())
     }
+}
+
+/// Returns the condition, order and limit of the rows that a batch takes on. $1 is the time by which
+/// they are due, and $2 the due time from which on.
+fn due(pass: &Pass, limit: u64, aside: &[RowVersion]) -> String {
+    // Without the OFFSET the planner has one node less.
+    let offset = if pass.skip > 0 { format!(" OFFSET {}", pass.skip) } else { String::new() };
+    format!(
+        "j.{STAGEABLE} AND j.scheduled_at OPERATOR(pg_catalog.<=) $1
+         AND j.scheduled_at OPERATOR(pg_catalog.>=) $2{}
+         ORDER BY j.scheduled_at LIMIT {limit}{offset}",
+        but_for(aside)
+    )
+}
+
+/// The version of a row (`RowVersion`), as a text.
+const VERSION: &str = "pg_catalog.concat_ws(' ', j.tableoid, j.ctid, j.xmin)";
+
+/// Returns a condition that leaves these rows out; an empty text for none.
+fn but_for(rows: &[RowVersion]) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut sql = format!(" AND NOT {VERSION} OPERATOR(pg_catalog.=) ANY ('{{");
+    for (n, row) in rows.iter().enumerate() {
+        // A version has digits, spaces and ( , ).
+        let comma = if n > 0 { "," } else { "" };
+        let _ = write!(sql, "{comma}\"{}\"", row.as_str());
+    }
+    sql + "}')"
 }
 
 /// Returns why rows of a table can't be staged. `None`: they can.

@@ -6,12 +6,17 @@
 //! and a transaction that takes too long ends the process by a FATAL, which no code catches.
 //! The keeper starts another one, after a delay that grows (`stagers`).
 //!
+//! A stager makes jobs available in batches. A batch that fails is tried again with fewer rows, and a
+//! single row that fails is set aside (`logic::staging::batching`). So one bad row costs its batch
+//! only. A stager that can't go on returns an error, and its process ends.
+//!
 //! A stager sleeps until the earliest due time that its last look has found, by the wall clock, or
 //! until a commit tells of an earlier one (`logic::staging::alarm`). Without a due time it sleeps
 //! without a timer. While it waits, it has no transaction and no lock.
 //!
 //! If a stager dies in a transaction, the transaction is aborted, and the next stager finds the rows
-//! again. If it dies between its commit and the wait, the next one begins with a look.
+//! again. The exit callback counts that as a failure of the batch. If a stager dies between its commit
+//! and the wait, the next one begins with a look.
 
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -24,15 +29,17 @@ use crate::bus::{self, Target};
 use crate::logic::ids::DatabaseOid;
 use crate::logic::outbox::Requester;
 use crate::logic::staging::alarm::NEVER;
+use crate::logic::staging::batching::{Batching, Failed, RowVersion};
+use crate::logic::staging::pass::{Batch, Pass};
 use crate::logic::staging::slots::{Claimed, LaunchedStager};
-use crate::logic::staging::{Agenda, Announcements, BATCH, STATEMENT_LIMIT, Seen};
+use crate::logic::staging::{Agenda, Announcements, STATEMENT_LIMIT, Seen};
 use crate::logic::times::{ClockTime, WallTime};
 use crate::logic::wire;
 use crate::pg::bgworker::{self, Restarted};
 use crate::pg::latch::Event;
 use crate::pg::statement::NotRun;
 use crate::pg::{clock, encoding, latch, session, time, xact};
-use crate::prefix::staging::StagedJobs;
+use crate::prefix::staging::{StagedJobs, Step};
 use crate::shmem::Segment;
 use crate::shmem::stagers::Alarms;
 
@@ -46,6 +53,35 @@ static GENERATION: AtomicU64 = AtomicU64::new(0);
 static DATABASE: AtomicU32 = AtomicU32::new(0);
 /// The clock reading of the claim, in microseconds.
 static CONNECTED_AT: AtomicI64 = AtomicI64::new(0);
+
+/// What a transaction is about that runs code of the table's owner.
+#[derive(Clone, Copy, Debug)]
+enum UnderWay {
+    /// No row: there is no transaction, or it only reads.
+    Nothing,
+    /// A batch of rows.
+    Batch,
+    /// One row.
+    Row(RowVersion),
+}
+
+thread_local! {
+    /// The size of batches and the rows that are set aside, for the exit callback, too.
+    static BATCHING: Cell<Batching> = Cell::new(Batching::default());
+    static UNDER_WAY: Cell<UnderWay> = const { Cell::new(UnderWay::Nothing) };
+}
+
+/// Notes at the end of a batch that it has failed. Returns what the stager does.
+fn batch_failed() -> Failed {
+    let row = match UNDER_WAY.replace(UnderWay::Nothing) {
+        UnderWay::Row(row) => Some(row),
+        UnderWay::Batch | UnderWay::Nothing => None,
+    };
+    let mut batching = BATCHING.get();
+    let failed = batching.failed(row, clock::now());
+    BATCHING.set(batching);
+    failed
+}
 
 /// For how long a stager has to run, in microseconds, before its failure counts as the first in a
 /// row. The code of a table's owner can fail at any moment, for example each time after a success.
@@ -73,6 +109,7 @@ pub extern "C-unwind" fn obanrs_stager_main(argument: pg_sys::Datum) {
     let Some(alarms) = segment.alarms(claimed.id.slot) else { return };
     bgworker::connect_as(claimed.database, claimed.owner);
     begin_session();
+    BATCHING.set(claimed.batching);
     segment.stagers(|s| s.connected(claimed.id, process.pid));
     let mut stager = Stager {
         segment,
@@ -127,18 +164,41 @@ unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
         let why = format!("a transaction took longer than {} s, and was ended", STATEMENT_LIMIT / 1_000);
         segment.stagers(|s| s.timed_out(id, pid, &why));
     }
+    // A batch that was under way is lost. Its rows may be the reason.
+    if !matches!(UNDER_WAY.get(), UnderWay::Nothing) {
+        let _ = batch_failed();
+    }
+    segment.stagers(|s| s.store_batching(id, pid, &BATCHING.get()));
     let holders = segment.registry(|r| r.holders(database));
     segment.stagers(|s| s.exited(id, pid, clock::now(), !holders.is_empty()));
     holders.into_iter().for_each(latch::wake);
     segment.staging_changed(database);
 }
 
-/// The result of one transaction of a stager.
+/// The result of one batch.
 enum Looked {
-    /// A whole batch was made available, and more may be due.
+    /// More rows may be due.
     More,
-    /// What is left.
+    /// No more rows are due. What is left.
     Seen(Seen),
+    /// Nothing was done, because another transaction has the table.
+    Nothing,
+}
+
+/// Why a transaction has failed.
+enum Failure {
+    /// The table can't be staged: the stager has to end.
+    Table(String),
+    /// The table's code has raised, or the transaction could not be committed.
+    Code(String),
+}
+
+impl Failure {
+    fn why(self) -> String {
+        match self {
+            Self::Table(why) | Self::Code(why) => why,
+        }
+    }
 }
 
 struct Stager {
@@ -166,10 +226,17 @@ impl Stager {
             } else {
                 NEVER
             };
-            let now = clock::now();
-            match self.agenda.look_at(due.min(later), now, time::now()) {
-                Some(at) if at <= now => self.look()?,
-                at => latch::wait_until(at),
+            let (now, wall) = (clock::now(), time::now());
+            let looks = [self.agenda.look_at(due, now, wall), self.announcements.look_at(later, now, wall)];
+            let trial = BATCHING.get().next_trial();
+            let at = looks.into_iter().flatten().min();
+            match (at, trial) {
+                (Some(at), _) if at <= now => self.look()?,
+                (_, Some((row, at))) if at <= now => self.try_row(row)?,
+                (at, trial) => {
+                    let trial = trial.map(|(_, at)| at);
+                    latch::wait_until(at.into_iter().chain(trial).min());
+                }
             }
         }
     }
@@ -181,31 +248,118 @@ impl Stager {
             || self.segment.registry(|r| r.is_held(self.claimed.database))
     }
 
-    /// Looks at the table until nothing is left that is due. `Err`: a transaction has failed.
+    /// Looks at the table until nothing is left that is due. `Err`: the stager has to end.
     fn look(&mut self) -> Result<(), String> {
         // Before the snapshots of the transactions.
-        let told = self.alarms.later.begin_look();
-        self.alarms.due.begin_look();
+        let told_later = self.alarms.later.begin_look();
+        let told = self.alarms.due.begin_look();
+        let began = clock::now();
+        let from = self.agenda.look_from(told, began);
+        let mut pass = Pass::begin(from, time::now());
         loop {
-            let now = time::now();
-            match self.transaction(|jobs| stage(jobs, now))? {
-                Some(Looked::More) if self.has_to_leave() => return Ok(()),
-                Some(Looked::More) => {}
-                Some(Looked::Seen(seen)) => {
-                    self.agenda.looked(seen, clock::now());
+            match self.batch(&mut pass, from)? {
+                Looked::More if self.has_to_leave() => return Ok(()),
+                Looked::More => {}
+                Looked::Seen(seen) => {
+                    self.agenda.looked(seen, from, pass.kept, began, clock::now());
                     break;
                 }
-                None => {
-                    // What was told is told again, so that the next look knows of it.
-                    if told < NEVER {
-                        self.alarms.later.tell(told);
-                    }
+                Looked::Nothing => {
+                    self.tell_later_again(told_later);
                     self.agenda.put_off(clock::now());
                     return Ok(());
                 }
             }
         }
-        self.look_for_later(told)
+        self.look_for_later(told_later)
+    }
+
+    /// Tells the alarm again what a look has taken, so that the next look knows of it.
+    fn tell_later_again(&self, told: WallTime) {
+        if told < NEVER {
+            self.alarms.later.tell(told);
+        }
+    }
+
+    /// Makes one batch of jobs available, of a look that began at the due time `from`. `Err`: the
+    /// stager has to end.
+    fn batch(&mut self, pass: &mut Pass, from: WallTime) -> Result<Looked, String> {
+        let mut batching = BATCHING.get();
+        let (limit, began) = (batching.limit(), clock::now());
+        let (at, aside) = (*pass, batching.aside());
+        let outcome = self.transaction(|jobs| {
+            UNDER_WAY.set(UnderWay::Batch);
+            let batch = match limit {
+                1 => match jobs.first(&at, aside)? {
+                    None => Batch::NOTHING,
+                    Some(row) => {
+                        UNDER_WAY.set(UnderWay::Row(row));
+                        jobs.stage_row(&row, at.now)?
+                    }
+                },
+                _ => jobs.stage(&at, limit, aside)?,
+            };
+            let is_last = batch.chosen < limit;
+            let seen = if is_last { Some(jobs.seen(from, at.now, aside)?) } else { None };
+            Ok((batch, seen))
+        });
+        match outcome {
+            Ok(Some((batch, seen))) => {
+                UNDER_WAY.set(UnderWay::Nothing);
+                batching.succeeded(batch.chosen, clock::now() - began);
+                BATCHING.set(batching);
+                pass.took(batch, limit);
+                Ok(seen.map_or(Looked::More, Looked::Seen))
+            }
+            Ok(None) => {
+                UNDER_WAY.set(UnderWay::Nothing);
+                Ok(Looked::Nothing)
+            }
+            Err(Failure::Code(why)) => self.go_on_after(&why).map(|()| Looked::More),
+            Err(Failure::Table(why)) => Err(why),
+        }
+    }
+
+    /// Goes on after a batch that has failed. `Err`: the stager has to end.
+    fn go_on_after(&self, why: &str) -> Result<(), String> {
+        let failed = batch_failed();
+        let (id, pid, batching) = (self.claimed.id, latch::my_pid(), BATCHING.get());
+        if self.segment.stagers(|s| s.set_aside(id, pid, &batching, why)) {
+            self.segment.staging_changed(self.claimed.database);
+        }
+        match failed {
+            Failed::GoOn => Ok(()),
+            Failed::GiveUp => Err(why.to_owned()),
+        }
+    }
+
+    /// Tries to make a job available that was set aside. `Err`: the stager has to end.
+    fn try_row(&mut self, row: RowVersion) -> Result<(), String> {
+        let now = time::now();
+        let outcome = self.transaction(|jobs| {
+            UNDER_WAY.set(UnderWay::Row(row));
+            jobs.stage_row(&row, now)
+        });
+        match outcome {
+            Ok(Some(batch)) => {
+                UNDER_WAY.set(UnderWay::Nothing);
+                let mut batching = BATCHING.get();
+                batching.trial_succeeded();
+                BATCHING.set(batching);
+                self.segment.stagers(|s| s.store_batching(self.claimed.id, latch::my_pid(), &batching));
+                if batch.staged == 0 {
+                    self.agenda.look_again(); // the row was changed, or is locked
+                }
+                Ok(())
+            }
+            Ok(None) => {
+                UNDER_WAY.set(UnderWay::Row(row));
+                let _ = batch_failed(); // another transaction has the table: later
+                Ok(())
+            }
+            Err(Failure::Code(why)) => self.go_on_after(&why),
+            Err(Failure::Table(why)) => Err(why),
+        }
     }
 
     /// Wakes the queues of jobs that were inserted as available and have become due since, and finds
@@ -213,7 +367,12 @@ impl Stager {
     /// look. This reads all jobs that are available. If that takes too long, which ends this process,
     /// the stagers of this slot do without (`Stagers::begin_announcing`).
     fn look_for_later(&mut self, told: WallTime) -> Result<(), String> {
-        if !self.claimed.announces || !self.announcements.has_to_look(told, time::now()) {
+        let began = clock::now();
+        if !self.claimed.announces {
+            return Ok(());
+        }
+        if !self.announcements.has_to_look(told, began, time::now()) {
+            self.tell_later_again(told);
             return Ok(());
         }
         let (id, pid, schema) = (self.claimed.id, latch::my_pid(), self.claimed.schema);
@@ -232,14 +391,12 @@ impl Stager {
                 })?;
             }
             jobs.next_later(now)
-        })?;
+        });
         self.segment.stagers(|s| s.announced(id, pid));
-        match next {
-            Some(next) => self.announcements.announced(next),
+        match next.map_err(Failure::why)? {
+            Some(next) => self.announcements.announced(next, began, clock::now()),
             None => {
-                if told < NEVER {
-                    self.alarms.later.tell(told);
-                }
+                self.tell_later_again(told);
                 self.agenda.put_off(clock::now());
             }
         }
@@ -251,38 +408,41 @@ impl Stager {
     /// says why the transaction failed.
     fn transaction<R>(
         &self,
-        body: impl FnOnce(&StagedJobs) -> Result<R, NotRun>,
-    ) -> Result<Option<R>, String> {
+        body: impl FnOnce(&StagedJobs<'_>) -> Result<R, NotRun>,
+    ) -> Result<Option<R>, Failure> {
         let Claimed { table, schema, owner, .. } = self.claimed;
-        let is_open = Cell::new(false);
+        let step = Cell::new(Step::Opening);
         let in_transaction = || {
-            let jobs = StagedJobs::open(table, schema, owner, self.was_superuser)?;
-            is_open.set(true);
+            let jobs =
+                StagedJobs::open(table, schema, owner, self.was_superuser, &step).map_err(Failure::Table)?;
             match body(&jobs) {
                 Ok(result) => Ok(Some(result)),
                 Err(NotRun::AnotherTable) => Ok(None),
-                Err(NotRun::Rule) => Err("its table has a rule for UPDATE".into()),
+                Err(NotRun::Rule) => Err(Failure::Table("its table has a rule for UPDATE".into())),
             }
         };
         let limited = || xact::limit(STATEMENT_LIMIT, || xact::run(c"obanrs: staging", in_transaction));
         // The time limit includes the commit, at which deferred triggers run.
-        let outcome = match xact::contain(limited) {
-            Ok(outcome) => outcome,
-            // Once the table is locked, this is an error of the table's own code.
-            Err(caught) if caught.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE && !is_open.get() => {
+        let outcome = match (xact::contain(limited), step.get()) {
+            (Ok(outcome), _) => outcome,
+            (Err(caught), Step::Opening) if caught.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
                 Ok(None)
             }
-            Err(caught) => Err(caught.message),
+            (Err(caught), Step::Opening) => Err(Failure::Table(caught.message)),
+            // The schema was renamed after its name was looked up, and before the table's name was.
+            (Err(caught), Step::Naming) if is_lost_name(caught.code) => Ok(None),
+            (Err(caught), Step::Naming | Step::Running) => Err(Failure::Code(caught.message)),
         };
         // The table's code may have left a role, settings, advisory locks or temporary tables.
-        if is_open.get() {
-            xact::contain(|| xact::run(c"obanrs: staging", session::discard)).map_err(|e| e.message)?;
+        if step.get() != Step::Opening {
+            xact::contain(|| xact::run(c"obanrs: staging", session::discard))
+                .map_err(|e| Failure::Table(e.message))?;
         }
         outcome
     }
 }
 
-/// Makes a batch available that is due at `now`, and finds out what is left.
-fn stage(jobs: &StagedJobs, now: WallTime) -> Result<Looked, NotRun> {
-    if jobs.stage(now)? >= BATCH { Ok(Looked::More) } else { Ok(Looked::Seen(jobs.seen(now)?)) }
+/// Returns whether this is the error of a name that means no table.
+fn is_lost_name(code: PgSqlErrorCode) -> bool {
+    matches!(code, PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE | PgSqlErrorCode::ERRCODE_INVALID_SCHEMA_NAME)
 }

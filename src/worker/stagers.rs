@@ -13,7 +13,7 @@ use crate::error;
 use crate::logic::backoff::{LOOK, MILLISECOND};
 use crate::logic::ids::{DatabaseOid, RoleOid};
 use crate::logic::retry::Retry;
-use crate::logic::staging::slots::{LaunchedStager, StagedPrefix};
+use crate::logic::staging::slots::{Failure, LaunchedStager, StagedPrefix};
 use crate::logic::text::Text;
 use crate::logic::times::ClockTime;
 use crate::pg::bgworker::{self, WorkerHandle, WorkerSpec};
@@ -67,8 +67,8 @@ impl Supervisor {
     pub fn pass(&mut self) -> bool {
         let (segment, database, now) = (self.segment, self.database, clock::now());
         self.reap(now);
-        for (prefix, why, at) in segment.stagers(|s| s.take_unlogged(database)) {
-            log_failure(&prefix, &why, at - now);
+        for failure in segment.stagers(|s| s.take_unlogged(database)) {
+            log_failure(&failure, now);
         }
         self.reads |= segment.registry(|r| r.take_staging(database));
         // Roles are altered without a word, so the catalogs are read before each launch.
@@ -127,8 +127,8 @@ impl Supervisor {
             };
             segment.stagers(|s| s.not_started(id, now, why));
         }
-        for (prefix, why, at) in segment.stagers(|s| s.take_unlogged(database)) {
-            log_failure(&prefix, &why, at - now);
+        for failure in segment.stagers(|s| s.take_unlogged(database)) {
+            log_failure(&failure, now);
         }
     }
 
@@ -155,18 +155,24 @@ pub fn dismiss_all(segment: Segment, database: DatabaseOid) {
 
 /// Logs why a stager has failed. Each line comes with a delay that has grown, so a lasting failure
 /// does not fill the log.
-fn log_failure(prefix: &Text<63>, why: &Text<255>, delay: i64) {
-    error::log(
-        PgLogLevel::WARNING,
-        PgSqlErrorCode::ERRCODE_WARNING,
-        format!(
-            "obanrs can't stage jobs of prefix \"{}\" in {}: {}",
-            prefix.as_str(),
-            process::of_database(),
-            why.as_str()
-        ),
-        format!("Its stager is started again in {} s.", (delay.max(0) + 999_999) / 1_000_000),
-    );
+fn log_failure(failure: &Failure, now: ClockTime) {
+    let (prefix, why, database) = (failure.prefix.as_str(), failure.why.as_str(), process::of_database());
+    let seconds = (failure.at.saturating_sub(now).max(0) + 999_999) / 1_000_000;
+    let (message, hint) = if failure.runs_on {
+        (
+            format!("obanrs has set a due job of prefix \"{prefix}\" in {database} aside: {why}"),
+            format!(
+                "The job stays as it is, and is tried again in {seconds} s. oban_check() says how many \
+                 jobs are set aside."
+            ),
+        )
+    } else {
+        (
+            format!("obanrs can't stage jobs of prefix \"{prefix}\" in {database}: {why}"),
+            format!("Its stager is started again in {seconds} s."),
+        )
+    };
+    error::log(PgLogLevel::WARNING, PgSqlErrorCode::ERRCODE_WARNING, message, hint);
 }
 
 /// Returns the prefixes of this database that stage, with what keeps a stager from connecting.
@@ -179,7 +185,7 @@ fn staged_prefixes() -> Vec<StagedPrefix> {
             table: jobs.oid,
             owner: jobs.owner,
             prefix: Text::truncated(&name),
-            quota: rights::quota_of_role(jobs.owner, most),
+            quota: rights::quota_of_stagers(jobs.owner, most),
             obstacle: obstacle_to_connect(jobs.owner),
         })
     };

@@ -6,6 +6,7 @@ use super::super::lifecycle::{ABSENT, BACKOFF, RUNNING, STARTING, WAITING};
 use super::super::text::Text;
 use super::super::times::{ClockTime, WallTime};
 use super::RESTART_STAGER;
+use super::batching::Batching;
 
 /// The slot of a stager. `database` 0 is a free slot. The lock Stagers guards the slot.
 #[repr(C)]
@@ -45,6 +46,9 @@ pub struct StagerSlot {
     pub prefix: Text<63>,
     /// What went wrong last; empty for nothing. Views show it.
     pub last_error: Text<255>,
+    /// The size of batches, and the rows that are set aside. The stager writes it when rows are set
+    /// aside or taken back, and when it exits. The next stager of the slot goes on with it.
+    pub batching: Batching,
 }
 
 /// The stager looks for jobs that are available before they are due.
@@ -140,6 +144,19 @@ pub struct Claimed {
     pub announces: bool,
     /// Whether another stager had the slot before, since the prefix was kept.
     pub succeeds_another: bool,
+    /// The size of batches, and the rows that are set aside.
+    pub batching: Batching,
+}
+
+/// What a stager has failed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub prefix: Text<63>,
+    pub why: Text<255>,
+    /// When the next attempt is due.
+    pub at: ClockTime,
+    /// Whether the stager runs on: it has set rows aside.
+    pub runs_on: bool,
 }
 
 /// What `Stagers::keep` did.
@@ -310,6 +327,7 @@ impl Stagers<'_> {
             prefix: s.prefix,
             announces: s.announces(),
             succeeds_another,
+            batching: s.batching,
         })
     }
 
@@ -365,6 +383,27 @@ impl Stagers<'_> {
         }
     }
 
+    /// Stores the size of batches and the rows that are set aside.
+    pub fn store_batching(&mut self, id: LaunchedStager, pid: i32, batching: &Batching) {
+        if let Some(slot) = self.own(id, pid) {
+            slot.batching = *batching;
+        }
+    }
+
+    /// Stores what a failure has changed: batches are smaller, or a row is set aside. `why`: the reason
+    /// of the failure. Returns whether a row is set aside and none was before. The keeper logs that,
+    /// and the caller wakes the keeper.
+    pub fn set_aside(&mut self, id: LaunchedStager, pid: i32, batching: &Batching, why: &str) -> bool {
+        let Some(slot) = self.own(id, pid) else { return false };
+        let is_first = slot.batching.aside().is_empty() && !batching.aside().is_empty();
+        slot.batching = *batching;
+        if !batching.aside().is_empty() {
+            slot.last_error = Text::truncated(why);
+        }
+        slot.unlogged |= u32::from(is_first);
+        is_first
+    }
+
     /// Notes that a stager has left the server's list of processes. This is the stager's last act.
     /// `held`: a command holds the database, so the stager is not to blame.
     pub fn exited(&mut self, id: LaunchedStager, pid: i32, now: ClockTime, held: bool) {
@@ -384,16 +423,23 @@ impl Stagers<'_> {
         }
     }
 
-    /// Returns what the stagers of a database have failed for and nobody has logged yet: the
-    /// prefix, the reason, and when the stager is started again.
-    pub fn take_unlogged(&mut self, database: DatabaseOid) -> Vec<(Text<63>, Text<255>, ClockTime)> {
-        let failed = |s: &&mut StagerSlot| s.database == database && s.state == BACKOFF && s.unlogged != 0;
+    /// Returns what the stagers of a database have failed for and nobody has logged yet.
+    pub fn take_unlogged(&mut self, database: DatabaseOid) -> Vec<Failure> {
+        let told = |s: &StagerSlot| s.state == BACKOFF || !s.batching.aside().is_empty();
+        let failed = |s: &&mut StagerSlot| s.database == database && s.unlogged != 0 && told(s);
         self.slots
             .iter_mut()
             .filter(failed)
             .map(|s| {
                 s.unlogged = 0;
-                (s.prefix, s.last_error, s.retry_at)
+                let runs_on = s.state != BACKOFF;
+                let trial = s.batching.next_trial().map_or(ClockTime::ZERO, |(_, at)| at);
+                Failure {
+                    prefix: s.prefix,
+                    why: s.last_error,
+                    at: if runs_on { trial } else { s.retry_at },
+                    runs_on,
+                }
             })
             .collect()
     }
@@ -500,6 +546,29 @@ mod tests {
         let id = launched(&mut s, now)[0];
         s.not_started(id, ClockTime(now), "no worker");
         assert!(s.next_launch(DB).unwrap() > ClockTime(now));
+    }
+
+    #[test]
+    fn rows_that_are_set_aside_stay_so_for_the_next_stager() {
+        let mut slots = [StagerSlot::default(); 1];
+        let mut s = Stagers { slots: &mut slots };
+        s.keep(DB, &[prefix(1)], 9);
+        let id = launched(&mut s, 0)[0];
+        let mut batching = s.claim(0, process(1), WallTime(0)).unwrap().batching;
+        s.connected(id, 1);
+        batching.failed(Some(Text::truncated("1 (0,1) 3")), ClockTime(5));
+        assert!(s.set_aside(id, 1, &batching, "it raised") && !s.set_aside(id, 1, &batching, "so did it"));
+        let failures = s.take_unlogged(DB);
+        assert_eq!((failures.len(), failures[0].runs_on), (1, true));
+        assert_eq!(failures[0].at, batching.next_trial().unwrap().1);
+        assert!(s.take_unlogged(DB).is_empty(), "once");
+        s.exited(id, 1, ClockTime(5), false);
+        launched(&mut s, 5);
+        let claimed = s.claim(0, process(2), WallTime(0)).unwrap();
+        assert_eq!(claimed.batching, batching);
+        assert!(!s.set_aside(id, 1, &Batching::default(), "another's"), "it is another's slot by now");
+        s.store_batching(claimed.id, 2, &Batching::default());
+        assert!(s.slots[0].batching.aside().is_empty());
     }
 
     #[test]

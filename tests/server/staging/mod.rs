@@ -1,5 +1,7 @@
-//! Do jobs become available when they are due, whatever their tables carry and whoever else stages them?
+//! Do jobs become available when they are due? Their tables may carry any code, and other programs may stage
+//! them.
 
+mod bad_rows;
 mod beside_oban;
 mod lifecycle;
 mod on_time;

@@ -170,12 +170,16 @@ fn a_million_rows_wait_and_a_look_is_one_look_up() {
     let now = "timezone('UTC', now())";
     let update = format!(
         "WITH due AS MATERIALIZED (
-            SELECT j.ctid AS place, j.tableoid AS of FROM public.oban_jobs j
+            SELECT j.ctid AS place, j.tableoid AS of, j.scheduled_at AS at FROM public.oban_jobs j
             WHERE j.{stageable} AND j.scheduled_at OPERATOR(pg_catalog.<=) {now}
+            AND j.scheduled_at OPERATOR(pg_catalog.>=) '-infinity'
             ORDER BY j.scheduled_at LIMIT 20000 FOR NO KEY UPDATE SKIP LOCKED
+         ), staged AS (
+            UPDATE public.oban_jobs AS j SET state = 'available' FROM due
+            WHERE j.ctid OPERATOR(pg_catalog.=) due.place AND j.tableoid OPERATOR(pg_catalog.=) due.of
+            RETURNING true
          )
-         UPDATE public.oban_jobs AS j SET state = 'available' FROM due
-         WHERE j.ctid OPERATOR(pg_catalog.=) due.place AND j.tableoid OPERATOR(pg_catalog.=) due.of"
+         SELECT pg_catalog.count(*), (SELECT pg_catalog.count(*) FROM staged), pg_catalog.max(due.at) FROM due"
     );
     let next = format!(
         "SELECT j.scheduled_at FROM public.oban_jobs j WHERE j.{stageable}
