@@ -104,6 +104,14 @@ fn a_job_that_becomes_available_wakes_its_queue() {
         )
         .unwrap();
     assert_eq!(listener.woken(), ["merged"], "what was rolled back is not heard, and hides nothing");
+    client
+        .batch_execute(
+            "BEGIN; SAVEPOINT s; INSERT INTO oban_jobs (id, worker, queue) VALUES (9, 'w', 'kept'); ROLLBACK TO s;
+             INSERT INTO oban_jobs (id, worker, queue) VALUES (9, 'w', 'kept'); COMMIT",
+        )
+        .unwrap();
+    assert_eq!(listener.woken(), ["kept"], "an INSERT that was rolled back hides no other, and is not heard");
+    client.batch_execute("DELETE FROM oban_jobs WHERE queue = 'kept'").unwrap();
     // The retry of Oban for Elixir.
     client.batch_execute("UPDATE oban_jobs SET state = 'retryable'").unwrap();
     client
