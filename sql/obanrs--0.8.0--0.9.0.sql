@@ -243,6 +243,7 @@ A stager, which is a background worker, then makes due jobs available, as the ow
 It runs no code of a table''s owner, and evaluates none of the table''s expressions. A stager does.
 When nothing is missing, it changes nothing and takes no lock.
 It waits at most 2 s for a lock.
+A trigger that was disabled stays disabled. on_replica => true enables it, except on a partition alone.
 Run it again after an update of the extension. A new partition of oban_jobs has the triggers by itself.
 ALTER TABLE ... ATTACH PARTITION of a table that has the triggers already is 42710: DROP them on that table first.
 A WARNING names what keeps the prefix from holding elections or sending wake-ups.

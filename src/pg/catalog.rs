@@ -278,7 +278,8 @@ pub fn table_of_root_trigger(trigger: u32) -> Option<TableOid> {
     }
 }
 
-/// Returns a table, its partitions, and their partitions.
+/// Returns a table, its partitions, and their partitions, in the order in which Postgres locks them:
+/// by oid, and each level after the one above.
 pub fn with_partitions(table: TableOid) -> Vec<TableOid> {
     let mut found = vec![table];
     let mut next = 0;
@@ -286,7 +287,10 @@ pub fn with_partitions(table: TableOid) -> Vec<TableOid> {
         next += 1;
         if class(parent).is_some_and(|c| c.kind == b'p') {
             let keys = [("inhparent", Key::Oid(parent.into()))];
-            found.extend(scan::rows(scan::CHILDREN, &keys, |row| Some(TableOid::from(row.oid("inhrelid")))));
+            let mut children =
+                scan::rows(scan::CHILDREN, &keys, |row| Some(TableOid::from(row.oid("inhrelid"))));
+            children.sort_unstable_by_key(|child| child.0);
+            found.append(&mut children);
         }
     }
     found

@@ -76,6 +76,8 @@ pub struct Options<'a> {
     /// The condition under which the trigger fires for a row (WHEN). `None`: it always fires. Names
     /// in the condition mean what the current search_path says.
     pub condition: Option<Expression>,
+    /// The partitions on which the trigger fires in other sessions than on the table itself.
+    pub on_partitions: &'a [(TableOid, Fires)],
     /// Whether a trigger of the same name on the table, or on a partition, is replaced. False: it
     /// is an ERROR (42710).
     pub replaces: bool,
@@ -84,14 +86,14 @@ pub struct Options<'a> {
 impl Options<'_> {
     /// A trigger without arguments that fires where changes are made.
     pub const ORDINARY: Options<'static> =
-        Options { fires: Fires::Origin, arguments: &[], condition: None, replaces: true };
+        Options { fires: Fires::Origin, arguments: &[], condition: None, on_partitions: &[], replaces: true };
 }
 
 /// Adds columns of type bigint that may be NULL and have no default, so that ALTER TABLE reads and
 /// writes no row. The caller has locked and tested the table. The function takes the table's ACCESS
 /// EXCLUSIVE lock.
 pub fn add_bigints(table: TableOid, names: &[&CStr]) {
-    alter(table, names, |command, name| {
+    alter(table, pg_sys::AccessExclusiveLock, names, |command, name| {
         // SAFETY: `command` is a node that `alter` has just made, and the name is copied.
         unsafe {
             let column = pg_sys::makeColumnDef(name.as_ptr(), pg_sys::INT8OID, -1, pg_sys::InvalidOid);
@@ -104,7 +106,7 @@ pub fn add_bigints(table: TableOid, names: &[&CStr]) {
 /// Drops columns, with the indexes and constraints on them. Raises an ERROR if another object
 /// depends on a column. The caller has locked and tested the table.
 pub fn drop_columns(table: TableOid, names: &[&CStr]) {
-    alter(table, names, |command, name| {
+    alter(table, pg_sys::AccessExclusiveLock, names, |command, name| {
         // SAFETY: `command` is a node that `alter` has just made, and the name is copied.
         unsafe {
             (*command).subtype = pg_sys::AlterTableType::AT_DropColumn;
@@ -114,8 +116,31 @@ pub fn drop_columns(table: TableOid, names: &[&CStr]) {
     });
 }
 
-/// Runs ALTER TABLE ONLY with one subcommand for each of these columns.
-fn alter(table: TableOid, columns: &[&CStr], fill: impl Fn(*mut pg_sys::AlterTableCmd, &CStr)) {
+/// Sets in which sessions a trigger of a table fires, as ALTER TABLE ONLY ... ENABLE TRIGGER does.
+/// Does so with the rights of the table's owner: the owner of a partitioned table need not own the
+/// partitions, and gives them triggers all the same. The caller has locked the table.
+fn set_fires(table: TableOid, trigger: &CStr, fires: Fires) {
+    let subtype = match fires {
+        Fires::Origin => pg_sys::AlterTableType::AT_EnableTrig,
+        Fires::Always => pg_sys::AlterTableType::AT_EnableAlwaysTrig,
+        Fires::Replica => pg_sys::AlterTableType::AT_EnableReplicaTrig,
+        Fires::Never => pg_sys::AlterTableType::AT_DisableTrig,
+    };
+    let Some(owner) = super::catalog::owner(table) else { return };
+    super::session::as_role(owner, || {
+        alter(table, pg_sys::ShareRowExclusiveLock, &[trigger], |command, name| {
+            // SAFETY: `command` is a node that `alter` has just made, and the name is copied.
+            unsafe {
+                (*command).subtype = subtype;
+                (*command).name = pg_sys::pstrdup(name.as_ptr());
+            }
+        });
+    });
+}
+
+/// Runs ALTER TABLE ONLY with one subcommand for each of these columns or triggers, in a lock that
+/// is strong enough for it.
+fn alter(table: TableOid, lock: u32, names: &[&CStr], fill: impl Fn(*mut pg_sys::AlterTableCmd, &CStr)) {
     let oid = pg_sys::Oid::from(table);
     // SAFETY: the nodes are of Postgres' own kinds, and live in the current memory context as long
     // as the call. Where event triggers collect commands, AlterTableInternal needs the calls of
@@ -123,12 +148,12 @@ fn alter(table: TableOid, columns: &[&CStr], fill: impl Fn(*mut pg_sys::AlterTab
     // calls do nothing. After an ERROR the abort of the (sub)transaction cleans up.
     unsafe {
         let mut commands = std::ptr::null_mut();
-        for column in columns {
+        for name in names {
             let command = node::<pg_sys::AlterTableCmd>(pg_sys::NodeTag::T_AlterTableCmd);
-            fill(command, column);
+            fill(command, name);
             commands = pg_sys::lappend(commands, command.cast());
         }
-        let relation = pg_sys::relation_open(oid, pg_sys::AccessExclusiveLock as i32);
+        let relation = pg_sys::relation_open(oid, lock as i32);
         pg_sys::CheckTableNotInUse(relation, c"ALTER TABLE".as_ptr());
         let statement = node::<pg_sys::AlterTableStmt>(pg_sys::NodeTag::T_AlterTableStmt);
         (*statement).relation = name_of(relation);
@@ -178,6 +203,8 @@ pub fn create_trigger(table: TableOid, function: u32, trigger: &Trigger<'_>, opt
         pg_sys::EventTriggerCollectSimpleCommand(made, pg_sys::InvalidObjectAddress, statement.cast());
         pg_sys::CommandCounterIncrement();
     }
+    // Here the trigger fires on each partition as on the table.
+    options.on_partitions.iter().for_each(|(partition, fires)| set_fires(*partition, trigger.name, *fires));
 }
 
 /// Runs DROP TRIGGER for a trigger by its oid. The caller has locked and tested the trigger's

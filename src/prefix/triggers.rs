@@ -5,6 +5,7 @@ use super::extension;
 use crate::error::Error;
 use crate::logic::ids::TableOid;
 use crate::logic::staging::STAGE;
+use crate::pg::catalog::{self, TriggerRow};
 use crate::pg::ddl::{Event, Fires, Timing, Trigger};
 use crate::pg::spi;
 
@@ -103,6 +104,41 @@ pub fn wanted(on_replica: Option<bool>, now: Option<Fires>) -> Fires {
     }
 }
 
+/// As `wanted`, for a trigger that fires in the sessions `now` on a partition, and in the sessions
+/// `whole` on the partitioned table. What is disabled on the partition alone stays disabled. `whole`
+/// is `None` if the partitioned table has no such trigger.
+pub fn wanted_on_partition(on_replica: Option<bool>, whole: Option<Fires>, now: Fires) -> Fires {
+    let is_off_here = now == Fires::Never && whole != Some(Fires::Never);
+    if is_off_here { Fires::Never } else { wanted(on_replica, Some(now)) }
+}
+
+/// A trigger of a partition.
+pub struct OnPartition {
+    pub partition: TableOid,
+    pub fires: Fires,
+    /// Whether the partition has it from the partitioned table.
+    pub is_copy: bool,
+}
+
+impl OnPartition {
+    /// Returns the triggers of this name and function on all partitions of a table, as committed
+    /// now. To change one, or to create another, takes a lock on its partition that `lock_for_triggers`
+    /// conflicts with.
+    pub fn named(table: TableOid, function: u32, name: &[u8]) -> Vec<Self> {
+        let of = |partition: TableOid| {
+            let rows = catalog::triggers_of(partition).into_iter();
+            let is_it = move |row: &TriggerRow| row.function == function && row.name.as_bytes() == name;
+            let described = move |row: TriggerRow| Self {
+                partition,
+                fires: Fires::of(row.enabled),
+                is_copy: !row.is_own,
+            };
+            rows.filter(is_it).map(described)
+        };
+        catalog::with_partitions(table).into_iter().skip(1).flat_map(of).collect()
+    }
+}
+
 impl Functions {
     /// Returns the functions. `Err`: this database does not have the extension.
     pub fn find() -> Result<Self, Error> {
@@ -132,8 +168,39 @@ impl Functions {
         ON_JOBS.iter().all(|trigger| {
             let is_it = |t: &&JobsTrigger| t.is(trigger) && t.for_each_row && t.stages == stage;
             let fits = |t: &&JobsTrigger| is_it(t) && t.fires_as(on_replica);
-            there.iter().any(|t| fits(&t))
+            there.iter().any(|t| fits(&t) && self.fire_on_partitions(table, t, on_replica))
         })
+    }
+
+    /// Returns whether a trigger fires on the partitions of its table as the call of `oban_install`
+    /// wants.
+    fn fire_on_partitions(&self, table: TableOid, whole: &JobsTrigger, on_replica: Option<bool>) -> bool {
+        let is_as_wanted =
+            |t: &OnPartition| t.fires == wanted_on_partition(on_replica, Some(whole.fires), t.fires);
+        on_replica.is_none()
+            || OnPartition::named(table, self.jobs, whole.name.as_bytes()).iter().all(is_as_wanted)
+    }
+
+    /// Returns the partitions of a table of jobs on which a trigger is to fire in other sessions than
+    /// in `fires`, which is for the table itself. `whole`: as in `wanted_on_partition`. The caller has
+    /// locked the partitions.
+    pub fn differing_partitions(
+        &self,
+        table: TableOid,
+        trigger: &Trigger<'_>,
+        on_replica: Option<bool>,
+        whole: Option<Fires>,
+        fires: Fires,
+    ) -> Vec<(TableOid, Fires)> {
+        let there = OnPartition::named(table, self.jobs, trigger.name.to_bytes()).into_iter();
+        // A trigger of a version before 0.9.0 is each partition's own. What counts of it is that it
+        // was disabled: the partitioned table has decided about all rows that came by it.
+        let counts = |t: &OnPartition| t.is_copy || t.fires == Fires::Never;
+        there
+            .filter(counts)
+            .map(|t| (t.partition, wanted_on_partition(on_replica, whole, t.fires)))
+            .filter(|(_, wanted)| *wanted != fires)
+            .collect()
     }
 
     /// Returns oban_jobs and its partitions. Foreign tables do not count. (pg_partition_tree would

@@ -25,7 +25,7 @@ use crate::logic::leadership::{MAX_PREFIX, term};
 use crate::logic::shape;
 use crate::logic::text::Text;
 use crate::pg::argument::TextArgument;
-use crate::pg::catalog;
+use crate::pg::catalog::{self, TriggerRow};
 use crate::pg::ddl::{self, Fires, Options};
 use crate::pg::{acl, bgworker, scan, session, spi, xact};
 use crate::prefix::peers::{self, Unusable};
@@ -303,8 +303,14 @@ fn complete_peers(prefix: &Prefix<'_>, functions: &Functions) -> Result<(), Erro
     }
     if let Some(function) = functions.peers.filter(|_| !functions.guard(peers)) {
         lift_terms(peers);
+        let there = catalog::triggers_of(peers);
         triggers::ON_PEERS.iter().for_each(|trigger| {
-            ddl::create_trigger(peers, function, trigger, &Options::ORDINARY);
+            let is_it = |row: &&TriggerRow| {
+                row.function == function && row.name.as_bytes() == trigger.name.to_bytes()
+            };
+            // A trigger that is there stays disabled, if it is.
+            let fires = there.iter().find(is_it).map_or(Fires::Origin, |row| Fires::of(row.enabled));
+            ddl::create_trigger(peers, function, trigger, &Options { fires, ..Options::ORDINARY });
         });
     }
     Ok(())
@@ -333,6 +339,8 @@ fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions, wishes: Wishes) -> 
     })?;
     require_obans_jobs(functions, prefix, jobs)?;
     Functions::job_tables(jobs).into_iter().try_for_each(require_owner)?;
+    // Nobody can disable a trigger of a partition between the look at it and its replacement.
+    catalog::with_partitions(jobs).into_iter().skip(1).for_each(catalog::lock_for_triggers);
     let there = functions.on_jobs(jobs);
     let stages = wishes.stage.unwrap_or_else(|| there.iter().any(|t| t.stages));
     if wishes.stage == Some(true) {
@@ -342,12 +350,13 @@ fn complete_jobs(prefix: &Prefix<'_>, functions: &Functions, wishes: Wishes) -> 
         due_index::drop(jobs);
     }
     for trigger in &triggers::ON_JOBS {
-        let now = there.iter().find(|t| t.is(trigger)).map(|t| t.fires);
+        let whole = there.iter().find(|t| t.is(trigger)).map(|t| t.fires);
         // A trigger that is new beside one that fires always is to fire always, too.
-        let now = now.or_else(|| there.iter().map(|t| t.fires).find(|fires| *fires == Fires::Always));
+        let now = whole.or_else(|| there.iter().map(|t| t.fires).find(|fires| *fires == Fires::Always));
+        let fires = triggers::wanted(wishes.on_replica, now);
+        let on_partitions = functions.differing_partitions(jobs, trigger, wishes.on_replica, whole, fires);
         let arguments: &[&CStr] = if stages { &[STAGE_ARGUMENT] } else { &[] };
-        let options =
-            Options { fires: triggers::wanted(wishes.on_replica, now), arguments, ..Options::ORDINARY };
+        let options = Options { fires, arguments, on_partitions: &on_partitions, ..Options::ORDINARY };
         ddl::create_trigger(jobs, functions.jobs, trigger, &options);
     }
     Ok(())

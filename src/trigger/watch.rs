@@ -227,7 +227,13 @@ impl Wanted {
         let arguments = arguments.each_ref().map(CString::as_c_str);
         let events = [watches::EVENTS_OF_ROWS[event]];
         let trigger = Trigger { name: &name, timing: Timing::After, events: &events, for_each_row: true };
-        let options = Options { fires, arguments: &arguments, condition: self.expression, replaces: false };
+        let options = Options {
+            fires,
+            arguments: &arguments,
+            condition: self.expression,
+            on_partitions: &[],
+            replaces: false,
+        };
         let create = || ddl::create_trigger(table, function, &trigger, &options);
         let Some(owner) = catalog::owner(table).filter(|_| self.expression.is_some()) else {
             create();

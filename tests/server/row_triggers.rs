@@ -256,6 +256,99 @@ fn on_replica_is_kept_until_it_is_given() {
     assert_eq!(listener.woken(), Vec::<String>::new());
 }
 
+/// What a user has disabled on a single partition stays disabled. All else follows the call.
+#[test]
+fn a_partitions_trigger_that_is_off_stays_off() {
+    let cluster = Cluster::with_extension();
+    let mut client = cluster.client();
+    client
+        .batch_execute(&format!(
+            "CREATE TABLE oban_jobs {JOBS} PARTITION BY LIST (queue);
+             CREATE TABLE a PARTITION OF oban_jobs FOR VALUES IN ('a');
+             CREATE TABLE b PARTITION OF oban_jobs DEFAULT PARTITION BY LIST (queue);
+             CREATE TABLE bb PARTITION OF b DEFAULT; SELECT oban_install()"
+        ))
+        .unwrap();
+    let states = "SELECT string_agg(tgrelid::regclass || ' ' || tgenabled::text, ' ' ORDER BY tgname, tgrelid::regclass::text)
+                  FROM pg_trigger WHERE tgname LIKE 'obanrs_jobs%'";
+    for (change, on_replica, expected) in [
+        ("", "NULL", "a O b O bb O oban_jobs O"),
+        ("ALTER TABLE a DISABLE TRIGGER {t}", "false", "a D b O bb O oban_jobs O"),
+        ("", "true", "a D b A bb A oban_jobs A"),
+        ("", "NULL", "a D b A bb A oban_jobs A"),
+        ("", "false", "a D b O bb O oban_jobs O"),
+        // What a user has set on a partition reaches no further, and is changed by a call about it.
+        ("ALTER TABLE b ENABLE ALWAYS TRIGGER {t}", "NULL", "a D b A bb A oban_jobs O"),
+        ("", "false", "a D b O bb O oban_jobs O"),
+        ("ALTER TABLE bb ENABLE REPLICA TRIGGER {t}", "NULL", "a D b O bb R oban_jobs O"),
+        ("", "false", "a D b O bb O oban_jobs O"),
+        ("ALTER TABLE bb ENABLE REPLICA TRIGGER {t}", "true", "a D b A bb A oban_jobs A"),
+        ("ALTER TABLE a ENABLE TRIGGER {t}", "NULL", "a O b A bb A oban_jobs A"),
+        ("", "true", "a A b A bb A oban_jobs A"),
+        // What is disabled as a whole is enabled by on_replica => true alone.
+        ("ALTER TABLE oban_jobs DISABLE TRIGGER {t}", "false", "a D b D bb D oban_jobs D"),
+        ("ALTER TABLE b ENABLE TRIGGER {t}", "false", "a D b O bb O oban_jobs D"),
+        ("", "true", "a A b A bb A oban_jobs A"),
+        ("ALTER TABLE b DISABLE TRIGGER {t}", "false", "a O b D bb D oban_jobs O"),
+    ] {
+        for trigger in ["obanrs_jobs_insert", "obanrs_jobs_update"] {
+            client.batch_execute(&change.replace("{t}", trigger)).unwrap();
+        }
+        let call = format!("SELECT oban_install(on_replica => {on_replica})");
+        client.batch_execute(&call).unwrap();
+        assert_eq!(client.one::<String>(states), format!("{expected} {expected}"), "{change}; {call}");
+        // The same call finds nothing to do, and takes no lock.
+        let mut other = cluster.client();
+        other.batch_execute("BEGIN; INSERT INTO oban_jobs (queue) VALUES ('a')").unwrap();
+        client.batch_execute(&call).unwrap();
+        other.batch_execute("ROLLBACK").unwrap();
+    }
+    // Another reason to replace the triggers changes nothing of that, either.
+    client
+        .batch_execute(
+            "ALTER TABLE a ENABLE ALWAYS TRIGGER obanrs_jobs_update; DROP TRIGGER obanrs_jobs_insert ON oban_jobs;
+             SELECT oban_install()",
+        )
+        .unwrap();
+    let expected = "a O b O bb O oban_jobs O a A b D bb D oban_jobs O";
+    assert_eq!(client.one::<String>(states), expected);
+    let off: String = client.one(
+        "SELECT string_agg(item, ', ' ORDER BY item) FROM oban_check() WHERE detail LIKE 'disabled, so that what %'",
+    );
+    assert!(off.contains("b") && !off.contains("oban_jobs"), "{off}");
+    // A partition's own trigger of an earlier version.
+    client.batch_execute("SELECT oban_uninstall()").unwrap();
+    for table in ["oban_jobs", "a", "b", "bb"] {
+        let old = OLD.replace("{table}", table);
+        client.batch_execute(&format!("CREATE TRIGGER obanrs_jobs_insert {old}")).unwrap();
+    }
+    client
+        .batch_execute(
+            "ALTER TABLE a DISABLE TRIGGER obanrs_jobs_insert; ALTER TABLE bb ENABLE ALWAYS TRIGGER obanrs_jobs_insert;
+             SELECT oban_install()",
+        )
+        .unwrap();
+    assert_eq!(client.one::<String>(states), "a D b O bb O oban_jobs O a O b O bb O oban_jobs O");
+}
+
+/// A trigger of the table of leaders stays disabled when another one is put back.
+#[test]
+fn a_guard_that_is_off_stays_off() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "ALTER TABLE oban_peers DISABLE TRIGGER obanrs_peers_guard;
+             DROP TRIGGER obanrs_peers_end ON oban_peers; SELECT oban_install()",
+        )
+        .unwrap();
+    let states: String = client.one(
+        "SELECT string_agg(tgname || ' ' || tgenabled::text, ', ' ORDER BY tgname) FROM pg_trigger
+         WHERE tgname LIKE 'obanrs_peers%'",
+    );
+    assert_eq!(states, "obanrs_peers_end O, obanrs_peers_guard D, obanrs_peers_rows O");
+}
+
 #[test]
 fn rows_that_logical_replication_brings_wake_queues_if_asked() {
     let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "wal_level = logical"]);
