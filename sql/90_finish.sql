@@ -131,13 +131,16 @@ A transaction sends one wake-up for each distinct payload, when it commits.
 Sessions that LISTEN to the channel hear it. oban_poll and oban_wait read it with prefix ''''.
 There it is read by roles that may SELECT the table. LISTEN knows no rights.
 A table has one watch for a channel. Another call for the channel replaces its options.
-The same call again changes nothing and takes no lock.
+The same call again changes nothing and takes no lock. With a condition, it takes that of a SELECT while it looks.
+The call replaces the watch if a name in condition means another column or function than before.
+What was disabled stays so, also on a single partition.
 Partitions of the table have the watch as well, also those that are created or attached later.
 A watch is a trigger for each event. A dump has it, and DROP TABLE takes it along.
 Names in condition are looked up once, by the search_path of the caller and with the rights of the table''s owner.
 A wake-up never fails the statement. One that is too long is dropped, and counted in oban_stats. An error in condition fails it.
 An UPDATE that moves a row to another partition counts as a delete and an insert.
-A column that is renamed later is not found any more: oban_check and oban_watches show that.
+A column to send that is renamed later is not found any more: oban_check and oban_watches show that.
+A condition goes on with a column or function that is renamed later.
 Rights: ownership of the table.
 
 Errors:

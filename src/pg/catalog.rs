@@ -247,6 +247,11 @@ pub struct TriggerRow {
     pub is_own: bool,
     /// `pg_trigger.tgargs`: the arguments in the server's encoding, with a zero behind each.
     pub arguments: Vec<u8>,
+    /// `pg_trigger.tgqual`: the tree of the condition, as text. Empty: the trigger has no condition.
+    pub condition: Vec<u8>,
+    /// Whether the trigger has no list of columns (UPDATE OF), and is no constraint trigger, which
+    /// may be deferred.
+    pub is_ordinary: bool,
 }
 
 /// Returns the triggers of a table.
@@ -260,6 +265,8 @@ pub fn triggers_of(table: TableOid) -> Vec<TriggerRow> {
             enabled: row.char("tgenabled"),
             is_own: row.oid("tgparentid") == pg_sys::InvalidOid,
             arguments: row.bytes("tgargs"),
+            condition: row.bytes("tgqual"),
+            is_ordinary: !row.has_elements("tgattr") && row.oid("tgconstraint") == pg_sys::InvalidOid,
         })
     })
 }

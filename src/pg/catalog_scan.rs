@@ -92,6 +92,14 @@ impl CatalogRow {
         unsafe { pgrx::varlena_to_byte_slice(pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr())).to_vec() }
     }
 
+    /// Returns whether a column of type int2vector has elements.
+    pub fn has_elements(&self, name: &str) -> bool {
+        // SAFETY: the column is of type int2vector, whose number of elements is a field of it.
+        self.datum(name).is_some_and(|datum| unsafe {
+            (*pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast::<pg_sys::int2vector>()).dim1 > 0
+        })
+    }
+
     /// Returns the elements of a column of type text[] that are not NULL, in the server's encoding.
     /// Returns no elements if the column is NULL.
     pub fn texts(&self, name: &str) -> Vec<Vec<u8>> {

@@ -1,10 +1,13 @@
 //! A condition that a user gives as text, parsed by Postgres' own parser.
 
+use std::panic::{RefUnwindSafe, UnwindSafe};
+
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 
-use super::c_name;
+use super::{c_name, c_string};
+use crate::logic::ids::TableOid;
 
 /// A parsed expression, which is not analyzed yet: its names mean nothing so far. The tree is in
 /// Postgres' memory until the function's call ends.
@@ -36,10 +39,50 @@ impl Expression {
                 statements.get_ptr(0).map(|statement| (*statement).stmt.cast::<pg_sys::SelectStmt>())
             }
         });
-        let select = refusals(move || { parse }.0())?;
+        let select = refusals_of_analysis(move || { parse }.0())?;
         // SAFETY: the statement is a node that the parser has made.
         let expression = select.and_then(|select| unsafe { only_expression(&*select) });
         expression.map(Self).ok_or_else(|| "it is not exactly one expression".to_owned())
+    }
+
+    /// Returns whether each of the trees is what this expression means now as the condition of a
+    /// trigger on the table. A tree is the text of a `pg_trigger.tgqual`. Names in the expression
+    /// mean what the current search_path says. False also if there is no such table.
+    ///
+    /// Raises an ERROR if Postgres refuses the expression. While the function looks, it holds the
+    /// lock of a SELECT on the table, so that columns stay as they are.
+    pub fn means(self, table: TableOid, trees: &[&[u8]]) -> bool {
+        let lock = pg_sys::AccessShareLock as i32;
+        let kind = pg_sys::ParseExprKind::EXPR_KIND_TRIGGER_WHEN;
+        // SAFETY: this is how CREATE TRIGGER analyzes a condition. The table is open during the
+        // analysis, and is closed here or by the abort after an ERROR. Postgres alters the tree
+        // while it analyzes it, so it gets a copy. The texts are from pg_trigger, and were written
+        // by Postgres.
+        unsafe {
+            let relation = pg_sys::try_relation_open(table.into(), lock);
+            if relation.is_null() {
+                return false;
+            }
+            let analysis = pg_sys::make_parsestate(std::ptr::null_mut());
+            for name in [c"old", c"new"] {
+                let alias = pg_sys::makeAlias(name.as_ptr(), std::ptr::null_mut());
+                let row =
+                    pg_sys::addRangeTableEntryForRelation(analysis, relation, lock, alias, false, false);
+                pg_sys::addNSItemToQuery(analysis, row, false, true, true);
+            }
+            let tree = pg_sys::copyObjectImpl(self.0.cast_const().cast()).cast();
+            let tree = pg_sys::transformExpr(analysis, tree, kind);
+            let tree = pg_sys::coerce_to_boolean(analysis, tree, c"WHEN".as_ptr());
+            pg_sys::assign_expr_collations(analysis, tree);
+            let is_same = |stored: &&[u8]| {
+                let stored = c_string(*stored);
+                pg_sys::equal(tree.cast_const().cast(), pg_sys::stringToNode(stored.as_ptr()))
+            };
+            let are_same = trees.iter().all(is_same);
+            pg_sys::free_parsestate(analysis);
+            pg_sys::relation_close(relation, lock);
+            are_same
+        }
     }
 
     pub(super) fn node(self) -> *mut pg_sys::Node {
@@ -95,24 +138,45 @@ unsafe fn is_star(target: *mut pg_sys::Node) -> bool {
     }
 }
 
-/// Runs `body`, in which Postgres analyzes an expression. `Err`: Postgres refuses the expression,
-/// and why. After an `Err` the transaction must be aborted.
-pub fn refusals<R>(body: impl FnOnce() -> R + std::panic::UnwindSafe) -> Result<R, String> {
+/// Runs `body`, in which Postgres analyzes an expression and uses it. `Err`: Postgres refuses the
+/// expression, and why. After an `Err` the transaction must be aborted.
+pub fn refusals<R>(body: impl FnOnce() -> R + UnwindSafe) -> Result<R, String> {
+    refusals_if(is_about_the_text, body)
+}
+
+/// Runs `body`, in which Postgres parses or analyzes an expression and does nothing else. So some
+/// more errors are about the expression than `refusals` knows: the analysis raises internal errors
+/// for some odd expressions, and a literal can violate the CHECK of a domain. `Err` as in
+/// `refusals`.
+pub fn refusals_of_analysis<R>(body: impl FnOnce() -> R + UnwindSafe) -> Result<R, String> {
+    let is_refusal = |code| {
+        is_about_the_text(code)
+            || code == PgSqlErrorCode::ERRCODE_INTERNAL_ERROR
+            || is_of_class(code, PgSqlErrorCode::ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
+    };
+    refusals_if(is_refusal, body)
+}
+
+fn refusals_if<R>(
+    is_refusal: impl Fn(PgSqlErrorCode) -> bool + UnwindSafe + RefUnwindSafe,
+    body: impl FnOnce() -> R + UnwindSafe,
+) -> Result<R, String> {
     PgTryBuilder::new(move || Ok(body()))
-        .catch_others(|error| match error {
-            CaughtError::PostgresError(e) if is_about_the_text(e.sql_error_code()) => {
-                Err(e.message().to_owned())
-            }
+        .catch_others(move |error| match error {
+            CaughtError::PostgresError(e) if is_refusal(e.sql_error_code()) => Err(e.message().to_owned()),
             other => other.rethrow(),
         })
         .execute()
 }
 
+/// Returns whether two SQLSTATEs are of one class: they begin with the same two characters.
+fn is_of_class(code: PgSqlErrorCode, class: PgSqlErrorCode) -> bool {
+    code as i32 & 0xfff == class as i32 & 0xfff
+}
+
 /// Returns whether an ERROR of the parser or of the analysis is about the text: it is of one of the
 /// classes 0A, 22, 3F, 42 and 54, and is not about rights.
 fn is_about_the_text(code: PgSqlErrorCode) -> bool {
-    let class = code as i32 & 0xfff;
-    let is_class = |of: PgSqlErrorCode| of as i32 & 0xfff == class;
     code != PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE
         && [
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
@@ -122,5 +186,5 @@ fn is_about_the_text(code: PgSqlErrorCode) -> bool {
             PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
         ]
         .into_iter()
-        .any(is_class)
+        .any(|class| is_of_class(code, class))
 }

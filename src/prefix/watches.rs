@@ -2,6 +2,7 @@
 //! is sent. The functions read catalogs only, and need no search_path.
 
 use super::extension;
+use super::triggers::OnPartition;
 use crate::logic::ids::TableOid;
 use crate::logic::watch::{self, Content, EVENTS, Watch};
 use crate::pg::catalog::{self, TriggerRow};
@@ -11,12 +12,18 @@ use crate::pg::{encoding, spi};
 /// A trigger of a watch: a watch has one for each event.
 pub struct WatchTrigger {
     pub oid: u32,
+    /// The name of the trigger.
+    name: String,
     /// The number in the trigger's name. `None`: a user has renamed the trigger.
     pub number: Option<u32>,
     /// The event by its place in `EVENTS`.
     pub event: usize,
     pub fires: Fires,
     pub watch: Watch,
+    /// The tree of the condition, as `TriggerRow` has it.
+    pub condition: Vec<u8>,
+    /// Whether it is a trigger of the kind that `oban_watch` creates. False: a user has replaced it.
+    pub is_ordinary: bool,
 }
 
 impl WatchTrigger {
@@ -26,11 +33,21 @@ impl WatchTrigger {
         let event = event_of(row.kind).filter(|_| row.is_own && row.function == function)?;
         Some(Self {
             oid: row.oid,
+            name: row.name.clone(),
             number: watch::number_of(&row.name),
             event,
             fires: Fires::of(row.enabled),
             watch: watch_of(&row.arguments)?,
+            condition: row.condition.clone(),
+            is_ordinary: row.is_ordinary,
         })
+    }
+
+    /// Returns the partitions on which the trigger fires in other sessions than on its table. The
+    /// caller has locked the partitions.
+    pub fn differing_partitions(&self, table: TableOid, function: u32) -> Vec<(TableOid, Fires)> {
+        let all = OnPartition::named(table, function, self.name.as_bytes()).into_iter();
+        all.filter(|t| t.fires != self.fires).map(|t| (t.partition, t.fires)).collect()
     }
 
     /// Returns the triggers of all watches of a table.

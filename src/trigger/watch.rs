@@ -6,11 +6,11 @@
 //!
 //! The table belongs to a user, and may be renamed, replaced or dropped at any moment. So it is
 //! locked by its oid, tested again, and only then altered, by its oid. No code of the table's owner
-//! runs with the caller's rights. The condition is analyzed once, with the caller's search_path, and
+//! runs with the caller's rights. A call analyzes the condition with the caller's search_path, and
 //! so the functions here read catalogs in ways that need no search_path.
 
 use std::ffi::CString;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, UnwindSafe};
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -153,9 +153,10 @@ impl Wanted {
         let function = extension::trigger_function("obanrs_watched").ok_or(Error::NoExtension)?;
         require_watchable(table)?;
         self.require_column(table)?;
+        self.require_rights_for_condition(table)?;
         let there = self.triggers(table, function);
-        if self.is_there(&there) {
-            return Ok(()); // takes no lock
+        if self.is_there(table, &there)? {
+            return Ok(()); // takes no lock that lasts
         }
         extension::lock().ok_or(Error::NoExtension)?; // the trigger function must not be dropped
         // A trigger can be dropped only while no other session reads the table. The partitions are
@@ -165,15 +166,18 @@ impl Wanted {
         catalog::with_partitions(table).into_iter().skip(1).for_each(lock);
         require_watchable(table)?;
         self.require_column(table)?;
-        let there = self.triggers(table, function);
         self.require_rights_for_condition(table)?;
+        if let Some(expression) = self.expression {
+            analyzed(table, expression, &[])?; // refuse before anything is changed
+        }
+        let there = self.triggers(table, function);
+        let firing: Vec<Firing> =
+            self.events.iter().map(|event| Firing::of(*event, &there, table, function)).collect();
         there.iter().for_each(|trigger| ddl::drop_trigger(trigger.oid));
         let number = there.first().and_then(|trigger| trigger.number);
         let number = number.filter(|number| !watches::is_taken_in_partitions(table, *number));
         let number = number.unwrap_or_else(|| watches::free_number(table));
-        // A watch that was turned off, or that fires for replicated rows, stays so.
-        let fires = there.first().map_or(Fires::Origin, |trigger| trigger.fires);
-        self.events.iter().try_for_each(|event| self.create(table, function, number, *event, fires))
+        firing.iter().try_for_each(|firing| self.create(table, function, number, firing))
     }
 
     /// Refuses (42501) a condition on a superuser's table, unless a superuser gives it. The analysis
@@ -192,10 +196,21 @@ impl Wanted {
         all
     }
 
-    /// Returns whether the table has exactly this watch.
-    fn is_there(&self, there: &[WatchTrigger]) -> bool {
-        there.len() == self.events.len()
-            && there.iter().all(|t| t.watch == self.watch && self.events.contains(&t.event))
+    /// Returns whether the table has exactly this watch. The triggers have to mean what the call
+    /// means now: a name in the condition may have got another meaning since. (The column that is
+    /// sent is looked up by its name when a row comes.) `Err` is 22023: Postgres refuses the
+    /// condition.
+    fn is_there(&self, table: TableOid, there: &[WatchTrigger]) -> Result<bool, Error> {
+        let mut events: Vec<usize> = there.iter().map(|trigger| trigger.event).collect();
+        events.sort_unstable();
+        if events != self.events || there.iter().any(|t| t.watch != self.watch || !t.is_ordinary) {
+            return Ok(false);
+        }
+        let Some(expression) = self.expression else {
+            return Ok(there.iter().all(|trigger| trigger.condition.is_empty()));
+        };
+        let trees: Vec<&[u8]> = there.iter().map(|trigger| trigger.condition.as_slice()).collect();
+        analyzed(table, expression, &trees)
     }
 
     fn require_column(&self, table: TableOid) -> Result<(), Error> {
@@ -209,39 +224,71 @@ impl Wanted {
     }
 
     /// Creates the trigger of one event. `Err` is 22023: Postgres refuses the condition.
-    ///
-    /// The analysis of a condition reads literals, and may run code for that: '{1}' as an array of a
-    /// domain runs the domain's CHECK. So the analysis runs with the rights of the table's
-    /// owner, and can change nothing of the session.
-    fn create(
-        &self,
-        table: TableOid,
-        function: u32,
-        number: u32,
-        event: usize,
-        fires: Fires,
-    ) -> Result<(), Error> {
+    fn create(&self, table: TableOid, function: u32, number: u32, firing: &Firing) -> Result<(), Error> {
         let c_string = |text: &str| CString::new(encoding::to_server(text).into_owned()).unwrap_or_default();
-        let name = c_string(&watch::trigger_name(number, event));
+        let name = c_string(&watch::trigger_name(number, firing.event));
         let arguments = self.watch.arguments().map(c_string);
         let arguments = arguments.each_ref().map(CString::as_c_str);
-        let events = [watches::EVENTS_OF_ROWS[event]];
+        let events = [watches::EVENTS_OF_ROWS[firing.event]];
         let trigger = Trigger { name: &name, timing: Timing::After, events: &events, for_each_row: true };
         let options = Options {
-            fires,
+            fires: firing.fires,
             arguments: &arguments,
             condition: self.expression,
-            on_partitions: &[],
+            on_partitions: &firing.on_partitions,
             replaces: false,
         };
         let create = || ddl::create_trigger(table, function, &trigger, &options);
-        let Some(owner) = catalog::owner(table).filter(|_| self.expression.is_some()) else {
+        if self.expression.is_none() {
             create();
             return Ok(());
-        };
-        let create = AssertUnwindSafe(|| session::restricted_as(owner, create));
+        }
+        let create = analyzing(table, create)?;
         expression::refusals(create).map_err(|why| refused_condition(&why))
     }
+}
+
+/// In which sessions the trigger of one event is to fire. A watch that was turned off, or that fires
+/// for replicated rows, stays so, also on a single partition.
+struct Firing {
+    /// The event by its place in `EVENTS`.
+    event: usize,
+    fires: Fires,
+    /// The partitions on which the trigger is to fire in other sessions.
+    on_partitions: Vec<(TableOid, Fires)>,
+}
+
+impl Firing {
+    /// Returns this for the watch that has the triggers `there`. An event that is new fires as
+    /// another event of the watch does.
+    fn of(event: usize, there: &[WatchTrigger], table: TableOid, function: u32) -> Self {
+        match there.iter().find(|trigger| trigger.event == event).or(there.first()) {
+            Some(trigger) => Self {
+                event,
+                fires: trigger.fires,
+                on_partitions: trigger.differing_partitions(table, function),
+            },
+            None => Self { event, fires: Fires::Origin, on_partitions: Vec::new() },
+        }
+    }
+}
+
+/// Returns whether the trees are what the expression means (`Expression::means`). `Err` is 22023:
+/// Postgres refuses the expression.
+fn analyzed(table: TableOid, expression: Expression, trees: &[&[u8]]) -> Result<bool, Error> {
+    let analysis = analyzing(table, || expression.means(table, trees))?;
+    expression::refusals_of_analysis(analysis).map_err(|why| refused_condition(&why))
+}
+
+/// Returns `body`, in which Postgres analyzes a condition for the table, with fewer rights. `Err` is
+/// 42P01: there is no such table.
+///
+/// The analysis reads literals, and may run code for that: '{1}' as an array of a domain runs the
+/// domain's CHECK. So it runs with the rights of the table's owner, and can change nothing of the
+/// session.
+fn analyzing<R>(table: TableOid, body: impl FnOnce() -> R) -> Result<impl FnOnce() -> R + UnwindSafe, Error> {
+    let owner = catalog::owner(table).ok_or(Error::NoSuchTable(table.0))?;
+    Ok(AssertUnwindSafe(move || session::restricted_as(owner, body)))
 }
 
 fn unwatch(table: TableOid) -> Result<(), Error> {

@@ -257,7 +257,7 @@ fn what_is_no_watch_is_refused_and_changes_nothing() {
             "{TABLE}; CREATE VIEW v AS SELECT * FROM q; CREATE MATERIALIZED VIEW m AS SELECT * FROM q;
              CREATE TEMP TABLE t (id int); CREATE SEQUENCE s; CREATE FOREIGN DATA WRAPPER w; CREATE SERVER w FOREIGN DATA WRAPPER w;
              CREATE FOREIGN TABLE f (id int) SERVER w; CREATE TABLE others (id int); CREATE ROLE app LOGIN;
-             GRANT ALL ON q TO app;
+             GRANT ALL ON q TO app; CREATE DOMAIN few AS int CHECK (VALUE > 0); ALTER TABLE q ADD few few[];
              CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'it ran'; END $$"
         ))
         .unwrap();
@@ -336,6 +336,12 @@ fn what_is_no_watch_is_refused_and_changes_nothing() {
         "NEW.id OPERATOR(nowhere.=) 1",
         "DEFAULT",
         "true INTO x",
+        // Postgres raises an internal error for these.
+        "unknownin('x')",
+        "unknownin(NULL) AND true",
+        "COALESCE(unknownin('x'), true)",
+        // The literal violates the domain's CHECK.
+        "NEW.few = '{-1}'",
     ] {
         let refused =
             client.execute("SELECT oban_watch('q', 'c', condition => $1)", &[&condition]).unwrap_err();
@@ -406,7 +412,7 @@ fn names_of_a_condition_are_resolved_once_by_the_callers_search_path() {
 fn watching_twice_changes_nothing_and_takes_no_lock() {
     let cluster = Cluster::installed();
     let mut client = cluster.client();
-    let watch = "SELECT oban_watch('q', 'c', 'lane', '{insert,delete}', condition => 'true')";
+    let watch = "SELECT oban_watch('q', 'c', 'lane', '{insert,update}', condition => 'NEW.n IS NULL')";
     client.batch_execute(&format!("{TABLE}; {watch}; CREATE TABLE bare (id int)")).unwrap();
     let triggers = "SELECT string_agg(oid || ' ' || xmin, ', ' ORDER BY oid) FROM pg_trigger WHERE tgname LIKE 'obanrs_watch%'";
     let before: String = client.one(triggers);
@@ -419,7 +425,7 @@ fn watching_twice_changes_nothing_and_takes_no_lock() {
     client.batch_execute("BEGIN").unwrap();
     for same in [
         watch,
-        "SELECT oban_watch('q', 'c', 'lane', '{delete,insert,insert}', condition => 'true')",
+        "SELECT oban_watch('q', 'c', 'lane', '{update,insert,insert}', condition => 'NEW.n IS NULL')",
         "SELECT oban_unwatch('bare')",
     ] {
         client.batch_execute(same).unwrap();
@@ -436,6 +442,93 @@ fn watching_twice_changes_nothing_and_takes_no_lock() {
         assert_eq!((refused.code().code(), refused.hint().is_some()), ("55P03", true), "{call}");
     }
     other.batch_execute("COMMIT").unwrap();
+    assert_eq!(client.one::<String>(triggers), before);
+}
+
+/// The same call changes nothing only as long as the triggers mean what the call means now.
+#[test]
+fn the_same_call_replaces_what_means_something_else() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE SCHEMA a; CREATE FUNCTION wakes(text) RETURNS boolean IMMUTABLE LANGUAGE sql AS $$ SELECT $1 = 'a' $$;
+             CREATE FUNCTION a.wakes(text) RETURNS boolean IMMUTABLE LANGUAGE sql AS $$ SELECT $1 = 'a' $$;
+             CREATE TYPE mood AS ENUM ('a'); CREATE TABLE one (lane text, n int);
+             CREATE TABLE many (lane text, n int) PARTITION BY LIST (n); CREATE TABLE part (gone int, n int, lane text);
+             ALTER TABLE part DROP COLUMN gone; ALTER TABLE many ATTACH PARTITION part DEFAULT",
+        )
+        .unwrap();
+    let triggers = "SELECT string_agg(oid || ' ' || xmin, ', ' ORDER BY oid) FROM pg_trigger WHERE tgname LIKE 'obanrs_watch%'";
+    let renamed = "ALTER TABLE {t} RENAME lane TO was; ALTER TABLE {t} ADD lane text";
+    let by_hand = "CREATE OR REPLACE TRIGGER obanrs_watch_1_update AFTER UPDATE {rest} EXECUTE FUNCTION
+                       obanrs_watched('c', 'payload', 'lane', 'NEW.lane = ''a''')";
+    let is_a = ("NEW.lane = 'a'", "WHEN ((new.lane = 'a'::text))");
+    for (table, (condition, means), change) in [
+        ("one", is_a, renamed.to_owned()),
+        ("many", is_a, renamed.to_owned()),
+        (
+            "one",
+            ("wakes(NEW.lane)", "WHEN (wakes(new.lane))"),
+            "ALTER FUNCTION wakes(text) RENAME TO woke;
+             CREATE FUNCTION wakes(text) RETURNS boolean IMMUTABLE LANGUAGE sql AS $$ SELECT $1 = 'a' $$"
+                .to_owned(),
+        ),
+        (
+            "one",
+            ("wakes(NEW.lane)", "WHEN (wakes(new.lane))"),
+            "SET LOCAL search_path = a, public".to_owned(),
+        ),
+        (
+            "one",
+            ("NEW.lane::mood = 'a'", "WHEN (((new.lane)::mood = 'a'::mood))"),
+            "ALTER TYPE mood RENAME TO old_mood; CREATE TYPE mood AS ENUM ('a')".to_owned(),
+        ),
+        ("one", is_a, by_hand.replace("{rest}", "ON one FOR EACH ROW WHEN (NEW.lane = 'b')")),
+        ("one", is_a, by_hand.replace("{rest}", "ON one FOR EACH ROW")),
+        ("one", is_a, by_hand.replace("{rest}", "OF n ON one FOR EACH ROW WHEN (NEW.lane = 'a')")),
+        ("one", is_a, "DROP TRIGGER obanrs_watch_1_update ON one".to_owned()),
+    ] {
+        let watch = format!(
+            "SELECT public.oban_watch('{table}', 'c', payload_column => 'lane', events => '{{insert,update}}',
+                 condition => $c${condition}$c$)"
+        );
+        let change = change.replace("{t}", table);
+        client.batch_execute(&format!("BEGIN; {watch}")).unwrap();
+        let first: String = client.one(triggers);
+        client.batch_execute(&watch).unwrap();
+        assert_eq!(client.one::<String>(triggers), first, "{condition}: the same");
+        client.batch_execute(&format!("{change}; {watch}")).unwrap();
+        let definitions = client
+            .query(
+                "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname LIKE 'obanrs_watch%' AND tgrelid = $1::text::regclass",
+                &[&table],
+            )
+            .unwrap();
+        assert_eq!(definitions.len(), 2, "{condition}: {change}");
+        for definition in definitions {
+            let definition: String = definition.get(0);
+            let is_whole = definition.contains(means) && !definition.contains("UPDATE OF");
+            assert!(is_whole, "{condition}: {change}: {definition}");
+        }
+        let now: String = client.one(triggers);
+        assert_ne!(now, first, "{condition}: {change}");
+        client.batch_execute(&watch).unwrap();
+        assert_eq!(client.one::<String>(triggers), now, "{condition}: {change}: the same again");
+        client.batch_execute("ROLLBACK").unwrap();
+    }
+    // A column that is sent is looked up by its name, when a row comes.
+    let mut listener = Listener::new(&cluster, "c");
+    let watch = "SELECT oban_watch('one', 'c', payload_column => 'lane', condition => 'NEW.n > 1')";
+    client.batch_execute(&format!("{watch}; {}", renamed.replace("{t}", "one"))).unwrap();
+    let before: String = client.one(triggers);
+    client.batch_execute(watch).unwrap();
+    assert_eq!(client.one::<String>(triggers), before);
+    client.batch_execute("INSERT INTO one (was, lane, n) VALUES ('old', 'new', 2)").unwrap();
+    assert_eq!(listener.heard(), ["new"]);
+    // Without a column of that name the same call is refused, and what is there stays.
+    client.batch_execute("ALTER TABLE one RENAME n TO m").unwrap();
+    assert_eq!(code(&mut client, watch), "22023");
     assert_eq!(client.one::<String>(triggers), before);
 }
 
@@ -645,6 +738,9 @@ fn a_condition_runs_no_code_with_the_callers_rights() {
     let watch = "SELECT oban_watch('bosses', 'c', condition => 'NEW.id > 1')";
     assert_eq!(code(&mut deputy, watch), "42501");
     deputy.batch_execute("SELECT oban_watch('bosses', 'c')").unwrap();
+    // So it is with a condition that is there already: the call analyzes it.
+    root.batch_execute(watch).unwrap();
+    assert_eq!(code(&mut deputy, watch), "42501");
 }
 
 /// A type's owner may make casts of it to text by functions that do not expect to be called so.
@@ -792,6 +888,35 @@ fn a_watch_that_is_off_stays_off_and_is_shown() {
         assert_eq!(client.one::<String>(fires), expected);
         client.batch_execute("ALTER TABLE q ENABLE TRIGGER USER").unwrap();
     }
+    // What is off on one partition, or for one event, stays so as well.
+    let states =
+        "SELECT string_agg(tgrelid::regclass || ' ' || substr(tgname, 16) || ' ' || tgenabled::text, ', '
+                      ORDER BY tgrelid::regclass::text, tgname)
+                  FROM pg_trigger WHERE tgname LIKE 'obanrs_watch%'";
+    client
+        .batch_execute(
+            "CREATE TABLE qb PARTITION OF q FOR VALUES IN ('b') PARTITION BY LIST (lane);
+             CREATE TABLE qbb PARTITION OF qb DEFAULT; CREATE ROLE keeper LOGIN; CREATE ROLE other;
+             ALTER TABLE q OWNER TO keeper; ALTER TABLE qa OWNER TO other; GRANT TRIGGER ON qa, qb, qbb TO keeper;
+             SELECT oban_watch('q', 'c', 'lane', '{insert,update}');
+             ALTER TABLE qa DISABLE TRIGGER obanrs_watch_1_insert;
+             ALTER TABLE qb ENABLE ALWAYS TRIGGER obanrs_watch_1_insert;
+             ALTER TABLE q DISABLE TRIGGER obanrs_watch_1_update;
+             ALTER TABLE qbb ENABLE REPLICA TRIGGER obanrs_watch_1_update",
+        )
+        .unwrap();
+    let expected = "q insert O, q update D, qa insert D, qa update D, \
+                    qb insert A, qb update D, qbb insert A, qbb update R";
+    assert_eq!(client.one::<String>(states), expected);
+    let mut keeper = cluster.client_as("postgres", "keeper");
+    for call in [
+        "SELECT oban_watch('q', 'c', events => '{insert,update}')",
+        "SELECT oban_watch('q', 'c', 'lane', '{insert,update}', condition => 'true')",
+    ] {
+        keeper.batch_execute(call).unwrap();
+        assert_eq!(client.one::<String>(states), expected, "{call}");
+    }
+    client.batch_execute("ALTER TABLE q ENABLE TRIGGER USER; SELECT oban_watch('q', 'c', 'lane')").unwrap();
     // A trigger under another name is the same watch.
     client.batch_execute("ALTER TRIGGER obanrs_watch_1_insert ON q RENAME TO audit").unwrap();
     assert_eq!(watched(&mut client), ["q | c | lane | {insert} | t"]);
