@@ -154,7 +154,10 @@ fn alter(table: TableOid, lock: u32, names: &[&CStr], fill: impl Fn(*mut pg_sys:
             commands = pg_sys::lappend(commands, command.cast());
         }
         let relation = pg_sys::relation_open(oid, lock as i32);
-        pg_sys::CheckTableNotInUse(relation, c"ALTER TABLE".as_ptr());
+        // To change a trigger, like to create one, does no harm to a query that uses the table.
+        if lock == pg_sys::AccessExclusiveLock {
+            pg_sys::CheckTableNotInUse(relation, c"ALTER TABLE".as_ptr());
+        }
         let statement = node::<pg_sys::AlterTableStmt>(pg_sys::NodeTag::T_AlterTableStmt);
         (*statement).relation = name_of(relation);
         (*statement).cmds = commands;

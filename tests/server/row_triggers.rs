@@ -303,6 +303,13 @@ fn a_partitions_trigger_that_is_off_stays_off() {
         client.batch_execute(&call).unwrap();
         other.batch_execute("ROLLBACK").unwrap();
     }
+    // A query of the session may use the partition meanwhile.
+    client
+        .batch_execute(
+            "BEGIN; DECLARE a CURSOR FOR SELECT FROM a; FETCH a; SELECT oban_install(on_replica => true);
+             FETCH a; ROLLBACK",
+        )
+        .unwrap();
     // Another reason to replace the triggers changes nothing of that, either.
     client
         .batch_execute(
