@@ -1,6 +1,6 @@
 -- Last: settings of functions, rights, comments.
 
--- DDL on users' tables: names mean what they say, and nobody waits long behind us.
+-- DDL on users' tables: names mean what they say, and no session waits long behind them.
 ALTER FUNCTION @extschema@.oban_install(text, boolean, boolean) SET search_path = pg_catalog, pg_temp;
 ALTER FUNCTION @extschema@.oban_install(text, boolean, boolean) SET lock_timeout = '2s';
 ALTER FUNCTION @extschema@.oban_uninstall(text) SET search_path = pg_catalog, pg_temp;
@@ -242,7 +242,7 @@ Result: nothing.
 A session that LISTENs to the channel hears the text as it is.
 oban_poll and oban_wait read it with prefix ''''. There payload is the object if the text is a JSON object, else a JSON string.
 A text that jsonb refuses comes as a string. So does one that is nested over 500 levels deep, or whose numbers are over 16 MB in print.
-When it is sent, what is sent once, and who gets room in shared memory is as for oban_notify with prefix ''''.
+It is sent at the end of the transaction, merged and given room in shared memory as by oban_notify with prefix ''''.
 Rights: none.
 
 Errors:
@@ -553,7 +553,7 @@ expires_at: when its lease ends without a renewal.
 
 It reads the unexpired row of oban_peers. So Oban''s own nodes are included, if they are of Oban for Elixir.
 Oban for Python elects in a table of its own, and is not included.
-Do not fence with this term: it may be another process''s. oban_renew and oban_term return one''s own.
+Do not fence with this term: it may be another process''s. oban_renew and oban_term return the caller''s own.
 On a standby it answers from the replicated row.
 Rights: SELECT on the prefix''s oban_jobs or on a column of it. None on oban_peers.
 
@@ -569,7 +569,7 @@ COMMENT ON FUNCTION @extschema@.oban_fence(bigint, text, text) IS
 'Fails unless a term is held, and keeps other leaders out until commit.
 
 Arguments:
-term: one''s own term, as oban_renew or oban_term returned it. NULL, which these return without leadership, is refused.
+term: the caller''s own term, as oban_renew or oban_term returned it. NULL, which these return without leadership, is refused.
 name: name of the instance.
 prefix: schema of the job tables.
 
@@ -891,7 +891,7 @@ COMMENT ON FUNCTION @extschema@.oban_rescue(text, interval, bigint, text, boolea
 Arguments:
 prefix: schema of the job tables.
 grace: as for oban_orphans.
-term: one''s own term, as oban_renew or oban_term returned it. Jobs are then rescued only if it is held, as by oban_fence. NULL: whoever leads.
+term: the caller''s own term, as oban_renew or oban_term returned it. Jobs are then rescued only if it is held, as by oban_fence. NULL: the call needs no leadership.
 name: name of the instance to which term belongs.
 include_unknown: whether to take jobs that oban_orphans calls unknown, too. Their processes may live.
 

@@ -42,7 +42,7 @@ pub enum Error {
     QuotaUsed { role: String, what: String, setting: &'static str },
     #[error("prefix \"{0}\" is a schema of Postgres' own")]
     ReservedPrefix(String),
-    #[error("prefix \"{0}\" was changed by somebody else meanwhile")]
+    #[error("prefix \"{0}\" was changed by another session meanwhile")]
     PrefixChanged(String),
     #[error("permission denied for prefix \"{prefix}\"")]
     NotAllowed { prefix: String, needs: &'static str },
@@ -203,7 +203,7 @@ impl Error {
             }
             Self::ReservedPrefix(_) => {
                 "Give another schema: those whose names begin with pg_, and information_schema, are no place \
-                 for tables of anybody's."
+                 for tables of users."
                     .into()
             }
             Self::PrefixChanged(_) => {
@@ -219,7 +219,7 @@ impl Error {
                  another role own the table, or install with stage => false."
             ),
             Self::TooLargeForIndex { definition, .. } => format!(
-                "Nobody could write to the table meanwhile. Run CREATE INDEX CONCURRENTLY {definition}; \
+                "No session could write to the table meanwhile. Run CREATE INDEX CONCURRENTLY {definition}; \
                  and install again. (If the table is partitioned, build such an index on each partition, \
                  and then this one without CONCURRENTLY.)"
             ),

@@ -734,7 +734,7 @@ impl Prefix {
         let enable: Vec<String> =
             self.peers_triggers_off.iter().map(|trigger| format!("ENABLE TRIGGER {trigger}")).collect();
         Err(format!(
-            "disabled, so that other nodes may renew rows that are not theirs, by clocks of theirs and \
+            "disabled, so that other nodes may renew rows of another node, by their own clocks and \
              without terms, and that they lead or resign is not noticed: ALTER TABLE {peers} {}",
             enable.join(", ")
         ))
@@ -804,7 +804,7 @@ impl Prefix {
                 Err(format!("none: SELECT oban_install({})", spi::quote_literal(&*self.name)))
             }
             Ok(()) | Err(Unusable::Obstacles(_)) => {
-                judged(false, "the keeper writes oban_peers, and runs no code of anybody's")
+                judged(false, "the keeper writes oban_peers, and runs no code of users")
             }
         };
         [

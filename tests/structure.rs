@@ -154,7 +154,7 @@ fn every_sql_error_has_a_test() {
 }
 
 /// What an election, a fence and a trigger on oban_peers must not do to a table of a user's: run SQL, plan,
-/// act as somebody else, or look a name up.
+/// act as another role, or look a name up.
 const RUNS_USERS_CODE: &[&str] = &[
     "Spi::",
     "SPI_",

@@ -1,6 +1,6 @@
 -- What oban_check looks at in each schema with tables of Oban's names that the caller has any right on.
--- Its search_path is pg_catalog. It takes no lock on users' tables (pg_partition_tree would), so that nobody's
--- lock holds it up.
+-- Its search_path is pg_catalog. It takes no lock on users' tables (pg_partition_tree would), so that no
+-- session's lock holds it up.
 WITH RECURSIVE prefixes AS (
     SELECT n.oid, n.nspname, jobs.oid AS jobs, jobs.relkind AS jobs_kind,
         peers.oid AS peers, peers.relpersistence AS persistence

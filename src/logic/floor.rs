@@ -5,7 +5,7 @@
 //! A run begins above all numbers that earlier runs have given. A record in a file says how far
 //! those runs came. The record is exact after a shutdown. After a crash, which leaves no time to
 //! write it, the record is a lower bound, and the next run begins far above it. The wall clock is
-//! no such record, because somebody may have set it back since.
+//! no such record, because an administrator may have set it back since.
 
 /// More numbers than a run that ends in a crash can have given: a million a second for twelve days.
 const MAX_IN_A_RUN: i64 = 1 << 40;

@@ -259,7 +259,7 @@ mod tests {
         assert_eq!(fault(None, &of("meta", |c| c.is_virtual = true)), None, "queries read it");
         let few: Vec<_> =
             obans().into_iter().filter(|c| ["id", "state", "queue"].contains(&c.name.as_str())).collect();
-        assert!(matches!(fault(None, &few), Some(Fault::Partial(_))), "somebody's own");
+        assert!(matches!(fault(None, &few), Some(Fault::Partial(_))), "the table of another application");
         let few: Vec<_> = few.into_iter().filter(|c| c.name != "state").collect();
         assert!(matches!(fault(None, &few), Some(Fault::Columns(_))));
         let all = fault(None, &[]);

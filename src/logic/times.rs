@@ -52,7 +52,7 @@ macro_rules! time {
 
 time! {
     /// A time by the wall clock, in microseconds since 2000-01-01 UTC, as in a `timestamptz`.
-    /// Anybody may set that clock.
+    /// An administrator may set that clock.
     WallTime,
     /// A reading of the clock that nobody can set, in microseconds. Deadlines count on it.
     ClockTime,

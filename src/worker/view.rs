@@ -94,7 +94,7 @@ fn obanrs_stagers() -> Result<
             s.restarts as i32,
             // The last error may quote what a prefix's owner wrote.
             shown(s.last_error.as_str(), sees_all),
-            // The schemas of another database are not everybody's to see.
+            // Not each role may see the schemas of another database.
             shown(s.prefix.as_str(), sees_all || s.database == own),
         )
     })))

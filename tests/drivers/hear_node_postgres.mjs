@@ -9,7 +9,7 @@ const say = (...words) => console.log(words.join(' '))
 const client = new pg.Client({ host: process.argv[2], user: 'postgres', database: 'postgres' })
 await client.connect()
 
-// Whoever waits for the next one gets it; one that nobody waits for is kept.
+// A call of next() that waits gets the next one. One for which no call waits is kept.
 const kept = []
 let waiting
 client.on('notification', (heard) => (waiting ? waiting(heard) : kept.push(heard)))

@@ -78,7 +78,7 @@ fn nobody_else_leads_until_the_fencing_transaction_ends() {
         wait_until("the next leads", || next.one("SELECT oban_is_leader()"));
         assert!(watch.one::<i64>("SELECT term FROM oban_peers") > held, "{end}");
         next.batch_execute(&format!("SELECT oban_leave({second})")).unwrap();
-        wait_until("nobody is left", || watch.one("SELECT count(*) = 0 FROM oban_peers"));
+        wait_until("no row is left", || watch.one("SELECT count(*) = 0 FROM oban_peers"));
     }
 }
 
@@ -207,7 +207,7 @@ fn a_hand_over_waits_for_fences_and_fences_wait_for_it() {
         assert_eq!(watch.one::<String>("SELECT node FROM oban_leader()"), "x");
         watch.batch_execute("DELETE FROM oban_peers").unwrap();
         drop(leader);
-        wait_until("nobody is left", || {
+        wait_until("no row is left", || {
             watch.one(
                 "SELECT (SELECT count(*) = 0 FROM oban_members) AND (SELECT count(*) = 0 FROM oban_peers)",
             )

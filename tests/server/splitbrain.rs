@@ -197,7 +197,7 @@ fn run(seconds: u64) {
     // There is a leader again within the stated time, which is a lease and an election.
     let mut watch = wait_for("the server is up", || cluster.try_client("postgres", "postgres").ok());
     let led = "SELECT count(*) = 1 FROM oban_leader()";
-    wait_until("somebody leads", || watch.query_one(led, &[]).is_ok_and(|r| r.get(0)));
+    wait_until("a member leads", || watch.query_one(led, &[]).is_ok_and(|r| r.get(0)));
     stop.store(true, Ordering::Relaxed);
     threads.into_iter().for_each(|t| t.join().expect("only what was expected went wrong"));
     for mut child in processes {

@@ -10,6 +10,9 @@ use comments::{FILE, object_and_text, parse, statements};
 /// A sentence has no more words than a tired reader takes in at once.
 const MOST_WORDS: usize = 25;
 
+/// Words on which a sentence turns whose subject should have its name.
+const UNNAMED: [&str; 5] = ["who", "whoever", "whom", "one's", "somebody"];
+
 #[test]
 fn comments_have_one_form_and_short_sentences() {
     let script = fs::read_to_string(FILE).expect("it is there");
@@ -27,6 +30,8 @@ fn comments_have_one_form_and_short_sentences() {
         );
         for line in text.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
+            let is_unnamed = |word: &&str| UNNAMED.contains(&word.trim_matches(|c: char| !c.is_alphabetic()));
+            assert!(!words.iter().any(is_unnamed), "{object}: the sentence's subject has no name: {line}");
             for sentence in words.split_inclusive(|word| word.ends_with(['.', ';', ':'])) {
                 let count = sentence.len();
                 assert!(count <= MOST_WORDS, "{object}: {count} words: {}", sentence.join(" "));

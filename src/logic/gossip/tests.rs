@@ -155,7 +155,7 @@ fn a_state_is_replaced_whole_or_not_at_all() {
         identity,
     };
     memory.table().put(&key("a", "q"), &known).unwrap();
-    assert_eq!(memory.all(DatabaseOid(1), 4)[0].started_at, WallTime(-7), "as somebody knows");
+    assert_eq!(memory.all(DatabaseOid(1), 4)[0].started_at, WallTime(-7), "as the process itself knows");
 }
 
 #[test]

@@ -220,9 +220,9 @@ impl<'a> LeadershipsView<'a> {
         let seat = &self.seats[number];
         // A member that resigned gives others one lease's time to take over, foreign nodes too.
         let stands_again = seat.resigned_at.saturating_add(lease);
-        let (mut candidate, mut somebody, mut candidates) = (None::<(usize, &Member)>, false, false);
+        let (mut candidate, mut has_members, mut candidates) = (None::<(usize, &Member)>, false, false);
         for (slot, member) in members {
-            somebody = true;
+            has_members = true;
             if !member.is_candidate() {
                 continue;
             }
@@ -238,7 +238,7 @@ impl<'a> LeadershipsView<'a> {
         let vacant = || match candidate {
             Some(_) => elect(None),
             None if candidates => Plan::Wait { until: stands_again },
-            None if somebody && seat.leadership.used == 0 => Plan::Wait { until: ClockTime::NEVER },
+            None if has_members && seat.leadership.used == 0 => Plan::Wait { until: ClockTime::NEVER },
             None => Plan::Forget,
         };
         let leadership = &seat.leadership;

@@ -150,7 +150,7 @@ fn a_leadership_from_election_to_succession() {
     peers.joined(&bound(2, 11, "b"), None, 0).unwrap();
     let first = Some(candidate(1, 0, "a", None));
     assert_eq!(peers.view().plan(&e, ClockTime(0), LEASE), Plan::Elect { ended: None, candidate: first });
-    assert!(peers.view().plans(DatabaseOid(5), ClockTime(0), LEASE)[0].waiting, "somebody waits");
+    assert!(peers.view().plans(DatabaseOid(5), ClockTime(0), LEASE)[0].waiting, "a member waits");
     assert_eq!(elect(&mut peers, &e, 7, 0), None, "there was nobody before");
     assert_eq!(peers.mark_considered(&e), [10, 11]);
     assert!(
@@ -258,7 +258,7 @@ fn who_resigns_comes_last() {
     elect(&mut peers, &e, 3, 12);
     peers.leave(MemberId(1), ClockTime(13));
     elect(&mut peers, &e, 4, 13);
-    assert_eq!(held(&peers, &e, 13), Some(4), "the one that stepped down, as somebody has led since");
+    assert_eq!(held(&peers, &e, 13), Some(4), "the one that stepped down, as another member has led since");
     peers.resign(MemberId(2), 10, ClockTime(14));
     peers.vacate(&e, ClockTime(14));
     assert_eq!(peers.view().plan(&e, ClockTime(14), LEASE), Plan::Wait { until: ClockTime(14 + LEASE) });

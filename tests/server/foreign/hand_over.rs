@@ -167,7 +167,7 @@ fn a_delete_of_our_row_ends_our_leadership_with_its_commit() {
             ))
             .unwrap();
         elixir.batch_execute("COMMIT").unwrap();
-        assert!(!leads(&mut ours), "{how}: the next statement of anybody knows it");
+        assert!(!leads(&mut ours), "{how}: the next statement of any session knows it");
         assert_eq!(row(&mut ours).unwrap().0, "x");
         resign(&mut elixir, "x").unwrap();
         wait_until("ours leads again", || leads(&mut ours));

@@ -1,4 +1,4 @@
-//! `oban_rescue`: what it writes, for whom, and beside what.
+//! `oban_rescue`: what it writes, which roles may call it, and what other sessions do meanwhile.
 
 use std::sync::Arc;
 use std::thread;

@@ -144,7 +144,7 @@ fn many_members_and_one_leader_at_a_time() {
         if sessions.is_empty() {
             None
         } else {
-            Some(wait_for("somebody leads", || (0..sessions.len()).find(|i| leads(&mut sessions[*i]))))
+            Some(wait_for("a session leads", || (0..sessions.len()).find(|i| leads(&mut sessions[*i]))))
         }
     } {
         terms.push(leader(&mut watch).unwrap().1.unwrap());

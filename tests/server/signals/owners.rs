@@ -92,8 +92,8 @@ fn no_code_of_the_tables_owner_runs_as_another_role() {
     }
 }
 
-/// Who may UPDATE the jobs may signal, and needs no right on the table that remembers. A right on that table
-/// allows nothing.
+/// A role that may UPDATE the jobs may signal, and needs no right on the table that remembers. A right on
+/// that table allows nothing.
 #[test]
 fn the_right_to_signal_is_update_on_the_jobs() {
     let cluster = Cluster::installed();

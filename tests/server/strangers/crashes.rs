@@ -208,7 +208,7 @@ fn storage(kills: u32) {
     let mut watch = wait_for("the server is up", || cluster.try_client("postgres", "postgres").ok());
     let keeper = "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'obanrs keeper'";
     wait_until("there is a keeper", || watch.one(keeper));
-    let mut last = wait_for("somebody joins", || {
+    let mut last = wait_for("a session joins", || {
         watch
             .query_one("SELECT oban_join('last', 'last', '1 hour', replace => true, candidate => true)", &[])
             .ok()

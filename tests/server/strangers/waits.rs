@@ -149,7 +149,7 @@ fn an_open_transaction_of_a_foreign_node_delays_its_own_name_only() {
             wait_until("another name has a leader", || watch.one(leads));
             watch.query_one("SELECT oban_leave($1)", &[&other]).unwrap();
             foreign.batch_execute(end).unwrap();
-            wait_until(&format!("somebody leads: {what}"), || {
+            wait_until(&format!("a member leads: {what}"), || {
                 watch.one("SELECT count(*) = 1 FROM oban_leader() WHERE node IN ('a', 'f')")
             });
             // The member leads as soon as the foreign node resigns.
