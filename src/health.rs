@@ -673,8 +673,17 @@ impl Prefix {
         });
         match slot {
             Some((at, slot)) => Some(self.stager(segment, at, &slot)),
+            None if !self.has_due_index => Some(Err(self.without_due_index())),
             None => without_stager(segment).map(Err),
         }
+    }
+
+    fn without_due_index(&self) -> String {
+        format!(
+            "due jobs stay as they are, as the index obanrs_jobs_due is missing: \
+             SELECT oban_install({}, stage => true)",
+            spi::quote_literal(&*self.name)
+        )
     }
 
     /// Describes the stager in the slot of number `at`.
@@ -690,25 +699,22 @@ impl Prefix {
             ));
         }
         if !self.has_due_index {
-            return Err(format!(
-                "each look for due jobs reads the whole table, as the index obanrs_jobs_due is missing: \
-                 SELECT oban_install({}, stage => true)",
-                spi::quote_literal(&*self.name)
-            ));
+            return Err(self.without_due_index());
         }
-        let aside = slot.batching.aside().len();
+        let aside = slot.batching.count();
         if aside > 0 {
+            let jobs = if aside == 1 { "1 due job is".into() } else { format!("{aside} due jobs are") };
             return Err(format!(
-                "{aside} due jobs are set aside and tried again from time to time, as the UPDATE that makes \
-                 them available fails: {why}"
+                "{jobs} set aside and tried again from time to time, as the UPDATE that makes them available \
+                 fails: {why}"
             ));
         }
         if !slot.announces() {
             return Err(format!(
                 "due jobs are made available, but queues are not woken for jobs that were inserted as \
                  available and have become due since: to look for them took longer than 10 s. If there are \
-                 fewer by now, SELECT oban_install({name}, stage => false), \
-                 oban_install({name}, stage => true)",
+                 fewer by now, SELECT oban_install({name}, stage => false), and in another \
+                 transaction SELECT oban_install({name}, stage => true)",
                 name = spi::quote_literal(&*self.name)
             ));
         }

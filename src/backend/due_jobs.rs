@@ -6,7 +6,7 @@
 //! a stager look once too early. A process that dies before its commit takes the times along, and
 //! its rows as well.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use pgrx::pg_sys;
 
@@ -58,11 +58,26 @@ impl Pending {
 }
 
 thread_local! {
+    /// In a stager: the schema that it stages. `NONE` in all other processes.
+    static OWN_SCHEMA: Cell<SchemaOid> = const { Cell::new(SchemaOid::NONE) };
+    /// In a stager: the earliest due time of rows that its transactions have written; `NEVER` for none.
+    static OWN: Cell<WallTime> = const { Cell::new(NEVER) };
     static PENDING: RefCell<Pending> = const { RefCell::new(Pending::NOTHING) };
 }
 
 pub(super) fn register() {
     xact::on_event(transaction_event);
+}
+
+/// Makes this process, the stager of a prefix, keep the due times of that prefix to itself.
+pub fn keep_own(schema: SchemaOid) {
+    OWN_SCHEMA.set(schema);
+}
+
+/// Returns the earliest due time of rows that this stager has written and committed since the last
+/// call; `NEVER` for none. Such rows are scheduled or retryable: a trigger of the table wrote them.
+pub fn take_own() -> WallTime {
+    OWN.replace(NEVER)
 }
 
 /// Notes that a row of a prefix becomes due at this time: a scheduled or retryable one.
@@ -94,10 +109,14 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
         return;
     }
     let Some(segment) = Segment::attached() else { return };
+    let own = OWN_SCHEMA.get();
     if pending.all {
         return segment.tell_all_stagers(session::database());
     }
-    for (schema, times) in pending.prefixes.iter().take(pending.count) {
-        segment.tell_stager(session::database(), *schema, *times);
+    for (schema, mut times) in pending.prefixes.into_iter().take(pending.count) {
+        if !own.is_none() && schema == own {
+            OWN.set(OWN.get().min(std::mem::replace(&mut times.due, NEVER)));
+        }
+        segment.tell_stager(session::database(), schema, times);
     }
 }

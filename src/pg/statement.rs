@@ -91,15 +91,16 @@ pub struct Planned {
 impl Planned {
     /// Plans a SELECT about `table`, which may update the table in its WITH. It has this number of
     /// parameters: $1, $2 and so on, which are timestamps in UTC. `Err`: nothing can be run. Raises
-    /// 42P01 or 3F000 if the name in the statement means no table.
-    pub fn of(sql: &str, table: TableOid, parameters: usize) -> Result<Self, NotRun> {
+    /// 42P01 or 3F000 if the name in the statement means no table. Calls `named` when no name is looked
+    /// up any more. After that code of the table may run: the planner computes constants.
+    pub fn of(sql: &str, table: TableOid, parameters: usize, named: impl FnOnce()) -> Result<Self, NotRun> {
         let sql = c_name(sql);
         let types = vec![pg_sys::TIMESTAMPOID; parameters];
         // SAFETY: a transaction is open. The snapshot is popped after the plan is made. After an
         // ERROR the transaction's abort cleans up.
         let plan = unsafe {
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            let plan = plan(&sql, table, &types);
+            let plan = plan(&sql, table, &types, named);
             pg_sys::PopActiveSnapshot();
             plan
         };
@@ -169,6 +170,7 @@ unsafe fn plan(
     sql: &CStr,
     table: TableOid,
     types: &[pg_sys::Oid],
+    named: impl FnOnce(),
 ) -> Result<*mut pg_sys::PlannedStmt, NotRun> {
     // SAFETY: the text is one statement of this library. Lists have as many elements as they say.
     unsafe {
@@ -184,6 +186,7 @@ unsafe fn plan(
         if !is_about(query, pg_sys::Oid::from(table)) {
             return Err(NotRun::AnotherTable);
         }
+        named();
         if has_rule_for_update(table) {
             return Err(NotRun::Rule);
         }

@@ -5,7 +5,6 @@
 //! owner of the table sets the session's search_path.
 
 use std::cell::Cell;
-use std::fmt::Write;
 
 use pgrx::pg_sys;
 
@@ -25,7 +24,7 @@ use crate::pg::{acl, catalog, catalog_watch, session, spi};
 pub const STAGEABLE: &str = "state OPERATOR(pg_catalog.=) ANY ('{scheduled,retryable}')";
 
 /// Why a table is not staged that the keeper has taken for one.
-const REPLACED: &str = "its table was replaced or altered, or does not stage any more";
+pub const REPLACED: &str = "its table was replaced or altered, or does not stage any more";
 
 /// How far a transaction of a stager has come. If it raises, this says whose code did that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,28 +94,47 @@ impl<'a> StagedJobs<'a> {
         self.update(&due(pass, limit, aside), &[pass.now, pass.from])
     }
 
-    /// Locks the row that a batch of one row makes available. Returns its version; `None` if no row is
-    /// due.
-    pub fn first(&self, pass: &Pass, aside: &[RowVersion]) -> Result<Option<RowVersion>, NotRun> {
+    /// Locks the row that a batch of one row makes available. Returns its version and its due time;
+    /// `None` if no row is due.
+    pub fn first(&self, pass: &Pass, aside: &[RowVersion]) -> Result<Option<(RowVersion, WallTime)>, NotRun> {
         let sql = format!(
-            "SELECT {VERSION} FROM {} j WHERE {} FOR NO KEY UPDATE SKIP LOCKED",
+            "SELECT {VERSION}, j.scheduled_at FROM {} j WHERE {} FOR NO KEY UPDATE SKIP LOCKED",
             self.name,
             due(pass, 1, aside)
         );
         let mut found = None;
         self.run(&sql, &[pass.now, pass.from], |row| {
-            found = row.short_text(Column::of_result(1, pg_sys::TEXTOID), 100);
+            let due = row.i64(Column::of_result(2, pg_sys::TIMESTAMPOID)).map(WallTime);
+            found = version(row).zip(due);
         })?;
-        Ok(found.as_deref().and_then(RowVersion::new))
+        Ok(found)
+    }
+
+    /// Returns those of some row versions that the table has.
+    pub fn present(&self, versions: Vec<RowVersion>) -> Result<Vec<RowVersion>, NotRun> {
+        if versions.is_empty() {
+            return Ok(versions);
+        }
+        let places: Vec<String> =
+            versions.iter().filter_map(|v| Some(format!("\"{}\"", place(v)?))).collect();
+        let sql = format!(
+            "SELECT {VERSION} FROM {} j WHERE j.ctid OPERATOR(pg_catalog.=) ANY ('{{{}}}') AND {}",
+            self.name,
+            places.join(","),
+            is_any(&versions)
+        );
+        let mut found = Vec::new();
+        self.run(&sql, &[], |row| found.extend(version(row)))?;
+        Ok(found)
     }
 
     /// Makes one row available, if it is due at `now`, has this version still, and is not locked.
     pub fn stage_row(&self, row: &RowVersion, now: WallTime) -> Result<Batch, NotRun> {
-        let Some(place) = row.as_str().split(' ').nth(1) else { return Ok(Batch::NOTHING) };
+        let Some(place) = place(row) else { return Ok(Batch::NOTHING) };
         let which = format!(
-            "j.ctid OPERATOR(pg_catalog.=) '{place}' AND {VERSION} OPERATOR(pg_catalog.=) '{}'
+            "j.ctid OPERATOR(pg_catalog.=) '{place}' AND {}
              AND j.{STAGEABLE} AND j.scheduled_at OPERATOR(pg_catalog.<=) $1",
-            row.as_str()
+            is_any(std::slice::from_ref(row))
         );
         self.update(&which, &[now])
     }
@@ -183,8 +201,7 @@ impl<'a> StagedJobs<'a> {
     /// Plans a statement about the table and runs it.
     fn run(&self, sql: &str, parameters: &[WallTime], each: impl FnMut(&Tuple)) -> Result<(), NotRun> {
         self.step.set(Step::Naming);
-        let planned = Planned::of(sql, self.table, parameters.len())?;
-        self.step.set(Step::Running);
+        let planned = Planned::of(sql, self.table, parameters.len(), || self.step.set(Step::Running))?;
         planned.run(parameters, each);
         Ok(())
     }
@@ -224,20 +241,28 @@ fn due(pass: &Pass, limit: u64, aside: &[RowVersion]) -> String {
 }
 
 /// The version of a row (`RowVersion`), as a text.
-const VERSION: &str = "pg_catalog.concat_ws(' ', j.tableoid, j.ctid, j.xmin)";
+const VERSION: &str =
+    "pg_catalog.concat_ws(' ', j.tableoid, j.ctid, j.xmin, pg_catalog.pg_relation_filenode(j.tableoid))";
 
-/// Returns a condition that leaves these rows out; an empty text for none.
+/// Returns the version in the first column of a result.
+fn version(row: &Tuple) -> Option<RowVersion> {
+    RowVersion::new(&row.short_text(Column::of_result(1, pg_sys::TEXTOID), 100)?)
+}
+
+/// Returns the ctid of a row version. `None`: it is no version.
+fn place(version: &RowVersion) -> Option<&str> {
+    version.as_str().split(' ').nth(1)
+}
+
+/// Returns the condition that a row is one of these versions. A version has digits, spaces and ( , ).
+fn is_any(versions: &[RowVersion]) -> String {
+    let quoted: Vec<String> = versions.iter().map(|version| format!("\"{}\"", version.as_str())).collect();
+    format!("{VERSION} OPERATOR(pg_catalog.=) ANY ('{{{}}}')", quoted.join(","))
+}
+
+/// Returns a condition, after AND, that leaves these rows out; an empty text for none.
 fn but_for(rows: &[RowVersion]) -> String {
-    if rows.is_empty() {
-        return String::new();
-    }
-    let mut sql = format!(" AND NOT {VERSION} OPERATOR(pg_catalog.=) ANY ('{{");
-    for (n, row) in rows.iter().enumerate() {
-        // A version has digits, spaces and ( , ).
-        let comma = if n > 0 { "," } else { "" };
-        let _ = write!(sql, "{comma}\"{}\"", row.as_str());
-    }
-    sql + "}')"
+    if rows.is_empty() { String::new() } else { format!(" AND NOT {}", is_any(rows)) }
 }
 
 /// Returns why rows of a table can't be staged. `None`: they can.

@@ -8,7 +8,8 @@
 //!
 //! A stager makes jobs available in batches. A batch that fails is tried again with fewer rows, and a
 //! single row that fails is set aside (`logic::staging::batching`). So one bad row costs its batch
-//! only. A stager that can't go on returns an error, and its process ends.
+//! only. A stager that can't go on returns an error, and its process ends. A process that a batch ends
+//! has made progress by that, so the next one starts at once.
 //!
 //! A stager sleeps until the earliest due time that its last look has found, by the wall clock, or
 //! until a commit tells of an earlier one (`logic::staging::alarm`). Without a due time it sleeps
@@ -25,21 +26,22 @@ use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use crate::backend::due_jobs;
 use crate::bus::{self, Target};
 use crate::logic::ids::DatabaseOid;
 use crate::logic::outbox::Requester;
 use crate::logic::staging::alarm::NEVER;
-use crate::logic::staging::batching::{Batching, Failed, RowVersion};
+use crate::logic::staging::batching::{self, Batching, RowVersion, Then};
 use crate::logic::staging::pass::{Batch, Pass};
-use crate::logic::staging::slots::{Claimed, LaunchedStager};
-use crate::logic::staging::{Agenda, Announcements, STATEMENT_LIMIT, Seen};
+use crate::logic::staging::slots::{Claimed, End, LaunchedStager};
+use crate::logic::staging::{Agenda, Announcements, Look, STATEMENT_LIMIT, Seen};
 use crate::logic::times::{ClockTime, WallTime};
 use crate::logic::wire;
 use crate::pg::bgworker::{self, Restarted};
 use crate::pg::latch::Event;
 use crate::pg::statement::NotRun;
 use crate::pg::{clock, encoding, latch, session, time, xact};
-use crate::prefix::staging::{StagedJobs, Step};
+use crate::prefix::staging::{REPLACED, StagedJobs, Step};
 use crate::shmem::Segment;
 use crate::shmem::stagers::Alarms;
 
@@ -71,16 +73,20 @@ thread_local! {
     static UNDER_WAY: Cell<UnderWay> = const { Cell::new(UnderWay::Nothing) };
 }
 
-/// Notes at the end of a batch that it has failed. Returns what the stager does.
-fn batch_failed() -> Failed {
+/// Notes that the batch under way has failed. Returns what the stager does.
+fn batch_failed(failure: batching::Failure) -> Then {
     let row = match UNDER_WAY.replace(UnderWay::Nothing) {
         UnderWay::Row(row) => Some(row),
         UnderWay::Batch | UnderWay::Nothing => None,
     };
+    change_batching(|batching| batching.failed(failure, row, clock::now()))
+}
+
+fn change_batching<R>(change: impl FnOnce(&mut Batching) -> R) -> R {
     let mut batching = BATCHING.get();
-    let failed = batching.failed(row, clock::now());
+    let result = change(&mut batching);
     BATCHING.set(batching);
-    failed
+    result
 }
 
 /// For how long a stager has to run, in microseconds, before its failure counts as the first in a
@@ -110,6 +116,7 @@ pub extern "C-unwind" fn obanrs_stager_main(argument: pg_sys::Datum) {
     bgworker::connect_as(claimed.database, claimed.owner);
     begin_session();
     BATCHING.set(claimed.batching);
+    due_jobs::keep_own(claimed.schema);
     segment.stagers(|s| s.connected(claimed.id, process.pid));
     let mut stager = Stager {
         segment,
@@ -160,17 +167,26 @@ unsafe extern "C-unwind" fn exited(_code: i32, _argument: pg_sys::Datum) {
     if clock::now() - ClockTime(CONNECTED_AT.load(Ordering::Relaxed)) >= LASTING {
         segment.stagers(|s| s.succeeded(id, pid));
     }
-    if bgworker::has_timed_out() {
-        let why = format!("a transaction took longer than {} s, and was ended", STATEMENT_LIMIT / 1_000);
+    let timed_out = bgworker::has_timed_out();
+    let why = if timed_out {
+        format!("a transaction took longer than {} s, and was ended", STATEMENT_LIMIT / 1_000)
+    } else {
+        "its process was ended while it made jobs available".into()
+    };
+    if timed_out {
         segment.stagers(|s| s.timed_out(id, pid, &why));
     }
     // A batch that was under way is lost. Its rows may be the reason.
-    if !matches!(UNDER_WAY.get(), UnderWay::Nothing) {
-        let _ = batch_failed();
-    }
-    segment.stagers(|s| s.store_batching(id, pid, &BATCHING.get()));
+    let lost = !matches!(UNDER_WAY.get(), UnderWay::Nothing);
+    let progressed = lost && batch_failed(batching::Failure::Ended) == Then::GoOn;
+    segment.stagers(|s| s.set_aside(id, pid, &BATCHING.get(), progressed.then_some(why.as_str())));
     let holders = segment.registry(|r| r.holders(database));
-    segment.stagers(|s| s.exited(id, pid, clock::now(), !holders.is_empty()));
+    let end = match (holders.is_empty(), progressed) {
+        (false, _) => End::Held,
+        (true, true) => End::Progressed,
+        (true, false) => End::Failed,
+    };
+    segment.stagers(|s| s.exited(id, pid, clock::now(), end));
     holders.into_iter().for_each(latch::wake);
     segment.staging_changed(database);
 }
@@ -256,12 +272,14 @@ impl Stager {
         let began = clock::now();
         let from = self.agenda.look_from(told, began);
         let mut pass = Pass::begin(from, time::now());
+        let mut resets = false;
         loop {
-            match self.batch(&mut pass, from)? {
+            match self.batch(&mut pass, from, &mut resets)? {
                 Looked::More if self.has_to_leave() => return Ok(()),
                 Looked::More => {}
                 Looked::Seen(seen) => {
-                    self.agenda.looked(seen, from, pass.kept, began, clock::now());
+                    let (kept, failed) = (pass.has_kept(), pass.has_failed());
+                    self.agenda.looked(seen, Look { from, began, kept, failed, resets }, clock::now());
                     break;
                 }
                 Looked::Nothing => {
@@ -281,55 +299,69 @@ impl Stager {
         }
     }
 
-    /// Makes one batch of jobs available, of a look that began at the due time `from`. `Err`: the
-    /// stager has to end.
-    fn batch(&mut self, pass: &mut Pass, from: WallTime) -> Result<Looked, String> {
-        let mut batching = BATCHING.get();
-        let (limit, began) = (batching.limit(), clock::now());
-        let (at, aside) = (*pass, batching.aside());
+    /// Makes one batch of jobs available, of a look that began at the due time `from`. Sets `resets` if
+    /// it has written rows that became due after the look began. `Err`: the stager has to end.
+    fn batch(&mut self, pass: &mut Pass, from: WallTime, resets: &mut bool) -> Result<Looked, String> {
+        let batching = BATCHING.get();
+        let (limit, began, at) = (batching.limit(), clock::now(), *pass);
+        let first_due = Cell::new(at.from);
+        due_jobs::take_own(); // what an earlier transaction has left
         let outcome = self.transaction(|jobs| {
+            let aside = jobs.present(batching.aside())?;
             UNDER_WAY.set(UnderWay::Batch);
             let batch = match limit {
-                1 => match jobs.first(&at, aside)? {
+                1 => match jobs.first(&at, &aside)? {
                     None => Batch::NOTHING,
-                    Some(row) => {
+                    Some((row, due)) => {
+                        first_due.set(due);
                         UNDER_WAY.set(UnderWay::Row(row));
                         jobs.stage_row(&row, at.now)?
                     }
                 },
-                _ => jobs.stage(&at, limit, aside)?,
+                _ => jobs.stage(&at, limit, &aside)?,
             };
-            let is_last = batch.chosen < limit;
-            let seen = if is_last { Some(jobs.seen(from, at.now, aside)?) } else { None };
-            Ok((batch, seen))
+            let seen = if batch.chosen < limit { Some(jobs.seen(from, at.now, &aside)?) } else { None };
+            Ok((batch, seen, aside))
         });
         match outcome {
-            Ok(Some((batch, seen))) => {
+            Ok(Some((batch, seen, aside))) => {
                 UNDER_WAY.set(UnderWay::Nothing);
-                batching.succeeded(batch.chosen, clock::now() - began);
-                BATCHING.set(batching);
-                pass.took(batch, limit);
+                let fewer = change_batching(|batching| {
+                    batching.succeeded(batch.chosen, clock::now() - began);
+                    batching.retain(|row| aside.contains(row))
+                });
+                if fewer {
+                    self.store_batching(None);
+                }
+                // When rows are due again that this transaction has written: a trigger has done that.
+                let again = due_jobs::take_own();
+                *resets |= again > at.now && again <= time::now();
+                pass.took(batch, limit, again <= at.now);
                 Ok(seen.map_or(Looked::More, Looked::Seen))
             }
             Ok(None) => {
                 UNDER_WAY.set(UnderWay::Nothing);
                 Ok(Looked::Nothing)
             }
-            Err(Failure::Code(why)) => self.go_on_after(&why).map(|()| Looked::More),
+            Err(Failure::Code(why)) => {
+                let then = batch_failed(batching::Failure::Raised);
+                self.store_batching(Some(&why));
+                match then {
+                    Then::GoOn => {}
+                    Then::PassOver => pass.pass_over(first_due.get()),
+                    Then::GiveUp => return Err(why),
+                }
+                Ok(Looked::More)
+            }
             Err(Failure::Table(why)) => Err(why),
         }
     }
 
-    /// Goes on after a batch that has failed. `Err`: the stager has to end.
-    fn go_on_after(&self, why: &str) -> Result<(), String> {
-        let failed = batch_failed();
+    /// Stores the size of batches and the rows that are set aside in the slot. `why`: the last failure.
+    fn store_batching(&self, why: Option<&str>) {
         let (id, pid, batching) = (self.claimed.id, latch::my_pid(), BATCHING.get());
         if self.segment.stagers(|s| s.set_aside(id, pid, &batching, why)) {
             self.segment.staging_changed(self.claimed.database);
-        }
-        match failed {
-            Failed::GoOn => Ok(()),
-            Failed::GiveUp => Err(why.to_owned()),
         }
     }
 
@@ -340,26 +372,26 @@ impl Stager {
             UNDER_WAY.set(UnderWay::Row(row));
             jobs.stage_row(&row, now)
         });
-        match outcome {
-            Ok(Some(batch)) => {
+        let why = match outcome {
+            Ok(tried) => {
                 UNDER_WAY.set(UnderWay::Nothing);
-                let mut batching = BATCHING.get();
-                batching.trial_succeeded();
-                BATCHING.set(batching);
-                self.segment.stagers(|s| s.store_batching(self.claimed.id, latch::my_pid(), &batching));
-                if batch.staged == 0 {
-                    self.agenda.look_again(); // the row was changed, or is locked
+                change_batching(|batching| match tried {
+                    Some(_) => batching.trial_succeeded(&row, clock::now()),
+                    None => batching.put_off(&row, clock::now()),
+                });
+                if tried.is_some_and(|batch| batch.staged == 0) {
+                    self.agenda.look_again(); // the row was changed, is locked, or a trigger has kept it
                 }
-                Ok(())
+                None
             }
-            Ok(None) => {
-                UNDER_WAY.set(UnderWay::Row(row));
-                let _ = batch_failed(); // another transaction has the table: later
-                Ok(())
+            Err(Failure::Code(why)) => {
+                let _ = batch_failed(batching::Failure::Raised);
+                Some(why)
             }
-            Err(Failure::Code(why)) => self.go_on_after(&why),
-            Err(Failure::Table(why)) => Err(why),
-        }
+            Err(Failure::Table(why)) => return Err(why),
+        };
+        self.store_batching(why.as_deref());
+        Ok(())
     }
 
     /// Wakes the queues of jobs that were inserted as available and have become due since, and finds
@@ -427,6 +459,10 @@ impl Stager {
             (Ok(outcome), _) => outcome,
             (Err(caught), Step::Opening) if caught.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
                 Ok(None)
+            }
+            // A table that is being dropped has no rows in some catalogs any more.
+            (Err(caught), Step::Opening) if caught.code == PgSqlErrorCode::ERRCODE_INTERNAL_ERROR => {
+                Err(Failure::Table(REPLACED.into()))
             }
             (Err(caught), Step::Opening) => Err(Failure::Table(caught.message)),
             // The schema was renamed after its name was looked up, and before the table's name was.

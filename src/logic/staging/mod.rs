@@ -81,6 +81,21 @@ pub struct Seen {
     pub left: bool,
 }
 
+/// How a look went.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    /// The due time at which it began. The earliest time there is: it was a whole look.
+    pub from: WallTime,
+    /// The clock reading at which it began.
+    pub began: ClockTime,
+    /// Whether rows are due still that it has tried to make available.
+    pub kept: bool,
+    /// Whether rows have failed that are not set aside.
+    pub failed: bool,
+    /// Whether it has written rows that became due meanwhile.
+    pub resets: bool,
+}
+
 /// When a stager looks at its table next.
 ///
 /// A look begins at a due time, and leaves rows alone that were due before. No trigger has told of
@@ -98,6 +113,8 @@ pub struct Agenda {
     not_before: ClockTime,
     /// The clock reading from which on the next look is a whole one.
     whole_from: ClockTime,
+    /// How many looks in a row have written rows that are due again at the time of the look.
+    resets: u32,
 }
 
 impl Default for Agenda {
@@ -109,6 +126,7 @@ impl Default for Agenda {
             again: ClockTime::NEVER,
             not_before: ClockTime::ZERO,
             whole_from: ClockTime::ZERO,
+            resets: 0,
         }
     }
 }
@@ -127,18 +145,21 @@ impl Agenda {
         if is_whole { WallTime(i64::MIN) } else { told.min(self.next) }
     }
 
-    /// Notes what a look has found that began at the due time `from`, and at the clock reading `began`.
-    /// It ended at the clock reading `now`. `kept`: a trigger has kept rows as they were.
-    pub fn looked(&mut self, seen: Seen, from: WallTime, kept: bool, began: ClockTime, now: ClockTime) {
-        let took = now.saturating_sub(began).max(0);
-        (self.next, self.not_before) = (seen.next, now.saturating_add(took.min(REST)));
-        let pause = if kept { PAUSE.saturating_mul(took) } else { 0 };
-        let again = |left| now.saturating_add(ROWS_LEFT.delay(left).max(pause));
-        if from == WallTime(i64::MIN) {
+    /// Notes what a look has found that ended at the clock reading `now`.
+    pub fn looked(&mut self, seen: Seen, look: Look, now: ClockTime) {
+        let took = now.saturating_sub(look.began).max(0);
+        self.resets = if look.resets { self.resets.saturating_add(1) } else { 0 };
+        let rest = took.min(REST).max(ROWS_LEFT.delay(self.resets));
+        (self.next, self.not_before) = (seen.next, now.saturating_add(rest));
+        let pause = if look.kept { PAUSE.saturating_mul(took) } else { 0 };
+        let backoff = if look.failed { RESTART_STAGER } else { ROWS_LEFT };
+        let left = seen.left || look.kept;
+        let again = |looks| now.saturating_add(backoff.delay(looks).max(pause));
+        if look.from == WallTime(i64::MIN) {
             self.whole_from = now.saturating_add(WHOLE_LOOK);
-            self.left = if seen.left { self.left.saturating_add(1) } else { 0 };
-            self.again = if seen.left { again(self.left) } else { ClockTime::NEVER };
-        } else if seen.left {
+            self.left = if left { self.left.saturating_add(1) } else { 0 };
+            self.again = if left { again(self.left) } else { ClockTime::NEVER };
+        } else if left {
             self.again = self.again.min(again(1)); // what earlier looks have left is still to come
         }
     }
@@ -232,9 +253,11 @@ mod tests {
 
     const WHOLE: WallTime = WallTime(i64::MIN);
 
+    const LOOK: Look = Look { from: WHOLE, began: ClockTime(0), kept: false, failed: false, resets: false };
+
     /// Notes a whole look that took no time.
     fn looked(agenda: &mut Agenda, next: WallTime, left: bool, now: ClockTime) {
-        agenda.looked(Seen { next, left }, WHOLE, false, now, now);
+        agenda.looked(Seen { next, left }, Look { began: now, ..LOOK }, now);
     }
 
     #[test]
@@ -285,13 +308,21 @@ mod tests {
         assert_eq!(agenda.look_from(WHOLE, now), WHOLE);
         // A look in between does not forget what was left before.
         let again = now + 50 * MILLISECOND;
-        agenda.looked(Seen { next: NEVER, left: false }, WallTime(50), false, now, now);
+        agenda.looked(
+            Seen { next: NEVER, left: false },
+            Look { from: WallTime(50), began: now, ..LOOK },
+            now,
+        );
         assert_eq!(agenda.look_at(agenda.next(), now, WallTime(60)), Some(again));
         assert_eq!(agenda.look_from(NEVER, again), WHOLE);
         looked(&mut agenda, WallTime(70), false, again);
         assert_eq!(agenda.look_from(NEVER, again), WallTime(70));
         assert_eq!(agenda.look_from(NEVER, again + WHOLE_LOOK), WHOLE, "from time to time");
-        agenda.looked(Seen { next: NEVER, left: true }, WallTime(70), false, again, again);
+        agenda.looked(
+            Seen { next: NEVER, left: true },
+            Look { from: WallTime(70), began: again, ..LOOK },
+            again,
+        );
         assert_eq!(agenda.look_at(NEVER, again, WallTime(80)), Some(again + 50 * MILLISECOND));
         agenda.look_again();
         assert_eq!(
@@ -305,7 +336,7 @@ mod tests {
         let (mut agenda, began) = (Agenda::default(), ClockTime(7));
         for (took, rest) in [(3, 3), (REST + 1, REST)] {
             let now = began + took;
-            agenda.looked(Seen { next: WallTime(0), left: false }, WHOLE, false, began, now);
+            agenda.looked(Seen { next: WallTime(0), left: false }, Look { began, ..LOOK }, now);
             assert_eq!(agenda.look_at(agenda.next(), now, WallTime(5)), Some(now + rest));
         }
     }
@@ -314,10 +345,33 @@ mod tests {
     fn rows_that_a_trigger_keeps_take_a_fifth_of_the_time() {
         let (mut agenda, began) = (Agenda::default(), ClockTime(7));
         let now = began + 1_000 * MILLISECOND;
-        agenda.looked(Seen { next: NEVER, left: true }, WHOLE, true, began, now);
+        agenda.looked(Seen { next: NEVER, left: true }, Look { began, kept: true, ..LOOK }, now);
         assert_eq!(agenda.look_at(NEVER, now, WallTime(0)), Some(now + 4_000 * MILLISECOND));
-        agenda.looked(Seen { next: NEVER, left: true }, WHOLE, false, began, now);
+        agenda.looked(Seen { next: NEVER, left: true }, Look { began, ..LOOK }, now);
         assert_eq!(agenda.look_at(NEVER, now, WallTime(0)), Some(now + 100 * MILLISECOND), "locked rows");
+    }
+
+    #[test]
+    fn rows_that_a_trigger_makes_due_again_are_no_busy_loop() {
+        let (mut agenda, now) = (Agenda::default(), ClockTime(7));
+        let mut rests = Vec::new();
+        for resets in [true, true, true, true, true, true, true, false] {
+            agenda.looked(Seen { next: WallTime(0), left: false }, Look { began: now, resets, ..LOOK }, now);
+            rests.push((agenda.look_at(agenda.next(), now, WallTime(5)).unwrap() - now) / MILLISECOND);
+        }
+        assert_eq!(rests, [50, 100, 200, 400, 800, 1000, 1000, 0]);
+    }
+
+    #[test]
+    fn rows_that_fail_are_looked_for_after_up_to_five_minutes() {
+        let (mut agenda, now) = (Agenda::default(), ClockTime(7));
+        let mut delays = Vec::new();
+        for _ in 0..10 {
+            let look = Look { began: now, kept: true, failed: true, ..LOOK };
+            agenda.looked(Seen { next: NEVER, left: true }, look, now);
+            delays.push((agenda.look_at(NEVER, now, WallTime(0)).unwrap() - now) / (1_000 * MILLISECOND));
+        }
+        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]);
     }
 
     #[test]

@@ -148,6 +148,17 @@ pub struct Claimed {
     pub batching: Batching,
 }
 
+/// How a stager's process has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A command holds the database, so the stager is not to blame.
+    Held,
+    /// A batch has ended the process. The next stager takes on fewer rows, or sets one aside.
+    Progressed,
+    /// Something else.
+    Failed,
+}
+
 /// What a stager has failed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -383,49 +394,53 @@ impl Stagers<'_> {
         }
     }
 
-    /// Stores the size of batches and the rows that are set aside.
-    pub fn store_batching(&mut self, id: LaunchedStager, pid: i32, batching: &Batching) {
-        if let Some(slot) = self.own(id, pid) {
-            slot.batching = *batching;
-        }
-    }
-
-    /// Stores what a failure has changed: batches are smaller, or a row is set aside. `why`: the reason
-    /// of the failure. Returns whether a row is set aside and none was before. The keeper logs that,
-    /// and the caller wakes the keeper.
-    pub fn set_aside(&mut self, id: LaunchedStager, pid: i32, batching: &Batching, why: &str) -> bool {
+    /// Stores the size of batches and the rows that are set aside. `why`: what has failed; `None`:
+    /// nothing has. Returns whether a row is set aside and none was before. The keeper logs that, and
+    /// the caller wakes the keeper.
+    pub fn set_aside(
+        &mut self,
+        id: LaunchedStager,
+        pid: i32,
+        batching: &Batching,
+        why: Option<&str>,
+    ) -> bool {
         let Some(slot) = self.own(id, pid) else { return false };
-        let is_first = slot.batching.aside().is_empty() && !batching.aside().is_empty();
+        let (before, now) = (slot.batching.count(), batching.count());
         slot.batching = *batching;
-        if !batching.aside().is_empty() {
-            slot.last_error = Text::truncated(why);
+        match why {
+            Some(why) if now > 0 => slot.last_error = Text::truncated(why),
+            None if before > 0 && now == 0 => slot.last_error = Text::default(),
+            _ => {}
         }
+        let is_first = before == 0 && now > 0;
         slot.unlogged |= u32::from(is_first);
         is_first
     }
 
     /// Notes that a stager has left the server's list of processes. This is the stager's last act.
-    /// `held`: a command holds the database, so the stager is not to blame.
-    pub fn exited(&mut self, id: LaunchedStager, pid: i32, now: ClockTime, held: bool) {
+    pub fn exited(&mut self, id: LaunchedStager, pid: i32, now: ClockTime, end: End) {
         let Some(slot) = self.own(id, pid) else { return };
         slot.process = Process::NONE;
         slot.announcing = if slot.announces() { 0 } else { GIVEN_UP };
         if slot.is_leaving() {
-            slot.free();
-        } else if held {
-            slot.state = WAITING;
-        } else {
-            slot.restarts += 1;
-            if slot.unlogged == 0 {
-                slot.last_error = Text::truncated("the stager ended: the server's log says why");
-            }
-            slot.back_off(RESTART_STAGER, now);
+            return slot.free();
         }
+        if end != End::Held {
+            slot.restarts += 1;
+        }
+        if end != End::Failed {
+            slot.state = WAITING;
+            return;
+        }
+        if slot.unlogged == 0 {
+            slot.last_error = Text::truncated("the stager ended: the server's log says why");
+        }
+        slot.back_off(RESTART_STAGER, now);
     }
 
     /// Returns what the stagers of a database have failed for and nobody has logged yet.
     pub fn take_unlogged(&mut self, database: DatabaseOid) -> Vec<Failure> {
-        let told = |s: &StagerSlot| s.state == BACKOFF || !s.batching.aside().is_empty();
+        let told = |s: &StagerSlot| s.state == BACKOFF || s.batching.count() > 0;
         let failed = |s: &&mut StagerSlot| s.database == database && s.unlogged != 0 && told(s);
         self.slots
             .iter_mut()
@@ -457,6 +472,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::super::backoff::MILLISECOND;
+    use super::super::batching;
     use super::*;
 
     const DB: DatabaseOid = DatabaseOid(5);
@@ -502,11 +518,11 @@ mod tests {
         let kept = s.keep(DB, &[other.clone(), prefix(2)], 9);
         assert_eq!(kept.leaving, [1007]);
         assert!(kept.begun.is_empty() && s.view().has_to_end(ids[0]) && !s.view().has_to_end(ids[1]));
-        s.exited(ids[0], 7, ClockTime(0), false);
+        s.exited(ids[0], 7, ClockTime(0), End::Failed);
         assert_eq!(s.keep(DB, &[other, prefix(2)], 9).begun, [0]);
         let again = launched(&mut s, 0);
         assert!(again[0].generation > ids[0].generation && s.view().has_to_end(ids[0]));
-        s.exited(ids[0], 7, ClockTime(0), false); // what is told of an earlier use changes nothing
+        s.exited(ids[0], 7, ClockTime(0), End::Failed); // what is told of an earlier use changes nothing
         assert_eq!(s.slots[0].restarts, 0);
         assert_eq!(s.dismiss(DB, |_| true), [0; 0]);
         assert_eq!(s.view().count(), 0, "none had a process");
@@ -527,7 +543,7 @@ mod tests {
                 s.succeeded(id, pid);
             }
             s.note_error(id, pid, "it raised");
-            s.exited(id, pid, ClockTime(now), false);
+            s.exited(id, pid, ClockTime(now), End::Failed);
             let due = s.next_launch(DB).unwrap();
             delays.push((due - ClockTime(now)) / (1_000 * MILLISECOND));
             assert_eq!(s.take_unlogged(DB).len(), 1);
@@ -538,7 +554,7 @@ mod tests {
         let id = launched(&mut s, now)[0];
         s.claim(0, process(99), WallTime(0)).unwrap();
         s.succeeded(id, 99);
-        s.exited(id, 99, ClockTime(now), false);
+        s.exited(id, 99, ClockTime(now), End::Failed);
         assert_eq!(s.next_launch(DB), Some(ClockTime(now)), "the first failure is retried at once");
         assert!(s.take_unlogged(DB).is_empty(), "one that was terminated says nothing");
         assert_eq!(s.slots[0].restarts, 13);
@@ -556,19 +572,21 @@ mod tests {
         let id = launched(&mut s, 0)[0];
         let mut batching = s.claim(0, process(1), WallTime(0)).unwrap().batching;
         s.connected(id, 1);
-        batching.failed(Some(Text::truncated("1 (0,1) 3")), ClockTime(5));
-        assert!(s.set_aside(id, 1, &batching, "it raised") && !s.set_aside(id, 1, &batching, "so did it"));
+        batching.failed(batching::Failure::Raised, Some(Text::truncated("1 (0,1) 3")), ClockTime(5));
+        assert!(s.set_aside(id, 1, &batching, Some("it raised")));
+        assert!(!s.set_aside(id, 1, &batching, Some("so did it")));
         let failures = s.take_unlogged(DB);
         assert_eq!((failures.len(), failures[0].runs_on), (1, true));
         assert_eq!(failures[0].at, batching.next_trial().unwrap().1);
         assert!(s.take_unlogged(DB).is_empty(), "once");
-        s.exited(id, 1, ClockTime(5), false);
-        launched(&mut s, 5);
+        s.exited(id, 1, ClockTime(5), End::Progressed);
+        assert_eq!((s.slots[0].failures, s.slots[0].restarts), (0, 1));
+        assert_eq!(launched(&mut s, 5).len(), 1, "the next one comes at once");
         let claimed = s.claim(0, process(2), WallTime(0)).unwrap();
         assert_eq!(claimed.batching, batching);
-        assert!(!s.set_aside(id, 1, &Batching::default(), "another's"), "it is another's slot by now");
-        s.store_batching(claimed.id, 2, &Batching::default());
-        assert!(s.slots[0].batching.aside().is_empty());
+        assert!(!s.set_aside(id, 1, &Batching::default(), Some("x")), "it is another's slot by now");
+        assert!(!s.set_aside(claimed.id, 2, &Batching::default(), None));
+        assert_eq!((s.slots[0].batching.count(), s.slots[0].last_error.as_str()), (0, ""));
     }
 
     #[test]
@@ -589,7 +607,7 @@ mod tests {
             if times_out {
                 s.timed_out(id, pid, "too long");
             }
-            s.exited(id, pid, ClockTime(0), false);
+            s.exited(id, pid, ClockTime(0), End::Failed);
         }
         assert_eq!(announces, [true, true, true, false]);
         assert!(s.dismiss(DB, |_| true).is_empty());
@@ -624,7 +642,7 @@ mod tests {
         s.claim(0, process(7), WallTime(0)).unwrap();
         s.adopt(DB);
         assert!(launched(&mut s, 0).is_empty());
-        s.exited(id, 7, ClockTime(0), true);
+        s.exited(id, 7, ClockTime(0), End::Held);
         assert_eq!((s.slots[0].failures, s.slots[0].restarts, launched(&mut s, 0).len()), (0, 0, 1));
     }
 
@@ -650,7 +668,8 @@ mod tests {
                         running.extend(s.claim(id.slot, process(pid), WallTime(now)).map(|c| (c, pid)));
                     },
                     5 => if let Some((claimed, pid)) = running.pop() {
-                        s.exited(claimed.id, pid, ClockTime(now), n == 0);
+                        let end = [End::Held, End::Progressed, End::Failed][n as usize];
+                        s.exited(claimed.id, pid, ClockTime(now), end);
                     },
                     6 => s.adopt(DB),
                     _ => if let Some(id) = up.pop() {
@@ -669,7 +688,7 @@ mod tests {
             }
             // All leave, and then each prefix has a stager.
             s.keep(DB, &wanted, 4);
-            running.drain(..).for_each(|(c, pid)| s.exited(c.id, pid, ClockTime(now), false));
+            running.drain(..).for_each(|(c, pid)| s.exited(c.id, pid, ClockTime(now), End::Failed));
             s.adopt(DB);
             s.keep(DB, &wanted, 4);
             prop_assert_eq!(launched(&mut s, now + 400_000_000).len(), wanted.len());
