@@ -92,6 +92,8 @@ pub struct Index {
     pub unique: bool,
     /// The only key column is `name`.
     pub on_name: bool,
+    /// The names of the key columns, without expressions.
+    pub key_columns: Vec<String>,
     pub deferrable: bool,
     pub valid: bool,
     pub exclusion: bool,
@@ -382,6 +384,7 @@ mod tests {
             constraint: Some("oban_peers_pkey".into()),
             unique: true,
             on_name: true,
+            key_columns: vec!["name".into()],
             deferrable: false,
             valid: true,
             exclusion: false,

@@ -8,7 +8,7 @@
 //! two times in a table are equal, and later signals have later times. So a node finds its state by
 //! the newest row that concerns it, for `paused` and for the limit each by itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::leadership::{MAX_NAME, MAX_NODE};
 use super::shape::{ConstraintKind, Shape};
@@ -23,6 +23,13 @@ pub const EVERY_QUEUE: &str = "*";
 
 /// The most rows that a prefix's table keeps.
 pub const MAX_ROWS: usize = 2_000;
+
+/// The most rows of a table that is read. Only the table's owner can have put more rows there.
+const MOST_READ: usize = 2 * MAX_ROWS;
+
+/// The greatest size of a table that is read, in bytes. `MAX_ROWS` of the longest rows take 2 MB. The
+/// rest is room for old versions of rows. To read so much takes some 10 ms.
+const MOST_BYTES: u64 = 32 << 20;
 
 /// What a signal asks of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,11 +212,11 @@ fn quoted(text: &str) -> String {
 }
 
 /// Makes the payload of the transaction's signal number `nth`, counted from 0, differ from the
-/// payloads of its other signals. NOTIFY drops a notification that equals an earlier one of the
-/// transaction, and the last of pause, resume and pause must count. What is added is white space,
-/// which no reader of JSON sees.
+/// payloads of its other signals, and from what the transaction sends by NOTIFY itself. NOTIFY drops
+/// a notification that equals an earlier one of the transaction, and the last of pause, resume and
+/// pause must count. What is added is white space, which no reader of JSON sees.
 pub fn set_apart(payload: &mut String, nth: u32) {
-    let mut rest = nth;
+    let mut rest = nth.saturating_add(1);
     while rest > 0 {
         rest -= 1;
         payload.push(if rest.is_multiple_of(2) { ' ' } else { '\t' });
@@ -222,6 +229,16 @@ pub fn set_apart(payload: &mut String, nth: u32) {
 pub enum Change {
     Paused(bool),
     Limit(i32),
+}
+
+/// Returns the changes that count in the end: the last pause or resume, and the last scaling, of each
+/// key, in the order in which they came.
+pub fn last_of_each(changes: Vec<(Key, Change)>) -> Vec<(Key, Change)> {
+    let mut later: HashSet<(bool, Key)> = HashSet::new();
+    let mut last: Vec<_> = changes.into_iter().rev().collect();
+    last.retain(|(key, change)| later.insert((matches!(change, Change::Paused(_)), key.clone())));
+    last.reverse();
+    last
 }
 
 /// What is remembered of the signals with one key.
@@ -318,7 +335,19 @@ pub fn state(rows: &[Remembered], name: &str, queue: &str, node: Option<&str>) -
 /// The columns of the table, in the table's order. The last four may be NULL.
 pub const COLUMNS: [&str; 7] = ["name", "queue", "node", "paused", "queue_limit", "paused_at", "limit_at"];
 
+const KEY: [&str; 3] = ["name", "queue", "node"];
+
 const NULLABLE: [&str; 4] = ["paused", "queue_limit", "paused_at", "limit_at"];
+
+/// Returns why a table of so many bytes is not read. `None`: it is read.
+pub fn too_large(bytes: u64) -> Option<String> {
+    (bytes > MOST_BYTES).then(|| format!("it is larger than {} MB", MOST_BYTES >> 20))
+}
+
+/// Returns why a table of so many rows, or more, is not read. `None`: it is read.
+pub fn too_many(rows: usize) -> Option<String> {
+    (rows > MOST_READ).then(|| format!("it has more than {MOST_READ} rows"))
+}
 
 /// Returns what distinguishes a table from the one that `oban_install` makes, so that its rows are
 /// not written. They are written through access methods, which ignore what the executor applies.
@@ -354,11 +383,14 @@ pub fn fault(shape: &Shape) -> Option<String> {
     if let Some((other, constraint)) = shape.referenced_by.first() {
         return Some(format!("a foreign key {constraint} of {other} refers to it"));
     }
-    // Another unique index, or one that treats different texts as equal, would refuse rows.
+    // A unique index on other columns, or one that treats different texts as equal, would refuse rows.
+    // REINDEX CONCURRENTLY makes a second index on the same columns. While it lasts, and after a
+    // failure, one of the two is not valid. That index refuses no row that the other one takes.
     let is_odd = |index: &&super::shape::Index| {
-        let is_key = index.constraint.as_deref() == Some("obanrs_queue_signals_pkey");
-        let refuses = index.unique && !is_key || !index.deterministic;
-        !index.is_plain() || !index.valid || index.deferrable || refuses
+        let is_on_key = index.key_columns.len() == KEY.len()
+            && KEY.iter().all(|column| index.key_columns.iter().any(|own| own == column));
+        let refuses = index.unique && !is_on_key || !index.deterministic;
+        !index.is_plain() || index.deferrable || refuses
     };
     if let Some(index) = shape.indexes.iter().find(is_odd) {
         return Some(format!("it has an index {} that oban_install does not make", index.name));
@@ -373,6 +405,7 @@ pub fn fault(shape: &Shape) -> Option<String> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::shape::Index;
     use super::*;
 
     fn key(name: &str, queue: &str, node: &str) -> Key {
@@ -473,11 +506,68 @@ mod tests {
         assert_eq!(read(&long), None);
     }
 
+    /// The transaction may have sent the same by NOTIFY before, without white space at the end.
     #[test]
-    fn the_first_signal_of_a_transaction_is_as_it_is() {
-        let mut payload = "{}".to_owned();
-        set_apart(&mut payload, 0);
-        assert_eq!(payload, "{}");
+    fn the_first_signal_of_a_transaction_is_set_apart_too() {
+        let made = [0, 1, 2].map(|nth| {
+            let mut payload = "{}".to_owned();
+            set_apart(&mut payload, nth);
+            payload
+        });
+        assert_eq!(made, ["{} ", "{}\t", "{}  "]);
+    }
+
+    fn index(change: impl FnOnce(&mut Index)) -> Option<String> {
+        let mut index = Index {
+            name: "p.i".into(),
+            constraint: None,
+            unique: true,
+            on_name: false,
+            key_columns: KEY.map(str::to_owned).to_vec(),
+            deferrable: false,
+            valid: true,
+            exclusion: false,
+            has_expressions: false,
+            has_predicate: false,
+            built_in: true,
+            deterministic: true,
+        };
+        change(&mut index);
+        fault(&Shape { is_table: true, is_heap: true, indexes: vec![index], ..Shape::default() })
+    }
+
+    #[test]
+    fn an_index_that_refuses_rows_is_a_fault_and_a_second_one_on_the_key_is_none() {
+        let fits: [fn(&mut Index); 5] = [
+            |_| {},
+            |i| i.valid = false, // as REINDEX CONCURRENTLY makes it
+            |i| i.key_columns.reverse(),
+            |i| (i.unique, i.key_columns) = (false, vec!["queue".into()]),
+            |i| (i.unique, i.valid, i.key_columns) = (false, false, vec!["paused".into()]),
+        ];
+        for (nth, change) in fits.into_iter().enumerate() {
+            assert_eq!(index(change), None, "{nth}");
+        }
+        let spoils: [fn(&mut Index); 8] = [
+            |i| drop(i.key_columns.pop()),
+            |i| i.key_columns.push("paused".into()),
+            |i| i.key_columns[0] = "queue".into(),
+            |i| i.deferrable = true,
+            |i| i.deterministic = false,
+            |i| i.has_expressions = true,
+            |i| i.has_predicate = true,
+            |i| i.built_in = false,
+        ];
+        for (nth, change) in spoils.into_iter().enumerate() {
+            assert!(index(change).is_some_and(|fault| fault.contains("p.i")), "{nth}");
+        }
+    }
+
+    #[test]
+    fn a_table_that_its_owner_has_filled_is_not_read() {
+        assert_eq!((too_large(MOST_BYTES), too_many(MOST_READ)), (None, None));
+        assert_eq!(too_large(MOST_BYTES + 1).as_deref(), Some("it is larger than 32 MB"));
+        assert_eq!(too_many(MOST_READ + 1).as_deref(), Some("it has more than 4000 rows"));
     }
 
     #[test]
@@ -571,12 +661,25 @@ mod tests {
             for (change, _) in all.iter().zip(&own).filter(|(_, own)| **own) {
                 put(&mut rows, std::slice::from_ref(change));
             }
-            let unknown = unknown(&rows, all.clone());
+            let unknown = unknown(&rows, last_of_each(all.clone()));
             put(&mut rows, &unknown);
             for (name, queue, node) in [("A", "a", "n1"), ("A", "b", "n2"), ("B", "a", "n1")] {
                 let state = state(&rows, name, queue, Some(node));
                 prop_assert_eq!((state.paused, state.limit), live(&all, name, queue, node));
             }
+        }
+
+        /// It does not matter to a node whether it hears all or what counts in the end.
+        #[test]
+        fn the_last_of_each_leads_to_the_same_state(all in changes()) {
+            let last = last_of_each(all.clone());
+            for (name, queue, node) in [("A", "a", "n1"), ("A", "b", "n2"), ("B", "a", "n1")] {
+                prop_assert_eq!(live(&last, name, queue, node), live(&all, name, queue, node));
+            }
+            let kinds: HashSet<_> =
+                last.iter().map(|(key, change)| (key, matches!(change, Change::Limit(_)))).collect();
+            prop_assert_eq!(kinds.len(), last.len(), "one of each");
+            prop_assert_eq!(last_of_each(last.clone()), last);
         }
 
         /// What a listener reads of a signal is what is remembered of it.

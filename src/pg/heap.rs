@@ -256,14 +256,30 @@ impl<'a> Heap<'a> {
     /// returns false.
     pub fn each(&self, mut read: impl FnMut(&Tuple) -> bool) {
         let _snapshot = ActiveSnapshot::latest();
-        // SAFETY: the scan reads the whole table under the active snapshot, and what is made here
-        // is dropped here.
+        // SAFETY: the snapshot is active for the whole call.
+        unsafe { self.scan(pg_sys::GetActiveSnapshot(), |row, _| read(row)) }
+    }
+
+    /// Calls `read` as `each` does, with the place of each row, for a caller whose lock keeps other
+    /// transactions from writing rows. Sees what this transaction has written, too. Under SERIALIZABLE
+    /// this does not count as a reading of the table, so it conflicts with no other transaction.
+    pub fn each_alone(&self, read: impl FnMut(&Tuple, Place) -> bool) {
+        let _snapshot = ActiveSnapshot::latest(); // for values that are stored out of line
+        let mut now = committed_or_own();
+        // SAFETY: the snapshot lives as long as the call.
+        unsafe { self.scan(&raw mut now, read) }
+    }
+
+    /// # Safety
+    /// `snapshot` is valid for the whole call, and some snapshot is active.
+    unsafe fn scan(&self, snapshot: pg_sys::Snapshot, mut read: impl FnMut(&Tuple, Place) -> bool) {
+        // SAFETY: the caller promises the snapshot, and what is made here is dropped here.
         unsafe {
             let slot = pg_sys::table_slot_create(self.relation, null_mut());
-            let scan = pg_sys::table_beginscan(self.relation, pg_sys::GetActiveSnapshot(), 0, null_mut());
+            let scan = pg_sys::table_beginscan(self.relation, snapshot, 0, null_mut());
             while pg_sys::table_scan_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
                 pgrx::check_for_interrupts!();
-                if !read(&Tuple::in_slot(slot)) {
+                if !read(&Tuple::in_slot(slot), Place((*slot).tts_tid)) {
                     break;
                 }
             }
@@ -272,25 +288,25 @@ impl<'a> Heap<'a> {
         }
     }
 
-    /// Returns the first row, in no particular order, for which `is_it` returns true. Sees what is
-    /// committed now and what this transaction has written. `None`: there is no such row.
-    pub fn find_any(&self, mut is_it: impl FnMut(&Tuple) -> bool) -> Option<Stored> {
-        let _snapshot = ActiveSnapshot::latest();
-        let stored = Stored::empty(self);
-        // SAFETY: the scan reads the whole table under the active snapshot. The slot keeps a pin on
-        // the page of the row that was found.
+    /// Returns the row that `each_alone` has found at this place, under the same lock. `None`: this
+    /// transaction has deleted or updated the row.
+    pub fn at(&self, mut place: Place) -> Option<Stored> {
+        let (stored, mut now) = (Stored::empty(self), committed_or_own());
+        // SAFETY: Postgres tests the place itself. The snapshot outlives the call, and the slot is one
+        // of this table. The slot keeps a pin on the page of the row that was found.
         let found = unsafe {
-            let scan = pg_sys::table_beginscan(self.relation, pg_sys::GetActiveSnapshot(), 0, null_mut());
-            let mut found = false;
-            let forward = pg_sys::ScanDirection::ForwardScanDirection;
-            while !found && pg_sys::table_scan_getnextslot(scan, forward, stored.slot) {
-                pgrx::check_for_interrupts!();
-                found = is_it(&stored.row());
-            }
-            pg_sys::table_endscan(scan);
-            found
+            pg_sys::table_tuple_fetch_row_version(self.relation, &raw mut place.0, &raw mut now, stored.slot)
         };
         found.then_some(stored)
+    }
+
+    /// Returns the size of the table's rows in bytes, with the space that is free, and without indexes.
+    pub fn size(&self) -> u64 {
+        // SAFETY: the relation is open, and is a table.
+        let pages = unsafe {
+            pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM)
+        };
+        u64::from(pages) * u64::from(pg_sys::BLCKSZ)
     }
 
     /// Locks the newest version of a row. FOR KEY SHARE needs `wait`. Once the row is locked,
@@ -577,6 +593,15 @@ enum IndexesToUpdate {
     Summarizing,
     All,
 }
+
+/// Returns a snapshot of what is committed now, and of what this transaction has written.
+fn committed_or_own() -> pg_sys::SnapshotData {
+    pg_sys::SnapshotData { snapshot_type: pg_sys::SnapshotType::SNAPSHOT_SELF, ..Default::default() }
+}
+
+/// Where a version of a row is stored.
+#[derive(Clone, Copy)]
+pub struct Place(pg_sys::ItemPointerData);
 
 /// What conflicts with a new row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -237,6 +237,7 @@ unsafe fn index(relation: pg_sys::Relation, name: Option<i32>) -> Index {
             constraint,
             unique: form.indisunique,
             on_name: keys == 1 && Some(first) == name,
+            key_columns: key_columns(form, keys),
             deferrable: !form.indimmediate,
             valid: form.indisvalid && form.indisready,
             exclusion: form.indisexclusion,
@@ -249,6 +250,20 @@ unsafe fn index(relation: pg_sys::Relation, name: Option<i32>) -> Index {
                     .all(|c| *c == pg_sys::InvalidOid || pg_sys::get_collation_isdeterministic(*c)),
         }
     }
+}
+
+/// Returns the names of an index's key columns, without expressions.
+fn key_columns(form: &pg_sys::FormData_pg_index, keys: usize) -> Vec<String> {
+    // SAFETY: a row of pg_index has as many columns as it says, of which the first are keys.
+    let columns = unsafe { std::slice::from_raw_parts(form.indkey.values.as_ptr(), keys) };
+    let named = |column: &i16| {
+        // SAFETY: the function looks up a column by numbers. The name is copied.
+        unsafe {
+            let name = pg_sys::get_attname(form.indrelid, *column, true);
+            (!name.is_null()).then(|| lossy(CStr::from_ptr(name)))
+        }
+    };
+    columns.iter().filter_map(named).collect()
 }
 
 /// Returns whether a key column has an operator class for char(n). A column of type text can have

@@ -5,12 +5,14 @@
 //!
 //! A table that is not as `oban_install` makes it (`logic::signals::fault`) is not written.
 
+use std::collections::HashMap;
+
 use pgrx::pg_sys;
 
 use crate::logic::ids::{SchemaOid, TableOid};
 use crate::logic::signals::{self, COLUMNS, Key, Remembered, Writes};
 use crate::logic::times::WallTime;
-use crate::pg::heap::{Heap, Opened, RowLock, RowLocked, Stored, TableLock, Value};
+use crate::pg::heap::{Heap, Opened, Place, RowLock, RowLocked, Stored, TableLock, Value};
 use crate::pg::tuple::{Column, Tuple};
 use crate::pg::{catalog, encoding};
 
@@ -83,11 +85,14 @@ pub enum Unusable {
 pub struct SignalsTable<'a> {
     heap: Heap<'a>,
     columns: Columns,
+    /// All rows of the extension.
+    rows: Vec<Remembered>,
+    places: HashMap<Key, Place>,
 }
 
 impl SignalsTable<'_> {
-    /// Opens the table of a schema, and locks it until the end of the transaction. Waits for the
-    /// lock up to lock_timeout, and then raises 55P03. `Err` says why the table can't be written.
+    /// Opens the table of a schema, locks it until the end of the transaction, and reads it. Waits for
+    /// the lock up to lock_timeout, and then raises 55P03. `Err` says why the table can't be written.
     pub fn open(schema: SchemaOid) -> Result<Self, Unusable> {
         let oid = catalog::relation_now(schema, TABLE).ok_or(Unusable::Missing)?;
         let lock = TableLock::ShareRowExclusive;
@@ -97,8 +102,9 @@ impl SignalsTable<'_> {
             heap.close_and_unlock(lock);
             return Err(Unusable::Replaced);
         }
-        match judge(&heap) {
-            Some(Ok(columns)) => Ok(Self { heap, columns }),
+        let read = |columns| read(&heap, &columns).map(|(rows, places)| (columns, rows, places));
+        match judge(&heap).map(|judged| judged.and_then(read)) {
+            Some(Ok((columns, rows, places))) => Ok(Self { heap, columns, rows, places }),
             judged => {
                 heap.close_and_unlock(lock); // nothing was written, so other sessions need not wait
                 Err(judged.and_then(Result::err).map_or(Unusable::Replaced, Unusable::Odd))
@@ -106,20 +112,14 @@ impl SignalsTable<'_> {
         }
     }
 
-    /// Returns all rows of the extension.
-    pub fn rows(&self) -> Vec<Remembered> {
-        let mut rows = Vec::new();
-        self.heap.each(|row| {
-            rows.extend(remembered(row, &self.columns));
-            // Only the table's owner can have put more rows there.
-            rows.len() < 2 * signals::MAX_ROWS
-        });
-        rows
+    /// The rows of the extension.
+    pub fn rows(&self) -> &[Remembered] {
+        &self.rows
     }
 
-    /// Writes rows. Returns false if a row could not be written, because another transaction has
+    /// Writes rows, once. Returns false if a row could not be written, because another transaction has
     /// written to the table in spite of the lock, or a unique index of the owner refuses it.
-    pub fn write(&self, writes: &Writes) -> bool {
+    pub fn write(self, writes: &Writes) -> bool {
         for key in &writes.delete {
             if let Some(stored) = self.locked(key, RowLock::Update) {
                 self.heap.delete(&stored);
@@ -134,18 +134,17 @@ impl SignalsTable<'_> {
             row.paused.map(|(paused, at)| [(columns.paused, paused.into()), (columns.paused_at, at.0)]);
         let limit =
             row.limit.map(|(limit, at)| [(columns.queue_limit, limit.into()), (columns.limit_at, at.0)]);
-        let is_new = self.find(&row.key).is_none();
-        if is_new {
+        if !self.places.contains_key(&row.key) {
             return self.insert(&row.key, paused, limit);
         }
+        let Some(stored) = self.locked(&row.key, RowLock::NoKeyUpdate) else { return false };
         // A row that has a value never loses it, so what is not set stays NULL.
-        [paused, limit].into_iter().flatten().all(|values| {
-            let stored = self.locked(&row.key, RowLock::NoKeyUpdate);
-            stored.is_some_and(|stored| {
-                self.heap.update(&stored, values);
-                true
-            })
-        })
+        match (paused, limit) {
+            (Some([a, b]), Some([c, d])) => self.heap.update(&stored, [a, b, c, d]),
+            (Some(values), None) | (None, Some(values)) => self.heap.update(&stored, values),
+            (None, None) => {}
+        }
+        true
     }
 
     fn insert(
@@ -171,16 +170,28 @@ impl SignalsTable<'_> {
         ])
     }
 
-    fn find(&self, key: &Key) -> Option<Stored> {
-        self.heap.find_any(|row| remembered(row, &self.columns).is_some_and(|row| row.key == *key))
-    }
-
     /// Returns the row of a key, locked. `None`: there is no such row any more.
     fn locked(&self, key: &Key, strength: RowLock) -> Option<Stored> {
-        let mut stored = self.find(key)?;
+        let mut stored = self.heap.at(*self.places.get(key)?)?;
         let locked = self.heap.lock_row(&mut stored, strength, true);
         (locked == RowLocked::Locked).then_some(stored)
     }
+}
+
+/// Returns all rows of the extension, and where they are. `Err` says why the table is not read to its
+/// end.
+fn read(heap: &Heap<'_>, columns: &Columns) -> Result<(Vec<Remembered>, HashMap<Key, Place>), String> {
+    let (mut rows, mut places, mut all, mut odd) = (Vec::new(), HashMap::new(), 0, None);
+    heap.each_alone(|row, place| {
+        all += 1;
+        odd = signals::too_many(all);
+        if let Some(row) = remembered(row, columns) {
+            places.insert(row.key.clone(), place);
+            rows.push(row);
+        }
+        odd.is_none()
+    });
+    odd.map_or(Ok((rows, places)), Err)
 }
 
 /// Returns the columns of a table that is as `oban_install` makes it. `Err` says what distinguishes
@@ -191,7 +202,9 @@ fn judge(heap: &Heap<'_>) -> Option<Result<Columns, String>> {
         return Some(Err("it lacks a column, or has one of another type".into()));
     };
     let (shape, _) = crate::pg::shape::of(heap)?;
-    Some(signals::fault(&shape).map_or(Ok(columns), Err))
+    // The size is that of an ordinary table, as the fault says first.
+    let odd = signals::fault(&shape).or_else(|| signals::too_large(heap.size()));
+    Some(odd.map_or(Ok(columns), Err))
 }
 
 /// Returns what distinguishes a schema's table from the one that `oban_install` makes, in words.
@@ -202,8 +215,18 @@ pub fn odd(schema: SchemaOid) -> Option<String> {
         return None;
     };
     let judged = judge(&heap);
+    let too_many = || {
+        let (mut all, mut odd) = (0, None);
+        heap.each(|_| {
+            all += 1;
+            odd = signals::too_many(all);
+            odd.is_none()
+        });
+        odd
+    };
+    let odd = judged.map(|judged| judged.err().or_else(too_many));
     heap.close_and_unlock(lock);
-    judged?.err()
+    odd?
 }
 
 /// Returns whether a relation is a table with the columns that `oban_install` makes.

@@ -9,6 +9,7 @@
 //! A process that dies here takes its notes along, and writes nothing.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -74,14 +75,16 @@ pub(super) fn with_noted(schema: SchemaOid, mut rows: Vec<Remembered>) -> Vec<Re
         return rows;
     }
     let writes = signals::writes(&rows, &changes, time::now(), MAX_ROWS);
-    rows.retain(|row| !writes.delete.contains(&row.key) && writes.put.iter().all(|put| put.key != row.key));
+    let gone: HashSet<&Key> = writes.delete.iter().chain(writes.put.iter().map(|row| &row.key)).collect();
+    rows.retain(|row| !gone.contains(&row.key));
     rows.extend(writes.put);
     rows
 }
 
 fn changes(noted: &[Noted], schema: SchemaOid) -> Vec<(Key, Change)> {
     let own = noted.iter().filter(|noted| noted.schema == schema);
-    own.map(|noted| (noted.key.clone(), noted.change)).collect()
+    // What does not count in the end costs no time under the table's lock.
+    signals::last_of_each(own.map(|noted| (noted.key.clone(), noted.change)).collect())
 }
 
 fn transaction_event(event: pg_sys::XactEvent::Type) {
@@ -145,7 +148,7 @@ fn write_in(schema: SchemaOid, changes: &[(Key, Change)]) -> Result<(), Error> {
                 return Ok(());
             }
         };
-        let writes = signals::writes(&table.rows(), changes, time::now(), MAX_ROWS);
+        let writes = signals::writes(table.rows(), changes, time::now(), MAX_ROWS);
         if table.write(&writes) {
             return Ok(());
         }

@@ -253,9 +253,12 @@ fn remember_heard(prefix: &str, messages: &[Vec<u8>]) -> Written {
         Err(Unusable::Replaced) => return Written::Again,
         Err(Unusable::Missing | Unusable::Odd(_)) => return Written::Done,
     };
-    let rows = table.rows();
-    let unknown = signals::unknown(&rows, heard);
-    if unknown.is_empty() || table.write(&signals::writes(&rows, &unknown, time::now(), MAX_ROWS)) {
+    let unknown = signals::unknown(table.rows(), heard);
+    if unknown.is_empty() {
+        return Written::Done;
+    }
+    let writes = signals::writes(table.rows(), &unknown, time::now(), MAX_ROWS);
+    if table.write(&writes) {
         return Written::Done;
     }
     // What was written has to be rolled back.
