@@ -29,6 +29,10 @@ pub const LOOK: Backoff = Backoff { first: 500 * MILLISECOND, max: 30_000 * MILL
 /// locked or has an obstacle. A missing table has no delay: each later pass tries it again.
 pub const ELECTION: Backoff = Backoff { first: 50 * MILLISECOND, max: 5_000 * MILLISECOND };
 
+/// Steps of a prefix's own business that took longer than a step may take. Each attempt holds up the
+/// elections of all prefixes for that long.
+pub const TOO_LONG: Backoff = Backoff { first: 5_000 * MILLISECOND, max: 60_000 * MILLISECOND };
+
 /// Announcements of leaders that wait for room in NOTIFY's queue.
 pub const ANNOUNCEMENT: Backoff = Backoff { first: 50 * MILLISECOND, max: 1_000 * MILLISECOND };
 

@@ -26,6 +26,7 @@ pub mod relay;
 pub mod repeats;
 pub mod retry;
 pub mod ring;
+pub mod room;
 pub mod shape;
 pub mod signals;
 pub mod staging;

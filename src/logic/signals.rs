@@ -89,6 +89,12 @@ pub struct Key {
 }
 
 impl Key {
+    /// Returns how many bytes of memory it takes.
+    pub fn size(&self) -> usize {
+        let node = self.node.as_ref().map_or(0, String::len);
+        size_of::<Self>() + self.name.len() + self.queue.len() + node
+    }
+
     /// Returns the value of the key `ident` by which nodes find out whether they are meant.
     fn ident(&self) -> String {
         self.node.as_ref().map_or("any".to_owned(), |node| format!("{}.{node}", self.name))
@@ -127,6 +133,14 @@ fn split(ident: &str) -> Option<(&str, &str)> {
 
 /// The most bytes to which a packed signal may unpack. A real one is far shorter.
 const MAX_UNPACKED: usize = 8_192;
+
+/// Returns how many bytes of what was heard may wait for one of so many prefixes. It is the same for
+/// each, so what comes for one prefix takes nothing from another one. It is enough for a notification
+/// of the longest kind.
+pub fn room_of_each(prefixes: usize) -> usize {
+    const OF_ALL: usize = 16 << 20;
+    (OF_ALL / prefixes.max(1)).clamp(16 << 10, 256 << 10)
+}
 
 /// Reads a signal that another program has sent. `None`: such a signal is not remembered, or no node
 /// of Oban's would act on it.
@@ -258,6 +272,11 @@ impl Remembered {
     }
 }
 
+/// Returns the time of the last signal of all rows. `None`: there is none.
+pub fn newest(rows: &[Remembered]) -> Option<WallTime> {
+    rows.iter().filter_map(Remembered::since).max()
+}
+
 /// What a commit writes into the table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Writes {
@@ -274,7 +293,7 @@ pub struct Writes {
 /// because nodes come and go, and a role that may signal may send any number of names. The row of the
 /// last change goes last, so the table has the last signal even if it is full of other queues.
 pub fn writes(rows: &[Remembered], changes: &[(Key, Change)], now: WallTime, most: usize) -> Writes {
-    let greatest = rows.iter().filter_map(Remembered::since).max().unwrap_or(WallTime::ZERO);
+    let greatest = newest(rows).unwrap_or(WallTime::ZERO);
     let first = now.max(greatest.saturating_add(1));
     let mut all: Vec<Remembered> = rows.to_vec();
     let mut places: HashMap<Key, usize> = rows.iter().map(|row| row.key.clone()).zip(0..).collect();

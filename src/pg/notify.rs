@@ -9,12 +9,14 @@
 //! way.)
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int};
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 use super::{c_name, c_string};
+use crate::logic::room::Room;
 
 // pgrx does not bind these functions. They may raise, so each call goes through the guard.
 unsafe extern "C-unwind" {
@@ -98,12 +100,25 @@ pub struct Notification {
     pub payload: Vec<u8>,
 }
 
+impl Notification {
+    /// Returns how many bytes of memory it takes.
+    pub fn size(&self) -> usize {
+        size_of::<Self>() + self.channel.len() + self.payload.len()
+    }
+}
+
 thread_local! {
     static HEARD: RefCell<Vec<Notification>> = const { RefCell::new(Vec::new()) };
-    /// How many more bytes may be kept, and how many notifications were not kept.
-    static ROOM: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+    /// How many more bytes may be kept.
+    static ROOM: RefCell<Room> = RefCell::default();
+    /// How many notifications were not kept, by their channel.
+    static MISSED: RefCell<Missed> = RefCell::default();
     static WANTED: Cell<fn(&[u8]) -> bool> = const { Cell::new(|_| true) };
 }
+
+/// How many notifications were not kept for lack of room, by their channel. Other channels have no
+/// entry.
+pub type Missed = HashMap<Vec<u8>, usize>;
 
 /// Returns whether a notification may have arrived, on any channel. A wait for notifications has to
 /// call this after it has reset its latch, and after each transaction of this process: what this
@@ -114,10 +129,10 @@ pub fn has_come() -> bool {
 }
 
 /// Reads all notifications that have arrived, so that NOTIFY's queue need not keep them for this
-/// process. Keeps the notifications whose payload is `wanted`, up to `most` bytes in total. The
-/// second value is how many wanted notifications were not kept. Must not be called within a
-/// transaction. May raise.
-pub fn hear(most: usize, wanted: fn(&[u8]) -> bool) -> (Vec<Notification>, usize) {
+/// process. Keeps the notifications whose payload is `wanted`, as far as there is room. The second
+/// value is how many wanted notifications were not kept. Must not be called within a transaction.
+/// May raise; then what was heard is lost.
+pub fn hear(room: Room, wanted: fn(&[u8]) -> bool) -> (Vec<Notification>, Missed) {
     /// Restores the previous values when it is dropped, also when an error passes.
     struct Before(*const CommMethods, pg_sys::CommandDest::Type);
     impl Drop for Before {
@@ -127,7 +142,8 @@ pub fn hear(most: usize, wanted: fn(&[u8]) -> bool) -> (Vec<Notification>, usize
         }
     }
     const PROTOCOL_3: u32 = 3 << 16;
-    ROOM.set((most, 0));
+    ROOM.set(room);
+    MISSED.take();
     WANTED.set(wanted);
     HEARD.take(); // what a call left that ended with an error
     // SAFETY: the variables are globals of this process, which has one thread. While the table of
@@ -142,7 +158,7 @@ pub fn hear(most: usize, wanted: fn(&[u8]) -> bool) -> (Vec<Notification>, usize
         pg_guard_ffi_boundary(|| ProcessNotifyInterrupt(false));
         drop(before);
     }
-    (HEARD.take(), ROOM.get().1)
+    (HEARD.take(), MISSED.take())
 }
 
 static KEEP: CommMethods = CommMethods {
@@ -172,14 +188,12 @@ unsafe extern "C" fn keep(kind: c_char, bytes: *const c_char, len: usize) -> c_i
     }
     // SAFETY: the message is Postgres' own and has that length, and it is copied.
     let message = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), len) };
-    let (room, missed) = ROOM.get();
-    match notification(message) {
-        Some(notification) if !WANTED.get()(&notification.payload) => {}
-        Some(notification) if room >= len => {
-            ROOM.set((room - len, missed));
-            HEARD.with_borrow_mut(|heard| heard.push(notification));
-        }
-        _ => ROOM.set((room, missed + 1)),
+    // Postgres' own messages are never malformed.
+    let Some(notification) = notification(message).filter(|n| WANTED.get()(&n.payload)) else { return 0 };
+    if ROOM.with_borrow_mut(|room| room.take(&notification.channel, notification.size())) {
+        HEARD.with_borrow_mut(|heard| heard.push(notification));
+    } else {
+        MISSED.with_borrow_mut(|missed| *missed.entry(notification.channel).or_default() += 1);
     }
     0
 }

@@ -30,6 +30,7 @@ use crate::logic::ingest::{self, ForeignCheck};
 use crate::logic::jsonb;
 use crate::logic::lifecycle::Kind;
 use crate::logic::retry::Retry;
+use crate::logic::room::Room;
 use crate::logic::times::ClockTime;
 use crate::pg::datum::RawJsonb;
 use crate::pg::notify::{self, Notification};
@@ -183,12 +184,12 @@ impl Ingest {
 
     /// Reads NOTIFY's queue.
     fn read(&mut self) {
-        let room = BACKLOG.saturating_sub(self.bytes);
+        let room = Room::Together(BACKLOG.saturating_sub(self.bytes));
         match xact::contain(|| notify::hear(room, |payload| !broadcast::is_own_broadcast(payload))) {
             Ok((heard, missed)) => {
-                self.bytes += heard.iter().map(size).sum::<usize>();
+                self.bytes += heard.iter().map(Notification::size).sum::<usize>();
                 self.messages.extend(heard);
-                self.refused(missed);
+                self.refused(missed.into_values().sum());
                 self.unread = false;
                 self.reading.succeeded(clock::now() + MIN_READ_INTERVAL);
             }
@@ -236,7 +237,7 @@ impl Ingest {
     fn ingest_some(&mut self) {
         if self.checks.is_empty() {
             let Some(message) = self.messages.pop_front() else { return };
-            self.bytes -= size(&message);
+            self.bytes -= message.size();
             // Converting from the server's encoding needs a transaction.
             let texts = || {
                 let text = |bytes: &[u8]| encoding::to_utf8(bytes).into_owned();
@@ -298,10 +299,6 @@ impl Ingest {
             }
         }
     }
-}
-
-fn size(notification: &Notification) -> usize {
-    size_of::<Notification>() + notification.channel.len() + notification.payload.len()
 }
 
 /// The installed prefixes that can have a channel.
