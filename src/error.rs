@@ -44,6 +44,8 @@ pub enum Error {
     ReservedPrefix(String),
     #[error("prefix \"{0}\" was changed by another session meanwhile")]
     PrefixChanged(String),
+    #[error("the signal can't be remembered: obanrs_queue_signals of prefix \"{0}\" is locked")]
+    SignalsLocked(String),
     #[error("permission denied for prefix \"{prefix}\"")]
     NotAllowed { prefix: String, needs: &'static str },
     #[error("jobs of prefix \"{prefix}\" can't be staged: their table's owner {owner} has NOLOGIN")]
@@ -122,6 +124,7 @@ impl Error {
             Self::NullArgument(_) => ERRCODE_NULL_VALUE_NOT_ALLOWED,
             Self::BadArgument { .. } | Self::HolderChanged => ERRCODE_INVALID_PARAMETER_VALUE,
             Self::TermOver { .. } | Self::PrefixChanged(_) => ERRCODE_T_R_SERIALIZATION_FAILURE,
+            Self::SignalsLocked(_) => ERRCODE_LOCK_NOT_AVAILABLE,
             Self::NodeTaken { .. } => ERRCODE_UNIQUE_VIOLATION,
             Self::NoSuchPrefix(_) => ERRCODE_INVALID_SCHEMA_NAME,
             Self::ReservedPrefix(_) => ERRCODE_RESERVED_NAME,
@@ -208,6 +211,12 @@ impl Error {
             }
             Self::PrefixChanged(_) => {
                 "Its schema, or a table or type in it, was renamed, dropped or replaced. Run it again.".into()
+            }
+            Self::SignalsLocked(_) => {
+                "This transaction is rolled back, and nothing is sent. Another transaction, or a VACUUM or \
+                 REINDEX, holds the lock for long: find it in pg_locks, and run this one again when it has \
+                 ended."
+                    .into()
             }
             Self::NotAllowed { prefix, needs } => {
                 // Without that table the schema's privileges decide. Then this hint leads to an

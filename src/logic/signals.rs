@@ -156,7 +156,7 @@ pub fn read(wire: &str) -> Option<(Key, Change)> {
     let change = match text("action")? {
         "pause" => Change::Paused(true),
         "resume" => Change::Paused(false),
-        "scale" if queue != EVERY_QUEUE => {
+        "scale" if queue != EVERY_QUEUE && knows_all_keys(&signal) => {
             let limit = signal.get("limit")?.as_i64()?;
             Change::Limit(i32::try_from(limit).ok().filter(|limit| *limit > 0)?)
         }
@@ -171,6 +171,24 @@ pub fn read(wire: &str) -> Option<(Key, Change)> {
         }
     };
     Some((Key { name: name.to_owned(), queue: queue.to_owned(), node }, change))
+}
+
+/// Returns whether every node knows all keys of a scaling: those that Oban's `scale_queue` sends, and
+/// the options of the engines of Oban Pro. A key that a node of Elixir does not know crashes its queue,
+/// which starts again with its own configuration. By the key `paused` it would pause the queue, too.
+fn knows_all_keys(scaling: &serde_json::Value) -> bool {
+    const KEYS: [&str; 9] = [
+        "action",
+        "queue",
+        "ident",
+        "limit",
+        "node",
+        "local_only",
+        "local_limit",
+        "global_limit",
+        "rate_limit",
+    ];
+    scaling.as_object().is_some_and(|keys| keys.keys().all(|key| KEYS.contains(&key.as_str())))
 }
 
 /// The name in the rows of signals that others have sent to all nodes.
@@ -507,6 +525,16 @@ mod tests {
                 Some((key("B", "a", "n"), Change::Limit(5))),
             ),
             (r#"{"action":"scale","queue":"a","limit":"5","ident":"any"}"#, None),
+            (
+                r#"{"action":"scale","queue":"a","limit":5,"ident":"any","local_only":false,"rate_limit":{}}"#,
+                Some((key("Oban", "a", ""), Change::Limit(5))),
+            ),
+            (r#"{"action":"scale","queue":"a","limit":5,"ident":"any","more":1}"#, None),
+            (r#"{"action":"scale","queue":"a","limit":5,"ident":"any","paused":true}"#, None),
+            (
+                r#"{"action":"pause","queue":"a","ident":"any","more":1}"#,
+                Some((key("Oban", "a", ""), Change::Paused(true))),
+            ),
             (r#"{"action":"scale","queue":"a","limit":0,"ident":"any"}"#, None),
             (r#"{"action":"scale","queue":"*","limit":5,"ident":"any"}"#, None),
             (r#"{"action":"start","queue":"a","limit":5,"ident":"any"}"#, None),

@@ -146,6 +146,21 @@ pub fn with_hint<R>(code: PgSqlErrorCode, hint: &str, body: impl FnOnce() -> R +
         .execute()
 }
 
+/// Runs `body`. If Postgres raises `code` in `body`, raises `instead`.
+pub fn with_error<R>(
+    code: PgSqlErrorCode,
+    instead: impl Into<ErrorReport>,
+    body: impl FnOnce() -> R + UnwindSafe,
+) -> R {
+    let mut instead = AssertUnwindSafe(Some(instead.into()));
+    PgTryBuilder::new(body)
+        .catch_when(code, move |_| {
+            { &mut instead }.take().into_iter().for_each(|error| error.report(PgLogLevel::ERROR));
+            unreachable!("an ERROR does not return")
+        })
+        .execute()
+}
+
 pub type Callback = fn(event: pg_sys::XactEvent::Type);
 pub type SubCallback = fn(event: pg_sys::SubXactEvent::Type);
 

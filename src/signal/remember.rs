@@ -28,10 +28,6 @@ const LOCK_TIMEOUT: i32 = 2_000;
 /// How often to look again for a table that was replaced during the wait for its lock.
 const ATTEMPTS: usize = 5;
 
-const LOCK_HINT: &str = "Another transaction holds a lock on obanrs_queue_signals for long, and the \
-                         signal is not sent. Find it in pg_locks, and send the signal again when it \
-                         has ended.";
-
 /// A signal that is remembered when the transaction commits.
 struct Noted {
     schema: SchemaOid,
@@ -116,7 +112,8 @@ fn write() {
     schemas.dedup();
     for schema in schemas {
         let changes = changes(&noted, schema);
-        let written = xact::with_hint(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, LOCK_HINT, || {
+        let locked = Error::SignalsLocked(catalog::namespace_name(schema).unwrap_or_default());
+        let written = xact::with_error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, locked, || {
             xact::limit_lock_waits(LOCK_TIMEOUT, || write_in(schema, &changes))
         });
         if let Err(error) = written {

@@ -196,6 +196,97 @@ fn a_locked_table_and_a_flood_hold_up_no_election() {
 const FLOOD: &str = r#"SELECT pg_notify('public.oban_signal', '{"action":"pause","ident":"any","queue":"' || repeat('x', 100) || i || '"}')
     FROM generate_series(1, 5000) i"#;
 
+/// A prefix whose table is locked, and which is flooded, loses its own signals and no other prefix's.
+#[test]
+fn one_prefixs_flood_takes_nothing_from_another_prefix() {
+    let (cluster, mut client) = server();
+    client.batch_execute("SELECT oban_install('other')").unwrap();
+    wait_until_heard(&mut client, "other");
+    let mut holder = cluster.client();
+    holder.batch_execute("BEGIN; LOCK TABLE obanrs_queue_signals").unwrap();
+    for queue in ["b", "c", "d"] {
+        // They are sent at once, so the keeper hears them at once.
+        client
+            .batch_execute(&format!(
+                r#"BEGIN; {FLOOD}; SELECT pg_notify('other.oban_signal', '{{"action":"pause","queue":"{queue}","ident":"any"}}'); COMMIT"#
+            ))
+            .unwrap();
+        let other =
+            format!("SELECT coalesce(paused, false) FROM oban_queue_state('{queue}', prefix => 'other')");
+        wait_until("the other prefix's signal is remembered", || client.one(&other));
+    }
+    holder.batch_execute("ROLLBACK").unwrap();
+}
+
+/// What is heard is written at once, so a node that starts never reads the state of a part of it.
+#[test]
+fn a_transactions_signals_are_remembered_at_once() {
+    let (_cluster, mut client) = server();
+    client
+        .batch_execute(
+            r#"BEGIN; SELECT pg_notify('public.oban_signal', '{"action":"pause","queue":"a","ident":"any"}');
+               SELECT pg_notify('public.oban_signal', '{"action":"scale","queue":"q' || i || '","ident":"any","limit":1}')
+               FROM generate_series(1, 700) i;
+               SELECT pg_notify('public.oban_signal', '{"action":"resume","queue":"a","ident":"any"}'); COMMIT"#,
+        )
+        .unwrap();
+    wait_until("they are remembered", || {
+        let row = client.query_one("SELECT count(*), bool_or(paused) FROM oban_queue_signals", &[]).unwrap();
+        let (count, paused): (i64, Option<bool>) = (row.get(0), row.get(1));
+        assert!(count == 0 || (count, paused) == (701, Some(false)), "{count} {paused:?}");
+        count > 0
+    });
+}
+
+/// Others pause a queue, and then a function resumes it. From its commit on the queue is resumed: the keeper does
+/// not write the pause after it.
+#[test]
+fn what_was_sent_earlier_replaces_no_functions_signal() {
+    let (_cluster, mut client) = server();
+    for nth in 0..300 {
+        notify(&mut client, "public", r#"{"action":"pause","queue":"a","ident":"any"}"#);
+        client.batch_execute("SELECT oban_resume_queue('a')").unwrap();
+        for _ in 0..20 {
+            assert!(client.one::<bool>("SELECT NOT paused FROM oban_queue_state('a')"), "round {nth}");
+        }
+    }
+}
+
+/// A table that its owner has filled is left alone, and `oban_check` says so.
+#[test]
+fn a_table_that_its_owner_has_filled_is_left_alone() {
+    let (_cluster, mut client) = server();
+    client.batch_execute("SELECT oban_install('t')").unwrap();
+    wait_until_heard(&mut client, "t");
+    let found = "SELECT coalesce(string_agg(detail, ''), '') FROM oban_check() WHERE item = 't.obanrs_queue_signals' AND NOT ok";
+    let row = "SELECT count(*) FROM t.obanrs_queue_signals WHERE queue = 'a'";
+    let fence = |client: &mut Client, queue: &str| {
+        notify(client, "t", r#"{"action":"pause","queue":"a","ident":"any"}"#);
+        notify(client, "public", &format!(r#"{{"action":"pause","queue":"{queue}","ident":"any"}}"#));
+        let sql = format!("SELECT coalesce(paused, false) FROM oban_queue_state('{queue}')");
+        wait_until("what came later is remembered", || client.one(&sql));
+    };
+    client
+        .batch_execute(
+            "INSERT INTO t.obanrs_queue_signals SELECT 'x', repeat('x', 900) || i, '' FROM generate_series(1, 40000) i",
+        )
+        .unwrap();
+    assert!(client.one::<String>(found).contains("larger than 32 MB"), "{}", client.one::<String>(found));
+    fence(&mut client, "first");
+    client.batch_execute("DELETE FROM t.obanrs_queue_signals WHERE queue NOT LIKE '%00'").unwrap();
+    client.batch_execute("VACUUM FULL t.obanrs_queue_signals").unwrap();
+    assert_eq!(client.one::<String>(found), "");
+    client
+        .batch_execute("INSERT INTO t.obanrs_queue_signals SELECT 'x', i, '' FROM generate_series(1, 4000) i")
+        .unwrap();
+    assert!(client.one::<String>(found).contains("more than 4000 rows"), "{}", client.one::<String>(found));
+    fence(&mut client, "second");
+    assert_eq!(client.one::<i64>(row), 0);
+    client.batch_execute("DELETE FROM t.obanrs_queue_signals").unwrap();
+    assert_eq!(client.one::<String>(found), "");
+    wait_until_heard(&mut client, "t");
+}
+
 /// The keeper loses the end of a flood. The pause at its beginning does not replace the resume at its end,
 /// which the function has remembered.
 #[test]

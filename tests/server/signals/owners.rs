@@ -21,6 +21,14 @@ const TRAPS: &[(&str, bool)] = &[
     ("CREATE INDEX ON t.obanrs_queue_signals (queue) WHERE t.check_it(queue)", false),
     ("CREATE INDEX ON t.obanrs_queue_signals (queue)", true),
     ("CREATE UNIQUE INDEX ON t.obanrs_queue_signals (node)", false),
+    ("CREATE UNIQUE INDEX ON t.obanrs_queue_signals (name, queue, node, paused)", false),
+    ("CREATE UNIQUE INDEX ON t.obanrs_queue_signals (node, queue, name) INCLUDE (paused)", true),
+    ("ALTER TABLE t.obanrs_queue_signals DROP CONSTRAINT obanrs_queue_signals_pkey", true),
+    ("INSERT INTO t.obanrs_queue_signals SELECT 'x', i, '' FROM generate_series(1, 4001) i", false),
+    (
+        "INSERT INTO t.obanrs_queue_signals SELECT 'x', i, '', true, 1, now(), now() FROM generate_series(1, 3000) i",
+        true,
+    ),
     ("ALTER TABLE t.obanrs_queue_signals ADD UNIQUE (queue, paused)", false),
     (
         "ALTER TABLE t.obanrs_queue_signals ENABLE ROW LEVEL SECURITY;

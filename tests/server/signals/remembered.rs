@@ -167,6 +167,7 @@ fn a_lock_on_the_table_is_waited_for_and_not_for_ever() {
     let error = client.batch_execute("SELECT oban_pause_queue('a')").unwrap_err();
     let error = error.as_db_error().unwrap();
     assert_eq!(error.code().code(), "55P03");
+    assert!(error.message().contains("obanrs_queue_signals of prefix \"public\" is locked"), "{error:?}");
     assert!(error.hint().unwrap().contains("pg_locks"), "{error:?}");
     client.batch_execute("SET lock_timeout = '50ms'").unwrap();
     assert_eq!(code(&mut client, "SELECT oban_pause_queue('a')"), "55P03");
@@ -277,4 +278,87 @@ fn the_table_is_bounded() {
     assert!(client.one::<bool>("SELECT paused FROM oban_queue_state('new')"));
     let oldest = "SELECT count(*) FROM oban_queue_signals WHERE node IN ('n101', 'n102', 'n103')";
     assert_eq!(client.one::<i64>(oldest), 1, "n103 stays");
+}
+
+/// The lock on the table is held as long as the table is read and written. The table is read once, however
+/// many rows change.
+#[test]
+fn a_commit_reads_the_table_once() {
+    let cluster = Cluster::installed();
+    let (mut client, mut watcher) = (cluster.client(), cluster.client());
+    let read = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'obanrs_queue_signals'";
+    let mut scans = |sql: &str| {
+        let before: i64 = watcher.one(read);
+        client.batch_execute("SELECT pg_stat_force_next_flush()").unwrap();
+        client.batch_execute(sql).unwrap();
+        client.batch_execute("SELECT pg_stat_force_next_flush()").unwrap();
+        watcher.one::<i64>(read) - before
+    };
+    assert_eq!(scans("SELECT oban_pause_queue('q' || i, 'n' || i) FROM generate_series(1, 500) i"), 1);
+    let both = "SELECT oban_resume_queue('q' || i, 'n' || i), oban_scale_queue('q' || i, i, 'n' || i)
+        FROM generate_series(251, 750) i";
+    assert_eq!(scans(both), 1);
+    let rows = "SELECT count(*) FILTER (WHERE paused), count(*) FILTER (WHERE NOT paused AND queue_limit = substr(queue, 2)::int),
+        count(*) FROM oban_queue_signals";
+    let row = watcher.query_one(rows, &[]).unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)), (250, 500, 750));
+}
+
+/// A sender reads what other senders have written since its snapshot. That is no conflict: the order of the
+/// commits is what counts.
+#[test]
+fn serializable_senders_do_not_conflict() {
+    let cluster = Cluster::installed();
+    cluster
+        .client()
+        .batch_execute("CREATE TABLE other (a int PRIMARY KEY); INSERT INTO other VALUES (1)")
+        .unwrap();
+    let mut senders: Vec<_> = (0..4).map(|_| cluster.client()).collect();
+    for _ in 0..2 {
+        for sender in &mut senders {
+            sender.batch_execute("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT a FROM other").unwrap();
+        }
+        for sender in &mut senders {
+            sender.batch_execute("SELECT oban_pause_queue('a'), oban_scale_queue('b', 5)").unwrap();
+        }
+        senders[0].batch_execute("UPDATE other SET a = 1").unwrap();
+        for sender in &mut senders {
+            sender.batch_execute("COMMIT").unwrap();
+        }
+        senders.reverse();
+    }
+    assert_eq!(cluster.client().one::<String>(ROWS), "public Oban a - true -, public Oban b - - 5");
+}
+
+/// REINDEX CONCURRENTLY makes a second index, which is left behind when the command is cancelled.
+#[test]
+fn a_reindexing_that_has_failed_keeps_no_signal_from_being_remembered() {
+    let cluster = Cluster::installed();
+    let (mut client, told) = cluster.client_with_notices();
+    client.batch_execute("SELECT oban_pause_queue('a')").unwrap();
+    let mut reader = cluster.client();
+    reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM obanrs_queue_signals").unwrap();
+    let reindexing = thread::spawn({
+        let mut client = cluster.client();
+        move || client.batch_execute("REINDEX TABLE CONCURRENTLY obanrs_queue_signals")
+    });
+    let left =
+        "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = 'obanrs_queue_signals'::regclass AND indisready
+        AND NOT indisvalid)";
+    wait_until("it has made an index", || client.one(left));
+    client
+        .batch_execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'REINDEX TABLE CONCURRENTLY%'")
+        .unwrap();
+    assert!(reindexing.join().unwrap().is_err());
+    reader.batch_execute("COMMIT").unwrap();
+    assert!(client.one::<bool>(left));
+    client
+        .batch_execute("SELECT oban_resume_queue('a'), oban_pause_queue('b'), oban_pause_queue('c', 'n')")
+        .unwrap();
+    assert_eq!(
+        client.one::<String>(ROWS),
+        "public Oban a - false -, public Oban b - true -, public Oban c n true -"
+    );
+    assert!(told.lock().unwrap().is_empty(), "{:?}", told.lock().unwrap());
+    client.batch_execute("DROP INDEX obanrs_queue_signals_pkey_ccnew").unwrap();
 }
