@@ -60,11 +60,11 @@ mod tests {
             all in proptest::collection::vec((0_u8..3, 0_usize..9), 0..40), each in 0_usize..30
         ) {
             let mut room = Room::Apart { each, left: HashMap::new() };
-            let taken: Vec<bool> = all.iter().map(|(channel, bytes)| room.take(&[*channel], *bytes)).collect();
+            let taken: Vec<_> = all.iter().map(|(channel, bytes)| room.take(&[*channel], *bytes)).collect();
             for channel in 0..3 {
                 let mut alone = Room::Together(each);
-                for ((own, bytes), taken) in all.iter().zip(&taken).filter(|((own, _), _)| *own == channel) {
-                    prop_assert_eq!(alone.take(&[*own], *bytes), *taken);
+                for ((_, bytes), taken) in all.iter().zip(&taken).filter(|((own, _), _)| *own == channel) {
+                    prop_assert_eq!(alone.take(&[channel], *bytes), *taken);
                 }
             }
         }

@@ -17,6 +17,7 @@ use std::ptr::null_mut;
 use pgrx::pg_sys;
 
 use super::index::{Duplicates, KeyIndex, OpenIndex, begin_index_scan, is_summarizing};
+use super::session;
 use super::tuple::{Column, Tuple};
 use super::xact::next_command;
 use crate::logic::ids::{RoleOid, SchemaOid, TableOid};
@@ -264,10 +265,14 @@ impl<'a> Heap<'a> {
     /// transactions from writing rows. Sees what this transaction has written, too. Under SERIALIZABLE
     /// this does not count as a reading of the table, so it conflicts with no other transaction.
     pub fn each_alone(&self, read: impl FnMut(&Tuple, Place) -> bool) {
-        let _snapshot = ActiveSnapshot::latest(); // for values that are stored out of line
+        let _snapshot = ActiveSnapshot::latest();
         let mut now = committed_or_own();
-        // SAFETY: the snapshot lives as long as the call.
-        unsafe { self.scan(&raw mut now, read) }
+        // SAFETY: the snapshot lives as long as the call, and the active one as well.
+        unsafe {
+            // A reading by an MVCC snapshot also clears the pages of old versions.
+            let latest = if session::is_serializable() { &raw mut now } else { pg_sys::GetActiveSnapshot() };
+            self.scan(latest, read);
+        }
     }
 
     /// # Safety

@@ -87,6 +87,12 @@ pub fn has_fixed_snapshot() -> bool {
     unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
 }
 
+/// Returns whether this transaction is SERIALIZABLE.
+pub fn is_serializable() -> bool {
+    // SAFETY: the isolation level is a plain global.
+    unsafe { pg_sys::XactIsoLevel == pg_sys::XACT_SERIALIZABLE as i32 }
+}
+
 /// Runs `body` with the rights of a role. After an ERROR the abort of the (sub)transaction restores
 /// the role.
 pub(super) fn as_role<R>(role: RoleOid, body: impl FnOnce() -> R) -> R {

@@ -238,8 +238,8 @@ fn a_transactions_signals_are_remembered_at_once() {
     });
 }
 
-/// Others pause a queue, and then a function resumes it. From its commit on the queue is resumed: the keeper does
-/// not write the pause after it.
+/// Others pause a queue, and then a function resumes it. From its commit on the queue is resumed: the keeper
+/// does not write the pause after it.
 #[test]
 fn what_was_sent_earlier_replaces_no_functions_signal() {
     let (_cluster, mut client) = server();

@@ -304,6 +304,17 @@ fn a_commit_reads_the_table_once() {
     assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)), (250, 500, 750));
 }
 
+/// Each signal makes a new version of its row. Old versions go without a VACUUM, when the page is read.
+#[test]
+fn many_signals_leave_the_table_small() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    for nth in 0..1_000 {
+        client.batch_execute(&format!("SELECT oban_scale_queue('a', {})", nth + 1)).unwrap();
+    }
+    assert!(client.one::<i64>("SELECT pg_relation_size('obanrs_queue_signals')") <= 16_384);
+}
+
 /// A sender reads what other senders have written since its snapshot. That is no conflict: the order of the
 /// commits is what counts.
 #[test]
