@@ -305,7 +305,12 @@ impl<'a> Heap<'a> {
         found.then_some(stored)
     }
 
+    pub fn is_unlogged(&self) -> bool {
+        self.form().relpersistence as u8 == pg_sys::RELPERSISTENCE_UNLOGGED
+    }
+
     /// Returns the size of the table's rows in bytes, with the space that is free, and without indexes.
+    /// Raises an ERROR in recovery if the table is unlogged.
     pub fn size(&self) -> u64 {
         // SAFETY: the relation is open, and is a table.
         let pages = unsafe {

@@ -14,7 +14,7 @@ use crate::logic::signals::{self, COLUMNS, Key, Remembered, Writes};
 use crate::logic::times::WallTime;
 use crate::pg::heap::{Heap, Opened, Place, RowLock, RowLocked, Stored, TableLock, Value};
 use crate::pg::tuple::{Column, Tuple};
-use crate::pg::{catalog, encoding};
+use crate::pg::{catalog, encoding, session};
 
 /// The name of the table.
 pub const TABLE: &str = "obanrs_queue_signals";
@@ -181,6 +181,9 @@ impl SignalsTable<'_> {
 /// Returns all rows of the extension, and where they are. `Err` says why the table is not read to its
 /// end.
 fn read(heap: &Heap<'_>, columns: &Columns) -> Result<(Vec<Remembered>, HashMap<Key, Place>), String> {
+    if let Some(odd) = signals::too_large(heap.size()) {
+        return Err(odd);
+    }
     let (mut rows, mut places, mut all, mut odd) = (Vec::new(), HashMap::new(), 0, None);
     heap.each_alone(|row, place| {
         all += 1;
@@ -202,9 +205,7 @@ fn judge(heap: &Heap<'_>) -> Option<Result<Columns, String>> {
         return Some(Err("it lacks a column, or has one of another type".into()));
     };
     let (shape, _) = crate::pg::shape::of(heap)?;
-    // The size is that of an ordinary table, as the fault says first.
-    let odd = signals::fault(&shape).or_else(|| signals::too_large(heap.size()));
-    Some(odd.map_or(Ok(columns), Err))
+    Some(signals::fault(&shape).map_or(Ok(columns), Err))
 }
 
 /// Returns what distinguishes a schema's table from the one that `oban_install` makes, in words.
@@ -215,16 +216,22 @@ pub fn odd(schema: SchemaOid) -> Option<String> {
         return None;
     };
     let judged = judge(&heap);
-    let too_many = || {
-        let (mut all, mut odd) = (0, None);
-        heap.each(|_| {
-            all += 1;
-            odd = signals::too_many(all);
-            odd.is_none()
-        });
+    let filled = || {
+        // Such a table has no file on a standby.
+        if heap.is_unlogged() && session::in_recovery() {
+            return None;
+        }
+        let (mut all, mut odd) = (0, signals::too_large(heap.size()));
+        if odd.is_none() {
+            heap.each(|_| {
+                all += 1;
+                odd = signals::too_many(all);
+                odd.is_none()
+            });
+        }
         odd
     };
-    let odd = judged.map(|judged| judged.err().or_else(too_many));
+    let odd = judged.map(|judged| judged.err().or_else(filled));
     heap.close_and_unlock(lock);
     odd?
 }
