@@ -296,6 +296,7 @@ impl<'a> Heap<'a> {
     /// Returns the row that `each_alone` has found at this place, under the same lock. `None`: this
     /// transaction has deleted or updated the row.
     pub fn at(&self, mut place: Place) -> Option<Stored> {
+        let _snapshot = ActiveSnapshot::latest(); // Postgres wants one to be active, whatever it reads by
         let (stored, mut now) = (Stored::empty(self), committed_or_own());
         // SAFETY: Postgres tests the place itself. The snapshot outlives the call, and the slot is one
         // of this table. The slot keeps a pin on the page of the row that was found.
@@ -491,6 +492,7 @@ impl<'a> Heap<'a> {
     /// The row is inserted speculatively, as INSERT ... ON CONFLICT DO NOTHING does: a conflict
     /// removes the new row and does not abort this transaction.
     pub fn insert<const N: usize>(&self, values: [(Column, Value<'_>); N]) -> bool {
+        let _snapshot = ActiveSnapshot::latest(); // before a commit the session has none
         let indexes = self.open_indexes();
         // SAFETY: the slot has as many columns as the table, and each column is set. The token is
         // released here, or after an ERROR by the transaction's abort.
