@@ -1179,7 +1179,7 @@ since: when the last of these signals was sent.
 It has one row for each name, queue and node of the calls oban_pause_queue, oban_resume_queue and oban_scale_queue.
 Which of these rows counts for a queue of a node, oban_queue_state says.
 A prefix keeps 2,000 rows. Beyond that the oldest ones go, those of single nodes first.
-It reads each obanrs_queue_signals. A table that is locked, or unlogged on a standby, is left out.
+It reads each obanrs_queue_signals. A table that is locked, over 32 MB, or unlogged on a standby is left out.
 In a database of another encoding than UTF8, prefixes whose names are not ASCII are left out.
 Rights: none. It shows the prefixes on whose oban_jobs the role has SELECT, or SELECT on a column.';
 

@@ -611,6 +611,13 @@ mod tests {
     }
 
     #[test]
+    fn prefixes_have_equal_parts_of_a_bounded_room() {
+        let parts = [0, 1, 64, 128, 1_000, 100_000].map(room_of_each);
+        assert_eq!(parts, [256 << 10, 256 << 10, 256 << 10, 128 << 10, 16_777, 16 << 10]);
+        assert!(parts[5] > 2 * wire::MAX_PAYLOAD);
+    }
+
+    #[test]
     fn a_table_that_its_owner_has_filled_is_not_read() {
         assert_eq!((too_large(MOST_BYTES), too_many(MOST_READ)), (None, None));
         assert_eq!(too_large(MOST_BYTES + 1).as_deref(), Some("it is larger than 32 MB"));

@@ -311,8 +311,13 @@ impl<'a> Heap<'a> {
     }
 
     /// Returns the size of the table's rows in bytes, with the space that is free, and without indexes.
-    /// Raises an ERROR in recovery if the table is unlogged.
+    /// 0: it is no ordinary table, or is an unlogged one on a standby, where it has no file.
     pub fn size(&self) -> u64 {
+        if self.form().relkind as u8 != pg_sys::RELKIND_RELATION
+            || self.is_unlogged() && session::in_recovery()
+        {
+            return 0;
+        }
         // SAFETY: the relation is open, and is a table.
         let pages = unsafe {
             pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM)

@@ -217,12 +217,8 @@ pub fn odd(schema: SchemaOid) -> Option<String> {
     };
     let judged = judge(&heap);
     let filled = || {
-        // Such a table has no file on a standby.
-        if heap.is_unlogged() && session::in_recovery() {
-            return None;
-        }
         let (mut all, mut odd) = (0, signals::too_large(heap.size()));
-        if odd.is_none() {
+        if odd.is_none() && !(heap.is_unlogged() && session::in_recovery()) {
             heap.each(|_| {
                 all += 1;
                 odd = signals::too_many(all);
@@ -234,6 +230,17 @@ pub fn odd(schema: SchemaOid) -> Option<String> {
     let odd = judged.map(|judged| judged.err().or_else(filled));
     heap.close_and_unlock(lock);
     odd?
+}
+
+/// Returns whether a schema's table is so large that it is not read for what it remembers. False as
+/// well: there is no such table, or another transaction has locked it.
+pub fn is_too_large(schema: SchemaOid) -> bool {
+    let lock = TableLock::AccessShare;
+    let Some(oid) = catalog::relation_now(schema, TABLE) else { return false };
+    let Opened::Table(heap) = Heap::open(oid, lock, false) else { return false };
+    let too_large = signals::too_large(heap.size()).is_some();
+    heap.close_and_unlock(lock);
+    too_large
 }
 
 /// Returns whether a relation is a table with the columns that `oban_install` makes.

@@ -48,8 +48,8 @@ fn remembered(schema: SchemaOid, prefix: &str, locked: Locked) -> Result<Option<
 }
 
 /// Returns the rows of the view oban_queue_signals: those of every prefix that the caller may read.
-/// Leaves out a prefix whose table can't be read at the moment, because a tenant's lock must not hold
-/// up a reader of all prefixes.
+/// Leaves out a prefix whose table can't be read at the moment, or is too large: a tenant's lock or
+/// rows must not hold up a reader of all prefixes.
 #[pg_extern(volatile, parallel_restricted)]
 fn obanrs_queue_signals() -> TableIterator<
     'static,
@@ -64,7 +64,8 @@ fn obanrs_queue_signals() -> TableIterator<
     ),
 > {
     let prefixes = prefixes::named_schemas_of_signals().into_iter();
-    let readable = prefixes.filter(|(_, schema)| rights::allows_in(*schema, Right::Read));
+    let readable = prefixes
+        .filter(|(_, schema)| rights::allows_in(*schema, Right::Read) && !table::is_too_large(*schema));
     let rows: Vec<_> = readable
         .flat_map(|(prefix, schema)| {
             let rows = remembered(schema, &prefix, Locked::Skip).ok().flatten().unwrap_or_default();

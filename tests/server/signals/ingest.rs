@@ -268,10 +268,12 @@ fn a_table_that_its_owner_has_filled_is_left_alone() {
     };
     client
         .batch_execute(
-            "INSERT INTO t.obanrs_queue_signals SELECT 'x', repeat('x', 900) || i, '' FROM generate_series(1, 40000) i",
+            "INSERT INTO t.obanrs_queue_signals SELECT 'x', repeat('x', 900) || i, '', true, 1, now(), now()
+                 FROM generate_series(1, 40000) i",
         )
         .unwrap();
     assert!(client.one::<String>(found).contains("larger than 32 MB"), "{}", client.one::<String>(found));
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_queue_signals WHERE prefix = 't'"), 0);
     fence(&mut client, "first");
     client.batch_execute("DELETE FROM t.obanrs_queue_signals WHERE queue NOT LIKE '%00'").unwrap();
     client.batch_execute("VACUUM FULL t.obanrs_queue_signals").unwrap();
