@@ -195,6 +195,7 @@ const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[
     ),
     ("prefix/signals.rs", "open", "relation_now", "as for oban_peers"),
     ("prefix/signals.rs", "odd", "relation_now", "as for oban_peers"),
+    ("prefix/signals.rs", "is_too_large", "relation_now", "as for oban_peers"),
     (
         "prefix/extension.rs",
         "sequence_of_terms",
