@@ -244,7 +244,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// Makes the payload of the transaction's signal number `nth`, counted from 0, differ from the
-/// payloads of its other signals, and from what the transaction sends by NOTIFY itself. NOTIFY drops
+/// payloads of the other signals, and from what the transaction sends by NOTIFY itself. NOTIFY drops
 /// a notification that equals an earlier one of the transaction, and the last of pause, resume and
 /// pause must count. What is added is white space, which no reader of JSON sees.
 pub fn set_apart(payload: &mut String, nth: u32) {

@@ -256,14 +256,14 @@ unsafe fn index(relation: pg_sys::Relation, name: Option<i32>) -> Index {
 fn key_columns(form: &pg_sys::FormData_pg_index, keys: usize) -> Vec<String> {
     // SAFETY: a row of pg_index has as many columns as it says, of which the first are keys.
     let columns = unsafe { std::slice::from_raw_parts(form.indkey.values.as_ptr(), keys) };
-    let named = |column: &i16| {
+    let name_of_column = |column: &i16| {
         // SAFETY: the function looks up a column by numbers. The name is copied.
         unsafe {
             let name = pg_sys::get_attname(form.indrelid, *column, true);
             (!name.is_null()).then(|| lossy(CStr::from_ptr(name)))
         }
     };
-    columns.iter().filter_map(named).collect()
+    columns.iter().filter_map(name_of_column).collect()
 }
 
 /// Returns whether a key column has an operator class for char(n). A column of type text can have
