@@ -920,6 +920,209 @@ Errors:
 42703: oban_jobs lacks a column of Oban''s.
 42809: oban_jobs is no table or view.';
 
+COMMENT ON FUNCTION @extschema@.oban_fetch(text[], text, integer, text, text) IS
+'Claims jobs of some queues, as Oban''s Basic engine does, and returns them.
+
+Arguments:
+queues: names of 1 to 32 queues.
+node: node that runs the jobs. It is the first element of attempted_by.
+max_jobs: the most jobs, from 1 to 10,000.
+uuid: identity of the process that runs them, as it gossips it. It is the second element of attempted_by. NULL: there is none.
+prefix: schema of the job tables.
+
+Result: one row for each job, with the columns of oban_jobs. No row: there is no job to be had.
+id: id of the job.
+state: executing.
+queue: queue of the job.
+worker: name of the worker.
+args: arguments of the job.
+meta: meta of the job.
+tags: tags of the job.
+errors: errors of earlier attempts, as a JSON array.
+attempt: number of this attempt, from 1. The calls that end the attempt name it.
+max_attempts: how many attempts the job has.
+priority: priority of the job; the least comes first.
+attempted_by: node and uuid of this attempt.
+inserted_at: when the job was inserted.
+scheduled_at: when the job was due.
+attempted_at: when this attempt began.
+
+It takes the first jobs of each queue by priority, scheduled_at and id. Jobs that another transaction has locked are passed over.
+It takes no job before its scheduled_at, and none without an attempt left.
+It takes none of a queue that is paused for this node and the name Oban, as oban_queue_state says.
+The first of several queues is another one in each call of a session, so no queue waits behind a full one for ever.
+The jobs are claimed when the transaction commits. Commit before they are run: a claim that is rolled back gives them back.
+It waits for nothing, and needs no preload. It is an UPDATE with the rights of the caller, so triggers and row level security apply.
+Rights: UPDATE on the prefix''s oban_jobs, and SELECT on it.
+
+Errors:
+42501: the role lacks one of these rights.
+3F000: prefix does not exist.
+42P01: prefix has no oban_jobs.
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.
+25006: the transaction is read-only.
+55000: the server is in recovery.
+22023: queues is empty, or has over 32 elements or one over 508 bytes; or max_jobs is not from 1 to 10,000; or node, uuid or prefix is empty or too long.
+22004: an argument other than uuid is NULL, or an element of queues is.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_complete_job(bigint, integer, text) IS
+'Says that a job has been done.
+
+Arguments:
+id: id of the job.
+attempt: number of the attempt that has ended, as oban_fetch returned it.
+prefix: schema of the job tables.
+
+Result: whether the job is completed now. False: it is not executing in that attempt, and nothing was changed.
+
+It sets state and completed_at.
+Rights: UPDATE on the prefix''s oban_jobs, and SELECT on it. It is an UPDATE with the rights of the caller.
+
+Errors:
+42501: the role lacks one of these rights.
+3F000: prefix does not exist.
+42P01: prefix has no oban_jobs.
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.
+25006: the transaction is read-only.
+55000: the server is in recovery.
+22023: prefix is empty or too long.
+22004: an argument is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_fail_job(bigint, integer, text, interval, text) IS
+'Says that an attempt of a job has failed, and has it tried again or discarded.
+
+Arguments:
+id: id of the job.
+attempt: number of the attempt that has failed, as oban_fetch returned it.
+error: what went wrong. It is added to errors.
+retry_in: when the job is due again, from 0 to a hundred years. NULL: after Oban''s delay, which is 15 s and 2 to the power of the attempt, of 20 in all, and up to a tenth more.
+prefix: schema of the job tables.
+
+Result: the new state: retryable, or discarded if this was the last attempt. NULL: the job is not executing in that attempt, and nothing was changed.
+
+It sets state, errors, and scheduled_at or discarded_at.
+Rights: UPDATE on the prefix''s oban_jobs, and SELECT on it. It is an UPDATE with the rights of the caller.
+
+Errors:
+42501: the role lacks one of these rights.
+3F000: prefix does not exist.
+42P01: prefix has no oban_jobs.
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.
+25006: the transaction is read-only.
+55000: the server is in recovery.
+22023: retry_in is negative or over a hundred years; or prefix is empty or too long.
+22004: an argument other than retry_in is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_snooze_job(bigint, integer, interval, text) IS
+'Puts a job off that is executing, without an error.
+
+Arguments:
+id: id of the job.
+attempt: number of the attempt, as oban_fetch returned it.
+snooze_for: when the job is due again, from 0 to a hundred years.
+prefix: schema of the job tables.
+
+Result: whether the job is put off. False: it is not executing in that attempt, and nothing was changed.
+
+It sets state and scheduled_at, and counts in meta how often the job was put off (snoozed). The job gets one attempt more, so no attempt is lost; Oban takes the attempt back instead.
+Rights: UPDATE on the prefix''s oban_jobs, and SELECT on it. It is an UPDATE with the rights of the caller.
+
+Errors:
+42501: the role lacks one of these rights.
+3F000: prefix does not exist.
+42P01: prefix has no oban_jobs.
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.
+25006: the transaction is read-only.
+55000: the server is in recovery.
+22023: snooze_for is negative or over a hundred years; or prefix is empty or too long.
+22004: an argument is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_cancel_job(bigint, integer, text, text) IS
+'Cancels a job.
+
+Arguments:
+id: id of the job.
+attempt: number of the attempt to cancel. NULL: the job is cancelled unless it has ended.
+reason: why. It is added to errors. NULL: nothing is added.
+prefix: schema of the job tables.
+
+Result: whether the job is cancelled now. False: it has ended, or is not executing in that attempt, and nothing was changed.
+
+It sets state and cancelled_at. If the job is executing, it also sends the signal of oban_pkill_job when the transaction commits.
+Rights: UPDATE on the prefix''s oban_jobs, and SELECT on it. It is an UPDATE with the rights of the caller.
+
+Errors:
+42501: the role lacks one of these rights.
+3F000: prefix does not exist.
+42P01: prefix has no oban_jobs.
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.
+25006: the transaction is read-only.
+55000: the server is in recovery.
+54000: the transaction has obanrs.max_transaction_messages messages or 64 MB of them.
+0A000: PREPARE TRANSACTION raises it in a transaction that has cancelled an executing job.
+22023: prefix is empty or too long.
+22004: id or prefix is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_discard_job(bigint, integer, text, text) IS
+'Ends a job for good that can''t be done.
+
+Arguments:
+id: id of the job.
+attempt: number of the attempt to discard. NULL: the job is discarded unless it has ended.
+error: what went wrong. It is added to errors. NULL: nothing is added.
+prefix: schema of the job tables.
+
+Result: whether the job is discarded now. False: it has ended, or is not executing in that attempt, and nothing was changed.
+
+It sets state and discarded_at.
+Rights: UPDATE on the prefix''s oban_jobs, and SELECT on it. It is an UPDATE with the rights of the caller.
+
+Errors:
+42501: the role lacks one of these rights.
+3F000: prefix does not exist.
+42P01: prefix has no oban_jobs.
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.
+25006: the transaction is read-only.
+55000: the server is in recovery.
+22023: prefix is empty or too long.
+22004: id or prefix is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_retry_job(bigint, text) IS
+'Makes a job available again that has ended, or that waits for later.
+
+Arguments:
+id: id of the job.
+prefix: schema of the job tables.
+
+Result: whether the job is available again. False: it is available already, it is executing, or there is no such job.
+
+It sets state and scheduled_at, clears the times of the end, and leaves at least one attempt. Its queue is woken when the transaction commits.
+Rights: UPDATE on the prefix''s oban_jobs, and SELECT on it. It is an UPDATE with the rights of the caller.
+
+Errors:
+42501: the role lacks one of these rights.
+3F000: prefix does not exist.
+42P01: prefix has no oban_jobs.
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.
+25006: the transaction is read-only.
+55000: the server is in recovery.
+22023: prefix is empty or too long.
+22004: an argument is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
 COMMENT ON VIEW @extschema@.oban_members IS
 'Shows the members that have joined in this database.
 

@@ -32,6 +32,8 @@ pub enum Error {
     TermOver { name: String, term: Option<i64> },
     #[error("prefix \"{0}\" has no table of leaders")]
     NotInstalled(String),
+    #[error("prefix \"{0}\" has no table oban_jobs")]
+    NoJobs(String),
     #[error("prefix \"{prefix}\" holds no elections: its table of leaders can't be used")]
     NoElections { prefix: String, what: String },
     #[error("the name, the term, the boot and the start of a leadership do not change")]
@@ -127,6 +129,7 @@ impl Error {
             Self::SignalsLocked(_) => ERRCODE_LOCK_NOT_AVAILABLE,
             Self::NodeTaken { .. } => ERRCODE_UNIQUE_VIOLATION,
             Self::NoSuchPrefix(_) => ERRCODE_INVALID_SCHEMA_NAME,
+            Self::NoJobs(_) => ERRCODE_UNDEFINED_TABLE,
             Self::ReservedPrefix(_) => ERRCODE_RESERVED_NAME,
             Self::NotAllowed { .. } | Self::NotOwner { .. } | Self::NotYours(_) | Self::Restricted(_) => {
                 ERRCODE_INSUFFICIENT_PRIVILEGE
@@ -191,7 +194,7 @@ impl Error {
                  oban_leader."
                     .into()
             }
-            Self::NotInstalled(prefix) => install_hint(prefix),
+            Self::NotInstalled(prefix) | Self::NoJobs(prefix) => install_hint(prefix),
             Self::NoElections { what, .. } => format!("Remove what elections would have to ignore: {what}."),
             Self::HolderChanged => {
                 "Delete the row, and insert another; or update its node, which hands the leadership over with a new term."

@@ -12,13 +12,14 @@
 //! | `bus` | how a message leaves its transaction |
 //! | `notifier`, `peer`, `gossip`, `signal`, `trigger` | SQL functions, one concern each |
 //! | `health` | the SQL function `oban_check`, which looks at the others |
+//! | `jobs` | SQL functions that claim jobs and say what became of them |
 //! | `rescue` | the SQL function `oban_rescue`, which gives jobs of dead processes back |
 //! | `worker` | the background workers, the hooks that make them leave, and the view oban_workers |
 //!
 //! The lowest layers come first: a part uses only parts of earlier rows. `error` and `pg` do not
-//! use `config`, and `shmem` does not use `prefix`. Parts of the last four rows do not use each
-//! other, except that `health` uses `peer`, and `rescue` uses `gossip` and `peer`. tests/structure.rs
-//! (`dependencies_point_one_way`) holds the parts to this.
+//! use `config`, and `shmem` does not use `prefix`. Parts of the last rows do not use each
+//! other, except that `health` uses `peer`, `rescue` uses `gossip` and `peer`, and `jobs` uses
+//! `signal`. tests/structure.rs (`dependencies_point_one_way`) holds the parts to this.
 
 // The limit stands in clippy.toml. Tests are stories, and some are long.
 #![cfg_attr(not(any(test, feature = "pg_test")), warn(clippy::too_many_lines))]
@@ -34,6 +35,7 @@ mod config;
 mod error;
 mod gossip;
 mod health;
+mod jobs;
 mod logic;
 mod notifier;
 mod peer;
@@ -75,6 +77,7 @@ extension_sql_file!(
     name = "orphans",
     requires = [gossip::orphans::oban_orphans, rescue::oban_rescue]
 );
+extension_sql_file!("../sql/56_jobs.sql", name = "jobs", requires = [jobs::fetch::oban_fetch]);
 extension_sql_file!(
     "../sql/60_procedures.sql",
     name = "procedures",

@@ -25,7 +25,8 @@ use crate::logic::wire;
 use crate::peer::fence;
 use crate::pg::argument::{self, TextArgument};
 use crate::pg::result_set::ResultSet;
-use crate::pg::{catalog, session, spi};
+use crate::pg::{session, spi};
+use crate::prefix::dialect::{self, Dialect, UTC};
 use crate::prefix::rights::Right;
 
 /// The attempt of a job, as a text that no other attempt of the job has. The text is ASCII in every
@@ -61,10 +62,7 @@ pub fn oban_rescue(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> 
     if ids.is_empty() {
         return Ok(());
     }
-    let errors = catalog::relation(search.schema, "oban_jobs")
-        .and_then(|jobs| catalog::column_type(jobs, "errors"))
-        .map_or(Errors::Other, Errors::of);
-    let (rescue, discard) = statements(&search.jobs_table(), errors);
+    let (rescue, discard) = statements(&search.jobs_table(), Dialect::of(search.schema));
     spi::update(&discard, ids.clone(), attempts.clone(), |row| rows.push([row.datum(0), row.datum(1)]));
     let mut queues = BTreeSet::new();
     spi::update(&rescue, ids, attempts, |row| {
@@ -89,30 +87,10 @@ fn wake(schema: SchemaOid, queues: BTreeSet<Vec<u8>>) {
     }
 }
 
-/// The type of the column `errors`, by which a table is known as of Oban for Elixir or for Python.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Errors {
-    /// An array of jsonb: Elixir.
-    Array,
-    /// A jsonb: Python.
-    Jsonb,
-    Other,
-}
-
-impl Errors {
-    fn of(kind: pg_sys::Oid) -> Self {
-        match kind {
-            pg_sys::JSONBARRAYOID => Self::Array,
-            pg_sys::JSONBOID => Self::Jsonb,
-            _ => Self::Other,
-        }
-    }
-}
-
 /// Returns the statements that make jobs available again, and that discard those without an attempt
 /// left. Both do what Oban's own rescue does: Oban for Python also counts the rescues in `meta`. A
 /// job that is discarded also gets an error, in the form in which Oban records errors.
-fn statements(table: &str, errors: Errors) -> (String, String) {
+fn statements(table: &str, dialect: Dialect) -> (String, String) {
     let changed = |condition: &str, set: &str| {
         format!(
             "WITH rescued AS MATERIALIZED (
@@ -129,27 +107,13 @@ fn statements(table: &str, errors: Errors) -> (String, String) {
             RETURNING j.id::pg_catalog.int8, j.state::pg_catalog.text, j.queue::pg_catalog.text"
         )
     };
-    let counted = "meta = CASE WHEN pg_catalog.jsonb_typeof(j.meta) OPERATOR(pg_catalog.=) 'object'
-        THEN j.meta OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object('rescued', 1 OPERATOR(pg_catalog.+)
-            CASE WHEN pg_catalog.jsonb_typeof(j.meta OPERATOR(pg_catalog.->) 'rescued') OPERATOR(pg_catalog.=) 'number'
-            THEN (j.meta OPERATOR(pg_catalog.->) 'rescued')::pg_catalog.numeric ELSE 0 END)
-        ELSE j.meta END";
-    let error = "pg_catalog.jsonb_build_object(
-        'at', pg_catalog.to_char(pg_catalog.timezone('UTC', pg_catalog.clock_timestamp()), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
-        'attempt', j.attempt,
-        'error', pg_catalog.concat('oban_rescue: attempt ', j.attempt, ', the last one, has lost its process (node ',
-            j.attempted_by[1], ')'))";
-    let (rescued, recorded) = match errors {
-        Errors::Array => (String::new(), format!(", errors = pg_catalog.array_append(j.errors, {error})")),
-        Errors::Jsonb => (
-            format!(", {counted}"),
-            format!(", errors = j.errors OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_array({error})"),
-        ),
-        Errors::Other => (String::new(), String::new()),
-    };
-    let at = "pg_catalog.timezone('UTC', pg_catalog.clock_timestamp())";
+    let rescued = if dialect == Dialect::Python { dialect::count_in_meta("rescued") } else { String::new() };
+    let recorded = dialect.add_error(
+        "pg_catalog.concat('oban_rescue: attempt ', j.attempt, ', the last one, has lost its process (node ',
+            j.attempted_by[1], ')')",
+    );
     (
         changed("<", &format!("state = 'available'{rescued}")),
-        changed(">=", &format!("state = 'discarded', discarded_at = {at}{recorded}")),
+        changed(">=", &format!("state = 'discarded', discarded_at = {UTC}{recorded}")),
     )
 }

@@ -60,6 +60,10 @@ mod ingest;
 #[path = "server/orphans/mod.rs"]
 mod orphans;
 
+// Jobs.
+#[path = "server/jobs/mod.rs"]
+mod jobs;
+
 // Queue signals.
 #[path = "server/signals/mod.rs"]
 mod signals;

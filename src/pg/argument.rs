@@ -16,7 +16,7 @@ use pgrx::pgrx_sql_entity_graph::metadata::{
 };
 use pgrx::prelude::*;
 
-use super::datum::{RawJsonb, Text, size, sql_name};
+use super::datum::{Parameter, RawJsonb, Text, size, sql_name};
 use super::encoding;
 use crate::error::{Error, TextValue, given};
 
@@ -100,6 +100,11 @@ impl TextArgument {
     /// hold. Raises 22023 as `with_text` does.
     pub fn name(&self, argument: &'static str, most: usize) -> Result<Text, Error> {
         self.with_text(argument, most, |text| Text(text.to_owned()))
+    }
+
+    /// Returns the text as the value of a statement's parameter.
+    pub fn parameter(&self) -> Parameter {
+        Parameter::typed(pg_sys::TEXTOID, Some(self.0))
     }
 
     /// Returns a copy of the text in the server's encoding, which need not be UTF-8. `Err` is the

@@ -304,3 +304,21 @@ sql_result!(Text, "text");
 sql_result!(Shown, "text");
 sql_result!(RawJsonb, "jsonb");
 sql_result!(ServerJson, "jsonb");
+
+/// The value of a parameter of an SQL statement.
+pub struct Parameter {
+    pub(super) kind: pg_sys::Oid,
+    pub(super) datum: Option<pg_sys::Datum>,
+}
+
+impl Parameter {
+    /// A value of a type of Rust's. `None` is null.
+    pub fn of<T: IntoDatum>(value: Option<T>) -> Self {
+        Self { kind: T::type_oid(), datum: value.and_then(IntoDatum::into_datum) }
+    }
+
+    /// An argument of the running call, of this type. `None` is null.
+    pub fn typed(kind: pg_sys::Oid, datum: Option<pg_sys::Datum>) -> Self {
+        Self { kind, datum }
+    }
+}

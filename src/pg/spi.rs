@@ -1,8 +1,13 @@
 //! SQL through SPI: queries of catalogs and of jobs, and the DDL that creates a prefix. No
 //! election, fence or trigger on oban_peers uses SPI.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+
+use super::datum::Parameter;
 
 /// Returns `"schema"."name"`, quoted where necessary.
 pub fn qualified(schema: &str, name: &str) -> String {
@@ -122,6 +127,67 @@ pub fn update(sql: &str, numbers: Vec<i64>, texts: Vec<String>, mut body: impl F
             body(&SqlRow { tuple: *(*table).vals.add(i), descriptor: (*table).tupdesc });
         }
         pg_sys::SPI_finish();
+    }
+}
+
+/// The most statements that a session keeps. A statement names the prefix, so a session that goes
+/// through many prefixes plans those that come later each time.
+const MOST_KEPT: usize = 256;
+
+thread_local! {
+    /// The plans of this session, by the statement. Postgres plans a statement again by itself when a
+    /// table or a type in it has changed.
+    static KEPT: RefCell<HashMap<String, pg_sys::SPIPlanPtr>> = RefCell::new(HashMap::new());
+}
+
+/// Runs a statement with the rights of the current role, and calls `body` with each row that it
+/// returns. Returns how many rows it returned or wrote. The session keeps the plan. The types of the
+/// parameters of a statement are the same in each call. The statement sees what any statement of the
+/// transaction would see.
+pub fn prepared(sql: &str, values: &[Parameter], mut body: impl FnMut(&SqlRow)) -> u64 {
+    let mut datums: Vec<_> = values.iter().map(|v| v.datum.unwrap_or(pg_sys::Datum::null())).collect();
+    let mark = |v: &Parameter| if v.datum.is_some() { b' ' } else { b'n' } as std::ffi::c_char;
+    let nulls: Vec<_> = values.iter().map(mark).collect();
+    // SAFETY: the calls of SPI are in the prescribed order, as in `look`. There are as many values and
+    // marks as the plan has parameters. A plan that is kept is never freed, so a statement that the
+    // code of a trigger runs meanwhile can't free it.
+    unsafe {
+        pg_sys::SPI_connect();
+        let plan = plan(sql, values);
+        let code = pg_sys::SPI_execute_plan(plan, datums.as_mut_ptr(), nulls.as_ptr(), false, 0);
+        if code < 0 {
+            pgrx::error!("a statement of obanrs' own failed: {code}");
+        }
+        let (rows, table) = (pg_sys::SPI_processed, pg_sys::SPI_tuptable);
+        for i in 0..if table.is_null() { 0 } else { rows as usize } {
+            body(&SqlRow { tuple: *(*table).vals.add(i), descriptor: (*table).tupdesc });
+        }
+        pg_sys::SPI_finish();
+        rows
+    }
+}
+
+/// Returns the plan of a statement, which is kept if there is room.
+///
+/// # Safety
+/// The caller is connected to SPI.
+unsafe fn plan(sql: &str, values: &[Parameter]) -> pg_sys::SPIPlanPtr {
+    if let Some(plan) = KEPT.with_borrow(|kept| kept.get(sql).copied()) {
+        return plan;
+    }
+    let text = super::c_name(sql);
+    let mut types: Vec<_> = values.iter().map(|v| v.kind).collect();
+    // SAFETY: the caller is connected. Postgres copies the text and the types.
+    unsafe {
+        let plan = pg_sys::SPI_prepare(text.as_ptr(), types.len() as i32, types.as_mut_ptr());
+        if plan.is_null() {
+            let code = pg_sys::SPI_result;
+            pgrx::error!("a statement of obanrs' own can't be planned: {code}");
+        }
+        if KEPT.with_borrow(HashMap::len) < MOST_KEPT && pg_sys::SPI_keepplan(plan) == 0 {
+            KEPT.with_borrow_mut(|kept| kept.insert(sql.to_owned(), plan));
+        }
+        plan
     }
 }
 

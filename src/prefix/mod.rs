@@ -6,6 +6,7 @@
 //! | `peers` | the table of leaders, open and locked, through its access methods |
 //! | `peers_catalog` | the table of leaders, as the caches of the catalogs have it |
 //! | `jobs` | the table of jobs, as the catalogs have it |
+//! | `dialect` | how the programs write that table |
 //! | `signals` | the table of remembered signals |
 //! | `triggers` | the triggers on both tables |
 //! | `watches` | the watches of tables of any kind |
@@ -15,6 +16,7 @@
 //! | `terms` | the sequence of terms |
 //! | `extension` | the extension, its functions and its sequence |
 
+pub mod dialect;
 pub mod extension;
 pub mod jobs;
 pub mod peers;

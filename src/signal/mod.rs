@@ -164,12 +164,17 @@ fn oban_start_queue(
     Ok(send_to_queue(&Names::of(queue, node, name, prefix)?, Action::Start(limit))?)
 }
 
+/// Asks the nodes of a prefix to end a running job when this transaction commits. `Err` is 3F000, 42501
+/// or 42939 without the prefix or the right, and 55000 in recovery.
+pub fn pkill(prefix: &str, job: i64) -> Result<(), Error> {
+    send(prefix, false, signals::pkill_payload(job)).map(|_| ())
+}
+
 #[pg_extern(volatile, parallel_unsafe)]
 fn oban_pkill_job(
     job_id: Option<i64>,
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<(), ErrorReport> {
     let (job, prefix): (i64, Text<MAX_PREFIX>) = (given("job_id", job_id)?, error::name("prefix", prefix)?);
-    send(prefix.as_str(), false, signals::pkill_payload(job))?;
-    Ok(())
+    Ok(pkill(prefix.as_str(), job)?)
 }

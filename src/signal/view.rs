@@ -108,3 +108,16 @@ fn oban_queue_state(
     let since = state.since.and_then(time::timestamptz);
     Ok(TableIterator::once((state.paused, state.limit, since)))
 }
+
+/// Returns those of some queues that are paused on a node, for the name `Oban`. `Err` is as of
+/// `remembered`.
+pub fn paused_queues(
+    schema: SchemaOid,
+    prefix: &str,
+    queues: &[String],
+    node: &str,
+) -> Result<Vec<String>, Error> {
+    let rows = remembered(schema, prefix, Locked::Wait)?.unwrap_or_default();
+    let is_paused = |queue: &&String| signals::state(&rows, "Oban", queue, Some(node)).paused == Some(true);
+    Ok(queues.iter().filter(is_paused).cloned().collect())
+}

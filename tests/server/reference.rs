@@ -18,7 +18,7 @@ use crate::support::comments::{self, Comment, Item};
 const PAGE: &str = "docs/reference.md";
 
 /// The chapters, each with its functions and views.
-const CHAPTERS: [(&str, &[&str]); 7] = [
+const CHAPTERS: [(&str, &[&str]); 8] = [
     ("Tables of a prefix", &["oban_install", "oban_uninstall"]),
     (
         "Notifications",
@@ -52,6 +52,18 @@ const CHAPTERS: [(&str, &[&str]); 7] = [
         ],
     ),
     ("Gossip", &["oban_gossip_put", "oban_gossip_delete", "oban_gossip", "oban_orphans", "oban_rescue"]),
+    (
+        "Jobs",
+        &[
+            "oban_fetch",
+            "oban_complete_job",
+            "oban_fail_job",
+            "oban_snooze_job",
+            "oban_cancel_job",
+            "oban_discard_job",
+            "oban_retry_job",
+        ],
+    ),
     (
         "Queue signals",
         &[

@@ -19,7 +19,7 @@ const WRITERS: &str = "owner writer";
 
 /// Statements, and the roles that may run them. With `1 / count(*)`, a view without rows is a division by
 /// zero.
-const ACTIONS: [(&str, &str); 73] = [
+const ACTIONS: [(&str, &str); 80] = [
     ("SELECT oban_version()", EVERYBODY),
     ("SELECT oban_check()", EVERYBODY),
     ("SELECT oban_encode('{}')", EVERYBODY),
@@ -61,6 +61,13 @@ const ACTIONS: [(&str, &str); 73] = [
     ("SELECT oban_gossip_delete('a', prefix => 'app')", WRITERS),
     ("SELECT * FROM oban_orphans('app')", "owner reader"),
     ("SELECT * FROM oban_rescue('app')", "owner"),
+    ("SELECT * FROM oban_fetch('{a}', 'n', prefix => 'app')", "owner"),
+    ("SELECT oban_complete_job(1, 1, 'app')", "owner"),
+    ("SELECT oban_fail_job(1, 1, 'x', prefix => 'app')", "owner"),
+    ("SELECT oban_snooze_job(1, 1, '1s', 'app')", "owner"),
+    ("SELECT oban_cancel_job(1, prefix => 'app')", "owner"),
+    ("SELECT oban_discard_job(1, prefix => 'app')", "owner"),
+    ("SELECT oban_retry_job(1, 'app')", "owner"),
     ("SELECT oban_pause_queue('a', prefix => 'app')", "owner steerer"),
     ("SELECT oban_resume_queue('a', prefix => 'app')", "owner steerer"),
     ("SELECT oban_scale_queue('a', 1, prefix => 'app')", "owner steerer"),

@@ -147,6 +147,16 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
     for call in signals.into_iter().chain(["stop_queue('a')", "pkill_job(1)"]) {
         raised.run(&mut client, &format!("SELECT oban_{call} FROM generate_series(1, 100001)"));
     }
+    let running: i64 = client
+        .one("INSERT INTO oban_jobs (worker, args, state) VALUES ('w', '{}', 'executing') RETURNING id");
+    let cancel = format!("SELECT oban_cancel_job({running})");
+    client
+        .batch_execute("BEGIN; SELECT oban_pkill_job(1) FROM generate_series(1, 100000); SAVEPOINT s")
+        .unwrap();
+    raised.run(&mut client, &cancel);
+    client.batch_execute(&format!("ROLLBACK; BEGIN; {cancel}")).unwrap();
+    let error = client.batch_execute("PREPARE TRANSACTION 'x'").unwrap_err();
+    raised.0.insert(("oban_cancel_job".into(), error.code().unwrap().code().to_owned()));
     let mut holder = cluster.client();
     holder.batch_execute("BEGIN; LOCK TABLE obanrs_queue_signals").unwrap();
     for call in &signals[..3] {

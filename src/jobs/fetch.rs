@@ -1,0 +1,148 @@
+//! `oban_fetch`: claims jobs of some queues, as Oban's Basic engine does.
+//!
+//! There is a statement for each queue, because an index finds the first jobs of one queue only. The
+//! first queue is another one in each call, so that no queue waits for ever behind a full one.
+
+use std::cell::Cell;
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use super::Jobs;
+use crate::error::{self, Error, given};
+use crate::logic::leadership::{MAX_NAME, MAX_NODE};
+use crate::logic::signals::MAX_QUEUE_CHARS;
+use crate::logic::text::Text;
+use crate::pg::argument::{self, TextArgument, TextArray};
+use crate::pg::datum::Parameter;
+use crate::pg::datum::Shown;
+use crate::pg::result_set::ResultSet;
+use crate::pg::spi;
+use crate::pg::time;
+use crate::prefix::rights::Right;
+use crate::signal;
+
+/// The most queues of a call.
+const MOST_QUEUES: usize = 32;
+
+/// The most jobs of a call. They are in memory at once.
+const MOST_JOBS: i32 = 10_000;
+
+/// The columns of the result, of a job `j`. Times are `timestamptz`, whatever the table has.
+const COLUMNS: &str = "j.id::pg_catalog.int8, j.state::pg_catalog.text, j.queue::pg_catalog.text,
+    j.worker::pg_catalog.text, j.args::pg_catalog.jsonb, j.meta::pg_catalog.jsonb, j.tags::pg_catalog.text[],
+    pg_catalog.to_jsonb(j.errors), j.attempt::pg_catalog.int4, j.max_attempts::pg_catalog.int4,
+    j.priority::pg_catalog.int4, j.attempted_by::pg_catalog.text[],
+    pg_catalog.timezone('UTC', j.inserted_at), pg_catalog.timezone('UTC', j.scheduled_at),
+    pg_catalog.timezone('UTC', j.attempted_at)";
+
+/// How many columns these are.
+const WIDTH: usize = 15;
+
+/// What a claim is told.
+struct Claim {
+    queues: Vec<String>,
+    node: String,
+    uuid: Option<String>,
+    max_jobs: i32,
+}
+
+impl Claim {
+    /// `Err` is 22004 or 22023.
+    fn of(
+        queues: Option<TextArray>,
+        node: Option<TextArgument>,
+        max_jobs: Option<i32>,
+        uuid: Option<TextArgument>,
+    ) -> Result<Self, Error> {
+        let texts = given("queues", queues)?.texts("queues", MOST_QUEUES, 4 * MAX_QUEUE_CHARS)?;
+        let mut queues: Vec<String> = Vec::new();
+        for queue in texts {
+            if !queues.contains(&queue.0) {
+                queues.push(queue.0);
+            }
+        }
+        if queues.is_empty() {
+            return Err(Error::bad("queues is empty", "Name the queues, as in '{default,mail}'."));
+        }
+        let node: Text<MAX_NODE> = error::name("node", node)?;
+        let max_jobs = given("max_jobs", max_jobs)?;
+        if !(1..=MOST_JOBS).contains(&max_jobs) {
+            return Err(Error::bad(
+                format!("max_jobs is {max_jobs}"),
+                format!("It is from 1 to {MOST_JOBS}."),
+            ));
+        }
+        let uuid: Option<Text<MAX_NAME>> = uuid.map(|uuid| error::name("uuid", Some(uuid))).transpose()?;
+        Ok(Self {
+            queues,
+            node: node.as_str().to_owned(),
+            uuid: uuid.map(|uuid| uuid.as_str().to_owned()),
+            max_jobs,
+        })
+    }
+}
+
+thread_local! {
+    /// How many claims this session has made: it says which queue comes first.
+    static CLAIMS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The declaration of oban_fetch is in sql/56_jobs.sql.
+#[pg_extern(sql = false)]
+pub fn oban_fetch(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
+    let text = |place| argument::at::<TextArgument>(fcinfo, place);
+    let claim =
+        Claim::of(argument::at::<TextArray>(fcinfo, 0), text(1), argument::at::<i32>(fcinfo, 2), text(3))?;
+    let jobs = Jobs::of(text(4), Right::Signal, "claim jobs")?;
+    let paused = signal::view::paused_queues(jobs.schema, jobs.prefix.as_str(), &claim.queues, &claim.node)?;
+    let mut rows = ResultSet::of(fcinfo);
+    let turn = CLAIMS.get();
+    CLAIMS.set(turn.wrapping_add(1));
+    let mut left = u64::from(claim.max_jobs.unsigned_abs());
+    for number in 0..claim.queues.len() {
+        let queue = &claim.queues[(turn + number) % claim.queues.len()];
+        if left == 0 {
+            break;
+        }
+        if !paused.contains(queue) {
+            left -= claim_of(&jobs, &claim, queue, left, &mut rows).min(left);
+        }
+    }
+    Ok(())
+}
+
+/// Claims at most `most` jobs of a queue, and adds them to the result. Returns how many it has claimed.
+fn claim_of(jobs: &Jobs, claim: &Claim, queue: &str, most: u64, rows: &mut ResultSet) -> u64 {
+    let now = Some(pg_sys::Datum::from(time::now().0));
+    let values = [
+        Parameter::of(Some(Shown(queue.to_owned()))),
+        Parameter::of(Some(most as i64)),
+        Parameter::typed(pg_sys::TIMESTAMPOID, now),
+        Parameter::of(Some(Shown(claim.node.clone()))),
+        Parameter::of(claim.uuid.clone().map(Shown)),
+    ];
+    spi::prepared(&statement(&jobs.table), &values, |row| {
+        rows.push(std::array::from_fn::<_, WIDTH, _>(|column| row.datum(column)));
+    })
+}
+
+/// Returns the statement that claims jobs of a queue. $1 is the queue, $2 the most jobs, $3 the time, $4
+/// the node and $5 its uuid or null. A job without an attempt left is passed over.
+fn statement(table: &str) -> String {
+    format!(
+        "WITH first AS MATERIALIZED (
+            SELECT j.id FROM {table} j
+            WHERE j.state OPERATOR(pg_catalog.=) 'available' AND j.queue OPERATOR(pg_catalog.=) $1
+                AND j.scheduled_at OPERATOR(pg_catalog.<=) $3
+                AND j.attempt OPERATOR(pg_catalog.<) j.max_attempts
+            ORDER BY j.priority, j.scheduled_at, j.id LIMIT $2 FOR UPDATE SKIP LOCKED
+         ), claimed AS (
+            UPDATE {table} j SET state = 'executing', attempt = j.attempt OPERATOR(pg_catalog.+) 1,
+                attempted_at = $3, attempted_by = pg_catalog.array_remove(ARRAY[$4, $5], NULL)
+            FROM first WHERE j.id OPERATOR(pg_catalog.=) first.id RETURNING j.*
+         )
+         SELECT {COLUMNS} FROM claimed j ORDER BY j.priority, j.scheduled_at, j.id"
+    )
+}

@@ -1,0 +1,63 @@
+//! The server's half of a worker: SQL functions that claim jobs and say what became of them.
+//!
+//! The statements are SQL with the caller's rights on `oban_jobs`, and a session plans each of them
+//! once. Triggers, constraints and policies apply as they do to the caller's own statements.
+//!
+//! An *attempt* is a claim of a job: its number rises by one with each claim, and no function lowers it.
+//! A function that names an attempt changes the job only while the job is executing in that attempt. So
+//! a worker whose job was rescued and claimed again meanwhile changes nothing.
+
+mod ack;
+pub mod fetch;
+
+use pgrx::datum::Interval;
+
+use crate::error::{self, Error};
+use crate::logic::ids::SchemaOid;
+use crate::logic::leadership::MAX_PREFIX;
+use crate::logic::text::Text;
+use crate::pg::argument::TextArgument;
+use crate::pg::{catalog, session, spi};
+use crate::prefix::dialect::Dialect;
+use crate::prefix::rights::{self, Right};
+
+/// The table of jobs of a call.
+struct Jobs {
+    schema: SchemaOid,
+    prefix: Text<MAX_PREFIX>,
+    /// The qualified name, as SQL has it.
+    table: String,
+    dialect: Dialect,
+}
+
+impl Jobs {
+    /// Returns the table of a prefix, to write to it. `doing` is what the call does, for messages.
+    /// `Err` is 22004 or 22023 for the argument, 25006 or 55000 where nothing can be written, 3F000,
+    /// 42501 or 42939 without the prefix or the right, and 42P01 without the table.
+    fn of(prefix: Option<TextArgument>, right: Right, doing: &'static str) -> Result<Self, Error> {
+        let prefix: Text<MAX_PREFIX> = error::name("prefix", prefix)?;
+        session::require_writable(doing)?;
+        session::see_changes();
+        let schema = rights::require(prefix.as_str(), right)?;
+        if catalog::relation(schema, "oban_jobs").is_none() {
+            return Err(Error::NoJobs(prefix.as_str().to_owned()));
+        }
+        let table = spi::qualified(prefix.as_str(), "oban_jobs");
+        Ok(Self { schema, prefix, table, dialect: Dialect::of(schema) })
+    }
+}
+
+/// The longest time to put a job off, in microseconds: a hundred years.
+const LONGEST: i128 = 100 * 366 * 86_400 * 1_000_000;
+
+/// Returns an interval by which a job is put off. `Err` is 22023: it is negative, or longer than a
+/// hundred years.
+fn delay(argument: &'static str, delay: Interval) -> Result<Interval, Error> {
+    match delay.as_micros() {
+        0..=LONGEST => Ok(delay),
+        micros => Err(Error::bad(
+            format!("{argument} is {} s", micros / 1_000_000),
+            "It has to be from 0 to a hundred years.",
+        )),
+    }
+}
