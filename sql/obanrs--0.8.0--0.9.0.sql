@@ -1188,9 +1188,9 @@ attempted_at: when this attempt began.
 It takes the first jobs of each queue by priority, scheduled_at and id. Jobs that another transaction has locked are passed over.
 It takes no job before its scheduled_at, and none without an attempt left.
 It takes none of a queue that is paused for this node and the name Oban, as oban_queue_state says.
-The first of several queues is another one in each call of a session, so no queue waits behind a full one for ever.
+Which of several queues comes first is random, so no queue waits behind a full one for ever.
 The jobs are claimed when the transaction commits. Commit before they are run: a claim that is rolled back gives them back.
-It waits for nothing, and needs no preload. It is an UPDATE with the rights of the caller, so triggers and row level security apply.
+It waits for no job, and needs no preload. It is an UPDATE with the rights of the caller, so triggers and row level security apply.
 Rights: UPDATE on the prefix''s oban_jobs, and SELECT on it.
 
 Errors:
@@ -1199,7 +1199,9 @@ Errors:
 42P01: prefix has no oban_jobs.
 42703: oban_jobs lacks a column of Oban''s.
 42809: oban_jobs is no table or view.
+42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
 25006: the transaction is read-only.
+55P03: another transaction has had obanrs_queue_signals locked for 2 s.
 55000: the server is in recovery.
 22023: queues is empty, or has over 32 elements or one over 508 bytes; or max_jobs is not from 1 to 10,000; or node, uuid or prefix is empty or too long.
 22004: an argument other than uuid is NULL, or an element of queues is.
@@ -1224,6 +1226,7 @@ Errors:
 42P01: prefix has no oban_jobs.
 42703: oban_jobs lacks a column of Oban''s.
 42809: oban_jobs is no table or view.
+42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
 25006: the transaction is read-only.
 55000: the server is in recovery.
 22023: prefix is empty or too long.
@@ -1251,6 +1254,7 @@ Errors:
 42P01: prefix has no oban_jobs.
 42703: oban_jobs lacks a column of Oban''s.
 42809: oban_jobs is no table or view.
+42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
 25006: the transaction is read-only.
 55000: the server is in recovery.
 22023: retry_in is negative or over a hundred years; or prefix is empty or too long.
@@ -1277,6 +1281,7 @@ Errors:
 42P01: prefix has no oban_jobs.
 42703: oban_jobs lacks a column of Oban''s.
 42809: oban_jobs is no table or view.
+42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
 25006: the transaction is read-only.
 55000: the server is in recovery.
 22023: snooze_for is negative or over a hundred years; or prefix is empty or too long.
@@ -1303,6 +1308,7 @@ Errors:
 42P01: prefix has no oban_jobs.
 42703: oban_jobs lacks a column of Oban''s.
 42809: oban_jobs is no table or view.
+42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
 25006: the transaction is read-only.
 55000: the server is in recovery.
 54000: the transaction has obanrs.max_transaction_messages messages or 64 MB of them.
@@ -1331,6 +1337,7 @@ Errors:
 42P01: prefix has no oban_jobs.
 42703: oban_jobs lacks a column of Oban''s.
 42809: oban_jobs is no table or view.
+42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
 25006: the transaction is read-only.
 55000: the server is in recovery.
 22023: prefix is empty or too long.
@@ -1355,6 +1362,7 @@ Errors:
 42P01: prefix has no oban_jobs.
 42703: oban_jobs lacks a column of Oban''s.
 42809: oban_jobs is no table or view.
+42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
 25006: the transaction is read-only.
 55000: the server is in recovery.
 22023: prefix is empty or too long.

@@ -34,6 +34,8 @@ pub enum Error {
     NotInstalled(String),
     #[error("prefix \"{0}\" has no table oban_jobs")]
     NoJobs(String),
+    #[error("the column scheduled_at of oban_jobs in prefix \"{0}\" has a time zone")]
+    TimesWithZone(String),
     #[error("prefix \"{prefix}\" holds no elections: its table of leaders can't be used")]
     NoElections { prefix: String, what: String },
     #[error("the name, the term, the boot and the start of a leadership do not change")]
@@ -130,6 +132,7 @@ impl Error {
             Self::NodeTaken { .. } => ERRCODE_UNIQUE_VIOLATION,
             Self::NoSuchPrefix(_) => ERRCODE_INVALID_SCHEMA_NAME,
             Self::NoJobs(_) => ERRCODE_UNDEFINED_TABLE,
+            Self::TimesWithZone(_) => ERRCODE_DATATYPE_MISMATCH,
             Self::ReservedPrefix(_) => ERRCODE_RESERVED_NAME,
             Self::NotAllowed { .. } | Self::NotOwner { .. } | Self::NotYours(_) | Self::Restricted(_) => {
                 ERRCODE_INSUFFICIENT_PRIVILEGE
@@ -195,6 +198,11 @@ impl Error {
                     .into()
             }
             Self::NotInstalled(prefix) | Self::NoJobs(prefix) => install_hint(prefix),
+            Self::TimesWithZone(_) => {
+                "Oban's tables have a timestamp without time zone there, in UTC: ALTER the column's TYPE, \
+                 USING scheduled_at AT TIME ZONE 'UTC'."
+                    .into()
+            }
             Self::NoElections { what, .. } => format!("Remove what elections would have to ignore: {what}."),
             Self::HolderChanged => {
                 "Delete the row, and insert another; or update its node, which hands the leadership over with a new term."
@@ -216,7 +224,7 @@ impl Error {
                 "Its schema, or a table or type in it, was renamed, dropped or replaced. Run it again.".into()
             }
             Self::SignalsLocked(_) => {
-                "This transaction is rolled back, and nothing is sent. Another transaction, or a VACUUM or \
+                "This transaction is rolled back. Another transaction, or a VACUUM or \
                  REINDEX, holds the lock for long: find it in pg_locks, and run this one again when it has \
                  ended."
                     .into()

@@ -91,6 +91,12 @@ fn oban_fail_job(
     let error = given("error", error)?;
     let retry_in = retry_in.map(|retry_in| delay("retry_in", retry_in)).transpose()?;
     let jobs = Jobs::of(prefix, Right::Signal, "fail a job")?;
+    // The row is locked first, so that another transaction can't change how many attempts are left.
+    let values = [Parameter::of(Some(target.id)), Parameter::of(target.attempt)];
+    let lock = format!("SELECT 1 FROM {} j WHERE {OWN} FOR NO KEY UPDATE", jobs.table);
+    if spi::prepared(&lock, &values, |_| ()) == 0 {
+        return Ok(None);
+    }
     let recorded = jobs.dialect.add_error("$3");
     let fails = |left: &str, set: &str, more| {
         let condition = format!("{OWN} AND j.attempt OPERATOR(pg_catalog.{left}) j.max_attempts");
@@ -182,7 +188,10 @@ fn oban_retry_job(
     let jobs = Jobs::of(prefix, Right::Signal, "retry a job")?;
     // Oban for Python keeps in `uniq_bmp` for which states the job is unique.
     let unique = match jobs.dialect {
-        Dialect::Python => ", meta = pg_catalog.jsonb_set(j.meta, '{uniq_bmp}', '[]')",
+        Dialect::Python => {
+            ", meta = CASE WHEN pg_catalog.jsonb_typeof(j.meta) OPERATOR(pg_catalog.=) 'object'
+                THEN pg_catalog.jsonb_set(j.meta, '{uniq_bmp}', '[]') ELSE j.meta END"
+        }
         Dialect::Elixir | Dialect::Other => "",
     };
     let sql = format!(

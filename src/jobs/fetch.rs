@@ -1,9 +1,9 @@
 //! `oban_fetch`: claims jobs of some queues, as Oban's Basic engine does.
 //!
 //! There is a statement for each queue, because an index finds the first jobs of one queue only. The
-//! first queue is another one in each call, so that no queue waits for ever behind a full one.
+//! queue that comes first is random, so that no queue waits for ever behind a full one.
 
-use std::cell::Cell;
+use std::hash::{BuildHasher, RandomState};
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -18,8 +18,7 @@ use crate::pg::argument::{self, TextArgument, TextArray};
 use crate::pg::datum::Parameter;
 use crate::pg::datum::Shown;
 use crate::pg::result_set::ResultSet;
-use crate::pg::spi;
-use crate::pg::time;
+use crate::pg::{clock, spi, time};
 use crate::prefix::rights::Right;
 use crate::signal;
 
@@ -84,9 +83,10 @@ impl Claim {
     }
 }
 
-thread_local! {
-    /// How many claims this session has made: it says which queue comes first.
-    static CLAIMS: Cell<usize> = const { Cell::new(0) };
+/// Returns a number that says which queue comes first.
+fn turn() -> usize {
+    // The hasher of a process has random keys, and the time is another one in each call.
+    RandomState::new().hash_one(clock::now()) as usize
 }
 
 /// The declaration of oban_fetch is in sql/56_jobs.sql.
@@ -98,8 +98,7 @@ pub fn oban_fetch(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
     let jobs = Jobs::of(text(4), Right::Signal, "claim jobs")?;
     let paused = signal::view::paused_queues(jobs.schema, jobs.prefix.as_str(), &claim.queues, &claim.node)?;
     let mut rows = ResultSet::of(fcinfo);
-    let turn = CLAIMS.get();
-    CLAIMS.set(turn.wrapping_add(1));
+    let turn = turn() % claim.queues.len();
     let mut left = u64::from(claim.max_jobs.unsigned_abs());
     for number in 0..claim.queues.len() {
         let queue = &claim.queues[(turn + number) % claim.queues.len()];
@@ -141,7 +140,8 @@ fn statement(table: &str) -> String {
          ), claimed AS (
             UPDATE {table} j SET state = 'executing', attempt = j.attempt OPERATOR(pg_catalog.+) 1,
                 attempted_at = $3, attempted_by = pg_catalog.array_remove(ARRAY[$4, $5], NULL)
-            FROM first WHERE j.id OPERATOR(pg_catalog.=) first.id RETURNING j.*
+            FROM first WHERE j.id OPERATOR(pg_catalog.=) first.id
+                AND j.state OPERATOR(pg_catalog.=) 'available' RETURNING j.*
          )
          SELECT {COLUMNS} FROM claimed j ORDER BY j.priority, j.scheduled_at, j.id"
     )

@@ -11,6 +11,7 @@ mod ack;
 pub mod fetch;
 
 use pgrx::datum::Interval;
+use pgrx::pg_sys;
 
 use crate::error::{self, Error};
 use crate::logic::ids::SchemaOid;
@@ -33,14 +34,18 @@ struct Jobs {
 impl Jobs {
     /// Returns the table of a prefix, to write to it. `doing` is what the call does, for messages.
     /// `Err` is 22004 or 22023 for the argument, 25006 or 55000 where nothing can be written, 3F000,
-    /// 42501 or 42939 without the prefix or the right, and 42P01 without the table.
+    /// 42501 or 42939 without the prefix or the right, 42P01 without the table, and 42804 for a table
+    /// with times that have a zone.
     fn of(prefix: Option<TextArgument>, right: Right, doing: &'static str) -> Result<Self, Error> {
         let prefix: Text<MAX_PREFIX> = error::name("prefix", prefix)?;
         session::require_writable(doing)?;
         session::see_changes();
         let schema = rights::require(prefix.as_str(), right)?;
-        if catalog::relation(schema, "oban_jobs").is_none() {
-            return Err(Error::NoJobs(prefix.as_str().to_owned()));
+        let jobs = catalog::relation(schema, "oban_jobs");
+        let jobs = jobs.ok_or_else(|| Error::NoJobs(prefix.as_str().to_owned()))?;
+        // A time with a zone would be compared with times in UTC by the time zone of the session.
+        if catalog::column_type(jobs, "scheduled_at") == Some(pg_sys::TIMESTAMPTZOID) {
+            return Err(Error::TimesWithZone(prefix.as_str().to_owned()));
         }
         let table = spi::qualified(prefix.as_str(), "oban_jobs");
         Ok(Self { schema, prefix, table, dialect: Dialect::of(schema) })

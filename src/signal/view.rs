@@ -16,7 +16,7 @@ use crate::pg::argument::TextArgument;
 use crate::pg::datum::Shown;
 use crate::pg::scan::{self, Locked};
 use crate::pg::tuple::{Column, Tuple};
-use crate::pg::{catalog, session, spi, time};
+use crate::pg::{catalog, session, spi, time, xact};
 use crate::prefix::prefixes;
 use crate::prefix::rights::{self, Right};
 use crate::prefix::signals::{self as table, Columns, TABLE};
@@ -109,15 +109,22 @@ fn oban_queue_state(
     Ok(TableIterator::once((state.paused, state.limit, since)))
 }
 
+/// The longest wait for a lock on the table, in milliseconds, as for a sender of signals.
+const LOCK_TIMEOUT: i32 = 2_000;
+
 /// Returns those of some queues that are paused on a node, for the name `Oban`. `Err` is as of
-/// `remembered`.
+/// `remembered`. Raises 55P03 if another transaction holds a lock on the table for longer.
 pub fn paused_queues(
     schema: SchemaOid,
     prefix: &str,
     queues: &[String],
     node: &str,
 ) -> Result<Vec<String>, Error> {
-    let rows = remembered(schema, prefix, Locked::Wait)?.unwrap_or_default();
+    let locked = Error::SignalsLocked(prefix.to_owned());
+    let rows = xact::with_error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, locked, || {
+        xact::limit_lock_waits(LOCK_TIMEOUT, || remembered(schema, prefix, Locked::Wait))
+    });
+    let rows = rows?.unwrap_or_default();
     let is_paused = |queue: &&String| signals::state(&rows, "Oban", queue, Some(node)).paused == Some(true);
     Ok(queues.iter().filter(is_paused).cloned().collect())
 }

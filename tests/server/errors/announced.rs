@@ -59,7 +59,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
         .batch_execute(
             "CREATE EXTENSION obanrs; SELECT oban_install(); CREATE ROLE nobody LOGIN; CREATE SCHEMA bare;
              REVOKE CREATE ON SCHEMA public FROM PUBLIC; CREATE TABLE bare.oban_peers (name text); CREATE VIEW a_view AS SELECT 1 AS id;
-             CREATE SCHEMA odd; CREATE TABLE odd.oban_jobs (id int); CREATE SCHEMA kind; CREATE TYPE kind.oban_jobs AS (id int); CREATE ROLE other; GRANT INSERT ON oban_jobs TO other",
+             CREATE SCHEMA odd; CREATE TABLE odd.oban_jobs (id int); CREATE SCHEMA kind; CREATE TYPE kind.oban_jobs AS (id int); CREATE SCHEMA zone; CREATE TABLE zone.oban_jobs (id int, scheduled_at timestamptz); CREATE ROLE other; GRANT INSERT ON oban_jobs TO other",
         )
         .unwrap();
 
@@ -81,7 +81,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
             values.iter().for_each(|value| raised.run(&mut client, &function.call(&[(name, value)])));
         }
     }
-    for prefix in ["'nowhere'", "'pg_catalog'", "'a.b'", "'bare'", "'odd'", "'kind'"] {
+    for prefix in ["'nowhere'", "'pg_catalog'", "'a.b'", "'bare'", "'odd'", "'kind'", "'zone'"] {
         raised.run_all(&mut client, "BEGIN", &[("prefix", prefix)]);
         raised.run_all(&mut client, "BEGIN", &[("prefix", prefix), ("node", "'x'")]);
     }
@@ -162,6 +162,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
     for call in &signals[..3] {
         raised.run(&mut client, &format!("SELECT oban_{call}"));
     }
+    raised.run(&mut client, "SELECT * FROM oban_fetch('{a}', 'n')");
     holder.batch_execute("ROLLBACK").unwrap();
     client.batch_execute("CREATE VIEW depends AS SELECT * FROM obanrs_queue_signals").unwrap();
     raised.run(&mut client, "SELECT oban_uninstall()");

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{call, changed, executing, fetch, insert, job, outcome};
-use crate::support::{Ask, Cluster, code, heard};
+use crate::support::{Ask, Cluster, code, heard, wait_until};
 
 #[test]
 fn a_job_is_completed_once() {
@@ -93,6 +93,31 @@ fn a_failed_attempt_is_recorded_and_tried_again() {
         let after = job(&mut client, "public", id);
         assert_eq!(changed(&before, &after), ["discarded_at", "errors", "state"]);
         assert_eq!(after["errors"].as_array().unwrap().len(), 2);
+    }
+}
+
+/// Another transaction changes how many attempts are left, while a failure waits for it.
+#[test]
+fn a_failure_counts_whatever_becomes_of_max_attempts() {
+    let cluster = Cluster::installed();
+    let (mut client, mut other) = (cluster.client(), cluster.client());
+    for (before, after, state) in [(1, 5, "retryable"), (5, 1, "discarded")] {
+        let id = insert(&mut client, "public", "queue, max_attempts", &format!("'run', {before}"));
+        assert_eq!(fetch(&mut client, "'{run}', 'n'"), [id]);
+        other
+            .batch_execute(&format!("BEGIN; UPDATE oban_jobs SET max_attempts = {after} WHERE id = {id}"))
+            .unwrap();
+        let mut session = cluster.client();
+        let pid: i32 = session.one("SELECT pg_backend_pid()");
+        let failing =
+            std::thread::spawn(move || call(&mut session, &format!("oban_fail_job({id}, 1, 'boom')")));
+        wait_until("it waits for the row", || {
+            client.one(&format!(
+                "SELECT wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE pid = {pid}"
+            ))
+        });
+        other.batch_execute("COMMIT").unwrap();
+        assert_eq!(failing.join().unwrap().as_deref(), Some(state));
     }
 }
 
