@@ -1203,7 +1203,7 @@ Errors:
 25006: the transaction is read-only.
 55P03: another transaction has had obanrs_queue_signals locked for 2 s.
 55000: the server is in recovery.
-22023: queues is empty, or has over 32 elements or one over 508 bytes; or max_jobs is not from 1 to 10,000; or node, uuid or prefix is empty or too long.
+22023: queues is empty or has over 32 elements; or one of them is empty or over 127 characters; or max_jobs is not from 1 to 10,000; or node, uuid or prefix is empty or too long.
 22004: an argument other than uuid is NULL, or an element of queues is.
 42939: prefix is a schema of Postgres'' own.';
 
@@ -1257,7 +1257,7 @@ Errors:
 42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
 25006: the transaction is read-only.
 55000: the server is in recovery.
-22023: retry_in is negative or over a hundred years; or prefix is empty or too long.
+22023: error is over 1 MB; or retry_in is negative or over a hundred years; or prefix is empty or too long.
 22004: an argument other than retry_in is NULL.
 42939: prefix is a schema of Postgres'' own.';
 
@@ -1313,7 +1313,7 @@ Errors:
 55000: the server is in recovery.
 54000: the transaction has obanrs.max_transaction_messages messages or 64 MB of them.
 0A000: PREPARE TRANSACTION raises it in a transaction that has cancelled an executing job.
-22023: prefix is empty or too long.
+22023: reason is over 1 MB; or prefix is empty or too long.
 22004: id or prefix is NULL.
 42939: prefix is a schema of Postgres'' own.';
 
@@ -1340,7 +1340,7 @@ Errors:
 42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
 25006: the transaction is read-only.
 55000: the server is in recovery.
-22023: prefix is empty or too long.
+22023: error is over 1 MB; or prefix is empty or too long.
 22004: id or prefix is NULL.
 42939: prefix is a schema of Postgres'' own.';
 

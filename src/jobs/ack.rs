@@ -88,7 +88,7 @@ fn oban_fail_job(
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<Option<String>, ErrorReport> {
     let target = Target::own(id, attempt)?;
-    let error = given("error", error)?;
+    let error = error_text("error", given("error", error)?)?;
     let retry_in = retry_in.map(|retry_in| delay("retry_in", retry_in)).transpose()?;
     let jobs = Jobs::of(prefix, Right::Signal, "fail a job")?;
     // The row is locked first, so that another transaction can't change how many attempts are left.
@@ -103,11 +103,11 @@ fn oban_fail_job(
         target.update_job(&jobs, &condition, &format!("{set}{recorded}"), more)
     };
     let retryable = format!("state = 'retryable', scheduled_at = {}", retry_at());
-    if fails("<", &retryable, vec![error.parameter(), Parameter::of(retry_in)]) {
+    if fails("<", &retryable, vec![error, Parameter::of(retry_in)]) {
         return Ok(Some("retryable".into()));
     }
     let discarded = format!("state = 'discarded', discarded_at = {UTC}");
-    Ok(fails(">=", &discarded, vec![error.parameter()]).then(|| "discarded".into()))
+    Ok(fails(">=", &discarded, vec![error]).then(|| "discarded".into()))
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
@@ -138,8 +138,9 @@ fn oban_cancel_job(
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<bool, ErrorReport> {
     let target = Target::own_or_any(id, attempt)?;
+    let reason = reason.map(|reason| error_text("reason", reason)).transpose()?;
     let jobs = Jobs::of(prefix, Right::Signal, "cancel a job")?;
-    let set = format!("state = 'cancelled', cancelled_at = {UTC}{}", recorded(&jobs, reason));
+    let set = format!("state = 'cancelled', cancelled_at = {UTC}{}", recorded(&jobs, reason.as_ref()));
     // The row is locked first, so that the state is the one that the job had before.
     let sql = format!(
         "WITH job AS MATERIALIZED (
@@ -151,7 +152,7 @@ fn oban_cancel_job(
     );
     let values = [Parameter::of(Some(target.id)), Parameter::of(target.attempt)];
     let mut runs = false;
-    let values: Vec<_> = values.into_iter().chain(reason.map(|reason| reason.parameter())).collect();
+    let values: Vec<_> = values.into_iter().chain(reason).collect();
     let cancelled =
         spi::prepared(&sql, &values, |row| runs |= row.datum(0).is_some_and(|runs| runs.value() != 0));
     if runs {
@@ -160,8 +161,19 @@ fn oban_cancel_job(
     Ok(cancelled > 0)
 }
 
+/// The longest error, in bytes. A row with many errors of this size can still be written.
+const MAX_ERROR: usize = 1 << 20;
+
+/// Returns the text of an error as a parameter. `Err` is 22023: it is too long.
+fn error_text(argument: &'static str, text: TextArgument) -> Result<Parameter, Error> {
+    match text.bytes() {
+        bytes if bytes > MAX_ERROR => Err(Error::too_long(argument, bytes, MAX_ERROR)),
+        _ => Ok(text.parameter()),
+    }
+}
+
 /// Returns the assignment that records an error $3, if there is one.
-fn recorded(jobs: &Jobs, error: Option<TextArgument>) -> String {
+fn recorded(jobs: &Jobs, error: Option<&Parameter>) -> String {
     error.map_or(String::new(), |_| jobs.dialect.add_error("$3"))
 }
 
@@ -173,9 +185,9 @@ fn oban_discard_job(
     prefix: default!(Option<TextArgument>, "'public'"),
 ) -> Result<bool, ErrorReport> {
     let target = Target::own_or_any(id, attempt)?;
+    let error = error.map(|error| error_text("error", error)).transpose()?;
     let jobs = Jobs::of(prefix, Right::Signal, "discard a job")?;
-    let set = format!("state = 'discarded', discarded_at = {UTC}{}", recorded(&jobs, error));
-    let error = error.map(|error| error.parameter());
+    let set = format!("state = 'discarded', discarded_at = {UTC}{}", recorded(&jobs, error.as_ref()));
     Ok(target.update_job(&jobs, OWN_OR_ANY, &set, error.into_iter().collect()))
 }
 

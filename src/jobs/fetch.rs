@@ -13,7 +13,7 @@ use super::Jobs;
 use crate::error::{self, Error, given};
 use crate::logic::leadership::{MAX_NAME, MAX_NODE};
 use crate::logic::signals::MAX_QUEUE_CHARS;
-use crate::logic::text::Text;
+use crate::logic::text::{Text, excerpt};
 use crate::pg::argument::{self, TextArgument, TextArray};
 use crate::pg::datum::Parameter;
 use crate::pg::datum::Shown;
@@ -58,6 +58,13 @@ impl Claim {
         let texts = given("queues", queues)?.texts("queues", MOST_QUEUES, 4 * MAX_QUEUE_CHARS)?;
         let mut queues: Vec<String> = Vec::new();
         for queue in texts {
+            let chars = queue.0.chars().count();
+            if !(1..=MAX_QUEUE_CHARS).contains(&chars) {
+                return Err(Error::bad(
+                    format!("queues has an element of {chars} characters: \"{}\"", excerpt(&queue.0)),
+                    format!("A queue of Oban's has 1 to {MAX_QUEUE_CHARS} characters."),
+                ));
+            }
             if !queues.contains(&queue.0) {
                 queues.push(queue.0);
             }

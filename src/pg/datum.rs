@@ -306,6 +306,7 @@ sql_result!(RawJsonb, "jsonb");
 sql_result!(ServerJson, "jsonb");
 
 /// The value of a parameter of an SQL statement.
+#[derive(Clone, Copy)]
 pub struct Parameter {
     pub(super) kind: pg_sys::Oid,
     pub(super) datum: Option<pg_sys::Datum>,

@@ -60,7 +60,10 @@ fn names_that_are_not_ascii_are_refused_with_a_hint() {
                 ];
                 let of_bus = channels.iter().any(|c| function.name.starts_with(c));
                 let of_signals = function.name.ends_with("_queue") || function.name == "oban_queue_state";
-                if (of_bus && (name == "prefix" || name == "queues") || of_signals && name == "queue")
+                let of_jobs = function.name == "oban_fetch" && name == "queues";
+                if (of_jobs
+                    || of_bus && (name == "prefix" || name == "queues")
+                    || of_signals && name == "queue")
                     && ["LATIN1", "EUC_JP"].contains(&encoding)
                 {
                     let codes = failed.map(|(code, ..)| code);
@@ -69,7 +72,9 @@ fn names_that_are_not_ascii_are_refused_with_a_hint() {
                 }
                 let of_watch = function.name == "oban_watch";
                 let any = function.name == "oban_notify_text" || (of_watch && name == "channel");
-                if any && (name == "payload" || ["LATIN1", "EUC_JP"].contains(&encoding)) {
+                let is_error =
+                    function.name.ends_with("_job") && ["error", "reason"].contains(&name.as_str());
+                if is_error || any && (name == "payload" || ["LATIN1", "EUC_JP"].contains(&encoding)) {
                     assert_eq!(failed, None, "{encoding}: {call}");
                     continue;
                 }

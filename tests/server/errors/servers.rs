@@ -71,6 +71,13 @@ fn without_preload_functions_work_or_say_why_not() {
         "oban_stop_queue",
         "oban_pkill_job",
         "oban_queue_state",
+        "oban_fetch",
+        "oban_complete_job",
+        "oban_fail_job",
+        "oban_snooze_job",
+        "oban_cancel_job",
+        "oban_discard_job",
+        "oban_retry_job",
     ];
     works_or_says_why_not(&mut client, &works, "not loaded", "shared_preload_libraries");
     // A query of a monitoring program gets rows, or none, and no error.

@@ -41,7 +41,8 @@ fn empty_and_endless_texts_are_refused() {
                 "text[]" => ("ARRAY['']", "ARRAY[repeat('x', 3000)]"),
                 _ => continue,
             };
-            if function.name == "oban_notify_text" && name == "payload" {
+            let is_error = function.name.ends_with("_job") && ["error", "reason"].contains(&name.as_str());
+            if is_error || (function.name == "oban_notify_text" && name == "payload") {
                 continue; // it is any text
             }
             // With an empty prefix, a channel is verbatim.
