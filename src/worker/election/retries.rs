@@ -50,6 +50,8 @@ pub struct Retries {
     unusable: HashMap<SchemaOid, Retry>,
     /// Prefixes of which the log says already that they hold no elections.
     warned: HashSet<SchemaOid>,
+    /// The schemas with electorates, as of the last call of `retain`.
+    electing: HashSet<SchemaOid>,
     /// False once this pass has waited for a table's lock in vain. Without it, an owner that locks
     /// many tables would use up the time of all other prefixes.
     may_wait: bool,
@@ -63,6 +65,7 @@ impl Retries {
             held: HashMap::new(),
             unusable: HashMap::new(),
             warned: HashSet::new(),
+            electing: HashSet::new(),
             may_wait: true,
         }
     }
@@ -94,6 +97,7 @@ impl Retries {
         self.warned.retain(|schema| schemas.contains(schema));
         self.unusable.retain(|schema, _| schemas.contains(schema) || is_needed(*schema));
         names::retain(|schema| schemas.contains(&schema) || is_needed(schema));
+        self.electing = schemas;
     }
 
     /// Forgets failed sweeps of prefixes that are not among `schemas`.
@@ -139,6 +143,16 @@ impl Retries {
     pub fn locked(&mut self, schema: SchemaOid) -> ClockTime {
         self.may_wait = false;
         self.unusable(schema)
+    }
+
+    /// Does what `locked` does for a sweep. Elections of the prefix wait for the same lock. A sweep that
+    /// is due at the same time as an election can put the election off again and again, so the sweep
+    /// reports it.
+    pub fn sweep_locked(&mut self, schema: SchemaOid) {
+        self.locked(schema);
+        if self.electing.contains(&schema) {
+            self.report_locked(schema);
+        }
     }
 
     /// Reports, once, that elections of a prefix wait for a lock. The caller has called `locked`

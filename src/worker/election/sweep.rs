@@ -214,7 +214,7 @@ impl Sweep {
                 return;
             }
             Swept::Locked => {
-                retries.locked(schema);
+                retries.sweep_locked(schema);
                 self.changed.insert(schema);
                 return;
             }
