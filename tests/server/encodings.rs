@@ -72,9 +72,9 @@ fn names_that_are_not_ascii_are_refused_with_a_hint() {
                 }
                 let of_watch = function.name == "oban_watch";
                 let any = function.name == "oban_notify_text" || (of_watch && name == "channel");
-                let is_error =
-                    function.name.ends_with("_job") && ["error", "reason"].contains(&name.as_str());
-                if is_error || any && (name == "payload" || ["LATIN1", "EUC_JP"].contains(&encoding)) {
+                if function.takes_error(name)
+                    || any && (name == "payload" || ["LATIN1", "EUC_JP"].contains(&encoding))
+                {
                     assert_eq!(failed, None, "{encoding}: {call}");
                     continue;
                 }

@@ -18,15 +18,16 @@
 //! * (1) The keeper calls `keep` for the prefixes that stage, by its last reading of the catalogs.
 //! * (2) The keeper calls `launch` when the stager is due.
 //! * (3) The stager calls `claim` before it connects, and `connected` after that.
-//! * (4) A command holds the database: the stager calls `exited` and is not to blame. A keeper that
-//!   was restarted calls `adopt` for stagers that have not claimed their slots.
-//! * (5) The keeper calls `not_started` for a stager that did not come up. A stager that ends without
-//!   an order to leave calls `exited`.
+//! * (4) The stager calls `exited`. A command holds the database, or a batch has ended the process. The
+//!   next stager goes on with smaller batches (`batching`). A keeper that was restarted calls `adopt`
+//!   for stagers that have not claimed their slots.
+//! * (5) The keeper calls `not_started` for a stager that did not come up. A stager that ends for
+//!   another reason, and without an order to leave, calls `exited`.
 //! * (6) The prefix does not stage any more, or its table or owner is another: `keep` or `dismiss`.
 //!   If a process has the slot, the process is told to leave, and its `exited` frees the slot.
 //!
-//! The delay in Backoff grows until a look at the table has succeeded (`succeeded`): a stager that
-//! starts and fails again and again has not recovered.
+//! The delay in Backoff grows until a stager has run for a minute (`succeeded`): a stager that starts
+//! and fails again and again has not recovered.
 
 pub mod alarm;
 pub mod batching;

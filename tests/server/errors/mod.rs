@@ -96,6 +96,11 @@ impl Function {
         format!("{verb} {}({})", self.name, arguments.join(", "))
     }
 
+    /// Whether an argument is the text of a job's error, which may be any text.
+    pub fn takes_error(&self, argument: &str) -> bool {
+        self.name.ends_with("_job") && ["error", "reason"].contains(&argument)
+    }
+
     fn has(&self, argument: &str) -> bool {
         self.arguments.iter().any(|(name, ..)| name == argument)
     }

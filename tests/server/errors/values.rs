@@ -41,8 +41,7 @@ fn empty_and_endless_texts_are_refused() {
                 "text[]" => ("ARRAY['']", "ARRAY[repeat('x', 3000)]"),
                 _ => continue,
             };
-            let is_error = function.name.ends_with("_job") && ["error", "reason"].contains(&name.as_str());
-            if is_error || (function.name == "oban_notify_text" && name == "payload") {
+            if function.takes_error(name) || (function.name == "oban_notify_text" && name == "payload") {
                 continue; // it is any text
             }
             // With an empty prefix, a channel is verbatim.
