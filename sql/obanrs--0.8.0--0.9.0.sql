@@ -198,6 +198,16 @@ CREATE FUNCTION @extschema@.oban_fetch(
     attempted_at pg_catalog.timestamptz
 ) VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', 'oban_fetch_wrapper';
 
+CREATE PROCEDURE @extschema@.oban_take(
+    queues pg_catalog.text[],
+    node pg_catalog.text,
+    max_jobs pg_catalog.int4 DEFAULT 1,
+    timeout pg_catalog.interval DEFAULT '5s',
+    uuid pg_catalog.text DEFAULT NULL,
+    prefix pg_catalog.text DEFAULT 'public',
+    INOUT jobs pg_catalog.jsonb DEFAULT NULL
+) LANGUAGE c AS 'MODULE_PATHNAME', 'oban_take_wrapper';
+
 CREATE FUNCTION @extschema@.oban_complete_job(
     id pg_catalog.int8,
     attempt pg_catalog.int4,
@@ -1205,6 +1215,49 @@ Errors:
 55000: the server is in recovery.
 22023: queues is empty or has over 32 elements; or one of them is empty or over 127 characters; or max_jobs is not from 1 to 10,000; or node, uuid or prefix is empty or too long.
 22004: an argument other than uuid is NULL, or an element of queues is.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON PROCEDURE @extschema@.oban_take(text[], text, integer, interval, text, text, jsonb) IS
+'Claims jobs of some queues, or waits for jobs. CALL it with autocommit.
+
+Arguments:
+queues: names of 1 to 32 queues.
+node: node that runs the jobs. It is the first element of attempted_by.
+max_jobs: the most jobs, from 1 to 10,000.
+timeout: how long to wait for a job, from 0 to a day.
+uuid: identity of the process that runs them, as it gossips it. It is the second element of attempted_by. NULL: there is none.
+prefix: schema of the job tables.
+jobs: leave it out or give NULL. It returns the jobs.
+
+Result: one row with jobs, a JSON array of objects. Their keys are the columns of oban_fetch. After the timeout it is [].
+
+It claims as oban_fetch does, and returns as soon as it has a job. It does not wait until there are max_jobs of them.
+The claim is committed when the call returns. A client that dies before it has read the answer leaves its jobs to oban_rescue.
+One session that waits is woken for a job, the one that has waited longest. It wakes the next one if more jobs may be there.
+It is woken by the commit of what makes a job available: the triggers of oban_install, a due time, oban_rescue, oban_retry_job, oban_resume_queue.
+It is not woken by what has no such trigger or has obanrs.wakeups off, or by a claim that another program rolls back. It finds such jobs in its next call.
+Sessions whose role row level security restricts are all woken for each job.
+Each claim is a transaction of its own, at READ COMMITTED. Between them the session holds no snapshot and no lock.
+It occupies its connection while it waits. Behind a pooler that is one of the server''s connections. One call at a time for a node is enough.
+A character that the client''s encoding does not have becomes an escape, such as \u00e9, in a text of jobs.
+Rights are tested again after the wait.
+It sets tcp_keepalives_* and tcp_user_timeout of this session, where they are unset, as oban_join does.
+Rights: UPDATE on the prefix''s oban_jobs, and SELECT on it.
+
+Errors:
+25001: it was called in a transaction block, a function or an exception block. Use autocommit, or oban_fetch.
+55000: obanrs is not preloaded, the server is in recovery, or the extension was dropped.
+42501: the role lacks one of these rights.
+3F000: prefix does not exist.
+42P01: prefix has no oban_jobs.
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.
+42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
+25006: transactions of the session are read-only.
+54000: the jobs are larger than 256 MB. Nothing was claimed. Take fewer.
+55P03: another transaction has had obanrs_queue_signals locked for 2 s.
+22023: queues is empty or has over 32 elements; or one of them is empty or over 127 characters; or max_jobs is not from 1 to 10,000; or timeout is negative or over a day; or node, uuid or prefix is empty or too long.
+22004: an argument other than uuid and jobs is NULL, or an element of queues is.
 42939: prefix is a schema of Postgres'' own.';
 
 COMMENT ON FUNCTION @extschema@.oban_complete_job(bigint, integer, text) IS

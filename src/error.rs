@@ -70,6 +70,8 @@ pub enum Error {
     ArgumentTooLarge { message: String, hint: String },
     #[error("this transaction has as many messages as it may: {0}, or 64 MB")]
     TooManyMessages(usize),
+    #[error("the jobs are larger than {} MB", most >> 20)]
+    AnswerTooLarge { most: usize },
     #[error("out of memory")]
     OutOfMemory,
     #[error("cannot PREPARE a transaction that has executed oban_notify or sent a queue signal")]
@@ -80,8 +82,8 @@ pub enum Error {
     NoExtension,
     #[error("cannot {0} during recovery")]
     InRecovery(&'static str),
-    #[error("cannot run {0} in a transaction block")]
-    InTransactionBlock(&'static str),
+    #[error("cannot run {call} in a transaction block")]
+    InTransactionBlock { call: &'static str, instead: &'static str },
     #[error("cannot {0} in a read-only transaction")]
     ReadOnly(&'static str),
     #[error("cannot read {table} during recovery: it is unlogged")]
@@ -140,10 +142,11 @@ impl Error {
             Self::TableFull { .. } | Self::NoPlace { .. } | Self::QuotaUsed { .. } => {
                 ERRCODE_CONFIGURATION_LIMIT_EXCEEDED
             }
-            Self::PayloadTooLarge(_) | Self::ArgumentTooLarge { .. } | Self::TooManyMessages(_) => {
-                ERRCODE_PROGRAM_LIMIT_EXCEEDED
-            }
-            Self::InTransactionBlock(_) => ERRCODE_ACTIVE_SQL_TRANSACTION,
+            Self::PayloadTooLarge(_)
+            | Self::ArgumentTooLarge { .. }
+            | Self::AnswerTooLarge { .. }
+            | Self::TooManyMessages(_) => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            Self::InTransactionBlock { .. } => ERRCODE_ACTIVE_SQL_TRANSACTION,
             Self::ReadOnly(_) => ERRCODE_READ_ONLY_SQL_TRANSACTION,
             Self::NotPreloaded
             | Self::NoMember(_)
@@ -269,6 +272,7 @@ impl Error {
             Self::TooManyMessages(_) => {
                 "Commit in between, send fewer that differ, or raise obanrs.max_transaction_messages.".into()
             }
+            Self::AnswerTooLarge { .. } => "Nothing was claimed. Take fewer jobs by max_jobs.".into(),
             Self::OutOfMemory => {
                 "Commit in between, send or ask for less at a time, or give the server more memory.".into()
             }
@@ -276,12 +280,11 @@ impl Error {
             Self::NotPreloaded => "Add obanrs to shared_preload_libraries and restart the server.".into(),
             Self::NoExtension => "It was dropped, or its CREATE EXTENSION is not committed yet.".into(),
             Self::InRecovery(_) => "Connect to the primary.".into(),
-            Self::InTransactionBlock(_) => {
+            Self::InTransactionBlock { instead, .. } => format!(
                 "CALL it as a statement of its own, with autocommit, and not from a function, an exception \
                  block or a procedure with SET or SECURITY DEFINER: it must not hold a snapshot while it \
-                 waits. In a transaction use oban_poll."
-                    .into()
-            }
+                 waits. In a transaction use {instead}."
+            ),
             Self::ReadOnly(_) => {
                 "Begin it with READ WRITE, or SET default_transaction_read_only = off.".into()
             }

@@ -81,7 +81,7 @@ extension_sql_file!("../sql/56_jobs.sql", name = "jobs", requires = [jobs::fetch
 extension_sql_file!(
     "../sql/60_procedures.sql",
     name = "procedures",
-    requires = [notifier::poll::oban_wait_queues]
+    requires = [notifier::poll::oban_wait_queues, jobs::taker::oban_take]
 );
 extension_sql_file!("../sql/90_finish.sql", finalize);
 

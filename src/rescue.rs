@@ -12,14 +12,12 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::bus::{self, Target};
+use crate::bus::wakeups;
 use crate::config;
 use crate::error::{self, given};
 use crate::gossip::orphans::{OWN_COLUMNS, Search};
-use crate::logic::ids::SchemaOid;
 use crate::logic::leadership::MAX_NAME;
 use crate::logic::orphans::Reason;
-use crate::logic::outbox::Requester;
 use crate::logic::text::Text;
 use crate::logic::wire;
 use crate::peer::fence;
@@ -71,20 +69,12 @@ pub fn oban_rescue(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> 
         queues.extend(queue.filter(|queue| queue.len() <= wire::MAX_PAYLOAD).map(<[u8]>::to_vec));
     });
     search.confirm_schema()?;
-    wake(search.schema, queues);
-    Ok(())
-}
-
-/// Wakes queues, also those of a table without the triggers of the extension. A wake-up of a trigger
-/// is equal, and is merged with this one. What can't be sent is dropped, as of a trigger.
-fn wake(schema: SchemaOid, queues: BTreeSet<Vec<u8>>) {
-    let target = Target::wakeups(schema);
-    for queue in queues.into_iter().filter(|_| config::wakeups()) {
-        let payload = wire::object_of_one("queue", &queue);
-        if payload.len() > wire::MAX_PAYLOAD || bus::queue(&target, payload, Requester::Trigger).is_err() {
-            bus::count_dropped();
-        }
+    // The table may not have the triggers of the extension. A wake-up of a trigger is equal, and is merged
+    // with this one.
+    if config::wakeups() {
+        queues.iter().for_each(|queue| wakeups::wake(search.schema, queue));
     }
+    Ok(())
 }
 
 /// Returns the statements that make jobs available again, and that discard those without an attempt

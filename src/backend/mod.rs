@@ -15,13 +15,17 @@
 //! | `peer_row_changes` | which rows of oban_peers its transaction has changed |
 //! | `memberships` | which members are bound to its session |
 //! | `due_jobs` | when the jobs that its transaction has written become due |
+//! | `available_jobs` | of which queues its transaction has made jobs available, or which it has resumed |
+//! | `taker` | whether it waits for jobs, and what it has claimed |
 //! | `listening` | whether its session is counted as one that LISTENs |
 
+pub mod available_jobs;
 pub mod ddl_changes;
 pub mod due_jobs;
 pub mod listening;
 pub mod memberships;
 pub mod peer_row_changes;
+pub mod taker;
 pub mod xact_end;
 
 /// Registers the callbacks of transactions. `_PG_init` calls this while Postgres preloads the
@@ -32,4 +36,6 @@ pub fn register() {
     peer_row_changes::register();
     ddl_changes::register();
     due_jobs::register();
+    available_jobs::register();
+    taker::register();
 }

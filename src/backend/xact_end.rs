@@ -167,7 +167,10 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
         match seen {
             Seen::Unchanged => {}
             Seen::There => segment.extension_changed(database, Some(true)),
-            Seen::NotThere => segment.extension_changed(database, Some(false)),
+            Seen::NotThere => {
+                segment.extension_changed(database, Some(false));
+                segment.resume_all_queues(database); // takers have to find out
+            }
             Seen::Unknown => segment.extension_changed(database, None),
         }
     }
@@ -184,6 +187,9 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     }
     if noted(Note::Prepared) && xact::is_commit(event) {
         segment.tell_all_stagers(database);
+        if segment.has_takers() {
+            segment.resume_all_queues(database);
+        }
     }
     // The transaction's locks on rows are gone by now: they last as long as the transaction counts
     // as running.

@@ -53,6 +53,7 @@ use crate::shmem::stats;
 
 pub mod leadership;
 pub mod names;
+pub mod wakeups;
 
 use names::Names;
 

@@ -6,10 +6,12 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::{Jobs, delay};
+use crate::bus::wakeups;
+use crate::config;
 use crate::error::{Error, given};
 use crate::pg::argument::TextArgument;
 use crate::pg::datum::Parameter;
-use crate::pg::spi;
+use crate::pg::spi::{self, SqlRow};
 use crate::prefix::dialect::{self, Dialect, UTC};
 use crate::prefix::rights::Right;
 use crate::signal;
@@ -211,8 +213,16 @@ fn oban_retry_job(
             max_attempts = GREATEST(j.max_attempts, j.attempt OPERATOR(pg_catalog.+) 1),
             completed_at = NULL, cancelled_at = NULL, discarded_at = NULL{unique}
          WHERE j.id OPERATOR(pg_catalog.=) $1
-            AND j.state OPERATOR(pg_catalog.<>) ALL ('{{available,executing}}')",
+            AND j.state OPERATOR(pg_catalog.<>) ALL ('{{available,executing}}')
+         RETURNING j.queue::pg_catalog.text",
         jobs.table
     );
-    Ok(spi::prepared(&sql, &[Parameter::of(Some(id))], |_| ()) > 0)
+    // The table may not have the triggers of the extension.
+    let wakes = |row: &SqlRow| row.datum(0).map(|queue| row.bytes(queue).to_vec());
+    let mut queue = None;
+    let retried = spi::prepared(&sql, &[Parameter::of(Some(id))], |row| queue = wakes(row)) > 0;
+    if let Some(queue) = queue.filter(|_| config::wakeups()) {
+        wakeups::wake(jobs.schema, &queue);
+    }
+    Ok(retried)
 }

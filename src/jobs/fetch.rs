@@ -13,35 +13,47 @@ use super::Jobs;
 use crate::error::{self, Error, given};
 use crate::logic::leadership::{MAX_NAME, MAX_NODE};
 use crate::logic::signals::MAX_QUEUE_CHARS;
+use crate::logic::takers::{Claimed, MAX_QUEUES};
 use crate::logic::text::{Text, excerpt};
 use crate::pg::argument::{self, TextArgument, TextArray};
 use crate::pg::datum::Parameter;
 use crate::pg::datum::Shown;
 use crate::pg::result_set::ResultSet;
-use crate::pg::{clock, spi, time};
+use crate::pg::spi::{self, SqlRow};
+use crate::pg::{clock, time};
 use crate::prefix::rights::Right;
 use crate::signal;
-
-/// The most queues of a call.
-const MOST_QUEUES: usize = 32;
 
 /// The most jobs of a call. They are in memory at once.
 const MOST_JOBS: i32 = 10_000;
 
 /// The columns of the result, of a job `j`. Times are `timestamptz`, whatever the table has.
-const COLUMNS: &str = "j.id::pg_catalog.int8, j.state::pg_catalog.text, j.queue::pg_catalog.text,
-    j.worker::pg_catalog.text, j.args::pg_catalog.jsonb, j.meta::pg_catalog.jsonb, j.tags::pg_catalog.text[],
-    pg_catalog.to_jsonb(j.errors), j.attempt::pg_catalog.int4, j.max_attempts::pg_catalog.int4,
-    j.priority::pg_catalog.int4, j.attempted_by::pg_catalog.text[],
-    pg_catalog.timezone('UTC', j.inserted_at), pg_catalog.timezone('UTC', j.scheduled_at),
-    pg_catalog.timezone('UTC', j.attempted_at)";
+const COLUMNS: &str = "j.id::pg_catalog.int8 AS id, j.state::pg_catalog.text AS state,
+    j.queue::pg_catalog.text AS queue, j.worker::pg_catalog.text AS worker, j.args::pg_catalog.jsonb AS args,
+    j.meta::pg_catalog.jsonb AS meta, j.tags::pg_catalog.text[] AS tags,
+    pg_catalog.to_jsonb(j.errors) AS errors, j.attempt::pg_catalog.int4 AS attempt,
+    j.max_attempts::pg_catalog.int4 AS max_attempts, j.priority::pg_catalog.int4 AS priority,
+    j.attempted_by::pg_catalog.text[] AS attempted_by,
+    pg_catalog.timezone('UTC', j.inserted_at) AS inserted_at,
+    pg_catalog.timezone('UTC', j.scheduled_at) AS scheduled_at,
+    pg_catalog.timezone('UTC', j.attempted_at) AS attempted_at";
 
 /// How many columns these are.
 const WIDTH: usize = 15;
 
+/// What the rows of the result are.
+#[derive(Clone, Copy)]
+pub(super) enum Rows {
+    /// The columns `COLUMNS`.
+    Columns,
+    /// One `text`, which is a JSON object of these columns.
+    Json,
+}
+
 /// What a claim is told.
-struct Claim {
-    queues: Vec<String>,
+pub(super) struct Claim {
+    /// At least one queue and at most `MAX_QUEUES`, each once.
+    pub queues: Vec<String>,
     node: String,
     uuid: Option<String>,
     max_jobs: i32,
@@ -49,13 +61,13 @@ struct Claim {
 
 impl Claim {
     /// `Err` is 22004 or 22023.
-    fn of(
+    pub fn of(
         queues: Option<TextArray>,
         node: Option<TextArgument>,
         max_jobs: Option<i32>,
         uuid: Option<TextArgument>,
     ) -> Result<Self, Error> {
-        let texts = given("queues", queues)?.texts("queues", MOST_QUEUES, 4 * MAX_QUEUE_CHARS)?;
+        let texts = given("queues", queues)?.texts("queues", MAX_QUEUES, 4 * MAX_QUEUE_CHARS)?;
         let mut queues: Vec<String> = Vec::new();
         for queue in texts {
             let chars = queue.0.chars().count();
@@ -103,40 +115,70 @@ pub fn oban_fetch(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
     let claim =
         Claim::of(argument::at::<TextArray>(fcinfo, 0), text(1), argument::at::<i32>(fcinfo, 2), text(3))?;
     let jobs = Jobs::of(text(4), Right::Signal, "claim jobs")?;
-    let paused = signal::view::paused_queues(jobs.schema, jobs.prefix.as_str(), &claim.queues, &claim.node)?;
     let mut rows = ResultSet::of(fcinfo);
-    let turn = turn() % claim.queues.len();
-    let mut left = u64::from(claim.max_jobs.unsigned_abs());
-    for number in 0..claim.queues.len() {
-        let queue = &claim.queues[(turn + number) % claim.queues.len()];
-        if left == 0 {
-            break;
-        }
-        if !paused.contains(queue) {
-            left -= claim_of(&jobs, &claim, queue, left, &mut rows).min(left);
-        }
-    }
+    claim.claim_jobs(&jobs, Rows::Columns, |row| {
+        rows.push(std::array::from_fn::<_, WIDTH, _>(|column| row.datum(column)));
+    })?;
     Ok(())
 }
 
-/// Claims at most `most` jobs of a queue, and adds them to the result. Returns how many it has claimed.
-fn claim_of(jobs: &Jobs, claim: &Claim, queue: &str, most: u64, rows: &mut ResultSet) -> u64 {
-    let now = Some(pg_sys::Datum::from(time::now().0));
-    let values = [
-        Parameter::of(Some(Shown(queue.to_owned()))),
-        Parameter::of(Some(most as i64)),
-        Parameter::typed(pg_sys::TIMESTAMPOID, now),
-        Parameter::of(Some(Shown(claim.node.clone()))),
-        Parameter::of(claim.uuid.clone().map(Shown)),
-    ];
-    spi::prepared(&statement(&jobs.table), &values, |row| {
-        rows.push(std::array::from_fn::<_, WIDTH, _>(|column| row.datum(column)));
-    })
+impl Claim {
+    /// Claims jobs, and calls `body` with each of them. Returns what was claimed; the numbers of queues are
+    /// those in `queues`. `Err`: what is remembered of signals can't be read (`signal::view`).
+    pub fn claim_jobs(
+        &self,
+        jobs: &Jobs,
+        rows: Rows,
+        mut body: impl FnMut(&SqlRow),
+    ) -> Result<Claimed, Error> {
+        let paused =
+            signal::view::paused_queues(jobs.schema, jobs.prefix.as_str(), &self.queues, &self.node)?;
+        let (turn, most) = (turn() % self.queues.len(), u64::from(self.max_jobs.unsigned_abs()));
+        let (mut left, mut claimed) = (most, Claimed::default());
+        for number in 0..self.queues.len() {
+            let place = (turn + number) % self.queues.len();
+            let queue = &self.queues[place];
+            if paused.contains(queue) {
+                claimed.paused |= 1 << place;
+            } else if left > 0 {
+                let some = self.claim_of_queue(jobs, queue, left, rows, &mut body).min(left);
+                left -= some;
+                claimed.of |= u32::from(some > 0) << place;
+            }
+        }
+        (claimed.jobs, claimed.is_full) = (most - left, left == 0);
+        Ok(claimed)
+    }
+
+    /// Claims at most `most` jobs of a queue. Returns how many it has claimed.
+    fn claim_of_queue(
+        &self,
+        jobs: &Jobs,
+        queue: &str,
+        most: u64,
+        rows: Rows,
+        body: impl FnMut(&SqlRow),
+    ) -> u64 {
+        let now = Some(pg_sys::Datum::from(time::now().0));
+        let values = [
+            Parameter::of(Some(Shown(queue.to_owned()))),
+            Parameter::of(Some(most as i64)),
+            Parameter::typed(pg_sys::TIMESTAMPOID, now),
+            Parameter::of(Some(Shown(self.node.clone()))),
+            Parameter::of(self.uuid.clone().map(Shown)),
+        ];
+        spi::prepared(&statement(&jobs.table, rows), &values, body)
+    }
 }
 
 /// Returns the statement that claims jobs of a queue. $1 is the queue, $2 the most jobs, $3 the time, $4
 /// the node and $5 its uuid or null. A job without an attempt left is passed over.
-fn statement(table: &str) -> String {
+fn statement(table: &str, rows: Rows) -> String {
+    let jobs = format!("SELECT {COLUMNS} FROM claimed j ORDER BY j.priority, j.scheduled_at, j.id");
+    let result = match rows {
+        Rows::Columns => jobs,
+        Rows::Json => format!("SELECT pg_catalog.row_to_json(job)::pg_catalog.text FROM ({jobs}) job"),
+    };
     format!(
         "WITH first AS MATERIALIZED (
             SELECT j.id FROM {table} j
@@ -150,6 +192,6 @@ fn statement(table: &str) -> String {
             FROM first WHERE j.id OPERATOR(pg_catalog.=) first.id
                 AND j.state OPERATOR(pg_catalog.=) 'available' RETURNING j.*
          )
-         SELECT {COLUMNS} FROM claimed j ORDER BY j.priority, j.scheduled_at, j.id"
+         {result}"
     )
 }

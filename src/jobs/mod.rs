@@ -9,12 +9,13 @@
 
 mod ack;
 pub mod fetch;
+pub mod taker;
 
 use pgrx::datum::Interval;
 use pgrx::pg_sys;
 
 use crate::error::{self, Error};
-use crate::logic::ids::SchemaOid;
+use crate::logic::ids::{SchemaOid, TableOid};
 use crate::logic::leadership::MAX_PREFIX;
 use crate::logic::text::Text;
 use crate::pg::argument::TextArgument;
@@ -26,6 +27,7 @@ use crate::prefix::rights::{self, Right};
 struct Jobs {
     schema: SchemaOid,
     prefix: Text<MAX_PREFIX>,
+    oid: TableOid,
     /// The qualified name, as SQL has it.
     table: String,
     dialect: Dialect,
@@ -41,6 +43,11 @@ impl Jobs {
         session::require_writable(doing)?;
         session::see_changes();
         let schema = rights::require(prefix.as_str(), right)?;
+        Self::in_schema(schema, prefix)
+    }
+
+    /// `Err` is 42P01 without the table, and 42804 for a table with times that have a zone.
+    fn in_schema(schema: SchemaOid, prefix: Text<MAX_PREFIX>) -> Result<Self, Error> {
         let jobs = catalog::relation(schema, "oban_jobs");
         let jobs = jobs.ok_or_else(|| Error::NoJobs(prefix.as_str().to_owned()))?;
         // A time with a zone would be compared with times in UTC by the time zone of the session.
@@ -48,8 +55,17 @@ impl Jobs {
             return Err(Error::TimesWithZone(prefix.as_str().to_owned()));
         }
         let table = spi::qualified(prefix.as_str(), "oban_jobs");
-        Ok(Self { schema, prefix, table, dialect: Dialect::of(schema) })
+        Ok(Self { schema, prefix, oid: jobs, table, dialect: Dialect::of(schema) })
     }
+}
+
+/// Returns a table once more, after a wait in which it may have changed. `Err` is 3F000 or 42501: the
+/// prefix or the right is gone, or an error of `in_schema`.
+fn look_up_again(jobs: &Jobs, right: Right) -> Result<Jobs, Error> {
+    session::see_changes();
+    rights::require_in(jobs.schema, jobs.prefix.as_str(), right)?;
+    let name = catalog::schema_name(jobs.schema).unwrap_or_default();
+    Jobs::in_schema(jobs.schema, Text::new(&name).unwrap_or(jobs.prefix))
 }
 
 /// The longest time to put a job off, in microseconds: a hundred years.

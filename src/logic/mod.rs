@@ -30,7 +30,6 @@ pub mod room;
 pub mod shape;
 pub mod signals;
 pub mod staging;
-#[cfg(test)] // a model: no function waits and claims yet
 pub mod takers;
 pub mod text;
 pub mod times;

@@ -6,9 +6,10 @@
 //! wake-up that is forgotten is queued again, and the outbox merges it. The memory is also cleared
 //! when it is full.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::ids::SchemaOid;
+use super::takers::MOST_WOKEN;
 
 /// What asks for a wake-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,40 +27,50 @@ const MAX_BYTES: usize = 1 << 20;
 /// What one text takes in memory besides its bytes, about.
 const ENTRY: usize = 64;
 
+/// How far repeats are counted: as many takers a wake-up may wake.
+pub const MOST_COUNTED: u32 = MOST_WOKEN;
+
 /// The wake-ups that this transaction has queued.
 #[derive(Debug, Default)]
 pub struct Repeats {
-    /// The last wake-up. Nearly always the next row asks for the same.
+    /// The last wake-up that was asked for `MOST_COUNTED` times. Nearly always the next row asks for the
+    /// same.
     last: Option<(Source, Vec<u8>)>,
-    others: HashMap<Source, HashSet<Vec<u8>>>,
+    /// How often each wake-up was asked for, up to `MOST_COUNTED`.
+    counts: HashMap<Source, HashMap<Vec<u8>, u32>>,
     bytes: usize,
 }
 
 impl Repeats {
-    /// Returns whether this wake-up was queued before, and remembers it. The text is copied only
-    /// the first time.
-    pub fn is_repeat(&mut self, source: Source, text: &[u8]) -> bool {
+    /// Returns how often this wake-up was asked for before, at most `MOST_COUNTED`, and remembers it. The
+    /// text is copied only the first time.
+    pub fn count(&mut self, source: Source, text: &[u8]) -> u32 {
         if self.last.as_ref().is_some_and(|(of, last)| *of == source && last == text) {
-            return true;
+            return MOST_COUNTED;
         }
-        let known = self.others.get(&source).is_some_and(|texts| texts.contains(text));
-        if !known && self.bytes + text.len() + ENTRY > MAX_BYTES {
-            self.clear();
-        }
-        if !known {
+        let known = self.counts.get_mut(&source).and_then(|counts| counts.get_mut(text));
+        let Some(known) = known else {
+            if self.bytes + text.len() + ENTRY > MAX_BYTES {
+                self.clear();
+            }
             self.bytes += text.len() + ENTRY;
-            self.others.entry(source).or_default().insert(text.to_vec());
+            self.counts.entry(source).or_default().insert(text.to_vec(), 1);
+            return 0;
+        };
+        let before = *known;
+        *known = MOST_COUNTED.min(before + 1);
+        if before == MOST_COUNTED {
+            let mut last = self.last.take().map(|(_, last)| last).unwrap_or_default();
+            last.clear();
+            last.extend_from_slice(text);
+            self.last = Some((source, last));
         }
-        let mut last = self.last.take().map(|(_, last)| last).unwrap_or_default();
-        last.clear();
-        last.extend_from_slice(text);
-        self.last = Some((source, last));
-        known
+        before
     }
 
     /// Forgets everything, and frees the memory.
     pub fn clear(&mut self) {
-        if self.last.is_some() {
+        if self.bytes > 0 {
             *self = Self::default();
         }
     }
@@ -77,22 +88,22 @@ mod tests {
         let text = |n: usize| format!("{n:0>1000}").into_bytes();
         let mut highest = 0;
         for n in 0..5_000 {
-            assert!(!repeats.is_repeat(source, &text(n)), "{n}");
-            assert!(repeats.is_repeat(source, &text(n)), "{n}");
+            assert_eq!(repeats.count(source, &text(n)), 0, "{n}");
+            assert_eq!(repeats.count(source, &text(n)), 1, "{n}");
             highest = highest.max(repeats.bytes);
         }
         assert!(highest <= MAX_BYTES && highest > MAX_BYTES / 2, "{highest}");
         repeats.clear();
-        assert!(repeats.last.is_none() && repeats.others.is_empty() && repeats.bytes == 0);
+        assert!(repeats.last.is_none() && repeats.counts.is_empty() && repeats.bytes == 0);
     }
 
     proptest! {
-        /// The model is the set of what was asked since the last rollback.
+        /// The model counts what was asked since the last rollback.
         #[test]
-        fn it_is_a_set_until_a_rollback(
+        fn it_counts_until_a_rollback(
             steps in proptest::collection::vec((0u8..20, 0u32..3, 0u8..5), 0..200)
         ) {
-            let (mut repeats, mut model) = (Repeats::default(), HashSet::new());
+            let (mut repeats, mut model) = (Repeats::default(), HashMap::new());
             for (what, source, text) in steps {
                 if what == 0 {
                     repeats.clear();
@@ -102,7 +113,9 @@ mod tests {
                 let of = if what < 10 { Source::Prefix(SchemaOid(source)) } else {
                     Source::Watch { trigger: source, arguments: 7 }
                 };
-                prop_assert_eq!(repeats.is_repeat(of, &[text]), !model.insert((of, text)));
+                let count = model.entry((of, text)).or_insert(0);
+                prop_assert_eq!(repeats.count(of, &[text]), MOST_COUNTED.min(*count));
+                *count += 1;
             }
         }
     }

@@ -192,7 +192,7 @@ fn knows_all_keys(scaling: &serde_json::Value) -> bool {
 }
 
 /// The name in the rows of signals that others have sent to all nodes.
-const DEFAULT_NAME: &str = "Oban";
+pub const DEFAULT_NAME: &str = "Oban";
 
 /// Returns those of the signals that a listener has heard that are not remembered yet, in their
 /// order. What the extension's functions send is remembered when it is heard. So a signal is left out

@@ -21,7 +21,7 @@ use crate::logic::wire::WireError;
 use crate::logic::{channel, object_text, wire};
 use crate::pg::argument::{TextArgument, TextArray};
 use crate::pg::datum::{ServerJson, Text};
-use crate::pg::procedure::{Call, InoutRecord};
+use crate::pg::procedure::{self, Call, InoutRecord};
 use crate::pg::{encoding, latch, session, time};
 use crate::prefix::rights::{self, Right};
 use crate::shmem::{Segment, rings, stats};
@@ -32,9 +32,6 @@ const BYTES: usize = 64 * 1024;
 
 /// The bytes at which one answer ends. A jsonb has its limits, and so have memory and a client.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
-
-/// The longest timeout in microseconds: a day. A longer timeout is a mistake in the unit.
-const MAX_TIMEOUT: i128 = 86_400_000_000;
 
 /// What a reader asks for. The prefix's name is looked up once, at the call. After that a schema's
 /// new name changes nothing, and another schema of the old name is another prefix.
@@ -413,11 +410,11 @@ fn call_wait(
     question: impl FnOnce() -> Result<Question, Error>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> Result<pgrx::composite_type!('static, "record"), Error> {
-    let timeout = waiting_time(given("timeout", timeout)?)?;
+    let timeout = procedure::waiting_time(timeout)?;
     let mut question = question()?;
     let call = Call::of(fcinfo);
     if call.is_atomic() {
-        return Err(Error::InTransactionBlock("oban_wait"));
+        return Err(Error::InTransactionBlock { call: "oban_wait", instead: "oban_poll" });
     }
     let row = InoutRecord::of(fcinfo);
     session::notice_vanished_client();
@@ -427,18 +424,6 @@ fn call_wait(
     call.commit(|| wait(&mut question, &mut answer, timeout))?;
     let (position, missed) = (answer.position.into_datum(), answer.missed.into_datum());
     Ok(row.with([position, missed, answer.messages().into_datum()]))
-}
-
-/// Returns how long to wait at most. `Err` is 22023: the timeout is negative or longer than a day.
-fn waiting_time(timeout: Interval) -> Result<Duration, Error> {
-    let micros = timeout.as_micros();
-    if (0..=MAX_TIMEOUT).contains(&micros) {
-        return Ok(Duration::from_micros(micros as u64));
-    }
-    Err(Error::bad(
-        format!("timeout is {} s", micros as f64 / 1e6),
-        "It has to be at least 0 and at most a day; 5 to 10 seconds suit most poolers.",
-    ))
 }
 
 /// Waits until there is a message for this reader, or a gap, and reads it. Waits for `timeout` at

@@ -46,6 +46,14 @@ pub fn may_update(table: TableOid) -> bool {
     may(table, pg_sys::ACL_UPDATE)
 }
 
+/// Returns whether row security hides rows of the table from the current role.
+pub fn row_security_applies(table: TableOid) -> bool {
+    // SAFETY: the function looks up the table and the role by oids. Without a table it says that no policy
+    // applies.
+    let applies = unsafe { pg_sys::check_enable_rls(table.into(), pg_sys::InvalidOid, true) };
+    applies == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
+}
+
 fn may(table: TableOid, mode: u32) -> bool {
     let (table, role) = (pg_sys::Oid::from(table), pg_sys::Oid::from(session::role()));
     // SAFETY: the function looks up privileges by oids, and checks the oids itself.

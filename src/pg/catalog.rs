@@ -440,6 +440,18 @@ pub fn is_plain_table(relation: TableOid) -> bool {
     class(relation).is_some_and(|c| c.kind == b'r' && c.persistence != b't')
 }
 
+/// Returns whether a relation is a table or a partitioned table: a view or a foreign table may show some
+/// rows only.
+pub fn is_any_table(relation: TableOid) -> bool {
+    class(relation).is_some_and(|c| matches!(c.kind, b'r' | b'p'))
+}
+
+/// Returns whether there is a function or procedure with this oid.
+pub fn is_procedure(oid: pg_sys::Oid) -> bool {
+    // SAFETY: PROCOID is a cache of pg_proc by oid, and no field is read.
+    unsafe { field(pg_sys::SysCacheIdentifier::PROCOID as i32, oid, |_| ()) }.is_some()
+}
+
 /// An extension in this database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extension {

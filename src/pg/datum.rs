@@ -150,6 +150,40 @@ impl IntoDatum for ServerJson {
     }
 }
 
+/// A `jsonb` as Postgres stores it, in Rust's memory, so that it outlives a transaction.
+#[derive(Clone, Debug)]
+pub struct StoredJson(Vec<u8>);
+
+impl StoredJson {
+    /// Makes the value from JSON text in the server's encoding. Raises what `parse` raises. `Err` is 53200.
+    pub fn of(json: &[u8]) -> Result<Self, Error> {
+        let Some(datum) = parse(json) else { return Err(Error::OutOfMemory) };
+        let mut stored = Vec::new();
+        // SAFETY: the value is a jsonb, which begins with its length. It is copied before anything frees it.
+        let bytes = unsafe {
+            let value: *const pg_sys::varlena = datum.cast_mut_ptr();
+            std::slice::from_raw_parts(value.cast::<u8>(), pgrx::varsize_any(value))
+        };
+        stored.try_reserve_exact(bytes.len()).map_err(|_| Error::OutOfMemory)?;
+        stored.extend_from_slice(bytes);
+        Ok(Self(stored))
+    }
+}
+
+impl IntoDatum for StoredJson {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        // SAFETY: `palloc` never returns null, and there is room for the bytes.
+        unsafe {
+            let value = pg_sys::palloc(self.0.len()).cast::<u8>();
+            value.copy_from_nonoverlapping(self.0.as_ptr(), self.0.len());
+            Some(pg_sys::Datum::from(value))
+        }
+    }
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::JSONBOID
+    }
+}
+
 /// Returns a `jsonb` from JSON text in the server's encoding. Postgres allocates all the memory,
 /// and raises 53200 if there is no memory. Raises the error of Postgres' own parser if the text is
 /// not valid JSON.

@@ -1,26 +1,56 @@
 //! Procedures: how to end the transaction that CALL began, and how to return the record of INOUT
 //! arguments.
 
+use std::time::Duration;
+
+use pgrx::datum::Interval;
 use pgrx::heap_tuple::PgHeapTuple;
+use pgrx::memcxt::PgMemoryContexts;
 use pgrx::pg_sys;
 use pgrx::tupdesc::PgTupleDesc;
 
+use super::catalog;
+use crate::error::{Error, given};
+
+/// The longest timeout in microseconds: a day. A longer timeout is a mistake in the unit.
+const MAX_TIMEOUT: i128 = 86_400_000_000;
+
+/// Returns how long a procedure waits at most, from its argument `timeout`. `Err` is 22004, or 22023: the
+/// timeout is negative or longer than a day.
+pub fn waiting_time(timeout: Option<Interval>) -> Result<Duration, Error> {
+    let micros = given("timeout", timeout)?.as_micros();
+    if (0..=MAX_TIMEOUT).contains(&micros) {
+        return Ok(Duration::from_micros(micros as u64));
+    }
+    Err(Error::bad(
+        format!("timeout is {} s", micros as f64 / 1e6),
+        "It has to be at least 0 and at most a day; 5 to 10 seconds suit most poolers.",
+    ))
+}
+
 /// The CALL statement that runs a procedure.
 pub struct Call {
+    procedure: pg_sys::Oid,
     atomic: bool,
 }
 
 impl Call {
     /// Returns the CALL statement of the running procedure.
     pub fn of(fcinfo: pg_sys::FunctionCallInfo) -> Self {
-        // SAFETY: the context of a call is null or a node, whose tag says what the node is.
-        let atomic = unsafe {
+        // SAFETY: the context of a call is null or a node, whose tag says what the node is. The struct of a
+        // running call has its function's oid.
+        unsafe {
             let context = (*fcinfo).context;
-            context.is_null()
+            let atomic = context.is_null()
                 || (*context).type_ != pg_sys::NodeTag::T_CallContext
-                || (*context.cast::<pg_sys::CallContext>()).atomic
-        };
-        Self { atomic }
+                || (*context.cast::<pg_sys::CallContext>()).atomic;
+            Self { procedure: (*(*fcinfo).flinfo).fn_oid, atomic }
+        }
+    }
+
+    /// Returns whether the procedure is still there. Another session may have dropped it during a wait.
+    pub fn is_still_there(&self) -> bool {
+        catalog::is_procedure(self.procedure)
     }
 
     /// Returns whether the CALL can't end the transaction, because it runs in a transaction block
@@ -42,6 +72,27 @@ impl Call {
             pg_sys::SPI_finish();
             result
         }
+    }
+}
+
+/// Runs `body` in the present transaction, in the `body` of `Call::commit`, and commits it. The transaction
+/// is READ COMMITTED, whatever the session's default is, and has a snapshot. What `body` returns must be in
+/// Rust's memory. `Err` is an error of `body`, which the caller has to raise: nothing is committed then.
+pub fn run_transaction<R, E>(body: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
+    // What `body` allocates is freed here, because a procedure may run many transactions.
+    let mut context = PgMemoryContexts::new("obanrs transaction");
+    // SAFETY: `Call::commit` has begun the transaction, and nothing has taken a snapshot in it. So its
+    // isolation level can still be set. After an ERROR the abort of the transaction pops the snapshot.
+    unsafe {
+        pg_sys::XactIsoLevel = pg_sys::XACT_READ_COMMITTED as i32;
+        let before = pg_sys::MemoryContextSwitchTo(context.value());
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let result = body()?;
+        pg_sys::PopActiveSnapshot();
+        pg_sys::MemoryContextSwitchTo(before);
+        context.reset();
+        pg_sys::SPI_commit();
+        Ok(result)
     }
 }
 

@@ -16,6 +16,8 @@ pub(super) enum Lock {
     Gossip,
     /// Guards the slots of stagers.
     Stagers,
+    /// Guards the slots of takers, and their FIFO.
+    Takers,
     /// Guards the ring of this number: its head, entries, bytes, role usages, and the waiters that
     /// are linked in it.
     Ring(usize),
@@ -29,7 +31,8 @@ impl Lock {
             Lock::Leaderships => 1,
             Lock::Gossip => 2,
             Lock::Stagers => 3,
-            Lock::Ring(ring) => 4 + ring,
+            Lock::Takers => 4,
+            Lock::Ring(ring) => 5 + ring,
         }
     }
 

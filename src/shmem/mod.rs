@@ -7,8 +7,10 @@
 //!      └──────────────────────────── lock Gossip ────────────────────────────────────────┘
 //!      │ Slot[] │ RingOwner[] │ Waiter[] │ RoleUsage[] │ RingHead[] │
 //!      └ lock Registry ───────┘ └─── a lock Ring for each ring ─────┘
-//!      │ SlotCounters[] │ polling[] │ SharedCoverage[] │ StagerSlot[] │ Alarms[] │ RingEntry[] │ bytes[] │
-//!      └─── atomics of each database's slot, no lock ──┘ └ Stagers ───┘ └ atomics ┘ └ a lock Ring each ┘
+//!      │ SlotCounters[] │ polling[] │ SharedCoverage[] │ StagerSlot[] │ Alarms[] │ TakerSlot[] │
+//!      └─── atomics of each database's slot, no lock ──┘ └ Stagers ───┘ └ atomics ┘ └ Takers ────┘
+//!      │ RingEntry[] │ bytes[] │
+//!      └ a lock Ring each ─────┘
 //! ```
 //!
 //! Sizes come from settings that only a restart changes. All of the segment is plain data, for
@@ -30,6 +32,7 @@
 //! | `slots` | the slot of this process's database (lock Registry) |
 //! | `rings` | this database's ring: publish, read, wait; the relay's side (lock Ring) |
 //! | `stagers` | the stagers of all databases (lock Stagers), and their alarms (atomics) |
+//! | `takers` | the sessions that wait for jobs, of which one is woken for a job (lock Takers) |
 //! | `stats` | the counters of oban_stats (atomics) |
 #![allow(unsafe_code)]
 
@@ -44,6 +47,7 @@ mod segment;
 pub mod slots;
 pub mod stagers;
 pub mod stats;
+mod takers;
 mod workers;
 
 pub use segment::{Segment, request};

@@ -29,6 +29,7 @@ use crate::logic::orphans::{MAX_SUSPECTS, Suspect};
 use crate::logic::ring::pool::RingOwner;
 use crate::logic::ring::{self, RingHead, RoleUsage, Waiter};
 use crate::logic::staging::slots::StagerSlot;
+use crate::logic::takers::{Fifo, QueueHashKey, TakerSlot};
 use crate::logic::times::ClockTime;
 use crate::pg::{clock, latch, lwlock, session};
 
@@ -86,6 +87,8 @@ pub(super) struct Root {
     /// The deadline, on `pg::clock`, at which the coordinator next looks for expired entries; 0 for
     /// never. Guarded by the lock Gossip.
     pub sweep_at: ClockTime,
+    /// The FIFO of takers. Guarded by the lock Takers.
+    pub takers: Fifo,
 }
 
 /// What every process reads and writes without a lock.
@@ -118,6 +121,11 @@ pub(super) struct Globals {
     /// counter have each other's listeners counted: that costs transactions of a relay, and loses
     /// no message.
     pub listeners: [AtomicU32; LISTENER_COUNTERS],
+    /// How many takers there are (`Fifo::arrived`). A process that has made jobs available reads this
+    /// without the lock.
+    pub takers: AtomicU32,
+    /// The key of the hashes of queues. Written before any other process exists, and never again.
+    pub queue_hash_key: QueueHashKey,
 }
 
 /// Offsets of the areas behind the root, in bytes, and their lengths in elements.
@@ -145,6 +153,7 @@ pub(super) struct Layout {
     pub coverages: usize,
     pub stagers: usize,
     pub alarms: usize,
+    pub takers: usize,
     /// The areas from here on need not be zeroed.
     pub ring_entries: usize,
     pub ring_bytes: usize,
@@ -208,6 +217,7 @@ fn compute_layout() -> Layout {
         coverages: area(size_of::<SharedCoverage>(), max_databases),
         stagers: area(size_of::<StagerSlot>(), max_stagers),
         alarms: area(size_of::<Padded<Alarms>>(), max_stagers),
+        takers: area(size_of::<TakerSlot>(), max_processes),
         ring_entries: area(size_of::<ring::RingEntry>(), ring_capacity.0 * max_rings),
         ring_bytes: area(1, ring_capacity.1 * max_rings),
         total: area(0, 0),
@@ -255,6 +265,7 @@ impl PgSharedMemoryInitialization for Attachment {
                     root.cast::<u8>().write_bytes(0, layout().ring_entries);
                     let globals = &mut (*root).globals;
                     globals.boot = pg_sys::GetCurrentTimestamp();
+                    globals.queue_hash_key = QueueHashKey::random();
                     globals.coordinator.store(-1, Ordering::Relaxed);
                     globals.knows_since.store(clock::now().0, Ordering::Relaxed);
                     let floor = floor::begin(globals.boot, ended);
@@ -324,8 +335,8 @@ impl Segment {
     }
 
     pub(super) fn globals(self) -> &'static Globals {
-        // SAFETY: the segment lives as long as the process, and all but `boot` are atomics. `boot`
-        // is written before any other process exists.
+        // SAFETY: the segment lives as long as the process. All but `boot` and `queue_hash_key` are
+        // atomics, and these two are written before any other process exists.
         unsafe { &(*self.root).globals }
     }
 

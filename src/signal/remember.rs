@@ -15,6 +15,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::backend::available_jobs;
 use crate::error::{self, Error};
 use crate::logic::ids::SchemaOid;
 use crate::logic::signals::{self, Change, Key, MAX_ROWS, Remembered};
@@ -59,6 +60,7 @@ pub(super) fn note(schema: SchemaOid, prefix: &str, key: Key, change: Change) {
         );
         return;
     }
+    available_jobs::note_change(schema, &key, change);
     let level = xact::level();
     NOTED.with_borrow_mut(|noted| noted.push(Noted { schema, key, change, level }));
 }

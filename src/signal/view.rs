@@ -125,6 +125,8 @@ pub fn paused_queues(
         xact::limit_lock_waits(LOCK_TIMEOUT, || remembered(schema, prefix, Locked::Wait))
     });
     let rows = rows?.unwrap_or_default();
-    let is_paused = |queue: &&String| signals::state(&rows, "Oban", queue, Some(node)).paused == Some(true);
+    let is_paused = |queue: &&String| {
+        signals::state(&rows, signals::DEFAULT_NAME, queue, Some(node)).paused == Some(true)
+    };
     Ok(queues.iter().filter(is_paused).cloned().collect())
 }

@@ -28,13 +28,12 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::repeats;
-use crate::backend::due_jobs;
-use crate::bus::{self, Target};
+use crate::backend::{available_jobs, due_jobs};
+use crate::bus::{self, Target, wakeups};
 use crate::config;
 use crate::error::Error;
 use crate::logic::ids::{SchemaOid, TableOid};
-use crate::logic::outbox::Requester;
-use crate::logic::repeats::Source;
+use crate::logic::repeats::{MOST_COUNTED, Source};
 use crate::logic::staging::STAGE;
 use crate::logic::times::WallTime;
 use crate::logic::wire;
@@ -298,21 +297,19 @@ impl JobsTable {
         same.flatten() == Some(true)
     }
 
-    /// Queues the wake-up for the queue of a row, unless this transaction has queued it before.
+    /// Queues the wake-up for the queue of a row, unless this transaction has queued it before. Counts the
+    /// rows of the queue, as far as more of them wake more takers.
     fn wake(&self, row: &Tuple) {
         // A name that is longer than any message is not copied. If there were no memory for the
         // copy, the server would end.
         let read = row.with_short_text(self.queue, wire::MAX_PAYLOAD, |queue| {
-            if repeats::is_repeat(Source::Prefix(self.schema), queue) {
-                return;
+            let before = repeats::count(Source::Prefix(self.schema), queue);
+            if before < MOST_COUNTED {
+                available_jobs::is_available(self.schema, queue);
             }
-            let payload = wire::object_of_one("queue", queue);
-            if payload.len() > wire::MAX_PAYLOAD {
-                return bus::count_dropped();
+            if before == 0 {
+                wakeups::send(&target(self.schema), queue);
             }
-            // Beyond the transaction's limit the wake-up is dropped, because the statement must not
-            // fail.
-            let _ = bus::queue(&target(self.schema), payload, Requester::Trigger);
         });
         if read.is_none() && row.text_len(self.queue).is_some() {
             bus::count_dropped();

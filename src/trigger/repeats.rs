@@ -33,13 +33,14 @@ fn subtransaction_event(event: pg_sys::SubXactEvent::Type) {
     }
 }
 
-/// Returns whether this transaction has queued this wake-up before, and remembers it.
-pub fn is_repeat(source: Source, text: &[u8]) -> bool {
+/// Returns how often this transaction has asked for this wake-up before, at most `MOST_COUNTED`, and
+/// remembers it.
+pub fn count(source: Source, text: &[u8]) -> u32 {
     let notifier = Some(config::notifier());
     REPEATS.with_borrow_mut(|repeats| {
         if NOTIFIER.replace(notifier) != notifier {
             repeats.clear();
         }
-        repeats.is_repeat(source, text)
+        repeats.count(source, text)
     })
 }

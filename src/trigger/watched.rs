@@ -109,7 +109,7 @@ fn fired(trigger: &RowTrigger<'_>, row: &Tuple) {
     }
     let Some(watch) = known(trigger) else { return };
     let send = |text: &[u8]| {
-        if repeats::is_repeat(watch.source, text) {
+        if repeats::count(watch.source, text) > 0 {
             return;
         }
         let payload = match watch.text {

@@ -28,6 +28,7 @@ use pgrx::prelude::*;
 
 use super::election::{TABLE_LOCK_TIMEOUT, earliest};
 use super::{keeper, process, trouble};
+use crate::backend::available_jobs;
 use crate::config;
 use crate::logic::backoff::{ELECTION, MILLISECOND, TOO_LONG};
 use crate::logic::channel;
@@ -373,6 +374,7 @@ fn remember_heard(prefix: &str, changes: &[(Key, Change)], newest: Option<Option
     let writes = signals::writes(table.rows(), &unknown, time::now(), MAX_ROWS);
     let written = signals::newest(&writes.put);
     if table.write(&writes) {
+        unknown.iter().for_each(|(key, change)| available_jobs::note_change(schema, key, *change));
         return Written::Done(written);
     }
     // What was written has to be rolled back.

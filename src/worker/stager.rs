@@ -27,16 +27,14 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::backend::due_jobs;
-use crate::bus::{self, Target};
+use crate::bus::wakeups;
 use crate::logic::ids::DatabaseOid;
-use crate::logic::outbox::Requester;
 use crate::logic::staging::alarm::NEVER;
 use crate::logic::staging::batching::{self, Batching, RowVersion, Then};
 use crate::logic::staging::pass::{Batch, Pass};
 use crate::logic::staging::slots::{Claimed, End, LaunchedStager};
 use crate::logic::staging::{Agenda, Announcements, Look, STATEMENT_LIMIT, Seen};
 use crate::logic::times::{ClockTime, WallTime};
-use crate::logic::wire;
 use crate::pg::bgworker::{self, Restarted};
 use crate::pg::latch::Event;
 use crate::pg::statement::NotRun;
@@ -413,14 +411,7 @@ impl Stager {
         let (now, before) = (time::now(), self.announcements);
         let next = self.transaction(|jobs| {
             if let Some((after, upto)) = before.due(told, now) {
-                let target = Target::wakeups(schema);
-                jobs.queues_due(after, upto, |queue| {
-                    let payload = wire::object_of_one("queue", queue);
-                    if payload.len() > wire::MAX_PAYLOAD {
-                        return bus::count_dropped();
-                    }
-                    let _ = bus::queue(&target, payload, Requester::Trigger);
-                })?;
+                jobs.queues_due(after, upto, |queue| wakeups::wake(schema, queue))?;
             }
             jobs.next_later(now)
         });

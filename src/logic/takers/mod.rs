@@ -25,14 +25,23 @@
 //! queue. A resume that comes after the snapshot of a look is remembered (`resumed`), and the taker
 //! looks again.
 //!
-//! Claims by other programs wake nobody, and their rollbacks are not seen. The time limit of a taker
+//! Claims by other programs wake no taker, and their rollbacks are not seen. The time limit of a taker
 //! covers those.
+//!
+//! A taker may be *restricted*: row security hides rows from its role. Such a taker can't tell for others
+//! that a queue is empty, so it owes nothing, and is not counted as the one taker that is woken. It is
+//! woken besides, together with all other restricted takers of the queue. If its look fails, it wakes the
+//! next taker as all others do, because the look has locked jobs.
 //!
 //! The lock Takers guards the slots. `tests` explores all interleavings of a few takers, and shows for
 //! each rule that a wakeup is lost without it.
 
 #[cfg(test)]
 mod tests;
+
+use std::hash::{BuildHasher, RandomState};
+
+use siphasher::sip128::{Hash128, SipHasher13};
 
 use super::ids::{DatabaseOid, Process, SchemaOid};
 
@@ -46,6 +55,26 @@ pub const MOST_WOKEN: u32 = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct QueueKey(pub u64, pub u64);
+
+/// The key of the hashes of queues. Two names with the same hash would share their takers, so no role may
+/// find such names.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct QueueHashKey(u64, u64);
+
+impl QueueHashKey {
+    /// Returns a random key.
+    pub fn random() -> Self {
+        let random = || RandomState::new().hash_one(0);
+        Self(random(), random())
+    }
+
+    /// Returns the hash of a queue's name.
+    pub fn hash(&self, queue: &[u8]) -> QueueKey {
+        let Hash128 { h1, h2 } = SipHasher13::new_with_keys(self.0, self.1).hash(queue);
+        QueueKey(h1, h2)
+    }
+}
 
 /// A set of queues of one taker, by their numbers.
 pub type Queues = u32;
@@ -90,6 +119,8 @@ pub struct TakerSlot<const Q: usize = MAX_QUEUES> {
     paused: Queues,
     /// 1: a queue was resumed since the present look began. 0: none was.
     resumed: u32,
+    /// 1: row security may hide jobs from the taker. 0: the taker sees all jobs.
+    restricted: u32,
     /// How many of `keys` are used.
     count: u32,
     keys: [QueueKey; Q],
@@ -109,6 +140,7 @@ impl<const Q: usize> Default for TakerSlot<Q> {
             woken: 0,
             paused: 0,
             resumed: 0,
+            restricted: 0,
             count: 0,
             keys: [QueueKey::default(); Q],
         }
@@ -117,10 +149,7 @@ impl<const Q: usize> Default for TakerSlot<Q> {
 
 impl<const Q: usize> TakerSlot<Q> {
     /// Returns the number of a queue as a set; an empty set if the taker does not have the queue.
-    fn bit(&self, database: DatabaseOid, schema: SchemaOid, key: QueueKey) -> Queues {
-        if self.activity == Activity::Gone || (self.database, self.schema) != (database, schema) {
-            return 0;
-        }
+    fn bit(&self, key: QueueKey) -> Queues {
         let keys = self.keys.iter().take(self.count as usize);
         keys.zip(0..).find(|(own, _)| **own == key).map_or(0, |(_, number)| 1 << number)
     }
@@ -130,23 +159,70 @@ impl<const Q: usize> TakerSlot<Q> {
         if self.count as usize >= 32 { u32::MAX } else { (1 << self.count) - 1 }
     }
 
+    /// Returns whether the taker was woken in place of another one. A restricted taker never is. (The jobs
+    /// that its look has locked are hidden from others all the same, until the look has ended.)
+    fn owes_others(&self) -> bool {
+        self.restricted == 0 || !rules::restricted_takers_are_woken_besides()
+    }
+
     /// Returns whether the taker was woken and has not begun to look.
     pub fn is_woken(&self) -> bool {
         self.woken != 0
     }
 }
 
-/// The two ends of the FIFO, as numbers of slots counted from 1; `NO_SLOT` for none.
+/// The FIFO, with its two ends as numbers of slots counted from 1; `NO_SLOT` for none. The lock Takers
+/// guards it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Fifo {
     first: u32,
     last: u32,
+    /// How many slots are in use.
+    arrived: u32,
+    /// How many of these are of restricted takers.
+    restricted: u32,
 }
 
-/// The process numbers of takers to wake, after the lock is released.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wakes(pub Vec<i32>);
+impl Fifo {
+    /// Returns how many takers there are.
+    pub fn arrived(&self) -> u32 {
+        self.arrived
+    }
+}
+
+/// How many processes `Wakes` can name.
+const MAX_WAKES: usize = 64;
+
+/// The process numbers of takers to wake, after the lock is released. This is no `Vec`, as nothing may
+/// be allocated after a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wakes {
+    procnos: [i32; MAX_WAKES],
+    count: usize,
+    /// There are more than fit: all takers that are woken have to be woken (`Takers::woken`).
+    pub overflow: bool,
+}
+
+impl Default for Wakes {
+    fn default() -> Self {
+        Self { procnos: [-1; MAX_WAKES], count: 0, overflow: false }
+    }
+}
+
+impl Wakes {
+    /// Returns the processes.
+    pub fn procnos(&self) -> &[i32] {
+        self.procnos.get(..self.count).unwrap_or_default()
+    }
+
+    fn add(&mut self, procno: i32) {
+        match self.procnos.get_mut(self.count) {
+            Some(place) => (*place, self.count) = (procno, self.count + 1),
+            None => self.overflow = true,
+        }
+    }
+}
 
 /// What a taker does after a look that has found no job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,9 +233,11 @@ pub enum Next {
     Sleep,
 }
 
-/// The result of a look that has claimed jobs and committed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The result of a look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Claimed {
+    /// How many jobs were claimed.
+    pub jobs: u64,
     /// Whether it has claimed as many jobs as it may, so that more may be there.
     pub is_full: bool,
     /// The queues of the jobs.
@@ -176,7 +254,7 @@ pub struct Takers<'a, const Q: usize = MAX_QUEUES> {
 
 impl<const Q: usize> Takers<'_, Q> {
     /// Takes the slot of a process for one wait, with at most `Q` queues. `begin_look`
-    /// follows. A slot that is in use belongs to the same process, and is given back first.
+    /// follows. A slot that is in use belongs to an earlier wait of the process, and is given back first.
     pub fn arrive(
         &mut self,
         slot: usize,
@@ -193,13 +271,18 @@ impl<const Q: usize> Takers<'_, Q> {
         }
         taker.count = queues.len().min(Q) as u32;
         self.slots[slot] = taker;
+        self.fifo.arrived += 1;
         wakes
     }
 
     /// Begins a look: links the taker if it is not linked, and makes it answer for the queues for which
-    /// it was woken. The snapshot of the claim is taken after this.
-    pub fn begin_look(&mut self, slot: usize) {
+    /// it was woken. The snapshot of the claim is taken after this. `restricted`: row security hides rows
+    /// from the taker.
+    pub fn begin_look(&mut self, slot: usize, restricted: bool) {
         let taker = &mut self.slots[slot];
+        self.fifo.restricted -= taker.restricted;
+        taker.restricted = u32::from(restricted);
+        self.fifo.restricted += taker.restricted;
         taker.activity = Activity::Looks;
         taker.owes |= std::mem::take(&mut taker.woken);
         (taker.paused, taker.resumed) = (0, 0);
@@ -215,7 +298,7 @@ impl<const Q: usize> Takers<'_, Q> {
         (taker.activity, taker.paused) = (Activity::Sleeps, paused);
         let owed = std::mem::take(&mut taker.owes) & paused;
         let mut wakes = Wakes::default();
-        if rules::paused_is_passed_on() {
+        if rules::paused_is_passed_on() && taker.owes_others() {
             self.pass_on(slot, owed, &mut wakes);
         }
         (Next::Sleep, wakes)
@@ -225,7 +308,8 @@ impl<const Q: usize> Takers<'_, Q> {
     pub fn took(&mut self, slot: usize, claimed: Claimed) -> Wakes {
         let taker = &self.slots[slot];
         let seen = if claimed.is_full { taker.owes | claimed.of } else { taker.owes & claimed.paused };
-        let owed = if rules::success_wakes_the_next() { seen | taker.woken } else { 0 };
+        let passes_on = rules::success_wakes_the_next() && taker.owes_others();
+        let owed = if passes_on { seen | taker.woken } else { 0 };
         self.free(slot, owed)
     }
 
@@ -237,7 +321,9 @@ impl<const Q: usize> Takers<'_, Q> {
             Activity::Gone => return Wakes::default(),
             Activity::Looks if rules::a_look_that_fails_is_passed_on() => taker.all(),
             Activity::Looks => 0,
-            Activity::Sleeps if rules::a_sleeper_that_leaves_passes_on() => taker.woken,
+            Activity::Sleeps if rules::a_sleeper_that_leaves_passes_on() && taker.owes_others() => {
+                taker.woken
+            }
             Activity::Sleeps => 0,
         };
         self.free(slot, owed)
@@ -254,29 +340,49 @@ impl<const Q: usize> Takers<'_, Q> {
         wakes
     }
 
+    /// Does what `resume` does, for all queues of all prefixes of a database.
+    pub fn resume_all(&mut self, database: DatabaseOid) -> Wakes {
+        let mut wakes = Wakes::default();
+        self.resume_each(|taker| taker.database == database, None, &mut wakes);
+        wakes
+    }
+
+    /// Returns the process number of the taker in a slot that was woken and has not begun to look. `None`:
+    /// there is no such taker.
+    pub fn woken(&self, slot: usize) -> Option<i32> {
+        self.slots.get(slot).filter(|taker| taker.is_woken()).map(|taker| taker.process.procno)
+    }
+
     /// Makes takers look at a queue again that was resumed; `None` for all queues of a prefix.
     pub fn resume(&mut self, database: DatabaseOid, schema: SchemaOid, queue: Option<QueueKey>) -> Wakes {
         let mut wakes = Wakes::default();
-        for slot in 0..self.slots.len() {
-            let taker = &mut self.slots[slot];
-            if taker.activity == Activity::Gone || (taker.database, taker.schema) != (database, schema) {
-                continue;
-            }
-            let queues = queue.map_or(taker.all(), |key| taker.bit(database, schema, key));
+        self.resume_each(|taker| (taker.database, taker.schema) == (database, schema), queue, &mut wakes);
+        if let Some(key) = queue {
+            self.wake_next(database, schema, key, &mut wakes);
+        }
+        wakes
+    }
+
+    /// Lets the takers of which `concerns` is true forget that a queue was paused. With `None` for all of
+    /// their queues, and then it wakes a taker for each of these queues.
+    fn resume_each(
+        &mut self,
+        concerns: impl Fn(&TakerSlot<Q>) -> bool,
+        queue: Option<QueueKey>,
+        wakes: &mut Wakes,
+    ) {
+        for taker in self.slots.iter_mut().filter(|taker| taker.activity != Activity::Gone) {
+            let queues = if concerns(taker) { queue.map_or(taker.all(), |key| taker.bit(key)) } else { 0 };
             if queues != 0 {
                 taker.paused &= !queues;
                 taker.resumed = u32::from(taker.activity == Activity::Looks);
             }
         }
-        match queue {
-            Some(key) => _ = self.wake_next(database, schema, key, &mut wakes),
-            None => {
-                for slot in 0..self.slots.len() {
-                    self.pass_on(slot, self.slots[slot].all(), &mut wakes);
-                }
+        for slot in 0..if queue.is_none() { self.slots.len() } else { 0 } {
+            if concerns(&self.slots[slot]) {
+                self.pass_on(slot, self.slots[slot].all(), wakes);
             }
         }
-        wakes
     }
 
     /// Wakes the next taker of each of these queues of the taker in `slot`.
@@ -289,8 +395,8 @@ impl<const Q: usize> Takers<'_, Q> {
         }
     }
 
-    /// Wakes the first taker of the FIFO that has the queue and has not found it paused. False: no
-    /// taker has it.
+    /// Wakes the first taker of the FIFO that has the queue and has not found it paused, and all restricted
+    /// takers of which this is true. False: no taker is left that is not restricted.
     fn wake_next(
         &mut self,
         database: DatabaseOid,
@@ -298,26 +404,31 @@ impl<const Q: usize> Takers<'_, Q> {
         queue: QueueKey,
         wakes: &mut Wakes,
     ) -> bool {
-        let mut at = self.fifo.first;
-        while at != NO_SLOT {
+        let (mut at, mut found) = (self.fifo.first, false);
+        // The walk goes to the end only where there are restricted takers.
+        while at != NO_SLOT && (!found || self.fifo.restricted > 0) {
             let slot = at as usize - 1;
             let taker = &mut self.slots[slot];
-            let bit = taker.bit(database, schema, queue);
-            if bit & !taker.paused != 0 {
-                taker.woken |= bit;
-                wakes.0.push(taker.process.procno);
-                self.unlink(slot);
-                return true;
-            }
             at = taker.next;
+            let restricted = taker.restricted != 0 && rules::restricted_takers_are_woken_besides();
+            let is_of_prefix = (taker.database, taker.schema) == (database, schema);
+            let bit = if is_of_prefix { taker.bit(queue) } else { 0 };
+            if bit & !taker.paused != 0 && (restricted || !found) {
+                found |= !restricted;
+                taker.woken |= bit;
+                wakes.add(taker.process.procno);
+                self.unlink(slot);
+            }
         }
-        false
+        found
     }
 
     fn free(&mut self, slot: usize, owed: Queues) -> Wakes {
         let mut wakes = Wakes::default();
         self.unlink(slot);
         self.pass_on(slot, owed, &mut wakes);
+        self.fifo.arrived -= 1;
+        self.fifo.restricted -= self.slots[slot].restricted;
         self.slots[slot] = TakerSlot::default();
         wakes
     }
@@ -368,6 +479,7 @@ mod rules {
         paused_is_passed_on,
         success_wakes_the_next,
         a_look_that_fails_is_passed_on,
-        a_sleeper_that_leaves_passes_on
+        a_sleeper_that_leaves_passes_on,
+        restricted_takers_are_woken_besides
     );
 }

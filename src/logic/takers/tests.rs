@@ -82,6 +82,10 @@ struct Scenario {
     pause: u8,
     /// Whether the queue is paused from the start.
     paused_first: bool,
+    /// The takers that see no job of queue 0, as bits: they are restricted.
+    blind: u8,
+    /// The takers that are restricted and see all jobs, as bits.
+    restricted: u8,
 }
 
 const SCENARIO: Scenario = Scenario {
@@ -94,7 +98,19 @@ const SCENARIO: Scenario = Scenario {
     foreign_claims: 0,
     pause: 0,
     paused_first: false,
+    blind: 0,
+    restricted: 0,
 };
+
+impl Scenario {
+    fn is_restricted(&self, taker: usize) -> bool {
+        (self.blind | self.restricted) & (1 << taker) != 0
+    }
+
+    fn sees(&self, taker: usize, queue: usize) -> bool {
+        queue != 0 || self.blind & (1 << taker) == 0
+    }
+}
 
 impl World {
     fn new(s: &Scenario) -> Self {
@@ -135,7 +151,8 @@ impl World {
         let paused = self.paused_for(taker, s);
         let (mut locked, mut left) = ([0; QUEUES], s.max[taker]);
         for (number, queue) in s.queues[taker].iter().enumerate() {
-            while paused & (1 << number) == 0 && left > 0 && self.free[*queue] > 0 {
+            let sees = s.sees(taker, *queue) && paused & (1 << number) == 0;
+            while sees && left > 0 && self.free[*queue] > 0 {
                 self.free[*queue] -= 1;
                 locked[*queue] += 1;
                 left -= 1;
@@ -210,7 +227,7 @@ impl World {
                     let keys: Vec<QueueKey> = s.queues[t].iter().map(|q| key(*q)).collect();
                     let mut takers = w.takers();
                     takers.arrive(t, process, DB, SCHEMA, &keys);
-                    takers.begin_look(t);
+                    takers.begin_look(t, s.is_restricted(t));
                     w.steps[t] = Step::Snapshot;
                 }),
                 Step::Snapshot => add(format!("{t} claims"), &|w| w.claim(t, s)),
@@ -227,21 +244,21 @@ impl World {
                     let numbers = s.queues[t].iter().enumerate();
                     let of = numbers.filter(|(_, q)| locked[**q] > 0).fold(0, |all, (n, _)| all | 1 << n);
                     let is_full = locked.iter().sum::<u8>() == s.max[t];
-                    w.takers().took(t, Claimed { is_full, of, paused });
+                    w.takers().took(t, Claimed { jobs: 1, is_full, of, paused });
                     w.steps[t] = Step::Away;
                 }),
                 Step::Found(paused) => add(format!("{t} found nothing"), &|w| {
                     let (next, _) = w.takers().found_nothing(t, paused);
                     w.steps[t] = Step::Asleep;
                     if next == Next::Look {
-                        w.takers().begin_look(t);
+                        w.takers().begin_look(t, s.is_restricted(t));
                         w.steps[t] = Step::Snapshot;
                     }
                 }),
                 Step::Asleep => {
                     if self.slots[t].is_woken() {
                         add(format!("{t} wakes"), &|w| {
-                            w.takers().begin_look(t);
+                            w.takers().begin_look(t, s.is_restricted(t));
                             w.steps[t] = Step::Snapshot;
                         });
                     }
@@ -273,7 +290,8 @@ impl World {
         let waits = |t: usize| {
             let paused = self.paused_for(t, s);
             let numbers = s.queues[t].iter().enumerate();
-            asleep(t) && numbers.into_iter().any(|(n, q)| paused & (1 << n) == 0 && self.free[*q] > 0)
+            let may_claim = |n: usize, q: usize| s.sees(t, q) && paused & (1 << n) == 0 && self.free[q] > 0;
+            asleep(t) && numbers.into_iter().any(|(n, q)| may_claim(n, *q))
         };
         !under_way && (0..TAKERS).all(|t| asleep(t) || ended(t)) && (0..TAKERS).any(waits)
     }
@@ -325,6 +343,16 @@ fn scenarios() -> Vec<Scenario> {
             aborts: 1,
             ..SCENARIO
         },
+        Scenario { queues: [&[0, 1], &[0], NONE], blind: 0b001, jobs: [2, 1], aborts: 1, ..SCENARIO },
+        Scenario {
+            queues: [&[0], &[0], &[0]],
+            restricted: 0b001,
+            jobs: [2, 0],
+            aborts: 1,
+            deaths: 1,
+            ..SCENARIO
+        },
+        Scenario { queues: [&[0, 1], &[0], &[0]], blind: 0b001, restricted: 0b010, jobs: [2, 1], ..SCENARIO },
     ]
 }
 
@@ -345,6 +373,7 @@ fn without_any_of_the_rules_a_wakeup_is_lost() {
         "success_wakes_the_next",
         "a_look_that_fails_is_passed_on",
         "a_sleeper_that_leaves_passes_on",
+        "restricted_takers_are_woken_besides",
     ] {
         LEFT_OUT.set(rule);
         let lost = scenarios().iter().find_map(|scenario| explore(scenario).err());

@@ -2,6 +2,7 @@
 
 mod ack;
 mod fetch;
+mod take;
 
 use postgres::Client;
 use serde_json::{Value, json};
