@@ -2,7 +2,8 @@
 //!
 //! A claim is committed, or it is rolled back. Only then may the next taker look, because until then the
 //! rows are locked. So the taker's slot is given back by the callbacks of transactions, which run after
-//! the rows are free. A process that ends rolls its transaction back first.
+//! the rows are free. The callback of the exit runs after the one of the transaction, which an exit rolls
+//! back.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +31,7 @@ pub(super) fn register() {
 pub fn arrive(segment: Segment, schema: SchemaOid, queues: &[QueueKey]) {
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     if !REGISTERED.swap(true, Ordering::Relaxed) {
-        session::before_exit(exited);
+        session::after_rollback_at_exit(exited);
     }
     TAKES.set(true);
     segment.arrive(session::database(), schema, queues);

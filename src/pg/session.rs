@@ -285,6 +285,12 @@ pub fn before_exit(callback: ExitCallback) {
     unsafe { pg_sys::before_shmem_exit(Some(callback), pg_sys::Datum::null()) }
 }
 
+/// Registers a callback that runs when this process ends, after its open transaction was rolled back. A
+/// session may call this. (The callbacks of `before_exit` run before the rollback.)
+pub fn after_rollback_at_exit(callback: ExitCallback) {
+    after_disconnect(callback);
+}
+
 /// Registers a callback that runs when this process ends, after the process has left the list of
 /// running processes. That order holds only if this is called before the process connects to a
 /// database, because callbacks run last in, first out.

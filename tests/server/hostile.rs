@@ -60,7 +60,7 @@ const ANNOUNCED: [(&str, &str); 16] = [
     ("22004", "a null argument"),
     ("22023", "a bad argument"),
     ("23505", "the node has joined already, or another session has created a type"),
-    ("25001", "oban_wait in a transaction block"),
+    ("25001", "oban_wait or oban_take in a transaction block"),
     ("25006", "a read-only transaction"),
     ("3F000", "no such prefix, or the extension's schema is dropped"),
     ("40001", "the term is not held, the prefix changed meanwhile, or Postgres could not serialize"),

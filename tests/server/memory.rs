@@ -111,7 +111,7 @@ fn large_arguments_are_refused_and_the_server_lives() {
                 let answer = outcome(&mut client, call);
                 watch.nothing_has_ended(&cluster, call);
                 // The INOUT arguments of a procedure come in only to be returned.
-                if (&*function.name, argument) == ("oban_wait", "messages") {
+                if [("oban_wait", "messages"), ("oban_take", "jobs")].contains(&(&*function.name, argument)) {
                     return assert_eq!(answer, Ok(()), "{call}");
                 }
                 let code = answer.expect_err(call);

@@ -10,6 +10,7 @@ use postgres::{Client, NoTls, SimpleQueryMessage};
 use serde_json::Value;
 
 use crate::bus::installed_with;
+use crate::jobs::crowd::{self, Disturbances};
 use crate::support::{Ask, Cluster, program_as_server, wait_for};
 
 const POOL: usize = 20;
@@ -160,4 +161,13 @@ fn leased_members_lead_fence_and_follow_through_a_pooler() {
         let error = clients[leader].batch_execute(&format!("SELECT oban_fence({term})")).unwrap_err();
         assert_eq!(error.code().map(|c| c.code()), Some("40001"));
     }
+}
+
+/// The calls of a taker come from many connections, and a connection serves many takers.
+#[test]
+fn takers_behind_a_pooler_do_each_job_once() {
+    let cluster = installed_with(&[]);
+    let pooler = Arc::new(PgBouncer::start(&cluster));
+    let connect: crowd::Connect = Arc::new(move || pooler.try_client());
+    crowd::run(&cluster, connect, 60, 40, Disturbances { ends: 3, pauses: true, ..Disturbances::default() });
 }

@@ -56,6 +56,7 @@ const CHAPTERS: [(&str, &[&str]); 8] = [
         "Jobs",
         &[
             "oban_fetch",
+            "oban_take",
             "oban_complete_job",
             "oban_fail_job",
             "oban_snooze_job",

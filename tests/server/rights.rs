@@ -19,7 +19,7 @@ const WRITERS: &str = "owner writer";
 
 /// Statements, and the roles that may run them. With `1 / count(*)`, a view without rows is a division by
 /// zero.
-const ACTIONS: [(&str, &str); 80] = [
+const ACTIONS: [(&str, &str); 81] = [
     ("SELECT oban_version()", EVERYBODY),
     ("SELECT oban_check()", EVERYBODY),
     ("SELECT oban_encode('{}')", EVERYBODY),
@@ -62,6 +62,7 @@ const ACTIONS: [(&str, &str); 80] = [
     ("SELECT * FROM oban_orphans('app')", "owner reader"),
     ("SELECT * FROM oban_rescue('app')", "owner"),
     ("SELECT * FROM oban_fetch('{a}', 'n', prefix => 'app')", "owner"),
+    ("CALL oban_take('{a}', 'n', timeout => '0s', prefix => 'app')", "owner"),
     ("SELECT oban_complete_job(1, 1, 'app')", "owner"),
     ("SELECT oban_fail_job(1, 1, 'x', prefix => 'app')", "owner"),
     ("SELECT oban_snooze_job(1, 1, '1s', 'app')", "owner"),

@@ -18,6 +18,7 @@ const NOT_PROVOKED: &[(&str, &str, &str)] = &[
     ("oban_pause_queue", "40001", "a race with DDL: the comment says how it ends"),
     ("oban_resume_queue", "40001", "a race with DDL, as for oban_pause_queue"),
     ("oban_scale_queue", "40001", "a race with DDL, as for oban_pause_queue"),
+    ("oban_take", "54000", "jobs of 256 MB: jobs/take.rs meets it"),
     ("oban_listen_channels", "0A000", "a background worker that runs SQL, of another extension"),
 ];
 
@@ -87,6 +88,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
     }
     for prefix in ["bare", "odd", "kind"] {
         raised.run(&mut client, &format!("SELECT * FROM oban_rescue('{prefix}')"));
+        raised.run(&mut client, &format!("CALL oban_take('{{a}}', 'n', prefix => '{prefix}')"));
     }
     raised.run_all(&mut client, "BEGIN READ ONLY", &[]);
     raised.run_all(&mut client, "BEGIN", &[]);
@@ -163,6 +165,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
         raised.run(&mut client, &format!("SELECT oban_{call}"));
     }
     raised.run(&mut client, "SELECT * FROM oban_fetch('{a}', 'n')");
+    raised.run(&mut client, "CALL oban_take('{a}', 'n')");
     holder.batch_execute("ROLLBACK").unwrap();
     client.batch_execute("CREATE VIEW depends AS SELECT * FROM obanrs_queue_signals").unwrap();
     raised.run(&mut client, "SELECT oban_uninstall()");

@@ -15,7 +15,7 @@ use crate::support::comments::announced;
 /// A function of the SQL surface. An argument is its name, type and default.
 pub struct Function {
     pub name: String,
-    is_procedure: bool,
+    pub is_procedure: bool,
     pub arguments: Vec<(String, String, Option<String>)>,
 }
 
@@ -51,7 +51,7 @@ pub fn functions_like(client: &mut Client, pattern: &str) -> Vec<Function> {
 /// A valid value for an argument of that name.
 fn valid(argument: &str) -> &'static str {
     match argument {
-        "after" | "position" | "missed" | "messages" => "NULL",
+        "after" | "position" | "missed" | "messages" | "jobs" => "NULL",
         "channel" => "'insert'",
         "condition" | "on_replica" | "payload_column" | "queue_column" => "NULL",
         "events" => "'{insert}'",

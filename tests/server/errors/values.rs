@@ -161,6 +161,8 @@ fn wrong_values_are_shown_with_what_helps() {
     let error = outcome(&mut other, "SET obanrs.no_such_setting = 1").unwrap_err();
     assert_eq!(error.code().code(), "42602");
     for (call, code, shows, helps) in [
+        ("oban_take('{a}', 'n', timeout => '-1s')", "22023", "timeout is -1 s", "at most a day"),
+        ("oban_take('{}', 'n')", "22023", "queues is empty", "Name the queues"),
         ("oban_wait(timeout => '-1s')", "22023", "timeout is -1 s", "at most a day"),
         ("oban_wait(timeout => '25h')", "22023", "timeout is 90000 s", "at most a day"),
         ("oban_wait(after => -7)", "22023", "-7", "last answer"),

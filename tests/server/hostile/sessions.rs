@@ -183,7 +183,7 @@ impl<'a> Session<'a> {
                 value(&mut self.dice, name, kind, hostile)
             };
             // An argument of CALL can't be a subquery.
-            let called = function.name.ends_with("oban_wait") && value.starts_with("(SELECT");
+            let called = function.is_procedure && value.starts_with("(SELECT");
             values.push((name, if called { "NULL".into() } else { value }));
         }
         let values: Vec<(&str, &str)> = values.iter().map(|(name, value)| (*name, value.as_str())).collect();

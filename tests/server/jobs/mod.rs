@@ -1,6 +1,7 @@
 //! Can a worker in any language claim jobs and say what became of them, by calls alone?
 
 mod ack;
+pub mod crowd;
 mod fetch;
 mod take;
 

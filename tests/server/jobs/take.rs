@@ -321,3 +321,19 @@ fn it_runs_at_read_committed_outside_of_blocks_only() {
     assert_eq!(job(&mut client, "public", id)["state"], "available");
     assert_eq!(take(&mut client, "'{q}', 'n'"), Ok(vec![id]));
 }
+
+/// What can't be returned is not claimed.
+#[test]
+fn a_claim_of_more_than_an_answer_has_room_for_is_rolled_back() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "INSERT INTO oban_jobs (worker, queue, args)
+             SELECT 'w', 'q', jsonb_build_object('x', repeat('x', 1000000)) FROM generate_series(1, 280)",
+        )
+        .unwrap();
+    assert_eq!(take(&mut client, "'{q}', 'n', 1000, timeout => '0'"), Err("54000".into()));
+    assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs WHERE state = 'available'"), 280);
+    assert_eq!(take(&mut client, "'{q}', 'n', 2").unwrap().len(), 2);
+}
