@@ -35,7 +35,7 @@ TEST_PACKAGE = $(CURDIR)/target/package/pg$(PG_MAJOR)-test
 
 # Several targets build in the same folders.
 .NOTPARALLEL:
-.PHONY: help setup drivers package test-package demo demo-release test test-logic test-structure test-backend pgrx-test test-server test-all ci check bench bench-bus bench-leaders bench-gossip bench-jobs bench-staging soak comments reference figures archive install clean
+.PHONY: help setup drivers package test-package demo demo-release test test-logic test-structure test-backend pgrx-test test-server test-all ci check bench bench-bus bench-leaders bench-gossip bench-jobs bench-staging bench-workers soak comments reference figures archive install clean
 .PHONY: all licenses dist test-dist deb test-deb test-image
 
 help: ## lists the targets
@@ -115,7 +115,7 @@ check: package test-structure ## formatting, lints on every major, the install s
 	tools/deny
 	PG_CONFIG="$(PG_CONFIG)" tools/dist --test
 
-bench: bench-leaders bench-gossip bench-jobs bench-staging bench-bus figures ## what it costs, into benches/results (an hour); BENCH=quick: whether it runs
+bench: bench-leaders bench-gossip bench-jobs bench-staging bench-workers bench-bus figures ## what it costs, into benches/results (80 minutes); BENCH=quick: whether it runs
 
 bench-bus: setup ## what a wake-up costs (35 minutes)
 	@tools/package "$(PG_CONFIG)" "$(BENCH_PACKAGE)" --features bench
@@ -132,6 +132,11 @@ bench-jobs: setup ## what the triggers on oban_jobs cost (10 minutes)
 bench-staging: setup ## how late a due job is, and what a burst costs (15 minutes)
 	@tools/package "$(PG_CONFIG)" "$(BENCH_PACKAGE)" --features bench
 	$(call harness,$(BENCH_PACKAGE)) cargo test $(HARNESS_FEATURES) --bench staging -- $(BENCH)
+
+bench-workers: setup ## how fast workers get jobs, beside other job systems (15 minutes)
+	@tools/package "$(PG_CONFIG)" "$(BENCH_PACKAGE)" --features bench
+	@mkdir -p target/bench-workers && cp benches/workers/package*.json benches/workers/others.mjs target/bench-workers && cd target/bench-workers && npm ci --silent
+	$(call harness,$(BENCH_PACKAGE)) cargo test $(HARNESS_FEATURES) --bench workers -- $(BENCH)
 
 bench-gossip: setup ## what gossip costs (8 minutes)
 	@tools/package "$(PG_CONFIG)" "$(BENCH_PACKAGE)" --features bench

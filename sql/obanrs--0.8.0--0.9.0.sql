@@ -1211,6 +1211,7 @@ Errors:
 42809: oban_jobs is no table or view.
 42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
 25006: the transaction is read-only.
+40001: oban_jobs is partitioned by state, and another session has claimed a job at the same time; or Postgres could not serialize the transaction.
 55P03: another transaction has had obanrs_queue_signals locked for 2 s.
 55000: the server is in recovery.
 22023: queues is empty or has over 32 elements; or one of them is empty or over 127 characters; or max_jobs is not from 1 to 10,000; or node, uuid or prefix is empty or too long.
@@ -1235,7 +1236,8 @@ It claims as oban_fetch does, and returns as soon as it has a job. It does not w
 The claim is committed when the call returns. A client that dies before it has read the answer leaves its jobs to oban_rescue.
 One session that waits is woken for a job, the one that has waited longest. It wakes the next one if more jobs may be there.
 It is woken by the commit of what makes a job available: the triggers of oban_install, a due time, oban_rescue, oban_retry_job, oban_resume_queue.
-It is not woken by what has no such trigger or has obanrs.wakeups off, or by a claim that another program rolls back. It finds such jobs in its next call.
+It is not woken by what has no such trigger or has obanrs.wakeups off, or when another program unlocks a job that it has not changed. It finds such jobs in its next call.
+A job of more than 64 MB in print, or nested over 5,000 levels deep, has NULL as args, meta, tags and errors, and too_large is true.
 Sessions whose role row level security restricts are all woken for each job.
 Each claim is a transaction of its own, at READ COMMITTED. Between them the session holds no snapshot and no lock.
 It occupies its connection while it waits. Behind a pooler that is one of the server''s connections. One call at a time for a node is enough.
@@ -1255,6 +1257,7 @@ Errors:
 42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
 25006: transactions of the session are read-only.
 54000: the jobs are larger than 256 MB. Nothing was claimed. Take fewer.
+40001: oban_jobs is partitioned by state, and another session has claimed a job at the same time. Run it again.
 55P03: another transaction has had obanrs_queue_signals locked for 2 s.
 22023: queues is empty or has over 32 elements; or one of them is empty or over 127 characters; or max_jobs is not from 1 to 10,000; or timeout is negative or over a day; or node, uuid or prefix is empty or too long.
 22004: an argument other than uuid and jobs is NULL, or an element of queues is.

@@ -48,7 +48,7 @@ pub enum Error {
     ReservedPrefix(String),
     #[error("prefix \"{0}\" was changed by another session meanwhile")]
     PrefixChanged(String),
-    #[error("the signal can't be remembered: obanrs_queue_signals of prefix \"{0}\" is locked")]
+    #[error("obanrs_queue_signals of prefix \"{0}\" is locked by another transaction")]
     SignalsLocked(String),
     #[error("permission denied for prefix \"{prefix}\"")]
     NotAllowed { prefix: String, needs: &'static str },

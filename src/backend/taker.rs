@@ -38,9 +38,9 @@ pub fn arrive(segment: Segment, schema: SchemaOid, queues: &[QueueKey]) {
 }
 
 /// Begins a look. The snapshot of the claim comes after it. `restricted`: row security hides rows from
-/// the current role.
-pub fn begin_look(segment: Segment, restricted: bool) {
-    segment.begin_taking(restricted);
+/// the current role. False: the extension was dropped.
+pub fn begin_look(segment: Segment, restricted: bool) -> bool {
+    segment.begin_taking(restricted)
 }
 
 /// Notes what this transaction has claimed. The wait ends with its commit.

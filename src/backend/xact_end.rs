@@ -169,7 +169,7 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
             Seen::There => segment.extension_changed(database, Some(true)),
             Seen::NotThere => {
                 segment.extension_changed(database, Some(false));
-                segment.resume_all_queues(database); // takers have to find out
+                segment.revoke_takers(database);
             }
             Seen::Unknown => segment.extension_changed(database, None),
         }
@@ -184,12 +184,14 @@ fn transaction_event(event: pg_sys::XactEvent::Type) {
     }
     if noted(Note::Prefix) || noted(Note::Shapes) {
         segment.prefixes_changed(database);
+        // A table or a partition with jobs may have taken the place of another one. (The end of a prepared
+        // transaction, which may have written jobs, notes this as well.)
+        if xact::is_commit(event) && segment.has_takers() {
+            segment.resume_all_queues(database);
+        }
     }
     if noted(Note::Prepared) && xact::is_commit(event) {
         segment.tell_all_stagers(database);
-        if segment.has_takers() {
-            segment.resume_all_queues(database);
-        }
     }
     // The transaction's locks on rows are gone by now: they last as long as the transaction counts
     // as running.

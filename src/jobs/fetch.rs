@@ -10,6 +10,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::Jobs;
+use crate::backend::available_jobs;
 use crate::error::{self, Error, given};
 use crate::logic::leadership::{MAX_NAME, MAX_NODE};
 use crate::logic::signals::MAX_QUEUE_CHARS;
@@ -20,7 +21,7 @@ use crate::pg::datum::Parameter;
 use crate::pg::datum::Shown;
 use crate::pg::result_set::ResultSet;
 use crate::pg::spi::{self, SqlRow};
-use crate::pg::{clock, time};
+use crate::pg::{clock, encoding, time};
 use crate::prefix::rights::Right;
 use crate::signal;
 
@@ -46,8 +47,8 @@ const WIDTH: usize = 15;
 pub(super) enum Rows {
     /// The columns `COLUMNS`.
     Columns,
-    /// One `text`, which is a JSON object of these columns.
-    Json,
+    /// One `jsonb`, which is an object of these columns.
+    Jsonb,
 }
 
 /// What a claim is told.
@@ -116,9 +117,11 @@ pub fn oban_fetch(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
         Claim::of(argument::at::<TextArray>(fcinfo, 0), text(1), argument::at::<i32>(fcinfo, 2), text(3))?;
     let jobs = Jobs::of(text(4), Right::Signal, "claim jobs")?;
     let mut rows = ResultSet::of(fcinfo);
-    claim.claim_jobs(&jobs, Rows::Columns, |row| {
+    let claimed = claim.claim_jobs(&jobs, Rows::Columns, |row| {
         rows.push(std::array::from_fn::<_, WIDTH, _>(|column| row.datum(column)));
     })?;
+    let queues = claim.queues.iter().zip(0..).filter(|(_, number)| claimed.of & (1 << number) != 0);
+    queues.for_each(|(queue, _)| available_jobs::is_claimed(jobs.schema, &encoding::to_server(queue)));
     Ok(())
 }
 
@@ -177,20 +180,22 @@ fn statement(table: &str, rows: Rows) -> String {
     let jobs = format!("SELECT {COLUMNS} FROM claimed j ORDER BY j.priority, j.scheduled_at, j.id");
     let result = match rows {
         Rows::Columns => jobs,
-        Rows::Json => format!("SELECT pg_catalog.row_to_json(job)::pg_catalog.text FROM ({jobs}) job"),
+        Rows::Jsonb => format!("SELECT pg_catalog.to_jsonb(job) FROM ({jobs}) job"),
     };
+    // An array of ids, and no join with them: Postgres takes an array for ten elements, so it finds the
+    // rows by the primary key whatever the table's statistics say. The same plan serves all values
+    // (`spi::prepared`).
     format!(
-        "WITH first AS MATERIALIZED (
-            SELECT j.id FROM {table} j
-            WHERE j.state OPERATOR(pg_catalog.=) 'available' AND j.queue OPERATOR(pg_catalog.=) $1
-                AND j.scheduled_at OPERATOR(pg_catalog.<=) $3
-                AND j.attempt OPERATOR(pg_catalog.<) j.max_attempts
-            ORDER BY j.priority, j.scheduled_at, j.id LIMIT $2 FOR UPDATE SKIP LOCKED
-         ), claimed AS (
+        "WITH claimed AS (
             UPDATE {table} j SET state = 'executing', attempt = j.attempt OPERATOR(pg_catalog.+) 1,
                 attempted_at = $3, attempted_by = pg_catalog.array_remove(ARRAY[$4, $5], NULL)
-            FROM first WHERE j.id OPERATOR(pg_catalog.=) first.id
-                AND j.state OPERATOR(pg_catalog.=) 'available' RETURNING j.*
+            WHERE j.state OPERATOR(pg_catalog.=) 'available' AND j.id OPERATOR(pg_catalog.=) ANY (ARRAY(
+                SELECT j.id FROM {table} j
+                WHERE j.state OPERATOR(pg_catalog.=) 'available' AND j.queue OPERATOR(pg_catalog.=) $1
+                    AND j.scheduled_at OPERATOR(pg_catalog.<=) $3
+                    AND j.attempt OPERATOR(pg_catalog.<) j.max_attempts
+                ORDER BY j.priority, j.scheduled_at, j.id LIMIT $2 FOR UPDATE SKIP LOCKED))
+            RETURNING j.*
          )
          {result}"
     )

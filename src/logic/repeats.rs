@@ -16,6 +16,8 @@ use super::takers::MOST_WOKEN;
 pub enum Source {
     /// The jobs of a prefix. The text is the queue.
     Prefix(SchemaOid),
+    /// The jobs of a prefix, for sessions in oban_take only. The text is the queue.
+    Takers(SchemaOid),
     /// A trigger on a watched table, by the trigger's oid and a hash of the arguments: a trigger
     /// that is replaced keeps the oid. The text is the value that is sent.
     Watch { trigger: u32, arguments: u64 },

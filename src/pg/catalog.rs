@@ -446,12 +446,6 @@ pub fn is_any_table(relation: TableOid) -> bool {
     class(relation).is_some_and(|c| matches!(c.kind, b'r' | b'p'))
 }
 
-/// Returns whether there is a function or procedure with this oid.
-pub fn is_procedure(oid: pg_sys::Oid) -> bool {
-    // SAFETY: PROCOID is a cache of pg_proc by oid, and no field is read.
-    unsafe { field(pg_sys::SysCacheIdentifier::PROCOID as i32, oid, |_| ()) }.is_some()
-}
-
 /// An extension in this database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extension {

@@ -15,7 +15,7 @@ use pgrx::pgrx_sql_entity_graph::metadata::{
 };
 use pgrx::prelude::*;
 
-use super::encoding::{to_server, to_server_lossy, to_string, to_utf8, to_utf8_lossy};
+use super::encoding::{self, to_server, to_server_lossy, to_string, to_utf8, to_utf8_lossy};
 use crate::error::Error;
 
 /// Returns how many bytes a value has when it is whole, without its header. The value may be
@@ -151,22 +151,49 @@ impl IntoDatum for ServerJson {
 }
 
 /// A `jsonb` as Postgres stores it, in Rust's memory, so that it outlives a transaction.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct StoredJson(Vec<u8>);
 
 impl StoredJson {
     /// Makes the value from JSON text in the server's encoding. Raises what `parse` raises. `Err` is 53200.
     pub fn of(json: &[u8]) -> Result<Self, Error> {
-        let Some(datum) = parse(json) else { return Err(Error::OutOfMemory) };
+        parse(json).and_then(Self::copy).ok_or(Error::OutOfMemory)
+    }
+
+    /// Copies a jsonb. `None`: there is no memory.
+    pub fn copy(value: pg_sys::Datum) -> Option<Self> {
         let mut stored = Vec::new();
-        // SAFETY: the value is a jsonb, which begins with its length. It is copied before anything frees it.
+        // SAFETY: the value is a jsonb, by the caller's query. It begins with its length, and is copied
+        // before anything frees it.
         let bytes = unsafe {
-            let value: *const pg_sys::varlena = datum.cast_mut_ptr();
+            let value: *const pg_sys::varlena = pg_sys::pg_detoast_datum(value.cast_mut_ptr());
             std::slice::from_raw_parts(value.cast::<u8>(), pgrx::varsize_any(value))
         };
-        stored.try_reserve_exact(bytes.len()).map_err(|_| Error::OutOfMemory)?;
+        stored.try_reserve_exact(bytes.len()).ok()?;
         stored.extend_from_slice(bytes);
-        Ok(Self(stored))
+        Some(Self(stored))
+    }
+
+    /// The value in Postgres' binary form, from its length on.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Returns the value as it can be sent to this session's client. A character that the client's encoding
+    /// does not have becomes an escape (`encoding::Client::json`). `Err` is 53200.
+    pub fn for_client(self) -> Result<Self, Error> {
+        let client = encoding::Client::of_session();
+        if matches!(client, encoding::Client::All) || self.0.is_ascii() {
+            return Ok(self);
+        }
+        let value = self.into_datum().ok_or(Error::OutOfMemory)?;
+        // SAFETY: the value is a jsonb, and jsonb_out returns a text that ends with a zero.
+        let text = unsafe {
+            let text = pgrx::direct_function_call_as_datum(pg_sys::jsonb_out, &[Some(value)]);
+            let text = text.ok_or(Error::OutOfMemory)?;
+            CStr::from_ptr(text.cast_mut_ptr()).to_bytes().to_vec()
+        };
+        Self::of(&client.json(text))
     }
 }
 

@@ -5,11 +5,9 @@ use std::time::Duration;
 
 use pgrx::datum::Interval;
 use pgrx::heap_tuple::PgHeapTuple;
-use pgrx::memcxt::PgMemoryContexts;
 use pgrx::pg_sys;
 use pgrx::tupdesc::PgTupleDesc;
 
-use super::catalog;
 use crate::error::{Error, given};
 
 /// The longest timeout in microseconds: a day. A longer timeout is a mistake in the unit.
@@ -30,27 +28,20 @@ pub fn waiting_time(timeout: Option<Interval>) -> Result<Duration, Error> {
 
 /// The CALL statement that runs a procedure.
 pub struct Call {
-    procedure: pg_sys::Oid,
     atomic: bool,
 }
 
 impl Call {
     /// Returns the CALL statement of the running procedure.
     pub fn of(fcinfo: pg_sys::FunctionCallInfo) -> Self {
-        // SAFETY: the context of a call is null or a node, whose tag says what the node is. The struct of a
-        // running call has its function's oid.
-        unsafe {
+        // SAFETY: the context of a call is null or a node, whose tag says what the node is.
+        let atomic = unsafe {
             let context = (*fcinfo).context;
-            let atomic = context.is_null()
+            context.is_null()
                 || (*context).type_ != pg_sys::NodeTag::T_CallContext
-                || (*context.cast::<pg_sys::CallContext>()).atomic;
-            Self { procedure: (*(*fcinfo).flinfo).fn_oid, atomic }
-        }
-    }
-
-    /// Returns whether the procedure is still there. Another session may have dropped it during a wait.
-    pub fn is_still_there(&self) -> bool {
-        catalog::is_procedure(self.procedure)
+                || (*context.cast::<pg_sys::CallContext>()).atomic
+        };
+        Self { atomic }
     }
 
     /// Returns whether the CALL can't end the transaction, because it runs in a transaction block
@@ -75,22 +66,26 @@ impl Call {
     }
 }
 
-/// Runs `body` in the present transaction, in the `body` of `Call::commit`, and commits it. The transaction
-/// is READ COMMITTED, whatever the session's default is, and has a snapshot. What `body` returns must be in
-/// Rust's memory. `Err` is an error of `body`, which the caller has to raise: nothing is committed then.
-pub fn run_transaction<R, E>(body: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
-    // What `body` allocates is freed here, because a procedure may run many transactions.
-    let mut context = PgMemoryContexts::new("obanrs transaction");
+/// Runs `first` and then `body` in the present transaction, in the `body` of `Call::commit`, and commits it.
+/// The transaction is READ COMMITTED, whatever the session's default is. It takes its snapshot between the
+/// two. What `body` returns must be in Rust's memory. `Err` is an error of one of them, which the caller has
+/// to raise: nothing is committed then.
+pub fn run_transaction<S, R, E>(
+    first: impl FnOnce() -> Result<S, E>,
+    body: impl FnOnce(S) -> Result<R, E>,
+) -> Result<R, E> {
     // SAFETY: `Call::commit` has begun the transaction, and nothing has taken a snapshot in it. So its
-    // isolation level can still be set. After an ERROR the abort of the transaction pops the snapshot.
+    // isolation level can still be set. After an ERROR the abort of the transaction pops the snapshot. The
+    // memory of the transaction lives as long as it. A procedure may run many transactions, so what `first`
+    // and `body` allocate must not be in the procedure's memory.
     unsafe {
         pg_sys::XactIsoLevel = pg_sys::XACT_READ_COMMITTED as i32;
-        let before = pg_sys::MemoryContextSwitchTo(context.value());
+        let before = pg_sys::MemoryContextSwitchTo(pg_sys::CurTransactionContext);
+        let first = first()?;
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        let result = body()?;
+        let result = body(first)?;
         pg_sys::PopActiveSnapshot();
         pg_sys::MemoryContextSwitchTo(before);
-        context.reset();
         pg_sys::SPI_commit();
         Ok(result)
     }

@@ -63,9 +63,10 @@ impl Segment {
         self.wake_takers(|t| t.arrive(own_slot(), latch::my_process(), database, schema, queues));
     }
 
-    /// Begins a look of this process (`Takers::begin_look`).
-    pub fn begin_taking(self, restricted: bool) {
-        self.takers(|t| t.begin_look(own_slot(), restricted));
+    /// Begins a look of this process (`Takers::begin_look`). False: this process has to end its wait, because
+    /// the extension was dropped.
+    pub fn begin_taking(self, restricted: bool) -> bool {
+        self.takers(|t| t.begin_look(own_slot(), restricted))
     }
 
     /// Ends a look of this process that has found no job (`Takers::found_nothing`).
@@ -99,6 +100,11 @@ impl Segment {
     /// commit.
     pub fn resume_queue(self, database: DatabaseOid, schema: SchemaOid, queue: Option<QueueKey>) {
         self.wake_takers(|t| t.resume(database, schema, queue));
+    }
+
+    /// Ends the waits of all takers of a database, because the extension was dropped. Callable after commit.
+    pub fn revoke_takers(self, database: DatabaseOid) {
+        self.wake_takers(|t| t.revoke(database));
     }
 
     /// Makes takers look at all queues of a database. Callable after commit.

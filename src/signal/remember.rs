@@ -60,7 +60,7 @@ pub(super) fn note(schema: SchemaOid, prefix: &str, key: Key, change: Change) {
         );
         return;
     }
-    available_jobs::note_change(schema, &key, change);
+    available_jobs::note_changes(schema, [(&key, &change)].into_iter());
     let level = xact::level();
     NOTED.with_borrow_mut(|noted| noted.push(Noted { schema, key, change, level }));
 }
@@ -148,7 +148,11 @@ fn write_in(schema: SchemaOid, changes: &[(Key, Change)]) -> Result<(), Error> {
             }
         };
         let writes = signals::writes(table.rows(), changes, time::now(), MAX_ROWS);
+        let deletes = !writes.delete.is_empty();
         if table.write(&writes) {
+            if deletes {
+                available_jobs::note_deletion(schema);
+            }
             return Ok(());
         }
         break;

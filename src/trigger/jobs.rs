@@ -196,7 +196,10 @@ fn row_fired(row: &RowTrigger<'_>, call: Call) {
         return;
     }
     let after = row.new_row();
-    table.written(&after, || !(table.is_available(&before) && table.has_queue_of(&before, &after)));
+    table.written(&after, || {
+        let was_available = table.is_available(&before) && table.has_queue_of(&before, &after);
+        !was_available || table.is_due_later(&before)
+    });
 }
 
 /// Returns what there is to know of the table that fired the trigger. Looks it up once in a
@@ -235,7 +238,7 @@ fn statement_fired(rows: &TransitionTable<'_>) {
     match JobsTable::of(|name| rows.column(name), || rows.root()) {
         Some(table) => rows.for_each(|row| {
             if table.is_available(row) {
-                table.wake(row);
+                table.wake(row, true);
             }
         }),
         None => bus::count_dropped(),
@@ -262,20 +265,32 @@ impl JobsTable {
     }
 
     /// Does what a row asks for that was inserted or updated. `is_news` says whether a row that is
-    /// available was not available before, or was in another queue.
+    /// available was not available before, or was in another queue. If it is no news, sessions that listen
+    /// are not woken. A session in oban_take is: it may have passed the row over, because this transaction
+    /// had locked it, or because the job had no attempt left.
     fn written(&self, row: &Tuple, is_news: impl FnOnce() -> bool) {
         let due = self.staging.and_then(|staging| staging.due_at(row));
         if self.is_available(row) {
             if let Some(due) = due.filter(|due| *due > time::now()) {
                 due_jobs::is_due_later(self.schema, due);
-            } else if config::wakeups() && is_news() {
-                self.wake(row);
+            } else if config::wakeups() {
+                self.wake(row, is_news());
             }
         } else if let (Some(due), Some(staging)) = (due, self.staging)
             && staging.is_stageable(row)
         {
             due_jobs::becomes_due(self.schema, due);
         }
+    }
+
+    /// Returns the text of a queue as a worker names it. A `char(n)` has blanks at its end that do not count.
+    fn key_text<'t>(&self, queue: &'t [u8]) -> &'t [u8] {
+        if self.queue.type_oid == pg_sys::BPCHAROID { queue.trim_ascii_end() } else { queue }
+    }
+
+    /// Returns whether a row becomes due in the future. False as well: the prefix does not stage.
+    fn is_due_later(&self, row: &Tuple) -> bool {
+        self.staging.and_then(|staging| staging.due_at(row)).is_some_and(|due| due > time::now())
     }
 
     fn is_available(&self, row: &Tuple) -> bool {
@@ -299,15 +314,16 @@ impl JobsTable {
 
     /// Queues the wake-up for the queue of a row, unless this transaction has queued it before. Counts the
     /// rows of the queue, as far as more of them wake more takers.
-    fn wake(&self, row: &Tuple) {
+    fn wake(&self, row: &Tuple, is_news: bool) {
         // A name that is longer than any message is not copied. If there were no memory for the
         // copy, the server would end.
         let read = row.with_short_text(self.queue, wire::MAX_PAYLOAD, |queue| {
-            let before = repeats::count(Source::Prefix(self.schema), queue);
+            let source = if is_news { Source::Prefix } else { Source::Takers };
+            let before = repeats::count(source(self.schema), queue);
             if before < MOST_COUNTED {
-                available_jobs::is_available(self.schema, queue);
+                available_jobs::is_available(self.schema, self.key_text(queue));
             }
-            if before == 0 {
+            if before == 0 && is_news {
                 wakeups::send(&target(self.schema), queue);
             }
         });

@@ -372,9 +372,12 @@ fn remember_heard(prefix: &str, changes: &[(Key, Change)], newest: Option<Option
         return Written::Unheard(now_newest);
     }
     let writes = signals::writes(table.rows(), &unknown, time::now(), MAX_ROWS);
-    let written = signals::newest(&writes.put);
+    let (written, deletes) = (signals::newest(&writes.put), !writes.delete.is_empty());
     if table.write(&writes) {
-        unknown.iter().for_each(|(key, change)| available_jobs::note_change(schema, key, *change));
+        available_jobs::note_changes(schema, unknown.iter().map(|(key, change)| (key, change)));
+        if deletes {
+            available_jobs::note_deletion(schema);
+        }
         return Written::Done(written);
     }
     // What was written has to be rolled back.

@@ -121,6 +121,8 @@ pub struct TakerSlot<const Q: usize = MAX_QUEUES> {
     resumed: u32,
     /// 1: row security may hide jobs from the taker. 0: the taker sees all jobs.
     restricted: u32,
+    /// 1: the extension was dropped, so the taker has to end. 0: it was not.
+    revoked: u32,
     /// How many of `keys` are used.
     count: u32,
     keys: [QueueKey; Q],
@@ -141,6 +143,7 @@ impl<const Q: usize> Default for TakerSlot<Q> {
             paused: 0,
             resumed: 0,
             restricted: 0,
+            revoked: 0,
             count: 0,
             keys: [QueueKey::default(); Q],
         }
@@ -167,7 +170,7 @@ impl<const Q: usize> TakerSlot<Q> {
 
     /// Returns whether the taker was woken and has not begun to look.
     pub fn is_woken(&self) -> bool {
-        self.woken != 0
+        self.woken != 0 || self.revoked != 0
     }
 }
 
@@ -246,6 +249,38 @@ pub struct Claimed {
     pub paused: Queues,
 }
 
+/// Queues of prefixes, as many as fit. A queue without room counts as new each time.
+struct KnownQueues {
+    queues: [(SchemaOid, QueueKey); MAX_KNOWN],
+    count: usize,
+}
+
+/// The most queues that are known: half of the places, so that a search is short.
+const MAX_KNOWN: usize = 512;
+
+impl Default for KnownQueues {
+    fn default() -> Self {
+        Self { queues: [(SchemaOid::NONE, QueueKey(0, 0)); MAX_KNOWN], count: 0 }
+    }
+}
+
+impl KnownQueues {
+    /// Returns whether the queue is new, and remembers it.
+    fn is_new(&mut self, schema: SchemaOid, key: QueueKey) -> bool {
+        let mut at = (key.0 ^ u64::from(schema.0)) as usize % MAX_KNOWN;
+        while !self.queues[at].0.is_none() {
+            if self.queues[at] == (schema, key) {
+                return false;
+            }
+            at = (at + 1) % MAX_KNOWN;
+        }
+        if self.count < MAX_KNOWN / 2 {
+            (self.queues[at], self.count) = ((schema, key), self.count + 1);
+        }
+        true
+    }
+}
+
 /// All takers. The lock Takers is held exclusively as long as this struct exists.
 pub struct Takers<'a, const Q: usize = MAX_QUEUES> {
     pub fifo: &'a mut Fifo,
@@ -277,8 +312,8 @@ impl<const Q: usize> Takers<'_, Q> {
 
     /// Begins a look: links the taker if it is not linked, and makes it answer for the queues for which
     /// it was woken. The snapshot of the claim is taken after this. `restricted`: row security hides rows
-    /// from the taker.
-    pub fn begin_look(&mut self, slot: usize, restricted: bool) {
+    /// from the taker. False: the taker has to end, because the extension was dropped.
+    pub fn begin_look(&mut self, slot: usize, restricted: bool) -> bool {
         let taker = &mut self.slots[slot];
         self.fifo.restricted -= taker.restricted;
         taker.restricted = u32::from(restricted);
@@ -286,13 +321,15 @@ impl<const Q: usize> Takers<'_, Q> {
         taker.activity = Activity::Looks;
         taker.owes |= std::mem::take(&mut taker.woken);
         (taker.paused, taker.resumed) = (0, 0);
+        let goes_on = taker.revoked == 0;
         self.link(slot);
+        goes_on
     }
 
     /// Ends a look that has found no job. `paused`: the queues that were paused for the taker.
     pub fn found_nothing(&mut self, slot: usize, paused: Queues) -> (Next, Wakes) {
         let taker = &mut self.slots[slot];
-        if taker.woken != 0 || (rules::resume_during_a_look() && taker.resumed != 0) {
+        if taker.is_woken() || (rules::resume_during_a_look() && taker.resumed != 0) {
             return (Next::Look, Wakes::default()); // it still answers for what it owes
         }
         (taker.activity, taker.paused) = (Activity::Sleeps, paused);
@@ -347,6 +384,17 @@ impl<const Q: usize> Takers<'_, Q> {
         wakes
     }
 
+    /// Wakes all takers of a database, which have to end, because the extension was dropped.
+    pub fn revoke(&mut self, database: DatabaseOid) -> Wakes {
+        let mut wakes = Wakes::default();
+        let is_of = |taker: &TakerSlot<Q>| taker.activity != Activity::Gone && taker.database == database;
+        for taker in self.slots.iter_mut().filter(|taker| is_of(taker)) {
+            taker.revoked = 1;
+            wakes.add(taker.process.procno);
+        }
+        wakes
+    }
+
     /// Returns the process number of the taker in a slot that was woken and has not begun to look. `None`:
     /// there is no such taker.
     pub fn woken(&self, slot: usize) -> Option<i32> {
@@ -378,9 +426,13 @@ impl<const Q: usize> Takers<'_, Q> {
                 taker.resumed = u32::from(taker.activity == Activity::Looks);
             }
         }
+        let mut known = KnownQueues::default();
         for slot in 0..if queue.is_none() { self.slots.len() } else { 0 } {
+            let TakerSlot { schema, keys, count, .. } = self.slots[slot];
             if concerns(&self.slots[slot]) {
-                self.pass_on(slot, self.slots[slot].all(), wakes);
+                let new = (0..count).filter(|n| known.is_new(schema, keys[*n as usize]));
+                let new = new.fold(0, |all, number| all | 1 << number);
+                self.pass_on(slot, new, wakes);
             }
         }
     }

@@ -188,6 +188,23 @@ fn whatever_makes_a_job_available_wakes_a_taker() {
         "SELECT oban_complete_job({id}, 7);
         BEGIN; SELECT oban_retry_job({id}); PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'",
     );
+    let available = "UPDATE oban_jobs SET state = 'available', attempt = max_attempts WHERE id = {id}";
+    admin.batch_execute(&available.replace("{id}", &id.to_string())).unwrap();
+    woken(
+        "another limit",
+        "public",
+        id,
+        "UPDATE oban_jobs SET max_attempts = max_attempts + 5 WHERE id = {id}",
+    );
+    let later =
+        "UPDATE oban_jobs SET state = 'available', scheduled_at = now() + interval '1 day' WHERE id = {id}";
+    admin.batch_execute(&later.replace("{id}", &id.to_string())).unwrap();
+    woken(
+        "an earlier time",
+        "public",
+        id,
+        "UPDATE oban_jobs SET scheduled_at = timezone('UTC', now()) WHERE id = {id}",
+    );
     // Without triggers.
     let id = executing(&mut other, "bare");
     woken(
@@ -208,6 +225,15 @@ fn a_paused_queue_is_passed_on_and_taken_after_the_resume() {
         ("SELECT oban_pause_queue('q')", "SELECT oban_resume_queue('q')"),
         ("SELECT oban_pause_queue('*')", "SELECT oban_resume_queue('*')"),
         ("SELECT oban_pause_queue('q', 'a')", "SELECT oban_resume_queue('q', 'a')"),
+        // A signal without a node concerns nodes of every name, and a name and a node are one text.
+        ("SELECT oban_pause_queue('q')", "SELECT oban_resume_queue('q', name => 'Other')"),
+        ("SELECT oban_pause_queue('q', name => 'Other')", "SELECT oban_resume_queue('q', name => 'Other')"),
+        // The row of the pause is deleted to make room.
+        (
+            "SELECT oban_pause_queue('q', 'a')",
+            "SELECT oban_scale_queue('z' || i, 5) FROM generate_series(1, 2100) i",
+        ),
+        ("SELECT oban_pause_queue('q')", "SELECT oban_resume_queue('q')"),
         // What Oban's nodes send.
         (
             r#"SELECT pg_notify('public.oban_signal', '{"action": "pause", "queue": "q", "ident": "any"}')"#,
@@ -291,9 +317,9 @@ fn a_waiting_taker_obeys_and_follows() {
     assert_eq!(taker.taken(), Err("42501".into()));
     assert_eq!(fetch(&mut admin, "'{q}', 'n'").len(), 1);
     // DROP EXTENSION ends the wait.
-    let taker = wait(&format!("'{{q}}', 'n', {HOUR}"));
+    let takers: Vec<Taker> = (0..3).map(|_| wait(&format!("'{{q}}', 'n', {HOUR}"))).collect();
     admin.batch_execute("DROP EXTENSION obanrs CASCADE").unwrap();
-    assert_eq!(taker.taken(), Err("55000".into()));
+    takers.into_iter().for_each(|taker| assert_eq!(taker.taken(), Err("55000".into())));
 }
 
 #[test]
@@ -336,4 +362,76 @@ fn a_claim_of_more_than_an_answer_has_room_for_is_rolled_back() {
     assert_eq!(take(&mut client, "'{q}', 'n', 1000, timeout => '0'"), Err("54000".into()));
     assert_eq!(client.one::<i64>("SELECT count(*) FROM oban_jobs WHERE state = 'available'"), 280);
     assert_eq!(take(&mut client, "'{q}', 'n', 2").unwrap().len(), 2);
+}
+
+/// A taker passes over what is locked, and is woken when the lock was for nothing.
+#[test]
+fn a_job_that_is_locked_and_released_wakes_a_taker() {
+    let cluster = Cluster::installed();
+    let mut holder = cluster.client();
+    for (hold, release) in [
+        ("SELECT FROM oban_fetch('{q}', 'x')", "ROLLBACK"),
+        ("SAVEPOINT s; SELECT FROM oban_fetch('{q}', 'x')", "ROLLBACK TO s; COMMIT"),
+        ("UPDATE oban_jobs SET priority = 3", "COMMIT"),
+    ] {
+        let id = insert(&mut holder, "public", "queue", "'q'");
+        holder.batch_execute(&format!("BEGIN; {hold}")).unwrap();
+        let taker = Taker::waiting(&cluster, cluster.client(), &format!("'{{q}}', 'n', {HOUR}"));
+        holder.batch_execute(release).unwrap();
+        assert_eq!(taker.taken(), Ok(vec![id]), "{hold}");
+    }
+}
+
+#[test]
+fn a_table_that_takes_the_place_of_another_wakes_a_taker() {
+    let cluster = Cluster::installed();
+    let mut admin = cluster.client();
+    admin.batch_execute("CREATE TABLE new (LIKE oban_jobs INCLUDING ALL)").unwrap();
+    admin.batch_execute("INSERT INTO new (id, worker, queue) VALUES (77, 'w', 'q')").unwrap();
+    let taker = Taker::waiting(&cluster, cluster.client(), &format!("'{{q}}', 'n', {HOUR}"));
+    admin.batch_execute("ALTER TABLE oban_jobs RENAME TO old; ALTER TABLE new RENAME TO oban_jobs").unwrap();
+    assert_eq!(taker.taken(), Ok(vec![77]));
+}
+
+/// A job that can't be returned does not keep the queue from going on.
+#[test]
+fn a_job_that_is_too_large_is_returned_without_its_contents() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "INSERT INTO oban_jobs (id, worker, queue, args) SELECT 1, 'w', 'q', jsonb_build_object('a', jsonb_agg('1e131071'::jsonb))
+                 FROM generate_series(1, 8500);
+             INSERT INTO oban_jobs (id, worker, queue, args) VALUES (2, 'w', 'q', ('{\"a\":' || repeat('[', 6400) || repeat(']', 6400) || '}')::jsonb);
+             INSERT INTO oban_jobs (id, worker, queue, args) VALUES (3, 'w', 'q', '{\"a\": 1e1000}')",
+        )
+        .unwrap();
+    let row = client.query_one("CALL oban_take('{q}', 'n', 10)", &[]).unwrap();
+    let Value::Array(jobs) = row.get(0) else { panic!("{row:?}") };
+    let marks: Vec<_> = jobs.iter().map(|job| (job["id"].as_i64(), job["too_large"].as_bool())).collect();
+    assert_eq!(marks, [(Some(1), Some(true)), (Some(2), Some(true)), (Some(3), None)]);
+    assert!(jobs[0]["args"].is_null() && jobs[2]["args"].is_object(), "{jobs:?}");
+    assert_eq!((jobs[0]["attempt"].as_i64(), jobs[0]["queue"].as_str()), (Some(1), Some("q")));
+}
+
+/// What is not known to concern a queue wakes one taker of each queue, and not all.
+#[test]
+fn a_prepared_transaction_wakes_one_taker_of_each_queue() {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'", "max_prepared_transactions = 2"]);
+    let mut admin = cluster.client();
+    admin
+        .batch_execute("CREATE EXTENSION obanrs; SELECT oban_install(); CREATE TABLE other (id int)")
+        .unwrap();
+    let takers: Vec<Taker> = (0..8)
+        .map(|n| {
+            Taker::waiting(&cluster, cluster.client(), &format!("'{{{}}}', 'n', {HOUR}", ["a", "b"][n % 2]))
+        })
+        .collect();
+    let before: Vec<u64> = takers.iter().map(Taker::switches).collect();
+    admin.batch_execute("BEGIN; INSERT INTO other VALUES (1); PREPARE TRANSACTION 'x'").unwrap();
+    admin.batch_execute("COMMIT PREPARED 'x'").unwrap();
+    let woken = || takers.iter().zip(&before).filter(|(taker, before)| taker.switches() > **before).count();
+    wait_until("two are woken", || woken() == 2);
+    wait_until("they sleep again", || takers.iter().all(|taker| taker.waits(&mut admin)));
+    assert_eq!(woken(), 2);
 }
