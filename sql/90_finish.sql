@@ -920,6 +920,85 @@ Errors:
 42703: oban_jobs lacks a column of Oban''s.
 42809: oban_jobs is no table or view.';
 
+COMMENT ON FUNCTION @extschema@.oban_insert_job(text, jsonb, text, timestamptz, interval, integer, integer, text[], jsonb, interval, text[], text[], text) IS
+'Inserts a job with the columns and values that Oban writes.
+
+Arguments:
+worker: name of the worker that runs the job, of 1 to 127 characters.
+args: arguments of the job, a JSON object of at most 32 MB.
+queue: queue of the job, of 1 to 127 characters.
+scheduled_at: when the job is due, in the years 1 to 9999. NULL: at once, or as schedule_in says.
+schedule_in: in how long the job is due, from 0 to a hundred years. NULL: at once, or as scheduled_at says.
+priority: from 0 to 9; the least comes first.
+max_attempts: how often the job is tried, from 1 to 32,767.
+tags: at most 100 tags of at most 1,020 bytes. They are written in lower case, without space around them, each once.
+meta: meta of the job, a JSON object of at most 32 MB.
+unique_for: no job is inserted if an equal one is at most this old. A time over a hundred years is any age. NULL: any age if unique_keys or unique_states is given, else the job is not unique.
+unique_keys: at most 32 keys of args. Jobs are equal if the values of these keys are. NULL, or none: the whole of args counts.
+unique_states: states of an equal job. NULL: all but cancelled and discarded, as in Oban.
+prefix: schema of the job tables.
+
+Result: one row.
+id: id of the job, or of the equal job that is there.
+conflict: whether an equal job is there, so that none was inserted.
+
+The state is scheduled if a time is given, also a past one, and available without. Something has to stage a scheduled job.
+Jobs are equal if worker, queue and the values of args are. Numbers are equal as numbers, so 1 is equal to 1.0. A key that args lacks counts as null.
+Calls for equal jobs wait for each other until the transaction of the first ends. lock_timeout applies.
+A call sees an equal job that is committed by then, also in a transaction with an older snapshot. That snapshot does not show the job.
+Calls with other unique_keys do not wait for each other, and neither do Oban''s nodes and these calls.
+It needs no preload. It is an INSERT with the rights of the caller, so triggers and row level security apply.
+Rights: INSERT on the prefix''s oban_jobs, SELECT on it, and USAGE on the sequence of its ids.
+
+Errors:
+42501: the role lacks one of these rights.
+3F000: prefix does not exist.
+42P01: prefix has no oban_jobs.
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.
+42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
+27000: a trigger of oban_jobs has left the job out.
+25006: the transaction is read-only.
+55000: the server is in recovery.
+22023: an argument is out of its range; or args or meta is no object, or over 32 MB; or both times are given; or unique_states names no state of a job; or prefix is empty or too long.
+22004: an argument without a default of NULL is NULL, or an element of an array is.
+42939: prefix is a schema of Postgres'' own.';
+
+COMMENT ON FUNCTION @extschema@.oban_insert_jobs(jsonb, text) IS
+'Inserts many jobs with the columns and values that Oban writes.
+
+Arguments:
+jobs: an array of at most 10,000 objects and 32 MB. The keys of each are the names of the arguments of oban_insert_job, without prefix.
+prefix: schema of the job tables.
+
+Result: one row for each job, in the order of the array.
+id: id of the job, or of the equal job that is there.
+conflict: whether an equal job is there, so that none was inserted.
+
+A key that is missing or null has the default of the argument. Only worker has none.
+scheduled_at is a string: a time of ISO 8601 with a zone, such as 2026-01-31T12:00:00Z.
+schedule_in and unique_for are numbers of seconds, which may have a fraction.
+At most 1,000 of the jobs are unique. Each of them holds a lock until the transaction ends.
+A unique job is compared with those before it in the array, too.
+Jobs that follow each other are inserted by one statement, if none is unique, and all or none are scheduled.
+If one job is wrong, none is inserted. The error says which job it is; the first is jobs[0].
+It needs no preload. It is an INSERT with the rights of the caller, so triggers and row level security apply.
+Rights: INSERT on the prefix''s oban_jobs, SELECT on it, and USAGE on the sequence of its ids.
+
+Errors:
+42501: the role lacks one of these rights.
+3F000: prefix does not exist.
+42P01: prefix has no oban_jobs.
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.
+42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
+27000: a trigger of oban_jobs has left a job out.
+25006: the transaction is read-only.
+55000: the server is in recovery.
+22023: jobs is no array, or too large; or an element has an unknown key, a null in an array, or a value that oban_insert_job refuses; or prefix is empty or too long.
+22004: an argument is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
 COMMENT ON FUNCTION @extschema@.oban_fetch(text[], text, integer, text, text) IS
 'Claims jobs of some queues, as Oban''s Basic engine does, and returns them.
 

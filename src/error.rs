@@ -34,6 +34,8 @@ pub enum Error {
     NotInstalled(String),
     #[error("prefix \"{0}\" has no table oban_jobs")]
     NoJobs(String),
+    #[error("oban_jobs has taken {taken} of {given} jobs")]
+    JobsLeftOut { given: usize, taken: usize },
     #[error("the column scheduled_at of oban_jobs in prefix \"{0}\" has a time zone")]
     TimesWithZone(String),
     #[error("prefix \"{prefix}\" holds no elections: its table of leaders can't be used")]
@@ -135,6 +137,7 @@ impl Error {
             Self::NoSuchPrefix(_) => ERRCODE_INVALID_SCHEMA_NAME,
             Self::NoJobs(_) => ERRCODE_UNDEFINED_TABLE,
             Self::TimesWithZone(_) => ERRCODE_DATATYPE_MISMATCH,
+            Self::JobsLeftOut { .. } => ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
             Self::ReservedPrefix(_) => ERRCODE_RESERVED_NAME,
             Self::NotAllowed { .. } | Self::NotOwner { .. } | Self::NotYours(_) | Self::Restricted(_) => {
                 ERRCODE_INSUFFICIENT_PRIVILEGE
@@ -204,6 +207,11 @@ impl Error {
             Self::TimesWithZone(_) => {
                 "Oban's tables have a timestamp without time zone there, in UTC: ALTER the column's TYPE, \
                  USING scheduled_at AT TIME ZONE 'UTC'."
+                    .into()
+            }
+            Self::JobsLeftOut { .. } => {
+                "A trigger of the table leaves jobs out, so none of this call is inserted. Change the \
+                 trigger, or use INSERT."
                     .into()
             }
             Self::NoElections { what, .. } => format!("Remove what elections would have to ignore: {what}."),

@@ -12,7 +12,7 @@
 //! | `bus` | how a message leaves its transaction |
 //! | `notifier`, `peer`, `gossip`, `signal`, `trigger` | SQL functions, one concern each |
 //! | `health` | the SQL function `oban_check`, which looks at the others |
-//! | `jobs` | SQL functions that claim jobs and say what became of them |
+//! | `jobs` | SQL functions that insert jobs, claim them, and say what became of them |
 //! | `rescue` | the SQL function `oban_rescue`, which gives jobs of dead processes back |
 //! | `worker` | the background workers, the hooks that make them leave, and the view oban_workers |
 //!
@@ -77,7 +77,11 @@ extension_sql_file!(
     name = "orphans",
     requires = [gossip::orphans::oban_orphans, rescue::oban_rescue]
 );
-extension_sql_file!("../sql/56_jobs.sql", name = "jobs", requires = [jobs::fetch::oban_fetch]);
+extension_sql_file!(
+    "../sql/56_jobs.sql",
+    name = "jobs",
+    requires = [jobs::fetch::oban_fetch, jobs::enqueue::oban_insert_job, jobs::enqueue::oban_insert_jobs]
+);
 extension_sql_file!(
     "../sql/60_procedures.sql",
     name = "procedures",

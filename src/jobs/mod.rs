@@ -1,4 +1,4 @@
-//! The server's half of a worker: SQL functions that claim jobs and say what became of them.
+//! The server's half of a worker: SQL functions that insert jobs, claim them, and say what became of them.
 //!
 //! The statements are SQL with the caller's rights on `oban_jobs`, and a session plans each of them
 //! once. Triggers, constraints and policies apply as they do to the caller's own statements.
@@ -8,8 +8,11 @@
 //! a worker whose job was rescued and claimed again meanwhile changes nothing.
 
 mod ack;
+mod elements;
+pub mod enqueue;
 pub mod fetch;
 pub mod taker;
+mod unique;
 
 use pgrx::datum::Interval;
 use pgrx::pg_sys;
@@ -77,7 +80,7 @@ fn delay(argument: &'static str, delay: Interval) -> Result<Interval, Error> {
     match delay.as_micros() {
         0..=LONGEST => Ok(delay),
         micros => Err(Error::bad(
-            format!("{argument} is {} s", micros / 1_000_000),
+            format!("{argument} is {} s", micros as f64 / 1e6),
             "It has to be from 0 to a hundred years.",
         )),
     }

@@ -11,6 +11,11 @@ const EPOCH: i64 = 730_119;
 /// years.
 const RANGE: std::ops::Range<i64> = -EPOCH * 86_400 * SECOND..(3_652_059 - EPOCH) * 86_400 * SECOND;
 
+/// Returns whether both programs read a time, which is in microseconds since 2000-01-01 UTC.
+pub fn is_readable(micros: i64) -> bool {
+    RANGE.contains(&micros)
+}
+
 /// Returns the time in microseconds since 2000-01-01 UTC, or `None` if the text is no time or has
 /// no offset.
 pub fn micros(text: &str) -> Option<i64> {
@@ -31,7 +36,7 @@ pub fn micros(text: &str) -> Option<i64> {
     };
     let minutes = hour * 60 + minute - offset(zone)?;
     let micros = ((days(year, month, day)? * 24 * 60 + minutes) * 60 + second) * SECOND + fraction;
-    RANGE.contains(&micros).then_some(micros)
+    is_readable(micros).then_some(micros)
 }
 
 /// Reads one to nine digits at the beginning of `text`. Returns the fraction of a second, rounded

@@ -10,6 +10,7 @@ pub mod broadcast;
 pub mod channel;
 pub mod check;
 pub mod counter;
+pub mod enqueue;
 pub mod floor;
 pub mod gossip;
 pub mod ids;

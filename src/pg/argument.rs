@@ -102,6 +102,11 @@ impl TextArgument {
         self.with_text(argument, most, |text| Text(text.to_owned()))
     }
 
+    /// Returns a text of this library's own, as if it were an argument. The text is ASCII.
+    pub fn made(text: &str) -> Option<Self> {
+        super::datum::text(text).map(Self)
+    }
+
     /// Returns the text as the value of a statement's parameter.
     pub fn parameter(&self) -> Parameter {
         Parameter::typed(pg_sys::TEXTOID, Some(self.0))
@@ -146,7 +151,18 @@ impl JsonbArgument {
     }
 }
 
+impl From<RawJsonb> for JsonbArgument {
+    fn from(value: RawJsonb) -> Self {
+        Self(value.as_datum())
+    }
+}
+
 impl TextArray {
+    /// Returns an array of these elements, as if it were an argument. `None` is null.
+    pub fn made(elements: Vec<Option<TextArgument>>) -> Option<Self> {
+        elements.into_datum().map(Self)
+    }
+
     /// Returns the elements. Raises 22023 if the array has more than `most` elements, or if an
     /// element has more than `each` bytes or can't be converted to UTF-8. Raises 22004 if an
     /// element is null.
@@ -189,7 +205,7 @@ impl JsonbArray {
 }
 
 macro_rules! argument {
-    ($rust:ty, $sql:literal) => {
+    ($rust:ty, $sql:literal, $oid:expr) => {
         impl $rust {
             /// Returns how many bytes the value has when it is uncompressed. Reads neither a
             /// compressed value nor a value that is stored out of line.
@@ -231,11 +247,19 @@ macro_rules! argument {
                 unsafe { arg.unbox_arg_using_from_datum::<Self>() }.into()
             }
         }
+        impl IntoDatum for $rust {
+            fn into_datum(self) -> Option<pg_sys::Datum> {
+                Some(self.0)
+            }
+            fn type_oid() -> pg_sys::Oid {
+                $oid
+            }
+        }
         sql_name!($rust, $sql);
     };
 }
 
-argument!(TextArgument, "text");
-argument!(JsonbArgument, "jsonb");
-argument!(TextArray, "text[]");
-argument!(JsonbArray, "jsonb[]");
+argument!(TextArgument, "text", pg_sys::TEXTOID);
+argument!(JsonbArgument, "jsonb", pg_sys::JSONBOID);
+argument!(TextArray, "text[]", pg_sys::TEXTARRAYOID);
+argument!(JsonbArray, "jsonb[]", pg_sys::JSONBARRAYOID);

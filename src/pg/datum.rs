@@ -287,6 +287,11 @@ impl RawJsonb {
         unsafe { std::slice::from_raw_parts(pointer.cast(), pgrx::varlena::varsize_any(pointer)) }
     }
 
+    /// Returns the value as a SQL value.
+    pub(super) fn as_datum(&self) -> pg_sys::Datum {
+        pg_sys::Datum::from(self.0.as_ptr())
+    }
+
     /// Returns the value as Postgres prints it. The caller knows that the printed value is small.
     pub fn text(&self) -> String {
         self.with_text(str::to_owned)
@@ -322,7 +327,7 @@ impl FromDatum for RawJsonb {
 
 impl IntoDatum for RawJsonb {
     fn into_datum(self) -> Option<pg_sys::Datum> {
-        Some(pg_sys::Datum::from(self.0.as_ptr()))
+        Some(self.as_datum())
     }
     fn type_oid() -> pg_sys::Oid {
         pg_sys::JSONBOID

@@ -17,6 +17,7 @@ pub mod expression;
 pub mod heap;
 pub mod hooks;
 pub mod index;
+pub mod json;
 pub mod latch;
 pub mod lwlock;
 pub mod notify;
@@ -34,6 +35,7 @@ pub mod time;
 pub mod transition_table;
 pub mod trigger;
 pub mod tuple;
+pub mod user_lock;
 pub mod value_text;
 pub mod xact;
 

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use super::argument::JsonbArgument;
 use super::datum::Parameter;
 
 /// Returns `"schema"."name"`, quoted where necessary.
@@ -72,6 +73,14 @@ impl SqlRow {
         let datum =
             unsafe { pg_sys::SPI_getbinval(self.tuple, self.descriptor, column as i32 + 1, &mut is_null) };
         (!is_null).then_some(datum)
+    }
+
+    /// Returns the `jsonb` of a column as `datum` does, in memory of the caller of the statement.
+    pub fn kept_jsonb(&self, column: usize) -> Option<JsonbArgument> {
+        let datum = self.datum(column)?;
+        // SAFETY: by the caller's statement, the value is a jsonb. The session is connected to SPI, as
+        // the row is being read. What SPI copies lives on in the context of the caller.
+        unsafe { JsonbArgument::from_datum(pg_sys::SPI_datumTransfer(datum, false, -1), false) }
     }
 
     /// Returns the bytes of a `text` of this row, in the server's encoding, without a copy in
@@ -144,7 +153,32 @@ thread_local! {
 /// returns. Returns how many rows it returned or wrote. The session keeps the plan. The types of the
 /// parameters of a statement are the same in each call. The statement sees what any statement of the
 /// transaction would see.
-pub fn prepared(sql: &str, values: &[Parameter], mut body: impl FnMut(&SqlRow)) -> u64 {
+pub fn prepared(sql: &str, values: &[Parameter], body: impl FnMut(&SqlRow)) -> u64 {
+    run_kept(sql, values, Planned::Once, body)
+}
+
+/// Runs a query as `prepared` does, but with a plan for these values, and so that the query sees what is
+/// committed now, even if the transaction's own snapshot is older.
+pub fn prepared_now(sql: &str, values: &[Parameter], body: impl FnMut(&SqlRow)) -> u64 {
+    // SAFETY: the snapshot is popped again. An ERROR leaves it to the abort of the (sub)transaction.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let rows = run_kept(sql, values, Planned::ForValues, body);
+    // SAFETY: the snapshot is the one of above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    rows
+}
+
+/// How a statement is planned.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Planned {
+    /// Once for all values, unless Postgres finds that the values matter. It takes a new snapshot.
+    Once,
+    /// For the values of each call. It reads under the active snapshot.
+    ForValues,
+}
+
+/// Runs a statement whose plan is kept, and calls `body` with each row.
+fn run_kept(sql: &str, values: &[Parameter], planned: Planned, mut body: impl FnMut(&SqlRow)) -> u64 {
     let mut datums: Vec<_> = values.iter().map(|v| v.datum.unwrap_or(pg_sys::Datum::null())).collect();
     let mark = |v: &Parameter| if v.datum.is_some() { b' ' } else { b'n' } as std::ffi::c_char;
     let nulls: Vec<_> = values.iter().map(mark).collect();
@@ -153,8 +187,9 @@ pub fn prepared(sql: &str, values: &[Parameter], mut body: impl FnMut(&SqlRow)) 
     // code of a trigger runs meanwhile can't free it.
     unsafe {
         pg_sys::SPI_connect();
-        let plan = plan(sql, values);
-        let code = pg_sys::SPI_execute_plan(plan, datums.as_mut_ptr(), nulls.as_ptr(), false, 0);
+        let plan = kept_plan(sql, values, planned);
+        let read_only = planned == Planned::ForValues;
+        let code = pg_sys::SPI_execute_plan(plan, datums.as_mut_ptr(), nulls.as_ptr(), read_only, 0);
         if code < 0 {
             pgrx::error!("a statement of obanrs' own failed: {code}");
         }
@@ -171,7 +206,7 @@ pub fn prepared(sql: &str, values: &[Parameter], mut body: impl FnMut(&SqlRow)) 
 ///
 /// # Safety
 /// The caller is connected to SPI.
-unsafe fn plan(sql: &str, values: &[Parameter]) -> pg_sys::SPIPlanPtr {
+unsafe fn kept_plan(sql: &str, values: &[Parameter], planned: Planned) -> pg_sys::SPIPlanPtr {
     if let Some(plan) = KEPT.with_borrow(|kept| kept.get(sql).copied()) {
         return plan;
     }
@@ -179,10 +214,14 @@ unsafe fn plan(sql: &str, values: &[Parameter]) -> pg_sys::SPIPlanPtr {
     let mut types: Vec<_> = values.iter().map(|v| v.kind).collect();
     // SAFETY: the caller is connected. Postgres copies the text and the types.
     unsafe {
-        // One plan serves all values. Otherwise Postgres would plan a claim in each call, as a LIMIT that it
-        // does not know counts as a tenth of the table. Planning costs more than the claim.
-        let options = pg_sys::CURSOR_OPT_GENERIC_PLAN as i32;
-        let plan = pg_sys::SPI_prepare_cursor(text.as_ptr(), types.len() as i32, types.as_mut_ptr(), options);
+        let options = match planned {
+            // One plan serves all values. Otherwise Postgres would plan a claim in each call, as a LIMIT that
+            // it does not know counts as a tenth of the table. Planning costs more than the claim.
+            Planned::Once => pg_sys::CURSOR_OPT_GENERIC_PLAN as i32,
+            Planned::ForValues => pg_sys::CURSOR_OPT_CUSTOM_PLAN as i32,
+        };
+        let (count, types) = (types.len() as i32, types.as_mut_ptr());
+        let plan = pg_sys::SPI_prepare_cursor(text.as_ptr(), count, types, options);
         if plan.is_null() {
             let code = pg_sys::SPI_result;
             pgrx::error!("a statement of obanrs' own can't be planned: {code}");

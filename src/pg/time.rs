@@ -18,6 +18,19 @@ pub fn now() -> WallTime {
     WallTime(unsafe { GetCurrentTimestamp() })
 }
 
+/// A time as a `timestamp` that means UTC.
+#[derive(Clone, Copy, Debug)]
+pub struct Utc(pub WallTime);
+
+impl IntoDatum for Utc {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        Some(pg_sys::Datum::from(self.0.0))
+    }
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::TIMESTAMPOID
+    }
+}
+
 const UNIX_EPOCH_TO_POSTGRES: i64 = 946_684_800_000_000;
 
 /// Returns a time from seconds since 1970, as date_part('epoch', ...) gives them. The result is

@@ -60,7 +60,9 @@ fn names_that_are_not_ascii_are_refused_with_a_hint() {
                 ];
                 let of_bus = channels.iter().any(|c| function.name.starts_with(c));
                 let of_signals = function.name.ends_with("_queue") || function.name == "oban_queue_state";
-                let of_jobs = function.name == "oban_fetch" && name == "queues";
+                let of_jobs = function.name == "oban_fetch" && name == "queues"
+                    || function.name == "oban_insert_job"
+                        && ["worker", "queue", "tags", "unique_keys"].contains(&name.as_str());
                 if (of_jobs
                     || of_bus && (name == "prefix" || name == "queues")
                     || of_signals && name == "queue")
@@ -82,8 +84,8 @@ fn names_that_are_not_ascii_are_refused_with_a_hint() {
                 assert_eq!(code, "22023", "{encoding}: {call}: {message}");
                 assert!(message.is_ascii() || encoding == "SQL_ASCII", "{encoding}: {call}: {message}");
                 assert!(!hint.is_empty(), "{encoding}: {call}: {message}");
-                // Events and conditions are refused for what they say.
-                if !of_bus && !of_watch && name != "wire" {
+                // Events, conditions and states are refused for what they say.
+                if !of_bus && !of_watch && name != "wire" && name != "unique_states" {
                     assert!(message.contains(&format!("\"{name}\"")), "{encoding}: {call}: {message}");
                     assert!(hint.contains(encoding), "{encoding}: {call}: {hint}");
                 }

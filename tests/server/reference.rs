@@ -55,6 +55,8 @@ const CHAPTERS: [(&str, &[&str]); 8] = [
     (
         "Jobs",
         &[
+            "oban_insert_job",
+            "oban_insert_jobs",
             "oban_fetch",
             "oban_take",
             "oban_complete_job",

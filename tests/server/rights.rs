@@ -19,7 +19,7 @@ const WRITERS: &str = "owner writer";
 
 /// Statements, and the roles that may run them. With `1 / count(*)`, a view without rows is a division by
 /// zero.
-const ACTIONS: [(&str, &str); 81] = [
+const ACTIONS: [(&str, &str); 83] = [
     ("SELECT oban_version()", EVERYBODY),
     ("SELECT oban_check()", EVERYBODY),
     ("SELECT oban_encode('{}')", EVERYBODY),
@@ -69,6 +69,8 @@ const ACTIONS: [(&str, &str); 81] = [
     ("SELECT oban_cancel_job(1, prefix => 'app')", "owner"),
     ("SELECT oban_discard_job(1, prefix => 'app')", "owner"),
     ("SELECT oban_retry_job(1, 'app')", "owner"),
+    ("SELECT oban_insert_job('w', prefix => 'app')", "owner"),
+    ("SELECT oban_insert_jobs('[{\"worker\": \"w\"}]', 'app')", "owner"),
     ("SELECT oban_pause_queue('a', prefix => 'app')", "owner steerer"),
     ("SELECT oban_resume_queue('a', prefix => 'app')", "owner steerer"),
     ("SELECT oban_scale_queue('a', 1, prefix => 'app')", "owner steerer"),

@@ -62,7 +62,8 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
         .batch_execute(
             "CREATE EXTENSION obanrs; SELECT oban_install(); CREATE ROLE nobody LOGIN; CREATE SCHEMA bare;
              REVOKE CREATE ON SCHEMA public FROM PUBLIC; CREATE TABLE bare.oban_peers (name text); CREATE VIEW a_view AS SELECT 1 AS id;
-             CREATE SCHEMA odd; CREATE TABLE odd.oban_jobs (id int); CREATE SCHEMA kind; CREATE TYPE kind.oban_jobs AS (id int); CREATE SCHEMA zone; CREATE TABLE zone.oban_jobs (id int, scheduled_at timestamptz); CREATE ROLE other; GRANT INSERT ON oban_jobs TO other",
+             CREATE SCHEMA odd; CREATE TABLE odd.oban_jobs (id int); CREATE SCHEMA kind; CREATE TYPE kind.oban_jobs AS (id int); CREATE SCHEMA zone; CREATE TABLE zone.oban_jobs (id int, scheduled_at timestamptz); CREATE SCHEMA picky; SELECT oban_install('picky'); CREATE FUNCTION picky.none() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+             CREATE TRIGGER none BEFORE INSERT ON picky.oban_jobs FOR EACH ROW EXECUTE FUNCTION picky.none(); CREATE ROLE other; GRANT INSERT ON oban_jobs TO other",
         )
         .unwrap();
 
@@ -84,7 +85,7 @@ fn functions_announce_the_errors_that_they_raise_and_no_others() {
             values.iter().for_each(|value| raised.run(&mut client, &function.call(&[(name, value)])));
         }
     }
-    for prefix in ["'nowhere'", "'pg_catalog'", "'a.b'", "'bare'", "'odd'", "'kind'", "'zone'"] {
+    for prefix in ["'nowhere'", "'pg_catalog'", "'a.b'", "'bare'", "'odd'", "'kind'", "'zone'", "'picky'"] {
         raised.run_all(&mut client, "BEGIN", &[("prefix", prefix)]);
         raised.run_all(&mut client, "BEGIN", &[("prefix", prefix), ("node", "'x'")]);
     }

@@ -78,6 +78,8 @@ fn without_preload_functions_work_or_say_why_not() {
         "oban_cancel_job",
         "oban_discard_job",
         "oban_retry_job",
+        "oban_insert_job",
+        "oban_insert_jobs",
     ];
     works_or_says_why_not(&mut client, &works, "not loaded", "shared_preload_libraries");
     // A query of a monitoring program gets rows, or none, and no error.

@@ -203,12 +203,17 @@ const NUMBERS: &str = "NULL | 0 | -1 | 1 | 2 | 7 | 30 | 2147483648 | 10995116277
     | -9223372036854775808 | 9223372036854775808 | 'x'";
 
 /// Useful values, by the name of the argument.
-const OF_USE: [(&str, &str); 22] = [
+const OF_USE: [(&str, &str); 25] = [
     ("after", "NULL | 0 | ext.oban_position()"),
     ("channel", "'insert' | 'gossip' | 'signal' | 'leader' | 'sonar'"),
     ("channels", "'{insert}' | '{gossip,insert,leader,signal}' | '{sonar}'"),
     ("condition", "NULL | 'true' | 'NEW IS NOT NULL' | 'OLD IS DISTINCT FROM NEW'"),
     ("events", "'{insert}' | '{insert,update}' | '{insert,update,delete}'"),
+    ("args", "'{}' | '{\"a\": 1}'"),
+    (
+        "jobs",
+        "'[]' | '[{\"worker\": \"w\"}, {\"worker\": \"w\", \"unique_keys\": []}]' | '[{\"worker\": \"w\", \"args\": {\"a\": 1}, \"unique_keys\": [\"a\"]}]'",
+    ),
     ("lease", "NULL | '100 ms' | '1 s' | '1 min'"),
     ("max_messages", "1 | 10 | 1000"),
     ("name", "'Oban' | 'Oban' | 'Other'"),
@@ -230,6 +235,7 @@ const OF_USE: [(&str, &str); 22] = [
     ("stage", "NULL | NULL | false"),
     ("timeout", "'0' | '1 ms' | '50 ms'"),
     ("ttl", "NULL | '1 s' | '1 min'"),
+    ("unique_keys", "NULL | '{}' | '{a}'"),
     ("wire", "'{}' | 'H4sIAAAAAAAAA6uuBQBDv6ajAgAAAA=='"),
     ("term", "1 | (SELECT o.term FROM ext.oban_leadership o LIMIT 1)"),
 ];
@@ -260,6 +266,10 @@ pub fn value(dice: &mut Dice, name: &str, kind: &str, hostile: bool) -> String {
         "integer" => one_of(dice, "NULL | 0 | -1 | 1 | 2147483647 | -2147483648 | 2147483648 | 1e300"),
         "boolean" => one_of(dice, "NULL | true | false"),
         "interval" => line(dice, INTERVALS).into(),
+        "timestamptz" | "timestamp with time zone" => one_of(
+            dice,
+            "NULL | 'infinity' | '-infinity' | 'epoch' | '0001-01-01 BC' | '294276-12-31' | pg_catalog.now() | ''",
+        ),
         other => panic!("what is a hostile {other}? Say so here"),
     }
 }

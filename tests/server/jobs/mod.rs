@@ -1,8 +1,9 @@
-//! Can a worker in any language claim jobs and say what became of them, by calls alone?
+//! Can a worker in any language insert and claim jobs, and say what became of them, by calls alone?
 
 mod ack;
 pub mod crowd;
 mod fetch;
+mod insert;
 mod take;
 
 use postgres::Client;

@@ -1,0 +1,24 @@
+//! Locks of this library's own in Postgres' table of locks: `pg_locks` shows them as advisory. No SQL
+//! function of Postgres' takes one, so no role can hold one but by a call of this library.
+
+use pgrx::pg_sys;
+
+use super::session;
+
+/// What tells these locks from those of `pg_advisory_lock`, which have 1 or 2 here.
+const KIND: u16 = 3;
+
+/// Locks a number of this database until the end of the transaction. Waits for another transaction that
+/// has the lock, as for a lock of a row: until a cancellation, lock_timeout or a deadlock.
+pub fn lock(number: u64) {
+    let tag = pg_sys::LOCKTAG {
+        locktag_field1: session::database().0,
+        locktag_field2: (number >> 32) as u32,
+        locktag_field3: number as u32,
+        locktag_field4: KIND,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
+        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+    };
+    // SAFETY: the tag lives as long as the call. The function raises if it does not get the lock.
+    unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, false, false) };
+}
