@@ -1256,6 +1256,34 @@ Errors:
 22004: an argument is NULL.
 42939: prefix is a schema of Postgres'' own.';
 
+COMMENT ON FUNCTION @extschema@.oban_prune(text, interval, integer) IS
+'Deletes jobs that ended some time ago, as Oban''s pruner does.
+
+Arguments:
+prefix: schema of the job tables.
+max_age: how long ago, from 0 to a hundred years.
+max_jobs: the most jobs, from 1 to 100,000.
+
+Result: how many jobs were deleted. Fewer than max_jobs: no more are old enough, or the rest is locked.
+
+It goes by cancelled_at and discarded_at, and for completed jobs by scheduled_at. In a table of Oban for Python it goes by completed_at.
+Jobs that another transaction has locked are passed over, so two calls at a time do not wait for each other.
+It needs no preload. It is a DELETE with the rights of the caller, so triggers and row level security apply.
+Rights: DELETE on the prefix''s oban_jobs, SELECT on it, and UPDATE on it, which a lock of a row needs.
+
+Errors:
+42501: the role lacks one of these rights.
+3F000: prefix does not exist.
+42P01: prefix has no oban_jobs.
+42703: oban_jobs lacks a column of Oban''s.
+42809: oban_jobs is no table or view.
+42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
+25006: the transaction is read-only.
+55000: the server is in recovery.
+22023: max_age is negative or over a hundred years; or max_jobs is not from 1 to 100,000; or prefix is empty or too long.
+22004: an argument is NULL.
+42939: prefix is a schema of Postgres'' own.';
+
 COMMENT ON VIEW @extschema@.oban_members IS
 'Shows the members that have joined in this database.
 

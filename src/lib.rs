@@ -12,7 +12,7 @@
 //! | `bus` | how a message leaves its transaction |
 //! | `notifier`, `peer`, `gossip`, `signal`, `trigger` | SQL functions, one concern each |
 //! | `health` | the SQL function `oban_check`, which looks at the others |
-//! | `jobs` | SQL functions that insert jobs, claim them, and say what became of them |
+//! | `jobs` | SQL functions that insert jobs, claim them, say what became of them, and delete them |
 //! | `rescue` | the SQL function `oban_rescue`, which gives jobs of dead processes back |
 //! | `worker` | the background workers, the hooks that make them leave, and the view oban_workers |
 //!

@@ -1,4 +1,5 @@
-//! The server's half of a worker: SQL functions that insert jobs, claim them, and say what became of them.
+//! The server's half of a worker: SQL functions that insert jobs, claim them, say what became of them, and
+//! delete them.
 //!
 //! The statements are SQL with the caller's rights on `oban_jobs`, and a session plans each of them
 //! once. Triggers, constraints and policies apply as they do to the caller's own statements.
@@ -11,6 +12,7 @@ mod ack;
 mod elements;
 pub mod enqueue;
 pub mod fetch;
+mod prune;
 pub mod taker;
 mod unique;
 

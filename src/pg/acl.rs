@@ -54,6 +54,11 @@ pub fn row_security_applies(table: TableOid) -> bool {
     applies == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32
 }
 
+/// Returns whether the current role may delete rows of the table.
+pub fn may_delete(table: TableOid) -> bool {
+    may(table, pg_sys::ACL_DELETE)
+}
+
 fn may(table: TableOid, mode: u32) -> bool {
     let (table, role) = (pg_sys::Oid::from(table), pg_sys::Oid::from(session::role()));
     // SAFETY: the function looks up privileges by oids, and checks the oids itself.

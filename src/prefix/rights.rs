@@ -17,6 +17,8 @@ pub enum Right {
     Write,
     /// To signal running queues: UPDATE.
     Signal,
+    /// To prune jobs: DELETE.
+    Delete,
     /// To announce leaders: ownership.
     Own,
 }
@@ -27,6 +29,7 @@ impl Right {
             Self::Read => "SELECT on",
             Self::Write => "INSERT on",
             Self::Signal => "UPDATE on",
+            Self::Delete => "DELETE on",
             Self::Own => "the ownership of",
         }
     }
@@ -82,6 +85,7 @@ pub fn allows_in(schema: SchemaOid, right: Right) -> bool {
         Right::Read => acl::may_select_any(table),
         Right::Write => acl::may_insert(table),
         Right::Signal => acl::may_update(table),
+        Right::Delete => acl::may_delete(table),
         Right::Own => acl::owns(table),
     }
 }

@@ -65,6 +65,7 @@ const CHAPTERS: [(&str, &[&str]); 8] = [
             "oban_cancel_job",
             "oban_discard_job",
             "oban_retry_job",
+            "oban_prune",
         ],
     ),
     (

@@ -3,7 +3,7 @@
 use crate::support::{Ask, Cluster, JOBS, wait_until};
 
 /// The roles, and the grant of the owner of the prefix `app` to each of them on its oban_jobs.
-const ROLES: [(&str, &str); 7] = [
+const ROLES: [(&str, &str); 84] = [
     ("owner", ""),
     ("reader", "GRANT SELECT ON app.oban_jobs TO reader"),
     ("peeper", "GRANT SELECT (queue) ON app.oban_jobs TO peeper"),
@@ -19,7 +19,7 @@ const WRITERS: &str = "owner writer";
 
 /// Statements, and the roles that may run them. With `1 / count(*)`, a view without rows is a division by
 /// zero.
-const ACTIONS: [(&str, &str); 83] = [
+const ACTIONS: [(&str, &str); 84] = [
     ("SELECT oban_version()", EVERYBODY),
     ("SELECT oban_check()", EVERYBODY),
     ("SELECT oban_encode('{}')", EVERYBODY),
@@ -71,6 +71,7 @@ const ACTIONS: [(&str, &str); 83] = [
     ("SELECT oban_retry_job(1, 'app')", "owner"),
     ("SELECT oban_insert_job('w', prefix => 'app')", "owner"),
     ("SELECT oban_insert_jobs('[{\"worker\": \"w\"}]', 'app')", "owner"),
+    ("SELECT oban_prune('app')", "owner"),
     ("SELECT oban_pause_queue('a', prefix => 'app')", "owner steerer"),
     ("SELECT oban_resume_queue('a', prefix => 'app')", "owner steerer"),
     ("SELECT oban_scale_queue('a', 1, prefix => 'app')", "owner steerer"),

@@ -65,6 +65,7 @@ fn valid(argument: &str) -> &'static str {
         "id" | "attempt" | "max_attempts" | "max_jobs" => "1",
         "args" | "meta" | "tags" => "'{}'",
         "jobs" => "'[{\"worker\": \"Mailer\"}]'",
+        "max_age" => "'1 day'",
         "priority" => "0",
         "scheduled_at" | "schedule_in" | "unique_for" | "unique_keys" | "unique_states" => "NULL",
         "worker" => "'Mailer'",

@@ -80,6 +80,7 @@ fn without_preload_functions_work_or_say_why_not() {
         "oban_retry_job",
         "oban_insert_job",
         "oban_insert_jobs",
+        "oban_prune",
     ];
     works_or_says_why_not(&mut client, &works, "not loaded", "shared_preload_libraries");
     // A query of a monitoring program gets rows, or none, and no error.

@@ -181,6 +181,8 @@ fn wrong_values_are_shown_with_what_helps() {
             "jobs[0]: \"job\" is no key",
             "worker",
         ),
+        ("oban_prune(max_age => '-1 us')", "22023", "max_age is -0.000001 s", "hundred years"),
+        ("oban_prune(max_jobs => 0)", "22023", "max_jobs is 0", "from 1"),
         ("oban_gossip_put('a', 'q', '{\"running\": 1}')", "22023", "running", ""),
         ("oban_gossip_put('a', 'q', ttl => '0s')", "22023", "ttl", ""),
         ("oban_gossip_put('a', 'q', ttl => '2 years')", "22023", "ttl", ""),

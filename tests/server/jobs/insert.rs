@@ -606,6 +606,7 @@ fn a_hostile_search_path_is_not_used() {
             assert!(row.get::<_, bool>(1) || !round, "{call}");
         }
     }
+    client.batch_execute("SELECT public.oban_prune(max_age => '0 s')").unwrap();
 }
 
 /// Texts keep the database's encoding.

@@ -4,6 +4,7 @@ mod ack;
 pub mod crowd;
 mod fetch;
 mod insert;
+mod prune;
 mod take;
 
 use postgres::Client;
