@@ -1348,7 +1348,8 @@ It claims as oban_fetch does, and returns as soon as it has a job. It does not w
 The claim is committed when the call returns. A client that dies before it has read the answer leaves its jobs to oban_rescue.
 One session that waits is woken for a job, the one that has waited longest. It wakes the next one if more jobs may be there.
 It is woken by the commit of what makes a job available: the triggers of oban_install, a due time, oban_rescue, oban_retry_job, oban_resume_queue.
-It is not woken by what has no such trigger or has obanrs.wakeups off, or when another program unlocks a job that it has not changed. It finds such jobs in its next call.
+It is not woken by what has no such trigger or has obanrs.wakeups off. The next call finds such jobs.
+Nor is it woken when another program unlocks a job that it has not changed.
 A job of more than 64 MB in print, or nested over 5,000 levels deep, has NULL as args, meta, tags and errors, and too_large is true.
 Sessions whose role row level security restricts are all woken for each job.
 Each claim is a transaction of its own, at READ COMMITTED. Between them the session holds no snapshot and no lock.

@@ -260,8 +260,10 @@ fn throughput(cluster: &Cluster, rounds: usize, text: &mut String) {
     let arms: Vec<Arm> = arms.into_iter().filter(|arm| *arm != Arm::Pgmq || pgmq.is_some()).collect();
     writeln!(
         text,
-        "## Draining {JOBS} jobs\n\nJobs a second, and milliseconds of the server's processors for a job: median (least–most) of {rounds} rounds in turns.\n\n\
-         | workers × jobs a call | arm | jobs a second | of the SQL by hand | ms a job |\n| --- | --- | --- | --- | --- |"
+        "## Draining {JOBS} jobs\n\nJobs a second, and milliseconds of the server's processors for a job: \
+         median (least–most) of {rounds} rounds in turns.\n\n\
+         | workers × jobs a call | arm | jobs a second | of the SQL by hand | ms a job |\n\
+         | --- | --- | --- | --- | --- |"
     )
     .expect("memory");
     for (workers, batch) in [(1, 1), (1, 10), (4, 1), (4, 10), (16, 1), (16, 10)] {
@@ -387,7 +389,8 @@ fn idle(cluster: &Cluster, rounds: usize, text: &mut String) {
     writeln!(
         text,
         "\n## One job at a time, while {IDLE} workers wait\n\nMilliseconds of the server's processors for a job, from the INSERT until all sleep again: median (least–most) of {rounds} rounds of {SINGLE_JOBS} jobs.\n\n\
-         | workers wait in | ms a job |\n| --- | --- |\n| `oban_take`: one is woken | {} |\n| `oban_wait`, then `oban_fetch`: all are woken | {} |",
+         | workers wait in | ms a job |\n| --- | --- |\n| `oban_take`: one is woken | {} |\n\
+         | `oban_wait`, then `oban_fetch`: all are woken | {} |",
         spread(median(costs[0].clone())),
         spread(median(costs[1].clone()))
     )

@@ -100,8 +100,8 @@ pub fn is_claimed(schema: SchemaOid, queue: &[u8]) {
     let Some(segment) = Segment::attached() else { return };
     let key = segment.queue_key(queue);
     PENDING.with_borrow_mut(|pending| {
-        let is_known = |(of, news): &(SchemaOid, News)| matches!(news, News::Claimed(known) if *of == schema && *known == key);
-        if !pending.news[..pending.count].iter().any(is_known) {
+        let is_claim = |news: &News| matches!(news, News::Claimed(known) if *known == key);
+        if !pending.news[..pending.count].iter().any(|(of, news)| *of == schema && is_claim(news)) {
             pending.note(schema, News::Claimed(key));
         }
     });

@@ -3,7 +3,7 @@
 use crate::support::{Ask, Cluster, JOBS, wait_until};
 
 /// The roles, and the grant of the owner of the prefix `app` to each of them on its oban_jobs.
-const ROLES: [(&str, &str); 84] = [
+const ROLES: [(&str, &str); 7] = [
     ("owner", ""),
     ("reader", "GRANT SELECT ON app.oban_jobs TO reader"),
     ("peeper", "GRANT SELECT (queue) ON app.oban_jobs TO peeper"),

@@ -51,7 +51,7 @@ pub fn functions_like(client: &mut Client, pattern: &str) -> Vec<Function> {
 /// A valid value for an argument of that name.
 fn valid(argument: &str) -> &'static str {
     match argument {
-        "after" | "position" | "missed" | "messages" | "jobs" => "NULL",
+        "after" | "position" | "missed" | "messages" => "NULL",
         "channel" => "'insert'",
         "condition" | "on_replica" | "payload_column" | "queue_column" => "NULL",
         "events" => "'{insert}'",
