@@ -944,11 +944,11 @@ reason: gone, restarted, not running or unknown, as described below.
 since: when the evidence begins, which is never before the attempt.
 
 A process is a node and its uuid, the two elements of attempted_by.
-gone: the process gossiped, its last entry has ended, and it was not heard again for grace.
-restarted: the same, and another process gossips this queue of the node now.
+gone: the process gossiped, its last entry has ended, and it was not heard again for grace. Or it claimed the job by oban_fetch or oban_take while a member stood for its node, and none does now. A call of this function found that grace ago or earlier.
+restarted: the same, and another process gossips this queue of the node now, or has claimed jobs for the node with another uuid.
 not running: the process gossips running for the queue, and two of its puts do not list the job. The first was made a grace or more after the attempt began, and a call of this function noted it. The second was made a grace or more after that call.
 So a job whose fetch lost its answer is named by the second call at the earliest.
-unknown: this server has not heard the process since it started or was promoted, or forgot it for lack of room in obanrs.gossip_memory. A node without gossip is always unknown.
+unknown: this server has not heard the process since it started or was promoted, or forgot it for lack of room in obanrs.gossip_memory. A node without gossip and without a member is always unknown.
 A process that gossips by NOTIFY is also unknown if the relay did not listen all the time.
 Never take unknown jobs by this alone: their processes may live.
 It reads gossip first, then the rows that are committed by then.
@@ -1350,7 +1350,7 @@ One session that waits is woken for a job, the one that has waited longest. It w
 It is woken by the commit of what makes a job available: the triggers of oban_install, a due time, oban_rescue, oban_retry_job, oban_resume_queue.
 It is not woken by what has no such trigger or has obanrs.wakeups off. The next call finds such jobs.
 Nor is it woken when another program unlocks a job that it has not changed.
-A job of more than 64 MB in print, or nested over 5,000 levels deep, has NULL as args, meta, tags and errors, and too_large is true.
+A job of more than 64 MB in print, or nested over 5,000 levels deep, comes with too_large as true. Its args, meta, tags and errors are null.
 Sessions whose role row level security restricts are all woken for each job.
 Each claim is a transaction of its own, at READ COMMITTED. Between them the session holds no snapshot and no lock.
 It occupies its connection while it waits. Behind a pooler that is one of the server''s connections. One call at a time for a node is enough.

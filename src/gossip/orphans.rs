@@ -12,6 +12,7 @@ use pgrx::prelude::*;
 
 use crate::error::{self, Error, given};
 use crate::logic::check::MAX_QUEUE;
+use crate::logic::claimants::ClaimEvidence;
 use crate::logic::ids::{DatabaseOid, SchemaOid};
 use crate::logic::leadership::{MAX_NODE, MAX_PREFIX};
 use crate::logic::orphans::{Attempt, Evidence, Job, Reason, Suspects, Times, Verdict};
@@ -112,6 +113,7 @@ impl AllowedSearch {
         let (database, wall_ahead) = (session::database(), clock::wall_ahead());
         let knows_since = segment.gossip().knows_since();
         let times = Times { now: clock::now(), wall_ahead, knows_since, grace: self.grace };
+        let claims = segment.claim_evidence(database, schema);
         let evidence = gather(segment, database, schema, times);
         let suspected = segment.gossip().suspects(|suspects| suspects.any(database, schema));
 
@@ -120,7 +122,9 @@ impl AllowedSearch {
             format!("SELECT {COLUMNS}{more} FROM {table} j WHERE j.state OPERATOR(pg_catalog.=) 'executing'");
         spi::each(&sql, |row| {
             pgrx::check_for_interrupts!();
-            if let Some((reason, since)) = judge(segment, row, &evidence, (database, schema), suspected) {
+            if let Some((reason, since)) =
+                judge(segment, row, &evidence, &claims, (database, schema), suspected)
+            {
                 body(row, reason, since.to_wall(wall_ahead));
             }
         });
@@ -184,6 +188,7 @@ fn judge(
     segment: Segment,
     row: &SqlRow,
     evidence: &Evidence,
+    claims: &ClaimEvidence,
     (database, schema): (DatabaseOid, SchemaOid),
     suspected: bool,
 ) -> Option<(Reason, ClockTime)> {
@@ -198,7 +203,7 @@ fn judge(
         uuid: text(Columns::Uuid),
         attempted_at: row.datum(Columns::AttemptedAt as usize).map(|at| time::of_epoch(datum::float8(at))),
     };
-    let verdict = evidence.judge(&job);
+    let verdict = evidence.judge(&job, claims);
     let of_suspect = |body: &dyn Fn(&mut Suspects<'_>, &Attempt) -> Option<ClockTime>| {
         let attempt = Attempt::of(database, schema, &job);
         segment.gossip().suspects(|suspects| body(suspects, &attempt))

@@ -16,13 +16,15 @@ use crate::logic::leadership::{MAX_NAME, MAX_NODE};
 use crate::logic::signals::MAX_QUEUE_CHARS;
 use crate::logic::takers::{Claimed, MAX_QUEUES};
 use crate::logic::text::{Text, excerpt};
+use crate::logic::times::WallTime;
 use crate::pg::argument::{self, TextArgument, TextArray};
 use crate::pg::datum::Parameter;
 use crate::pg::datum::Shown;
 use crate::pg::result_set::ResultSet;
 use crate::pg::spi::{self, SqlRow};
-use crate::pg::{clock, encoding, time};
+use crate::pg::{clock, encoding, session, time};
 use crate::prefix::rights::Right;
+use crate::shmem::Segment;
 use crate::signal;
 
 /// The most jobs of a call. They are in memory at once.
@@ -137,36 +139,40 @@ impl Claim {
         let paused =
             signal::view::paused_queues(jobs.schema, jobs.prefix.as_str(), &self.queues, &self.node)?;
         let (turn, most) = (turn() % self.queues.len(), u64::from(self.max_jobs.unsigned_abs()));
-        let (mut left, mut claimed) = (most, Claimed::default());
+        let (mut left, mut claimed, now) = (most, Claimed::default(), time::now());
         for number in 0..self.queues.len() {
             let place = (turn + number) % self.queues.len();
             let queue = &self.queues[place];
             if paused.contains(queue) {
                 claimed.paused |= 1 << place;
             } else if left > 0 {
-                let some = self.claim_of_queue(jobs, queue, left, rows, &mut body).min(left);
+                let some = self.claim_of_queue(jobs, queue, left, now, rows, &mut body).min(left);
                 left -= some;
                 claimed.of |= u32::from(some > 0) << place;
             }
         }
         (claimed.jobs, claimed.is_full) = (most - left, left == 0);
+        if let Some(segment) = Segment::attached().filter(|_| claimed.jobs > 0) {
+            let uuid = self.uuid.as_deref().map(encoding::to_server);
+            segment.note_claim((session::database(), jobs.schema), &self.node, uuid.as_deref(), now);
+        }
         Ok(claimed)
     }
 
-    /// Claims at most `most` jobs of a queue. Returns how many it has claimed.
+    /// Claims at most `most` jobs of a queue at the time `now`. Returns how many it has claimed.
     fn claim_of_queue(
         &self,
         jobs: &Jobs,
         queue: &str,
         most: u64,
+        now: WallTime,
         rows: Rows,
         body: impl FnMut(&SqlRow),
     ) -> u64 {
-        let now = Some(pg_sys::Datum::from(time::now().0));
         let values = [
             Parameter::of(Some(Shown(queue.to_owned()))),
             Parameter::of(Some(most as i64)),
-            Parameter::typed(pg_sys::TIMESTAMPOID, now),
+            Parameter::typed(pg_sys::TIMESTAMPOID, Some(pg_sys::Datum::from(now.0))),
             Parameter::of(Some(Shown(self.node.clone()))),
             Parameter::of(self.uuid.clone().map(Shown)),
         ];

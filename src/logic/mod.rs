@@ -9,6 +9,7 @@ pub mod backoff;
 pub mod broadcast;
 pub mod channel;
 pub mod check;
+pub mod claimants;
 pub mod counter;
 pub mod enqueue;
 pub mod floor;

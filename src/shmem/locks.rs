@@ -18,6 +18,8 @@ pub(super) enum Lock {
     Stagers,
     /// Guards the slots of takers, and their FIFO.
     Takers,
+    /// Guards the processes that have claimed jobs as members.
+    Claimants,
     /// Guards the ring of this number: its head, entries, bytes, role usages, and the waiters that
     /// are linked in it.
     Ring(usize),
@@ -32,7 +34,8 @@ impl Lock {
             Lock::Gossip => 2,
             Lock::Stagers => 3,
             Lock::Takers => 4,
-            Lock::Ring(ring) => 5 + ring,
+            Lock::Claimants => 5,
+            Lock::Ring(ring) => 6 + ring,
         }
     }
 

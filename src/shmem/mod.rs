@@ -9,8 +9,8 @@
 //!      └ lock Registry ───────┘ └─── a lock Ring for each ring ─────┘
 //!      │ SlotCounters[] │ polling[] │ SharedCoverage[] │ StagerSlot[] │ Alarms[] │ TakerSlot[] │
 //!      └─── atomics of each database's slot, no lock ──┘ └ Stagers ───┘ └ atomics ┘ └ Takers ────┘
-//!      │ RingEntry[] │ bytes[] │
-//!      └ a lock Ring each ─────┘
+//!      │ Claimant[] │ RingEntry[] │ bytes[] │
+//!      └ Claimants ─┘ └ a lock Ring each ───┘
 //! ```
 //!
 //! Sizes come from settings that only a restart changes. All of the segment is plain data, for
@@ -33,9 +33,11 @@
 //! | `rings` | this database's ring: publish, read, wait; the relay's side (lock Ring) |
 //! | `stagers` | the stagers of all databases (lock Stagers), and their alarms (atomics) |
 //! | `takers` | the sessions that wait for jobs, of which one is woken for a job (lock Takers) |
+//! | `claimants` | the processes that have claimed jobs as members (lock Claimants) |
 //! | `stats` | the counters of oban_stats (atomics) |
 #![allow(unsafe_code)]
 
+mod claimants;
 mod coverage;
 mod floor;
 pub mod gossip;

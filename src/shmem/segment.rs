@@ -16,6 +16,7 @@ use super::slots::Slot;
 use super::stagers::Alarms;
 use crate::config;
 use crate::error::{self, Error};
+use crate::logic::claimants::Claimant;
 use crate::logic::counter::Counter;
 use crate::logic::gossip::memory::{GossipProcess, ProcessesHead};
 use crate::logic::gossip::{
@@ -154,6 +155,7 @@ pub(super) struct Layout {
     pub stagers: usize,
     pub alarms: usize,
     pub takers: usize,
+    pub claimants: usize,
     /// The areas from here on need not be zeroed.
     pub ring_entries: usize,
     pub ring_bytes: usize,
@@ -165,6 +167,7 @@ pub(super) struct Layout {
     pub max_members: usize,
     pub max_entries: usize,
     pub max_stagers: usize,
+    pub max_claimants: usize,
 }
 
 /// The layout that the settings give. These settings don't change while the server runs, so the
@@ -186,6 +189,8 @@ fn compute_layout() -> Layout {
     let max_entries = gossip_capacity(config::gossip_memory());
     let max_processes = session::max_processes();
     let max_stagers = session::max_worker_processes();
+    // Room for each member, and for those that have ended.
+    let max_claimants = 2 * max_members;
     let ring_capacity = ring::capacity(config::ring_size());
     let mut end = size_of::<Root>();
     let mut area = |element: usize, count: usize| {
@@ -218,6 +223,7 @@ fn compute_layout() -> Layout {
         stagers: area(size_of::<StagerSlot>(), max_stagers),
         alarms: area(size_of::<Padded<Alarms>>(), max_stagers),
         takers: area(size_of::<TakerSlot>(), max_processes),
+        claimants: area(size_of::<Claimant>(), max_claimants),
         ring_entries: area(size_of::<ring::RingEntry>(), ring_capacity.0 * max_rings),
         ring_bytes: area(1, ring_capacity.1 * max_rings),
         total: area(0, 0),
@@ -228,6 +234,7 @@ fn compute_layout() -> Layout {
         max_members,
         max_entries,
         max_stagers,
+        max_claimants,
     }
 }
 

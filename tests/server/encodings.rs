@@ -60,7 +60,7 @@ fn names_that_are_not_ascii_are_refused_with_a_hint() {
                 ];
                 let of_bus = channels.iter().any(|c| function.name.starts_with(c));
                 let of_signals = function.name.ends_with("_queue") || function.name == "oban_queue_state";
-                let of_jobs = function.name == "oban_fetch" && name == "queues"
+                let of_jobs = ["oban_fetch", "oban_take"].contains(&&*function.name) && name == "queues"
                     || function.name == "oban_insert_job"
                         && ["worker", "queue", "tags", "unique_keys"].contains(&name.as_str());
                 if (of_jobs

@@ -182,6 +182,40 @@ impl<'a> LeadershipsView<'a> {
         tables
     }
 
+    /// Returns whether a slot has this member, and the member lives at `now`.
+    pub fn has_live(&self, slot: usize, id: MemberId, now: ClockTime) -> bool {
+        self.members.get(slot).is_some_and(|member| member.id == id && member.is_live(now))
+    }
+
+    /// Returns the slot and the id of the member that stands for a node in a schema, of any name. `None`:
+    /// no member does.
+    pub fn any_member_of_node(
+        &self,
+        place: (DatabaseOid, SchemaOid),
+        node: &str,
+        now: ClockTime,
+    ) -> Option<(usize, MemberId)> {
+        let is_own = |m: &&(usize, &Member)| m.1.node.as_str() == node && self.is_in(m.1, place);
+        let live = self.members.iter().enumerate().filter(|(_, m)| m.is_live(now));
+        live.filter(|m| is_own(&m)).map(|(slot, m)| (slot, m.id)).next()
+    }
+
+    /// Returns the nodes of the members of a schema that live at `now`.
+    pub fn live_nodes(
+        &self,
+        place: (DatabaseOid, SchemaOid),
+        now: ClockTime,
+    ) -> impl Iterator<Item = &'a str> {
+        let view = *self;
+        let live = self.members.iter().filter(move |m| m.is_live(now) && view.is_in(m, place));
+        live.map(|m| m.node.as_str())
+    }
+
+    fn is_in(&self, member: &Member, (database, schema): (DatabaseOid, SchemaOid)) -> bool {
+        let seat = self.seats.get(member.seat as usize).map(|seat| &seat.electorate);
+        seat.is_some_and(|electorate| (electorate.database, electorate.schema) == (database, schema))
+    }
+
     /// Returns the databases that have electorates.
     pub fn databases(&self) -> Vec<DatabaseOid> {
         let mut databases: Vec<DatabaseOid> =

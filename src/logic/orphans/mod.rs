@@ -29,6 +29,9 @@
 //! after that. So a row that is executing was executing when the put that lacks its job was made.
 //! In the other order, a job that ends in between would look like an orphan.
 //!
+//! **Claims by members.** What `oban_fetch` and `oban_take` claim for a node that has a member ends with that
+//! member (`logic::claimants`), unless the process gossips on.
+//!
 //! **Gossip by NOTIFY** may be missed: the relay does not listen, is stopped, or has no room. The
 //! rules take a foreign process for ended only on two conditions. The relay has listened without a
 //! gap since the process was heard last (`Coverage::since`), and has read all that was sent until a
@@ -46,6 +49,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::check;
+use super::claimants::{ClaimEvidence, Lives, ProcessHash};
 use super::gossip::EntryRef;
 use super::gossip::memory::{self, Remembered};
 use super::ids::{DatabaseOid, SchemaOid};
@@ -195,8 +199,29 @@ impl Evidence {
         since.saturating_add(self.times.grace) <= self.times.now
     }
 
+    /// Returns what gossip and claims say of a job.
+    pub fn judge(&self, job: &Job<'_>, claims: &ClaimEvidence) -> Verdict {
+        let gossip = self.judge_by_gossip(job);
+        let (Some(node), Some(attempted_at)) = (job.node, job.attempted_at) else { return gossip };
+        let hash = ProcessHash::of(node, job.uuid);
+        let gossips = self.checks.contains_key(&hash.process);
+        match (claims.lives(hash, attempted_at), gossip) {
+            (Lives::Unknown, verdict) => verdict,
+            // A process whose gossip has ended may live as a member. If its gossip goes on, that says which
+            // jobs it runs.
+            (Lives::Yes, Verdict::Orphan { .. }) => Verdict::Fine,
+            (Lives::Yes, verdict) => verdict,
+            (Lives::No { .. }, verdict) if gossips => verdict,
+            (Lives::No { since, replaced }, _) => {
+                let reason = if replaced { Reason::Restarted } else { Reason::Gone };
+                let since = since.max(attempted_at.to_clock(self.times.wall_ahead));
+                if self.is_due(since) { Verdict::Orphan { reason, since } } else { Verdict::Fine }
+            }
+        }
+    }
+
     /// Returns what gossip says of a job.
-    pub fn judge(&self, job: &Job<'_>) -> Verdict {
+    fn judge_by_gossip(&self, job: &Job<'_>) -> Verdict {
         let Times { grace, wall_ahead, knows_since, .. } = self.times;
         let began = job.attempted_at.map_or(knows_since, |at| at.to_clock(wall_ahead));
         let orphan = |reason: Reason, since: ClockTime| {

@@ -110,7 +110,7 @@ impl Server {
     }
 
     fn call_with(&mut self, row: &Job<'_>, now: i64, grace: i64) -> Option<(Reason, i64)> {
-        let verdict = self.evidence(now, grace).judge(row);
+        let verdict = self.evidence(now, grace).judge(row, &ClaimEvidence::default());
         let attempt = Attempt::of(DatabaseOid(1), SchemaOid(SCHEMA), row);
         let mut suspects = Suspects(&mut self.suspects);
         match verdict {

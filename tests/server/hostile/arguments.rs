@@ -203,7 +203,7 @@ const NUMBERS: &str = "NULL | 0 | -1 | 1 | 2 | 7 | 30 | 2147483648 | 10995116277
     | -9223372036854775808 | 9223372036854775808 | 'x'";
 
 /// Useful values, by the name of the argument.
-const OF_USE: [(&str, &str); 25] = [
+const OF_USE: [(&str, &str); 28] = [
     ("after", "NULL | 0 | ext.oban_position()"),
     ("channel", "'insert' | 'gossip' | 'signal' | 'leader' | 'sonar'"),
     ("channels", "'{insert}' | '{gossip,insert,leader,signal}' | '{sonar}'"),
@@ -215,6 +215,7 @@ const OF_USE: [(&str, &str); 25] = [
         "'[]' | '[{\"worker\": \"w\"}, {\"worker\": \"w\", \"unique_keys\": []}]' | '[{\"worker\": \"w\", \"args\": {\"a\": 1}, \"unique_keys\": [\"a\"]}]'",
     ),
     ("lease", "NULL | '100 ms' | '1 s' | '1 min'"),
+    ("max_jobs", "1 | 10"),
     ("max_messages", "1 | 10 | 1000"),
     ("name", "'Oban' | 'Oban' | 'Other'"),
     ("node", "'web.1' | 'web.2' | 'web.3' | pg_catalog.gen_random_uuid()::text"),
@@ -227,6 +228,7 @@ const OF_USE: [(&str, &str); 25] = [
         "queue_table",
         "pg_catalog.to_regclass('public.oban_jobs') | pg_catalog.to_regclass('app.oban_jobs') | pg_catalog.to_regclass('r1.oban_peers')",
     ),
+    ("queues", "NULL | '{default}' | '{default,mail}'"),
     ("replace", "true | false"),
     (
         "state",
@@ -236,6 +238,7 @@ const OF_USE: [(&str, &str); 25] = [
     ("timeout", "'0' | '1 ms' | '50 ms'"),
     ("ttl", "NULL | '1 s' | '1 min'"),
     ("unique_keys", "NULL | '{}' | '{a}'"),
+    ("uuid", "NULL | 'u'"),
     ("wire", "'{}' | 'H4sIAAAAAAAAA6uuBQBDv6ajAgAAAA=='"),
     ("term", "1 | (SELECT o.term FROM ext.oban_leadership o LIMIT 1)"),
 ];

@@ -3,6 +3,7 @@
 //! Each file here answers one question about them. This file has the processes under test, and what the files
 //! share.
 
+mod claims;
 mod lost;
 mod rescue;
 mod tables;
