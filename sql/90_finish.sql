@@ -1088,7 +1088,7 @@ Errors:
 42809: oban_jobs is no table or view.
 42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
 25006: transactions of the session are read-only.
-54000: the jobs are larger than 256 MB. Nothing was claimed. Take fewer.
+54000: the jobs are larger than 250 MB. Nothing was claimed. Take fewer.
 40001: oban_jobs is partitioned by state, and another session has claimed a job at the same time. Run it again.
 55P03: another transaction has had obanrs_queue_signals locked for 2 s.
 22023: queues is empty or has over 32 elements; or one of them is empty or over 127 characters; or max_jobs is not from 1 to 10,000; or timeout is negative or over a day; or node, uuid or prefix is empty or too long.
@@ -1279,6 +1279,7 @@ Errors:
 42703: oban_jobs lacks a column of Oban''s.
 42809: oban_jobs is no table or view.
 42804: scheduled_at of oban_jobs is a timestamptz. Oban''s is a timestamp in UTC.
+40001: the transaction is REPEATABLE READ or SERIALIZABLE, and another one has changed or deleted a job. Run it again.
 25006: the transaction is read-only.
 55000: the server is in recovery.
 22023: max_age is negative or over a hundred years; or max_jobs is not from 1 to 100,000; or prefix is empty or too long.

@@ -6,6 +6,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::{Jobs, delay};
+use crate::backend::available_jobs;
 use crate::bus::wakeups;
 use crate::config;
 use crate::error::{Error, given};
@@ -149,18 +150,27 @@ fn oban_cancel_job(
             SELECT j.id, j.state OPERATOR(pg_catalog.=) 'executing' AS runs FROM {table} j WHERE {OWN_OR_ANY}
             FOR NO KEY UPDATE
          )
-         UPDATE {table} j SET {set} FROM job WHERE j.id OPERATOR(pg_catalog.=) job.id RETURNING job.runs",
+         UPDATE {table} j SET {set} FROM job WHERE j.id OPERATOR(pg_catalog.=) job.id
+         RETURNING job.runs, j.queue::pg_catalog.text",
         table = jobs.table
     );
     let values = [Parameter::of(Some(target.id)), Parameter::of(target.attempt)];
     let mut runs = false;
     let values: Vec<_> = values.into_iter().chain(reason).collect();
-    let cancelled =
-        spi::prepared(&sql, &values, |row| runs |= row.datum(0).is_some_and(|runs| runs.value() != 0));
+    let cancelled = spi::prepared(&sql, &values, |row| {
+        runs |= row.datum(0).is_some_and(|runs| runs.value() != 0);
+        note_claim(&jobs, row, 1);
+    });
     if runs {
         signal::pkill(jobs.prefix.as_str(), target.id)?;
     }
     Ok(cancelled > 0)
+}
+
+/// Notes that this transaction has ended a job, of which a column has the queue. If that is rolled back, the
+/// job may be available, and a taker has passed it over.
+fn note_claim(jobs: &Jobs, row: &SqlRow, column: usize) {
+    row.datum(column).into_iter().for_each(|queue| available_jobs::is_claimed(jobs.schema, row.bytes(queue)));
 }
 
 /// The longest error, in bytes. A row with many errors of this size can still be written.
@@ -190,7 +200,11 @@ fn oban_discard_job(
     let error = error.map(|error| error_text("error", error)).transpose()?;
     let jobs = Jobs::of(prefix, Right::Signal, "discard a job")?;
     let set = format!("state = 'discarded', discarded_at = {UTC}{}", recorded(&jobs, error.as_ref()));
-    Ok(target.update_job(&jobs, OWN_OR_ANY, &set, error.into_iter().collect()))
+    let sql =
+        format!("UPDATE {} j SET {set} WHERE {OWN_OR_ANY} RETURNING j.queue::pg_catalog.text", jobs.table);
+    let values = [Parameter::of(Some(target.id)), Parameter::of(target.attempt)];
+    let values: Vec<_> = values.into_iter().chain(error).collect();
+    Ok(spi::prepared(&sql, &values, |row| note_claim(&jobs, row, 0)) > 0)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]

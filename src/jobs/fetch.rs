@@ -30,26 +30,49 @@ use crate::signal;
 /// The most jobs of a call. They are in memory at once.
 const MOST_JOBS: i32 = 10_000;
 
-/// The columns of the result, of a job `j`. Times are `timestamptz`, whatever the table has.
-const COLUMNS: &str = "j.id::pg_catalog.int8 AS id, j.state::pg_catalog.text AS state,
-    j.queue::pg_catalog.text AS queue, j.worker::pg_catalog.text AS worker, j.args::pg_catalog.jsonb AS args,
-    j.meta::pg_catalog.jsonb AS meta, j.tags::pg_catalog.text[] AS tags,
-    pg_catalog.to_jsonb(j.errors) AS errors, j.attempt::pg_catalog.int4 AS attempt,
-    j.max_attempts::pg_catalog.int4 AS max_attempts, j.priority::pg_catalog.int4 AS priority,
-    j.attempted_by::pg_catalog.text[] AS attempted_by,
-    pg_catalog.timezone('UTC', j.inserted_at) AS inserted_at,
-    pg_catalog.timezone('UTC', j.scheduled_at) AS scheduled_at,
-    pg_catalog.timezone('UTC', j.attempted_at) AS attempted_at";
+/// Declares the columns of the result, of a job `j`. Times are `timestamptz`, whatever the table has.
+macro_rules! small_columns {
+    () => {
+        "j.id::pg_catalog.int8 AS id, j.state::pg_catalog.text AS state, j.queue::pg_catalog.text AS queue,
+        j.worker::pg_catalog.text AS worker, j.attempt::pg_catalog.int4 AS attempt,
+        j.max_attempts::pg_catalog.int4 AS max_attempts, j.priority::pg_catalog.int4 AS priority,
+        j.attempted_by::pg_catalog.text[] AS attempted_by,
+        pg_catalog.timezone('UTC', j.inserted_at) AS inserted_at,
+        pg_catalog.timezone('UTC', j.scheduled_at) AS scheduled_at,
+        pg_catalog.timezone('UTC', j.attempted_at) AS attempted_at"
+    };
+}
+
+/// The columns that are small.
+pub(super) const SMALL_COLUMNS: &str = small_columns!();
+
+/// All columns, those that may be large at the end.
+pub(super) const COLUMNS: &str = concat!(
+    small_columns!(),
+    ", j.args::pg_catalog.jsonb AS args, j.meta::pg_catalog.jsonb AS meta, j.tags::pg_catalog.text[] AS tags,
+    pg_catalog.to_jsonb(j.errors) AS errors"
+);
+
+/// The place of each column of oban_fetch in `COLUMNS`.
+const PLACES: [usize; WIDTH] = [0, 1, 2, 3, 11, 12, 13, 14, 4, 5, 6, 7, 8, 9, 10];
 
 /// How many columns these are.
 const WIDTH: usize = 15;
+
+/// The columns of a job that may be large.
+pub(super) const LARGE: [&str; 4] = ["args", "meta", "tags", "errors"];
+
+/// The bytes that these columns may take in the table, of a job that is surely small enough for a jsonb.
+/// Compressed, they may stand for 255 times as much.
+const SURELY_SMALL: usize = 512 << 10;
 
 /// What the rows of the result are.
 #[derive(Clone, Copy)]
 pub(super) enum Rows {
     /// The columns `COLUMNS`.
     Columns,
-    /// One `jsonb`, which is an object of these columns.
+    /// A `jsonb`, which is an object of these columns, and the id. The object is NULL if the job may be too
+    /// large for a jsonb.
     Jsonb,
 }
 
@@ -120,7 +143,7 @@ pub fn oban_fetch(fcinfo: pg_sys::FunctionCallInfo) -> Result<(), ErrorReport> {
     let jobs = Jobs::of(text(4), Right::Signal, "claim jobs")?;
     let mut rows = ResultSet::of(fcinfo);
     let claimed = claim.claim_jobs(&jobs, Rows::Columns, |row| {
-        rows.push(std::array::from_fn::<_, WIDTH, _>(|column| row.datum(column)));
+        rows.push(PLACES.map(|place| row.datum(place)));
     })?;
     let queues = claim.queues.iter().zip(0..).filter(|(_, number)| claimed.of & (1 << number) != 0);
     queues.for_each(|(queue, _)| available_jobs::is_claimed(jobs.schema, &encoding::to_server(queue)));
@@ -183,11 +206,17 @@ impl Claim {
 /// Returns the statement that claims jobs of a queue. $1 is the queue, $2 the most jobs, $3 the time, $4
 /// the node and $5 its uuid or null. A job without an attempt left is passed over.
 fn statement(table: &str, rows: Rows) -> String {
-    let jobs = format!("SELECT {COLUMNS} FROM claimed j ORDER BY j.priority, j.scheduled_at, j.id");
-    let result = match rows {
-        Rows::Columns => jobs,
-        Rows::Jsonb => format!("SELECT pg_catalog.to_jsonb(job) FROM ({jobs}) job"),
+    let columns = match rows {
+        Rows::Columns => COLUMNS.to_owned(),
+        Rows::Jsonb => format!(
+            "CASE WHEN {size} OPERATOR(pg_catalog.<=) {SURELY_SMALL}
+                THEN (SELECT pg_catalog.to_jsonb(job) FROM (SELECT {COLUMNS}) job) END, j.id::pg_catalog.int8",
+            size = LARGE
+                .map(|column| format!("COALESCE(pg_catalog.pg_column_size(j.{column}), 0)"))
+                .join(" OPERATOR(pg_catalog.+) ")
+        ),
     };
+    let result = format!("SELECT {columns} FROM claimed j ORDER BY j.priority, j.scheduled_at, j.id");
     // An array of ids, and no join with them: Postgres takes an array for ten elements, so it finds the
     // rows by the primary key whatever the table's statistics say. The same plan serves all values
     // (`spi::prepared`).

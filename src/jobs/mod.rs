@@ -79,11 +79,13 @@ const LONGEST: i128 = 100 * 366 * 86_400 * 1_000_000;
 /// Returns an interval by which a job is put off. `Err` is 22023: it is negative, or longer than a
 /// hundred years.
 fn delay(argument: &'static str, delay: Interval) -> Result<Interval, Error> {
+    // A month is no fixed time, so a negative part could outweigh the others.
+    let parts = [i64::from(delay.months()), i64::from(delay.days()), delay.micros()];
     match delay.as_micros() {
-        0..=LONGEST => Ok(delay),
+        0..=LONGEST if parts.iter().all(|part| *part >= 0) => Ok(delay),
         micros => Err(Error::bad(
             format!("{argument} is {} s", micros as f64 / 1e6),
-            "It has to be from 0 to a hundred years.",
+            "It has to be from 0 to a hundred years, without negative parts.",
         )),
     }
 }

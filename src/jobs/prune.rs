@@ -3,6 +3,7 @@
 //! There is a statement for each state, because an index finds the oldest jobs of one state only.
 
 use pgrx::datum::Interval;
+use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -10,36 +11,36 @@ use super::{Jobs, delay};
 use crate::error::{Error, given};
 use crate::pg::argument::TextArgument;
 use crate::pg::datum::Parameter;
-use crate::pg::spi;
+use crate::pg::{spi, time};
 use crate::prefix::dialect::Dialect;
 use crate::prefix::rights::Right;
 
 /// The most jobs of a call. Their deletion is one transaction.
 const MOST_PRUNED: i32 = 100_000;
 
-/// The time at which the statement began, as a `timestamp` in UTC. An index finds what is before it, which
-/// it does not with the time of the clock.
-const NOW: &str = "pg_catalog.timezone('UTC', pg_catalog.statement_timestamp())";
+/// A state in which jobs end, and which of these jobs are old, as SQL, the oldest first where an index has
+/// that order. $1 is the age, and $3 the time now.
+struct Old {
+    state: &'static str,
+    condition: String,
+    order: &'static str,
+}
 
-/// Returns which jobs are old, as SQL for each state, the oldest first where an index has that order. $1 is
-/// the age.
-fn old(dialect: Dialect) -> [String; 3] {
+fn old(dialect: Dialect) -> [Old; 3] {
     // Oban for Elixir goes by the time at which a completed job was due. An index has that time only behind
     // the queue, which the condition names, so that this index can be used.
     let (completed, before, order) = match dialect {
         Dialect::Python => ("completed_at", "<=", "ORDER BY j.completed_at"),
         Dialect::Elixir | Dialect::Other => ("scheduled_at", "<", "AND j.queue IS NOT NULL"),
     };
-    let of = |state: &str, column: &str, order: &str| {
-        format!(
-            "j.state OPERATOR(pg_catalog.=) '{state}'
-                AND j.{column} OPERATOR(pg_catalog.{before}) ({NOW} OPERATOR(pg_catalog.-) $1) {order}"
-        )
+    let of = |state: &'static str, column: &str, before: &str, order: &'static str| {
+        let condition = format!("j.{column} OPERATOR(pg_catalog.{before}) ($3 OPERATOR(pg_catalog.-) $1)");
+        Old { state, condition, order }
     };
     [
-        of("completed", completed, order),
-        of("cancelled", "cancelled_at", "ORDER BY j.cancelled_at"),
-        of("discarded", "discarded_at", "ORDER BY j.discarded_at"),
+        of("completed", completed, before, order),
+        of("cancelled", "cancelled_at", before, "ORDER BY j.cancelled_at"),
+        of("discarded", "discarded_at", before, "ORDER BY j.discarded_at"),
     ]
 }
 
@@ -68,14 +69,17 @@ fn oban_prune(
 }
 
 /// Deletes at most `most` jobs. Returns how many it has deleted.
-fn prune(jobs: &Jobs, old: &str, max_age: Interval, most: i32) -> i32 {
+fn prune(jobs: &Jobs, old: &Old, max_age: Interval, most: i32) -> i32 {
+    let Old { state, condition, order } = old;
+    // An array of ids, and no join with them, for the reason that `fetch::statement` gives.
     let sql = format!(
-        "WITH old AS MATERIALIZED (
-            SELECT j.id FROM {table} j WHERE {old} LIMIT $2 FOR UPDATE SKIP LOCKED
-         )
-         DELETE FROM {table} j USING old WHERE j.id OPERATOR(pg_catalog.=) old.id",
+        "DELETE FROM {table} j WHERE j.state OPERATOR(pg_catalog.=) '{state}'
+            AND j.id OPERATOR(pg_catalog.=) ANY (ARRAY(
+                SELECT j.id FROM {table} j WHERE j.state OPERATOR(pg_catalog.=) '{state}' AND {condition} {order}
+                LIMIT $2 FOR UPDATE SKIP LOCKED))",
         table = jobs.table
     );
-    let values = [Parameter::of(Some(max_age)), Parameter::of(Some(i64::from(most)))];
+    let now = Parameter::typed(pg_sys::TIMESTAMPOID, Some(pg_sys::Datum::from(time::now().0)));
+    let values = [Parameter::of(Some(max_age)), Parameter::of(Some(i64::from(most))), now];
     spi::prepared(&sql, &values, |_| ()) as i32
 }

@@ -12,7 +12,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::Jobs;
-use super::fetch::{Claim, Rows};
+use super::fetch::{self, Claim, Rows};
 use crate::backend::taker;
 use crate::error::Error;
 use crate::logic::jsonb;
@@ -28,8 +28,8 @@ use crate::shmem::Segment;
 /// the queue from going on.
 const MAX_JOB: usize = 64 << 20;
 
-/// The most bytes of an answer, as JSON. The client gets it in one piece, which Postgres limits to 1 GB.
-const MAX_ANSWER: usize = 256 << 20;
+/// The most bytes of an answer, as JSON and as a jsonb. Postgres limits the latter to 256 MB.
+const MAX_ANSWER: usize = 250 << 20;
 
 /// How deep a job may be nested. A deeper one counts as too large.
 const MAX_DEPTH: usize = 5_000;
@@ -106,22 +106,24 @@ impl Taker {
 
     /// Looks for jobs once, in a transaction. Returns the jobs as an array.
     fn look_for_jobs(&self, table: &Jobs) -> Result<(Claimed, StoredJson), Error> {
-        let (mut jobs, mut printed) = (Vec::new(), 0);
+        let mut rows = Vec::new();
         let claimed = self.claim.claim_jobs(table, Rows::Jsonb, |row| {
-            let Some(job) = row.datum(0).and_then(StoredJson::copy) else { return };
-            let size = jsonb::text_len(job.bytes(), MAX_DEPTH).ok().filter(|size| *size <= MAX_JOB);
-            printed += size.unwrap_or_default();
-            jobs.push((job, size.is_some()));
+            let job = row.datum(0).map(|job| StoredJson::copy(job).ok_or(Error::OutOfMemory));
+            rows.push((job, row.datum(1).map_or(0, |id| id.value() as i64)));
         })?;
-        if (jobs.len() as u64) < claimed.jobs {
-            return Err(Error::OutOfMemory);
-        }
-        if printed > MAX_ANSWER {
-            return Err(Error::AnswerTooLarge { most: MAX_ANSWER });
-        }
         // All of this comes before the commit. An answer that can't be made rolls the claim back.
-        let jobs = jobs.into_iter().map(|(job, fits)| if fits { job } else { without_contents(job) });
-        let answer = array(jobs.collect())?.for_client()?;
+        let (mut jobs, mut total) = (Vec::new(), 0);
+        for (job, id) in rows {
+            let job = job.unwrap_or_else(|| large_job(table, id))?;
+            let size = jsonb::text_len(job.bytes(), MAX_DEPTH).ok().filter(|size| *size <= MAX_JOB);
+            let job = if size.is_some() { job } else { without_contents(table, id)? };
+            total += size.unwrap_or_default().max(job.bytes().len());
+            if total > MAX_ANSWER {
+                return Err(Error::AnswerTooLarge { most: MAX_ANSWER });
+            }
+            jobs.push(job);
+        }
+        let answer = array(jobs)?.for_client()?;
         if claimed.jobs > 0 {
             taker::note_claim(claimed);
         }
@@ -129,13 +131,36 @@ impl Taker {
     }
 }
 
-/// Returns a job without what may be large, and with the mark `too_large`.
-fn without_contents(job: StoredJson) -> StoredJson {
-    let sql = "SELECT $1 OPERATOR(pg_catalog.||) '{\"args\": null, \"meta\": null, \"tags\": null,
-        \"errors\": null, \"too_large\": true}'::pg_catalog.jsonb";
-    let mut short = None;
-    spi::prepared(sql, &[Parameter::of(Some(job))], |row| short = row.datum(0).and_then(StoredJson::copy));
-    short.unwrap_or_default()
+/// Returns a job that may be too large for a jsonb, without its contents if it is. `Err` is 53200.
+fn large_job(table: &Jobs, id: i64) -> Result<StoredJson, Error> {
+    let sql = format!(
+        "SELECT {} FROM {} j WHERE j.id OPERATOR(pg_catalog.=) $1",
+        fetch::LARGE.map(|column| format!("j.{column}")).join(", "),
+        table.table
+    );
+    let mut size = 0;
+    spi::prepared(&sql, &[Parameter::of(Some(id))], |row| {
+        size += (0..fetch::LARGE.len()).map(|column| row.raw_size(column)).sum::<usize>();
+    });
+    if size > MAX_JOB { without_contents(table, id) } else { job(table, id, fetch::COLUMNS) }
+}
+
+/// Returns a job without what may be large, and with the mark `too_large`. `Err` is 53200.
+fn without_contents(table: &Jobs, id: i64) -> Result<StoredJson, Error> {
+    let nulls = fetch::LARGE.map(|column| format!("NULL AS {column}")).join(", ");
+    job(table, id, &format!("{}, {nulls}, true AS too_large", fetch::SMALL_COLUMNS))
+}
+
+/// Returns these columns of a job as an object. `Err` is 53200.
+fn job(table: &Jobs, id: i64, columns: &str) -> Result<StoredJson, Error> {
+    let sql = format!(
+        "SELECT pg_catalog.to_jsonb(job) FROM (
+            SELECT {columns} FROM {} j WHERE j.id OPERATOR(pg_catalog.=) $1 LIMIT 1) job",
+        table.table
+    );
+    let mut found = None;
+    spi::prepared(&sql, &[Parameter::of(Some(id))], |row| found = row.datum(0).and_then(StoredJson::copy));
+    found.ok_or(Error::OutOfMemory)
 }
 
 /// Returns an array of these values. `Err` is 53200.

@@ -6,7 +6,7 @@
 use pgrx::datum::Interval;
 
 use super::enqueue::{Given, NewJob};
-use super::{Jobs, LONGEST};
+use super::{Jobs, LONGEST, delay};
 use crate::error::Error;
 use crate::logic::enqueue::{self, UNIQUE_STATES};
 use crate::logic::ids::SchemaOid;
@@ -48,7 +48,8 @@ impl Unique {
                      that is unique for ever.",
                 ));
             }
-            period => period.filter(|(_, micros)| *micros <= LONGEST).map(|(period, _)| period),
+            Some((_, micros)) if micros > LONGEST => None,
+            period => period.map(|(period, _)| delay("unique_for", period)).transpose()?,
         };
         let keys = job.unique_keys.map(|keys| keys.texts("unique_keys", MOST_KEYS, MAX_KEY)).transpose()?;
         let keys = keys.unwrap_or_default();
@@ -101,12 +102,14 @@ fn named_states(named: &[&str]) -> Result<Vec<&'static str>, Error> {
 
 /// What makes a job equal to others.
 pub struct Identity {
-    /// The number of the lock.
-    lock: u64,
+    /// The number of the lock. Other jobs may have the same number: they wait in vain, and no more.
+    lock: u32,
     /// What counts of the args.
     chosen: JsonbArgument,
-    /// A part of `chosen` that the args of each equal job contain, by which an index finds them.
-    contained: JsonbArgument,
+    /// A small part of `chosen` that the args of each equal job contain, by which an index finds them.
+    /// `None`: `chosen` has no small part. (To test whether a large value contains another takes time that
+    /// grows with the square of the length, and can't be cancelled.)
+    contained: Option<JsonbArgument>,
 }
 
 impl Identity {
@@ -115,10 +118,10 @@ impl Identity {
     pub fn locked(jobs: &Jobs, all: &[NewJob]) -> Result<Vec<Self>, Error> {
         let identity = |job: &NewJob| Some(Self::of(jobs.schema, job, job.unique.as_ref()?));
         let identities: Vec<Self> = all.iter().filter_map(identity).collect::<Result<_, _>>()?;
-        let mut locks: Vec<u64> = identities.iter().map(|identity| identity.lock).collect();
+        let mut locks: Vec<u32> = identities.iter().map(|identity| identity.lock).collect();
         locks.sort_unstable();
         locks.dedup();
-        locks.into_iter().for_each(user_lock::lock);
+        locks.into_iter().for_each(|lock| user_lock::lock(jobs.schema, lock));
         Ok(identities)
     }
 
@@ -127,23 +130,30 @@ impl Identity {
         let sql = format!(
             "SELECT pg_catalog.jsonb_hash_extended(
                 pg_catalog.jsonb_build_array($4, $1, $2, c.chosen), 0),
-                c.chosen, pg_catalog.jsonb_strip_nulls(c.chosen)
+                c.chosen,
+                (SELECT pg_catalog.jsonb_object_agg(e.key, e.value) FROM (
+                    SELECT e.key, e.value FROM pg_catalog.jsonb_each(c.chosen) e
+                    WHERE pg_catalog.jsonb_typeof(e.value) OPERATOR(pg_catalog.=) ANY ('{{string,number,boolean}}')
+                        AND pg_catalog.pg_column_size(e.value) OPERATOR(pg_catalog.<=) 256
+                    LIMIT 8) e)
              FROM (SELECT {chosen} AS chosen OFFSET 0) c"
         );
         let schema = Parameter::of(Some(i64::from(schema.0)));
         let mut found = None;
         spi::prepared(&sql, &unique.parameters(job, job.args, schema), |row| {
             let (hash, chosen, contained) = (row.datum(0), row.kept_jsonb(1), row.kept_jsonb(2));
-            found = hash.zip(chosen).zip(contained);
+            found = hash.zip(chosen).map(|found| (found, contained));
         });
         let ((hash, chosen), contained) = found.ok_or(Error::OutOfMemory)?;
-        Ok(Self { lock: hash.value() as u64, chosen, contained })
+        let hash = hash.value() as u64;
+        Ok(Self { lock: (hash ^ hash >> 32) as u32, chosen, contained })
     }
 
     /// Returns the id of a job that is equal to a new one. `None`: there is no such job.
     pub fn equal_job(&self, jobs: &Jobs, job: &NewJob) -> Option<i64> {
         let unique = job.unique.as_ref()?;
-        let mut values = unique.parameters(job, self.chosen, Parameter::of(Some(self.contained)));
+        let mut values = unique.parameters(job, self.chosen, Parameter::of(self.contained));
+        let contained = self.contained.map_or("", |_| "AND j.args OPERATOR(pg_catalog.@>) $4");
         let mut since = String::new();
         if let Some(period) = unique.period {
             values.push(Parameter::of(Some(period)));
@@ -155,7 +165,7 @@ impl Identity {
             "SELECT j.id::pg_catalog.int8 FROM {table} j
              WHERE j.state OPERATOR(pg_catalog.=) ANY ('{{{states}}}')
                 AND j.worker OPERATOR(pg_catalog.=) $1 AND j.queue OPERATOR(pg_catalog.=) $2
-                AND j.args OPERATOR(pg_catalog.@>) $4
+                {contained}
                 AND {chosen} OPERATOR(pg_catalog.=) $3 {since} LIMIT 1",
             table = jobs.table,
             states = states_of(jobs, &unique.states),

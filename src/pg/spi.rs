@@ -83,6 +83,13 @@ impl SqlRow {
         unsafe { JsonbArgument::from_datum(pg_sys::SPI_datumTransfer(datum, false, -1), false) }
     }
 
+    /// Returns how many bytes a column would take uncompressed; 0 if the value is null. The column is of a
+    /// type of variable length.
+    pub fn raw_size(&self, column: usize) -> usize {
+        // SAFETY: by the caller's query the value is of a type of variable length.
+        self.datum(column).map_or(0, |value| unsafe { pg_sys::toast_raw_datum_size(value) })
+    }
+
     /// Returns the bytes of a `text` of this row, in the server's encoding, without a copy in
     /// Rust's memory.
     pub fn bytes(&self, text: pg_sys::Datum) -> &[u8] {

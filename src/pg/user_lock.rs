@@ -4,17 +4,21 @@
 use pgrx::pg_sys;
 
 use super::session;
+use crate::logic::ids::SchemaOid;
 
 /// What tells these locks from those of `pg_advisory_lock`, which have 1 or 2 here.
 const KIND: u16 = 3;
 
-/// Locks a number of this database until the end of the transaction. Waits for another transaction that
-/// has the lock, as for a lock of a row: until a cancellation, lock_timeout or a deadlock.
-pub fn lock(number: u64) {
+/// Locks a number of a schema of this database until the end of the transaction. Waits for another
+/// transaction that has the lock, as for a lock of a row: until a cancellation, lock_timeout or a deadlock.
+///
+/// The schema is a field of the lock by itself. So a role that knows how numbers are computed can't hold a
+/// lock of a schema on which it has no rights.
+pub fn lock(schema: SchemaOid, number: u32) {
     let tag = pg_sys::LOCKTAG {
         locktag_field1: session::database().0,
-        locktag_field2: (number >> 32) as u32,
-        locktag_field3: number as u32,
+        locktag_field2: schema.0,
+        locktag_field3: number,
         locktag_field4: KIND,
         locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
         locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,

@@ -228,7 +228,7 @@ const OF_USE: [(&str, &str); 28] = [
         "queue_table",
         "pg_catalog.to_regclass('public.oban_jobs') | pg_catalog.to_regclass('app.oban_jobs') | pg_catalog.to_regclass('r1.oban_peers')",
     ),
-    ("queues", "NULL | '{default}' | '{default,mail}'"),
+    ("queues", "'{default}' | '{default,mail}'"),
     ("replace", "true | false"),
     (
         "state",

@@ -142,6 +142,12 @@ impl<'a> Session<'a> {
     /// Returns a call of any function, procedure, view or sequence, with any arguments.
     fn any(&mut self) -> Call {
         let world = self.world;
+        // Most calls of a procedure fail, because it works outside of transactions only. So there are more.
+        let procedures: Vec<_> = world.functions.iter().filter(|function| function.is_procedure).collect();
+        if self.dice.below(16) == 0 {
+            let procedure = procedures[self.dice.below(procedures.len() as u64) as usize];
+            return self.function(procedure);
+        }
         let functions = world.functions.len() as u64;
         let nth = self.dice.below(functions + world.relations.len() as u64 + 8);
         if nth >= functions {
@@ -172,7 +178,8 @@ impl<'a> Session<'a> {
     }
 
     fn function(&mut self, function: &Function) -> Call {
-        let hostility = pick(&mut self.dice, &[0, 10, 30, 100]);
+        let hostility =
+            pick(&mut self.dice, if function.is_procedure { &[0, 0, 10, 100] } else { &[0, 10, 30, 100] });
         let mut values: Vec<(&str, String)> = Vec::new();
         for (name, kind, _) in &function.arguments {
             let hostile = self.dice.below(100) < hostility;

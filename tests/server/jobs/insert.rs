@@ -634,3 +634,52 @@ fn jobs_are_inserted_in_any_encoding() {
         json!(["Métier", {"clé": "é"}, "filé", ["é"]])
     );
 }
+
+/// A role without rights on a prefix holds up no call there, though it can compute the number of each lock.
+#[test]
+fn a_lock_of_another_prefix_is_another_lock() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("SELECT oban_install('other')").unwrap();
+    let held =
+        "SELECT locktag FROM (SELECT classid, objid, objsubid, array[classid, objid] AS locktag FROM pg_locks
+        WHERE locktype = 'advisory' AND pid = pg_backend_pid()) l ORDER BY 1";
+    client.batch_execute("BEGIN").unwrap();
+    for prefix in ["public", "other"] {
+        client.one::<i64>(&format!(
+            "SELECT id FROM oban_insert_job('w', unique_keys => '{{}}', prefix => '{prefix}')"
+        ));
+    }
+    let tags: Vec<Vec<u32>> = client.query(held, &[]).unwrap().iter().map(|row| row.get(0)).collect();
+    let schemas: Vec<u32> = ["public", "other"]
+        .map(|schema| client.one::<u32>(&format!("SELECT '{schema}'::regnamespace::oid")))
+        .to_vec();
+    let of: Vec<u32> = tags.iter().map(|tag| tag[0]).collect();
+    assert!(of.len() == 2 && schemas.iter().all(|schema| of.contains(schema)), "{tags:?}");
+    client.batch_execute("ROLLBACK").unwrap();
+}
+
+/// Whether a large array contains another one takes time that grows with the square of its length.
+#[test]
+fn large_args_are_compared_in_time() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client.batch_execute("SET statement_timeout = '20 s'").unwrap();
+    let large = "(SELECT jsonb_build_object('l', jsonb_agg(i)) FROM generate_series(1, 100000) i)";
+    let first = insert_job(&mut client, &format!("'Q', {large}, unique_keys => '{{}}'"));
+    assert_eq!(insert_job(&mut client, &format!("'Q', {large}, unique_keys => '{{}}'")), (first.0, true));
+}
+
+#[test]
+fn intervals_with_a_negative_part_are_refused() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    for call in [
+        "SELECT * FROM oban_insert_job('w', unique_for => '-9 mon 271 days')",
+        "SELECT * FROM oban_insert_job('w', schedule_in => '1 mon -1 day')",
+        "SELECT oban_prune(max_age => '-9 mon 271 days')",
+    ] {
+        assert_eq!(code(&mut client, call), "22023", "{call}");
+    }
+    assert_eq!(count(&mut client), 0);
+}

@@ -137,3 +137,38 @@ fn pruning_has_the_rights_of_the_caller() {
         assert_eq!(code(&mut pruner, &format!("SELECT oban_prune({bad})")), "22023", "{bad}");
     }
 }
+
+/// A call counts from its own time, not from that of the statement that has called a procedure.
+#[test]
+fn a_procedure_that_prunes_again_and_again_gets_older() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "INSERT INTO oban_jobs (state, worker, scheduled_at) VALUES ('completed', 'w', timezone('UTC', clock_timestamp()));
+             SELECT pg_sleep(0.01)",
+        )
+        .unwrap();
+    let body = "DECLARE pruned int := 0; BEGIN
+        WHILE pruned = 0 LOOP pruned := oban_prune(max_age => '100 ms'); COMMIT; PERFORM pg_sleep(0.01); END LOOP; END";
+    client.batch_execute("SET statement_timeout = '20 s'").unwrap();
+    client.batch_execute(&format!("DO $$ {body} $$")).unwrap();
+    assert_eq!(left(&mut client), "");
+}
+
+/// In a partitioned table the id alone may be that of another job.
+#[test]
+fn a_job_with_the_id_of_an_old_one_stays() {
+    let cluster = Cluster::installed();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE SCHEMA p; CREATE TABLE p.oban_jobs (LIKE oban_jobs INCLUDING DEFAULTS) PARTITION BY LIST (state);
+             CREATE TABLE p.rest PARTITION OF p.oban_jobs DEFAULT;
+             INSERT INTO p.oban_jobs (id, state, worker, scheduled_at) VALUES
+                 (77, 'completed', 'old', now() - interval '3 d'), (77, 'available', 'new', now())",
+        )
+        .unwrap();
+    assert_eq!(prune(&mut client, "'p'"), 1);
+    assert_eq!(client.one::<String>("SELECT string_agg(worker, ' ') FROM p.oban_jobs"), "new");
+}

@@ -370,6 +370,8 @@ fn a_job_that_is_locked_and_released_wakes_a_taker() {
     let cluster = Cluster::installed();
     let mut holder = cluster.client();
     for (hold, release) in [
+        ("SELECT oban_cancel_job(max(id)) FROM oban_jobs", "ROLLBACK"),
+        ("SELECT oban_discard_job(max(id)) FROM oban_jobs", "ROLLBACK"),
         ("SELECT FROM oban_fetch('{q}', 'x')", "ROLLBACK"),
         ("SAVEPOINT s; SELECT FROM oban_fetch('{q}', 'x')", "ROLLBACK TO s; COMMIT"),
         ("UPDATE oban_jobs SET priority = 3", "COMMIT"),
@@ -406,10 +408,24 @@ fn a_job_that_is_too_large_is_returned_without_its_contents() {
              INSERT INTO oban_jobs (id, worker, queue, args) VALUES (3, 'w', 'q', '{\"a\": 1e1000}')",
         )
         .unwrap();
+    // No jsonb could hold the first of these. The second has some megabytes.
+    client
+        .batch_execute(
+            "INSERT INTO oban_jobs (id, worker, queue, args, meta) SELECT 4, 'w', 'q', o, o
+                 FROM jsonb_build_object('a', repeat('x', 140000000)) o;
+             INSERT INTO oban_jobs (id, worker, queue, args) SELECT 5, 'w', 'q', jsonb_build_object('a', string_agg(md5(i::text), ''))
+                 FROM generate_series(1, 100000) i",
+        )
+        .unwrap();
     let row = client.query_one("CALL oban_take('{q}', 'n', 10)", &[]).unwrap();
     let Value::Array(jobs) = row.get(0) else { panic!("{row:?}") };
     let marks: Vec<_> = jobs.iter().map(|job| (job["id"].as_i64(), job["too_large"].as_bool())).collect();
-    assert_eq!(marks, [(Some(1), Some(true)), (Some(2), Some(true)), (Some(3), None)]);
+    let large = Some(true);
+    assert_eq!(
+        marks,
+        [(Some(1), large), (Some(2), large), (Some(3), None), (Some(4), large), (Some(5), None)]
+    );
+    assert_eq!(jobs[4]["args"]["a"].as_str().map(str::len), Some(3_200_000));
     assert!(jobs[0]["args"].is_null() && jobs[2]["args"].is_object(), "{jobs:?}");
     assert_eq!((jobs[0]["attempt"].as_i64(), jobs[0]["queue"].as_str()), (Some(1), Some("q")));
 }
