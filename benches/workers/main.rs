@@ -16,6 +16,7 @@ mod support;
 #[allow(dead_code)] // each bench takes a part
 mod common;
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -40,14 +41,24 @@ const OTHERS_EVERY: usize = 4;
 const IDLE: usize = 100;
 const SINGLE_JOBS: usize = 40;
 
-/// The processor time that all processes of a server have used so far, in seconds. The processes that are
-/// there at the first reading have to be there at the second.
-fn of_server(cluster: &Cluster) -> f64 {
-    let postmaster = std::fs::read_to_string(cluster.data_folder().join("postmaster.pid")).expect("it runs");
-    let postmaster = postmaster.lines().next().expect("a pid").to_owned();
-    let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"));
-    let children = children.expect("Linux says so");
-    children.split(' ').filter_map(|pid| pid.trim().parse().ok()).map(on_processor_if_there).sum()
+/// The processor time that each process of a server has used so far, in seconds.
+struct Used(HashMap<i32, f64>);
+
+impl Used {
+    fn by(cluster: &Cluster) -> Self {
+        let postmaster =
+            std::fs::read_to_string(cluster.data_folder().join("postmaster.pid")).expect("it runs");
+        let postmaster = postmaster.lines().next().expect("a pid").to_owned();
+        let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"));
+        let children = children.expect("Linux says so");
+        let pids = children.split(' ').filter_map(|pid| pid.trim().parse().ok());
+        Self(pids.map(|pid| (pid, on_processor_if_there(pid))).collect())
+    }
+
+    /// What all processes have used since, in seconds, but for those that have ended meanwhile.
+    fn since(&self, earlier: &Self) -> f64 {
+        self.0.iter().map(|(pid, used)| used - earlier.0.get(pid).unwrap_or(&0.0)).sum()
+    }
 }
 
 fn on_processor_if_there(pid: i32) -> f64 {
@@ -241,13 +252,13 @@ fn drain(cluster: &Cluster, client: &mut Client, arm: Arm, drainer: &mut Drainer
         node.tell(&JOBS.to_string(), "ready");
         client.batch_execute("CHECKPOINT").expect("it is a superuser's");
     }
-    let (before, since) = (of_server(cluster), Instant::now());
+    let (before, since) = (Used::by(cluster), Instant::now());
     match drainer {
         Drainer::Own(workers) => workers.drain(),
         Drainer::Node(node) => node.tell("go", "done"),
     }
     let seconds = since.elapsed().as_secs_f64();
-    (JOBS as f64 / seconds, (of_server(cluster) - before) * 1e3 / JOBS as f64)
+    (JOBS as f64 / seconds, Used::by(cluster).since(&before) * 1e3 / JOBS as f64)
 }
 
 fn throughput(cluster: &Cluster, rounds: usize, text: &mut String) {
@@ -383,14 +394,14 @@ fn idle(cluster: &Cluster, rounds: usize, text: &mut String) {
             client.prepare(&format!("INSERT INTO oban_jobs (worker, queue) VALUES ('w', '{queue}')"));
         let insert = insert.expect("it is valid");
         for round in 0..=rounds {
-            let before = of_server(cluster);
+            let before = Used::by(cluster);
             for _ in 0..SINGLE_JOBS {
                 client.execute(&insert, &[]).expect("it runs");
                 waiters.jobs.recv().expect("it comes");
                 std::thread::sleep(Duration::from_millis(20)); // a rate, and time for those that wake in vain
             }
             if round > 0 {
-                costs[arm].push((of_server(cluster) - before) * 1e3 / SINGLE_JOBS as f64);
+                costs[arm].push(Used::by(cluster).since(&before) * 1e3 / SINGLE_JOBS as f64);
             }
         }
         waiters.end(&mut client);
