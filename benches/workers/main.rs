@@ -276,7 +276,8 @@ fn throughput(cluster: &Cluster, rounds: usize, text: &mut String) {
         text,
         "## Draining {JOBS} jobs\n\nJobs a second, and milliseconds of the server's processors for a job: \
          median (least–most) of {rounds} rounds in turns. \
-         The other systems take part in every {OTHERS_EVERY}th round.\n\n\
+         The other systems take part in every {OTHERS_EVERY}th round. \
+         graphile-worker fetches one job at a time.\n\n\
          | workers × jobs a call | arm | jobs a second | of the SQL by hand | ms a job |\n\
          | --- | --- | --- | --- | --- |"
     )
@@ -516,7 +517,7 @@ fn main() {
     ]);
     cluster.client().batch_execute("CREATE EXTENSION obanrs; SELECT oban_install()").expect("it can be made");
     let mut text =
-        format!("Measured by `make bench-workers`: {}. fsync and autovacuum are off.\n\n", about(&cluster));
+        format!("Measured by `make bench-workers`: {}. fsync and autovacuum are off.\n", about(&cluster));
     let only = |part: &str| std::env::args().any(|a| a == part);
     let all = !["drain", "idle", "latency", "calls"].into_iter().any(only);
     if all || only("idle") {

@@ -3,7 +3,8 @@
 //     node others.mjs SYSTEM WORKERS BATCH
 //
 // Each line "N" of the input adds N jobs, and writes "ready". The next line starts the workers. When all jobs
-// are done, it writes "done". The end of the input ends the program.
+// are done, it writes "done". The end of the input ends the program. This version of graphile-worker fetches
+// one job at a time, whatever BATCH is.
 
 import { createInterface } from "node:readline";
 import pg from "pg";
@@ -31,11 +32,8 @@ const systems = {
                 let finish;
                 const all = new Promise((resolve) => { finish = resolve; });
                 const taskList = { task: async () => { if (++done === count) finish(); } };
-                // With batches, graphile-worker's own queue of jobs fetches them for all of its workers.
-                const localQueue = batch > 1 ? { worker: { localQueue: { size: batch * workers } } } : {};
                 const runner = await run({
                     pgPool: pool, logger, concurrency: workers, taskList, noHandleSignals: true, pollInterval: 100,
-                    preset: localQueue,
                 });
                 await all;
                 // A job counts as done when its row is gone.

@@ -49,7 +49,13 @@ impl Taker {
              FROM pg_stat_activity a WHERE pid = {}",
             self.pid
         );
-        admin.one::<Option<bool>>(&sql) == Some(true)
+        admin.one::<Option<bool>>(&sql) == Some(true) && self.sleeps()
+    }
+
+    /// Whether the process sleeps already. Postgres sets the wait event a moment before.
+    fn sleeps(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
     }
 
     /// How often the process has slept so far.
