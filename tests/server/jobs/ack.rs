@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{call, changed, executing, fetch, insert, job, outcome};
+use super::{call, changed, cluster_of, executing, fetch, insert, job, outcome};
 use crate::support::{Ask, Cluster, code, heard, wait_until};
 
 #[test]
@@ -60,14 +60,8 @@ fn a_worker_that_lost_its_job_changes_nothing() {
 #[test]
 fn a_failed_attempt_is_recorded_and_tried_again() {
     for python in [false, true] {
-        let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
+        let cluster = cluster_of(python);
         let mut client = cluster.client();
-        if python {
-            client
-                .batch_execute(&std::fs::read_to_string("tests/fixtures/oban/python-0.7.0.sql").unwrap())
-                .unwrap();
-        }
-        client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install(stage => false)").unwrap();
         let id = executing(&mut client, "public");
         let before = job(&mut client, "public", id);
         let error = "** (RuntimeError) it broke\n    \"quoted\" \\ 'text'";

@@ -5,20 +5,8 @@ use std::collections::BTreeSet;
 use postgres::Client;
 use serde_json::{Value, json};
 
-use super::{fetch, job};
+use super::{cluster_of, fetch, job};
 use crate::support::{Ask, Cluster, code, heard, wait_until};
-
-/// A server with a table of Oban for Elixir, or of Oban for Python.
-fn cluster(python: bool) -> Cluster {
-    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
-    let mut client = cluster.client();
-    if python {
-        let tables = std::fs::read_to_string("tests/fixtures/oban/python-0.7.0.sql").unwrap();
-        client.batch_execute(&tables).unwrap();
-    }
-    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install(stage => false)").unwrap();
-    cluster
-}
 
 /// Calls `oban_insert_job(...)`. Returns the id, and whether an equal job is there.
 fn insert_job(client: &mut Client, arguments: &str) -> (i64, bool) {
@@ -52,7 +40,7 @@ fn shape(client: &mut Client, id: i64) -> Value {
 #[test]
 fn rows_are_those_that_oban_writes() {
     for python in [false, true] {
-        let cluster = cluster(python);
+        let cluster = cluster_of(python);
         let mut client = cluster.client();
         let errors = if python { "'[]'" } else { "'{}'" };
         let oban = |state: &str, due: &str| {
@@ -95,7 +83,7 @@ fn rows_are_those_that_oban_writes() {
 #[test]
 fn many_jobs_come_back_in_the_order_of_the_array() {
     for python in [false, true] {
-        let cluster = cluster(python);
+        let cluster = cluster_of(python);
         let mut client = cluster.client();
         let (one, _) = insert_job(
             &mut client,
@@ -149,7 +137,7 @@ fn insert_jobs_text(client: &mut Client, jobs: &str) -> (i64, bool) {
 /// The largest call, which is one statement: a trigger for each statement fires once.
 #[test]
 fn ten_thousand_jobs_are_one_statement() {
-    let cluster = cluster(false);
+    let cluster = cluster_of(false);
     let mut client = cluster.client();
     client
         .batch_execute(
@@ -181,7 +169,7 @@ fn ten_thousand_jobs_are_one_statement() {
 
 #[test]
 fn one_wrong_job_keeps_all_out() {
-    let cluster = cluster(false);
+    let cluster = cluster_of(false);
     let mut client = cluster.client();
     for (wrong, shows) in [
         (json!(7), "jobs[1]: it is no JSON object, but of the kind number"),
@@ -219,7 +207,7 @@ fn one_wrong_job_keeps_all_out() {
 /// The jobs of a trigger that leaves some out would not be known apart.
 #[test]
 fn a_trigger_that_leaves_jobs_out_keeps_all_out() {
-    let cluster = cluster(false);
+    let cluster = cluster_of(false);
     let mut client = cluster.client();
     client
         .batch_execute(
@@ -238,7 +226,7 @@ fn a_trigger_that_leaves_jobs_out_keeps_all_out() {
 #[test]
 fn an_equal_job_keeps_another_out() {
     for python in [false, true] {
-        let cluster = cluster(python);
+        let cluster = cluster_of(python);
         let mut client = cluster.client();
         let args = "'{\"a\": 1, \"b\": {\"c\": [1, 1], \"d\": null}}'";
         let (id, _) = insert_job(&mut client, &format!("'w', {args}, unique_for => '1 minute'"));
@@ -283,7 +271,7 @@ fn an_equal_job_keeps_another_out() {
 
 #[test]
 fn keys_ages_and_states_limit_which_job_is_equal() {
-    let cluster = cluster(false);
+    let cluster = cluster_of(false);
     let mut client = cluster.client();
     let by_keys = |args: &str| format!("'k', '{args}', unique_keys => '{{id,on}}'");
     let (id, _) = insert_job(&mut client, &by_keys("{\"id\": 7, \"on\": {\"x\": 1}, \"more\": 1}"));
@@ -361,7 +349,7 @@ fn a_table_without_the_latest_state_is_searched() {
 
 #[test]
 fn unique_jobs_of_an_array_are_compared_with_those_before_them() {
-    let cluster = cluster(false);
+    let cluster = cluster_of(false);
     let mut client = cluster.client();
     let unique = |i: i32| json!({"worker": "w", "args": {"i": i}, "unique_for": 60});
     let jobs = json!([unique(1), {"worker": "w", "args": {"i": 2}}, unique(2), unique(1), unique(3)]);
@@ -381,7 +369,7 @@ fn unique_jobs_of_an_array_are_compared_with_those_before_them() {
 #[test]
 fn of_equal_jobs_at_a_time_one_is_inserted() {
     for python in [false, true] {
-        let cluster = cluster(python);
+        let cluster = cluster_of(python);
         let sessions: Vec<_> = (0..8)
             .map(|session| {
                 let mut client = cluster.client();
@@ -422,7 +410,7 @@ fn waits_for_lock(client: &mut Client, pid: i32) {
 
 /// What a second session does while the first has inserted an equal job, and not committed.
 fn second_of_two(end: &str, begin: &str) -> (i64, (i64, bool)) {
-    let cluster = cluster(false);
+    let cluster = cluster_of(false);
     let (mut first, mut second, mut other) = (cluster.client(), cluster.client(), cluster.client());
     let pid: i32 = second.one("SELECT pg_backend_pid()");
     first.batch_execute("BEGIN").unwrap();
@@ -469,7 +457,7 @@ fn an_older_snapshot_hides_no_equal_job() {
 
 #[test]
 fn the_wait_for_an_equal_job_ends_as_other_waits_do() {
-    let cluster = cluster(false);
+    let cluster = cluster_of(false);
     let (mut first, mut second) = (cluster.client(), cluster.client());
     first.batch_execute("BEGIN").unwrap();
     insert_job(&mut first, "'w', unique_for => '1 day'");
@@ -500,7 +488,7 @@ fn the_wait_for_an_equal_job_ends_as_other_waits_do() {
 /// The triggers on the table do the rest.
 #[test]
 fn an_inserted_job_wakes_its_queue() {
-    let cluster = cluster(false);
+    let cluster = cluster_of(false);
     let (mut client, mut listener) = (cluster.client(), cluster.client());
     listener.batch_execute("SELECT oban_listen_channels('{insert}')").unwrap();
     insert_job(&mut client, "'w', queue => 'one'");
@@ -556,7 +544,7 @@ fn inserting_has_the_rights_of_the_caller() {
 /// Operators and functions that shadow Postgres' own raise an error.
 #[test]
 fn a_hostile_search_path_is_not_used() {
-    let cluster = cluster(false);
+    let cluster = cluster_of(false);
     let mut client = cluster.client();
     client.batch_execute("CREATE SCHEMA shadow").unwrap();
     for (left, right) in [

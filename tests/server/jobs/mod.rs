@@ -10,7 +10,19 @@ mod take;
 use postgres::Client;
 use serde_json::{Value, json};
 
-use crate::support::Ask;
+use crate::support::{Ask, Cluster};
+
+/// A server with a table of Oban for Elixir, or of Oban for Python.
+fn cluster_of(python: bool) -> Cluster {
+    let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
+    let mut client = cluster.client();
+    if python {
+        let tables = std::fs::read_to_string("tests/fixtures/oban/python-0.7.0.sql").unwrap();
+        client.batch_execute(&tables).unwrap();
+    }
+    client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install(stage => false)").unwrap();
+    cluster
+}
 
 /// Inserts a job, and returns its id. `columns` and `values` are those that differ from the defaults.
 fn insert(client: &mut Client, prefix: &str, columns: &str, values: &str) -> i64 {

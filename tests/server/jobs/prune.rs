@@ -2,6 +2,7 @@
 
 use postgres::Client;
 
+use super::cluster_of;
 use crate::support::{Ask, Cluster, code, stat};
 
 fn prune(client: &mut Client, arguments: &str) -> i32 {
@@ -33,14 +34,8 @@ fn a_job_in_each_state(client: &mut Client, name: &str, but: &str, but_hours: i3
 #[test]
 fn jobs_that_ended_long_ago_are_deleted() {
     for python in [false, true] {
-        let cluster = Cluster::start(&["shared_preload_libraries = 'obanrs'"]);
+        let cluster = cluster_of(python);
         let mut client = cluster.client();
-        if python {
-            client
-                .batch_execute(&std::fs::read_to_string("tests/fixtures/oban/python-0.7.0.sql").unwrap())
-                .unwrap();
-        }
-        client.batch_execute("CREATE EXTENSION obanrs; SELECT oban_install(stage => false)").unwrap();
         let kept = "available executing retryable scheduled suspended";
         let of = |name: &str, states: &str| {
             states.split(' ').map(|state| format!("{name}-{state}")).collect::<Vec<_>>().join(" ")
