@@ -11,7 +11,7 @@ use postgres::Client;
 use serde_json::Value;
 
 use crate::splitbrain::Dice;
-use crate::support::{Ask, Cluster, wait_for, wait_until};
+use crate::support::{Ask, Cluster, patiently, wait_for, wait_until};
 
 const TAKERS: u64 = 20;
 const QUEUES: [&str; 4] = ["a", "b", "c", "d"];
@@ -218,7 +218,9 @@ pub fn run(cluster: &Cluster, connect: Connect, rounds: u64, most: u64, what: Di
             shared.round.fetch_add(1, Ordering::SeqCst); // the takers come back at once
         }
         let open = "SELECT count(*) FROM oban_jobs WHERE state <> 'completed'";
-        wait_until(&format!("round {round} is done"), || admin.one::<i64>(open) == 0);
+        if patiently(|| (admin.one::<i64>(open) == 0).then_some(())).is_none() {
+            panic!("round {round} is not done: {}", state_of(&mut admin));
+        }
     }
     shared.stop.store(true, Ordering::SeqCst);
     wait_until("the takers end", || {
@@ -242,6 +244,18 @@ pub fn run(cluster: &Cluster, connect: Connect, rounds: u64, most: u64, what: Di
     assert_eq!(all as u64, jobs);
     assert!(what.foreign || done == all);
     println!("{jobs} jobs in {attempts} attempts, {} calls were ended", shared.ended.load(Ordering::SeqCst));
+}
+
+/// What is not done, and what the takers do.
+fn state_of(admin: &mut Client) -> String {
+    admin.one(
+        "SELECT concat(
+            (SELECT jsonb_agg(to_jsonb(j) - 'args' - 'errors') FROM oban_jobs j WHERE state <> 'completed'),
+            (SELECT jsonb_agg(to_jsonb(s)) FROM oban_queue_signals s WHERE paused),
+            (SELECT jsonb_agg(to_jsonb(s)) FROM oban_workers s),
+            (SELECT jsonb_agg(jsonb_build_array(pid, wait_event, left(query, 60), state_change)) FROM pg_stat_activity
+             WHERE query LIKE '%oban_take%'))",
+    )
 }
 
 fn direct(cluster: &Arc<Cluster>) -> Connect {
