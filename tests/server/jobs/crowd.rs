@@ -177,10 +177,12 @@ pub fn run(cluster: &Cluster, connect: Connect, rounds: u64, most: u64, what: Di
         shared.round.fetch_add(1, Ordering::SeqCst);
         let mut left = 1 + dice.below(most);
         jobs += left;
+        let mut paused = None;
         if what.pauses {
             let (queue, node) = (QUEUES[dice.below(4) as usize], dice.below(TAKERS));
             let node = if dice.below(2) == 0 { "NULL".into() } else { format!("'n{node}'") };
             admin.batch_execute(&format!("SELECT oban_pause_queue('{queue}', {node})")).unwrap();
+            paused = Some((queue, node));
         }
         let mut ends = if what.ends == 0 { 0 } else { dice.below(what.ends + 1) };
         while left > 0 {
@@ -204,10 +206,9 @@ pub fn run(cluster: &Cluster, connect: Connect, rounds: u64, most: u64, what: Di
                     .unwrap();
             }
         }
-        if what.pauses {
-            admin
-                .batch_execute("SELECT oban_resume_queue(queue, node) FROM oban_queue_signals WHERE paused")
-                .unwrap();
+        // By name: the view leaves out a table that a VACUUM has locked at the moment.
+        if let Some((queue, node)) = paused {
+            admin.batch_execute(&format!("SELECT oban_resume_queue('{queue}', {node})")).unwrap();
         }
         if what.crashes.contains(&round) {
             let pid: i32 = admin.one(
