@@ -86,7 +86,7 @@ const COMPLETE_BY_HAND: &str =
     "UPDATE oban_jobs SET state = 'completed', completed_at = timezone('UTC', now())
      WHERE id = $1 AND state = 'executing'";
 
-/// Who drains the jobs.
+/// The system that drains the jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Arm {
     Take,
@@ -239,7 +239,7 @@ impl Drop for Node {
     }
 }
 
-/// Who drains in a round.
+/// The workers that drain in a round.
 enum Drainer {
     Own(Workers),
     Node(Node),
